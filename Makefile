@@ -1,0 +1,69 @@
+# `make up` runs Gadfly, `make test` tests it. Each sets up what it needs, once; a second run needs no network.
+# GADFLY_EXTRA=gpu make up installs vLLM for CUDA instead of the CPU build.
+
+GADFLY_EXTRA ?= cpu
+ARGS ?=
+
+PYTHON := .venv/bin/python
+STAMP := .venv/.installed-$(GADFLY_EXTRA)
+CODE := $(patsubst %/,%,$(dir $(wildcard core/*.py service/*.py trainer/*.py engine/*.py cli/*.py)))
+PACKAGES := $(sort $(CODE))
+
+# A uv that is found but does not run (a shim without a version behind it) counts as missing.
+UV := $(shell uv --version >/dev/null 2>&1 && command -v uv || echo build/uv/bin/uv)
+
+# CPU builds of torch come from PyTorch's own index, or from a folder of wheels where there is one.
+ifeq ($(GADFLY_EXTRA),cpu)
+ifneq ($(foreach folder,$(PIP_FIND_LINKS),$(wildcard $(folder)/torch-*.whl)),)
+TORCH := $(foreach folder,$(PIP_FIND_LINKS),--find-links $(folder))
+else
+TORCH := --torch-backend cpu
+endif
+endif
+
+# Without bytecode every start of the engine compiles all of vLLM again, which takes longer than starting it.
+unexport PYTHONDONTWRITEBYTECODE
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install up test check format clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 18
+
+install: $(STAMP) ## Python, the pinned dependencies and the command `gadfly`, all in .venv
+
+up: $(STAMP) ## Run everything here: database, engine, service (ARGS="--port 9000")
+	@.venv/bin/gadfly up $(ARGS)
+
+test: $(STAMP) ## Run the tests (ARGS="tests/cli -k doctor")
+	$(PYTHON) -m pytest $(ARGS)
+
+check: $(STAMP) ## Format, lint, types, the arrows between packages, migration drift
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	$(PYTHON) -m mypy $(PACKAGES)
+	.venv/bin/lint-imports
+	@home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && .venv/bin/gadfly migrate --home "$$home" && \
+		.venv/bin/gadfly migrate --check --home "$$home"
+
+format: $(STAMP) ## Format, and fix what can be fixed
+	.venv/bin/ruff check --fix-only --quiet .
+	.venv/bin/ruff format .
+
+clean: ## Remove what was installed and cached here; data in GADFLY_HOME stays
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml constraints.txt | $(PYTHON) $(filter build/%,$(UV))
+	$(UV) pip install --python $(PYTHON) $(TORCH) --constraint constraints.txt --editable '.[$(GADFLY_EXTRA),dev]'
+	@rm -f .venv/.installed-* && touch $@
+
+$(PYTHON): | $(filter build/%,$(UV))
+	$(UV) venv --clear --seed --python 3.11 .venv
+
+build/uv/bin/uv:
+	@echo 'uv is not installed: putting it into build/uv'
+	@python3 -m pip install --quiet --disable-pip-version-check --target build/uv 'uv>=0.8' \
+		|| { rm -rf build/uv && python3 -m venv build/uv && build/uv/bin/pip install --quiet 'uv>=0.8'; } \
+		|| { rm -rf build/uv; echo 'uv cannot be installed with python3 -m pip; install it, then try again.' >&2; exit 1; }
