@@ -1,0 +1,401 @@
+"""Numbers with their units, as people and models write them. Values are exact; what is in doubt is not read."""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from fractions import Fraction
+
+_MAX_DIGITS = 300  # keeps exact arithmetic instant
+_MAX_EXPONENT = 300
+
+
+class Unread(StrEnum):
+    """Why no single answer could be read from a response."""
+
+    MISSING = "missing"  # nothing of the reference's kind is stated
+    HEDGED = "hedged"  # several answers, a bound, a negation, or an answer taken back
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """An exact value. `unit` is in canonical words, empty when none is stated; `percent` is the % sign."""
+
+    value: Fraction
+    unit: tuple[str, ...] = ()
+    percent: bool = False
+
+
+_DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})++(?![0-9])|[0-9]++)"
+DECIMAL = rf"(?:{_DIGITS}(?:\.[0-9]++)?+|\.[0-9]++)"
+_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_LITERAL = re.compile(
+    rf"""(?P<sign>(?<![0-9A-Za-z)\]}}%])[-+][ ]?|\b(?:minus|negative)\ )?
+    (?:(?P<currency>(?:US|CA|AU)?\$|£|€|¥|₹)[ ]?(?P<inner>-)?)?+
+    (?:(?P<mixed>[0-9]{{1,9}})(?:[ ]|[ ]and[ ])(?=[0-9]{{1,9}}[ ]?/[ ]?[0-9]))?
+    (?P<number>{DECIMAL})
+    (?:[ ]?/[ ]?(?P<under>{DECIMAL}))?+
+    (?:[eE](?P<exponent>[-+]?[0-9]{{1,6}})(?![0-9A-Za-z])
+    |[ ]?[×*x·][ ]?10[ ]?\^[ ]?\{{?(?P<power>[-+]?[0-9]{{1,6}})\}}?)?+
+    (?P<percent>[ ]?(?:%|(?:percent|per\ cent|pct)\b))?+
+    (?P<scale>(?:[ ]?-?(?:hundred|thousand|million|billion|trillion|dozen)s?\b){{0,2}}+)""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_NOT_BEFORE = re.compile(r"[A-Za-z0-9_.,/^\\²³√π∞]$|[0-9]:$|\\[A-Za-z]+\s?[\[{(]*$|[A-Za-z]\($|[\^_]\{$")
+_OPERATOR_AFTER = re.compile(
+    r"""\s*(?:\)\s*[-+*/×÷^] | [-/]\s*$ | [+*×÷^<>≤≥±·√π!⁰¹²³⁴-⁹∞] | i(?![A-Za-z]) | -\s?[$(\\]?[0-9(\\]
+    | [–—]\s?\$?[0-9] | /\s?[0-9(\\$] | [xX]\s?[0-9(]) | [({\[] | \s?\\(?!\))""",
+    re.VERBOSE,
+)
+# Words that change the value of the number before them.
+_DENIED_AFTER = re.compile(
+    r"""\s*(?:squared|cubed|factorial|doubled|tripled|halved|twice|thrice|divided|multiplied|plus\b|minus\b|point\ \w
+    |times\ (?:that|this|it)\b|to\ the\ power|[(,]?\s?(?:in\ )?base\b|halves|half\b|thirds?\b|quarters?\ of|fourths?\b
+    |fifths?\b|sixths?\b|sevenths?\b|eighths?\b|ninths?\b|tenths?\b|hundredths?\b
+    |(?:and|&)\ (?:a|one|three)[\ -](?:half|third|quarter|fourth)|and\ a\b|or\ (?:more|less|fewer|so)\b
+    |(?:degrees?\ )?below\ zero|is\ (?:not|wrong|incorrect)\b)""",
+    re.VERBOSE | re.IGNORECASE,
+)
+# Words that make the number after them a bound, a part of a sum, or no answer at all.
+DENIED_BEFORE = re.compile(
+    r"""\b(?:not|never|cannot|neither|either|without|except|instead|rather|wrong|incorrect|unless|if|doubt|unsure
+    |half|third|quarter|fourth|fifth|sixth|seventh|eighth|ninth|tenth|twice|thrice|doubled?|triple|squared?|squares|cubed?
+    |root|logarithm|log|sum|product|difference|ratio|times|plus|factorial)\b
+    |n't\b|[√<>≤≥±≠]|[+*/×÷^]\s?\(?[$£€]?$
+    |\b(?:than|least|most|between|over|under|above|below|up\ to|exceeds?|within|almost|nearly|modulo?|minus)\s*
+    \(?[$£€]?$""",
+    re.VERBOSE | re.IGNORECASE,
+)
+# What joins a second number to the first.
+_ALSO = re.compile(
+    r"""\s*(?:
+    [,;]?\s*(?:or|and|and/or|maybe|perhaps|possibly|alternatively|but\ (?:maybe|perhaps)|to|through|plus|minus|times
+        |out\ of|over|vs\.?)\s+(?:(?:maybe|perhaps|also|possibly|else|even)\s+)*+(?:[a-z]\s?=\s?)?
+    | [,;]\s*(?:[a-z]\s?=\s?)? | \(\s*or\s+ | \((?=\s*[-+$£€0-9.,]+\s*\)) | /\s? | \s-\s | [–—]\s? | [ ]
+    )(?=[-+]?[$£€]?[0-9.]*[0-9])""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_CLAUSE_END = re.compile(
+    r"""[,;.(:=\n]|\b(?:because|since|which|as|so|to|when|if|for|after|before|in|at|on|from|with|that|who|by|is|was|are
+    |given|using|every|each|per)\b""",
+    re.VERBOSE,
+)
+# The rest of an equation that began with a number: 50 balls / 200 balls = 25%.
+_SUM_AFTER = re.compile(r"(?:(?!\b(?:because|since|as|so|where|when)\b)[^=≈,;:]){0,200}[=≈](?=[^=≈]*[0-9]|\s*[A-Za-z])")
+_CONDITION = re.compile(r"\b(?:otherwise|unless|or else)\b", re.IGNORECASE)
+_LEAD = re.compile(
+    r"""(?:(?:about|approximately|approx\.?|around|roughly|exactly|only|just|simply|therefore|thus|hence|so|now|also|then
+    |still|indeed|clearly|equals?(?:\ to)?|found\ to\ be|a\ total\ of|total\ of|in\ total|the|value|number|is|be
+    |given\ by|currently)\b[,:]?\s*
+    |[A-Za-z]\s?=\s*|[=≈~:"'({\[*\s])*+""",
+    re.VERBOSE | re.IGNORECASE,
+)
+
+_MEASURES = {
+    "dollar": "$ us$ dollars usd buck bucks",
+    "cent": "cents ¢",
+    "pound sterling": "£ gbp quid",
+    "euro": "€ euros eur",
+    "yen": "¥",
+    "rupee": "₹ rupees",
+    "second": "seconds sec secs s",
+    "minute": "minutes min mins",
+    "hour": "hours hr hrs h",
+    "day": "days",
+    "week": "weeks wk wks",
+    "month": "months",
+    "year": "years yr yrs",
+    "millimeter": "millimeters millimetre millimetres mm",
+    "centimeter": "centimeters centimetre centimetres cm",
+    "meter": "meters metre metres m",
+    "kilometer": "kilometers kilometre kilometres km kms",
+    "inch": "inches in",
+    "foot": "feet ft",
+    "yard": "yards yd yds",
+    "mile": "miles mi",
+    "milligram": "milligrams mg",
+    "gram": "grams g gm",
+    "kilogram": "kilograms kg kgs kilo kilos",
+    "ton": "tons tonne tonnes",
+    "ounce": "ounces oz",
+    "pound": "pounds lb lbs",
+    "milliliter": "milliliters millilitre millilitres ml",
+    "liter": "liters litre litres l",
+    "gallon": "gallons gal",
+    "quart": "quarts qt",
+    "pint": "pints pt",
+    "cup": "cups",
+    "degree": "degrees deg",
+    "celsius": "centigrade",
+    "fahrenheit": "",
+    "mile/hour": "mph",
+    "kilometer/hour": "kph kmh",
+}
+MEASURE_WORDS = {word: name for name, words in _MEASURES.items() for word in (name, *words.split())}
+_AMBIGUOUS_UNITS = {"in", "s", "h", "m", "g", "l", "pt"}  # units only when glued to the number or standing alone
+_SCALE_LIKE = {"k", "b", "t", "bn", "mn", "mil", "lakh", "lakhs", "crore", "crores", "score", "gross"}
+_MONEY = {"dollar", "cent", "pound sterling", "euro", "yen", "rupee"}
+_POWERS = {"square": "square", "sq": "square", "squared": "square", "cubic": "cubic", "cu": "cubic"}
+# Words after a number that do not belong to its unit.
+_UNIT_STOP = frozenset(
+    word
+    for line in (
+        "a an the this that these those each every any and or of for to in at on by with from than per as not",
+        "is was are will would has have had can could should does do did be been because so which who when while",
+        "if since then now later after before until during through over under between apart ago again back away",
+        "total altogether left more less fewer extra only remaining overall worth long old tall high wide",
+        "it its there here your my his her their our he she they we you",
+    )
+    for word in line.split()
+)
+_UNIT_WORD = re.compile(r"[ -]?([A-Za-z¢°]+)(?:\^?\{?([23])\}?(?![0-9A-Za-z])|([²³]))?")
+
+
+def _digits(text: str) -> Fraction | None:
+    text = text.replace(",", "")
+    return Fraction(text if text[0] != "." else f"0{text}") if len(text) <= _MAX_DIGITS else None
+
+
+def _value(match: re.Match[str]) -> Fraction | None:
+    """The exact value of a literal; None for what is no number (1/0) or is too large to be meant."""
+    value = _digits(match["number"])
+    under = _digits(match["under"]) if match["under"] else Fraction(1)
+    exponent = int(match["exponent"] or match["power"] or 0)
+    if value is None or not under or abs(exponent) > _MAX_EXPONENT:
+        return None
+    value = value / under * Fraction(10) ** exponent
+    if match["mixed"]:
+        value += int(match["mixed"])
+    for word in re.findall(r"[a-z]+", (match["scale"] or "").lower()):
+        value *= 12 if word.startswith("dozen") else 10 ** _SCALES[word.removesuffix("s")]
+    negative = (match["sign"] or "+").strip().lower() in ("-", "minus", "negative")
+    return -value if negative != bool(match["inner"]) else value
+
+
+def singular(word: str) -> str:
+    """A unit's word in its canonical form: `mins` is `minute`, `apples` is `apple`."""
+    word = word.lower()
+    if word in MEASURE_WORDS:
+        return MEASURE_WORDS[word]
+    for plural, single in (("ies", "y"), ("ches", "ch"), ("shes", "sh"), ("xes", "x"), ("ss", "ss"), ("s", "")):
+        if word.endswith(plural) and len(word) > 3:
+            return word.removesuffix(plural) + single
+    return word
+
+
+def _unit_after(text: str, currency: str | None) -> tuple[str, ...] | Unread:
+    """The unit that follows a literal, at most three words. MISSING when what is glued to the literal is no unit."""
+    words: list[str] = [MEASURE_WORDS[currency.lower().removeprefix("ca").removeprefix("au")]] if currency else []
+    if currency and re.match(r"-?[A-Za-z]", text):
+        return Unread.MISSING  # $5m, $5k: a scale, not a unit
+    position, rate = 0, re.match(r"\s?/\s?([A-Za-z]{1,20})", text)
+    while not rate and len(words) < 4 and (match := _UNIT_WORD.match(text, position)):
+        word, glued = match[1].lower(), position == 0 and text[0] not in " -"
+        if (
+            glued
+            and (len(word) < 3 or word in ("kms", "kgs"))
+            and (word not in MEASURE_WORDS or match[1] in ("M", "S", "G"))
+        ):
+            return Unread.MISSING
+        if glued and word in ("st", "nd", "rd", "th"):
+            return Unread.MISSING
+        alone = not text[match.end() :].strip(" .!?\"')*") or text[match.end() : match.end() + 1] == "/"
+        if position == 0 and (word in _SCALE_LIKE or match[1] in ("M", "K", "G", "B", "T")):
+            return Unread.MISSING
+        if word in _UNIT_STOP and not (word in _AMBIGUOUS_UNITS and (glued or alone)):
+            break
+        if word in _AMBIGUOUS_UNITS and not (glued or alone or match[2] or match[3]):
+            break
+        raised = {"2": ["square"], "²": ["square"], "3": ["cubic"], "³": ["cubic"]}.get(match[2] or match[3] or "", [])
+        if words[-1:] == ["degree"] and word in ("c", "f"):
+            word = "celsius" if word == "c" else "fahrenheit"
+        words += [*raised, _POWERS.get(word) or singular(word)]
+        position = match.end()
+        rate = re.match(r"(?:\s?/\s?|\s+(?:per|an|a)\s+)([A-Za-z]{1,20})", text[position:])
+    if rate is None:
+        rate = re.match(r"\s+(?:per|an|a|each|every)\s+([A-Za-z]{1,20})", text[position:])
+    if rate and words:
+        words.append(f"/{singular(rate[1])}")
+    flat = " ".join(words).replace("mile/hour", "mile /hour").replace("kilometer/hour", "kilometer /hour")
+    return tuple(flat.split())
+
+
+def same_unit(reference: tuple[str, ...], answer: tuple[str, ...]) -> bool:
+    """Whether two units do not contradict each other. Nothing is converted, and a missing one contradicts none."""
+    if not reference or not answer:
+        return True
+
+    if len({"celsius", "fahrenheit"} & {*reference, *answer}) > 1:
+        return False
+
+    def measure(unit: tuple[str, ...]) -> tuple[str, ...]:
+        end = next((i + 1 for i, word in enumerate(unit) if word in _MEASURES), 0)
+        return unit[: end + 1] if end and unit[end : end + 1] and unit[end][0] == "/" else unit[:end]
+
+    left, right = measure(reference), measure(answer)
+    if left or right:
+        money = left and right and left[0] in _MONEY and left[0] == right[0]
+        return left == right or bool(money and len(left) != len(right))  # $18 is $18 per day, 5 miles is not 5 mph
+    left, right = (tuple(w for w in unit if w[0] != "/") for unit in (reference, answer))
+    if not left or not right or left[-1] != right[-1]:
+        return False
+    return set(left) <= set(right) or set(right) <= set(left)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A literal in a span, read or not."""
+
+    start: int
+    end: int
+    number: Number | None
+
+
+def _literals(text: str) -> list[_Found]:
+    found: list[_Found] = []
+    for match in _LITERAL.finditer(text):
+        start, end = match.start(), match.end()
+        value, number = _value(match), None
+        before, after = text[:start], text[end:]
+        power = re.search(r"([A-Za-z]{1,20})\^\{?$", before[-24:])
+        if power and power[1].lower() in MEASURE_WORDS and found:
+            continue  # the 2 of 20 ft^2 belongs to the unit
+        # x - 5 is a sum with something that is no number, "= - 5" is a negative one
+        is_sum = match["sign"] in ("- ", "+ ") and not re.search(r"(?:^|[:=≈(\[{$])\s{0,9}$", before)
+        is_broken = bool(_NOT_BEFORE.search(before[-24:]) or re.match(r"[.,:/]\.?[0-9]", after))
+        if value is not None and not is_sum and not is_broken:
+            unit = _unit_after(after, match["currency"])
+            if not isinstance(unit, Unread):
+                number = Number(value, unit, bool(match["percent"]))
+        found.append(_Found(start, end, number))
+    return found
+
+
+_ONES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen"
+)
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+_SPELLED = {word: n for n, word in enumerate(_ONES.split())} | {w: 10 * n for n, w in enumerate(_TENS.split(), start=2)}
+_NUMBER_WORD = "|".join([*_SPELLED, "hundred", "thousand", "million", "dozen"])
+_SPELLED_OUT = re.compile(
+    rf"(?P<sign>(?:minus|negative)\s)?(?:a\s(?=hundred|thousand|million|dozen))?"
+    rf"(?P<words>(?:{_NUMBER_WORD})(?:(?:\s|-|\sand\s)(?:{_NUMBER_WORD}))*+)(?![A-Za-z-])",
+    re.IGNORECASE,
+)
+_NOT_AFTER_WORDS = re.compile(
+    r"\s*(?:half|halves|third|quarter|fourth|fifth|of\b|or\b|and\b|to\b|point\b|percent|[+*/^×=-])"
+)
+
+
+def _spell(words: str) -> Fraction | None:
+    """The value of number words in their usual order: `two hundred and five`. None when the order makes no number."""
+    total = group = 0
+    last = 10**9  # each word must be smaller than the one before, in its group
+    for word in re.findall(r"[a-z]+", words.lower()):
+        if word == "and":
+            continue
+        if word in _SPELLED:
+            size = _SPELLED[word]
+            if size >= last or (last < 20) or (last < 100 and size > 9) or (size == 0 and group):
+                return None
+            group, last = group + size, size
+        elif word in ("hundred", "dozen"):
+            if group > 99 or (word == "dozen" and total):
+                return None
+            group, last = (group or 1) * (100 if word == "hundred" else 12), 100
+        else:
+            scale = 10 ** _SCALES[word]
+            if total and total % (scale * 1000):
+                return None
+            total, group, last = total + (group or 1) * scale, 0, 10**9
+    return Fraction(total + group)
+
+
+def _read_spelled(text: str) -> Number | Unread:
+    lead = _LEAD.match(text)
+    match = _SPELLED_OUT.match(text, lead.end() if lead else 0)
+    if not match or _NOT_AFTER_WORDS.match(text, match.end()):
+        return Unread.MISSING
+    value, unit = _spell(match["words"]), _unit_after(text[match.end() :], None)
+    if value is None or isinstance(unit, Unread):
+        return Unread.MISSING
+    return Number(-value if match["sign"] else value, unit)
+
+
+def read_number(text: str, *, stated: bool) -> Number | Unread:
+    """The one number that a sentence states. One that follows a trigger opens with it; another concludes with it."""
+    if not stated:
+        conclusion = re.split(r"\bbecause\b", text, maxsplit=1)[0]
+        text = conclusion if _literals(conclusion) else text
+    found = _literals(text)
+    if not found:
+        return _read_spelled(text)
+    equals = max(text.rfind("="), text.rfind("≈"))
+    if not stated and equals >= 0 and _literals(text[equals:]):
+        return read_number(text[equals + 1 :], stated=True)
+    lead = _LEAD.match(text)
+    head = found[0] if lead and found[0].start <= lead.end() else None
+    if head and not _OPERATOR_AFTER.match(text, head.end) and not _SUM_AFTER.match(text, head.end):
+        return _settle(text, head, found[1:])
+    if equals >= 0:
+        return read_number(text[equals + 1 :], stated=True)
+    if head:
+        return Unread.MISSING  # an expression left to compute
+    if _OPERATOR_AFTER.match(text, found[-1].end) or all(literal.number is None for literal in found):
+        return Unread.MISSING  # cut off in a sum, or nothing but ordinals, times and the like
+    if len({literal.number for literal in found}) > 1 or any(_OPERATOR_AFTER.match(text, f.end) for f in found):
+        return Unread.HEDGED
+    if DENIED_BEFORE.search(text[: found[0].start]):
+        return Unread.HEDGED
+    return _settle(text, found[0], [])
+
+
+def _settle(text: str, head: _Found, others: list[_Found]) -> Number | Unread:
+    """`head`, unless the words after it change its value or add a second one."""
+    if head.number is None:
+        return Unread.MISSING
+    if _DENIED_AFTER.match(text, head.end) or re.match(r".{0,40}?\bis (?:not|wrong|incorrect)\b", text[head.end :]):
+        return Unread.HEDGED
+    rest = text[head.end :]
+    if _CONDITION.search(rest) or (others and re.search(r"\bif\b", rest)):
+        return Unread.HEDGED
+    clause = _CLAUSE_END.search(rest)
+    clause_end = head.end + (clause.start() if clause else len(rest))
+    nearby = [other for other in others if other.number is None or other.number.value != head.number.value]
+    if any(other.start < clause_end for other in nearby):
+        return Unread.HEDGED
+    also = _ALSO.match(text, head.end) or _ALSO.match(text, clause_end)
+    if also and any(abs(other.start - also.end()) <= 2 for other in nearby):
+        return Unread.HEDGED
+    return head.number
+
+
+def same_number(reference: Number, answer: Number) -> bool:
+    """Whether value and unit agree. A percent sign may be missing at 0 and beyond 1, where no fraction is meant."""
+    if reference.value != answer.value or not same_unit(reference.unit, answer.unit):
+        return False
+    if reference.percent != answer.percent and (answer.unit if reference.percent else reference.unit):
+        return False
+    return reference.percent == answer.percent or abs(reference.value) > 1 or reference.value == 0
+
+
+def whole_number(text: str) -> Number | None:
+    """The number that `text` is, with its unit and nothing else."""
+    text = text.strip().removesuffix(".").strip()
+    match = _LITERAL.match(text)
+    if match is None:
+        spelled = _SPELLED_OUT.match(text)
+        read = _read_spelled(text) if spelled else Unread.MISSING
+        rest = text[spelled.end() :] if spelled else ""
+        return None if isinstance(read, Unread) or not _is_unit(rest) else read
+    found = _literals(text)
+    if len(found) != 1 or found[0].number is None:
+        return None
+    rest = text[match.end() :]
+    if _OPERATOR_AFTER.match(rest) or _DENIED_AFTER.match(rest) or not _is_unit(rest):
+        return None
+    return found[0].number
+
+
+def _is_unit(rest: str) -> bool:
+    return bool(re.fullmatch(r"(?:[ -]?/?[ ]?[A-Za-z¢°.']+[²³]?(?:\^\{?[23]\}?)?){0,5}", rest))

@@ -1,0 +1,202 @@
+"""What a deployment remembers, as plain values: the nouns that queries return and the recorder writes.
+
+Tables (`core/tables.py`) say how these lie in Postgres, `service/wire.py` how callers see them. The spool keeps them as
+JSON, so every field is JSON-representable and a record read back equals the record written.
+"""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Literal
+from uuid import UUID
+
+import uuid_utils.compat
+
+from core.grading import Grade
+from core.verdict import Verdict, VerdictSource
+
+
+class Kind(StrEnum):
+    """Where an interaction came from."""
+
+    CRITIQUE = "critique"
+    REFINE = "refine"
+    IMPORT = "import"
+
+
+class Split(StrEnum):
+    """Which side of the training wall a question is on, for ever (DESIGN decision 9)."""
+
+    TRAIN = "train"
+    HELDOUT = "heldout"
+
+
+class Tier(StrEnum):
+    """What a key may do: callers use the service and see their own rows, admins see and do everything."""
+
+    CALLER = "caller"
+    ADMIN = "admin"
+
+
+class StopReason(StrEnum):
+    """Why a refinement loop ended."""
+
+    ROUNDS = "rounds"  # every round asked for was run
+    JUDGED_CORRECT = "judged_correct"  # when=if_incorrect, and the critic calls the answer correct
+    UNCHANGED = "unchanged"  # the actor returned the answer it was given, so further rounds would repeat themselves
+
+
+class FeedbackSource(StrEnum):
+    CALLER = "caller"
+    IMPORT = "import"
+
+
+def new_id() -> UUID:
+    """A UUIDv7: unique, and in order of creation."""
+    return uuid_utils.compat.uuid7()
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Usage:
+    """Tokens, as the engine counted them."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            completion_tokens=self.completion_tokens + other.completion_tokens,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Critique:
+    """One critique that the critic wrote, or that a caller supplied to /refine (`supplied`)."""
+
+    id: UUID
+    round: int  # counts from 0
+    sample: int  # counts from 0
+    text: str
+    stated: Verdict  # what the text itself says: exactly one final verdict line, or UNPARSED
+    verdict: Verdict  # what the service reports: stated, else read from the engine
+    verdict_source: VerdictSource
+    p_correct: float | None  # probability of the verdict token "correct" after the verdict prefix, full vocabulary
+    p_incorrect: float | None
+    finish_reason: str | None  # the engine's: stop, length
+    usage: Usage = Usage()
+    supplied: bool = False
+
+    @property
+    def confidence(self) -> float | None:
+        """Probability of the reported verdict among the two verdict tokens, in [0, 1]."""
+        if self.p_correct is None or self.p_incorrect is None or self.verdict is Verdict.UNPARSED:
+            return None
+        total = self.p_correct + self.p_incorrect
+        if total <= 0:
+            return None
+        return (self.p_correct if self.verdict is Verdict.CORRECT else self.p_incorrect) / total
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refinement:
+    """One answer that the actor rewrote with a critique."""
+
+    id: UUID
+    round: int
+    sample: int
+    critique_id: UUID
+    text: str
+    finish_reason: str | None
+    grade: Grade | None  # against the reference, when one is known
+    usage: Usage = Usage()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Interaction:
+    """One answered /critique or /refine, or one imported row."""
+
+    id: UUID
+    kind: Kind
+    created_at: datetime
+    episode_id: UUID
+    key_id: UUID | None  # the caller's key; None in keyless mode and for imports
+    request_id: str | None  # the caller's idempotency key, unique per caller
+    fingerprint: str | None  # sha256 (hex) of the request body that request_id stands for
+    question: str
+    response: str
+    reference: str | None
+    grade: Grade | None  # of `response`, against the newest reference known
+    metadata: dict[str, Any]
+    parameters: dict[str, Any]  # what was asked: n, temperature, max_tokens, seed, rounds, when, samples, ...
+    model: str | None  # the actor's name; None for imports
+    prompt_set: str | None
+    critic_version: int | None  # None for imports
+    adapter_sha256: str | None
+    verdict: Verdict | None  # majority over samples (critique) or of the last round (refine)
+    refined_response: str | None
+    stop_reason: StopReason | None
+    usage: Usage
+    latency_ms: float | None
+    critiques: tuple[Critique, ...] = ()
+    refinements: tuple[Refinement, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Feedback:
+    """What somebody said about an interaction. Appended, never overwritten; the newest label counts."""
+
+    id: UUID
+    interaction_id: UUID
+    key_id: UUID | None
+    created_at: datetime
+    source: FeedbackSource
+    correct: bool | None = None  # was the interaction's `response` correct?
+    reference: str | None = None
+    edited_response: str | None = None
+    rating: int | None = None  # 1 (worst) to 5 (best)
+    comment: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    grade: Grade | None = None  # of the interaction's `response` against this feedback's reference
+    refinement_grades: dict[UUID, Grade] = field(default_factory=dict)  # of its refinements, against the same
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CriticVersion:
+    """One immutable critic. Version 0 is the base model under the critic's prompt."""
+
+    version: int
+    parent: int | None
+    base_model: str
+    adapter_path: str | None
+    adapter_sha256: str | None
+    created_at: datetime
+
+    @property
+    def engine_name(self) -> str:
+        """The model name that the engine serves this critic under."""
+        return "base" if self.adapter_path is None else f"critic@{self.version}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Key:
+    """An API key as stored: the secret itself is only ever shown once, when it is made."""
+
+    id: UUID
+    name: str
+    tier: Tier
+    hint: str  # the secret's first characters, to recognise it by
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+    def is_active(self, at: datetime) -> bool:
+        return self.revoked_at is None and (self.expires_at is None or at < self.expires_at)
+
+
+Record = Interaction | Feedback
+Pointer = Literal["live", "candidate", "previous"]

@@ -1,0 +1,157 @@
+"""The critique-refine loop: K rounds, each a critique and the actor's rewrite with it, on one critic throughout.
+
+Rounds are memoryless, as in the released code of Critique-RL (METHOD c.6): each sees the question and the last answer.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from core.critique import critique
+from core.engine import ACTOR, EnginePool, Sampling
+from core.prompts import PromptSet
+from core.records import Critique, Refinement, StopReason, new_id
+from core.verdict import Verdict
+
+
+class When(StrEnum):
+    """When the actor rewrites: always (the paper's soft gate), or only what the critic calls incorrect."""
+
+    ALWAYS = "always"
+    IF_INCORRECT = "if_incorrect"
+
+
+class Role(StrEnum):
+    CRITIQUE = "critique"
+    REFINEMENT = "refinement"
+
+
+OnPiece = Callable[[Role, int, int, str], Awaitable[None]]
+"""Called with (role, round, sample, new text) for each piece of streamed text."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chain:
+    """One run of the loop. `text` is the answer it ends with: the last refinement, or the first answer if none ran."""
+
+    critiques: tuple[Critique, ...]
+    refinements: tuple[Refinement, ...]
+    text: str
+    stopped: StopReason
+
+
+async def refine_chain(
+    engines: EnginePool,
+    prompts: PromptSet,
+    *,
+    critic: str,
+    question: str,
+    response: str,
+    rounds: int,
+    when: When,
+    critique_sampling: Sampling,
+    refine_sampling: Sampling,
+    sample: int = 0,
+    first_critique: Critique | None = None,
+    on_piece: OnPiece | None = None,
+) -> Chain:
+    """Run up to `rounds` rounds on `response`; `first_critique`, when given, stands for the critic in round 0.
+
+    Raises the errors of `core.engine.Engine.chat`.
+    """
+    critiques: list[Critique] = []
+    refinements: list[Refinement] = []
+    answer = response
+    for round in range(rounds):
+        if round == 0 and first_critique is not None:
+            judged = first_critique
+        else:
+            (judged,) = await critique(
+                engines,
+                prompts,
+                model=critic,
+                question=question,
+                response=answer,
+                sampling=_shifted(critique_sampling, round),
+                round=round,
+                sample=sample,
+                on_text=_piece(on_piece, Role.CRITIQUE, round, sample),
+            )
+        critiques.append(judged)
+        if when is When.IF_INCORRECT and judged.verdict is Verdict.CORRECT:
+            return Chain(
+                critiques=tuple(critiques),
+                refinements=tuple(refinements),
+                text=answer,
+                stopped=StopReason.JUDGED_CORRECT,
+            )
+        refined = await refine(
+            engines,
+            prompts,
+            question=question,
+            response=answer,
+            judged=judged,
+            sampling=_shifted(refine_sampling, round),
+            round=round,
+            sample=sample,
+            on_piece=on_piece,
+        )
+        refinements.append(refined)
+        answer = refined.text
+    return Chain(critiques=tuple(critiques), refinements=tuple(refinements), text=answer, stopped=StopReason.ROUNDS)
+
+
+async def refine(
+    engines: EnginePool,
+    prompts: PromptSet,
+    *,
+    question: str,
+    response: str,
+    judged: Critique,
+    sampling: Sampling,
+    round: int = 0,
+    sample: int = 0,
+    on_piece: OnPiece | None = None,
+) -> Refinement:
+    """Have the actor rewrite one answer with one critique. Not graded yet."""
+    (reply,) = await engines.chat(
+        prompts.refine(question=question, response=response, critique=judged.text),
+        model=ACTOR,
+        sampling=sampling,
+        on_text=_piece(on_piece, Role.REFINEMENT, round, sample),
+    )
+    return Refinement(
+        id=new_id(),
+        round=round,
+        sample=sample,
+        critique_id=judged.id,
+        text=reply.text.strip(),
+        finish_reason=reply.finish_reason,
+        grade=None,
+        usage=reply.usage,
+    )
+
+
+def _shifted(sampling: Sampling, round: int) -> Sampling:
+    """The same sampling with a seed of its own for each round, so that equal answers get new critiques."""
+    if sampling.seed is None or round == 0:
+        return sampling
+    return Sampling(
+        n=sampling.n,
+        temperature=sampling.temperature,
+        max_tokens=sampling.max_tokens,
+        seed=sampling.seed + 1_000_003 * round,
+        priority=sampling.priority,
+    )
+
+
+def _piece(
+    on_piece: OnPiece | None, role: Role, round: int, sample: int
+) -> Callable[[int, str], Awaitable[None]] | None:
+    if on_piece is None:
+        return None
+
+    async def on_text(_: int, text: str) -> None:
+        await on_piece(role, round, sample, text)
+
+    return on_text

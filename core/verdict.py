@@ -1,0 +1,130 @@
+"""The verdict of a critique and its steps, as the text states them.
+
+The shape of a critique is METHOD's (d): per step a step sentence, its correctness and an explanation; then once the
+correctness of the final answer and an explanation. Only the final verdict counts, and only when there is exactly one:
+two verdicts are hedging, and hedging must not pay.
+"""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Verdict(StrEnum):
+    CORRECT = "correct"
+    INCORRECT = "incorrect"
+    UNPARSED = "unparsed"
+
+
+class VerdictSource(StrEnum):
+    """Where a reported verdict comes from."""
+
+    STATED = "stated"  # the critique has exactly one final verdict line
+    READ = "read"  # it has not, so the likelier of the two verdict tokens was read from the engine
+    NONE = "none"  # neither: the verdict is UNPARSED
+
+
+VERDICT_FIELD = "Correctness of the final answer"
+STEP_FIELD = "Step sentence"
+STEP_VERDICT_FIELD = "Correctness of the step"
+EXPLANATION_FIELD = "Explanation"
+
+_MEANING = {
+    "correct": Verdict.CORRECT,
+    "right": Verdict.CORRECT,
+    "wrong": Verdict.INCORRECT,
+    "incorrect": Verdict.INCORRECT,
+}
+
+
+def _field(name: str) -> str:
+    # Bounded repeats: a line of 50,000 asterisks must not take quadratic time.
+    words = r"[ \t]+".join(map(re.escape, name.split()))
+    return rf"[ \t]{{0,40}}(?:[-*#>][ \t]{{0,8}}){{0,8}}{words}[ \t]{{0,8}}\*{{0,3}}[ \t]{{0,8}}:[ \t]*\*{{0,3}}[ \t]*"
+
+
+# A line that starts with the verdict field, whatever follows: one that names no verdict still counts as a second.
+_VERDICT_LINE = re.compile(rf"^{_field(VERDICT_FIELD)}(?P<word>[^\n]*)$", re.IGNORECASE | re.MULTILINE)
+_FIELD_LINE = re.compile(
+    rf"^(?:(?P<step>{_field(STEP_FIELD)})|(?P<judged>{_field(STEP_VERDICT_FIELD)})"
+    rf"|(?P<final>{_field(VERDICT_FIELD)})|(?P<explained>{_field(EXPLANATION_FIELD)}))",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One judged step. `text`, `verdict_text` and `explanation` are exact slices of the critique, outer space cut."""
+
+    text: str
+    verdict: Verdict
+    explanation: str
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedCritique:
+    """What a critique says.
+
+    `verdict_end` is the offset right after the verdict field's colon of the one final verdict line, None without one:
+    the critique up to there is the context in which the engine is asked for the probability of either verdict.
+    """
+
+    steps: tuple[Step, ...]
+    verdict: Verdict
+    explanation: str
+    verdict_end: int | None
+
+
+def read_word(text: str) -> Verdict:
+    """The verdict that the rest of a verdict line names: one word, case, marks and outer space ignored."""
+    return _MEANING.get(text.strip().strip("*_`\"'.!()[]").strip().casefold(), Verdict.UNPARSED)
+
+
+def parse_critique(text: str) -> ParsedCritique:
+    """Read steps and the final verdict of a critique.
+
+    A text without exactly one final verdict line that names exactly one verdict is `Verdict.UNPARSED`; steps are read
+    anyway, as far as they keep the format.
+    """
+    fields = list(_FIELD_LINE.finditer(text))
+    ends = [*(match.start() for match in fields), len(text)][1:]
+    steps: list[Step] = []
+    sentence: str | None = None
+    judged = Verdict.UNPARSED
+    explanation = ""
+    final_explanation = ""
+    in_final = False
+
+    def close_step() -> None:
+        nonlocal sentence, judged, explanation
+        if sentence is not None:
+            steps.append(Step(text=sentence, verdict=judged, explanation=explanation))
+        sentence, judged, explanation = None, Verdict.UNPARSED, ""
+
+    for match, end in zip(fields, ends, strict=True):
+        value = text[match.end() : end].strip()
+        match match.lastgroup:
+            case "step":
+                close_step()
+                sentence, in_final = value, False
+            case "judged":
+                judged = read_word(value.partition("\n")[0])
+            case "final":
+                close_step()
+                in_final = True
+            case "explained":
+                if in_final:
+                    final_explanation = value
+                else:
+                    explanation = value
+    close_step()
+
+    lines = list(_VERDICT_LINE.finditer(text))
+    only = lines[0] if len(lines) == 1 else None
+    verdict = read_word(only["word"]) if only else Verdict.UNPARSED
+    return ParsedCritique(
+        steps=tuple(steps),
+        verdict=verdict,
+        explanation=final_explanation,
+        verdict_end=text.index(":", only.start()) + 1 if only and verdict is not Verdict.UNPARSED else None,
+    )
