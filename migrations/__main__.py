@@ -1,0 +1,26 @@
+"""`python -m migrations "add a column"`: write the migration that brings the schema to what `core/tables.py` says.
+
+It compares with the newest migration in a Postgres of its own, which it starts and throws away. Read what it wrote.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+from alembic import command
+from sqlalchemy import create_engine
+
+from core.database import MIGRATIONS, migrate, migration_config
+from core.postgres import EmbeddedPostgres
+
+
+def main(message: str) -> None:
+    with tempfile.TemporaryDirectory() as folder, EmbeddedPostgres(Path(folder)) as server:
+        migrate(server.url)
+        with create_engine(server.url).begin() as connection:
+            number = len(list((MIGRATIONS / "versions").glob("*.py"))) + 1
+            command.revision(migration_config(connection), message, autogenerate=True, rev_id=f"{number:04}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

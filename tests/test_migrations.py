@@ -1,0 +1,91 @@
+"""The schema: up, down, up again; what the tables say; replicas that migrate at once; another release's schema."""
+
+import asyncio
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+from alembic import command
+from sqlalchemy import Connection, NullPool, create_engine, inspect, text
+
+from core.database import Database, migrate, migration_config, require_current_schema, schema_state
+from core.errors import StoreUnavailable
+from core.tables import Table
+from tests.postgres import PostgresServer
+
+
+@pytest.fixture
+def empty_url(postgres: PostgresServer) -> str:
+    postgres.execute("DROP DATABASE IF EXISTS test_empty WITH (FORCE)")
+    postgres.execute("CREATE DATABASE test_empty")
+    return postgres.url_of("test_empty")
+
+
+@contextmanager
+def _transaction(url: str) -> Generator[Connection]:
+    with create_engine(url, poolclass=NullPool).begin() as connection:
+        yield connection
+
+
+def _constraints(connection: Connection) -> set[tuple[str, str, str]]:
+    rows = connection.execute(
+        text(
+            "SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint"
+            " WHERE connamespace = 'public'::regnamespace AND conrelid::regclass::text <> 'alembic_version'"
+        )
+    )
+    return {(table, name, definition) for table, name, definition in rows}
+
+
+def test_the_migrations_make_what_the_tables_say(database_url: str, empty_url: str) -> None:
+    state = schema_state(database_url)
+    assert state.is_current
+    assert state.drift == ()
+    # Alembic compares neither checks nor tables that are too many.
+    with _transaction(database_url) as migrated, _transaction(empty_url) as made:
+        Table.metadata.create_all(made)
+        assert set(inspect(migrated).get_table_names()) == {*Table.metadata.tables, "alembic_version"}
+        assert _constraints(migrated) == _constraints(made)
+
+
+def test_drift_is_seen_and_other_programs_tables_are_none(database_url: str) -> None:
+    with _transaction(database_url) as connection:
+        connection.execute(text("CREATE TABLE somebody_elses (id int)"))
+        connection.execute(text("ALTER TABLE interactions DROP COLUMN latency_ms"))
+    (drift,) = schema_state(database_url).drift
+    assert "latency_ms" in drift
+
+
+def test_every_migration_goes_down_and_up_again(empty_url: str) -> None:
+    migrate(empty_url)
+    with _transaction(empty_url) as connection:
+        command.downgrade(migration_config(connection), "base")
+        assert inspect(connection).get_table_names() == ["alembic_version"]
+    migrate(empty_url)
+    assert schema_state(empty_url).drift == ()
+
+
+def test_replicas_may_migrate_at_once(empty_url: str) -> None:
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(migrate, [empty_url] * 4))
+    assert schema_state(empty_url).is_current
+
+
+def test_a_migration_does_not_queue_behind_a_lock_for_long(database_url: str) -> None:
+    with _transaction(database_url) as holder:
+        holder.execute(text("LOCK TABLE interactions IN ACCESS SHARE MODE"))
+        with _transaction(database_url) as connection, pytest.raises(Exception, match="lock timeout"):
+            command.downgrade(migration_config(connection), "base")
+
+
+async def test_another_releases_schema_is_refused(database: Database, empty_url: str) -> None:
+    await require_current_schema(database)
+    async with database.session() as session:
+        await session.execute(text("UPDATE alembic_version SET version_num = 'ffff'"))
+    with pytest.raises(StoreUnavailable, match=r"ffff.*gadfly migrate"):
+        await require_current_schema(database)
+    async with Database(empty_url) as empty:
+        with pytest.raises(StoreUnavailable, match="nothing"):
+            await require_current_schema(empty)
+    assert not (await asyncio.to_thread(schema_state, empty_url)).is_current
