@@ -1,0 +1,74 @@
+"""`python -m service`: serve HTTP on GADFLY_HOST:GADFLY_PORT."""
+
+import asyncio
+import sys
+import time
+
+import structlog
+import uvicorn
+
+from core import queries
+from core.database import Database
+from core.errors import BadSettings, GadflyError, StoreUnavailable
+from core.settings import Settings
+from service import logs
+from service.app import create_app
+
+log = structlog.get_logger(__name__)
+
+_DRAIN_S = 30
+_WAIT_FOR_DATABASE_S = 60.0
+_EXIT_BAD_SETTINGS = 2
+
+
+async def refuse_open_door(settings: Settings) -> None:
+    """Make sure that a service which others can reach has a key.
+
+    Raises:
+        BadSettings: it would listen beyond this machine, and no key was ever made.
+        StoreUnavailable: the database did not say within a minute.
+    """
+    if settings.is_loopback:
+        log.warning("open_to_this_machine", detail="listening on loopback: without keys, anybody on it is let in")
+        return
+    if settings.database_url is None:
+        raise BadSettings("the service needs GADFLY_DATABASE_URL")
+    deadline = time.monotonic() + _WAIT_FOR_DATABASE_S
+    async with Database.of(settings, settings.database_url.get_secret_value()) as database:
+        while True:
+            try:
+                async with database.session() as session:
+                    if await queries.has_keys(session):
+                        return
+                    raise BadSettings(
+                        f"refusing to listen on {settings.host} without keys: run `gadfly keys create --tier admin`"
+                    )
+            except StoreUnavailable:
+                if time.monotonic() >= deadline:
+                    raise
+                await asyncio.sleep(1.0)
+
+
+def main() -> None:
+    try:
+        settings = Settings.load()
+        logs.configure(settings)
+        asyncio.run(refuse_open_door(settings))
+        app = create_app(settings)
+    except GadflyError as error:
+        print(f"gadfly service: {error}", file=sys.stderr)
+        raise SystemExit(_EXIT_BAD_SETTINGS) from None
+    uvicorn.run(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_DRAIN_S,
+        timeout_keep_alive=65,  # longer than common proxies keep theirs, so that they never write to a closed one
+    )
+
+
+if __name__ == "__main__":
+    main()

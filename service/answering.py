@@ -1,0 +1,351 @@
+"""What a /critique and a /refine do, from the request to the durable record.
+
+No transaction is open while the engine works: the critic and the episode are read before, the record is written after.
+"""
+
+import asyncio
+import hashlib
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import UUID
+
+from core.critique import critique, majority_verdict, supplied_critique
+from core.engine import EnginePool, Sampling
+from core.errors import BadInput, TooBusy, UnreadableReference
+from core.grading import Grade, Grader
+from core.prompts import PromptSet
+from core.records import CriticVersion, Feedback, FeedbackSource, Interaction, Kind, Usage, new_id, now
+from core.refinement import Chain, OnPiece, Role, refine_chain
+from core.settings import Settings
+from service.critics import Critics
+from service.metrics import Metrics
+from service.recorder import Recorder
+from service.wire import CritiqueRequest, FeedbackRequest, Options, RefineRequest
+
+_SEED_STRIDE = 7_919  # distance between the seeds of two samples of one /refine
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """A request that has been checked, with everything that had to be read before the engine works."""
+
+    interaction_id: UUID
+    episode_id: UUID
+    key_id: UUID | None
+    critic: CriticVersion
+    sampling: Sampling
+    first_critique: str | None = None
+
+
+class Answerer:
+    """Everything that answering needs, and how many answers of each critic version are at work (leases)."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        engines: EnginePool,
+        prompts: PromptSet,
+        critics: Critics,
+        grader: Grader,
+        recorder: Recorder,
+        metrics: Metrics,
+    ) -> None:
+        self._settings = settings
+        self._engines = engines
+        self._prompts = prompts
+        self._critics = critics
+        self._grader = grader
+        self._recorder = recorder
+        self._metrics = metrics
+        self.leases: Counter[int] = Counter()
+
+    def check_limits(self, body: Options | FeedbackRequest) -> None:
+        """Refuse what the settings do not allow.
+
+        Raises:
+            BadInput: names the field and the limit.
+        """
+        limits = {
+            "n": self._settings.max_samples,
+            "samples": self._settings.max_samples,
+            "rounds": self._settings.max_rounds,
+            "max_tokens": self._settings.engine_max_model_len - 1,
+        }
+        for name, limit in limits.items():
+            value = getattr(body, name, None)
+            if value is not None and value > limit:
+                raise BadInput(f"{name} must be at most {limit}", field=name)
+        several = next((name for name in ("n", "samples") if getattr(body, name, 1) > 1), None)
+        if several is not None and self._temperature(body) == 0 and getattr(body, "refine_temperature", 0) == 0:
+            raise BadInput(f"{several} above 1 needs a temperature above 0: all would be the same", field=several)
+        for name in ("question", "response", "critique", "reference", "edited_response", "comment"):
+            value = getattr(body, name, None)
+            if value is not None and len(value) > self._settings.max_text_chars:
+                raise BadInput(f"{name} must be at most {self._settings.max_text_chars:,} characters", field=name)
+
+    async def prepare(self, body: Options, *, key_id: UUID | None, scope: UUID | None) -> Prepared:
+        """Check a request and read what it refers to.
+
+        Raises:
+            BadInput: over a limit, a reference that cannot be read, or an episode about another question.
+            NotFound: no such critic, or no such critique for this caller.
+            StoreUnavailable: the database is away and the request refers to something in it.
+        """
+        self.check_limits(body)
+        if body.reference is not None:
+            await self._grader.check_reference(body.reference)
+        pinned = None
+        if body.episode_id is not None:
+            pinned = await self._critics.pinned(body.episode_id, question=body.question)
+        choice = pinned if pinned is not None and body.critic == "live" else body.critic
+        critic = await self._critics.resolve(choice)
+        first_critique = None
+        if isinstance(body, RefineRequest):
+            first_critique = body.critique
+            if body.critique_id is not None:
+                first_critique = await self._critics.critique_text(body.critique_id, scope=scope)
+        return Prepared(
+            interaction_id=new_id(),
+            episode_id=body.episode_id or new_id(),
+            key_id=key_id,
+            critic=critic,
+            sampling=Sampling(
+                n=body.n if isinstance(body, CritiqueRequest) else 1,
+                temperature=self._temperature(body),
+                max_tokens=body.max_tokens or self._settings.max_tokens,
+                seed=body.seed,
+            ),
+            first_critique=first_critique,
+        )
+
+    def _temperature(self, body: Options | FeedbackRequest) -> float:
+        given = getattr(body, "temperature", None)
+        return self._settings.temperature if given is None else given
+
+    async def critique(
+        self, body: CritiqueRequest, prepared: Prepared, *, fingerprint: str | None, on_piece: OnPiece | None = None
+    ) -> Interaction:
+        """Judge one answer, and keep it. Returns once the record is durable."""
+        started = time.perf_counter()
+
+        async def on_text(sample: int, text: str) -> None:
+            assert on_piece is not None
+            await on_piece(Role.CRITIQUE, 0, sample, text)
+
+        async with self._lease(prepared.critic):
+            critiques, (grade,) = await asyncio.gather(
+                critique(
+                    self._engines,
+                    self._prompts,
+                    model=prepared.critic.engine_name,
+                    question=body.question,
+                    response=body.response,
+                    sampling=prepared.sampling,
+                    on_text=None if on_piece is None else on_text,
+                ),
+                self._grades([body.response], body.reference),
+            )
+        interaction = replace(
+            self._record(Kind.CRITIQUE, body, prepared, fingerprint),
+            grade=grade,
+            parameters=_parameters(prepared) | {"n": body.n},
+            verdict=majority_verdict(tuple(item.verdict for item in critiques)),
+            usage=_total(critiques),
+            latency_ms=(time.perf_counter() - started) * 1000,
+            critiques=critiques,
+        )
+        await self._keep(interaction)
+        return interaction
+
+    async def refine(
+        self, body: RefineRequest, prepared: Prepared, *, fingerprint: str | None, on_piece: OnPiece | None = None
+    ) -> Interaction:
+        """Rewrite one answer with the critic's help, and keep it. Returns once the record is durable."""
+        started = time.perf_counter()
+        actor = replace(prepared.sampling, temperature=body.refine_temperature)
+        async with self._lease(prepared.critic):
+            chains = await asyncio.gather(
+                *(
+                    refine_chain(
+                        self._engines,
+                        self._prompts,
+                        critic=prepared.critic.engine_name,
+                        question=body.question,
+                        response=body.response,
+                        rounds=body.rounds,
+                        when=body.when,
+                        critique_sampling=_seeded(prepared.sampling, sample),
+                        refine_sampling=_seeded(actor, sample),
+                        sample=sample,
+                        first_critique=None
+                        if prepared.first_critique is None
+                        else supplied_critique(prepared.first_critique, sample=sample),
+                        on_piece=on_piece,
+                    )
+                    for sample in range(body.samples)
+                )
+            )
+        chosen, votes = await self._vote(chains)
+        critiques = tuple(item for chain in chains for item in chain.critiques)
+        refinements = tuple(item for chain in chains for item in chain.refinements)
+        grade, *refined = await self._grades([body.response, *(item.text for item in refinements)], body.reference)
+        refinements = tuple(replace(item, grade=its) for item, its in zip(refinements, refined, strict=True))
+        parameters = _parameters(prepared) | {
+            "rounds": body.rounds,
+            "when": body.when.value,
+            "samples": body.samples,
+            "refine_temperature": body.refine_temperature,
+            "votes": votes,
+        }
+        if body.critique_id is not None:
+            parameters["critique_id"] = str(body.critique_id)
+        interaction = replace(
+            self._record(Kind.REFINE, body, prepared, fingerprint),
+            grade=grade,
+            parameters=parameters,
+            verdict=chosen.critiques[-1].verdict,
+            refined_response=chosen.text,
+            stop_reason=chosen.stopped,
+            usage=_total((*critiques, *refinements)),
+            latency_ms=(time.perf_counter() - started) * 1000,
+            critiques=critiques,
+            refinements=refinements,
+        )
+        await self._keep(interaction)
+        return interaction
+
+    async def feedback(self, body: FeedbackRequest, interaction: Interaction, *, key_id: UUID | None) -> Feedback:
+        """Keep what was said about an interaction. A repeat of the newest feedback returns that one.
+
+        Raises:
+            UnreadableReference: the reference cannot be read; nothing is kept.
+        """
+        texts = [interaction.response, *(item.text for item in interaction.refinements)]
+        grade, *refined = await self._grades(texts, body.reference)
+        regraded = {item.id: its for item, its in zip(interaction.refinements, refined, strict=True) if its is not None}
+        feedback = Feedback(
+            id=new_id(),
+            interaction_id=interaction.id,
+            key_id=key_id,
+            created_at=now(),
+            source=FeedbackSource.CALLER,
+            correct=body.correct,
+            reference=body.reference,
+            edited_response=body.edited_response,
+            rating=body.rating,
+            comment=body.comment,
+            metadata=body.metadata,
+            grade=grade,
+            refinement_grades=regraded,
+        )
+        stored = await self._recorder.record(feedback)
+        assert isinstance(stored.record, Feedback)
+        return stored.record
+
+    async def _grades(self, texts: Sequence[str], reference: str | None) -> list[Grade | None]:
+        """The grade of each text against one reference; all None without one."""
+        if reference is None:
+            return [None] * len(texts)
+        await self._grader.check_reference(reference)
+        return [await self._grader.grade(text, reference) for text in texts]
+
+    async def _vote(self, chains: Sequence[Chain]) -> tuple[Chain, int]:
+        """The first chain of those that end with the commonest answer, and how many they are (METHOD's MV@K).
+
+        Answers that no rule can read count as the same when their texts are.
+        """
+        groups: list[list[Chain]] = []
+        for chain in chains:
+            for group in groups:
+                if await self._same_answer(group[0].text, chain.text):
+                    group.append(chain)
+                    break
+            else:
+                groups.append([chain])
+        commonest = max(groups, key=len)  # max keeps the first of equals
+        return commonest[0], len(commonest)
+
+    async def _same_answer(self, one: str, other: str) -> bool:
+        if one == other:
+            return True
+        try:
+            return await self._grader.grade(other, one) is Grade.RIGHT
+        except UnreadableReference:
+            return False
+
+    def _record(self, kind: Kind, body: Options, prepared: Prepared, fingerprint: str | None) -> Interaction:
+        return Interaction(
+            id=prepared.interaction_id,
+            kind=kind,
+            created_at=now(),
+            episode_id=prepared.episode_id,
+            key_id=prepared.key_id,
+            request_id=body.request_id,
+            fingerprint=fingerprint,
+            question=body.question,
+            response=body.response,
+            reference=body.reference,
+            grade=None,
+            metadata=body.metadata,
+            parameters={},
+            model=self._settings.model,
+            prompt_set=self._prompts.name,
+            critic_version=prepared.critic.version,
+            adapter_sha256=prepared.critic.adapter_sha256,
+            verdict=None,
+            refined_response=None,
+            stop_reason=None,
+            usage=Usage(),
+            latency_ms=None,
+        )
+
+    async def _keep(self, interaction: Interaction) -> None:
+        with self._metrics.durable.time():
+            await self._recorder.record(interaction)
+        self._metrics.observe(interaction)
+
+    @asynccontextmanager
+    async def _lease(self, critic: CriticVersion) -> AsyncIterator[None]:
+        if self.leases.total() >= self._settings.max_in_flight:
+            raise TooBusy(f"{self._settings.max_in_flight} requests are at work already")
+        gauge = self._metrics.in_flight.labels(str(critic.version))
+        self.leases[critic.version] += 1
+        gauge.inc()
+        try:
+            yield
+        finally:
+            self.leases[critic.version] -= 1
+            gauge.dec()
+
+
+def fingerprint_of(body: Options) -> str:
+    """sha256 (hex) of what a request asks for; two requests under one request id must agree in it.
+
+    How the answer travels (`stream`) is not part of it.
+    """
+    canonical = body.model_dump_json(exclude={"stream", "request_id"})
+    return hashlib.sha256(f"{type(body).__name__}:{canonical}".encode()).hexdigest()
+
+
+def _parameters(prepared: Prepared) -> dict[str, Any]:
+    return {
+        "temperature": prepared.sampling.temperature,
+        "max_tokens": prepared.sampling.max_tokens,
+        "seed": prepared.sampling.seed,
+    }
+
+
+def _seeded(sampling: Sampling, sample: int) -> Sampling:
+    return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + _SEED_STRIDE * sample)
+
+
+def _total(parts: tuple[Any, ...]) -> Usage:
+    total = Usage()
+    for part in parts:
+        total += part.usage
+    return total

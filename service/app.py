@@ -1,0 +1,58 @@
+"""The HTTP application."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from importlib.metadata import version
+
+import structlog
+from fastapi import FastAPI
+
+from core.errors import GadflyError
+from core.settings import Settings
+from service import errors
+from service.metrics import Metrics
+from service.middleware import BodyLimit, Edge
+from service.routes import critics, critique, feedback, health, interactions
+from service.state import Service
+
+log = structlog.get_logger(__name__)
+
+
+def _stop_if_failed(running: "asyncio.Task[None]") -> None:
+    error = None if running.cancelled() else running.exception()
+    if error is not None:
+        log.error("service_cannot_run", reason=str(error))
+        signal.raise_signal(signal.SIGTERM)  # the server's own way to stop, with its drain
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The service as an ASGI app; everything it holds is opened and closed with its lifespan."""
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.service = service = await Service.open(settings, metrics)
+        running = asyncio.create_task(service.run())
+        running.add_done_callback(_stop_if_failed)
+        try:
+            yield
+        finally:
+            running.cancel()
+            with suppress(asyncio.CancelledError, GadflyError):
+                await running
+            await service.aclose()
+
+    app = FastAPI(
+        title="Gadfly",
+        version=version("gadfly"),
+        description="Judges answers step by step, says what to fix, and rewrites them; its critic learns from that.",
+        lifespan=lifespan,
+    )
+    for module in (critique, feedback, interactions, critics, health):
+        app.include_router(module.router)
+    errors.install(app)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(Edge, metrics=metrics)
+    return app

@@ -1,0 +1,114 @@
+"""One table from named errors to status codes; every refusal is an RFC 9457 problem document.
+
+An error missing from the table is a 500, which is the truth.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+from core import errors
+from service.wire import Problem
+
+log = structlog.get_logger(__name__)
+
+# Most specific first: the first class that matches decides.
+STATUS: tuple[tuple[type[errors.GadflyError], int, str], ...] = (
+    (errors.UnreadableReference, 422, "Unreadable reference"),
+    (errors.PromptTooLong, 422, "Text does not fit the model"),
+    (errors.BadInput, 422, "Invalid input"),
+    (errors.NotFound, 404, "Not found"),
+    (errors.Conflict, 409, "Conflict"),
+    (errors.TooBusy, 429, "Too many requests"),
+    (errors.EngineTimeout, 504, "Engine timed out"),
+    (errors.EngineUnavailable, 503, "Engine unavailable"),
+    (errors.EngineError, 502, "Engine failed"),
+    (errors.SpoolFull, 507, "No room to store"),
+    (errors.StoreUnavailable, 503, "Database unavailable"),
+    (errors.BodyTooLarge, 413, "Body too large"),
+)
+
+
+def problem(
+    status: int, title: str, detail: str, *, instance: str | None = None, fields: Sequence[dict[str, Any]] | None = None
+) -> Problem:
+    slug = title.casefold().replace(" ", "-")
+    return Problem(
+        type=f"urn:gadfly:problem:{slug}",
+        title=title,
+        status=status,
+        detail=detail,
+        instance=instance,
+        errors=list(fields) if fields else None,
+    )
+
+
+def problem_response(document: Problem, headers: dict[str, str] | None = None) -> Response:
+    return Response(
+        document.model_dump_json(exclude_none=True),
+        status_code=document.status,
+        headers=headers,
+        media_type="application/problem+json",
+    )
+
+
+def describe(error: Exception) -> tuple[Problem, dict[str, str]]:
+    """The problem document of an error and the headers that go with it."""
+    headers: dict[str, str] = {}
+    retry_after_s = getattr(error, "retry_after_s", None)
+    if retry_after_s is not None:
+        headers["retry-after"] = str(max(1, math.ceil(retry_after_s)))
+    if isinstance(error, errors.NotAllowed):
+        if error.authenticated:
+            return problem(403, "Forbidden", str(error)), headers
+        return problem(401, "Unauthorized", str(error)), {"www-authenticate": "Bearer"}
+    for kind, status, title in STATUS:
+        if isinstance(error, kind):
+            field = getattr(error, "field", None)
+            fields = [{"field": field, "message": str(error)}] if field else None
+            return problem(status, title, str(error), fields=fields), headers
+    return problem(500, "Internal error", "Something here is broken; the log of this request id says what."), headers
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of this app with a problem document."""
+
+    async def on_known(request: Request, error: Exception) -> Response:
+        document, headers = describe(error)
+        return problem_response(document.model_copy(update={"instance": request.url.path}), headers)
+
+    async def on_invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        fields = [
+            {"field": "body", "message": f"not valid JSON: {item['ctx']['error']} at character {item['loc'][-1]}"}
+            if item["type"] == "json_invalid"
+            else {
+                "field": ".".join(str(part) for part in item["loc"] if part != "body") or "body",
+                "message": item["msg"].removeprefix("Value error, "),
+            }
+            for item in error.errors()
+        ]
+        detail = "; ".join(f"{item['field']}: {item['message']}" for item in fields[:5])
+        return problem_response(problem(422, "Invalid input", detail, instance=request.url.path, fields=fields[:50]))
+
+    async def on_http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        title = {404: "Not found", 405: "Method not allowed"}.get(error.status_code, "Refused")
+        document = problem(error.status_code, title, str(error.detail), instance=request.url.path)
+        return problem_response(document, dict(error.headers or {}))
+
+    async def on_unknown(request: Request, error: Exception) -> Response:
+        log.error("request_failed", path=request.url.path, exc_info=error)
+        document, headers = describe(error)
+        return problem_response(document.model_copy(update={"instance": request.url.path}), headers)
+
+    app.add_exception_handler(errors.GadflyError, on_known)
+    app.add_exception_handler(RequestValidationError, on_invalid)
+    app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(Exception, on_unknown)

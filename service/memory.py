@@ -1,0 +1,98 @@
+"""What a caller may read back, from Postgres or, while it is away, from what this replica still holds in its spool."""
+
+from datetime import datetime
+from uuid import UUID
+
+from core import queries
+from core.database import Database
+from core.errors import NotFound, StoreUnavailable
+from core.grading import Grade
+from core.queries import Filters, Page
+from core.records import Feedback, Interaction, Kind
+from core.verdict import Verdict
+from service.keyring import Caller
+from service.recorder import Recorder
+
+
+class Memory:
+    """Reads and forgets interactions, each within the rows that its caller may see."""
+
+    def __init__(self, database: Database, recorder: Recorder) -> None:
+        self._database = database
+        self._recorder = recorder
+
+    async def find(
+        self, caller: Caller, *, interaction_id: UUID | None = None, request_id: str | None = None
+    ) -> Interaction:
+        """One whole interaction, by its id or by the request id that this caller gave it.
+
+        Raises:
+            NotFound: there is none that this caller may see.
+            StoreUnavailable: Postgres is away and the spool does not hold it.
+        """
+        if interaction_id is not None:
+            spooled = await self._spooled(caller, interaction_id)
+        else:
+            assert request_id is not None
+            spooled = await self._recorder.lookup_request(request_id, key_id=caller.key_id)
+        if spooled is not None:
+            return spooled
+        async with self._database.session() as session:
+            if interaction_id is not None:
+                return await queries.read_interaction(session, interaction_id, scope=caller.scope)
+            assert request_id is not None
+            found = await queries.find_by_request_id(session, request_id, key_id=caller.key_id)
+        if found is None:
+            raise NotFound(f"there is no interaction with the request id {request_id!r}")
+        return found
+
+    async def page(
+        self,
+        caller: Caller,
+        *,
+        cursor: str | None,
+        limit: int,
+        kind: Kind | None,
+        verdict: Verdict | None,
+        grade: Grade | None,
+        episode_id: UUID | None,
+        critic_version: int | None,
+        has_feedback: bool | None,
+        since: datetime | None,
+        until: datetime | None,
+    ) -> Page:
+        """A page of interactions without their critiques, newest first."""
+        filters = Filters(
+            kind=kind,
+            verdict=verdict,
+            grade=grade,
+            episode_id=episode_id,
+            critic_version=critic_version,
+            has_feedback=has_feedback,
+            created_from=since,
+            created_before=until,
+        )
+        async with self._database.session() as session:
+            return await queries.list_interactions(
+                session, scope=caller.scope, filters=filters, limit=limit, cursor=cursor
+            )
+
+    async def feedback_of(self, interaction_id: UUID) -> list[Feedback]:
+        async with self._database.session() as session:
+            return await queries.feedback_of(session, interaction_id)
+
+    async def forget(self, caller: Caller, interaction_id: UUID) -> None:
+        """Delete an interaction and everything that belongs to it.
+
+        Raises:
+            NotFound: there is none that this caller may see.
+            StoreUnavailable: Postgres is away, or the record still waits in the spool: nothing was deleted.
+        """
+        if await self._spooled(caller, interaction_id) is not None:
+            raise StoreUnavailable("this interaction still waits to be stored; try again when Postgres is back")
+        async with self._database.session() as session:
+            await queries.delete_interaction(session, interaction_id, scope=caller.scope)
+
+    async def _spooled(self, caller: Caller, interaction_id: UUID) -> Interaction | None:
+        found = await self._recorder.lookup(interaction_id)
+        return found if found is not None and caller.scope in (None, found.key_id) else None

@@ -1,0 +1,69 @@
+"""What Prometheus sees of a service."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from core.records import Interaction, Refinement
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+
+class Metrics:
+    """One registry per app, so that two apps in one process do not share counts."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "gadfly_http_requests_total", "Requests by outcome.", ("method", "route", "status"), registry=self.registry
+        )
+        self.latency = Histogram(
+            "gadfly_http_request_duration_seconds",
+            "Time to the last byte of the answer.",
+            ("route",),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.in_flight = Gauge(
+            "gadfly_critic_in_flight", "Requests at work by critic version.", ("critic",), registry=self.registry
+        )
+        self.verdicts = Counter(
+            "gadfly_verdicts_total", "Verdicts by critic.", ("critic", "verdict", "source"), registry=self.registry
+        )
+        self.grades = Counter(
+            "gadfly_grades_total",
+            "Answers graded against a reference.",
+            ("critic", "answer", "grade"),
+            registry=self.registry,
+        )
+        self.tokens = Counter("gadfly_tokens_total", "Tokens by role.", ("critic", "role"), registry=self.registry)
+        self.durable = Histogram(
+            "gadfly_record_duration_seconds",
+            "Time until a record is durable.",
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5),
+            registry=self.registry,
+        )
+        self.spool_depth = Gauge(
+            "gadfly_spool_records", "Acknowledged records that wait for Postgres.", registry=self.registry
+        )
+        self.spool_bytes = Gauge("gadfly_spool_bytes", "Disk that the spool takes.", registry=self.registry)
+        self.rejected = Gauge(
+            "gadfly_spool_rejected_records", "Spooled records that Postgres refused for good.", registry=self.registry
+        )
+        self.pending = Gauge("gadfly_records_pending", "Records that wait for their commit.", registry=self.registry)
+        self.ready = Gauge("gadfly_ready", "1 when engine, database and live critic answer.", registry=self.registry)
+
+    def observe(self, interaction: Interaction) -> None:
+        """Count one answered interaction."""
+        critic = str(interaction.critic_version)
+        for critique in interaction.critiques:
+            self.verdicts.labels(critic, critique.verdict.value, critique.verdict_source.value).inc()
+        if interaction.grade is not None:
+            self.grades.labels(critic, "first", interaction.grade.value).inc()
+        last: dict[int, Refinement] = {item.sample: item for item in interaction.refinements}
+        for refinement in last.values():
+            if refinement.grade is not None:
+                self.grades.labels(critic, "refined", refinement.grade.value).inc()
+        self.tokens.labels(critic, "prompt").inc(interaction.usage.prompt_tokens)
+        self.tokens.labels(critic, "completion").inc(interaction.usage.completion_tokens)
+
+    def render(self) -> bytes:
+        return generate_latest(self.registry)

@@ -1,0 +1,117 @@
+"""The outermost layer: request ids, one log line and one measurement a request, and a limit on bodies.
+
+Plain ASGI: Starlette's BaseHTTPMiddleware copies every streamed chunk through a queue and hides disconnects.
+"""
+
+import re
+import time
+from uuid import uuid4
+
+import structlog
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from core.errors import BodyTooLarge
+from service.errors import describe, problem_response
+from service.metrics import Metrics
+
+log = structlog.get_logger(__name__)
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:\-]{1,128}")
+_DROPPED_BYTES = 64 * 2**20
+_QUIET = frozenset({"/healthz", "/readyz", "/metrics", "/state"})
+
+
+class Edge:
+    """Give each request an id (the caller's X-Request-Id when it is plain), measure it, and log how it ended."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        sent = dict(scope["headers"]).get(b"x-request-id", b"")
+        request_id = sent.decode() if _REQUEST_ID.fullmatch(sent) else uuid4().hex
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(http_request_id=request_id)
+        started = time.perf_counter()
+        status = 500
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            seconds = time.perf_counter() - started
+            route = getattr(scope.get("route"), "path", "unmatched")
+            self._metrics.requests.labels(scope["method"], route, str(status)).inc()
+            self._metrics.latency.labels(route).observe(seconds)
+            write = log.debug if route in _QUIET else log.info
+            write(
+                "request",
+                method=scope["method"],
+                path=scope["path"],
+                status=status,
+                duration_ms=round(seconds * 1000, 2),
+            )
+
+
+class BodyLimit:
+    """Refuse bodies over `max_bytes` with 413: by their declared length, or as soon as more has come."""
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        if declared.isdigit() and int(declared) > self._max_bytes:
+            await self._refuse(scope, receive, send)
+            return
+        received = 0
+        started = False
+
+        async def limited() -> Message:
+            nonlocal received
+            message = await receive()
+            if message["type"] == "http.request":
+                received += len(message.get("body", b""))
+                if received > self._max_bytes:
+                    raise _TooLarge
+            return message
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, limited, watched)
+        except _TooLarge:
+            if not started:
+                await self._refuse(scope, receive, send)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # A client hears the answer only once it has sent its body, so the rest is read and dropped, up to a limit.
+        dropped = 0
+        while dropped < _DROPPED_BYTES:
+            message = await receive()
+            dropped += len(message.get("body", b""))
+            if message["type"] == "http.disconnect" or not message.get("more_body"):
+                break
+        document, headers = describe(BodyTooLarge(f"the body is larger than {self._max_bytes:,} bytes"))
+        await problem_response(document, {**headers, "connection": "close"})(scope, receive, send)
+
+
+class _TooLarge(BaseException):
+    """Passes every handler of ordinary errors on its way out to the limit."""

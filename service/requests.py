@@ -1,0 +1,143 @@
+"""Idempotency: one request id, one piece of work, one result, whoever asks and however often.
+
+Within a process a run is shared by all who ask for it. Across replicas the first to claim the id in Postgres works on
+it; the others wait for the stored result, or take over when the claim's lease runs out because its owner died. While
+Postgres is away only the first of these holds, and records in the spool count as results.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from uuid import UUID, uuid4
+
+import structlog
+
+from core import queries
+from core.database import Database
+from core.errors import BadInput, EngineTimeout, StoreUnavailable
+from core.queries import Claimed, Done, Held
+from core.records import Interaction
+from service.keyring import Caller
+from service.once import Shared
+from service.recorder import Recorder
+
+log = structlog.get_logger(__name__)
+
+Work = Callable[[], Awaitable[Interaction]]
+
+_LEASE_S = 15.0
+_POLL_S = 0.2
+
+
+class Requests:
+    """Runs work at most once per (key, request id)."""
+
+    def __init__(self, database: Database, recorder: Recorder, *, wait_s: float) -> None:
+        """`wait_s`: how long to wait for another replica's result."""
+        self._database = database
+        self._recorder = recorder
+        self._wait_s = wait_s
+        self._owner = uuid4()
+        self._shared: Shared[Interaction] = Shared()
+        self._fingerprints: dict[tuple[UUID | None, str], str] = {}
+        self._claims: set[UUID] = set()
+
+    async def once(self, caller: Caller, request_id: str, fingerprint: str, work: Work) -> Interaction:
+        """The result that `request_id` stands for: the first one, or that of `work` when there is none yet.
+
+        Raises:
+            BadInput: the request id stands for another request.
+            EngineTimeout: another replica has been at work on it for longer than a generation may take.
+        """
+        key = (caller.key_id, request_id)
+        if key in self._shared:
+            _must_equal(self._fingerprints[key], fingerprint)
+        else:
+            self._fingerprints[key] = fingerprint
+        try:
+            return await self._shared.run(key, lambda: self._first(caller, request_id, fingerprint, work))
+        finally:
+            if key not in self._shared:
+                self._fingerprints.pop(key, None)
+
+    async def _first(self, caller: Caller, request_id: str, fingerprint: str, work: Work) -> Interaction:
+        spooled = await self._recorder.lookup_request(request_id, key_id=caller.key_id)
+        if spooled is not None:
+            _must_equal(spooled.fingerprint, fingerprint)
+            return spooled
+        try:
+            async with asyncio.timeout(self._wait_s):
+                claimed = await self._claim_or_find(caller, request_id, fingerprint)
+        except TimeoutError:
+            raise EngineTimeout("another replica has been at work on this request id for too long") from None
+        except StoreUnavailable:
+            log.warning("request_id_unclaimed", request_id=request_id)
+            claimed = None
+        if isinstance(claimed, Interaction):
+            return claimed
+        async with self._held(claimed):
+            return await work()
+
+    async def _claim_or_find(self, caller: Caller, request_id: str, fingerprint: str) -> UUID | Interaction:
+        """A claim to work on the request id, or what somebody else's work on it came to."""
+        while True:
+            match await self._claim(caller, request_id, fingerprint):
+                case Claimed(claim_id):
+                    return claim_id
+                case Done(stored, interaction_id):
+                    _must_equal(stored, fingerprint)
+                    async with self._database.session() as session:
+                        return await queries.read_interaction(session, interaction_id, scope=None)
+                case Held(holder, _):
+                    _must_equal(holder, fingerprint)
+                    await asyncio.sleep(_POLL_S)
+
+    async def _claim(self, caller: Caller, request_id: str, fingerprint: str) -> Claimed | Held | Done:
+        async with self._database.session() as session:
+            return await queries.claim_request(
+                session,
+                key_id=caller.key_id,
+                request_id=request_id,
+                fingerprint=fingerprint,
+                owner=self._owner,
+                lease_s=_LEASE_S,
+            )
+
+    @asynccontextmanager
+    async def _held(self, claim_id: UUID | None) -> AsyncIterator[None]:
+        if claim_id is None:
+            yield
+            return
+        self._claims.add(claim_id)
+        try:
+            yield
+        except BaseException:
+            # Storing the result ends the claim; nothing was stored here, so that whoever asks again may start at once.
+            self._claims.discard(claim_id)
+            await asyncio.shield(self._release(claim_id))
+            raise
+        finally:
+            self._claims.discard(claim_id)
+
+    async def _release(self, claim_id: UUID) -> None:
+        try:
+            async with self._database.session() as session:
+                await queries.release_claim(session, claim_id)
+        except StoreUnavailable:
+            log.warning("claim_left_to_its_lease", claim_id=str(claim_id))
+
+    async def keep_claims(self) -> None:
+        """Renew the leases of all work under way, until cancelled."""
+        while True:
+            await asyncio.sleep(_LEASE_S / 3)
+            if self._claims:
+                try:
+                    async with self._database.session() as session:
+                        await queries.extend_claims(session, self._owner, tuple(self._claims), lease_s=_LEASE_S)
+                except StoreUnavailable:
+                    log.warning("claims_not_extended", claims=len(self._claims))
+
+
+def _must_equal(known: str | None, fingerprint: str) -> None:
+    if known != fingerprint:
+        raise BadInput("this request_id was used for another request", field="request_id")

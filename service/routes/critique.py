@@ -1,0 +1,26 @@
+"""POST /critique and POST /refine."""
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from service.asking import ask
+from service.dependencies import CallerDep, ServiceDep
+from service.routes.docs import ANSWERS_OR_EVENTS, problems
+from service.routes.json import StrictJsonRoute
+from service.wire import CritiqueRequest, CritiqueResult, RefineRequest, RefineResult
+
+router = APIRouter(
+    route_class=StrictJsonRoute, tags=["critique"], responses=problems(401, 404, 409, 413, 422, 429, 503, 504)
+)
+
+
+@router.post("/critique", response_model=CritiqueResult, responses=ANSWERS_OR_EVENTS)
+async def post_critique(body: CritiqueRequest, caller: CallerDep, service: ServiceDep, request: Request) -> Response:
+    """Judge an answer step by step, give a verdict, and say what to fix."""
+    return await ask(service, caller, request, body, service.answerer.critique)
+
+
+@router.post("/refine", response_model=RefineResult, responses=ANSWERS_OR_EVENTS)
+async def post_refine(body: RefineRequest, caller: CallerDep, service: ServiceDep, request: Request) -> Response:
+    """Rewrite an answer with a critique: the caller's, an earlier one, or a new one."""
+    return await ask(service, caller, request, body, service.answerer.refine)

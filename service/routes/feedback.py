@@ -1,0 +1,17 @@
+"""POST /feedback."""
+
+from fastapi import APIRouter
+
+from service.dependencies import CallerDep, ServiceDep
+from service.routes.docs import problems
+from service.routes.json import StrictJsonRoute
+from service.wire import FeedbackRequest, FeedbackView
+
+router = APIRouter(route_class=StrictJsonRoute, tags=["feedback"], responses=problems(401, 404, 413, 422, 503))
+
+
+@router.post("/feedback", response_model=FeedbackView)
+async def post_feedback(body: FeedbackRequest, caller: CallerDep, service: ServiceDep) -> FeedbackView:
+    """Say what was right or wrong about an interaction, weeks later if need be. Appended, never overwritten."""
+    interaction = await service.memory.find(caller, interaction_id=body.interaction_id, request_id=body.request_id)
+    return FeedbackView.of(await service.answerer.feedback(body, interaction, key_id=caller.key_id))

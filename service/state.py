@@ -1,0 +1,122 @@
+"""Everything one service process holds, built once and closed in order."""
+
+import asyncio
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Self
+
+import structlog
+
+from core import prompts
+from core.database import Database, require_current_schema
+from core.engine import EnginePool
+from core.errors import BadSettings, StoreUnavailable
+from core.grading import Grader
+from core.settings import Settings
+from service.answering import Answerer
+from service.critics import Critics
+from service.health import Health
+from service.keyring import Keyring
+from service.memory import Memory
+from service.metrics import Metrics
+from service.recorder import Recorder
+from service.requests import Requests
+
+log = structlog.get_logger(__name__)
+
+_RETRY_S = 1.0
+
+
+@dataclass(kw_only=True)
+class Service:
+    settings: Settings
+    metrics: Metrics
+    critics: Critics
+    keyring: Keyring
+    memory: Memory
+    requests: Requests
+    answerer: Answerer
+    health: Health
+    _database: Database
+    _stack: AsyncExitStack
+
+    @classmethod
+    async def open(cls, settings: Settings, metrics: Metrics) -> Self:
+        """Build everything. Nothing outside has to be up yet: `run` waits for it.
+
+        Raises:
+            BadSettings: no database or engine address, or an unknown prompt set.
+        """
+        if settings.database_url is None or not settings.engine_urls:
+            raise BadSettings("the service needs GADFLY_DATABASE_URL and GADFLY_ENGINE_URLS; `gadfly up` sets both")
+        prompt_set = prompts.load(settings.prompts)
+        async with AsyncExitStack() as stack:  # closes what was opened when a later part fails
+            database = await stack.enter_async_context(Database.of(settings, settings.database_url.get_secret_value()))
+            engines = EnginePool.connect(settings.engine_urls, timeout_s=settings.engine_timeout_s)
+            stack.push_async_callback(engines.aclose)
+            grader = await stack.enter_async_context(Grader(timeout_s=settings.grade_timeout_s))
+            recorder = await stack.enter_async_context(
+                Recorder(
+                    database,
+                    settings.home / "spool",
+                    heldout_share=settings.heldout_share,
+                    spool_max_bytes=settings.spool_max_bytes,
+                )
+            )
+            critics = Critics(database)
+            answerer = Answerer(
+                settings=settings,
+                engines=engines,
+                prompts=prompt_set,
+                critics=critics,
+                grader=grader,
+                recorder=recorder,
+                metrics=metrics,
+            )
+            return cls(
+                settings=settings,
+                metrics=metrics,
+                critics=critics,
+                keyring=Keyring(database, open_without_keys=settings.is_loopback),
+                memory=Memory(database, recorder),
+                requests=Requests(database, recorder, wait_s=settings.engine_timeout_s),
+                answerer=answerer,
+                health=Health(
+                    database=database,
+                    engines=engines,
+                    critics=critics,
+                    recorder=recorder,
+                    answerer=answerer,
+                    metrics=metrics,
+                ),
+                _database=database,
+                _stack=stack.pop_all(),
+            )
+
+    async def run(self) -> None:
+        """Wait for the database, settle which critic is live, then keep what needs keeping; until cancelled.
+
+        Raises:
+            Conflict: the database's critics stand on another base model.
+        """
+        while not self.health.running:
+            try:
+                await require_current_schema(self._database)
+                live = await self.critics.start(base_model=self.settings.model)
+                await self.keyring.start()
+                self.health.running = True
+                log.info("service_started", live_critic=live.version, prompts=self.settings.prompts)
+            except StoreUnavailable as error:
+                log.warning("waiting_for_database", reason=str(error))
+                await asyncio.sleep(_RETRY_S)
+        await asyncio.gather(self.requests.keep_claims(), self.critics.keep_fresh())
+
+    def require_started(self) -> None:
+        """Raises:
+        StoreUnavailable: the database has not answered since this process began, so the live critic is not known.
+        """
+        if not self.health.running:
+            raise StoreUnavailable("the service is starting: it waits for its database", retry_after_s=2.0)
+
+    async def aclose(self) -> None:
+        await self._stack.aclose()

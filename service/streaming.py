@@ -1,0 +1,108 @@
+"""How an answer leaves: at once as JSON, or piece by piece as server-sent events; and what a disconnect does."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+import orjson
+import structlog
+from fastapi import Request
+from fastapi.responses import Response, StreamingResponse
+from pydantic import BaseModel
+
+from core.refinement import OnPiece, Role
+from service.errors import describe
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+HEARTBEAT_S = 15.0
+CLIENT_CLOSED_REQUEST = 499  # nginx's number for it; nobody is there to read it
+
+
+async def until_disconnect(request: Request, work: Awaitable[T]) -> T | None:
+    """The result of `work`, or None when the client went away first: `work` is then cancelled, and the engine free."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return await task
+        log.info("client_disconnected")
+        return None
+    finally:
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def answer_json(request: Request, work: Awaitable[BaseModel]) -> Response:
+    """The result as one JSON document, with the critic named in a header too."""
+    result = await until_disconnect(request, work)
+    if result is None:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    return Response(result.model_dump_json(), media_type="application/json", headers=critic_header(result))
+
+
+def critic_header(result: BaseModel) -> dict[str, str]:
+    critic = getattr(result, "critic", None)
+    return {} if critic is None else {"x-gadfly-critic": f"critic@{critic.version}"}
+
+
+def answer_events(work: Callable[[OnPiece], Awaitable[BaseModel]]) -> Response:
+    """The result as server-sent events: `text` as it comes, then one `result`, or one `error` with a problem document.
+
+    The final `result` is sent after its record is durable, like any other answer. A comment goes out every
+    `HEARTBEAT_S` seconds of silence, so that proxies keep the connection.
+    """
+    return StreamingResponse(
+        _events(work),
+        media_type="text/event-stream",
+        headers={"cache-control": "no-store", "x-accel-buffering": "no"},
+    )
+
+
+async def _events(work: Callable[[OnPiece], Awaitable[BaseModel]]) -> AsyncIterator[bytes]:
+    pieces: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def on_piece(role: Role, round: int, sample: int, text: str) -> None:
+        pieces.put_nowait(_event("text", {"role": role.value, "round": round, "sample": sample, "text": text}))
+
+    task = asyncio.ensure_future(work(on_piece))
+    getter: asyncio.Task[bytes] | None = None
+    try:
+        while not task.done() or not pieces.empty():
+            getter = asyncio.ensure_future(pieces.get())
+            done, _ = await asyncio.wait((getter, task), timeout=HEARTBEAT_S, return_when=asyncio.FIRST_COMPLETED)
+            if getter in done:
+                yield getter.result()
+            else:
+                getter.cancel()
+                if not done:
+                    yield b": still at work\n\n"
+        try:
+            yield _event("result", (await task).model_dump_json().encode())
+        except Exception as error:
+            document, _ = describe(error)
+            if document.status >= 500:
+                log.error("stream_failed", exc_info=error)
+            yield _event("error", document.model_dump_json(exclude_none=True).encode())
+    finally:  # the client went away, or all is said
+        if getter is not None:
+            getter.cancel()
+        if not task.done():
+            log.info("client_disconnected")
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+def _event(name: str, data: bytes | dict[str, Any]) -> bytes:
+    body = data if isinstance(data, bytes) else orjson.dumps(data)
+    return b"event: " + name.encode() + b"\ndata: " + body + b"\n\n"

@@ -1,0 +1,41 @@
+"""Services for the tests of the HTTP API: a real one, over the session's engine and a database of the test's own."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from core.settings import Settings
+from tests.services import serving
+
+QUESTION = "A box holds 3 pens. How many pens are in 2 boxes and 1 loose pen?"
+RIGHT = {"question": QUESTION, "response": "2 * 3 + 1 = 7. The answer is 7."}
+WRONG = {"question": QUESTION, "response": "2 * 3 = 6. WRONGMARK The answer is 6."}
+
+
+@pytest.fixture
+def settings(tmp_path: Path, database_url: str, engine_url: str) -> Settings:
+    return make_settings(tmp_path, database_url, engine_url)
+
+
+def make_settings(home: Path, database_url: str, *engine_urls: str, **changes: Any) -> Settings:
+    return Settings(
+        **{
+            "home": home,
+            "database_url": database_url,
+            "engine_urls": ",".join(engine_urls),
+            "model": "tiny",
+            "max_tokens": 120,
+            "temperature": 0.0,
+            "log_level": "error",
+            **changes,
+        }
+    )
+
+
+@pytest.fixture
+async def client(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+    async with serving(settings) as client:
+        yield client

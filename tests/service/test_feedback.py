@@ -1,0 +1,110 @@
+"""POST /feedback, and reading, listing and forgetting interactions."""
+
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from tests.service.conftest import RIGHT, WRONG
+
+
+async def test_feedback_is_kept_in_order_and_grades_again(client: httpx.AsyncClient) -> None:
+    result = (await client.post("/refine", json={**WRONG, "reference": "6"})).json()
+    assert (result["grade"], result["refined_grade"]) == ("right", "wrong")  # by a reference that was itself wrong
+    first = await client.post("/feedback", json={"interaction_id": result["id"], "correct": False, "comment": "no"})
+    assert first.status_code == 200
+    second = (await client.post("/feedback", json={"interaction_id": result["id"], "reference": "7"})).json()
+    assert second["grade"] == "wrong"
+    kept = (await client.get(f"/interactions/{result['id']}")).json()
+    assert [item["id"] for item in kept["feedback"]] == [first.json()["id"], second["id"]]
+    assert kept["grade"] == "wrong"
+    assert kept["result"]["refined_grade"] == "right"
+    assert kept["reference"] == "6"  # what was sent stays
+
+
+async def test_feedback_by_the_callers_own_request_id(client: httpx.AsyncClient) -> None:
+    result = (await client.post("/critique", json={**RIGHT, "request_id": "mine"})).json()
+    said = (await client.post("/feedback", json={"request_id": "mine", "correct": True, "rating": 5})).json()
+    assert said["interaction_id"] == result["id"]
+
+
+async def test_repeating_feedback_changes_nothing(client: httpx.AsyncClient) -> None:
+    result = (await client.post("/critique", json=RIGHT)).json()
+    body = {"interaction_id": result["id"], "correct": True, "metadata": {"by": "a test"}}
+    first, again = [(await client.post("/feedback", json=body)).json() for _ in range(2)]
+    assert again["id"] == first["id"]
+    changed = (await client.post("/feedback", json={**body, "correct": False})).json()
+    back = (await client.post("/feedback", json=body)).json()  # a change of mind is no repeat
+    assert len({first["id"], changed["id"], back["id"]}) == 3
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "why"),
+    [
+        ({"correct": True}, 422, "about nothing"),
+        ({"interaction_id": str(uuid4()), "request_id": "x", "correct": True}, 422, "about two things"),
+        ({"interaction_id": str(uuid4())}, 422, "says nothing"),
+        ({"interaction_id": str(uuid4()), "correct": "yes"}, 422, "not a boolean"),
+        ({"interaction_id": str(uuid4()), "rating": 6}, 422, "over the range"),
+        ({"interaction_id": str(uuid4()), "correct": True}, 404, "about what was never asked"),
+        ({"request_id": "never", "correct": True}, 404, "about what was never asked"),
+    ],
+)
+async def test_refuses_feedback(client: httpx.AsyncClient, body: dict[str, object], status: int, why: str) -> None:
+    answer = await client.post("/feedback", json=body)
+    assert answer.status_code == status, (why, answer.text)
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+async def test_an_unreadable_reference_keeps_nothing(client: httpx.AsyncClient) -> None:
+    result = (await client.post("/critique", json=RIGHT)).json()
+    answer = await client.post("/feedback", json={"interaction_id": result["id"], "reference": "1/0"})
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["field"] == "reference"
+    assert (await client.get(f"/interactions/{result['id']}")).json()["feedback"] == []
+
+
+async def test_pages_newest_first(client: httpx.AsyncClient) -> None:
+    ids = [(await client.post("/critique", json={**RIGHT, "max_tokens": 1})).json()["id"] for _ in range(5)]
+    seen: list[str] = []
+    cursor = None
+    while True:
+        page = (await client.get("/interactions", params={"limit": 2} | ({"cursor": cursor} if cursor else {}))).json()
+        seen += [item["id"] for item in page["items"]]
+        cursor = page["next_cursor"]
+        if cursor is None:
+            break
+    assert seen == ids[::-1]
+    assert (await client.get("/interactions", params={"cursor": "garbage"})).status_code == 422
+    assert (await client.get("/interactions", params={"limit": 0})).status_code == 422
+
+
+async def test_filters(client: httpx.AsyncClient) -> None:
+    right = (await client.post("/critique", json={**RIGHT, "reference": "7"})).json()
+    wrong = (await client.post("/critique", json={**WRONG, "reference": "7"})).json()
+
+    async def listed(**parameters: str) -> list[str]:
+        return [item["id"] for item in (await client.get("/interactions", params=parameters)).json()["items"]]
+
+    assert await listed(grade="right") == [right["id"]]
+    assert await listed(verdict="incorrect") == [wrong["id"]]
+    assert await listed(kind="refine") == []
+    assert await listed(episode_id=right["episode_id"]) == [right["id"]]
+    assert await listed(since=wrong["created_at"]) == [wrong["id"]]
+    assert await listed(until=wrong["created_at"]) == [right["id"]]
+
+
+async def test_forgets(client: httpx.AsyncClient) -> None:
+    result = (await client.post("/critique", json=RIGHT)).json()
+    await client.post("/feedback", json={"interaction_id": result["id"], "correct": True})
+    assert (await client.delete(f"/interactions/{result['id']}")).status_code == 204
+    assert (await client.get(f"/interactions/{result['id']}")).status_code == 404
+    assert (await client.delete(f"/interactions/{result['id']}")).status_code == 404
+
+
+async def test_lists_critics(client: httpx.AsyncClient) -> None:
+    [zero] = (await client.get("/critics")).json()
+    assert zero["version"] == 0
+    assert zero["pointers"] == ["live"]
+    assert (await client.get("/critics/0")).json() == zero
+    assert (await client.get("/critics/9")).status_code == 404

@@ -1,0 +1,95 @@
+"""schemathesis over the OpenAPI description: whatever it allows or forbids, no answer is a 500 or breaks the schema."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+import schemathesis
+from schemathesis.core.failures import FailureGroup
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from tests.postgres import PostgresServer
+from tests.service.conftest import make_settings
+from tests.services import serving
+
+_PATHS = [
+    ("POST", "/critique"),
+    ("POST", "/refine"),
+    ("POST", "/feedback"),
+    ("GET", "/interactions"),
+    ("GET", "/interactions/{interaction_id}"),
+    ("DELETE", "/interactions/{interaction_id}"),
+    ("GET", "/critics"),
+    ("GET", "/critics/{version}"),
+    ("GET", "/healthz"),
+    ("GET", "/readyz"),
+    ("GET", "/state"),
+    ("GET", "/metrics"),
+]
+
+
+@pytest.fixture(scope="module")
+def base_url(postgres: PostgresServer, engine_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A service in a thread with a loop of its own: schemathesis calls it from synchronous code."""
+    postgres.execute("CREATE DATABASE openapi TEMPLATE template_gadfly")
+    settings = make_settings(
+        tmp_path_factory.mktemp("openapi"),
+        postgres.url_of("openapi"),
+        engine_url,
+        max_tokens=3,
+        max_samples=2,
+        max_rounds=2,
+    )
+    started = threading.Event()
+    stop: asyncio.Event
+    loop: asyncio.AbstractEventLoop
+    url = ""
+
+    async def serve() -> None:
+        nonlocal stop, loop, url
+        loop, stop = asyncio.get_running_loop(), asyncio.Event()
+        async with serving(settings) as client:
+            url = str(client.base_url)
+            started.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    assert started.wait(60)
+    yield url
+    loop.call_soon_threadsafe(stop.set)
+    thread.join(30)
+    postgres.execute("DROP DATABASE openapi WITH (FORCE)")
+
+
+@pytest.mark.parametrize(("method", "path"), _PATHS, ids=[f"{method} {path}" for method, path in _PATHS])
+def test_answers_as_described(base_url: str, method: str, path: str) -> None:
+    schema = schemathesis.openapi.from_url(f"{base_url}/openapi.json")
+
+    @hypothesis.settings(
+        max_examples=30,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+        phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+    )
+    @hypothesis.given(case=schema[path][method].as_strategy())
+    def conforms(case: schemathesis.Case) -> None:
+        if isinstance(case.body, dict):
+            case.body.pop("stream", None)  # an endless answer to a synchronous client
+        try:
+            # A schema cannot say all that is refused: NUL, two fields that exclude each other, a deployment's limits.
+            case.call_and_validate(timeout=60, excluded_checks=[positive_data_acceptance])
+        except FailureGroup as failures:
+            raise AssertionError("\n".join(str(failure) for failure in failures.exceptions)) from failures
+
+    conforms()
+
+
+def test_every_route_is_described_and_tested(base_url: str) -> None:
+    schema = schemathesis.openapi.from_url(f"{base_url}/openapi.json")
+    described = {(result.ok().method.upper(), result.ok().path) for result in schema.get_all_operations()}
+    assert described == set(_PATHS)

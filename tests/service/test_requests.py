@@ -1,0 +1,71 @@
+"""Idempotency: a request id stands for one piece of work and its first result."""
+
+import asyncio
+from pathlib import Path
+
+import httpx
+
+from core.settings import Settings
+from tests.service.conftest import RIGHT, WRONG
+from tests.services import free_port, read_events, service_process, serving, until_ready
+
+SAMPLED = {**RIGHT, "temperature": 1.0, "request_id": "one"}  # unseeded: two runs would differ
+
+
+async def test_a_repeat_returns_the_first_result(client: httpx.AsyncClient) -> None:
+    first = (await client.post("/critique", json=SAMPLED)).json()
+    assert (await client.post("/critique", json=SAMPLED)).json() == first
+    [(name, streamed)] = await read_events(client, "/critique", SAMPLED)
+    assert (name, streamed) == ("result", first)
+    assert len((await client.get("/interactions")).json()["items"]) == 1
+
+
+async def test_both_at_once_share_one_run(client: httpx.AsyncClient) -> None:
+    answers = await asyncio.gather(*(client.post("/refine", json=SAMPLED) for _ in range(8)))
+    assert len({answer.text for answer in answers}) == 1
+    assert len((await client.get("/interactions")).json()["items"]) == 1
+
+
+async def test_another_request_under_the_same_id_is_refused(client: httpx.AsyncClient) -> None:
+    await client.post("/critique", json=SAMPLED)
+    for path, body in [
+        ("/critique", {**SAMPLED, "response": "6"}),
+        ("/critique", {**SAMPLED, "n": 2}),
+        ("/refine", SAMPLED),
+    ]:
+        answer = await client.post(path, json=body)
+        assert answer.status_code == 422
+        assert answer.json()["errors"][0]["field"] == "request_id"
+    running = asyncio.create_task(client.post("/critique", json={**SAMPLED, "request_id": "two"}))
+    await asyncio.sleep(0.05)
+    meanwhile = await client.post("/critique", json={**WRONG, "request_id": "two"})
+    assert {(await running).status_code, meanwhile.status_code} == {200, 422}
+
+
+async def test_a_failed_request_can_be_asked_again(client: httpx.AsyncClient) -> None:
+    long = {**RIGHT, "response": "word " * 3000, "request_id": "again"}
+    assert (await client.post("/critique", json=long)).status_code == 422
+    assert (await client.post("/critique", json=long)).status_code == 422  # judged anew, not stuck
+    assert (await client.post("/critique", json={**RIGHT, "request_id": "again"})).status_code == 200
+
+
+async def test_two_replicas_do_the_work_once(settings: Settings, tmp_path: Path) -> None:
+    other = settings.model_copy(update={"home": tmp_path / "other"})
+    async with serving(settings) as one, serving(other) as two:
+        answers = await asyncio.gather(*(client.post("/refine", json=SAMPLED) for client in (one, two) * 3))
+        assert [answer.status_code for answer in answers] == [200] * 6
+        assert len({answer.json()["id"] for answer in answers}) == 1
+        assert len({answer.json()["refined_response"] for answer in answers}) == 1
+        assert len((await one.get("/interactions")).json()["items"]) == 1
+
+
+async def test_a_repeat_survives_kill_dash_nine(settings: Settings, tmp_path: Path) -> None:
+    settings = settings.model_copy(update={"port": free_port()})
+    async with httpx.AsyncClient(base_url=settings.service_url, timeout=60) as client:
+        with service_process(settings, tmp_path / "service.log"):
+            await until_ready(client)
+            first = (await client.post("/critique", json=SAMPLED)).json()
+        with service_process(settings, tmp_path / "service.log"):
+            await until_ready(client)
+            assert (await client.post("/critique", json=SAMPLED)).json() == first
+            assert (await client.get(f"/interactions/{first['id']}")).json()["result"] == first

@@ -1,0 +1,302 @@
+"""The spool's files, with real crashes and real full disks."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from core.errors import SpoolFull, StoreUnavailable
+from core.grading import Grade
+from core.records import Interaction, Record, new_id
+from service.spool import Spool
+from tests.records import make_feedback, make_interaction
+
+PLENTY = 2**30
+
+
+@contextmanager
+def opened(folder: Path, max_bytes: int = PLENTY) -> Iterator[Spool]:
+    spool = Spool(folder, max_bytes=max_bytes)
+    spool.open()
+    try:
+        yield spool
+    finally:
+        spool.close()
+
+
+def drain(spool: Spool) -> list[Record]:
+    records: list[Record] = []
+    while not spool.is_empty:
+        batch = spool.oldest()
+        records += batch.records
+        spool.remove(batch)
+    return records
+
+
+def fill(spool: Spool, records: list[Record]) -> list[Record]:
+    """Append one by one until the spool refuses; return what it took."""
+    for number, record in enumerate(records):
+        try:
+            spool.append([record])
+        except SpoolFull:
+            return records[:number]
+    raise AssertionError("it was never full")
+
+
+def some_records() -> list[Record]:
+    interaction = make_interaction(samples=2, refined=True, request_id="r", question="What is\n2 + 2?\u2028ß")
+    return [
+        interaction,
+        make_feedback(interaction.id, correct=False, refinement_grades={interaction.refinements[0].id: Grade.RIGHT}),
+        make_interaction(metadata={"big": 2**100}, critiques=()),
+    ]
+
+
+def segments(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*/*.log"))
+
+
+def test_records_come_back_as_they_went_in_and_in_order(tmp_path: Path) -> None:
+    records = some_records()
+    with opened(tmp_path) as spool:
+        spool.append(records[:2])
+        spool.append(records[2:])
+        assert spool.records == 3
+        assert spool.bytes == sum(path.stat().st_size for path in segments(tmp_path))
+        assert drain(spool) == records
+        assert (spool.records, spool.bytes, segments(tmp_path)) == (0, 0, [])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_appended_meanwhile_is_in_a_later_batch(tmp_path: Path) -> None:
+    first, second = make_interaction(), make_interaction()
+    with opened(tmp_path) as spool:
+        spool.append([first])
+        batch = spool.oldest()
+        spool.append([second])
+        assert batch.records == [first]
+        spool.remove(batch)
+        assert drain(spool) == [second]
+
+
+def test_many_records_make_many_batches(tmp_path: Path) -> None:
+    records: list[Record] = [make_interaction(question=f"question {number}") for number in range(450)]
+    with opened(tmp_path) as spool:
+        for start in range(0, 450, 50):
+            spool.append(records[start : start + 50])
+        assert spool.segments == 3
+        assert drain(spool) == records
+
+
+def test_spooled_interactions_are_found(tmp_path: Path) -> None:
+    records = some_records()
+    interaction = records[0]
+    assert isinstance(interaction, Interaction)
+    with opened(tmp_path) as spool:
+        spool.append(records)
+        assert spool.find(interaction.id) == interaction
+        assert spool.find_request("r", key_id=None) == interaction
+        assert spool.find_request("r", key_id=new_id()) is None
+        assert spool.find(new_id()) is None
+        drain(spool)
+        assert spool.find(interaction.id) is None
+        assert spool.find_request("r", key_id=None) is None
+
+
+def test_text_without_a_form_on_disk_is_replaced(tmp_path: Path) -> None:
+    with opened(tmp_path) as spool:
+        spool.append([make_interaction(response="\ud800", metadata={"x": float("inf")}, latency_ms=float("nan"))])
+        (record,) = drain(spool)
+    assert isinstance(record, Interaction)
+    assert (record.response, record.metadata, record.latency_ms) == ("\ufffd", {"x": None}, None)
+
+
+def test_what_a_closed_spool_held_waits_for_the_next_start(tmp_path: Path) -> None:
+    records = some_records()
+    with opened(tmp_path) as spool:
+        spool.append(records)
+    with opened(tmp_path) as spool:
+        assert spool.records == 3
+        assert isinstance(records[0], Interaction)
+        assert spool.find(records[0].id) == records[0]
+        assert drain(spool) == records
+
+
+@pytest.mark.parametrize("cut", [1, 10, 200])
+def test_a_line_cut_short_by_a_crash_is_dropped(tmp_path: Path, cut: int) -> None:
+    records = some_records()
+    with opened(tmp_path) as spool:
+        spool.append(records)
+    (path,) = segments(tmp_path)
+    os.truncate(path, path.stat().st_size - cut)
+    with opened(tmp_path) as spool:
+        spool.append([records[2]])
+        assert drain(spool) == [*records[:2], records[2]]
+    assert not (tmp_path / "rejected.jsonl").exists()  # it was never acknowledged
+
+
+def test_a_tail_of_zeros_is_dropped(tmp_path: Path) -> None:
+    records = some_records()
+    with opened(tmp_path) as spool:
+        spool.append(records)
+    with segments(tmp_path)[0].open("ab") as file:
+        file.write(bytes(5000))
+    with opened(tmp_path) as spool:
+        assert drain(spool) == records
+
+
+def test_a_damaged_line_is_put_aside_and_the_rest_goes_on(tmp_path: Path) -> None:
+    records = some_records()
+    with opened(tmp_path) as spool:
+        spool.append(records)
+    (path,) = segments(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"\n") + 40] ^= 1  # in the second line
+    path.write_bytes(content)
+    with opened(tmp_path) as spool:
+        assert drain(spool) == [records[0], records[2]]
+    (line,) = (tmp_path / "rejected.jsonl").read_text().splitlines()
+    assert "damaged" in json.loads(line)["reason"]
+
+
+def test_a_rejected_record_is_kept_with_its_reason(tmp_path: Path) -> None:
+    interaction = make_interaction()
+    with opened(tmp_path) as spool:
+        spool.reject(interaction, "why")
+        spool.reject(make_feedback(interaction.id), "why not")
+    lines = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
+    assert [line["reason"] for line in lines] == ["why", "why not"]
+    assert lines[0]["interaction"]["id"] == str(interaction.id)
+    assert (tmp_path / "rejected.jsonl").stat().st_mode & 0o077 == 0
+
+
+def test_live_processes_do_not_share(tmp_path: Path) -> None:
+    mine, theirs = make_interaction(), make_interaction()
+    with opened(tmp_path) as one:
+        one.append([mine])
+        with opened(tmp_path) as other:
+            assert other.is_empty
+            other.append([theirs])
+            assert drain(one) == [mine]
+            assert drain(other) == [theirs]
+
+
+CHILD = """
+import sys, time
+from pathlib import Path
+from service.spool import Spool
+from tests.records import make_interaction
+spool = Spool(Path(sys.argv[1]), max_bytes=2**30)
+spool.open()
+while True:
+    records = [make_interaction() for _ in range(5)]
+    spool.append(records)
+    for record in records:
+        print("kept", record.id, flush=True)
+"""
+
+
+def test_after_a_kill_the_next_start_takes_over_all_that_was_acknowledged(tmp_path: Path) -> None:
+    acknowledged: list[str] = []
+    for _ in range(2):
+        with subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path)], stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None
+            lines = [child.stdout.readline() for _ in range(300)]
+            child.send_signal(signal.SIGKILL)
+            lines += [line for line in child.stdout if line.endswith("\n")]
+            acknowledged += [line.split()[1] for line in lines if line.startswith("kept")]
+    with opened(tmp_path) as spool:
+        kept = [str(record.id) for record in drain(spool)]
+    assert set(acknowledged) <= set(kept)
+    assert len(kept) == len(set(kept)) <= len(acknowledged) + 10  # a group that was not acknowledged may be there
+
+
+def test_a_full_spool_refuses_and_recovers(tmp_path: Path) -> None:
+    records: list[Record] = [make_interaction(question="x" * 1000) for _ in range(20)]
+    with opened(tmp_path, max_bytes=10_000) as spool:
+        kept = fill(spool, records)
+        assert kept
+        with pytest.raises(SpoolFull, match="10,000 bytes"):
+            spool.append([records[-1]])
+        assert drain(spool) == kept
+        spool.append([records[-1]])
+
+
+@contextmanager
+def small_disk(folder: Path, size: int) -> Iterator[None]:
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("only root can mount a small disk")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_refuses_and_leaves_the_file_readable(tmp_path: Path) -> None:
+    with small_disk(tmp_path, 128 * 1024), opened(tmp_path) as spool:
+        records: list[Record] = [make_interaction(question="x" * 5000) for _ in range(100)]
+        kept = fill(spool, records)
+        for _ in range(3):
+            with pytest.raises(SpoolFull, match="disk is full"):
+                spool.append([records[-1]])
+        small = make_feedback(new_id(), comment="a")  # what still fits is still taken
+        spool.append([small])
+        batch = spool.oldest()
+        assert batch.records[: len(kept)] == kept
+        spool.remove(batch)
+        assert [*batch.records, *drain(spool)] == [*kept, small]
+        spool.append([records[-1]])
+        assert drain(spool) == [records[-1]]
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from core.errors import SpoolFull
+from service.spool import Spool
+from tests.records import make_interaction
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+spool = Spool(Path(sys.argv[1]), max_bytes=2**30)
+spool.open()
+kept = []
+try:
+    while True:
+        record = make_interaction(question="x" * 3000)
+        spool.append([record])
+        kept.append(record)
+except SpoolFull as error:
+    print(error)
+after = make_interaction()
+spool.append([after])  # in a new file
+records = []
+while not spool.is_empty:
+    batch = spool.oldest()
+    records += batch.records
+    spool.remove(batch)
+assert records == [*kept, after], (len(records), len(kept))
+print(len(kept))
+"""
+
+
+def test_a_limit_on_file_size_refuses_and_leaves_the_file_readable(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "disk is full" in done.stdout
+    assert int(done.stdout.splitlines()[-1]) > 5
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreUnavailable, match="spool"), opened(tmp_path / "file"):
+        pass
