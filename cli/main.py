@@ -1,0 +1,406 @@
+"""The command `gadfly`. Commands import what they need when they run, so that the others start quickly."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.options import takes_settings
+from core.errors import BadInput, BadSettings, GadflyError
+from core.records import Kind, Split, Tier
+from core.settings import Settings
+
+app = typer.Typer(
+    name="gadfly",
+    help="An inference service whose critic learns from its own traffic.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+keys_app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Question = Annotated[
+    str | None, typer.Option("--question", "-q", help="The question: text, @FILE, or - for standard input.")
+]
+Response = Annotated[str | None, typer.Option("--response", "-r", help="The answer to judge: text, @FILE or -.")]
+Reference = Annotated[str | None, typer.Option("--reference", help="The right answer, if known: text, @FILE or -.")]
+Critic = Annotated[str | None, typer.Option("--critic", help="live, candidate, or a version's number.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Same seed, same critic, same input: same answer.")]
+Episode = Annotated[str | None, typer.Option("--episode", help="Episode to add this to; it pins the critic.")]
+RequestId = Annotated[str | None, typer.Option("--request-id", help="A repeat with this id returns the first result.")]
+
+
+def main() -> None:
+    """Run the command line. Errors of ours are one sentence and an exit code, never a traceback."""
+    try:
+        app()
+    except GadflyError as error:
+        from cli.terminal import fail
+
+        fail(str(error), code=2 if isinstance(error, BadSettings | BadInput) else 1)
+    except BrokenPipeError:  # `gadfly ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+@app.callback()
+@takes_settings(show=True)
+def gadfly(flags: dict[str, str]) -> None:
+    """An inference service whose critic learns from its own traffic."""
+
+
+@app.command()
+@takes_settings(show=True)
+def up(settings: Settings) -> None:
+    """Run everything here: database, engine and service, until Ctrl-C."""
+    from cli.up import up
+
+    raise typer.Exit(up(settings))
+
+
+@app.command("settings")
+@takes_settings()
+def show_settings(settings: Settings, flags: dict[str, str], json: Json = False) -> None:
+    """Show every setting in force and where it came from."""
+    from cli.options import describe
+    from cli.terminal import out, print_json
+
+    rows = describe(settings, flags=flags, environment=os.environ)
+    if json:
+        print_json([asdict(row) for row in rows])
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("setting", no_wrap=True)
+    table.add_column("value", overflow="fold")
+    table.add_column("from", no_wrap=True)
+    for row in rows:
+        source = "" if row.given_as is None else f" {row.given_as}"
+        value = Text("unset", style="dim") if row.value in (None, "") else Text(row.value or "")
+        table.add_row(row.name, value, Text(row.source + source, style="" if row.given_as else "dim"))
+    out.print(table)
+
+
+@app.command()
+@takes_settings()
+def status(settings: Settings, json: Json = False) -> None:
+    """Show what runs, what it is doing, and what is stored."""
+    from cli import status
+    from cli.terminal import print_json
+
+    found = asyncio.run(status.collect(settings))
+    if json:
+        print_json(found)
+    else:
+        status.show(found)
+    raise typer.Exit(0 if found["service"]["ready"] else 1)
+
+
+@app.command()
+@takes_settings()
+def doctor(settings: Settings, json: Json = False) -> None:
+    """Check everything a deployment needs, and say what to do."""
+    from cli.doctor import Outcome, examine
+    from cli.terminal import out, print_json
+
+    findings = asyncio.run(examine(settings))
+    if json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        from rich.table import Table
+        from rich.text import Text
+
+        colours = {Outcome.OK: "green", Outcome.WARN: "yellow", Outcome.FAIL: "bold red"}
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+        for finding in findings:
+            advice = f" {finding.do}" if finding.do else ""
+            table.add_row(
+                Text(finding.outcome, style=colours[finding.outcome]), finding.name, Text(finding.says + advice)
+            )
+        out.print(table)
+    raise typer.Exit(any(finding.outcome is Outcome.FAIL for finding in findings))
+
+
+@app.command()
+@takes_settings()
+def critique(
+    settings: Settings,
+    flags: dict[str, str],
+    question: Question = None,
+    response: Response = None,
+    reference: Reference = None,
+    n: Annotated[int | None, typer.Option("-n", help="How many critiques to sample.")] = None,
+    critic: Critic = None,
+    seed: Seed = None,
+    episode: Episode = None,
+    request_id: RequestId = None,
+    json: Json = False,
+) -> None:
+    """Judge an answer step by step (arguments, or the JSON of POST /critique on standard input)."""
+    from cli.asking import show_critique
+
+    given = _options(flags, reference, critic, seed=seed, episode_id=episode, request_id=request_id, n=n)
+    _ask(settings, "/critique", question, response, given, json, show_critique)
+
+
+@app.command()
+@takes_settings()
+def refine(
+    settings: Settings,
+    flags: dict[str, str],
+    question: Question = None,
+    response: Response = None,
+    reference: Reference = None,
+    rounds: Annotated[int | None, typer.Option("--rounds", help="Rounds of critique and rewrite.")] = None,
+    when: Annotated[str | None, typer.Option("--when", help="always, or if_incorrect.")] = None,
+    samples: Annotated[
+        int | None, typer.Option("--samples", help="Independent runs; the majority's answer wins.")
+    ] = None,
+    critique: Annotated[
+        str | None, typer.Option("--critique", help="Refine with this critique: text, @FILE or -.")
+    ] = None,
+    critique_id: Annotated[str | None, typer.Option("--critique-id", help="Refine with this earlier critique.")] = None,
+    critic: Critic = None,
+    seed: Seed = None,
+    episode: Episode = None,
+    request_id: RequestId = None,
+    json: Json = False,
+) -> None:
+    """Rewrite an answer with a critique (arguments, or the JSON of POST /refine on standard input)."""
+    from cli.asking import read_text, show_refinement
+
+    given = _options(flags, reference, critic, seed=seed, episode_id=episode, request_id=request_id)
+    given |= {"rounds": rounds, "when": when, "samples": samples, "critique_id": critique_id}
+    given["critique"] = read_text(critique)
+    _ask(settings, "/refine", question, response, given, json, show_refinement)
+
+
+@app.command()
+@takes_settings()
+def feedback(
+    settings: Settings,
+    interaction_id: Annotated[str | None, typer.Argument(help="The interaction; or give --request-id.")] = None,
+    correct: Annotated[bool | None, typer.Option("--correct/--incorrect", help="Was the response right?")] = None,
+    reference: Reference = None,
+    edited: Annotated[str | None, typer.Option("--edited", help="How the answer should have read.")] = None,
+    rating: Annotated[int | None, typer.Option("--rating", help="1 (worst) to 5 (best).")] = None,
+    comment: Annotated[str | None, typer.Option("--comment", help="Anything else.")] = None,
+    request_id: Annotated[str | None, typer.Option("--request-id", help="The request id it was asked with.")] = None,
+    json: Json = False,
+) -> None:
+    """Say what was right: the critic learns from it."""
+    from cli.asking import Service, read_text
+    from cli.terminal import out, print_json
+
+    body = {
+        "interaction_id": interaction_id,
+        "request_id": request_id,
+        "correct": correct,
+        "reference": read_text(reference),
+        "edited_response": read_text(edited),
+        "rating": rating,
+        "comment": comment,
+    }
+    result = Service(settings).post("/feedback", {name: value for name, value in body.items() if value is not None})
+    if json:
+        print_json(result)
+        return
+    grade = f"; the reference says the response is {result['grade'].replace('_', ' ')}" if result.get("grade") else ""
+    out.print(f"kept as feedback {result['id']} on interaction {result['interaction_id']}{grade}")
+
+
+@app.command()
+@takes_settings()
+def migrate(
+    settings: Settings,
+    check: Annotated[bool, typer.Option("--check", help="Change nothing; fail if something would change.")] = False,
+) -> None:
+    """Bring the database's schema up to date."""
+    from cli.storage import database_url
+    from cli.terminal import fail, out
+    from core.database import migrate, schema_state
+
+    with database_url(settings) as url:
+        if not check:
+            migrate(url)
+        state = schema_state(url)
+        if not state.is_current:
+            fail(f"the schema is at {state.current or 'nothing'} and not at {state.head}: run `gadfly migrate`")
+        if state.drift:
+            fail(f"the tables differ from what this release says: {'; '.join(state.drift)}")
+        out.print(f"the schema is at {state.current}, as this release needs it")
+
+
+@app.command()
+@takes_settings()
+def model(settings: Settings) -> None:
+    """Make the default model, which `gadfly up` also does when it is missing, and print its folder."""
+    environment = os.environ | settings.to_environment()
+    command = (sys.executable, "-P", "-m", "engine.models")
+    raise typer.Exit(subprocess.run(command, env=environment, check=False).returncode)
+
+
+@app.command("import")
+@takes_settings()
+def import_(
+    settings: Settings, file: Annotated[Path, typer.Argument(help="JSON Lines: question, response, reference, ...")]
+) -> None:
+    """Take in logged answers from a file. Doing it again adds only what is not there yet."""
+    from cli import storage, terminal
+    from core.database import migrate
+
+    size = file.stat().st_size if file.is_file() else None
+    with storage.database_url(settings) as url:
+        migrate(url)
+        report = asyncio.run(storage.import_file(settings, url, file, size=size, console=terminal.err))
+    terminal.out.print(f"{report.added} rows added, {report.known} were there already, {report.skipped} skipped")
+
+
+@app.command()
+@takes_settings()
+def export(
+    settings: Settings,
+    out: Annotated[Path, typer.Argument(help="OUT.parquet or OUT.jsonl; it appears whole or not at all.")],
+    split: Annotated[Split | None, typer.Option("--split", help="Only this side of the training wall.")] = None,
+    kind: Annotated[Kind | None, typer.Option("--kind", help="Only interactions of this kind.")] = None,
+    since: Annotated[datetime | None, typer.Option("--since", help="Only from this moment (UTC) on.")] = None,
+    until: Annotated[datetime | None, typer.Option("--until", help="Only before this moment (UTC).")] = None,
+) -> None:
+    """Write interactions with their critiques, refinements and feedback to a file."""
+    from cli import storage, terminal
+    from core.queries import Filters
+
+    filters = Filters(split=split, kind=kind, created_from=_utc(since), created_before=_utc(until))
+    with storage.database_url(settings) as url:
+        rows = asyncio.run(storage.export_file(settings, url, out, filters, console=terminal.err))
+    terminal.out.print(f"{rows} interactions written to {out}", markup=False)
+
+
+@keys_app.command("create")
+@takes_settings()
+def keys_create(
+    settings: Settings,
+    tier: Annotated[Tier, typer.Option("--tier", help="caller: use the service. admin: everything.")] = Tier.CALLER,
+    name: Annotated[str, typer.Option("--name", help="What to call it.")] = "",
+    expires: Annotated[str | None, typer.Option("--expires", help="When it ends: 12h, 30d, 2w. Unset: never.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the secret to this file (mode 600).")] = None,
+    if_none: Annotated[
+        bool, typer.Option("--if-none", help="Do nothing when an active key of this tier exists.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Make a key. Its secret is shown once, or written to --out and not shown."""
+    from cli import storage, terminal
+    from core.database import migrate
+    from core.records import now
+
+    expires_at = None if expires is None else storage.expiry(expires, at=now())
+    with storage.database_url(settings) as url:
+        migrate(url)
+        active = asyncio.run(storage.active_keys(settings, url, tier)) if if_none else []
+        if active:
+            terminal.err.print(f"there is an active {tier} key already: {active[0].name} ({active[0].hint}...)")
+            return
+        key, secret = asyncio.run(
+            storage.create_key(settings, url, name=name or tier.value, tier=tier, expires_at=expires_at, out=out)
+        )
+    if json:
+        terminal.print_json({**asdict(key), "secret": None if out else secret, "file": out and str(out)})
+        return
+    ends = "" if key.expires_at is None else f", valid until {key.expires_at:%Y-%m-%d %H:%M} UTC"
+    terminal.err.print(f"{key.tier} key {key.name} ({key.id}){ends}", markup=False)
+    if out is None:
+        terminal.err.print("This is its secret; it is not shown again:")
+        terminal.out.print(secret, markup=False)
+    else:
+        terminal.err.print(f"The secret is in {out}.", markup=False)
+
+
+@keys_app.command("list")
+@takes_settings()
+def keys_list(settings: Settings, json: Json = False) -> None:
+    """List all keys, also those that are over."""
+    from cli import storage
+    from cli.terminal import out, print_json
+    from core.records import now
+
+    with storage.database_url(settings) as url:
+        keys = asyncio.run(storage.all_keys(settings, url))
+    if json:
+        print_json([{**asdict(key), "active": key.is_active(now())} for key in keys])
+        return
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("id", "name", "tier", "secret", "made", "state"):
+        table.add_column(name, overflow="fold", no_wrap=name == "id")
+    for key in keys:
+        over = "revoked" if key.revoked_at else "expired"
+        until = "active" if key.expires_at is None else f"active until {key.expires_at:%Y-%m-%d}"
+        state = until if key.is_active(now()) else over
+        table.add_row(str(key.id), key.name, key.tier, f"{key.hint}...", f"{key.created_at:%Y-%m-%d}", state)
+    out.print(table if keys else "no keys")
+
+
+@keys_app.command("revoke")
+@takes_settings()
+def keys_revoke(
+    settings: Settings, key: Annotated[str, typer.Argument(help="Its id, or its name if only one has it.")]
+) -> None:
+    """End a key for ever. Services notice within seconds."""
+    from cli import storage
+    from cli.terminal import out
+
+    with storage.database_url(settings) as url:
+        revoked = asyncio.run(storage.revoke(settings, url, key))
+    out.print(f"revoked {revoked.tier} key {revoked.name} ({revoked.id})", markup=False)
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    return None if moment is None else moment.replace(tzinfo=UTC)
+
+
+def _options(flags: dict[str, str], reference: str | None, critic: str | None, **given: Any) -> dict[str, Any]:
+    from cli.asking import read_text
+
+    options: dict[str, Any] = {**given, "reference": read_text(reference)}
+    options["critic"] = int(critic) if critic is not None and critic.isdecimal() else critic
+    # Where a request is made, these two flags speak for the request: the service has its own settings.
+    options["temperature"] = float(flags["temperature"]) if "temperature" in flags else None
+    options["max_tokens"] = int(flags["max_tokens"]) if "max_tokens" in flags else None
+    return options
+
+
+def _ask(
+    settings: Settings,
+    path: str,
+    question: str | None,
+    response: str | None,
+    given: dict[str, Any],
+    json: bool,
+    show: Any,
+) -> None:
+    from cli.asking import Service, ask, request_body
+    from cli.terminal import print_json
+
+    body = request_body(question, response, given)
+    service = Service(settings)
+    if json:
+        print_json(service.post(path, body))
+    else:
+        show(ask(service, path, body))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Asking a part of a deployment whether it answers, with a short limit. No answer is a value here, not an error."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+LIMIT_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an address said."""
+
+    status: int | None  # None: it did not answer
+    body: Any  # parsed JSON, None for anything else
+    problem: str  # why there is no answer
+
+    @property
+    def is_ok(self) -> bool:
+        return self.status == 200
+
+
+async def get(url: str, *, limit_s: float = LIMIT_S, key: str | None = None) -> Answer:
+    """GET `url`, which may be `unix:///path/to/socket` followed by `:/path`."""
+    url, uds = _unix(url)
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    try:
+        transport = httpx.AsyncHTTPTransport(uds=uds)
+        async with httpx.AsyncClient(transport=transport, timeout=limit_s, headers=headers) as client:
+            response = await client.get(url)
+    except httpx.HTTPError as error:
+        return Answer(None, None, _why(error))
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    return Answer(
+        response.status_code, body, "" if response.status_code == 200 else f"it answers {response.status_code}"
+    )
+
+
+async def accepts_connections(url: str) -> bool:
+    """Whether this Postgres takes connections to this very database."""
+    import psycopg
+
+    try:
+        connection = await psycopg.AsyncConnection.connect(
+            url.replace("postgresql+psycopg://", "postgresql://", 1), connect_timeout=3
+        )
+    except psycopg.Error:
+        return False
+    await connection.close()
+    return True
+
+
+def engine_endpoint(engine_url: str, path: str) -> str:
+    """The address of `path` on an engine named as in `GADFLY_ENGINE_URLS`."""
+    return f"{engine_url}:{path}" if engine_url.startswith("unix://") else engine_url.rstrip("/") + path
+
+
+def why_not_ready(body: Any) -> str:
+    """The reasons in the answer of /readyz, as one line."""
+    if not isinstance(body, dict):
+        return "it does not say why"
+    reasons = [
+        f"{name}: {check.get('detail', 'not ok')}"
+        for name, check in body.items()
+        if isinstance(check, dict) and not check.get("ok")
+    ]
+    return "; ".join(reasons) or str(body.get("detail") or "it is still starting")
+
+
+async def takes_adapters(engine_url: str) -> bool:
+    """Whether this engine loads adapters while it runs. The request is refused either way, for what it lacks if so."""
+    url, uds = _unix(engine_endpoint(engine_url, "/v1/load_lora_adapter"))
+    try:
+        async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=uds), timeout=LIMIT_S) as client:
+            response = await client.post(url, json={})
+    except httpx.HTTPError:
+        return False
+    return response.status_code in (400, 422)
+
+
+def _unix(url: str) -> tuple[str, str | None]:
+    if not url.startswith("unix://"):
+        return url, None
+    socket, _, path = url.removeprefix("unix://").rpartition(":")
+    return f"http://engine{path}", str(Path(socket))
+
+
+def _why(error: httpx.HTTPError) -> str:
+    if isinstance(error, httpx.ConnectError):
+        return "nothing listens there"
+    if isinstance(error, httpx.TimeoutException):
+        return "it does not answer in time"
+    return str(error) or type(error).__name__

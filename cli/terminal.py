@@ -1,0 +1,107 @@
+"""What people see: one place for progress, results and errors."""
+
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import orjson
+from rich.console import Console
+from rich.markup import escape
+from rich.status import Status
+
+_NOTE_EVERY_S = 10.0  # without a terminal every note stays, so they are kept rare
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # tab and line feed may stay
+_WIDE = 200  # for pipes and logs, where a table that wraps or cuts would lose an id
+
+out = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else _WIDE)
+err = Console(stderr=True, soft_wrap=True, highlight=False, width=None if sys.stderr.isatty() else _WIDE)
+
+
+def fail(message: str, *, code: int = 1) -> NoReturn:
+    """End the program with one sentence."""
+    err.print(f"[bold red]error:[/] {escape(message)}")
+    sys.exit(code)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout, for programs."""
+    sys.stdout.write(
+        orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS, default=str).decode() + "\n"
+    )
+    sys.stdout.flush()
+
+
+def plain(text: str) -> str:
+    """Text from elsewhere without control characters, which could rewrite what a terminal shows."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def seconds(duration_s: float) -> str:
+    """A duration as people say it."""
+    if duration_s < 10:
+        return f"{duration_s:.1f} s"
+    if duration_s < 120:
+        return f"{duration_s:.0f} s"
+    if duration_s < 7200:
+        return f"{duration_s / 60:.0f} min"
+    return f"{duration_s / 3600:.0f} h" if duration_s < 172_800 else f"{duration_s / 86400:.0f} days"
+
+
+class Step:
+    """One step of a longer task, while it is under way."""
+
+    def __init__(self, console: Console, name: str, doing: str) -> None:
+        self._console = console
+        self._name = name
+        self._doing = doing
+        self._began = self._noted = time.monotonic()
+        self._status: Status | None = None
+        self._result = "done"
+        if console.is_terminal:
+            self._status = Status(self._line(""), console=console)
+            self._status.start()
+        else:
+            console.print(f"{name}: {doing}", markup=False)
+
+    def note(self, text: str) -> None:
+        """What it is at now. Call it as often as you like."""
+        if self._status is not None:
+            self._status.update(self._line(text))
+        elif time.monotonic() - self._noted > _NOTE_EVERY_S:
+            self._noted = time.monotonic()
+            took = seconds(time.monotonic() - self._began)
+            self._console.print(f"{self._name}: {self._doing} ({took}) {plain(text)}".rstrip(), markup=False)
+
+    def result(self, text: str) -> None:
+        """What to show when the step is done."""
+        self._result = text
+
+    def _line(self, note: str) -> str:
+        took = seconds(time.monotonic() - self._began)
+        width = max(20, self._console.width - len(self._name) - len(self._doing) - len(took) - 10)
+        return f"{self._name:<10} {self._doing} [dim]{took}  {escape(plain(note)[:width])}[/]"
+
+    def end(self, *, ok: bool) -> None:
+        took = seconds(time.monotonic() - self._began)
+        if self._status is not None:
+            self._status.stop()
+            if ok:
+                self._console.print(f"[green]✓[/] {self._name:<10} {escape(self._result)} [dim]{took}[/]")
+        elif ok:
+            self._console.print(f"{self._name}: {self._result} ({took})", markup=False)
+
+
+@contextmanager
+def step(name: str, doing: str, *, console: Console = err) -> Iterator[Step]:
+    """Show one step of a longer task: a spinner in a terminal, plain lines elsewhere."""
+    current = Step(console, name, doing)
+    try:
+        yield current
+    except BaseException:
+        current.end(ok=False)
+        raise
+    current.end(ok=True)

@@ -1,0 +1,25 @@
+"""`python tether.py PARENT_PID PROGRAM ARGUMENT...`: becomes PROGRAM, and ends when the process that started it ends.
+
+A script of its own, because the kernel is asked between fork and exec, where Python code of a parent with threads must
+not run. Elsewhere than on Linux it only starts the program.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(parent: int, program: list[str]) -> None:
+    if sys.platform == "linux":
+        # Asked to end rather than killed: the engine ends its own processes, the database closes its files.
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it ended before the kernel was asked
+            sys.exit(1)
+    os.execvp(program[0], program)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2:])

@@ -1,0 +1,192 @@
+"""What people see of /critique, /refine and /feedback, and what they see when it goes wrong."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from cli import asking
+from cli.asking import Service, ServiceError, ask, problem_text, read_text, request_body, show_critique, show_refinement
+from core.errors import BadInput
+from core.settings import Settings
+
+CRITIQUE: dict[str, Any] = {
+    "id": "01-critique",
+    "episode_id": "01-episode",
+    "verdict": "incorrect",
+    "confidence": 0.873,
+    "critic": {"version": 7, "adapter_sha256": "ab" * 32},
+    "steps": [
+        {"text": "3 + 4 = 7", "verdict": "incorrect", "explanation": "It should be [3 * 4]."},
+        {"text": "7 - 2 = 5", "verdict": "correct", "explanation": ""},
+    ],
+    "critiques": [{"verdict": "incorrect"}, {"verdict": "correct"}, {"verdict": "incorrect"}],
+    "grade": "wrong",
+    "usage": {"prompt_tokens": 100, "completion_tokens": 20},
+    "latency_ms": 1234.5,
+}
+REFINEMENT: dict[str, Any] = {
+    **CRITIQUE,
+    "id": "01-refine",
+    "refined_response": "3 * 4 - 2 = 10",
+    "rounds": [{"critique": {"confidence": None}}],
+    "samples": [1, 2, 3],
+    "votes": 2,
+    "stop_reason": "judged_correct",
+    "refined_grade": "right",
+}
+
+
+def service(handler: Any, **settings: Any) -> Service:
+    return Service(Settings(**settings), transport=httpx.MockTransport(handler))
+
+
+def events(*pairs: tuple[str, dict[str, Any]]) -> bytes:
+    return b": still at work\n\n" + b"".join(
+        f"event: {name}\ndata: {json.dumps(data)}\n\n".encode() for name, data in pairs
+    )
+
+
+def problem(status: int, title: str, detail: str, **headers: str) -> httpx.Response:
+    return httpx.Response(status, json={"title": title, "status": status, "detail": detail}, headers=headers)
+
+
+def test_text_is_printed_as_it_comes_and_the_result_returned(capsys: pytest.CaptureFixture[str]) -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        assert json.loads(request.content) == {"question": "q", "response": "r", "stream": True}
+        assert request.headers["authorization"] == "Bearer gf_key"
+        return httpx.Response(
+            200,
+            content=events(
+                ("text", {"sample": 0, "round": 0, "role": "critique", "text": "Step 1 "}),
+                ("text", {"sample": 1, "round": 0, "role": "critique", "text": "of another sample"}),
+                ("text", {"sample": 0, "round": 0, "role": "critique", "text": "is [red]wrong[/red]\x1b[2J"}),
+                ("result", CRITIQUE),
+            ),
+        )
+
+    assert ask(service(handler, key="gf_key"), "/critique", {"question": "q", "response": "r"}) == CRITIQUE
+    printed = capsys.readouterr().out
+    assert "Step 1 is [red]wrong[/red]" in printed, "the model's text is no markup"
+    assert "\x1b" not in printed, "nor does it steer the terminal"
+    assert "another sample" not in printed
+
+
+def test_a_critique_shows_steps_verdict_confidence_critic_and_ids(capsys: pytest.CaptureFixture[str]) -> None:
+    show_critique(CRITIQUE)
+    printed = capsys.readouterr().out
+    for part in ("3 + 4 = 7", "[3 * 4]", "✗", "✓", "incorrect", "87%", "critic@7", "abababababab", "01-critique"):
+        assert part in printed
+    assert "votes       1 correct, 2 incorrect" in printed
+    assert "response    wrong" in printed
+    assert "gadfly feedback 01-critique" in printed
+
+
+def test_a_critique_of_the_base_model_without_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    critic = {"version": 0, "adapter_sha256": None}
+    show_critique({**CRITIQUE, "steps": [], "verdict": "unparsed", "confidence": None, "critic": critic, "grade": None})
+    printed = capsys.readouterr().out
+    assert "critic@0 (the base model)" in printed
+    assert "confidence" not in printed
+    assert "no steps" in printed
+
+
+def test_a_refinement_shows_the_answer_and_why_it_stopped(capsys: pytest.CaptureFixture[str]) -> None:
+    show_refinement(REFINEMENT)
+    printed = capsys.readouterr().out
+    assert "3 * 4 - 2 = 10" in printed
+    assert "stopped     after 1 round: the critic calls the answer correct; 2 of 3 samples agree" in printed
+    assert "refined     right" in printed
+
+
+REFUSALS = [  # answer, sentence, why this row exists
+    (problem(401, "Unauthorized", "this service needs a key"), "--key or GADFLY_KEY", "say how to send one"),
+    (problem(503, "Engine unavailable", "no engine", **{"retry-after": "5"}), "try again in 5 s", "say when"),
+    (problem(422, "Invalid input", "question: must not be empty"), "question: must not be empty", "say what"),
+    (httpx.Response(404, text="<html>nginx"), "is no Gadfly", "another program listens there"),
+    (httpx.Response(200, text="hello"), "is no Gadfly", "another program listens there and likes us"),
+]
+
+
+@pytest.mark.parametrize(("answer", "sentence", "why"), REFUSALS)
+def test_a_refusal_is_a_sentence(answer: httpx.Response, sentence: str, why: str) -> None:
+    with pytest.raises(ServiceError, match=sentence):
+        service(lambda request: answer).post("/critique", {})
+
+
+def test_a_refusal_of_a_stream_is_a_sentence() -> None:
+    answer = problem(429, "Too many requests", "256 requests are at work", **{"retry-after": "1"})
+    with pytest.raises(ServiceError, match=r"Too many requests: 256 requests are at work \(try again in 1 s\)"):
+        ask(service(lambda request: answer), "/critique", {})
+
+
+def test_an_error_in_the_stream_is_a_sentence() -> None:
+    content = events(("error", {"title": "Engine timed out", "status": 504, "detail": "it took longer than 300 s"}))
+    with pytest.raises(ServiceError, match="it took longer than 300 s"):
+        ask(service(lambda request: httpx.Response(200, content=content)), "/critique", {})
+
+
+def test_a_stream_that_ends_without_a_result_broke_off() -> None:
+    content = events(("text", {"sample": 0, "round": 0, "role": "critique", "text": "Step"}))
+    with pytest.raises(ServiceError, match="broke off"):
+        ask(service(lambda request: httpx.Response(200, content=content)), "/critique", {})
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (httpx.ConnectError("refused"), "start one with `gadfly up`"),
+        (httpx.ReadTimeout("slow"), "did not answer in time"),
+        (httpx.RemoteProtocolError("gone"), "broke off"),
+    ],
+)
+def test_a_service_that_is_away_is_a_sentence(error: httpx.HTTPError, sentence: str) -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        raise error
+
+    with pytest.raises(ServiceError, match=sentence):
+        service(handler).post("/feedback", {})
+    with pytest.raises(ServiceError, match=sentence):
+        ask(service(handler), "/critique", {})
+
+
+def test_texts_come_from_arguments_files_and_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "q.txt").write_text("from a file")
+    monkeypatch.setattr("sys.stdin", io.StringIO("from a pipe"))
+    assert read_text("as given") == "as given"
+    assert read_text(f"@{tmp_path / 'q.txt'}") == "from a file"
+    assert read_text("-") == "from a pipe"
+    assert read_text(None) is None
+    with pytest.raises(BadInput, match="No such file"):
+        read_text(f"@{tmp_path / 'none'}")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    with pytest.raises(BadInput, match="not UTF-8"):
+        read_text(f"@{tmp_path / 'binary'}")
+
+
+def test_a_whole_request_comes_from_standard_input_and_arguments_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO('{"question": "q", "response": "r", "seed": 1}'))
+    assert request_body(None, None, {"seed": 2, "n": None}) == {"question": "q", "response": "r", "seed": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{", "not JSON"),
+        ("[]", "one JSON object"),
+        ("", "--question and --response"),
+        ('{"question": "q"}', "--response"),
+    ],
+)
+def test_an_incomplete_request_is_refused_here(text: str, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    with pytest.raises(BadInput, match=sentence):
+        request_body(None, None, {})
+
+
+def test_a_problem_without_detail_still_says_something() -> None:
+    assert problem_text({"title": "Internal error", "status": 500}) == "Internal error: Internal error"
+    assert asking.problem_text({"title": "Forbidden", "status": 403, "detail": "admins only"}).endswith("GADFLY_KEY)")

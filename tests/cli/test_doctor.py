@@ -1,0 +1,178 @@
+"""What `gadfly doctor` says about deployments that are broken in one way each."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, text
+from typer.testing import CliRunner
+
+from cli.doctor import CHECKS, Finding, Outcome, examine, spooled
+from cli.main import app
+from core.settings import Settings
+from tests.cli.conftest import FakeServer
+from tests.postgres import PostgresServer
+
+ENGINE = {
+    "/health": (200, {}),
+    "/v1/models": (200, {"data": [{"id": "base"}]}),
+    "/v1/load_lora_adapter": (400, {"error": "lora_name is missing"}),
+}
+
+
+async def findings(home: Path, **settings: Any) -> dict[str, Finding]:
+    return {finding.name: finding for finding in await examine(Settings(home=home, **settings))}
+
+
+def make_model(folder: Path, *files: str) -> Path:
+    folder.mkdir(parents=True)
+    for name in files:
+        (folder / name).touch()
+    return folder
+
+
+async def test_a_new_machine_has_nothing_to_complain_about(tmp_path: Path, free_port: int) -> None:
+    found = await findings(tmp_path, port=free_port)
+    assert len(found) == len(CHECKS)
+    assert not [finding for finding in found.values() if finding.outcome is Outcome.FAIL]
+    assert "is free" in found["service"].says
+    assert "`gadfly up` starts it" in found["database"].says
+
+
+async def test_every_failure_says_what_to_do(tmp_path: Path, another_program: FakeServer, free_port: int) -> None:
+    found = await findings(
+        tmp_path / "home",
+        port=another_program.port,
+        host="127.0.0.1",
+        database_url=f"postgresql://127.0.0.1:{free_port}/x",
+        engine_urls=(f"http://127.0.0.1:{free_port}",),
+    )
+    failed = {name for name, finding in found.items() if finding.outcome is Outcome.FAIL}
+    assert failed == {"service", "database", "engine", "keys"}
+    assert all(found[name].do for name in failed)
+    assert "is not Gadfly" in found["service"].says
+    assert "cannot be reached" in found["database"].says
+    assert "nothing listens there" in found["engine"].says
+
+
+async def test_a_service_that_is_not_ready_says_why(tmp_path: Path) -> None:
+    readiness = {
+        "ready": False,
+        "engine": {"ok": False, "detail": "no engine answers at http://e", "seconds": 0.1},
+        "database": {"ok": True, "detail": "answers", "seconds": 0.1},
+    }
+    with FakeServer({"/healthz": (200, {}), "/readyz": (503, readiness)}) as service:
+        found = await findings(tmp_path, url=service.url)
+    assert found["service"].outcome is Outcome.FAIL
+    assert "engine: no engine answers at http://e" in found["service"].says
+
+
+async def test_a_named_service_that_is_away(tmp_path: Path, free_port: int) -> None:
+    found = await findings(tmp_path, url=f"http://127.0.0.1:{free_port}")
+    assert found["service"].outcome is Outcome.FAIL
+    assert "Nothing answers" in found["service"].says
+
+
+MODELS = [  # files in the folder, outcome, words, why this row exists
+    (("config.json", "tokenizer.json", "model.safetensors"), Outcome.OK, "is complete", "all there"),
+    (("config.json", "vocab.json", "pytorch_model.bin"), Outcome.OK, "is complete", "older names"),
+    (("config.json", "tokenizer.json"), Outcome.FAIL, "no weights", "a copy that was broken off"),
+    ((), Outcome.FAIL, "no config.json, no tokenizer, no weights", "an empty folder"),
+]
+
+
+@pytest.mark.parametrize(("files", "outcome", "words", "why"), MODELS)
+async def test_model_folders(tmp_path: Path, files: tuple[str, ...], outcome: Outcome, words: str, why: str) -> None:
+    model = make_model(tmp_path / "model", *files)
+    finding = (await findings(tmp_path, model=str(model)))["model"]
+    assert finding.outcome is outcome, why
+    assert words in finding.says
+
+
+async def test_a_model_folder_that_is_not_there(tmp_path: Path) -> None:
+    assert (await findings(tmp_path, model="/no/such/model"))["model"].outcome is Outcome.FAIL
+    assert (await findings(tmp_path, model="somebody/some-model"))["model"].outcome is Outcome.OK, "a hub id"
+
+
+async def test_the_default_model_is_looked_for_in_the_home_folder(tmp_path: Path) -> None:
+    make_model(tmp_path / "models" / "smollm2-135m-instruct", "config.json")
+    assert (await findings(tmp_path))["model"].outcome is Outcome.FAIL
+
+
+ENGINES = [  # answers of the engine, words, why this row exists
+    (ENGINE, None, "all well"),
+    ({}, "answers 404", "another program"),
+    ({**ENGINE, "/v1/models": (200, {"data": [{"id": "llama"}]})}, "serves llama and not `base`", "another vLLM"),
+    ({**ENGINE, "/v1/load_lora_adapter": (404, {})}, "does not load adapters", "started without the flag"),
+]
+
+
+@pytest.mark.parametrize(("answers", "words", "why"), ENGINES)
+async def test_engines(tmp_path: Path, answers: Any, words: str | None, why: str) -> None:
+    with FakeServer(answers) as engine:
+        finding = (await findings(tmp_path, engine_urls=(engine.url,)))["engine"]
+    assert finding.outcome is (Outcome.OK if words is None else Outcome.FAIL), why
+    assert (words or "with adapters") in finding.says
+
+
+async def test_a_current_database_is_well(tmp_path: Path, database_url: str) -> None:
+    finding = (await findings(tmp_path, database_url=database_url))["database"]
+    assert finding.outcome is Outcome.OK
+    assert finding.says.startswith("Postgres 1")
+
+
+async def test_a_database_without_schema(tmp_path: Path, postgres: PostgresServer) -> None:
+    finding = (await findings(tmp_path, database_url=postgres.url_of("postgres")))["database"]
+    assert finding.outcome is Outcome.FAIL
+    assert "`gadfly migrate`" in finding.do
+
+
+async def test_tables_that_were_changed_by_hand(tmp_path: Path, database_url: str) -> None:
+    engine = create_engine(database_url)
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE interactions DROP COLUMN latency_ms"))
+    engine.dispose()
+    finding = (await findings(tmp_path, database_url=database_url))["database"]
+    assert finding.outcome is Outcome.WARN
+    assert "latency_ms" in finding.says
+
+
+async def test_an_open_address_needs_keys(tmp_path: Path, database_url: str) -> None:
+    finding = (await findings(tmp_path, host="0.0.0.0", database_url=database_url))["keys"]
+    assert finding.outcome is Outcome.FAIL
+    assert "gadfly keys create" in finding.do
+    assert (await findings(tmp_path, host="0.0.0.0"))["keys"].outcome is Outcome.FAIL
+    assert (await findings(tmp_path, database_url=database_url))["keys"].outcome is Outcome.OK
+
+
+async def test_the_spool_is_looked_into(tmp_path: Path) -> None:
+    folder = tmp_path / "spool" / "a-replica"
+    folder.mkdir(parents=True)
+    (folder / "1.log").write_bytes(b"x" * 10)
+    (folder / "lock").touch()
+    assert spooled(tmp_path) == (10, 0)
+    assert (await findings(tmp_path))["spool"].outcome is Outcome.WARN
+    (tmp_path / "spool" / "rejected.jsonl").write_text("{}\n{}\n")
+    assert "2 records were refused" in (await findings(tmp_path))["spool"].says
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+async def test_a_folder_that_cannot_be_written() -> None:
+    assert (await findings(Path("/proc/home")))["disk"].outcome is Outcome.FAIL
+
+
+def test_the_exit_code_tells_and_json_holds_everything(tmp_path: Path, free_port: int) -> None:
+    arguments = ["doctor", "--home", str(tmp_path), "--port", str(free_port)]
+    good = CliRunner().invoke(app, arguments)
+    assert good.exit_code == 0, good.output
+    bad = CliRunner().invoke(app, [*arguments, "--model", "/no/such/model", "--json"])
+    assert bad.exit_code == 1
+    rows = json.loads(bad.output)
+    assert {
+        "name": "model",
+        "outcome": "fail",
+        "says": "There is no model folder /no/such/model.",
+        "do": "Check GADFLY_MODEL.",
+    } in rows

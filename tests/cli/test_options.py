@@ -1,0 +1,136 @@
+"""Settings as flags: which one wins, what is shown, and what stays secret."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cli.main import app
+from cli.options import Source, describe, flag_of, shown, variable_of, without_password
+from core.settings import Settings
+
+PASSWORDS = [  # URL, as shown, why this row exists
+    ("postgresql://me:secret@db/gadfly", "postgresql://me:********@db/gadfly", "the usual place"),
+    ("postgresql://me@db/gadfly", "postgresql://me@db/gadfly", "a user without password"),
+    ("postgresql://db/gadfly", "postgresql://db/gadfly", "no user"),
+    ("postgresql://me:a@b:c@db:5432/x", "postgresql://me:********@db:5432/x", "a password with @ and :"),
+    ("postgresql:///x?user=me&password=secret", "postgresql:///x?user=me&password=********", "among the parameters"),
+    ("postgresql:///x?sslpassword=s&host=/run/p", "postgresql:///x?sslpassword=********&host=/run/p", "the key's own"),
+    ("http://me:secret@engine:8000", "http://me:********@engine:8000", "not only databases"),
+    ("not a url: at all", "not a url: at all", "nothing to hide"),
+]
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.upper().startswith("GADFLY_"):
+            monkeypatch.delenv(name)
+
+
+def gadfly(*arguments: str, variables: Mapping[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
+    """The real command, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "cli.main", *arguments],
+        env={**os.environ, **(variables or {})},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def in_force(*arguments: str, variables: Mapping[str, str] | None = None) -> dict[str, dict[str, str | None]]:
+    result = CliRunner().invoke(app, [*arguments, "--json"], env=dict(variables or {}))
+    assert result.exit_code == 0, result.output
+    return {row["name"]: row for row in json.loads(result.output)}
+
+
+def test_every_setting_is_a_flag_with_its_description_and_variable() -> None:
+    listed = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "240"}).output
+    for name, field in Settings.model_fields.items():
+        assert flag_of(name) in listed
+        assert variable_of(name) in listed
+        assert field.description is not None
+        assert field.description.split(".")[0] in listed
+
+
+def test_flags_win_over_the_environment_which_wins_over_defaults() -> None:
+    variables = {"GADFLY_PORT": "9001", "GADFLY_LOG_LEVEL": "debug", "GADFLY_MAX_SAMPLES": ""}
+    rows = in_force("settings", "--port", "9000", variables=variables)
+    assert (rows["port"]["value"], rows["port"]["source"], rows["port"]["given_as"]) == ("9000", "flag", "--port")
+    assert (rows["log_level"]["value"], rows["log_level"]["given_as"]) == ("debug", "GADFLY_LOG_LEVEL")
+    assert (rows["host"]["value"], rows["host"]["source"]) == ("127.0.0.1", "default")
+    assert rows["max_samples"]["source"] == "default", "an empty variable is as good as none"
+
+
+def test_flags_work_before_and_after_the_command_and_the_later_wins() -> None:
+    assert in_force("--port", "9000", "settings")["port"]["value"] == "9000"
+    assert in_force("--port", "9000", "settings", "--port", "9002")["port"]["value"] == "9002"
+
+
+def test_variables_may_be_written_in_any_case() -> None:
+    settings = Settings.load()
+    row = next(row for row in describe(settings, flags={}, environment={"gadfly_port": "1"}) if row.name == "port")
+    assert (row.source, row.given_as) == (Source.ENVIRONMENT, "gadfly_port")
+
+
+@pytest.mark.parametrize(("url", "expected", "why"), PASSWORDS)
+def test_passwords_are_not_shown(url: str, expected: str, why: str) -> None:
+    assert without_password(url) == expected, why
+
+
+def test_no_secret_is_printed() -> None:
+    variables = {
+        "GADFLY_KEY": "gf_very-secret",
+        "GADFLY_DATABASE_URL": "postgresql://me:very-secret@db/x",
+        "GADFLY_ENGINE_URLS": "http://me:very-secret@a:1,http://b:2",
+        "GADFLY_URL": "https://me:very-secret@proxy",
+    }
+    for extra in ((), ("--json",)):
+        result = CliRunner().invoke(app, ["settings", *extra], env=variables)
+        assert result.exit_code == 0
+        assert "very-secret" not in result.output
+        assert "proxy" in result.output
+    assert shown("engine_urls", Settings.load().engine_urls) == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "sentence"),
+    [
+        (("settings", "--port", "http"), {}, "error: GADFLY_PORT: Input should be a valid integer"),
+        (("settings",), {"GADFLY_PORT": "70000"}, "error: GADFLY_PORT: Input should be less than or equal to 65535"),
+        (
+            ("up", "--database-url", "mysql://x"),
+            {},
+            "error: GADFLY_DATABASE_URL: Value error, must start with postgres",
+        ),
+        (
+            ("doctor", "--engine-device", "tpu"),
+            {},
+            "error: GADFLY_ENGINE_DEVICE: Input should be 'auto', 'cpu' or 'gpu'",
+        ),
+    ],
+)
+def test_a_bad_value_is_one_sentence(arguments: tuple[str, ...], variables: dict[str, str], sentence: str) -> None:
+    result = gadfly(*arguments, variables=variables)
+    assert result.returncode == 2
+    assert result.stderr.startswith(sentence)
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stdout == ""
+
+
+def test_the_command_line_starts_without_heavy_imports() -> None:
+    code = (
+        "import sys, cli.main, typer.main; typer.main.get_command(cli.main.app)\n"
+        "heavy = {'vllm', 'torch', 'sqlalchemy', 'pyarrow', 'httpx', 'psycopg', 'sympy'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,325 @@
+"""Supervision with real child processes: crashes, back-off, order, kill -9, and what a stranger's process is owed."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cli.processes import Backoff, Program, ProgramFailed, Supervisor, describe_exit, tail, trim
+from cli.running import MARK, Running, RunState, clean_leftovers, exclusive, is_alive, is_over, marked, started_at
+from core.errors import Conflict
+
+# Says that it is ready by making a file, and writes down when it was asked to stop.
+OBEDIENT = """
+import pathlib, signal, sys, time
+name, folder = sys.argv[1], pathlib.Path(sys.argv[2])
+def stop(number, frame):
+    with (folder / "order").open("a") as file: file.write(name + "\\n")
+    sys.exit(0)
+signal.signal(signal.SIGTERM, stop)
+(folder / name).touch()
+print("ready", flush=True)
+while True: time.sleep(0.05)
+"""
+STUBBORN = OBEDIENT.replace("sys.exit(0)", "pass")
+WITH_CHILD = (
+    "import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n" + OBEDIENT
+)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "logs").mkdir()
+    return tmp_path
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+async def supervisor(home: Path, said: list[str]) -> AsyncIterator[Supervisor]:
+    supervisor = Supervisor(home, RunState(), report=said.append, make_backoff=lambda: Backoff(first_s=0.05))
+    yield supervisor
+    supervisor.hurry()
+    await supervisor.stop()
+
+
+def program(home: Path, name: str, code: str = OBEDIENT, *, stop_limit_s: float = 5.0) -> Program:
+    async def is_ready() -> bool:
+        return (home / name).exists()
+
+    return Program(
+        role=name,
+        argv=(sys.executable, "-c", textwrap.dedent(code), name, str(home)),
+        environment=dict(os.environ),
+        log=home / "logs" / f"{name}.log",
+        is_ready=is_ready,
+        stop_limit_s=stop_limit_s,
+    )
+
+
+def pid_of(home: Path, role: str) -> int:
+    state = RunState.read(home)
+    assert state is not None
+    return next(process.pid for process in state.processes if process.role == role)
+
+
+async def until(condition: Callable[[], bool], within_s: float = 10.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        await asyncio.sleep(0.02)
+
+
+async def test_programs_stop_newest_first_and_one_after_the_other(supervisor: Supervisor, home: Path) -> None:
+    for name in ("first", "second", "third"):
+        await supervisor.start(program(home, name))
+    pids = [pid_of(home, name) for name in ("first", "second", "third")]
+    await supervisor.stop()
+    assert (home / "order").read_text().split() == ["third", "second", "first"]
+    assert not any(map(psutil.pid_exists, pids))
+
+
+async def test_a_crashed_program_is_started_again(supervisor: Supervisor, home: Path, said: list[str]) -> None:
+    await supervisor.start(program(home, "engine"))
+    before = pid_of(home, "engine")
+    os.kill(before, signal.SIGKILL)
+    await until(lambda: "the engine is ready again" in said)
+    assert pid_of(home, "engine") != before
+    assert said[0].startswith("the engine ended (killed by SIGKILL")
+
+
+async def test_what_a_crashed_program_leaves_is_ended(supervisor: Supervisor, home: Path, said: list[str]) -> None:
+    await supervisor.start(program(home, "engine", WITH_CHILD))
+    (child,) = psutil.Process(pid_of(home, "engine")).children()
+    os.kill(pid_of(home, "engine"), signal.SIGKILL)
+    await until(lambda: "the engine is ready again" in said)
+    assert is_over(child)
+
+
+async def test_a_program_that_never_starts_says_why(supervisor: Supervisor, home: Path) -> None:
+    with pytest.raises(ProgramFailed, match=r"The engine does not start: There is no model folder /x\."):
+        await supervisor.start(
+            program(home, "engine", "import sys; print('error: There is no model folder /x.'); sys.exit(1)")
+        )
+
+
+async def test_a_program_that_dies_without_a_sentence_shows_its_log(supervisor: Supervisor, home: Path) -> None:
+    with pytest.raises(ProgramFailed, match=r"exit code 1.*engine\.log") as caught:
+        await supervisor.start(program(home, "engine", "raise ValueError('too small')"))
+    assert caught.value.tail[-1] == "ValueError: too small"
+
+
+async def test_wrong_settings_are_not_tried_again(supervisor: Supervisor, home: Path) -> None:
+    code = OBEDIENT.replace('print("ready", flush=True)', "time.sleep(0.3); print('error: no such flag'); sys.exit(2)")
+    await supervisor.start(program(home, "engine", code))
+    with pytest.raises(ProgramFailed, match="no such flag"):
+        await asyncio.wait_for(supervisor.failed(), 10)
+
+
+async def test_a_second_ctrl_c_does_not_wait(supervisor: Supervisor, home: Path) -> None:
+    await supervisor.start(program(home, "service", STUBBORN, stop_limit_s=60))
+    stopping = asyncio.create_task(supervisor.stop())
+    await asyncio.sleep(0.3)
+    assert not stopping.done()
+    supervisor.hurry()
+    await asyncio.wait_for(stopping, 5)
+
+
+async def test_a_program_that_does_not_stop_is_killed(supervisor: Supervisor, home: Path) -> None:
+    await supervisor.start(program(home, "service", STUBBORN, stop_limit_s=0.3))
+    pid = pid_of(home, "service")
+    await asyncio.wait_for(supervisor.stop(), 5)
+    assert not psutil.pid_exists(pid)
+
+
+def test_back_off_doubles_up_to_a_limit_and_forgets_after_a_quiet_while() -> None:
+    backoff = Backoff(first_s=1, longest_s=8, quiet_s=120)
+    assert [backoff.after(uptime_s=3) for _ in range(5)] == [1, 2, 4, 8, 8]
+    assert backoff.after(uptime_s=500) == 1
+    assert backoff.after(uptime_s=3) == 2
+
+
+SUPERVISOR = """
+import asyncio, sys
+from pathlib import Path
+sys.path[:0] = {paths!r}
+from cli.processes import Supervisor
+from cli.running import RunState, exclusive
+from tests.cli.test_processes import OBEDIENT, STUBBORN, WITH_CHILD, program
+home = Path(sys.argv[1])
+async def main():
+    supervisor = Supervisor(home, RunState(), report=print)
+    for name, code in {programs}:
+        await supervisor.start(program(home, name, code))
+    (home / "all-up").touch()
+    await supervisor.failed()
+with exclusive(home):
+    asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def start_up(home: Path) -> Iterator[Callable[[str], "subprocess.Popen[bytes]"]]:
+    """A supervisor in a process of its own, which can be killed."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(programs: str) -> "subprocess.Popen[bytes]":
+        code = SUPERVISOR.format(paths=[str(Path(__file__).parents[2])], programs=programs)
+        process = subprocess.Popen([sys.executable, "-c", code, str(home)])
+        started.append(process)
+        deadline = time.monotonic() + 30
+        while not (home / "all-up").exists():
+            assert process.poll() is None, "the supervisor ended"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+    state = RunState.read(home)
+    for process_left in marked(state.mark) if state is not None else []:
+        process_left.kill()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children that their parent ended")
+def test_kill_9_of_the_supervisor_leaves_nothing(
+    home: Path, start_up: Callable[[str], "subprocess.Popen[bytes]"]
+) -> None:
+    up = start_up("[('database', OBEDIENT), ('service', OBEDIENT)]")
+    left = [psutil.Process(pid_of(home, role)) for role in ("database", "service")]
+    up.kill()
+    up.wait()
+    deadline = time.monotonic() + 10
+    while not all(map(is_over, left)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_the_next_up_ends_what_a_killed_one_left(
+    home: Path, start_up: Callable[[str], "subprocess.Popen[bytes]"]
+) -> None:
+    up = start_up("[('engine', WITH_CHILD.replace('sys.exit(0)', 'pass'))]")  # it ignores that its parent ended
+    engine = psutil.Process(pid_of(home, "engine"))
+    children = engine.children()
+    assert children
+    up.kill()
+    up.wait()
+    time.sleep(0.3)
+    assert engine.is_running()
+    with exclusive(home):
+        assert sorted(clean_leftovers(home, patience_s=0.5)) == ["a child process", "engine"]
+    assert all(map(is_over, (engine, *children)))
+    assert RunState.read(home) is None
+
+
+def test_a_stranger_with_the_number_of_ours_is_left_alone(home: Path) -> None:
+    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        state = RunState()
+        state.processes.append(Running(role="engine", pid=stranger.pid, started_at=started_at(stranger.pid) or 0))
+        state.write(home)
+        assert clean_leftovers(home) == []
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_another_runs_process_is_left_alone(home: Path) -> None:
+    other = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(60)"], env={**os.environ, MARK: "another run"}
+    )
+    try:
+        RunState().write(home)
+        assert clean_leftovers(home) == []
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_a_number_that_was_given_again_is_not_alive() -> None:
+    mine = Running(role="up", pid=os.getpid(), started_at=started_at(os.getpid()) or 0)
+    assert is_alive(mine)
+    assert not is_alive(Running(role="up", pid=os.getpid(), started_at=mine.started_at - 3600))
+
+
+def test_an_unreadable_state_is_no_state(home: Path) -> None:
+    for content in (
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b'{"processes": 3}',
+        b'{"processes": [], "unknown": 1, "engine_urls": []}',
+    ):
+        (home / "run" / "state.json").write_bytes(content)
+        assert RunState.read(home) is None
+        assert clean_leftovers(home) == []
+
+
+def test_a_second_up_is_refused(home: Path, start_up: Callable[[str], "subprocess.Popen[bytes]"]) -> None:
+    up = start_up("[('database', OBEDIENT)]")
+    with pytest.raises(Conflict, match=f"already running.*process {up.pid}"), exclusive(home):
+        pass
+    up.send_signal(signal.SIGKILL)
+    up.wait()
+    with exclusive(home):  # the kernel freed the lock
+        pass
+
+
+def test_a_long_log_is_moved_aside_while_its_writer_goes_on(tmp_path: Path) -> None:
+    log = tmp_path / "engine.log"
+    with log.open("a") as writer:
+        writer.write("x" * 100 + "\n")
+        writer.flush()
+        trim(log, limit=50)
+        writer.write("after\n")
+        writer.flush()
+    assert log.read_text() == "after\n"
+    assert (tmp_path / "engine.log.1").stat().st_size == 101
+    trim(log, limit=50)
+    assert log.read_text() == "after\n"
+
+
+def test_the_tail_of_a_log_begins_where_this_start_began(tmp_path: Path) -> None:
+    log = tmp_path / "engine.log"
+    log.write_text("old\nnew 1\nnew 2\n")
+    assert tail(log, 4) == ["new 1", "new 2"]
+    assert tail(log, 4, lines=1) == ["new 2"]
+    assert tail(log, 10_000) == ["old", "new 1", "new 2"], "the log was trimmed since"
+    assert tail(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [(3, "exit code 3"), (-15, "killed by SIGTERM"), (-9, "killed by SIGKILL, often because memory ran out")],
+)
+def test_exits_are_described(code: int, text: str) -> None:
+    assert describe_exit(code) == text
+
+
+def test_a_lock_is_not_inherited_by_children(home: Path) -> None:
+    with exclusive(home):
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], close_fds=False)
+    time.sleep(0.2)  # the kernel closes descriptors an instant after the child looks started
+    try:
+        with exclusive(home):
+            pass
+    finally:
+        child.kill()
+        child.wait()

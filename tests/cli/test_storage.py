@@ -1,0 +1,146 @@
+"""Keys, import, export and migrations, on a real database."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+from typer.testing import CliRunner, Result
+
+from cli.main import app
+from cli.storage import expiry, write_secret
+from core.errors import BadInput
+from tests.postgres import PostgresServer
+
+NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
+
+
+def run(url: str, *arguments: str) -> Result:
+    return CliRunner().invoke(app, [*arguments, "--database-url", url])
+
+
+def done(url: str, *arguments: str) -> str:
+    result = run(url, *arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+EXPIRIES = [("90m", datetime(2030, 1, 1, 13, 30, tzinfo=UTC)), ("12h", datetime(2030, 1, 2, tzinfo=UTC))]
+EXPIRIES += [("30d", datetime(2030, 1, 31, 12, tzinfo=UTC)), ("2w", datetime(2030, 1, 15, 12, tzinfo=UTC))]
+
+
+@pytest.mark.parametrize(("text", "moment"), EXPIRIES)
+def test_durations(text: str, moment: datetime) -> None:
+    assert expiry(text, at=NOON) == moment
+
+
+@pytest.mark.parametrize("text", ["", "30", "d", "0d", "-3d", "1y", "1.5h", "999999d"])
+def test_what_is_no_duration(text: str) -> None:
+    with pytest.raises(BadInput, match="say 90m, 12h, 30d or 2w"):
+        expiry(text, at=NOON)
+
+
+def test_a_key_is_shown_once_listed_by_its_hint_and_revoked_by_name(database_url: str) -> None:
+    secret = done(database_url, "keys", "create", "--tier", "admin", "--name", "me", "--expires", "30d").strip()
+    assert secret.startswith("gf_")
+    listed = done(database_url, "keys", "list")
+    assert secret not in listed
+    assert secret[:6] in listed
+    assert "active until" in listed
+    (key,) = json.loads(done(database_url, "keys", "list", "--json"))
+    assert (key["name"], key["tier"], key["active"]) == ("me", "admin", True)
+    assert "revoked admin key me" in done(database_url, "keys", "revoke", "me")
+    assert "revoked" in done(database_url, "keys", "list")
+    with pytest.raises(BadInput, match="no active key me"):
+        raise run(database_url, "keys", "revoke", "me").exception or AssertionError
+
+
+def test_a_name_that_two_keys_have_is_no_name(database_url: str) -> None:
+    for _ in range(2):
+        done(database_url, "keys", "create", "--name", "twin")
+    with pytest.raises(BadInput, match="2 active keys are named twin"):
+        raise run(database_url, "keys", "revoke", "twin").exception or AssertionError
+    first = json.loads(done(database_url, "keys", "list", "--json"))[0]["id"]
+    done(database_url, "keys", "revoke", first)
+    done(database_url, "keys", "revoke", "twin")
+
+
+def test_if_none_makes_one_key_of_a_tier_however_often_it_runs(database_url: str, tmp_path: Path) -> None:
+    for _ in range(3):
+        done(database_url, "keys", "create", "--tier", "admin", "--if-none", "--out", str(tmp_path / "key"))
+    done(database_url, "keys", "create", "--tier", "caller", "--if-none")
+    keys = json.loads(done(database_url, "keys", "list", "--json"))
+    assert [key["tier"] for key in keys] == ["admin", "caller"]
+    secret = (tmp_path / "key").read_text().strip()
+    assert secret.startswith(keys[0]["hint"])
+
+
+def test_a_secret_in_a_file_is_its_owners_alone_and_not_printed(database_url: str, tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    path.write_text("older")
+    path.chmod(0o644)
+    result = run(database_url, "keys", "create", "--out", str(path), "--json")
+    assert result.exit_code == 0
+    secret = path.read_text().strip()
+    assert secret.startswith("gf_")
+    assert secret not in result.output
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [file.name for file in tmp_path.iterdir()] == ["key"]
+
+
+def test_a_key_whose_file_cannot_be_written_is_not_made(database_url: str, tmp_path: Path) -> None:
+    assert isinstance(run(database_url, "keys", "create", "--out", str(tmp_path / "no" / "key")).exception, BadInput)
+    assert json.loads(done(database_url, "keys", "list", "--json")) == []
+    with pytest.raises(BadInput, match="cannot be written"):
+        write_secret(tmp_path / "no" / "key", "gf_x")
+
+
+def test_import_skips_bad_lines_with_number_and_reason_and_goes_on(database_url: str, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    good = {"question": "1 + 1?", "response": "The answer is 2", "reference": "2"}
+    file.write_text(
+        "\n".join([json.dumps(good), "{", json.dumps({"question": "q"}), json.dumps({**good, "response": "3"})])
+    )
+    result = run(database_url, "import", str(file))
+    assert result.exit_code == 0
+    assert "2 rows added, 0 were there already, 2 skipped" in result.stdout
+    assert "line 2: Invalid JSON" in result.stderr
+    assert "line 3: response: Field required" in result.stderr
+    assert "0 rows added, 2 were there already, 2 skipped" in done(database_url, "import", str(file))
+
+
+def test_export_writes_the_format_its_ending_says(database_url: str, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"question": "1 + 1?", "response": "The answer is 2", "reference": "2"}))
+    done(database_url, "import", str(file))
+    assert "1 interactions written" in done(database_url, "export", str(tmp_path / "out.parquet"))
+    assert pyarrow.parquet.read_table(tmp_path / "out.parquet").column("label").to_pylist() == [True]
+    done(database_url, "export", str(tmp_path / "out.jsonl"), "--kind", "import", "--since", "2020-01-01")
+    assert json.loads((tmp_path / "out.jsonl").read_text())["response"] == "The answer is 2"
+    assert "0 interactions" in done(database_url, "export", str(tmp_path / "none.jsonl"), "--until", "2020-01-01")
+    with pytest.raises(BadInput, match=r"out\.csv must end in \.jsonl or \.parquet"):
+        raise run(database_url, "export", str(tmp_path / "out.csv")).exception or AssertionError
+
+
+def test_migrate_makes_the_schema_and_check_changes_nothing(postgres: PostgresServer) -> None:
+    postgres.execute("DROP DATABASE IF EXISTS test_cli_migrate WITH (FORCE)")
+    postgres.execute("CREATE DATABASE test_cli_migrate")
+    url = postgres.url_of("test_cli_migrate")
+    refused = run(url, "migrate", "--check")
+    assert refused.exit_code == 1
+    assert "run `gadfly migrate`" in refused.stderr
+    assert run(url, "migrate", "--check").exit_code == 1
+    done(url, "migrate")
+    assert "as this release needs it" in done(url, "migrate", "--check")
+    postgres.execute("ALTER TABLE interactions DROP COLUMN latency_ms", database="test_cli_migrate")
+    drifted = run(url, "migrate", "--check")
+    assert drifted.exit_code == 1
+    assert "latency_ms" in drifted.stderr
+
+
+def test_without_an_address_the_embedded_database_is_used_and_stopped_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        result = CliRunner().invoke(app, ["keys", "create", "--if-none", "--home", str(tmp_path)])
+        assert result.exit_code == 0, result.output
+    assert not (tmp_path / "postgres" / "data" / "postmaster.pid").exists()
