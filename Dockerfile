@@ -1,0 +1,39 @@
+# Targets: `service` (HTTP, migrations, command line; no vLLM), `engine` (vLLM on CPU), `engine-gpu` (the official
+# vLLM image). What is pinned is pinned in pyproject.toml and constraints.txt.
+
+FROM python:3.11-slim AS base
+ENV PYTHONUNBUFFERED=1 PATH=/opt/gadfly/bin:$PATH
+RUN python3 -m pip install --no-cache-dir 'uv>=0.8' && uv venv --seed --python 3.11 /opt/gadfly
+WORKDIR /app
+COPY pyproject.toml constraints.txt README.md ./
+RUN for package in core service engine cli migrations; do mkdir -p $package && touch $package/__init__.py; done
+# Dependencies first, from empty packages: a change in the code does not install them again.
+RUN uv pip install --no-cache --python /opt/gadfly/bin/python --constraint constraints.txt --editable .
+
+FROM base AS engine
+# vLLM's CPU kernels are linked against libnuma.
+RUN apt-get update && apt-get install -y --no-install-recommends libnuma1 && rm -rf /var/lib/apt/lists/*
+# A folder of wheels (UV_FIND_LINKS) that holds a CPU build of torch stands for PyTorch's own index.
+RUN if ls ${UV_FIND_LINKS:-/nowhere}/torch-*.whl >/dev/null 2>&1; then torch=""; else torch="--torch-backend cpu"; fi; \
+    uv pip install --no-cache --python /opt/gadfly/bin/python $torch --constraint constraints.txt --editable '.[cpu]'
+COPY core core
+COPY engine engine
+CMD ["python", "-m", "engine", "--uds", "/run/gadfly/engine.sock"]
+
+FROM base AS service
+COPY core core
+COPY service service
+COPY cli cli
+COPY migrations migrations
+CMD ["python", "-m", "service"]
+
+FROM vllm/vllm-openai:v0.32.0 AS engine-gpu
+WORKDIR /app
+COPY pyproject.toml constraints.txt README.md ./
+COPY core core
+COPY engine engine
+# The image brings vLLM; of our own dependencies the engine needs only what its start-up imports.
+RUN pip install --no-cache-dir --constraint constraints.txt pydantic-settings psutil gguf accelerate \
+    && pip install --no-cache-dir --no-deps --editable .
+ENTRYPOINT []
+CMD ["python3", "-m", "engine", "--uds", "/run/gadfly/engine.sock"]
