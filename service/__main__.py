@@ -3,6 +3,7 @@
 import asyncio
 import sys
 import time
+from typing import Any
 
 import structlog
 import uvicorn
@@ -17,6 +18,7 @@ from service.app import create_app
 log = structlog.get_logger(__name__)
 
 _DRAIN_S = 30
+_KEEP_ALIVE_S = 65  # longer than common proxies keep theirs, so that they never write to a closed one
 _WAIT_FOR_DATABASE_S = 60.0
 _EXIT_BAD_SETTINGS = 2
 
@@ -49,6 +51,19 @@ async def refuse_open_door(settings: Settings) -> None:
                 await asyncio.sleep(1.0)
 
 
+def server_options(settings: Settings) -> dict[str, Any]:
+    """How uvicorn serves the app."""
+    return {
+        "host": settings.host,
+        "port": settings.port,
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "timeout_graceful_shutdown": _DRAIN_S,
+        "timeout_keep_alive": _KEEP_ALIVE_S,
+    }
+
+
 def main() -> None:
     try:
         settings = Settings.load()
@@ -58,16 +73,7 @@ def main() -> None:
     except GadflyError as error:
         print(f"gadfly service: {error}", file=sys.stderr)
         raise SystemExit(_EXIT_BAD_SETTINGS) from None
-    uvicorn.run(
-        app,
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=_DRAIN_S,
-        timeout_keep_alive=65,  # longer than common proxies keep theirs, so that they never write to a closed one
-    )
+    uvicorn.run(app, **server_options(settings))
 
 
 if __name__ == "__main__":

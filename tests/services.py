@@ -17,6 +17,7 @@ import orjson
 import uvicorn
 
 from core.settings import Settings
+from service.__main__ import server_options
 from service.app import create_app
 
 TIMEOUT_S = 60
@@ -31,9 +32,8 @@ def free_port() -> int:
 @asynccontextmanager
 async def serving(settings: Settings, *, ready: bool = True) -> AsyncIterator[httpx.AsyncClient]:
     """The service with these settings on a free port, and a client of it."""
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(settings), host="127.0.0.1", port=0, log_config=None, timeout_graceful_shutdown=5)
-    )
+    options = server_options(settings) | {"port": 0, "timeout_graceful_shutdown": 5}
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), **options))
     task = asyncio.create_task(server.serve())
     try:
         while not server.started:
