@@ -17,7 +17,7 @@ from typing import Any, Self, TypeVar
 import httpx
 import orjson
 
-from core.errors import BadInput, EngineError, EngineTimeout, EngineUnavailable, NotFound, PromptTooLong
+from core.errors import BadInput, EngineError, EngineTimeout, EngineUnavailable, PromptTooLong
 from core.prompts import Prompt
 from core.records import Usage
 
@@ -30,6 +30,7 @@ T = TypeVar("T")
 
 _CONNECT_TIMEOUT_S = 2.0
 _PROBE_TIMEOUT_S = 10.0
+_SHUNNED_S = 1.0  # how long an engine that did not take a request comes last
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +68,9 @@ class Engine:
     def __init__(self, url: str, *, timeout_s: float, transport: httpx.AsyncBaseTransport | None = None) -> None:
         self.url = url
         self.in_flight = 0
-        self.down_until = 0.0  # monotonic seconds; after a failed connection others are tried first
+        # Monotonic seconds; until then others are tried first.
+        self.down_until = 0.0  # after a failed connection
+        self.full_until = 0.0  # after a refusal
         self._timeout_s = timeout_s
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=60)
         if transport is None:
@@ -89,9 +92,8 @@ class Engine:
         """Sample `sampling.n` replies to one prompt, in order of sample.
 
         Raises:
-            PromptTooLong: prompt and completion do not fit the context.
-            NotFound: the engine serves no such model.
-            EngineUnavailable: no connection, overload, or the engine died on the way.
+            PromptTooLong: the prompt does not fit the context. (A completion that would not is cut short.)
+            EngineUnavailable: no connection, overload, no such model now, or the engine died on the way.
             EngineTimeout: it took longer than the client's limit.
         """
         body = _chat_body(prompt, model=model, sampling=sampling)
@@ -160,10 +162,9 @@ class Engine:
             "logprob_token_ids": [labels.first, labels.second],
             "return_tokens_as_token_ids": True,
         }
-        answer = await self._post("/v1/chat/completions", body)
-        found = {
-            item["token"]: item["logprob"] for item in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-        }
+        [choice] = (await self._post("/v1/chat/completions", body))["choices"]
+        _refuse_aborted([choice["finish_reason"]])
+        found = {item["token"]: item["logprob"] for item in choice["logprobs"]["content"][0]["top_logprobs"]}
         try:
             return math.exp(found[f"token_id:{labels.first}"]), math.exp(found[f"token_id:{labels.second}"])
         except KeyError as error:
@@ -222,22 +223,22 @@ class Engine:
         try:
             yield
         except httpx.ConnectError as error:
-            self.down_until = time.monotonic() + 1.0
-            raise _NotReached(f"no engine answers at {self.url}") from error
+            self.down_until = time.monotonic() + _SHUNNED_S
+            raise _NotTaken(f"no engine answers at {self.url}") from error
         except httpx.TimeoutException as error:
             if isinstance(error, httpx.ConnectTimeout):
-                self.down_until = time.monotonic() + 1.0
-                raise _NotReached(f"no engine answers at {self.url}") from error
+                self.down_until = time.monotonic() + _SHUNNED_S
+                raise _NotTaken(f"no engine answers at {self.url}") from error
             raise EngineTimeout(f"the engine took longer than {self._timeout_s:g} s") from error
         except httpx.TransportError as error:
-            self.down_until = time.monotonic() + 1.0
+            self.down_until = time.monotonic() + _SHUNNED_S
             raise EngineUnavailable(f"the engine at {self.url} broke off: {type(error).__name__}") from error
         finally:
             self.in_flight -= 1
 
 
-class _NotReached(EngineUnavailable):
-    """The request never left: trying another engine repeats nothing."""
+class _NotTaken(EngineUnavailable):
+    """The engine was not reached, is full, or lacks the adapter: trying another repeats nothing."""
 
 
 class EnginePool:
@@ -262,7 +263,7 @@ class EnginePool:
     async def chat(
         self, prompt: Prompt, *, model: str, sampling: Sampling, on_text: OnText | None = None
     ) -> tuple[Reply, ...]:
-        """`Engine.chat` on one engine; another is tried only when the first was never reached."""
+        """`Engine.chat` on one engine; another is tried only when the first did not take the request."""
         return await self._first(lambda engine: engine.chat(prompt, model=model, sampling=sampling, on_text=on_text))
 
     async def read_labels(
@@ -277,12 +278,12 @@ class EnginePool:
 
     async def _first(self, call: Callable[[Engine], Awaitable[T]]) -> T:
         now = time.monotonic()
-        order = sorted(self.engines, key=lambda engine: (engine.down_until > now, engine.in_flight))
+        order = sorted(self.engines, key=lambda each: (max(each.down_until, each.full_until) > now, each.in_flight))
         for engine in order[:-1]:
             try:
                 return await call(engine)
-            except _NotReached:
-                continue
+            except _NotTaken:
+                engine.full_until = time.monotonic() + _SHUNNED_S  # it refuses quickly, so it would look the least busy
         return await call(order[-1])
 
 
@@ -309,8 +310,7 @@ def _chat_body(prompt: Prompt, *, model: str, sampling: Sampling) -> dict[str, A
 def _replies(
     texts: Sequence[str], reasons: Sequence[str | None], counts: Sequence[int], usage: dict[str, int]
 ) -> tuple[Reply, ...]:
-    if "abort" in reasons:  # an engine that is shutting down answers 200 to what it does not finish
-        raise EngineUnavailable("the engine is shutting down")
+    _refuse_aborted(reasons)
     if len(texts) == 1:
         counts = [usage["completion_tokens"]]
     return tuple(
@@ -323,6 +323,11 @@ def _replies(
     )
 
 
+def _refuse_aborted(reasons: Sequence[str | None]) -> None:
+    if "abort" in reasons:  # an engine that is shutting down answers 200 to what it does not finish
+        raise EngineUnavailable("the engine is shutting down")
+
+
 def _raise_for(status: int, content: bytes) -> None:
     try:
         error = orjson.loads(content)["error"]
@@ -331,12 +336,12 @@ def _raise_for(status: int, content: bytes) -> None:
         message, parameter = content[:200].decode(errors="replace"), None
     match status:
         case 404:
-            raise NotFound(f"the engine does not serve this: {message}")
+            raise _NotTaken(f"the engine does not serve this now: {message}")
         case 400 if parameter in ("input_tokens", "max_tokens"):
             raise PromptTooLong(f"the text does not fit the model: {message.partition(' (parameter=')[0]}")
         case 400 | 422:
             raise BadInput(f"the engine refused the request: {message}")
         case 429 | 503:
-            raise EngineUnavailable("the engine accepts no more work now", retry_after_s=2.0)
+            raise _NotTaken("the engine accepts no more work now", retry_after_s=2.0)
         case _:
             raise EngineUnavailable(f"the engine answered {status}: {message[:200]}")

@@ -1,6 +1,7 @@
 """The engine client against answers that a healthy engine does not give; healthy ones are in tests/service."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import orjson
 import pytest
 
 from core.engine import Engine, EnginePool, Sampling
-from core.errors import BadInput, EngineError, EngineTimeout, EngineUnavailable, NotFound, PromptTooLong
+from core.errors import BadInput, EngineError, EngineTimeout, EngineUnavailable, PromptTooLong
 from core.prompts import Message, Prompt
 
 PROMPT = Prompt((Message("user", "2 + 2?"),))
@@ -28,7 +29,7 @@ def refusing(status: int, message: str = "no", param: str | None = None) -> Engi
 @pytest.mark.parametrize(
     ("status", "param", "error"),
     [
-        (404, "model", NotFound),
+        (404, "model", EngineUnavailable),
         (400, "input_tokens", PromptTooLong),
         (400, "max_tokens", PromptTooLong),
         (400, "temperature", BadInput),
@@ -121,6 +122,14 @@ async def test_what_an_engine_gave_up_is_no_reply() -> None:
     with pytest.raises(EngineUnavailable):
         await heard(stream(piece("4", reason="abort"), USAGE))
 
+    def giving_up(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/tokenize":
+            return httpx.Response(200, json={"tokens": [1, len(request.content)]})
+        return httpx.Response(200, json={"prompt": ":"} | answer)
+
+    with pytest.raises(EngineUnavailable):
+        await engine(giving_up).read_labels(PROMPT, model="base", after=":", first="Correct", second="Wrong")
+
 
 async def test_label_tokens_that_share_a_beginning() -> None:
     vocabulary = {"a: Correct": [1, 9, 2, 3], "a: Wrong": [1, 9, 4]}
@@ -165,6 +174,17 @@ async def test_a_pool_goes_on_with_the_engines_that_answer() -> None:
     assert asked == ["well"] * 3
     with pytest.raises(EngineUnavailable):
         await EnginePool([dead]).chat(PROMPT, model="base", sampling=ONE)
+
+
+@pytest.mark.parametrize("status", [404, 429, 503])
+async def test_a_pool_asks_another_engine_when_one_does_not_take_it(status: int) -> None:
+    full = refusing(status)
+    pool = EnginePool([full, engine(lambda _: httpx.Response(200, json=ANSWER))])
+    [reply] = await pool.chat(PROMPT, model="critic@3", sampling=ONE)
+    assert reply.text == "4"
+    assert full.full_until > time.monotonic()  # its quick refusals must not make it the favourite
+    with pytest.raises(EngineUnavailable):
+        await EnginePool([full, refusing(status)]).chat(PROMPT, model="critic@3", sampling=ONE)
 
 
 async def test_a_pool_does_not_repeat_what_an_engine_may_have_done() -> None:
