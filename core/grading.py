@@ -16,7 +16,8 @@ import signal
 import sys
 import traceback
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
@@ -33,7 +34,7 @@ from core.answers import (
     needs_sympy,
     read_reference,
 )
-from core.errors import UnreadableReference
+from core.errors import TooBusy, UnreadableReference
 from core.numbers import Unread
 
 __all__ = ["Grade", "Grader", "extract_answer", "grade", "grade_many", "read_reference"]
@@ -77,11 +78,15 @@ class Grader:
         timeout_s: seconds of computing that one comparison may take before the child is killed: a busy machine turns no
             answer into a mistake. Importing sympy, once per child, is not counted. What the limit cuts off is
             NO_ANSWER; a reference that alone takes longer is unreadable.
+        patience_s: how long a call may wait for its turn; None: as long as it takes.
         command: what starts the child; tests put a faulty one here.
     """
 
-    def __init__(self, *, timeout_s: float, command: Sequence[str] = WORKER_COMMAND) -> None:
+    def __init__(
+        self, *, timeout_s: float, patience_s: float | None = None, command: Sequence[str] = WORKER_COMMAND
+    ) -> None:
         self._timeout_s = timeout_s
+        self._patience_s = patience_s
         self._command = (*command, str(timeout_s))
         self._lock = asyncio.Lock()
         self._child: asyncio.subprocess.Process | None = None
@@ -107,6 +112,7 @@ class Grader:
 
         Raises:
             UnreadableReference: the reference holds no answer that can be read.
+            TooBusy: its turn did not come, as from every call here.
         """
         await self.check_reference(reference)
         [outcome] = await self._ask([(response, reference)])
@@ -159,7 +165,7 @@ class Grader:
     async def _ask(self, rows: Sequence[tuple[str | None, str]]) -> list[str | None]:
         """What the child says to each row, None where that killed it. A row without a response checks its reference."""
         outcomes: list[str | None] = []
-        async with self._lock:
+        async with self._turn():
             has_died = False
             while len(outcomes) < len(rows):
                 try:
@@ -181,6 +187,18 @@ class Grader:
                     await self._kill()
                     raise
         return outcomes
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncGenerator[None]:
+        try:
+            async with asyncio.timeout(self._patience_s):
+                await self._lock.acquire()
+        except TimeoutError:
+            raise TooBusy("too many answers wait to be graded", retry_after_s=5.0) from None
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     async def _living_child(self) -> asyncio.subprocess.Process:
         if self._is_closed:

@@ -25,6 +25,7 @@ from service.requests import Requests
 log = structlog.get_logger(__name__)
 
 _RETRY_S = 1.0
+_GRADING_PATIENCE_S = 30.0  # references that take long to compare must not hold up everybody for ever
 
 
 @dataclass(kw_only=True)
@@ -54,7 +55,9 @@ class Service:
             database = await stack.enter_async_context(Database.of(settings, settings.database_url.get_secret_value()))
             engines = EnginePool.connect(settings.engine_urls, timeout_s=settings.engine_timeout_s)
             stack.push_async_callback(engines.aclose)
-            grader = await stack.enter_async_context(Grader(timeout_s=settings.grade_timeout_s))
+            grader = await stack.enter_async_context(
+                Grader(timeout_s=settings.grade_timeout_s, patience_s=_GRADING_PATIENCE_S)
+            )
             recorder = await stack.enter_async_context(
                 Recorder(
                     database,
@@ -79,7 +82,7 @@ class Service:
                 critics=critics,
                 keyring=Keyring(database, open_without_keys=settings.is_loopback),
                 memory=Memory(database, recorder),
-                requests=Requests(database, recorder, wait_s=settings.engine_timeout_s),
+                requests=Requests(database, recorder),
                 answerer=answerer,
                 health=Health(
                     database=database,
