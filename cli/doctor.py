@@ -1,6 +1,7 @@
 """`gadfly doctor`: everything a deployment needs, checked one by one, each with what to do about it."""
 
 import asyncio
+import ctypes
 import importlib.metadata
 import inspect
 import os
@@ -20,10 +21,9 @@ import httpx
 import psutil
 
 from cli import probes
-from cli.options import without_password
 from cli.running import running_state, service_address
 from core.errors import GadflyError
-from core.settings import DEFAULT_MODEL, Device, Settings
+from core.settings import DEFAULT_MODEL, Device, Settings, without_password
 
 VLLM_VERSION = "0.32.0"
 OLDEST_POSTGRES = 15
@@ -127,7 +127,17 @@ def vllm(deployment: Deployment) -> Finding:
         return Finding(
             "vllm", Outcome.FAIL, f"{says}, and GADFLY_ENGINE_DEVICE is {wanted}.", f"Install gadfly[{wanted}]."
         )
+    if not external and built_for is Device.CPU and not _has_library("libnuma.so.1"):
+        return Finding("vllm", Outcome.FAIL, f"{says}, and libnuma is not.", "apt-get install libnuma1")
     return Finding("vllm", Outcome.OK, f"{says}.")
+
+
+def _has_library(name: str) -> bool:
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return False
+    return True
 
 
 def processor(deployment: Deployment) -> Finding:
@@ -429,6 +439,8 @@ async def _engine_problem(url: str) -> str:
     if not health.is_ok:
         return f"{shown}: {health.problem}."
     models = await probes.get(probes.engine_endpoint(url, "/v1/models"))
+    if not models.is_ok:
+        return f"{shown} does not list its models: {models.problem}."
     served = [item.get("id") for item in models.body["data"]] if isinstance(models.body, dict) else []
     if "base" not in served:
         return f"{shown} serves {', '.join(map(str, served)) or 'nothing'} and not `base`."

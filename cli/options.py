@@ -3,7 +3,7 @@
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import wraps
@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import SecretStr
 
-from core.settings import ENV_PREFIX, Settings
+from core.settings import ENV_PREFIX, Settings, without_password
 
 _PREFIX = "setting_"  # so that a command's own arguments may be called `temperature` or `model`
 _PANEL = "Settings (every command takes them)"
@@ -47,16 +47,19 @@ class SettingRow:
     description: str
 
 
-def takes_settings(*, show: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def takes_settings(
+    *, show: bool = False, without: Sequence[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Add a flag for every setting to a command; the command gets the result as `settings`, or the flags as `flags`.
 
     Args:
         show: list the flags in the command's help. They work in any case.
+        without: settings that get no flag, because the command has an option of that name.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(command, eval_str=True).parameters
-        options = _options(show)
+        options = _options(show, without)
 
         @wraps(command)
         def run(context: typer.Context, **arguments: Any) -> None:
@@ -123,24 +126,7 @@ def shown(name: str, value: Any) -> str | None:
     return without_password(str(value))
 
 
-def without_password(url: str) -> str:
-    """A URL without the password in it: neither before the host nor among the parameters."""
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        return url
-    place, question, query = rest.partition("?")
-    if "@" in place:
-        account, _, address = place.rpartition("@")
-        user, colon, _ = account.partition(":")
-        place = f"{user}{':********' if colon else ''}@{address}"
-    pairs = [pair.partition("=") for pair in query.split("&")] if question else []
-    query = "&".join(
-        f"{key}=********" if "password" in key.casefold() else key + sign + value for key, sign, value in pairs
-    )
-    return f"{scheme}://{place}{question}{query}"
-
-
-def _options(show: bool) -> list[inspect.Parameter]:
+def _options(show: bool, without: Sequence[str]) -> list[inspect.Parameter]:
     return [
         inspect.Parameter(
             _PREFIX + name,
@@ -159,6 +145,7 @@ def _options(show: bool) -> list[inspect.Parameter]:
             ],
         )
         for name, field in Settings.model_fields.items()
+        if name not in without
     ]
 
 

@@ -4,7 +4,10 @@ Settings are built once, at the edge (`cli/` or a process's own `__main__`), and
 environment, and importing a file needs no configuration.
 """
 
+import difflib
 import ipaddress
+import os
+import shlex
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -24,6 +27,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from core.errors import BadSettings
 
 ENV_PREFIX = "GADFLY_"
+# Variables with the prefix that are not for `Settings`: the Makefile's, the mark of a run of `gadfly up`, the tests'.
+_NOT_SETTINGS = frozenset({"EXTRA", "RUN_MARK", "TEST_ENGINE_URL"})
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
 
@@ -114,6 +119,12 @@ class Settings(BaseSettings):
                 raise ValueError(f"{url!r} is not http://, https:// or unix:///path")
         return urls
 
+    @field_validator("engine_args")
+    @classmethod
+    def _splits(cls, arguments: str) -> str:
+        shlex.split(arguments)  # its ValueError says what is open: a quotation, an escape
+        return arguments
+
     @field_validator("database_url")
     @classmethod
     def _one_driver(cls, url: SecretStr | None) -> SecretStr | None:
@@ -135,8 +146,15 @@ class Settings(BaseSettings):
         """The settings in force: flags over environment over defaults.
 
         Raises:
-            BadSettings: names each bad value and what it should be, in one sentence a person can act on.
+            BadSettings: names each bad value and what it should be, in one sentence a person can act on; or a variable
+                that is no setting, which would otherwise have no effect and say nothing.
         """
+        for variable in os.environ:
+            name = variable.upper().removeprefix(ENV_PREFIX)
+            if name != variable.upper() and name.lower() not in cls.model_fields and name not in _NOT_SETTINGS:
+                near = difflib.get_close_matches(name.lower(), cls.model_fields, n=1)
+                hint = f": did you mean {ENV_PREFIX}{near[0].upper()}?" if near else "; `gadfly settings` lists them"
+                raise BadSettings(f"{variable} is no setting{hint}")
         try:
             return cls(**{name: value for name, value in (flags or {}).items() if value is not None})
         except ValidationError as error:
@@ -151,12 +169,7 @@ class Settings(BaseSettings):
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach the service."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host)
 
     @property
     def service_url(self) -> str:
@@ -175,3 +188,28 @@ class Settings(BaseSettings):
             if value is not None:
                 values[f"{ENV_PREFIX}{name.upper()}"] = str(value)
         return values
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host's name or address stays on this machine."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def without_password(url: str) -> str:
+    """A URL without the password in it: neither before the host nor among the parameters."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return url
+    place, question, query = rest.partition("?")
+    if "@" in place:
+        account, _, address = place.rpartition("@")
+        user, colon, _ = account.partition(":")
+        place = f"{user}{':********' if colon else ''}@{address}"
+    pairs = [pair.partition("=") for pair in query.split("&")] if question else []
+    query = "&".join(
+        f"{key}=********" if "password" in key.casefold() else key + sign + value for key, sign, value in pairs
+    )
+    return f"{scheme}://{place}{question}{query}"

@@ -3,6 +3,7 @@
 from typing import Annotated
 
 from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from core.errors import NotAllowed
 from core.records import Tier
@@ -18,13 +19,13 @@ def get_service(request: Request) -> Service:
 ServiceDep = Annotated[Service, Depends(get_service)]
 
 
-def _secret(request: Request) -> str | None:
-    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
-    return secret.strip() if scheme.casefold() == "bearer" and secret.strip() else None
+_bearer = HTTPBearer(auto_error=False, scheme_name="key", description="An API key, made with `gadfly keys create`.")
+Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 
-async def get_caller(request: Request, service: ServiceDep) -> Caller:
-    return await service.keyring.authenticate(_secret(request))
+async def get_caller(request: Request, credentials: Credentials, service: ServiceDep) -> Caller:
+    secret = None if credentials is None else credentials.credentials
+    return await service.keyring.authenticate(secret, host=request.url.hostname)
 
 
 CallerDep = Annotated[Caller, Depends(get_caller)]

@@ -11,6 +11,7 @@ from sqlalchemy import text
 from core.database import Database
 from core.engine import Engine, EnginePool
 from core.errors import GadflyError
+from core.settings import without_password
 from service.answering import Answerer
 from service.critics import Critics
 from service.metrics import Metrics
@@ -132,7 +133,9 @@ class Health:
             live_critic=self._critics.known_live,
             in_flight={str(version): count for version, count in sorted(self._answerer.leases.items()) if count},
             engines=[
-                EngineState(url=engine.url, in_flight=engine.in_flight, reachable=engine.down_until <= now)
+                EngineState(
+                    url=without_password(engine.url), in_flight=engine.in_flight, reachable=engine.down_until <= now
+                )
                 for engine in self._engines.engines
             ],
             records_pending=self._recorder.pending,

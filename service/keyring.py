@@ -9,6 +9,7 @@ from core.database import Database
 from core.errors import NotAllowed, StoreUnavailable
 from core.keys import digest
 from core.records import Key, Tier, now
+from core.settings import is_loopback
 
 _FRESH_S = 5.0  # a revoked key works this much longer at most, while Postgres answers
 _REMEMBERED = 10_000
@@ -40,18 +41,24 @@ class Keyring:
     def __init__(self, database: Database, *, open_without_keys: bool) -> None:
         self._database = database
         self._open_without_keys = open_without_keys
-        self._known: dict[bytes, tuple[float, Key | None]] = {}
+        self._known: dict[bytes, tuple[float, Key]] = {}
+        self._unknown: dict[bytes, float] = {}
         self._any: tuple[float, bool] | None = None
 
-    async def authenticate(self, secret: str | None) -> Caller:
-        """Raises:
-        NotAllowed: no key where one is needed, or one that is unknown, expired or revoked.
-        StoreUnavailable: the database is away and this key has not been seen before.
+    async def authenticate(self, secret: str | None, *, host: str | None) -> Caller:
+        """Who sends this secret, to the service under the name `host`.
+
+        Raises:
+            NotAllowed: no key where one is needed, or one that is unknown, expired or revoked.
+            StoreUnavailable: the database is away and this key has not been seen before.
         """
         if secret is None:
-            if self._open_without_keys and not await self._has_keys():
-                return ANYBODY
-            raise NotAllowed("this service needs a key: send `Authorization: Bearer KEY`")
+            if not self._open_without_keys or await self._has_keys():
+                raise NotAllowed("this service needs a key: send `Authorization: Bearer KEY`")
+            if host is not None and not is_loopback(host):
+                # A page in a browser here can give its own name this machine's address, and then read what it gets.
+                raise NotAllowed(f"without keys this service answers to localhost and 127.0.0.1, not to {host!r}")
+            return ANYBODY
         key = await self._find(digest(secret))
         if key is None or not key.is_active(now()):
             raise NotAllowed("this key is unknown, expired or revoked")
@@ -77,6 +84,8 @@ class Keyring:
         remembered = self._known.get(key_digest)
         if remembered is not None and time.monotonic() - remembered[0] < _FRESH_S:
             return remembered[1]
+        if time.monotonic() - self._unknown.get(key_digest, -_FRESH_S) < _FRESH_S:
+            return None
         try:
             async with self._database.session() as session:
                 key = await queries.find_key(session, key_digest)
@@ -84,7 +93,11 @@ class Keyring:
             if remembered is None:
                 raise
             return remembered[1]
-        if len(self._known) >= _REMEMBERED:
-            self._known.clear()  # a flood of made-up keys must not fill the memory
-        self._known[key_digest] = (time.monotonic(), key)
+        if key is None:
+            self._known.pop(key_digest, None)
+            if len(self._unknown) >= _REMEMBERED:
+                self._unknown.clear()  # a flood of made-up keys must not fill the memory, nor push out real ones
+            self._unknown[key_digest] = time.monotonic()
+        else:
+            self._known[key_digest] = (time.monotonic(), key)
         return key

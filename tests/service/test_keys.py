@@ -73,6 +73,12 @@ async def test_expired_and_revoked_keys_end(
         assert (await client.get("/interactions", headers=bearer(revoked))).status_code == 401
 
 
+async def test_without_keys_only_loopbacks_own_names_are_answered(client: httpx.AsyncClient) -> None:
+    """A page whose name was pointed at this machine sends that name; its browser would let it read the answer."""
+    for host, status in [("localhost", 200), ("127.0.0.1:8400", 200), ("[::1]:8400", 200), ("evil.example", 401)]:
+        assert (await client.get("/interactions", headers={"host": host})).status_code == status
+
+
 def test_refuses_to_stand_open_to_others(settings: Settings, tmp_path: Path) -> None:
     open_to_all = settings.model_copy(update={"host": "0.0.0.0"})
     log = tmp_path / "service.log"
