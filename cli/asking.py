@@ -15,14 +15,13 @@ from rich.text import Text
 from cli.running import service_address
 from cli.terminal import out, plain
 from core.errors import BadInput, GadflyError
-from core.settings import Settings
+from core.settings import Settings, is_loopback
 
 _CONNECT_S = 5.0
 _COLOURS = {"correct": "green", "incorrect": "red", "unparsed": "yellow"}
 _REASONS = {
     "rounds": "that many were asked for",
     "judged_correct": "the critic calls the answer correct",
-    "unchanged": "the actor kept its answer",
 }
 _SIGNS = {"correct": "✓", "incorrect": "✗", "unparsed": "?"}
 
@@ -80,6 +79,7 @@ class Service:
             headers=headers,
             timeout=httpx.Timeout(settings.engine_timeout_s, connect=_CONNECT_S),
             transport=transport,
+            trust_env=not is_loopback(httpx.URL(self._url).host),  # a proxy knows another 127.0.0.1
         )
 
     def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from psycopg.errors import ReadOnlySqlTransaction
 from sqlalchemy import Connection, NullPool, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
@@ -26,8 +27,12 @@ from core.errors import StoreUnavailable
 from core.settings import Settings
 from core.tables import Table
 
+VERSION_TABLE = "gadfly_schema"
+"""Where Alembic keeps the schema's revision: its default name may be another program's, in a shared database."""
+
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 _POOL_PATIENCE = 4  # a burst waits longer for its turn than a statement may take
+_MIGRATION_PATIENCE_S = 60  # for another replica's migration
 _MIGRATION_LOCK = 0x6761_6466_6C79  # "gadfly": replicas that start at once migrate one after another
 
 
@@ -176,11 +181,18 @@ def migrate(url: str) -> None:
     """Bring the schema up to date, in one transaction. Replicas that do it at once wait for each other.
 
     Raises:
-        StoreUnavailable: Postgres is away, or something holds a lock that the migration needs.
+        StoreUnavailable: Postgres is away, something holds a lock that the migration needs, or the schema is newer than
+            this release.
     """
     with _connection(url) as connection:
+        connection.execute(text(f"SET LOCAL lock_timeout = '{_MIGRATION_PATIENCE_S}s'"))
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
-        command.upgrade(migration_config(connection), "head")
+        try:
+            command.upgrade(migration_config(connection), "head")
+        except CommandError as error:
+            raise StoreUnavailable(
+                f"the database's schema was made by another release, newer than this one: {error}"
+            ) from error
 
 
 def schema_state(url: str) -> SchemaState:
@@ -193,7 +205,13 @@ def schema_state(url: str) -> SchemaState:
         head = ScriptDirectory.from_config(migration_config(connection)).get_current_head()
         assert head is not None
         context = MigrationContext.configure(
-            connection, opts={"include_object": _is_ours, "compare_type": True, "compare_server_default": True}
+            connection,
+            opts={
+                "version_table": VERSION_TABLE,
+                "include_object": _is_ours,
+                "compare_type": True,
+                "compare_server_default": True,
+            },
         )
         drift = compare_metadata(context, Table.metadata)
         return SchemaState(current=context.get_current_revision(), head=head, drift=tuple(map(str, drift)))
@@ -208,17 +226,23 @@ async def require_current_schema(database: Database) -> None:
     head = ScriptDirectory(str(MIGRATIONS)).get_current_head()
     async with database.session() as session:
         connection = await session.connection()
-        current = await connection.run_sync(lambda sync: MigrationContext.configure(sync).get_current_revision())
+        current = await connection.run_sync(_current_revision)
     if current != head:
         raise StoreUnavailable(
             f"the database's schema is at {current or 'nothing'} and this release needs {head}: run `gadfly migrate`"
         )
 
 
+def _current_revision(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}).get_current_revision()
+
+
 @contextmanager
 def _connection(url: str) -> Generator[Connection]:
     engine = create_engine(
-        url, poolclass=NullPool, connect_args={"application_name": "gadfly-migrate", "client_encoding": "utf8"}
+        url,
+        poolclass=NullPool,
+        connect_args={"application_name": "gadfly-migrate", "client_encoding": "utf8", "connect_timeout": 10},
     )
     try:
         with engine.begin() as connection:

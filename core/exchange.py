@@ -69,7 +69,7 @@ def _past(value: datetime) -> datetime:
     moment = value if value.tzinfo else value.replace(tzinfo=UTC)
     if not _EARLIEST <= moment <= now():
         raise ValueError("must lie between 1970 and now")
-    return moment
+    return moment.astimezone(UTC)  # one moment, however it was written
 
 
 _Filled = Annotated[str, Field(strict=True), AfterValidator(_filled)]
@@ -91,8 +91,9 @@ class ImportRow(BaseModel):
 
     @property
     def interaction_id(self) -> UUID:
-        """Made from everything but the label: the same row is the same interaction, even if it is labelled anew."""
-        return uuid5(_NAMESPACE, self.model_dump_json(exclude={"correct"}))
+        """Made from everything that was given but the label: the same row is the same interaction, however labelled."""
+        given = self.model_dump(mode="json", exclude={"correct"}, exclude_defaults=True)
+        return uuid5(_NAMESPACE, json.dumps(given, sort_keys=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,23 +133,22 @@ async def import_rows(
         StoreUnavailable: Postgres went away. What was imported stays, and the same import goes on from there.
     """
     report = ImportReport()
-
-    def skip(line: int, reason: str) -> None:
-        report.skipped += 1
-        on_skip(Skipped(line, reason))
-
     with _readable(path) as file:
         number = 0
         while lines := await asyncio.to_thread(_read_lines, file, 4 * _BYTES_PER_CHAR * max_text_chars):
             rows: list[tuple[int, ImportRow]] = []
+            skipped: list[Skipped] = []
             for line in lines:
                 number += 1
                 try:
                     if (row := _read_row(line, max_text_chars)) is not None:
                         rows.append((number, row))
                 except BadInput as error:
-                    skip(number, str(error))
-            await _import_batch(rows, database, grader, heldout_share, report, skip)
+                    skipped.append(Skipped(number, str(error)))
+            skipped += await _import_batch(rows, database, grader, heldout_share, report)
+            report.skipped += len(skipped)
+            for item in sorted(skipped, key=lambda item: item.line):
+                on_skip(item)
             on_progress(file.tell())
     return report
 
@@ -159,22 +159,22 @@ async def _import_batch(
     grader: Grader,
     heldout_share: float,
     report: ImportReport,
-    skip: Callable[[int, str], None],
-) -> None:
-    firsts: dict[UUID, tuple[int, ImportRow]] = {}
+) -> list[Skipped]:
+    firsts: dict[UUID, ImportRow] = {}
+    numbers: dict[UUID, list[int]] = {}
     labels: dict[UUID, bool] = {}
     for number, row in rows:
         id = row.interaction_id
-        firsts.setdefault(id, (number, row))
+        firsts.setdefault(id, row)
+        numbers.setdefault(id, []).append(number)
         if row.correct is not None:
             labels[id] = row.correct
     async with database.session() as session:
         known = await find_imported(session, firsts)
-    new = {id: row for id, (_, row) in firsts.items() if id not in known}
+    new = {id: row for id, row in firsts.items() if id not in known}
     grades = await _grade(new, grader)
     unreadable = {id: grade for id, grade in grades.items() if isinstance(grade, UnreadableReference)}
-    for id, problem in unreadable.items():
-        skip(firsts[id][0], f"reference: {problem}")
+    skipped = [Skipped(number, f"reference: {grade}") for id, grade in unreadable.items() for number in numbers[id]]
     interactions = [_to_interaction(id, row, grades.get(id)) for id, row in new.items() if id not in unreadable]
     feedback = [
         _to_feedback(id, correct)
@@ -185,7 +185,8 @@ async def _import_batch(
         added = await insert_interactions(session, interactions, heldout_share=heldout_share)
         await insert_records(session, feedback, heldout_share=heldout_share)
     report.added += added
-    report.known += len(rows) - len(unreadable) - added
+    report.known += len(rows) - len(skipped) - added
+    return skipped
 
 
 async def _grade(rows: Mapping[UUID, ImportRow], grader: Grader) -> dict[UUID, Grade | UnreadableReference]:
@@ -202,7 +203,7 @@ def _readable(path: Path) -> Iterator[IO[bytes]]:
                 file.seek(0)
             yield file
     except OSError as error:
-        raise BadInput(f"cannot read {path}: {error.strerror}") from error
+        raise BadInput(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _read_lines(file: IO[bytes], limit: int) -> list[bytes]:

@@ -43,8 +43,10 @@ _STOP_LIMIT_S = 60
 _MAX_LOG_BYTES = 10 * 2**20
 _LONGEST_SOCKET_FOLDER = 107 - len("/.s.PGSQL.5432.lock")
 _DISK_FULL = "No space left on device"
+_PORT = 5432
 _OPTIONS = {
     "listen_addresses": "",
+    "port": str(_PORT),  # part of the socket's name; PGPORT in somebody's shell must not change it
     "unix_socket_permissions": "0700",
     # What callers send must not end up in the log: no statements, no key values.
     "log_min_error_statement": "panic",
@@ -86,7 +88,7 @@ class EmbeddedPostgres:
 
     def url_of(self, database: str) -> str:
         address = URL.create(
-            "postgresql+psycopg", _SUPERUSER, database=database, query={"host": str(self._socket_folder)}
+            "postgresql+psycopg", _SUPERUSER, database=database, port=_PORT, query={"host": str(self._socket_folder)}
         )
         return address.render_as_string(hide_password=False)
 
@@ -134,6 +136,17 @@ class EmbeddedPostgres:
             self._lock.close()
             self._lock = None
 
+    def stop_ownerless(self) -> None:
+        """Stop the server if it runs and the process that owned it is gone; otherwise do nothing."""
+        if not self.is_running:
+            return
+        with (self.folder / "lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+            self._end(signal.SIGINT)
+
     def _end(self, number: signal.Signals) -> None:
         postmaster = self._postmaster()
         if postmaster is not None:
@@ -178,7 +191,7 @@ class EmbeddedPostgres:
         if account is not None:
             for path in (self.folder, self.log):
                 path.touch(exist_ok=True)
-                os.chown(path, account.pw_uid, account.pw_gid)
+                os.chown(path, account.pw_uid, account.pw_gid, follow_symlinks=False)
         if not self.data.exists():
             self._create()
         self._wait_until_stopped()
@@ -212,7 +225,7 @@ class EmbeddedPostgres:
         if found != str(TARGET_POSTGRES_VERSION):
             raise BadSettings(
                 f"{self.data} was written by Postgres {found} and this release runs Postgres "
-                f"{TARGET_POSTGRES_VERSION}: export the data with the release that wrote it, and import it into a new "
+                f"{TARGET_POSTGRES_VERSION}: take a pg_dump with the release that wrote it, and restore that in a new "
                 "GADFLY_HOME"
             )
 
@@ -229,7 +242,12 @@ class EmbeddedPostgres:
     def _create_database(self) -> None:
         try:
             with psycopg.connect(
-                host=str(self._socket_folder), user=_SUPERUSER, dbname="postgres", autocommit=True, connect_timeout=10
+                host=str(self._socket_folder),
+                port=_PORT,
+                user=_SUPERUSER,
+                dbname="postgres",
+                autocommit=True,
+                connect_timeout=10,
             ) as connection:
                 found = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,)).fetchone()
                 if found is None:
@@ -302,7 +320,7 @@ class EmbeddedPostgres:
         while time.monotonic() < deadline:
             try:
                 psycopg.connect(
-                    host=str(self._socket_folder), user=_SUPERUSER, dbname=DATABASE, connect_timeout=5
+                    host=str(self._socket_folder), port=_PORT, user=_SUPERUSER, dbname=DATABASE, connect_timeout=5
                 ).close()
             except psycopg.OperationalError as error:
                 problem = str(error)

@@ -43,7 +43,6 @@ class StopReason(StrEnum):
 
     ROUNDS = "rounds"  # every round asked for was run
     JUDGED_CORRECT = "judged_correct"  # when=if_incorrect, and the critic calls the answer correct
-    UNCHANGED = "unchanged"  # the actor returned the answer it was given, so further rounds would repeat themselves
 
 
 class FeedbackSource(StrEnum):

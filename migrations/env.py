@@ -6,6 +6,7 @@ from alembic import context
 from alembic.autogenerate.api import AutogenContext
 from sqlalchemy import Connection, text
 
+from core.database import VERSION_TABLE
 from core.tables import StoredJson, StoredText, Table
 
 
@@ -25,6 +26,7 @@ connection.execute(text("SET LOCAL lock_timeout = '5s'"))
 context.configure(
     connection=connection,
     target_metadata=Table.metadata,
+    version_table=VERSION_TABLE,
     compare_type=True,
     compare_server_default=True,
     render_item=render,

@@ -32,7 +32,7 @@ def _constraints(connection: Connection) -> set[tuple[str, str, str]]:
     rows = connection.execute(
         text(
             "SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint"
-            " WHERE connamespace = 'public'::regnamespace AND conrelid::regclass::text <> 'alembic_version'"
+            " WHERE connamespace = 'public'::regnamespace AND conrelid::regclass::text <> 'gadfly_schema'"
         )
     )
     return {(table, name, definition) for table, name, definition in rows}
@@ -45,7 +45,7 @@ def test_the_migrations_make_what_the_tables_say(database_url: str, empty_url: s
     # Alembic compares neither checks nor tables that are too many.
     with _transaction(database_url) as migrated, _transaction(empty_url) as made:
         Table.metadata.create_all(made)
-        assert set(inspect(migrated).get_table_names()) == {*Table.metadata.tables, "alembic_version"}
+        assert set(inspect(migrated).get_table_names()) == {*Table.metadata.tables, "gadfly_schema"}
         assert _constraints(migrated) == _constraints(made)
 
 
@@ -61,7 +61,7 @@ def test_every_migration_goes_down_and_up_again(empty_url: str) -> None:
     migrate(empty_url)
     with _transaction(empty_url) as connection:
         command.downgrade(migration_config(connection), "base")
-        assert inspect(connection).get_table_names() == ["alembic_version"]
+        assert inspect(connection).get_table_names() == ["gadfly_schema"]
     migrate(empty_url)
     assert schema_state(empty_url).drift == ()
 
@@ -79,10 +79,27 @@ def test_a_migration_does_not_queue_behind_a_lock_for_long(database_url: str) ->
             command.downgrade(migration_config(connection), "base")
 
 
+def test_a_schema_of_a_newer_release_is_one_sentence(database_url: str) -> None:
+    with _transaction(database_url) as connection:
+        connection.execute(text("UPDATE gadfly_schema SET version_num = 'ffff'"))
+    with pytest.raises(StoreUnavailable, match="newer than this one"):
+        migrate(database_url)
+
+
+def test_another_programs_revision_in_the_same_database_is_not_ours(empty_url: str) -> None:
+    with _transaction(empty_url) as connection:
+        connection.execute(text("CREATE TABLE alembic_version (version_num text)"))
+        connection.execute(text("INSERT INTO alembic_version VALUES ('theirs')"))
+    migrate(empty_url)
+    assert schema_state(empty_url).is_current
+    with _transaction(empty_url) as connection:
+        assert connection.scalar(text("SELECT version_num FROM alembic_version")) == "theirs"
+
+
 async def test_another_releases_schema_is_refused(database: Database, empty_url: str) -> None:
     await require_current_schema(database)
     async with database.session() as session:
-        await session.execute(text("UPDATE alembic_version SET version_num = 'ffff'"))
+        await session.execute(text("UPDATE gadfly_schema SET version_num = 'ffff'"))
     with pytest.raises(StoreUnavailable, match=r"ffff.*gadfly migrate"):
         await require_current_schema(database)
     async with Database(empty_url) as empty:

@@ -130,13 +130,7 @@ def upgrade() -> None:
         sa.Column(
             "stop_reason",
             sa.Enum(
-                "rounds",
-                "judged_correct",
-                "unchanged",
-                name="stop_reason",
-                native_enum=False,
-                create_constraint=True,
-                length=32,
+                "rounds", "judged_correct", name="stop_reason", native_enum=False, create_constraint=True, length=32
             ),
             nullable=True,
         ),
