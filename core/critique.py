@@ -4,14 +4,16 @@ The service answers with it, the trainer samples with it, the evaluation measure
 served (DESIGN decision 6).
 """
 
-import asyncio
-
+from core.concurrency import gather
 from core.engine import EnginePool, OnText, Reply, Sampling
+from core.errors import PromptTooLong
 from core.prompts import Prompt, PromptSet
 from core.records import Critique, Usage, new_id
 from core.verdict import VERDICT_FIELD, Verdict, VerdictSource, parse_critique
 
 VERDICT_PREFIX = f"{VERDICT_FIELD}:"
+
+_CUT_CHARS = 100  # of a critique that leaves its verdict no room: the verdict field takes about ten tokens
 
 
 async def critique(
@@ -33,12 +35,12 @@ async def critique(
     first critique. Raises the errors of `core.engine.Engine.chat`.
     """
     prompt = prompts.critique(question=question, response=response)
-    if on_text is not None and prompt.opener:
-        for index in range(sampling.n):
-            await on_text(index, prompt.opener)
-    replies = await engines.chat(prompt, model=model, sampling=sampling, on_text=on_text)
+    if on_text is None:
+        replies = await engines.chat(prompt, model=model, sampling=sampling)
+    else:
+        replies = await _stream(engines, prompt, model=model, sampling=sampling, on_text=on_text)
     return tuple(
-        await asyncio.gather(
+        await gather(
             *(
                 _judge(
                     engines, prompts, prompt, reply, model=model, round=round, sample=sample + index,
@@ -48,6 +50,23 @@ async def critique(
             )
         )
     )  # fmt: skip
+
+
+async def _stream(
+    engines: EnginePool, prompt: Prompt, *, model: str, sampling: Sampling, on_text: OnText
+) -> tuple[Reply, ...]:
+    # The opener goes out with a reply's first piece and not before: nothing is said that the engine may still refuse.
+    unopened = set(range(sampling.n))
+
+    async def on_piece(index: int, text: str) -> None:
+        opener = prompt.opener if index in unopened else ""
+        unopened.discard(index)
+        await on_text(index, opener + text)
+
+    replies = await engines.chat(prompt, model=model, sampling=sampling, on_text=on_piece)
+    for index in sorted(unopened) if prompt.opener else ():  # replies without a text
+        await on_text(index, prompt.opener)
+    return replies
 
 
 async def _judge(
@@ -63,19 +82,8 @@ async def _judge(
 ) -> Critique:
     text = prompt.opener + reply.text
     parsed = parse_critique(text)
-    if parsed.verdict_end is not None:
-        asked = text[: parsed.verdict_end]
-    else:
-        asked = f"{text.rstrip()}\n{VERDICT_PREFIX}".lstrip()
-    # The probabilities after the verdict field are a second, one-token request: it costs a forward pass over tokens
-    # that the prefix cache holds, and exists whether or not the text states a verdict.
-    p_correct, p_incorrect = await engines.read_labels(
-        prompt.continued(asked),
-        model=model,
-        after=":",
-        first=prompts.correct,
-        second=prompts.incorrect,
-        priority=priority,
+    p_correct, p_incorrect = await _read_probabilities(
+        engines, prompts, prompt, text, verdict_end=parsed.verdict_end, model=model, priority=priority
     )
     verdict, source = parsed.verdict, VerdictSource.STATED
     if verdict is Verdict.UNPARSED:
@@ -95,20 +103,60 @@ async def _judge(
     )
 
 
-def read_verdict(p_correct: float, p_incorrect: float) -> tuple[Verdict, VerdictSource]:
-    """The likelier verdict; none when the engine gives neither word any probability, or both the same."""
-    if p_correct == p_incorrect:
+async def _read_probabilities(
+    engines: EnginePool,
+    prompts: PromptSet,
+    prompt: Prompt,
+    text: str,
+    *,
+    verdict_end: int | None,
+    model: str,
+    priority: int,
+) -> tuple[float, float] | tuple[None, None]:
+    """Probability of either verdict word after the verdict field, which is put after a text that does not have it.
+
+    A second, one-token request: it costs a forward pass over tokens that the prefix cache holds, and exists whether or
+    not the text states a verdict. A critique that fills the model's context leaves the field no room; as much of its
+    end is then left out of the question as it takes. None when the prompt alone fills the context.
+    """
+    asked = _with_field(text) if verdict_end is None else text[:verdict_end]
+    while True:
+        try:
+            return await engines.read_labels(
+                prompt.continued(asked),
+                model=model,
+                after=":",
+                first=prompts.correct,
+                second=prompts.incorrect,
+                priority=priority,
+            )
+        except PromptTooLong:
+            if not text:
+                return None, None
+            text = text[: -max(_CUT_CHARS, len(text) // 10)]
+            asked = _with_field(text)
+
+
+def _with_field(text: str) -> str:
+    return f"{text.rstrip()}\n{VERDICT_PREFIX}".lstrip()
+
+
+def read_verdict(p_correct: float | None, p_incorrect: float | None) -> tuple[Verdict, VerdictSource]:
+    """The likelier verdict; none when the engine gives neither word any probability, or both the same, or was not
+    asked.
+    """
+    if p_correct is None or p_incorrect is None or p_correct == p_incorrect:
         return Verdict.UNPARSED, VerdictSource.NONE
     return (Verdict.CORRECT if p_correct > p_incorrect else Verdict.INCORRECT), VerdictSource.READ
 
 
-def supplied_critique(text: str, *, sample: int) -> Critique:
+def supplied_critique(text: str) -> Critique:
     """A critique that the caller brought: parsed like any other, but nothing is read from the engine."""
     stated = parse_critique(text).verdict
     return Critique(
         id=new_id(),
         round=0,
-        sample=sample,
+        sample=0,
         text=text,
         stated=stated,
         verdict=stated,

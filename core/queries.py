@@ -395,14 +395,16 @@ async def find_imported(session: AsyncSession, ids: Iterable[UUID]) -> dict[UUID
     return dict(rows.all())
 
 
-async def find_critique(session: AsyncSession, id: UUID, *, scope: Scope) -> Critique | None:
-    """A critique in an interaction that the caller may see."""
-    row = await session.scalar(
-        select(CritiqueRow)
-        .join(InteractionRow, InteractionRow.id == CritiqueRow.interaction_id)
-        .where(CritiqueRow.id == id, *_in_scope(scope))
-    )
-    return None if row is None else _to_critique(row)
+async def find_critique(session: AsyncSession, id: UUID, *, scope: Scope) -> tuple[Critique, bytes] | None:
+    """A critique in an interaction that the caller may see, and the hash of the question it is about."""
+    found = (
+        await session.execute(
+            select(CritiqueRow, InteractionRow.question_hash)
+            .join(InteractionRow, InteractionRow.id == CritiqueRow.interaction_id)
+            .where(CritiqueRow.id == id, *_in_scope(scope))
+        )
+    ).one_or_none()
+    return None if found is None else (_to_critique(found[0]), found[1])
 
 
 async def feedback_of(session: AsyncSession, interaction_id: UUID) -> list[Feedback]:
@@ -653,7 +655,14 @@ async def extend_claims(session: AsyncSession, owner: UUID, claim_ids: Iterable[
     lease = func.clock_timestamp() + func.make_interval(0, 0, 0, 0, 0, 0, lease_s)
     renewed = await session.scalars(
         update(RequestClaimRow)
-        .where(RequestClaimRow.owner == owner, RequestClaimRow.id.in_(sorted(claim_ids)))
+        .where(
+            # One that is being deleted needs no lease: waiting for it could be waiting in a circle.
+            RequestClaimRow.id.in_(
+                select(RequestClaimRow.id)
+                .where(RequestClaimRow.owner == owner, RequestClaimRow.id.in_(sorted(claim_ids)))
+                .with_for_update(skip_locked=True)
+            )
+        )
         .values(expires_at=lease)
         .returning(RequestClaimRow.id)
         .execution_options(synchronize_session=False)

@@ -4,7 +4,7 @@ Rounds are memoryless, as in the released code of Critique-RL (METHOD c.6): each
 """
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from core.critique import critique
@@ -12,6 +12,8 @@ from core.engine import ACTOR, EnginePool, Sampling
 from core.prompts import PromptSet
 from core.records import Critique, Refinement, StopReason, new_id
 from core.verdict import Verdict
+
+_SEED_STRIDE = 1_000_003  # distance between the seeds of two rounds
 
 
 class When(StrEnum):
@@ -136,13 +138,7 @@ def _shifted(sampling: Sampling, round: int) -> Sampling:
     """The same sampling with a seed of its own for each round, so that equal answers get new critiques."""
     if sampling.seed is None or round == 0:
         return sampling
-    return Sampling(
-        n=sampling.n,
-        temperature=sampling.temperature,
-        max_tokens=sampling.max_tokens,
-        seed=sampling.seed + 1_000_003 * round,
-        priority=sampling.priority,
-    )
+    return replace(sampling, seed=sampling.seed + _SEED_STRIDE * round)
 
 
 def _piece(

@@ -5,6 +5,7 @@ No transaction is open while the engine works: the critic and the episode are re
 
 import asyncio
 import hashlib
+import json
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -13,12 +14,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
+from core.concurrency import gather
 from core.critique import critique, majority_verdict, supplied_critique
 from core.engine import EnginePool, Sampling
-from core.errors import BadInput, TooBusy, UnreadableReference
+from core.errors import BadInput, NotFound, StoreUnavailable, TooBusy, UnreadableReference
 from core.grading import Grade, Grader
 from core.prompts import PromptSet
-from core.records import CriticVersion, Feedback, FeedbackSource, Interaction, Kind, Usage, new_id, now
+from core.records import CriticVersion, Critique, Feedback, FeedbackSource, Interaction, Kind, Usage, new_id, now
 from core.refinement import Chain, OnPiece, Role, refine_chain
 from core.settings import Settings
 from service.critics import Critics
@@ -38,7 +40,7 @@ class Prepared:
     key_id: UUID | None
     critic: CriticVersion
     sampling: Sampling
-    first_critique: str | None = None
+    first_critique: Critique | None = None
 
 
 class Answerer:
@@ -80,9 +82,14 @@ class Answerer:
             value = getattr(body, name, None)
             if value is not None and value > limit:
                 raise BadInput(f"{name} must be at most {limit}", field=name)
-        several = next((name for name in ("n", "samples") if getattr(body, name, 1) > 1), None)
-        if several is not None and self._temperature(body) == 0 and getattr(body, "refine_temperature", 0) == 0:
-            raise BadInput(f"{several} above 1 needs a temperature above 0: all would be the same", field=several)
+        if isinstance(body, CritiqueRequest) and body.n > 1 and self._temperature(body) == 0:
+            raise BadInput("n above 1 needs a temperature above 0: all would be the same", field="n")
+        if isinstance(body, RefineRequest) and body.samples > 1 and body.refine_temperature == 0:
+            has_critique = body.critique is not None or body.critique_id is not None
+            if self._temperature(body) == 0 or (has_critique and body.rounds == 1):
+                raise BadInput(
+                    "samples above 1 need a refine_temperature above 0 here: all would be the same", field="samples"
+                )
         for name in ("question", "response", "critique", "reference", "edited_response", "comment"):
             value = getattr(body, name, None)
             if value is not None and len(value) > self._settings.max_text_chars:
@@ -92,11 +99,10 @@ class Answerer:
         """Check a request and read what it refers to.
 
         Raises:
-            BadInput: over a limit, a reference that cannot be read, or an episode about another question.
+            BadInput: a reference that cannot be read, or an episode about another question.
             NotFound: no such critic, or no such critique for this caller.
             StoreUnavailable: the database is away and the request refers to something in it.
         """
-        self.check_limits(body)
         if body.reference is not None:
             await self._grader.check_reference(body.reference)
         pinned = None
@@ -106,9 +112,10 @@ class Answerer:
         critic = await self._critics.resolve(choice)
         first_critique = None
         if isinstance(body, RefineRequest):
-            first_critique = body.critique
-            if body.critique_id is not None:
-                first_critique = await self._critics.critique_text(body.critique_id, scope=scope)
+            if body.critique is not None:
+                first_critique = supplied_critique(body.critique)
+            elif body.critique_id is not None:
+                first_critique = await self._earlier_critique(body.critique_id, question=body.question, scope=scope)
         return Prepared(
             interaction_id=new_id(),
             episode_id=body.episode_id or new_id(),
@@ -122,6 +129,14 @@ class Answerer:
             ),
             first_critique=first_critique,
         )
+
+    async def _earlier_critique(self, critique_id: UUID, *, question: str, scope: UUID | None) -> Critique:
+        try:
+            return await self._critics.earlier_critique(critique_id, question=question, scope=scope)
+        except NotFound:
+            if self._recorder.spooled:
+                raise StoreUnavailable("this critique may still wait to be stored; try again in a moment") from None
+            raise
 
     def _temperature(self, body: Options | FeedbackRequest) -> float:
         given = getattr(body, "temperature", None)
@@ -138,18 +153,16 @@ class Answerer:
             await on_piece(Role.CRITIQUE, 0, sample, text)
 
         async with self._lease(prepared.critic):
-            critiques, (grade,) = await asyncio.gather(
-                critique(
-                    self._engines,
-                    self._prompts,
-                    model=prepared.critic.engine_name,
-                    question=body.question,
-                    response=body.response,
-                    sampling=prepared.sampling,
-                    on_text=None if on_piece is None else on_text,
-                ),
-                self._grades([body.response], body.reference),
+            critiques = await critique(
+                self._engines,
+                self._prompts,
+                model=prepared.critic.engine_name,
+                question=body.question,
+                response=body.response,
+                sampling=prepared.sampling,
+                on_text=None if on_piece is None else on_text,
             )
+        [grade] = await self._grades([body.response], body.reference)
         interaction = replace(
             self._record(Kind.CRITIQUE, body, prepared, fingerprint),
             grade=grade,
@@ -169,7 +182,7 @@ class Answerer:
         started = time.perf_counter()
         actor = replace(prepared.sampling, temperature=body.refine_temperature)
         async with self._lease(prepared.critic):
-            chains = await asyncio.gather(
+            chains = await gather(
                 *(
                     refine_chain(
                         self._engines,
@@ -182,9 +195,8 @@ class Answerer:
                         critique_sampling=_seeded(prepared.sampling, sample),
                         refine_sampling=_seeded(actor, sample),
                         sample=sample,
-                        first_critique=None
-                        if prepared.first_critique is None
-                        else supplied_critique(prepared.first_critique, sample=sample),
+                        first_critique=prepared.first_critique
+                        and replace(prepared.first_critique, id=new_id(), sample=sample),
                         on_piece=on_piece,
                     )
                     for sample in range(body.samples)
@@ -251,8 +263,12 @@ class Answerer:
         """The grade of each text against one reference; all None without one."""
         if reference is None:
             return [None] * len(texts)
-        await self._grader.check_reference(reference)
-        return [await self._grader.grade(text, reference) for text in texts]
+        grades: list[Grade | None] = []
+        for grade in await self._grader.grade_all([(text, reference) for text in texts]):
+            if isinstance(grade, UnreadableReference):
+                raise grade
+            grades.append(grade)
+        return grades
 
     async def _vote(self, chains: Sequence[Chain]) -> tuple[Chain, int]:
         """The first chain of those that end with the commonest answer, and how many they are (METHOD's MV@K).
@@ -261,22 +277,16 @@ class Answerer:
         """
         groups: list[list[Chain]] = []
         for chain in chains:
-            for group in groups:
-                if await self._same_answer(group[0].text, chain.text):
+            # A head that no rule can read is no reference, and equals only itself.
+            grades = await self._grader.grade_all([(chain.text, group[0].text) for group in groups])
+            for group, grade in zip(groups, grades, strict=True):
+                if grade is Grade.RIGHT or chain.text == group[0].text:
                     group.append(chain)
                     break
             else:
                 groups.append([chain])
         commonest = max(groups, key=len)  # max keeps the first of equals
         return commonest[0], len(commonest)
-
-    async def _same_answer(self, one: str, other: str) -> bool:
-        if one == other:
-            return True
-        try:
-            return await self._grader.grade(other, one) is Grade.RIGHT
-        except UnreadableReference:
-            return False
 
     def _record(self, kind: Kind, body: Options, prepared: Prepared, fingerprint: str | None) -> Interaction:
         return Interaction(
@@ -305,8 +315,14 @@ class Answerer:
         )
 
     async def _keep(self, interaction: Interaction) -> None:
+        recording = asyncio.ensure_future(self._recorder.record(interaction))
         with self._metrics.durable.time():
-            await self._recorder.record(interaction)
+            try:
+                await asyncio.shield(recording)
+            except asyncio.CancelledError:
+                # The caller has gone, the record is kept all the same. Its request id must not be free before that.
+                await asyncio.wait((recording,))
+                raise
         self._metrics.observe(interaction)
 
     @asynccontextmanager
@@ -328,7 +344,9 @@ def fingerprint_of(body: Options) -> str:
 
     How the answer travels (`stream`) is not part of it.
     """
-    canonical = body.model_dump_json(exclude={"stream", "request_id"})
+    # Without what is left to its default, or a release with a new option would not know its predecessor's requests.
+    asked = body.model_dump(mode="json", exclude={"stream", "request_id"}, exclude_defaults=True)
+    canonical = json.dumps(asked, sort_keys=True)
     return hashlib.sha256(f"{type(body).__name__}:{canonical}".encode()).hexdigest()
 
 

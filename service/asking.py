@@ -32,23 +32,25 @@ async def ask(service: Service, caller: Caller, request: Request, body: Body, an
     service.require_started()
     service.answerer.check_limits(body)
     fingerprint = None if body.request_id is None else fingerprint_of(body)
+    headers: dict[str, str] = {}  # filled once it is known which critic answers
 
-    async def work(on_piece: OnPiece | None, prepared: Prepared | None = None) -> Interaction:
-        if prepared is None:
-            prepared = await service.answerer.prepare(body, key_id=caller.key_id, scope=caller.scope)
+    async def work(on_piece: OnPiece | None) -> Interaction:
+        prepared = await service.answerer.prepare(body, key_id=caller.key_id, scope=caller.scope)
+        headers.update(_critic_header(prepared.critic.version))
         return await answer(body, prepared, fingerprint=fingerprint, on_piece=on_piece)
 
-    async def result(on_piece: OnPiece | None = None, prepared: Prepared | None = None) -> Result:
+    async def result(on_piece: OnPiece | None = None) -> Result:
         if body.request_id is None or fingerprint is None:
-            return result_of(await work(on_piece, prepared))
-        once = service.requests.once(caller, body.request_id, fingerprint, lambda: work(on_piece, prepared))
-        return result_of(await once)
+            interaction = await work(on_piece)
+        else:
+            interaction = await service.requests.once(caller, body.request_id, fingerprint, lambda: work(on_piece))
+        headers.update(_critic_header(interaction.critic_version))
+        return result_of(interaction)
 
-    if not body.stream:
-        return await answer_json(request, result())
-    # What can be refused is refused before the stream begins, with a status code. A request id is looked up first: a
-    # repeat is answered even if what it asked for could not be asked for any more.
-    prepared = None
-    if body.request_id is None:
-        prepared = await service.answerer.prepare(body, key_id=caller.key_id, scope=caller.scope)
-    return answer_events(lambda on_piece: result(on_piece, prepared))
+    if body.stream:
+        return await answer_events(request, result, headers=headers)
+    return await answer_json(request, result(), headers=headers)
+
+
+def _critic_header(version: int | None) -> dict[str, str]:
+    return {"x-gadfly-critic": f"critic@{version}"}

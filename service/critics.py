@@ -1,6 +1,7 @@
 """Which critic a request gets: pointers and versions as Postgres says, with a memory for when it is away."""
 
 import asyncio
+from dataclasses import replace
 from typing import Literal
 from uuid import UUID
 
@@ -10,7 +11,7 @@ from core import queries
 from core.database import Database
 from core.errors import BadInput, Conflict, NotFound, StoreUnavailable
 from core.questions import question_hash
-from core.records import CriticVersion, Pointer
+from core.records import CriticVersion, Critique, Pointer, Usage
 
 _REFRESH_S = 1.0  # how long a pointer that another replica moved may go unseen
 
@@ -75,13 +76,21 @@ class Critics:
             raise BadInput("this episode is about another question", field="episode_id")
         return episode.critic_version
 
-    async def critique_text(self, critique_id: UUID, *, scope: UUID | None) -> str:
-        """The text of an earlier critique that this caller may see."""
+    async def earlier_critique(self, critique_id: UUID, *, question: str, scope: UUID | None) -> Critique:
+        """A critique of this question that was given before, with its verdict, to be used again.
+
+        Raises:
+            BadInput: it is about another question.
+            NotFound: there is none that this caller may see.
+        """
         async with self._database.session() as session:
             found = await queries.find_critique(session, critique_id, scope=scope)
         if found is None:
             raise NotFound(f"there is no critique {critique_id}")
-        return found.text
+        critique, about = found
+        if about != question_hash(question):
+            raise BadInput("this critique is about another question", field="critique_id")
+        return replace(critique, round=0, usage=Usage(), supplied=True)
 
     async def read_all(self) -> tuple[list[CriticVersion], dict[Pointer, int]]:
         """Every version, newest first, and which of them each pointer names."""
@@ -90,8 +99,8 @@ class Critics:
 
     async def _refresh(self) -> None:
         async with self._database.session() as session:
+            pointers = await queries.read_pointers(session)  # first: every version they name is then read too
             versions = await queries.list_critic_versions(session)
-            pointers = await queries.read_pointers(session)
         self._versions = {critic.version: critic for critic in versions}
         self._pointers = pointers
 
@@ -103,3 +112,5 @@ class Critics:
                 await self._refresh()
             except StoreUnavailable:
                 log.warning("critics_not_refreshed")
+            except Exception:  # what was read stays true, and a replica must not end over a database that is changing
+                log.exception("critics_not_refreshed")

@@ -106,6 +106,8 @@ def install(app: FastAPI) -> None:
     async def on_unknown(request: Request, error: Exception) -> Response:
         log.error("request_failed", path=request.url.path, exc_info=error)
         document, headers = describe(error)
+        # Starlette answers this outside the middleware that names every other request.
+        headers |= {"x-request-id": str(structlog.contextvars.get_contextvars().get("http_request_id", ""))}
         return problem_response(document.model_copy(update={"instance": request.url.path}), headers)
 
     app.add_exception_handler(errors.GadflyError, on_known)

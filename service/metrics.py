@@ -55,6 +55,8 @@ class Metrics:
         """Count one answered interaction."""
         critic = str(interaction.critic_version)
         for critique in interaction.critiques:
+            if critique.supplied:
+                continue  # the caller's, or counted when it was given
             self.verdicts.labels(critic, critique.verdict.value, critique.verdict_source.value).inc()
         if interaction.grade is not None:
             self.grades.labels(critic, "first", interaction.grade.value).inc()

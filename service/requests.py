@@ -14,7 +14,7 @@ import structlog
 
 from core import queries
 from core.database import Database
-from core.errors import BadInput, EngineTimeout, StoreUnavailable
+from core.errors import BadInput, Conflict, StoreUnavailable
 from core.queries import Claimed, Done, Held
 from core.records import Interaction
 from service.keyring import Caller
@@ -32,11 +32,9 @@ _POLL_S = 0.2
 class Requests:
     """Runs work at most once per (key, request id)."""
 
-    def __init__(self, database: Database, recorder: Recorder, *, wait_s: float) -> None:
-        """`wait_s`: how long to wait for another replica's result."""
+    def __init__(self, database: Database, recorder: Recorder) -> None:
         self._database = database
         self._recorder = recorder
-        self._wait_s = wait_s
         self._owner = uuid4()
         self._shared: Shared[Interaction] = Shared()
         self._fingerprints: dict[tuple[UUID | None, str], str] = {}
@@ -47,7 +45,6 @@ class Requests:
 
         Raises:
             BadInput: the request id stands for another request.
-            EngineTimeout: another replica has been at work on it for longer than a generation may take.
         """
         key = (caller.key_id, request_id)
         if key in self._shared:
@@ -66,20 +63,32 @@ class Requests:
             _must_equal(spooled.fingerprint, fingerprint)
             return spooled
         try:
-            async with asyncio.timeout(self._wait_s):
-                claimed = await self._claim_or_find(caller, request_id, fingerprint)
-        except TimeoutError:
-            raise EngineTimeout("another replica has been at work on this request id for too long") from None
+            claimed = await self._claim_or_find(caller, request_id, fingerprint)
         except StoreUnavailable:
             log.warning("request_id_unclaimed", request_id=request_id)
             claimed = None
         if isinstance(claimed, Interaction):
             return claimed
         async with self._held(claimed):
-            return await work()
+            try:
+                return await work()
+            except Conflict:
+                # Both were at work on it, because Postgres was away or too slow to extend the claim: the first counts.
+                first = await self._stored(caller, request_id)
+                if first is None:
+                    raise
+                _must_equal(first.fingerprint, fingerprint)
+                return first
+
+    async def _stored(self, caller: Caller, request_id: str) -> Interaction | None:
+        async with self._database.session() as session:
+            return await queries.find_by_request_id(session, request_id, key_id=caller.key_id)
 
     async def _claim_or_find(self, caller: Caller, request_id: str, fingerprint: str) -> UUID | Interaction:
-        """A claim to work on the request id, or what somebody else's work on it came to."""
+        """A claim to work on the request id, or what somebody else's work on it came to.
+
+        Waits as long as another holds the claim: its lease, extended while its owner works, is the sign of life.
+        """
         while True:
             match await self._claim(caller, request_id, fingerprint):
                 case Claimed(claim_id):
@@ -136,6 +145,8 @@ class Requests:
                         await queries.extend_claims(session, self._owner, tuple(self._claims), lease_s=_LEASE_S)
                 except StoreUnavailable:
                     log.warning("claims_not_extended", claims=len(self._claims))
+                except Exception:  # work goes on without its claims; a replica must not end over them
+                    log.exception("claims_not_extended", claims=len(self._claims))
 
 
 def _must_equal(known: str | None, fingerprint: str) -> None:

@@ -1,7 +1,8 @@
 """How an answer leaves: at once as JSON, or piece by piece as server-sent events; and what a disconnect does."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 import orjson
@@ -43,34 +44,44 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-async def answer_json(request: Request, work: Awaitable[BaseModel]) -> Response:
-    """The result as one JSON document, with the critic named in a header too."""
+async def answer_json(request: Request, work: Awaitable[BaseModel], *, headers: Mapping[str, str]) -> Response:
+    """The result as one JSON document. `headers` are read when it is there."""
     result = await until_disconnect(request, work)
     if result is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    return Response(result.model_dump_json(), media_type="application/json", headers=critic_header(result))
+    return Response(result.model_dump_json(), media_type="application/json", headers=headers)
 
 
-def critic_header(result: BaseModel) -> dict[str, str]:
-    critic = getattr(result, "critic", None)
-    return {} if critic is None else {"x-gadfly-critic": f"critic@{critic.version}"}
-
-
-def answer_events(work: Callable[[OnPiece], Awaitable[BaseModel]]) -> Response:
+async def answer_events(
+    request: Request, work: Callable[[OnPiece], Awaitable[BaseModel]], *, headers: Mapping[str, str]
+) -> Response:
     """The result as server-sent events: `text` as it comes, then one `result`, or one `error` with a problem document.
 
+    The answer begins with its first event, so what fails before that is refused with a status like any other request.
     The final `result` is sent after its record is durable, like any other answer. A comment goes out every
-    `HEARTBEAT_S` seconds of silence, so that proxies keep the connection.
+    `HEARTBEAT_S` seconds of silence, so that proxies keep the connection. `headers` are read when the answer begins.
     """
+    events = _events(work)
+    first = await until_disconnect(request, anext(events))
+    if first is None:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
     return StreamingResponse(
-        _events(work),
+        _continued(first, events),
         media_type="text/event-stream",
-        headers={"cache-control": "no-store", "x-accel-buffering": "no"},
+        headers={"cache-control": "no-store", "x-accel-buffering": "no", **headers},
     )
 
 
-async def _events(work: Callable[[OnPiece], Awaitable[BaseModel]]) -> AsyncIterator[bytes]:
+async def _continued(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    async with aclosing(rest):
+        yield first
+        async for event in rest:
+            yield event
+
+
+async def _events(work: Callable[[OnPiece], Awaitable[BaseModel]]) -> AsyncGenerator[bytes]:
     pieces: asyncio.Queue[bytes] = asyncio.Queue()
+    has_begun = False
 
     async def on_piece(role: Role, round: int, sample: int, text: str) -> None:
         pieces.put_nowait(_event("text", {"role": role.value, "round": round, "sample": sample, "text": text}))
@@ -82,14 +93,18 @@ async def _events(work: Callable[[OnPiece], Awaitable[BaseModel]]) -> AsyncItera
             getter = asyncio.ensure_future(pieces.get())
             done, _ = await asyncio.wait((getter, task), timeout=HEARTBEAT_S, return_when=asyncio.FIRST_COMPLETED)
             if getter in done:
+                has_begun = True
                 yield getter.result()
             else:
                 getter.cancel()
                 if not done:
+                    has_begun = True
                     yield b": still at work\n\n"
         try:
             yield _event("result", (await task).model_dump_json().encode())
         except Exception as error:
+            if not has_begun:
+                raise
             document, _ = describe(error)
             if document.status >= 500:
                 log.error("stream_failed", exc_info=error)

@@ -261,7 +261,10 @@ class SampleView(Wire):
 
 
 class CritiqueResult(Wire):
-    """The answer of /critique. `verdict`, `critique`, `steps` are the majority's over all samples."""
+    """The answer of /critique. `verdict`, `critique`, `steps` are the majority's over all samples.
+
+    A tie has no verdict and no confidence; `critique` is then the first sample's.
+    """
 
     id: UUID
     kind: Literal[Kind.CRITIQUE] = Kind.CRITIQUE
@@ -286,12 +289,13 @@ class CritiqueResult(Wire):
     def of(cls, interaction: Interaction) -> Self:
         critiques = [CritiqueView.of(critique) for critique in interaction.critiques]
         verdict = majority_verdict(tuple(critique.verdict for critique in interaction.critiques))
-        chosen = next((critique for critique in critiques if critique.verdict is verdict), critiques[0])
+        of_majority = [critique for critique in critiques if critique.verdict is verdict]
+        chosen = of_majority[0] if of_majority else critiques[0]  # none has the verdict of a tie
         return cls(
             **_common(interaction),
             verdict=verdict,
-            confidence=chosen.confidence,
-            verdict_source=chosen.verdict_source,
+            confidence=chosen.confidence if of_majority else None,
+            verdict_source=chosen.verdict_source if of_majority else VerdictSource.NONE,
             critique=chosen.text,
             steps=chosen.steps,
             explanation=chosen.explanation,
@@ -407,7 +411,9 @@ class InteractionView(InteractionSummary):
     reference: str | None
     metadata: dict[str, Any]
     parameters: dict[str, Any]
-    result: CritiqueResult | RefineResult | None = Field(description="As it was answered; null for imported rows.")
+    result: CritiqueResult | RefineResult | None = Field(
+        description="As it was answered, with grades against the newest reference; null for imported rows."
+    )
     feedback: list[FeedbackView]
 
     @classmethod

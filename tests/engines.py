@@ -23,11 +23,13 @@ _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
 _REPOSITORY = Path(__file__).resolve().parent.parent
 
+MAX_MODEL_LEN = 4096
+
 # One thread: tests share their machine, and two threads that wait for each other on a busy core take ten times as long.
 _SMALL = {
     "OMP_NUM_THREADS": "1",
     "GADFLY_ENGINE_KV_CACHE_BYTES": str(64 * 2**20),
-    "GADFLY_ENGINE_MAX_MODEL_LEN": "4096",
+    "GADFLY_ENGINE_MAX_MODEL_LEN": str(MAX_MODEL_LEN),
 }
 
 
@@ -99,6 +101,12 @@ class RunningEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.kill()
+
+
+def made_default_model() -> Path:
+    """The folder of the default model in the usual home, where `make up` finds it too."""
+    done = subprocess.run([sys.executable, "-m", "engine.models"], cwd=_REPOSITORY, stdout=subprocess.PIPE, check=True)
+    return Path(done.stdout.decode().strip())
 
 
 def start_engine(

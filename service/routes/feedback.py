@@ -13,5 +13,6 @@ router = APIRouter(route_class=StrictJsonRoute, tags=["feedback"], responses=pro
 @router.post("/feedback", response_model=FeedbackView)
 async def post_feedback(body: FeedbackRequest, caller: CallerDep, service: ServiceDep) -> FeedbackView:
     """Say what was right or wrong about an interaction, weeks later if need be. Appended, never overwritten."""
+    service.answerer.check_limits(body)
     interaction = await service.memory.find(caller, interaction_id=body.interaction_id, request_id=body.request_id)
     return FeedbackView.of(await service.answerer.feedback(body, interaction, key_id=caller.key_id))

@@ -23,6 +23,7 @@ def test_the_likelier_verdict_is_read() -> None:
     assert read_verdict(0.3, 0.1) == (C, VerdictSource.READ)
     assert read_verdict(0.1, 0.3) == (W, VerdictSource.READ)
     assert read_verdict(0.0, 0.0) == (U, VerdictSource.NONE)
+    assert read_verdict(None, None) == (U, VerdictSource.NONE)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def test_confidence_is_the_share_of_the_reported_verdict(
 
 
 def test_a_callers_critique_is_parsed_like_any_other() -> None:
-    stated = supplied_critique("Correctness of the final answer: Wrong", sample=2)
-    assert (stated.verdict, stated.verdict_source, stated.sample, stated.supplied) == (W, VerdictSource.STATED, 2, True)
-    silent = supplied_critique("Add the loose pen.", sample=0)
+    stated = supplied_critique("Correctness of the final answer: Wrong")
+    assert (stated.verdict, stated.verdict_source, stated.supplied) == (W, VerdictSource.STATED, True)
+    silent = supplied_critique("Add the loose pen.")
     assert (silent.verdict, silent.verdict_source) == (U, VerdictSource.NONE)

@@ -207,7 +207,8 @@ async def test_a_key_sees_its_own_rows(store: Database) -> None:
         critique = interaction.critiques[0]
         for scope in (None, mine):
             assert await queries.read_interaction(session, interaction.id, scope=scope) == interaction
-            assert await queries.find_critique(session, critique.id, scope=scope) == critique
+            found = await queries.find_critique(session, critique.id, scope=scope)
+            assert found == (critique, question_hash(interaction.question))
             assert (await queries.list_interactions(session, scope=scope, filters=Filters(), limit=5)).interactions
         assert await queries.find_critique(session, critique.id, scope=theirs) is None
         assert not (await queries.list_interactions(session, scope=theirs, filters=Filters(), limit=5)).interactions

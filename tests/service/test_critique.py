@@ -6,6 +6,7 @@ from uuid import UUID
 import httpx
 import pytest
 
+from tests.engines import MAX_MODEL_LEN
 from tests.service.conftest import QUESTION, RIGHT, WRONG
 from tests.services import read_events
 
@@ -29,6 +30,8 @@ async def test_names_the_critic_in_a_header(client: httpx.AsyncClient) -> None:
     answer = await client.post("/critique", json=RIGHT)
     assert answer.headers["x-gadfly-critic"] == "critic@0"
     assert answer.headers["x-request-id"]
+    async with client.stream("POST", "/critique", json={**RIGHT, "stream": True}) as streamed:
+        assert streamed.headers["x-gadfly-critic"] == "critic@0"
 
 
 async def test_a_critique_cut_short_still_has_a_verdict(client: httpx.AsyncClient) -> None:
@@ -40,6 +43,22 @@ async def test_a_critique_cut_short_still_has_a_verdict(client: httpx.AsyncClien
     assert cut["confidence"] >= 0.5  # it is the likelier of the two
     assert critique["finish_reason"] == "length"
     assert critique["probabilities"]["correct"] + critique["probabilities"]["incorrect"] <= 1.000001
+
+
+async def test_a_critique_that_fills_the_context_still_has_a_verdict(client: httpx.AsyncClient) -> None:
+    async def ask(words: int) -> dict[str, Any]:
+        answer = await client.post("/critique", json={**RIGHT, "response": "6" + " 7" * words, "max_tokens": 3})
+        assert answer.status_code == 200, answer.text
+        result: dict[str, Any] = answer.json()
+        return result
+
+    room = MAX_MODEL_LEN - 3 - (await ask(100))["usage"]["prompt_tokens"]
+    full = await ask(100 + room)
+    assert full["usage"]["prompt_tokens"] == MAX_MODEL_LEN - 3
+    assert full["critiques"][0]["finish_reason"] == "length"
+    assert full["verdict"] == "unparsed" or full["confidence"] >= 0.5
+    over = await client.post("/critique", json={**RIGHT, "response": "6" + " 7" * (110 + room), "max_tokens": 3})
+    assert over.status_code == 422
 
 
 async def test_samples_several_and_takes_the_majority(client: httpx.AsyncClient) -> None:
@@ -140,7 +159,7 @@ async def test_refuses_with_a_problem_document(
     assert problem["detail"]
     if field is not None:
         assert any(error["field"].split(".")[0] == field for error in problem["errors"]), problem
-    if "stream" not in change and field is not None:  # refused before a stream begins
+    if "stream" not in change:  # refused before a stream begins
         assert (await client.post("/critique", json={**RIGHT, **change, "stream": True})).status_code == status
     listed = (await client.get("/interactions")).json()
     assert listed["items"] == []  # nothing refused is kept

@@ -66,6 +66,22 @@ async def test_takes_an_earlier_critique(client: httpx.AsyncClient) -> None:
     assert missing.status_code == 404
 
 
+async def test_an_earlier_critique_keeps_the_verdict_it_was_given_with(client: httpx.AsyncClient) -> None:
+    cut = (await client.post("/critique", json={**RIGHT, "max_tokens": 3})).json()  # states none: it is read
+    assert cut["verdict_source"] == "read"
+    body = {**RIGHT, "critique_id": cut["critiques"][0]["id"], "when": "if_incorrect"}
+    result = (await client.post("/refine", json=body)).json()
+    assert result["stop_reason"] == ("judged_correct" if cut["verdict"] == "correct" else "rounds")
+    [round] = result["rounds"]
+    for name in ("text", "verdict", "verdict_source", "confidence"):
+        assert round["critique"][name] == cut["critiques"][0][name]
+    assert round["critique"]["supplied"]
+    assert round["critique"]["id"] != cut["critiques"][0]["id"]
+    other = await client.post("/refine", json={**body, "question": "What is 1 + 1?"})
+    assert other.status_code == 422
+    assert other.json()["errors"][0]["field"] == "critique_id"
+
+
 async def test_votes_over_samples(client: httpx.AsyncClient) -> None:
     body = {**WRONG, "samples": 4, "temperature": 1.0, "refine_temperature": 1.0, "seed": 11}
     result = (await client.post("/refine", json=body)).json()
@@ -106,6 +122,7 @@ async def test_a_refined_answer_is_what_is_read_back(client: httpx.AsyncClient) 
         ({"rounds": 99}, "rounds"),
         ({"samples": 99}, "samples"),
         ({"samples": 2}, "samples"),
+        ({"samples": 2, "temperature": 1.0, "critique": "c"}, "samples"),
         ({"when": "sometimes"}, "when"),
         ({"critique": "c", "critique_id": str(uuid4())}, "body"),
         ({"n": 2}, "n"),

@@ -4,8 +4,17 @@ import asyncio
 from pathlib import Path
 
 import httpx
+import pytest
 
+from core.database import Database
+from core.errors import Conflict
+from core.queries import ensure_version_zero
+from core.records import Interaction, Tier
 from core.settings import Settings
+from service.keyring import Caller
+from service.recorder import Recorder
+from service.requests import Requests
+from tests.records import make_interaction
 from tests.service.conftest import RIGHT, WRONG
 from tests.services import free_port, read_events, service_process, serving, until_ready
 
@@ -57,6 +66,30 @@ async def test_two_replicas_do_the_work_once(settings: Settings, tmp_path: Path)
         assert len({answer.json()["id"] for answer in answers}) == 1
         assert len({answer.json()["refined_response"] for answer in answers}) == 1
         assert len((await one.get("/interactions")).json()["items"]) == 1
+
+
+async def test_of_two_results_the_first_stored_counts(database: Database, tmp_path: Path) -> None:
+    """Both were at work, because Postgres was away when each of them asked for the id."""
+    async with database.session() as session:
+        await ensure_version_zero(session, "tiny")
+    first = make_interaction(request_id="one", fingerprint="same")
+    caller = Caller(key_id=None, tier=Tier.ADMIN)
+    async with Recorder(database, tmp_path, heldout_share=0.2, spool_max_bytes=2**20) as recorder:
+        requests = Requests(database, recorder)
+
+        async def work() -> Interaction:
+            await recorder.record(first)
+            second = make_interaction(request_id="one", fingerprint="same")
+            await recorder.record(second)
+            return second
+
+        assert await requests.once(caller, "one", "same", work) == first
+
+        async def refused() -> Interaction:
+            raise Conflict("there is no candidate critic now")
+
+        with pytest.raises(Conflict, match="candidate"):
+            await requests.once(caller, "two", "same", refused)
 
 
 async def test_a_repeat_survives_kill_dash_nine(settings: Settings, tmp_path: Path) -> None:
