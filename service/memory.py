@@ -77,9 +77,17 @@ class Memory:
                 session, scope=caller.scope, filters=filters, limit=limit, cursor=cursor
             )
 
-    async def feedback_of(self, interaction_id: UUID) -> list[Feedback]:
+    async def read(self, caller: Caller, interaction_id: UUID) -> tuple[Interaction, list[Feedback]]:
+        """One whole interaction and the feedback about it, oldest first. Raises as `find`."""
+        spooled = await self._spooled(caller, interaction_id)
+        said = await self._recorder.lookup_feedback(interaction_id)
+        if spooled is not None:  # records keep their order, so Postgres has no feedback about it either
+            return spooled, said
         async with self._database.session() as session:
-            return await queries.feedback_of(session, interaction_id)
+            interaction = await queries.read_interaction(session, interaction_id, scope=caller.scope)
+            stored = await queries.feedback_of(session, interaction_id)
+        known = {item.id for item in stored}
+        return interaction, [*stored, *(item for item in said if item.id not in known)]
 
     async def forget(self, caller: Caller, interaction_id: UUID) -> None:
         """Delete an interaction and everything that belongs to it.

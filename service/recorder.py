@@ -8,7 +8,7 @@ all that was spooled has been replayed, groups go to the spool instead, so that 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,14 +21,17 @@ from sqlalchemy import text
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from core.database import Database
-from core.errors import Conflict, StoreUnavailable
+from core.errors import Conflict, NotFound, StoreUnavailable
 from core.queries import Stored, insert_records
-from core.records import Interaction, Record
+from core.records import Feedback, Interaction, Record, new_id
 from service.spool import Spool
 
 _GROUP = 128  # more in one transaction saves little and makes its first caller wait for its last
 _FIRST_RETRY_S = 0.2
 _LONGEST_RETRY_S = 5.0
+
+# What Postgres says of a record that it will say again. Anything else may pass: a wrong release, a missing right.
+_FOR_GOOD = (Conflict, NotFound, IntegrityError, DataError)
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -82,6 +85,7 @@ class Recorder:
         )  # held while a group goes to its place, and while the spool's last part is replayed
         self._tasks: list[asyncio.Task[None]] = []
         self._is_closing = False
+        self._at_once = _GROUP
         self.groups = 0
         self.rejected = 0
         self.last_commit_s = 0.0
@@ -159,6 +163,10 @@ class Recorder:
         if self._spool.is_empty:
             return None
         return await self._with_files(lambda: self._spool.find_request(request_id, key_id=key_id))
+
+    async def lookup_feedback(self, interaction_id: UUID) -> list[Feedback]:
+        """The feedback about an interaction that is in the spool, oldest first. Postgres knows all other."""
+        return [] if self._spool.is_empty else await self._with_files(lambda: self._spool.find_feedback(interaction_id))
 
     async def _write_groups(self) -> None:
         while True:
@@ -248,31 +256,42 @@ class Recorder:
     async def _replay_batch(self) -> None:
         batch = await self._with_files(self._spool.oldest)
         try:
-            if batch.records:
-                await self._store(batch.records)
+            for start in range(0, len(batch.records), self._at_once):
+                await self._store(batch.records[start : start + self._at_once])
         except StoreUnavailable:
+            # What takes too long must not be tried unchanged for ever. What was stored already is not stored again.
+            self._at_once = max(1, self._at_once // 2)
             raise
-        except Exception:
+        except _FOR_GOOD:
             for record in batch.records:
                 await self._replay_one(record)
         await self._with_files(lambda: self._spool.remove(batch))
+        self._at_once = _GROUP
 
     async def _replay_one(self, record: Record) -> None:
-        try:
-            await self._store([record])
-            return
-        except StoreUnavailable:
-            raise
-        except Conflict as error:
-            # Another replica answered the same request id, and both were acknowledged: the first stored keeps the id.
-            if isinstance(record, Interaction) and record.request_id is not None:
-                await self._replay_one(replace(record, request_id=None))
+        reason = ""
+        for form in _forms(record):
+            try:
+                await self._store([form])
                 return
-            reason = str(error)
-        except Exception as error:
-            reason = str(error)
+            except _FOR_GOOD as error:
+                reason = str(error)
         await self._with_files(lambda: self._spool.reject(record, reason))
         self.rejected += 1
 
     async def _with_files(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._files, work)
+
+
+def _forms(record: Record) -> Iterator[Record]:
+    """A record as it was acknowledged, then without what others may have taken while it waited.
+
+    Another replica answered the same request id, and both were acknowledged: the first stored keeps the id. So with an
+    episode that was begun about another question.
+    """
+    yield record
+    if isinstance(record, Interaction):
+        if record.request_id is not None:
+            record = replace(record, request_id=None)
+            yield record
+        yield replace(record, episode_id=new_id())

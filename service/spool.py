@@ -63,6 +63,7 @@ class _Segment:
     size: int = 0
     records: int = 0
     interactions: list[tuple[UUID, tuple[UUID | None, str] | None]] = field(default_factory=list)
+    feedback_on: list[UUID] = field(default_factory=list)  # the interaction of each feedback, in order
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,7 @@ class Spool:
         self._active: int | None = None  # descriptor of the newest segment, while it is appended to
         self._places: dict[UUID, _Place] = {}
         self._requests: dict[tuple[UUID | None, str], UUID] = {}
+        self._feedback: dict[UUID, deque[_Place]] = {}
         self.records = 0
         self.bytes = 0
 
@@ -186,6 +188,10 @@ class Spool:
             self._places.pop(id, None)
             if request is not None:
                 self._requests.pop(request, None)
+        for id in segment.feedback_on:
+            self._feedback[id].popleft()
+            if not self._feedback[id]:
+                del self._feedback[id]
 
     def reject(self, record: Record, reason: str) -> None:
         """Put aside, for a person to look at, a record that Postgres will never take."""
@@ -196,12 +202,13 @@ class Spool:
         place = self._places.get(interaction_id)
         if place is None:
             return None
-        with place.path.open("rb") as segment:
-            segment.seek(place.offset)
-            ((_, line),) = _good_lines(segment.read(place.length))
-        record = _decode(line)
+        record = _read(place)
         assert isinstance(record, Interaction)
         return record
+
+    def find_feedback(self, interaction_id: UUID) -> list[Feedback]:
+        """The spooled feedback about an interaction, oldest first."""
+        return [item for place in self._feedback.get(interaction_id, ()) if isinstance(item := _read(place), Feedback)]
 
     def find_request(self, request_id: str, *, key_id: UUID | None) -> Interaction | None:
         """The spooled interaction that this key's request id stands for."""
@@ -250,10 +257,14 @@ class Spool:
     def _remember(self, segment: _Segment, record: Record, offset: int, length: int) -> None:
         segment.records += 1
         self.records += 1
-        if isinstance(record, Interaction):
+        place = _Place(segment.path, offset, length)
+        if isinstance(record, Feedback):
+            segment.feedback_on.append(record.interaction_id)
+            self._feedback.setdefault(record.interaction_id, deque()).append(place)
+        else:
             request = None if record.request_id is None else (record.key_id, record.request_id)
             segment.interactions.append((record.id, request))
-            self._places[record.id] = _Place(segment.path, offset, length)
+            self._places[record.id] = place
             if request is not None:
                 self._requests.setdefault(request, record.id)
 
@@ -275,8 +286,10 @@ class Spool:
             _write_all(self._active, data)
         except OSError:
             # What was written in part was not acknowledged, and must not stand before what will be.
-            os.ftruncate(self._active, self._segments[-1].size)
-            self._seal()
+            try:
+                os.ftruncate(self._active, self._segments[-1].size)
+            finally:
+                self._seal()
             raise
 
     def _seal(self) -> None:
@@ -315,6 +328,13 @@ def _decode(line: bytes) -> Record:
     record = value.interaction or value.feedback
     assert record is not None
     return record
+
+
+def _read(place: _Place) -> Record:
+    with place.path.open("rb") as segment:
+        segment.seek(place.offset)
+        ((_, line),) = _good_lines(segment.read(place.length))
+    return _decode(line)
 
 
 def _good_lines(content: bytes) -> Iterator[tuple[int, bytes]]:

@@ -53,8 +53,8 @@ async def list_interactions(
 @router.get("/interactions/{interaction_id}", response_model=InteractionView)
 async def read_interaction(interaction_id: UUID, caller: CallerDep, service: ServiceDep) -> InteractionView:
     """One interaction with its result and the feedback so far."""
-    interaction = await service.memory.find(caller, interaction_id=interaction_id)
-    return InteractionView.whole(interaction, await service.memory.feedback_of(interaction.id))
+    interaction, feedback = await service.memory.read(caller, interaction_id)
+    return InteractionView.whole(interaction, feedback)
 
 
 @router.delete("/interactions/{interaction_id}", status_code=204)

@@ -59,6 +59,11 @@ async def test_postgres_stops_and_starts_under_load(
         listed = await client.get("/interactions")
         assert listed.status_code == 503
         assert int(listed.headers["retry-after"]) >= 1
+        spooled = (await client.post("/critique", json=SHORT)).json()
+        await client.post("/feedback", json={"interaction_id": spooled["id"], "comment": "kept on disk"})
+        read = (await client.get(f"/interactions/{spooled['id']}")).json()
+        assert read["result"] == spooled
+        assert [item["comment"] for item in read["feedback"]] == ["kept on disk"]
         await asyncio.to_thread(own_postgres.start)
         await asyncio.sleep(2)
         done.set()
@@ -126,9 +131,10 @@ async def test_an_engine_killed_during_a_stream(tmp_path: Path, database_url: st
         assert name == "error"
         assert problem["status"] == 503
         assert (await client.get("/interactions")).json()["items"] == []
-        down = await client.post("/critique", json=RIGHT)
-        assert down.status_code == 503
-        assert int(down.headers["retry-after"]) >= 1
+        for stream in (False, True):
+            down = await client.post("/critique", json={**RIGHT, "stream": stream})
+            assert down.status_code == 503
+            assert int(down.headers["retry-after"]) >= 1
         assert (await client.get("/readyz")).status_code == 503
         with start_engine(critic_model, home=tmp_path / "engine", uds=socket):
             await until_ready(client)

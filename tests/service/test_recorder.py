@@ -315,6 +315,38 @@ async def test_a_request_that_two_replicas_answered_is_kept_twice_under_one_id(
         assert len(await feedback_of(session, second.id)) == 1
 
 
+async def test_an_episode_that_was_begun_about_another_question_is_left(
+    url: str, database: Database, tmp_path: Path
+) -> None:
+    first = make_interaction(question="What is 1 + 1?")
+    second = make_interaction(question="What is 2 + 2?", episode_id=first.episode_id, request_id="r")
+    leave_behind(tmp_path, [second])
+    async with database.session() as session:
+        await insert_records(session, [first], heldout_share=HELDOUT_SHARE)
+    async with recording(url, tmp_path) as recorder:
+        await until_replayed(recorder)
+        assert recorder.rejected == 0
+    async with database.session() as session:
+        stored = await read_interaction(session, second.id, scope=None)
+    assert stored.episode_id != first.episode_id
+    assert stored.response == second.response
+
+
+async def test_a_fault_of_our_own_puts_nothing_aside(url: str, database: Database, tmp_path: Path) -> None:
+    """A table that is gone for a moment, as in a migration: it is tried again until it works."""
+    interaction = make_interaction()
+    leave_behind(tmp_path, [interaction])
+    async with database.session() as session:
+        await session.execute(text("ALTER TABLE critiques RENAME TO elsewhere"))
+    async with recording(url, tmp_path) as recorder:
+        await asyncio.sleep(0.5)
+        assert (recorder.spooled, recorder.rejected) == (1, 0)
+        async with database.session() as session:
+            await session.execute(text("ALTER TABLE elsewhere RENAME TO critiques"))
+        await until_replayed(recorder)
+    assert await stored_ids(url) == [interaction.id]
+
+
 async def test_what_can_never_be_stored_is_put_aside_and_the_rest_goes_on(url: str, tmp_path: Path) -> None:
     good, orphan = make_interaction(), make_feedback(new_id(), comment="about nothing")
     leave_behind(tmp_path, [orphan, make_interaction(critic_version=99), good])

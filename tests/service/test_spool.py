@@ -13,7 +13,7 @@ import pytest
 
 from core.errors import SpoolFull, StoreUnavailable
 from core.grading import Grade
-from core.records import Interaction, Record, new_id
+from core.records import Feedback, Interaction, Record, new_id
 from service.spool import Spool
 from tests.records import make_feedback, make_interaction
 
@@ -104,7 +104,13 @@ def test_spooled_interactions_are_found(tmp_path: Path) -> None:
         assert spool.find_request("r", key_id=None) == interaction
         assert spool.find_request("r", key_id=new_id()) is None
         assert spool.find(new_id()) is None
+        about = [record for record in records if isinstance(record, Feedback)]
+        assert about
+        for feedback in about:
+            said = spool.find_feedback(feedback.interaction_id)
+            assert said == [item for item in about if item.interaction_id == feedback.interaction_id]
         drain(spool)
+        assert [spool.find_feedback(feedback.interaction_id) for feedback in about] == [[]] * len(about)
         assert spool.find(interaction.id) is None
         assert spool.find_request("r", key_id=None) is None
 
