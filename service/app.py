@@ -8,6 +8,7 @@ from importlib.metadata import version
 
 import structlog
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 
 from core.errors import GadflyError
 from core.settings import Settings
@@ -44,10 +45,12 @@ def create_app(settings: Settings) -> FastAPI:
                 await running
             await service.aclose()
 
-    app = FastAPI(
+    app = FastAPIOffline(  # /docs without a content delivery network: nothing leaves this machine
         title="Gadfly",
         version=version("gadfly"),
         description="Judges answers step by step, says what to fix, and rewrites them; its critic learns from that.",
+        redoc_url=None,
+        static_url="/docs/static",
         lifespan=lifespan,
     )
     for module in (critique, feedback, interactions, critics, health):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from pathlib import Path
 
 import httpx
@@ -60,6 +61,14 @@ async def test_unknown_paths_do_not_grow_the_metrics(client: httpx.AsyncClient) 
         assert answer.status_code == 404
         assert answer.headers["content-type"] == "application/problem+json"
     assert "/nothing" not in (await client.get("/metrics")).text
+
+
+async def test_the_page_of_the_api_loads_nothing_from_elsewhere(client: httpx.AsyncClient) -> None:
+    page = (await client.get("/docs")).text
+    addresses = re.findall(r"""(?:src|href)="([^"]+)\"""", page)
+    assert len(addresses) >= 3
+    for address in addresses:
+        assert (await client.get(address)).status_code == 200
 
 
 async def test_a_request_id_goes_through_to_the_log(settings: Settings, tmp_path: Path) -> None:

@@ -10,10 +10,18 @@ import schemathesis
 from schemathesis.core.failures import FailureGroup
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
+from core.database import Database
+from core.keys import digest
+from core.queries import insert_key
+from core.records import Key, Tier, new_id, now
 from tests.postgres import PostgresServer
 from tests.service.conftest import make_settings
 from tests.services import serving
 
+_SECRET = "gf_openapi"
+_KEY = Key(
+    id=new_id(), name="openapi", tier=Tier.ADMIN, hint="gf_op", created_at=now(), expires_at=None, revoked_at=None
+)
 _PATHS = [
     ("POST", "/critique"),
     ("POST", "/refine"),
@@ -50,6 +58,8 @@ def base_url(postgres: PostgresServer, engine_url: str, tmp_path_factory: pytest
     async def serve() -> None:
         nonlocal stop, loop, url
         loop, stop = asyncio.get_running_loop(), asyncio.Event()
+        async with Database(postgres.url_of("openapi")) as database, database.session() as session:
+            await insert_key(session, _KEY, digest(_SECRET))
         async with serving(settings) as client:
             url = str(client.base_url)
             started.set()
@@ -82,7 +92,9 @@ def test_answers_as_described(base_url: str, method: str, path: str) -> None:
             case.body.pop("stream", None)  # an endless answer to a synchronous client
         try:
             # A schema cannot say all that is refused: NUL, two fields that exclude each other, a deployment's limits.
-            case.call_and_validate(timeout=60, excluded_checks=[positive_data_acceptance])
+            # The key is sent with it; that none or a wrong one is refused is among the checks.
+            headers = {"Authorization": f"Bearer {_SECRET}"}
+            case.call_and_validate(timeout=60, headers=headers, excluded_checks=[positive_data_acceptance])
         except FailureGroup as failures:
             raise AssertionError("\n".join(str(failure) for failure in failures.exceptions)) from failures
 
