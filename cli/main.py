@@ -27,6 +27,8 @@ app = typer.Typer(
 keys_app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
 
+_OF_A_REQUEST = ("temperature", "max_tokens")  # the service has settings of these names, a request speaks for itself
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Question = Annotated[
     str | None, typer.Option("--question", "-q", help="The question: text, @FILE, or - for standard input.")
@@ -34,6 +36,12 @@ Question = Annotated[
 Response = Annotated[str | None, typer.Option("--response", "-r", help="The answer to judge: text, @FILE or -.")]
 Reference = Annotated[str | None, typer.Option("--reference", help="The right answer, if known: text, @FILE or -.")]
 Critic = Annotated[str | None, typer.Option("--critic", help="live, candidate, or a version's number.")]
+Temperature = Annotated[
+    float | None, typer.Option("--temperature", help="Sampling temperature of the critic. Unset: the service's.")
+]
+MaxTokens = Annotated[
+    int | None, typer.Option("--max-tokens", help="Longest critique and refinement. Unset: the service's.")
+]
 Seed = Annotated[int | None, typer.Option("--seed", help="Same seed, same critic, same input: same answer.")]
 Episode = Annotated[str | None, typer.Option("--episode", help="Episode to add this to; it pins the critic.")]
 RequestId = Annotated[str | None, typer.Option("--request-id", help="A repeat with this id returns the first result.")]
@@ -133,15 +141,16 @@ def doctor(settings: Settings, json: Json = False) -> None:
 
 
 @app.command()
-@takes_settings()
+@takes_settings(without=_OF_A_REQUEST)
 def critique(
     settings: Settings,
-    flags: dict[str, str],
     question: Question = None,
     response: Response = None,
     reference: Reference = None,
     n: Annotated[int | None, typer.Option("-n", help="How many critiques to sample.")] = None,
     critic: Critic = None,
+    temperature: Temperature = None,
+    max_tokens: MaxTokens = None,
     seed: Seed = None,
     episode: Episode = None,
     request_id: RequestId = None,
@@ -150,15 +159,15 @@ def critique(
     """Judge an answer step by step (arguments, or the JSON of POST /critique on standard input)."""
     from cli.asking import show_critique
 
-    given = _options(flags, reference, critic, seed=seed, episode_id=episode, request_id=request_id, n=n)
+    given = _options(reference, critic, temperature=temperature, max_tokens=max_tokens, seed=seed)
+    given |= {"episode_id": episode, "request_id": request_id, "n": n}
     _ask(settings, "/critique", question, response, given, json, show_critique)
 
 
 @app.command()
-@takes_settings()
+@takes_settings(without=_OF_A_REQUEST)
 def refine(
     settings: Settings,
-    flags: dict[str, str],
     question: Question = None,
     response: Response = None,
     reference: Reference = None,
@@ -172,6 +181,8 @@ def refine(
     ] = None,
     critique_id: Annotated[str | None, typer.Option("--critique-id", help="Refine with this earlier critique.")] = None,
     critic: Critic = None,
+    temperature: Temperature = None,
+    max_tokens: MaxTokens = None,
     seed: Seed = None,
     episode: Episode = None,
     request_id: RequestId = None,
@@ -180,7 +191,8 @@ def refine(
     """Rewrite an answer with a critique (arguments, or the JSON of POST /refine on standard input)."""
     from cli.asking import read_text, show_refinement
 
-    given = _options(flags, reference, critic, seed=seed, episode_id=episode, request_id=request_id)
+    given = _options(reference, critic, temperature=temperature, max_tokens=max_tokens, seed=seed)
+    given |= {"episode_id": episode, "request_id": request_id}
     given |= {"rounds": rounds, "when": when, "samples": samples, "critique_id": critique_id}
     given["critique"] = read_text(critique)
     _ask(settings, "/refine", question, response, given, json, show_refinement)
@@ -371,15 +383,11 @@ def _utc(moment: datetime | None) -> datetime | None:
     return None if moment is None else moment.replace(tzinfo=UTC)
 
 
-def _options(flags: dict[str, str], reference: str | None, critic: str | None, **given: Any) -> dict[str, Any]:
+def _options(reference: str | None, critic: str | None, **given: Any) -> dict[str, Any]:
     from cli.asking import read_text
 
-    options: dict[str, Any] = {**given, "reference": read_text(reference)}
-    options["critic"] = int(critic) if critic is not None and critic.isdecimal() else critic
-    # Where a request is made, these two flags speak for the request: the service has its own settings.
-    options["temperature"] = float(flags["temperature"]) if "temperature" in flags else None
-    options["max_tokens"] = int(flags["max_tokens"]) if "max_tokens" in flags else None
-    return options
+    number = int(critic) if critic is not None and critic.isdecimal() else critic
+    return {**given, "reference": read_text(reference), "critic": number}
 
 
 def _ask(

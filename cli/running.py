@@ -144,6 +144,7 @@ def clean_leftovers(home: Path, *, patience_s: float = 15.0) -> list[str]:
         _signal(process, kill=False)
         if process.pid in roles:
             _wait([process], patience_s)
+    _wait(left, patience_s)
     for process in marked(state.mark):
         _signal(process, kill=True)
     _wait(left, 5.0)

@@ -84,8 +84,16 @@ class _Up:
             raise
         finally:
             await self._supervisor.stop()
-            (self._settings.home / "run" / "state.json").unlink(missing_ok=True)
+            await asyncio.to_thread(self._sweep)
         return 0
+
+    def _sweep(self) -> None:
+        # Whoever had to be killed may have left something: Postgres, in a recovery that took too long.
+        clean_leftovers(self._settings.home)
+        if self._settings.database_url is None:
+            from core.postgres import EmbeddedPostgres
+
+            EmbeddedPostgres(self._settings.home).stop_ownerless()
 
     def _on_signal(self, number: signal.Signals, work: "asyncio.Task[None]") -> None:
         if self._signal is not None:
@@ -311,7 +319,10 @@ def _serves(service_url: str, progress: Step) -> IsReady:
     began = time.monotonic()
 
     async def probe() -> bool:
+        nonlocal began
         answer = await get(f"{service_url}/readyz", limit_s=30.0)
+        if answer.status is None:  # not up yet, at the first start or at a later one
+            began = time.monotonic()
         if answer.is_ok:
             progress.result("ready")
             return True

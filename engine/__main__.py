@@ -1,6 +1,7 @@
 """`python -m engine`: checks what can be checked, then becomes vLLM's own server."""
 
 import argparse
+import ctypes
 import errno
 import json
 import math
@@ -30,6 +31,7 @@ from engine.command import (
 )
 
 _OVERHEAD_BYTES = 3 * 2**29  # both processes' libraries, adapters and activations: 1.5 GiB
+_LARGEST_HEADER = 100_000_000  # of a safetensors file, as the format says
 _DTYPE_BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
 _STORED_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
@@ -37,14 +39,15 @@ _STORED_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Replaces this process by the server, so signals and the process id are the server's own.
 
-    Returns only when the server cannot be started: 2, with one sentence on stderr. Trying again will not help.
+    Returns only when the server cannot be started, with one sentence on stderr: 2 when the settings are wrong and
+    trying again will not help, 1 for what may pass, such as too little memory.
     """
     listen = _parse(arguments)
     try:
         command = prepare(listen, Settings.load())
     except GadflyError as error:
         models.say(f"error: {error}")
-        return 2
+        return 2 if isinstance(error, BadSettings) else 1
     return os.execvpe(command.argv[0], command.argv, dict(command.env))
 
 
@@ -57,11 +60,11 @@ def prepare(listen: Listen, settings: Settings) -> Command:
     installed = check_installed(settings.engine_device, installed_vllm())
     check_listen(listen)
     model = models.resolve(settings.model, home=settings.home)
+    check_context(model.config, settings)
     if installed.device is Device.CPU:
         check_plugin()
-    if model.folder is not None:
-        check_context(model.folder, settings)
-        if installed.device is Device.CPU:
+        check_libraries()
+        if model.folder is not None:
             check_memory(model.folder, settings, available=available_memory())
     return server_command(settings, model=model.name, listen=listen, installed=installed, offline=model.is_local)
 
@@ -131,16 +134,30 @@ def check_plugin() -> None:
         )
 
 
-def check_context(folder: Path, settings: Settings) -> None:
-    """Refuses a context longer than the model's.
+def check_libraries() -> None:
+    """Refuses to start a CPU engine without the one library that vLLM's kernels need and no wheel brings.
+
+    Raises:
+        EngineError: says what to install.
+    """
+    try:
+        ctypes.CDLL("libnuma.so.1")
+    except OSError:
+        raise EngineError("vLLM needs the library libnuma.so.1: apt-get install libnuma1.") from None
+
+
+def check_context(config: Path, settings: Settings) -> None:
+    """Refuses a context longer than the model's; where positions are scaled, vLLM knows better.
 
     Raises:
         BadSettings: names both lengths.
+        ModelUnavailable: the model's configuration cannot be read.
     """
     try:
-        longest = json.loads((folder / "config.json").read_text()).get("max_position_embeddings")
+        found = json.loads(config.read_text())
+        longest = None if found.get("rope_scaling") else found.get("max_position_embeddings")
     except (OSError, ValueError, AttributeError) as error:
-        raise models.ModelUnavailable(f"{folder / 'config.json'} cannot be read: {error}.") from error
+        raise models.ModelUnavailable(f"{config} cannot be read: {error}.") from error
     if isinstance(longest, int) and settings.engine_max_model_len > longest:
         raise BadSettings(
             f"GADFLY_ENGINE_MAX_MODEL_LEN is {settings.engine_max_model_len}, but the model takes {longest} tokens."
@@ -164,12 +181,21 @@ def check_memory(folder: Path, settings: Settings, *, available: int) -> None:
 
 
 def weight_bytes(folder: Path, dtype: str) -> int:
-    """What the safetensors of this folder take in memory in the engine's type (`auto` is float32 here)."""
+    """What the safetensors of this folder take in memory in the engine's type (`auto` is float32 here).
+
+    Raises:
+        ModelUnavailable: a file is cut short, or only points to its content.
+    """
     width = _DTYPE_BYTES.get("float32" if dtype == "auto" else dtype)
     total = 0
     for path in folder.glob("*.safetensors"):
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        try:
+            with path.open("rb") as file:
+                header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), _LARGEST_HEADER)))
+        except (OSError, ValueError) as error:
+            raise models.ModelUnavailable(
+                f"{path} holds no weights: it is cut short, or a Git LFS pointer that was never resolved."
+            ) from error
         for name, tensor in header.items():
             if name == "__metadata__":
                 continue

@@ -107,7 +107,8 @@ def server_command(
 ) -> Command:
     """The server's command for this deployment. `offline` is for local models: no request leaves for the hub."""
     arguments = _gpu_arguments(settings) if installed.device is Device.GPU else _cpu_arguments(settings)
-    argv = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry"]
+    # -P: a folder `engine` or `core` where the server is started must not hide ours, nor a queue.py Python's.
+    argv = [sys.executable, "-P", "-m", "vllm.entrypoints.launchers.api_server.entry"]
     argv += ["--model", model, "--served-model-name", BASE_MODEL, *_listen_arguments(listen)]
     argv += [*_common_arguments(settings), *arguments]
     if installed.version.startswith(_SCHEDULER_VERSIONS):
@@ -148,7 +149,7 @@ def _cpu_arguments(settings: Settings) -> list[str]:
     return [
         # bfloat16 is several times slower on a CPU without AMX; adapters switch torch.compile off on CPU anyway.
         *("--dtype", "float32" if settings.engine_dtype == "auto" else settings.engine_dtype, "--enforce-eager"),
-        *("--max-num-batched-tokens", str(_CPU_BATCHED_TOKENS)),
+        *("--max-num-batched-tokens", str(max(_CPU_BATCHED_TOKENS, settings.engine_max_num_seqs))),
         *("--kv-cache-memory-bytes", str(settings.engine_kv_cache_bytes)),
     ]
 

@@ -50,10 +50,11 @@ class ModelUnavailable(EngineError):
 
 @dataclass(frozen=True)
 class Model:
-    """What vLLM gets as `--model`: a local folder, or a hub id that vLLM fetches itself."""
+    """What vLLM gets as `--model`: a local folder, or a hub id whose weights vLLM fetches itself."""
 
     name: str
     folder: Path | None
+    config: Path  # its config.json
 
     @property
     def is_local(self) -> bool:
@@ -73,15 +74,44 @@ def resolve(model: str, *, home: Path, report: Report = say) -> Model:
     """
     if model == DEFAULT_MODEL:
         folder = make_default(home, report=report)
-        return Model(name=str(folder), folder=folder)
+        return Model(name=str(folder), folder=folder, config=folder / "config.json")
     folder = Path(model).expanduser()
     if folder.is_dir():
         folder = folder.resolve()
         check_folder(folder)
-        return Model(name=str(folder), folder=folder)
+        return Model(name=str(folder), folder=folder, config=folder / "config.json")
     if _HUB_ID.fullmatch(model):
-        return Model(name=model, folder=None)
+        return Model(name=model, folder=None, config=fetch_config(model))
     raise ModelUnavailable(f"There is no model folder {model}.")
+
+
+def fetch_config(model: str) -> Path:
+    """The config.json of a model on the hub, from its cache where it is: whether there is such a model.
+
+    Raises:
+        ModelUnavailable: there is none, it may not be read, or the hub cannot be reached.
+    """
+    from httpx import HTTPError
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return Path(hf_hub_download(model, "config.json"))
+    except GatedRepoError as error:
+        reason = "it is gated: accept its licence there and set HF_TOKEN"
+        raise ModelUnavailable(f"{model} cannot be fetched: {reason}.") from error
+    except RepositoryNotFoundError as error:
+        raise ModelUnavailable(f"{model} is neither a folder here nor a model on the hub.") from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        reason = "is neither a folder here nor in the hub's cache, and the hub cannot be reached"
+        raise ModelUnavailable(f"{model} {reason}.") from error
+    except (HTTPError, OSError, ValueError) as error:
+        raise ModelUnavailable(f"{model} cannot be fetched from the hub: {error}.") from error
 
 
 def check_folder(folder: Path) -> None:

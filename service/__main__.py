@@ -72,7 +72,8 @@ def main() -> None:
         app = create_app(settings)
     except GadflyError as error:
         print(f"gadfly service: {error}", file=sys.stderr)
-        raise SystemExit(_EXIT_BAD_SETTINGS) from None
+        # 2: trying again will not help.
+        raise SystemExit(_EXIT_BAD_SETTINGS if isinstance(error, BadSettings) else 1) from None
     uvicorn.run(app, **server_options(settings))
 
 

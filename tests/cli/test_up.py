@@ -21,6 +21,7 @@ from cli.up import check_disk, check_keys_possible, check_port, engine_socket, e
 from core.errors import BadSettings
 from core.settings import Settings
 from tests.cli.conftest import FakeServer
+from tests.engines import made_default_model
 from tests.tiny_models import random_model
 
 REPOSITORY = Path(__file__).parents[2]
@@ -115,7 +116,43 @@ def gone(processes: list[psutil.Process], *, within_s: float) -> bool:
     return True
 
 
-# Twice an engine, from import to the first token.
+@pytest.mark.timeout(900)  # the model may have to be made first
+def test_the_default_model_judges_and_rewrites(tmp_path: Path, free_port: int, make_up: Callable[..., Up]) -> None:
+    """What a stranger does first, with the language model that a stranger gets."""
+    models = tmp_path / "home" / "models"
+    models.mkdir(parents=True)
+    made = made_default_model()
+    (models / made.name).symlink_to(made)
+    up = make_up("--port", str(free_port), "--max-tokens", "64")
+    up.start()
+    up.until_ready()
+    asked = {
+        "question": "Mia buys 4 boxes of 6 eggs and drops 5 of the eggs. How many are left?",
+        "response": "She buys 4 * 6 = 24 eggs. Now she has 24 + 5 = 29 eggs. The answer is 29.",
+        "reference": "19",
+        "temperature": 0,
+    }
+    with httpx.Client(base_url=f"http://127.0.0.1:{free_port}", timeout=300) as client:
+        judged = client.post("/critique", json=asked).json()
+        assert judged["critique"].startswith("Step sentence: ")
+        assert judged["steps"][0]["text"] in judged["critique"]
+        assert judged["verdict"] in ("correct", "incorrect")
+        assert 0.5 <= judged["confidence"] <= 1
+        assert judged["grade"] == "wrong"
+        rewritten = client.post("/refine", json={**asked, "critique_id": judged["critiques"][0]["id"]}).json()
+        assert "eggs" in rewritten["refined_response"]
+        told = {
+            "interaction_id": rewritten["id"],
+            "correct": False,
+            "edited_response": "24 - 5 = 19. The answer is 19.",
+        }
+        client.post("/feedback", json=told).raise_for_status()
+        kept = client.get(f"/interactions/{rewritten['id']}").json()
+        assert kept["result"] == rewritten
+        assert kept["feedback"][0]["edited_response"] == told["edited_response"]
+
+
+# Three times an engine, from import to the first token.
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children that their parent ended")
 def test_the_whole_stack_starts_answers_survives_kill_9_and_stops(
@@ -178,6 +215,13 @@ def test_the_whole_stack_starts_answers_survives_kill_9_and_stops(
     away = httpx.post(f"{state.service_url}/critique", json={"question": "q", "response": "r"}, timeout=60)
     assert away.status_code == 503
     assert int(away.headers["retry-after"]) >= 1
+    deadline = time.monotonic() + START_LIMIT_S
+    while away.status_code == 503:
+        assert time.monotonic() < deadline, "a crashed engine is started again"
+        time.sleep(0.5)
+        away = httpx.post(f"{state.service_url}/critique", json={"question": "q", "response": "r"}, timeout=60)
+    assert away.status_code == 200
+    running = ours(up.home)
 
     process.terminate()
     assert process.wait(90) == 0

@@ -58,6 +58,7 @@ FLAGS = [  # installed, settings, flags that follow one another on the line, why
     (CPU, {"engine_max_queued": 7}, "--max-num-queued-reqs 7", "overload is answered, not queued"),
     (CPU, {"engine_max_model_len": 999}, "--max-model-len 999", "context"),
     (GPU, {"engine_max_num_seqs": 9}, "--max-num-seqs 9", "batch"),
+    (CPU, {"engine_max_num_seqs": 300}, "--max-num-batched-tokens 300", "vLLM wants a token for each sequence"),
     (CPU, {"engine_args": "--seed 3 --x 'a b'"}, "--seed 3 --x a b", "the deployment's own flags"),
 ]
 
@@ -197,6 +198,15 @@ def test_weights_count_in_the_engines_type_and_quantised_ones_in_their_own(
     assert weight_bytes(tmp_path, dtype) == size
 
 
+@pytest.mark.parametrize(
+    "content", [b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", b"\x10\0\0\0\0\0\0\0{", b""]
+)
+def test_weights_that_are_none_are_one_sentence(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ModelUnavailable, match="holds no weights"):
+        weight_bytes(tmp_path, "auto")
+
+
 def test_too_little_memory_is_refused_with_both_numbers(tmp_path: Path) -> None:
     _write_weights(tmp_path, a=("F32", [2**28], 2**30))
     settings = Settings.load({"engine_kv_cache_bytes": 2**29})
@@ -208,18 +218,26 @@ def test_too_little_memory_is_refused_with_both_numbers(tmp_path: Path) -> None:
 def test_a_context_longer_than_the_models_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"max_position_embeddings": 512}')
     with pytest.raises(BadSettings, match="takes 512 tokens"):
-        check_context(tmp_path, Settings.load({"engine_max_model_len": 1024}))
+        check_context(tmp_path / "config.json", Settings.load({"engine_max_model_len": 1024}))
+
+
+def test_scaled_positions_are_vllms_business(tmp_path: Path) -> None:
+    config = {"max_position_embeddings": 512, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    check_context(tmp_path / "config.json", Settings.load({"engine_max_model_len": 1024}))
 
 
 def test_a_broken_config_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ModelUnavailable, match="cannot be read"):
-        check_context(tmp_path, Settings.load())
+        check_context(tmp_path / "config.json", Settings.load())
 
 
 def test_an_engine_that_cannot_start_says_why_and_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("GADFLY_MODEL", str(tmp_path / "missing"))
-    assert main(["--uds", str(tmp_path / "engine.sock")]) == 2
+    assert main(["--uds", str(tmp_path / "engine.sock")]) == 1
     assert capsys.readouterr().err == f"error: There is no model folder {tmp_path / 'missing'}.\n"
+    monkeypatch.setenv("GADFLY_PORT", "none")
+    assert main(["--uds", str(tmp_path / "engine.sock")]) == 2  # the settings are wrong: trying again will not help

@@ -181,5 +181,5 @@ async def test_it_ends_on_request_after_the_last_answer(tiny: Adapted, tmp_path:
 
 
 def test_an_engine_that_fails_shows_its_log(tmp_path: Path) -> None:
-    with pytest.raises(EngineDidNotStart, match="ended with status 2:\nerror: There is no model folder"):
+    with pytest.raises(EngineDidNotStart, match="ended with status 1:\nerror: There is no model folder"):
         start_engine(tmp_path / "nothing", home=tmp_path / "home")

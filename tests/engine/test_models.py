@@ -1,4 +1,4 @@
-"""Where the engine's model comes from. The default model is a download, so it is tested where it was made before."""
+"""Where the engine's model comes from, and what the default one is like."""
 
 import json
 import threading
@@ -8,9 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from core.settings import DEFAULT_MODEL, Settings
+from core.settings import DEFAULT_MODEL
 from engine import models
 from engine.models import EOS, MARKER, ModelUnavailable, check_folder, make_default, resolve
+from tests.engines import made_default_model
 
 
 def _write_model(folder: Path, *names: str) -> Path:
@@ -26,9 +27,17 @@ def test_a_folder_is_itself(tmp_path: Path) -> None:
     assert (model.name, model.is_local) == (str(folder), True)
 
 
-def test_a_hub_id_is_vllms_business(tmp_path: Path) -> None:
+def test_a_hub_id_is_looked_up_and_left_to_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached = tmp_path / "models--Qwen--Qwen2.5-0.5B-Instruct"  # as the hub's own library keeps what it fetched
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0a")
+    config = _write_model(cached / "snapshots" / "0a", "config.json") / "config.json"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     model = resolve("Qwen/Qwen2.5-0.5B-Instruct", home=tmp_path)
-    assert (model.name, model.is_local) == ("Qwen/Qwen2.5-0.5B-Instruct", False)
+    assert (model.name, model.is_local, model.config) == ("Qwen/Qwen2.5-0.5B-Instruct", False, config)
+    with pytest.raises(ModelUnavailable, match="models/mine is neither a folder here nor"):
+        resolve("models/mine", home=tmp_path)
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./here", "nothing", "a/b/c", ""])
@@ -166,10 +175,8 @@ def test_pips_failures_are_one_sentence(stderr: str, says: str, why: str) -> Non
 
 @pytest.fixture(scope="module")
 def default_model() -> Path:
-    folder = Settings.load().home / "models" / DEFAULT_MODEL
-    if not (folder / MARKER).exists():
-        pytest.skip(f"{folder} has not been made: python -m engine.models")
-    return folder
+    """The real one, which `gadfly up` takes: made here when it was not made before, from a download of 93 MB."""
+    return made_default_model()
 
 
 PIECES = [  # text, its tokens, why
