@@ -32,8 +32,8 @@ WORKDIR /app
 COPY pyproject.toml constraints.txt README.md ./
 COPY core core
 COPY engine engine
-# The image brings vLLM; of our own dependencies the engine needs only what its start-up imports.
-RUN pip install --no-cache-dir --constraint constraints.txt pydantic-settings psutil gguf accelerate \
-    && pip install --no-cache-dir --no-deps --editable .
+# The image brings vLLM and what vLLM needs, which must stay as it is: of our own dependencies only these are missing.
+RUN python3 -m pip install --no-cache-dir --no-deps --constraint constraints.txt \
+    pydantic-settings python-dotenv gguf accelerate --editable .
 ENTRYPOINT []
 CMD ["python3", "-m", "engine", "--uds", "/run/gadfly/engine.sock"]
