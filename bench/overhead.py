@@ -18,6 +18,7 @@ import itertools
 import os
 import platform
 import random
+import socket
 import statistics
 import subprocess
 import sys
@@ -86,9 +87,9 @@ async def run(call: Call, *, callers: int, requests: int) -> Run:
 class Raw:
     """The engine without Gadfly: the bodies that its client would send, over a plain HTTP client."""
 
-    def __init__(self, socket: Path, *, max_tokens: int, prompt_set: prompts.PromptSet) -> None:
+    def __init__(self, uds: Path, *, max_tokens: int, prompt_set: prompts.PromptSet) -> None:
         self._client = httpx.AsyncClient(
-            transport=httpx.AsyncHTTPTransport(uds=str(socket), limits=httpx.Limits(max_connections=None)),
+            transport=httpx.AsyncHTTPTransport(uds=str(uds), limits=httpx.Limits(max_connections=None)),
             base_url="http://engine",
             timeout=600,
         )
@@ -164,7 +165,7 @@ def process(arguments: list[str], environment: dict[str, str], log: Path) -> Ite
 async def until_up(client: httpx.AsyncClient, path: str, child: subprocess.Popen[bytes], log: Path) -> None:
     while True:
         if child.poll() is not None:
-            raise SystemExit(f"a part did not start, see {log}")
+            raise SystemExit(f"a part did not start:\n{log.read_text()[-4000:]}")  # noqa: ASYNC240  # the last thing done
         try:
             if (await client.get(path)).status_code == httpx.codes.OK:
                 return
@@ -195,10 +196,10 @@ async def write_costs(settings: Settings, sample: Interaction) -> list[tuple[str
 
 async def measure(options: argparse.Namespace, settings: Settings, console: Console) -> None:
     logs = settings.home
-    socket = Path(settings.engine_urls[0].removeprefix("unix://"))
+    uds = Path(settings.engine_urls[0].removeprefix("unix://"))
     environment = settings.to_environment()
-    transport = httpx.AsyncHTTPTransport(uds=str(socket))
-    with process(["engine", "--uds", str(socket)], environment, logs / "engine.log") as engine:
+    transport = httpx.AsyncHTTPTransport(uds=str(uds))
+    with process(["engine", "--uds", str(uds)], environment, logs / "engine.log") as engine:
         async with httpx.AsyncClient(transport=transport, base_url="http://engine") as client:
             await until_up(client, "/health", engine, logs / "engine.log")
         with process(["service"], environment, logs / "service.log") as service:
@@ -206,14 +207,14 @@ async def measure(options: argparse.Namespace, settings: Settings, console: Cons
                 base_url=settings.service_url, timeout=600, limits=httpx.Limits(max_connections=None)
             ) as client:
                 await until_up(client, "/readyz", service, logs / "service.log")
-                await compare(options, settings, client, socket, console)
+                await compare(options, settings, client, uds, console)
 
 
 async def compare(
-    options: argparse.Namespace, settings: Settings, client: httpx.AsyncClient, socket: Path, console: Console
+    options: argparse.Namespace, settings: Settings, client: httpx.AsyncClient, uds: Path, console: Console
 ) -> None:
     prompt_set = prompts.load(settings.prompts)
-    raw = Raw(socket, max_tokens=options.tokens, prompt_set=prompt_set)
+    raw = Raw(uds, max_tokens=options.tokens, prompt_set=prompt_set)
     pool = EnginePool.connect(settings.engine_urls, timeout_s=600)
     found = await pool.engines[0].label_tokens(after=":", first=prompt_set.correct, second=prompt_set.incorrect)
     labels = (found.first, found.second)
@@ -230,6 +231,7 @@ async def compare(
         body = {
             "question": question(),
             "response": RESPONSE,
+            "reference": "43",
             "temperature": 0.7,
             "seed": number,
             "max_tokens": options.tokens,
@@ -320,6 +322,12 @@ def _interaction(critiques: tuple[Critique, ...]) -> Interaction:
     )
 
 
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def _spread(values: list[float], unit: str, *, digits: int = 1) -> str:
     low, middle, high = min(values), statistics.median(values), max(values)
     return f"{middle:.{digits}f} {unit} [{low:.{digits}f}, {high:.{digits}f}]"
@@ -347,7 +355,7 @@ def main() -> None:
                     "database_url": postgres.url,
                     "engine_urls": f"unix://{home}/engine.sock",
                     "model": options.model,
-                    "port": 18_400,
+                    "port": _free_port(),
                     "log_level": "warning",
                 }
             )
