@@ -1,15 +1,12 @@
 """What a caller may read back, from Postgres or, while it is away, from what this replica still holds in its spool."""
 
-from datetime import datetime
 from uuid import UUID
 
 from core import queries
 from core.database import Database
 from core.errors import NotFound, StoreUnavailable
-from core.grading import Grade
 from core.queries import Filters, Page
-from core.records import Feedback, Interaction, Kind
-from core.verdict import Verdict
+from core.records import Feedback, Interaction
 from service.keyring import Caller
 from service.recorder import Recorder
 
@@ -21,57 +18,32 @@ class Memory:
         self._database = database
         self._recorder = recorder
 
-    async def find(
-        self, caller: Caller, *, interaction_id: UUID | None = None, request_id: str | None = None
-    ) -> Interaction:
-        """One whole interaction, by its id or by the request id that this caller gave it.
+    async def find(self, caller: Caller, interaction_id: UUID) -> Interaction:
+        """One whole interaction.
 
         Raises:
             NotFound: there is none that this caller may see.
             StoreUnavailable: Postgres is away and the spool does not hold it.
         """
-        if interaction_id is not None:
-            spooled = await self._spooled(caller, interaction_id)
-        else:
-            assert request_id is not None
-            spooled = await self._recorder.lookup_request(request_id, key_id=caller.key_id)
+        spooled = await self._spooled(caller, interaction_id)
         if spooled is not None:
             return spooled
         async with self._database.session() as session:
-            if interaction_id is not None:
-                return await queries.read_interaction(session, interaction_id, scope=caller.scope)
-            assert request_id is not None
+            return await queries.read_interaction(session, interaction_id, scope=caller.scope)
+
+    async def find_by_request_id(self, caller: Caller, request_id: str) -> Interaction:
+        """The whole interaction that this caller gave this request id. Raises as `find`."""
+        spooled = await self._recorder.lookup_request(request_id, key_id=caller.key_id)
+        if spooled is not None:
+            return spooled
+        async with self._database.session() as session:
             found = await queries.find_by_request_id(session, request_id, key_id=caller.key_id)
         if found is None:
             raise NotFound(f"there is no interaction with the request id {request_id!r}")
         return found
 
-    async def page(
-        self,
-        caller: Caller,
-        *,
-        cursor: str | None,
-        limit: int,
-        kind: Kind | None,
-        verdict: Verdict | None,
-        grade: Grade | None,
-        episode_id: UUID | None,
-        critic_version: int | None,
-        has_feedback: bool | None,
-        since: datetime | None,
-        until: datetime | None,
-    ) -> Page:
+    async def page(self, caller: Caller, filters: Filters, *, cursor: str | None, limit: int) -> Page:
         """A page of interactions without their critiques, newest first."""
-        filters = Filters(
-            kind=kind,
-            verdict=verdict,
-            grade=grade,
-            episode_id=episode_id,
-            critic_version=critic_version,
-            has_feedback=has_feedback,
-            created_from=since,
-            created_before=until,
-        )
         async with self._database.session() as session:
             return await queries.list_interactions(
                 session, scope=caller.scope, filters=filters, limit=limit, cursor=cursor

@@ -14,5 +14,9 @@ router = APIRouter(route_class=StrictJsonRoute, tags=["feedback"], responses=pro
 async def post_feedback(body: FeedbackRequest, caller: CallerDep, service: ServiceDep) -> FeedbackView:
     """Say what was right or wrong about an interaction, weeks later if need be. Appended, never overwritten."""
     service.answerer.check_limits(body)
-    interaction = await service.memory.find(caller, interaction_id=body.interaction_id, request_id=body.request_id)
+    if body.interaction_id is not None:
+        interaction = await service.memory.find(caller, body.interaction_id)
+    else:
+        assert body.request_id is not None
+        interaction = await service.memory.find_by_request_id(caller, body.request_id)
     return FeedbackView.of(await service.answerer.feedback(body, interaction, key_id=caller.key_id))

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query, Response
 from pydantic import AwareDatetime
 
 from core.grading import Grade
+from core.queries import Filters
 from core.records import Kind
 from core.verdict import Verdict
 from service.dependencies import CallerDep, ServiceDep
@@ -32,19 +33,17 @@ async def list_interactions(
     until: Annotated[AwareDatetime | None, Query(description="Created before this time.")] = None,
 ) -> InteractionPage:
     """A page of interactions, newest first: the caller's own, or everybody's for an admin."""
-    page = await service.memory.page(
-        caller,
-        cursor=cursor,
-        limit=limit,
+    filters = Filters(
         kind=kind,
         verdict=verdict,
         grade=grade,
         episode_id=episode_id,
         critic_version=critic_version,
         has_feedback=has_feedback,
-        since=since,
-        until=until,
+        created_from=since,
+        created_before=until,
     )
+    page = await service.memory.page(caller, filters, cursor=cursor, limit=limit)
     return InteractionPage(
         items=[InteractionSummary.of(interaction) for interaction in page.interactions], next_cursor=page.next_cursor
     )
