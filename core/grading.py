@@ -39,6 +39,8 @@ from core.numbers import Unread
 
 __all__ = ["Grade", "Grader", "extract_answer", "grade", "grade_many", "read_reference"]
 
+_log = logging.getLogger(__name__)
+
 _START_LIMIT_S = 60.0  # for the child to start and to import sympy: our time, not the answer's
 _WALL_FACTOR = 5.0  # the limit counts computing; this is for a child that gets no processor, or waits
 _MEMORY_BYTES = 2 * 2**30
@@ -240,12 +242,14 @@ class Grader:
         message = await self._message(child, _WALL_FACTOR * self._timeout_s)
         if "loading" in message:
             try:
-                await self._message(child, _START_LIMIT_S)
+                loaded = await self._message(child, _START_LIMIT_S)
             except (_Died, TimeoutError):
                 raise RuntimeError("math-verify cannot be loaded; the reason is on standard error") from None
+            if "failed" in loaded:
+                raise RuntimeError(f"math-verify cannot be loaded:\n{loaded['failed']}")
             message = await self._message(child, _WALL_FACTOR * self._timeout_s)
         if "failed" in message:
-            raise RuntimeError(f"grading failed:\n{message['failed']}")
+            _log.error("a row could not be graded:\n%s", message["failed"])
         return str(message["outcome"])
 
     async def _message(self, child: asyncio.subprocess.Process, limit_s: float) -> dict[str, Any]:
@@ -299,6 +303,10 @@ def _outcome(response: str | None, reference: str) -> str:
     return ""
 
 
+def _unreadable(reference: str) -> str:
+    return f"The reference {reference[:60]!r} cannot be read; send a simpler one."
+
+
 def _serve(requests: IO[str], replies: IO[str], timeout_s: float) -> None:
     """Answers every line of rows with one line a row, until the parent closes the pipe or dies."""
 
@@ -320,8 +328,9 @@ def _serve(requests: IO[str], replies: IO[str], timeout_s: float) -> None:
                 message = {"outcome": _outcome(response, reference)}
             except MemoryError:
                 os._exit(1)  # nothing in here can be trusted now
-            except Exception:
-                message = {"failed": traceback.format_exc()}
+            except Exception:  # ours, but of this row only: it must not stop a service or an import of thousands
+                outcome = Grade.NO_ANSWER if response is not None else _unreadable(reference)
+                message = {"outcome": outcome, "failed": traceback.format_exc()}
             finally:
                 signal.setitimer(signal.ITIMER_PROF, 0)
             reply(message)

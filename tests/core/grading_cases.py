@@ -393,6 +393,8 @@ UNREADABLE = [  # reference, why this row exists
     ("The colony grew for several reasons, and " * 20, "an essay"),
     ("\\frac{1}{", "broken LaTeX"),
     ("\\frac{1}{0}", "LaTeX without a value"),
+    ("\\cot 0", "a function without a value there"),
+    ("x \\mod 0", "a remainder of nothing"),
     ("x" * 30_000, "longer than any answer"),
 ]
 

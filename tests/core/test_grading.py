@@ -34,7 +34,15 @@ DIES_AT_A_RESPONSE = (
             sys.exit(3)
         print(json.dumps({"outcome": "" if response is None else "right"}), flush=True)""",
 )
-FAILS = (sys.executable, "-c", READY + "for line in sys.stdin: print(json.dumps({'failed': 'KeyError'}), flush=True)")
+FAILS = (
+    sys.executable,
+    "-c",
+    READY
+    + """for line in sys.stdin:
+    for response, reference in json.loads(line):
+        outcome = "no_answer" if response else "cannot be read" if reference == "poison" else ""
+        print(json.dumps({"outcome": outcome, "failed": "KeyError: 'x'"}), flush=True)""",
+)
 NEVER_STARTS = (sys.executable, "-c", "import sys; sys.exit(1)")
 
 
@@ -317,10 +325,12 @@ async def test_child_that_cannot_start_is_our_failure_and_not_a_grade() -> None:
             await grader.grade("A: 18", "18")
 
 
-async def test_bug_in_the_child_is_raised_with_its_trace() -> None:
+async def test_bug_in_the_child_costs_its_row_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     async with Grader(timeout_s=LIMIT_S, command=FAILS) as grader:
-        with pytest.raises(RuntimeError, match="KeyError"):
-            await grader.grade("A: 18", "18")
+        assert await grader.grade("A: 18", "18") is Grade.NO_ANSWER
+        with pytest.raises(UnreadableReference, match="cannot be read"):
+            await grader.check_reference("poison")
+    assert "KeyError: 'x'" in caplog.text
 
 
 async def test_a_hundred_callers_are_all_answered_with_their_own_grade() -> None:
