@@ -12,6 +12,8 @@ is not `1 hour`. Words that scale are part of the number (`2 million`, `3 dozen`
 from a unit and is not read. `%` is a unit that may be missing only beyond 1 (or at 0): `50%` is `50`, but `0.5` is
 neither `50%` nor `0.5%`, since either could be meant.
 Order. Lists and tuples are compared in order, sets in braces without it; brackets must agree.
+Context. A box or a formula is an answer when it stands alone: next to it is nothing, an equals sign, punctuation, words
+or a unit. A sign, factor, power or function outside of it makes it a part of something else.
 Hedging. Two answers (`3 or 4`), bounds (`at least 4`), negations and withdrawn answers are wrong, whatever they hold.
 
 Model text is never evaluated. Plain rules are bounded: texts are capped and patterns cannot backtrack far. Symbolic
@@ -45,6 +47,7 @@ MAX_REFERENCE_CHARS = 20_000
 _MAX_SPAN_CHARS = 2_000
 _MAX_TEXT_CHARS = 200  # a longer reference without a stated answer is an essay, which nothing can match by rule
 _MAX_MATH_CHARS = 500
+_FUNCTIONS = "sqrt|sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|log|ln|exp"
 _SYMBOLIC_MODULE = "core.symbolic"
 
 
@@ -109,12 +112,11 @@ class Reference:
 
 _FULLWIDTH = {0xFF01 + offset: 0x21 + offset for offset in range(94)}
 _VULGAR = {"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5", "⅗": "3/5", "⅘": "4/5"}
+_VULGAR |= {"⅙": "1/6", "⅚": "5/6", "⅛": "1/8", "⅜": "3/8", "⅝": "5/8", "⅞": "7/8", "⅐": "1/7", "⅑": "1/9", "⅒": "1/10"}
 _CHARACTERS = str.maketrans(
     {**{chr(k): chr(v) for k, v in _FULLWIDTH.items()}, **{k: f" {v} " for k, v in _VULGAR.items()}}
     | {
-        "−": "-",
-        "‐": "-",
-        "‑": "-",
+        **dict.fromkeys("−‐‑‒–﹣⁻", "-"),  # all but the long dashes, which are punctuation
         "\u00a0": " ",
         "\u202f": " ",
         "\u2009": " ",
@@ -129,8 +131,12 @@ _CALCULATOR_MARK = re.compile(r"<<[^<>\n]{0,200}>>")
 _BOLD = re.compile(r"(?<![\w)}])(?:\*\*|__)|(?:\*\*|__)(?![\w({\\])|`")  # 2**3 keeps its operator
 
 
+_LONG_MINUS = re.compile(r"(?<![\w)\]}%.,;:!?])(?<![\w)\]}%.,;:!?]\s)[—―](?=\s?[$£€¥₹]?[0-9.\\(])")  # no word before it
+
+
 def _tidy(text: str) -> str:
-    return _BOLD.sub("", _CALCULATOR_MARK.sub("", text.translate(_CHARACTERS)))
+    text = _LONG_MINUS.sub("-", text.translate(_CHARACTERS))
+    return _BOLD.sub("", _CALCULATOR_MARK.sub("", text))
 
 
 def _tail(response: str) -> str:
@@ -223,6 +229,50 @@ class _Span:
     text: str
     boxed: bool = False
     stated: bool = True
+    after: str = ""  # what follows a box in its sentence: a unit, a scale, a second answer
+
+
+# What may touch a box or a formula that is an answer. Anything else makes it a part of something larger: -[18], 2[18].
+_BEFORE_ALONE = re.compile(
+    rf"""(?:^ | [,;:.!?"'&~] | (?<![<>!≠])= | [=-]> | ≈ | \\\\ | (?:^|\s)[aA]
+    | \\(?:approx|therefore|implies|[Rr]ightarrow|Longrightarrow|to|q?quad|[,;:!])
+    | (?<![\\A-Za-z])(?!(?:{_FUNCTIONS})$)[A-Za-z]{{2,}} | \\text(?:bf|rm)?\s?\{{[^{{}}]{{0,200}}\}})$""",
+    re.VERBOSE,
+)
+_AFTER_ALONE = re.compile(
+    r"""\s*(?:$|[.,;:!?"'*)\]%&°—] | \\(?:%|\\|text|mathrm|mbox|q?quad|[,;:!\ ]|circ) | \^\s?\{?\\circ | -\ [A-Za-z])
+    | \s+(?!(?:or|and|to|times|plus|minus|divided|multiplied|over|squared|cubed|is\ not|hundred|thousand|[mbtr]+illion
+        |dozen)\b)[A-Za-z(]""",
+    re.VERBOSE,
+)
+_OPENS_MATH = re.compile(r"[\s*_]{0,9}(?:\$\$?|\\\(|\\\[)?[\s{*_]{0,9}$")
+_CLOSES_MATH = re.compile(r"(?<!\\)\$\$?(?![0-9])|\\\)|\\\]")
+_DECORATION = re.compile(r"\\(?:blacksquare|square|qed|checkmark|(?:tag|end)\s?\{[^{}]{0,40}\})")
+_CLAUSE = re.compile(r"[,.;:\n]|\b(?:so|but|then|therefore|thus|hence)\b", re.IGNORECASE)
+
+
+def _last_clause(text: str) -> str:
+    return _CLAUSE.split(text[-_MAX_SPAN_CHARS:])[-1]
+
+
+def _may_precede(before: str) -> bool:
+    """Whether `before`, in the same line, leaves the box or formula behind it whole and undenied."""
+    line = before[-_MAX_SPAN_CHARS:].rsplit("\n", 1)[-1]
+    line = re.sub(r"^[\s>*]{1,99}", "", _OPENS_MATH.sub("", line))
+    return bool(_BEFORE_ALONE.search(line[-250:])) and not DENIED_BEFORE.search(_last_clause(line) + " ")
+
+
+def _may_follow(after: str) -> bool:
+    """Whether `after`, in the same line, leaves the box or formula before it whole."""
+    return bool(_AFTER_ALONE.match(after))
+
+
+def _sentence_after(text: str, start: int) -> str:
+    """The rest of a sentence from the end of a box or formula on, without the mark that closes the formula."""
+    text = _first_line(text[start : start + _MAX_SPAN_CHARS])
+    end = _SENTENCE_END.search(text)
+    text = text if end is None else text[: end.end()]
+    return _DECORATION.sub("", _CLOSES_MATH.sub(" ", text, count=1)).rstrip()
 
 
 def _box_end(text: str, start: int) -> int:
@@ -269,6 +319,16 @@ def _spans_by_ending(text: str) -> list[_Span]:
     return [_Span(sentence, stated=False) for sentence in reversed(sentences)]
 
 
+def _is_second_box(text: str, triggers: list[re.Match[str]]) -> bool:
+    """Whether the last box follows another one, of other content, with no words between that replace it."""
+    if len(triggers) < 2 or not triggers[-2]["box"]:
+        return False
+    (first, last), end = triggers[-2:], _box_end(text, triggers[-2].end())
+    between = text[end : last.start()]
+    same = text[first.end() : end] == text[last.end() : _box_end(text, last.end())]
+    return not same and not re.search(r"(?<![\\A-Za-z])(?!(?:and|through)\b)(?:[A-Za-z]{3,}|so\b)", between)
+
+
 def _spans(text: str) -> list[_Span] | Unread:
     """The places to read the answer from, best first."""
     triggers = [match for match in _TRIGGER.finditer(text) if match["box"] or not _REMARK.match(text, match.end())]
@@ -280,13 +340,13 @@ def _spans(text: str) -> list[_Span] | Unread:
         if between.strip() and "\n" not in between.strip() and _JOINED.search(between[-80:]):
             return Unread.HEDGED
     if last["box"]:
-        end = _box_end(text, last.end())
-        line = _first_line(text[end + 1 :])
-        scale = re.match(r"[\s$\\]*(?:%|(?:percent|hundred|thousand|million|billion|trillion|dozen)\b)", line)
-        content = text[last.end() : end] + (scale[0].replace("$", "") if scale else "")
-        if re.match(r"[\s$.,]*(?:or|and)\b", line):
+        if not _may_precede(text[: last.start()]) or _is_second_box(text, triggers):
             return Unread.HEDGED
-        span, after = _Span(content, boxed=True), text[end:]
+        end = _box_end(text, last.end())
+        if re.match(r"[\s$.,]*(?:or|and)\b", text[end + 1 :]):
+            return Unread.HEDGED
+        span = _Span(text[last.end() : end], boxed=True, after=_sentence_after(text, end + 1))
+        after = text[end:]
     else:
         span, after = _Span(_first_sentence(text[last.end() :])), text[last.end() :]
         if span.text.endswith("?"):
@@ -451,7 +511,6 @@ def _read_text(text: str, boxed: bool) -> Text | Unread:
 
 # --- symbolic ------------------------------------------------------------------------------------------------------
 
-_FUNCTIONS = "sqrt|sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|log|ln|exp"
 _TO_LATEX: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"\*\*"), "^"),
     (re.compile(r"(?<!\\)\bsqrt\s?\(([^()]{1,200})\)|√\s?\(([^()]{1,200})\)"), lambda m: rf"\sqrt{{{m[1] or m[2]}}}"),
@@ -511,6 +570,12 @@ _ANOTHER = re.compile(r"\s*(?:(?:or|and|maybe|perhaps)\b\s*|,\s*)+", re.IGNORECA
 _ANOTHER_AFTER = re.compile(r"[\s.,]*(?:or\b|and\s+[$\\(0-9-])", re.IGNORECASE)
 
 
+def _measure_after(after: str) -> str:
+    """The unit of measure that stands after a formula or a box, in a way that `_prepare` reads it."""
+    unit = re.match(r"\s*([A-Za-z]+)(?:\^\{?([23])\}?)?", _unlatex(after))
+    return f" {unit[0].strip()}" if unit and unit[1].lower() in MEASURE_WORDS else ""
+
+
 def _read_symbolic(span: _Span, reference: Symbolic) -> Symbolic | Unread:
     text = span.text
     segments = [] if span.boxed else _segments(text)
@@ -518,11 +583,13 @@ def _read_symbolic(span: _Span, reference: Symbolic) -> Symbolic | Unread:
         if len(segments) > 1 and (span.stated or _ANOTHER.fullmatch(text, segments[-2][1], segments[-1][0])):
             return Unread.HEDGED
         start, end, content = segments[-1]
-        if DENIED_BEFORE.search(text[:start]) or _ANOTHER_AFTER.match(text, end):
+        after = text[end:]
+        if not _may_precede(text[:start]) or not _may_follow(after) or _ANOTHER_AFTER.match(after):
             return Unread.HEDGED
-        unit = re.match(r"\s*([A-Za-z]+)(?:\^\{?([23])\}?)?", text[end:])
-        text = content + (f" {unit[0].strip()}" if unit and unit[1].lower() in MEASURE_WORDS else "")
-    elif not span.boxed:
+        text = content + _measure_after(after)
+    elif span.boxed:
+        text += _measure_after(span.after)
+    else:
         text = re.sub(r"^[\s:]*(?:is|be|therefore|simply|equal to)?\s*(?=[^\s])", "", text)
     if re.search(r"\\(?:text\s?\{\s?)?(?:or|and)\b|\bor\b|\\text\{\s?(?:or|and)\s?\}", text):
         return Unread.HEDGED
@@ -542,7 +609,10 @@ def _stated_reference(text: str) -> str:
         return text.rsplit("####", 1)[1].strip()
     boxes = [match for match in _TRIGGER.finditer(text) if match["box"]]
     if boxes:
-        return text[boxes[-1].end() : _box_end(text, boxes[-1].end())].strip()
+        end = _box_end(text, boxes[-1].end())
+        if not _may_precede(text[: boxes[-1].start()]) or not _may_follow(_sentence_after(text, end + 1)):
+            raise UnreadableReference(f"The reference boxes a part of its answer, {text[-60:]!r}; box all of it.")
+        return text[boxes[-1].end() : end].strip()
     triggers = list(_TRIGGER.finditer(text))
     if triggers and ("\n" in text or triggers[-1].start() == 0 or len(text) > 20):
         stated = _first_sentence(text[triggers[-1].end() :]).strip()
@@ -671,9 +741,11 @@ def _read_opening(text: str) -> YesNo | Unread:
 
 
 def _read(span: _Span, reference: Answer) -> Answer | Unread:
+    if isinstance(reference, Number):  # its own rules judge what follows a box: a scale is part of it, a unit may be
+        return read_number(_unlatex(span.text + span.after), stated=span.stated)
+    if not _may_follow(span.after):
+        return Unread.HEDGED
     match reference:
-        case Number():
-            return read_number(_unlatex(span.text), stated=span.stated)
         case Choice():
             return _read_choice(_unlatex(span.text))
         case YesNo():

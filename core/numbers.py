@@ -55,15 +55,17 @@ _DENIED_AFTER = re.compile(
     |(?:degrees?\ )?below\ zero|is\ (?:not|wrong|incorrect)\b)""",
     re.VERBOSE | re.IGNORECASE,
 )
-# Words that make the number after them a bound, a part of a sum, or no answer at all.
+# Words and signs that make the number after them a bound, a part of a sum, or no answer at all.
 DENIED_BEFORE = re.compile(
-    r"""\b(?:not|never|cannot|neither|either|without|except|instead|rather|wrong|incorrect|unless|if|doubt|unsure
-    |half|third|quarter|fourth|fifth|sixth|seventh|eighth|ninth|tenth|twice|thrice|doubled?|triple|squared?|squares|cubed?
-    |root|logarithm|log|sum|product|difference|ratio|times|plus|factorial)\b
-    |n't\b|[√<>≤≥±≠]|[+*/×÷^]\s?\(?[$£€]?$
-    |\b(?:than|least|most|between|over|under|above|below|up\ to|exceeds?|within|almost|nearly|modulo?|minus)\s*
-    \(?[$£€]?$""",
-    re.VERBOSE | re.IGNORECASE,
+    r"""\b(?:not|never|cannot|neither|either|without|except|instead|rather|wrong|incorrect|unless|if|doubt|unsure)\b
+    |n't\b|[√<>≤≥±≠]|[+*/×÷^]\s?\(?[$£€]?$|[-—][\s({\[$}]{0,9}$
+    |\b(?:than|least|most|between|over|under|above|below|up\ to|exceeds?|within|almost|nearly|modulo?|minus|all\ but
+        |number\ (?:after|before)|sin|cos|tan|ln)(?:\ or\ equal\ to)?\s{0,9}\(?[$£€]?$
+    # done to the number itself, unless a verb stands between: the sum is 18
+    |\b(?:hal(?:f|ves)|thirds?|quarters?|fourths?|fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?|twice|thrice
+        |doubled?|triple|squared?|squares|cubed?|root|logarithm|log|sum|product|difference|ratio|times|plus|factorial
+        |opposite|reciprocal|inverse|negative)\b(?!.*?(?:\b(?:is|are|was|were|equals?|makes?|gives?)\b|=))""",
+    re.VERBOSE | re.IGNORECASE | re.DOTALL,
 )
 # What joins a second number to the first.
 _ALSO = re.compile(
