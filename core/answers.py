@@ -14,7 +14,9 @@ neither `50%` nor `0.5%`, since either could be meant.
 Order. Lists and tuples are compared in order, sets in braces without it; brackets must agree.
 Context. A box or a formula is an answer when it stands alone: next to it is nothing, an equals sign, punctuation, words
 or a unit. A sign, factor, power or function outside of it makes it a part of something else.
-Hedging. Two answers (`3 or 4`), bounds (`at least 4`), negations and withdrawn answers are wrong, whatever they hold.
+Hedging. Two answers (`3 or 4`), bounds (`at least 4`), negations and withdrawn answers are wrong, whatever they hold;
+so is a number when what follows it concludes with others (`18. However, 2 more come, so 20`), and an answer that is
+denied, supposed or someone else's (`if the answer is 18`, `the given answer is 18`).
 
 Model text is never evaluated. Plain rules are bounded: texts are capped and patterns cannot backtrack far. Symbolic
 comparison is not, so text from outside is read in the child process of `core.grading`.
@@ -24,7 +26,7 @@ import importlib
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -39,6 +41,7 @@ from core.numbers import (
     same_number,
     same_unit,
     singular,
+    values_in,
     whole_number,
 )
 
@@ -47,6 +50,7 @@ MAX_REFERENCE_CHARS = 20_000
 _MAX_SPAN_CHARS = 2_000
 _MAX_TEXT_CHARS = 200  # a longer reference without a stated answer is an essay, which nothing can match by rule
 _MAX_MATH_CHARS = 500
+_MAX_CONCLUSIONS = 20
 _FUNCTIONS = "sqrt|sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|log|ln|exp"
 _SYMBOLIC_MODULE = "core.symbolic"
 
@@ -187,14 +191,21 @@ def _unlatex(text: str) -> str:
 # --- where a response states its answer ----------------------------------------------------------------------------
 
 _TRIGGER = re.compile(
-    r"""(?:^|\n)[ \t>]*(?:A|Ans)[ \t]*:
-    | \#\#\#\#(?!\#)
+    r"""(?P<mark>(?:^|\n)[ \t>]*(?:A|Ans)[ \t]*: | \#\#\#\#(?!\#))
     | (?P<box>\\(?:boxed|fbox)\s?\{)
     | \banswers?\b(?:
-        [^\n.:=?!]{0,80}?(?:\b(?:is|are|was|equals|(?:would|should|must|will|has\ to|turns\ out\ to)\ be)\b|[:=])
+        [^\n.:=?!]{0,80}?\b(?:is|are|was|equals|(?:would|should|must|will|has\ to|turns\ out\ to)\ be)\b
+        | (?:\ ?\([^()\n]{0,80}\)|\ (?:to|for|in)\ [^\n.:=?!]{0,80})?[ \t]*[:=]
         | [ \t]*\n)
     | \b(?:correct|right|best|final)\ (?:option|choice|result)\ is\b
     | \bI\ (?:choose|chose|pick|select)\b""",
+    re.VERBOSE | re.IGNORECASE,
+)
+# What stands before "answer is" in its clause when that answer is denied, supposed or someone else's.
+_NOT_MINE = re.compile(
+    r"""\b(?:not|never|hardly|wrong|incorrect|false|if|unless|doubt|suppose|assum(?:e|ing)|whether|would|could|might|may|some)\b
+    |n't\b
+    |\b(?:given|previous|original|initial|first|earlier|old|proposed|stated|suggested|claimed|your|their|his|[a-z]+'s)\s{0,9}$""",
     re.VERBOSE | re.IGNORECASE,
 )
 # What follows "the answer is" when the sentence speaks about an answer instead of stating it.
@@ -211,11 +222,20 @@ _WITHDRAWN = re.compile(
     | let\ me\ (?:correct|fix|re-?do|re-?consider|try\ again)
     | (?P<second>alternatively\b | or\ (?:maybe|perhaps|possibly|is\ it|rather|\$?[0-9]|\(?[A-J]\b))
     | (?:this|that|it|the\ answer|which)(?:'s|\ is|\ was)\ (?:not|wrong|incorrect|a\ mistake)
+    | hold\ on\b | my\ (?:mistake|bad|apologies)\b | i\ apologi[sz]e\b | edit: | i\ misread\b
     | (?:this|that|it)\ (?:should|must)\ (?:be|have\ been) | (?:this|that|it)\ (?:isn't|can't|cannot)\b
     )""",
     re.VERBOSE | re.IGNORECASE,
 )
 _NO = re.compile(r"\W*no\b", re.IGNORECASE)
+# What opens a conclusion. One with numbers, none of which is the answer, contradicts it.
+_CONCLUDES = re.compile(
+    r"""\b(?:so|therefore|thus|hence|consequently|but|however|let\ me\ (?:double[\ -])?check)\b
+    | (?:^|(?<=[.!]\ ))(?:finally|altogether|in\ total),
+    | \bit(?:'s|\ is)(?=\ \$?[0-9][0-9,.]*\s*$)
+    | \$?[0-9][0-9,.]*\ (?:[a-z]+\ )?(?:in\ total|altogether)\b""",
+    re.VERBOSE | re.IGNORECASE | re.MULTILINE,
+)
 _SENTENCE_END = re.compile(r"(?<!\bapprox)(?<!\bSt)(?<!\bDr)(?<!\bMr)(?<!\bMrs)[.!?](?=[\"')\]*]*(?:\s|$))|\n")
 _CLOSING = re.compile(
     r"(?:i )?hope|let me know|feel free|thank|good luck|happy to|is there anything|please", re.IGNORECASE
@@ -230,6 +250,7 @@ class _Span:
     boxed: bool = False
     stated: bool = True
     after: str = ""  # what follows a box in its sentence: a unit, a scale, a second answer
+    rest: str = ""  # all that follows from the statement on: it may conclude something else
 
 
 # What may touch a box or a formula that is an answer. Anything else makes it a part of something larger: -[18], 2[18].
@@ -313,10 +334,10 @@ def _spans_by_ending(text: str) -> list[_Span]:
     while end := _SENTENCE_END.search(rest):
         sentences.append(rest[: end.end()].strip())
         rest = rest[end.end() :]
-    sentences = [sentence for sentence in [*sentences, rest.strip()] if sentence]
+    sentences = [sentence for sentence in [*sentences, rest.strip()] if sentence and not sentence.endswith("?")]
     while len(sentences) > 1 and _CLOSING.match(sentences[-1]):
         sentences.pop()
-    return [_Span(sentence, stated=False) for sentence in reversed(sentences)]
+    return [_Span(sentence, stated=False, rest=sentence) for sentence in reversed(sentences)]
 
 
 def _is_second_box(text: str, triggers: list[re.Match[str]]) -> bool:
@@ -348,16 +369,20 @@ def _spans(text: str) -> list[_Span] | Unread:
         span = _Span(text[last.end() : end], boxed=True, after=_sentence_after(text, end + 1))
         after = text[end:]
     else:
-        span, after = _Span(_first_sentence(text[last.end() :])), text[last.end() :]
+        after = text[last.end() :]
+        span = _Span(_first_sentence(after))
         if span.text.endswith("?"):
             return Unread.HEDGED
+        if not last["mark"] and _NOT_MINE.search(_last_clause(text[: last.start()])):
+            sentence = _SENTENCE_END.search(after.lstrip())
+            return (_spans_by_ending(after.lstrip()[sentence.end() :]) if sentence else []) or Unread.HEDGED
     # A model that takes its answer back has stated what follows, or nothing.
     lead = len(after) - len(after.lstrip(" \t\n:*"))
     withdrawn = _WITHDRAWN.search(after[: _MAX_SPAN_CHARS * 2], lead + 1)
     if withdrawn and not (_NO.match(after, withdrawn.start()) and _YES_NO_HEAD.match(after)):
         rest = "" if withdrawn["second"] else after[withdrawn.end() :]
         return _spans_by_ending(rest) if re.search(r"\w", rest) else Unread.HEDGED
-    return [span]
+    return [replace(span, rest=after[: _MAX_SPAN_CHARS * 2])]
 
 
 # --- choices, yes and no, times, sequences, text -------------------------------------------------------------------
@@ -740,9 +765,19 @@ def _read_opening(text: str) -> YesNo | Unread:
     return Unread.HEDGED if others - {truth} or _WITHDRAWN.search(text, head.end()) else YesNo(truth)
 
 
+def _is_contradicted(number: Number, rest: str) -> bool:
+    """Whether the last conclusion in `rest` that holds numbers does not hold this one."""
+    for match in reversed(list(_CONCLUDES.finditer(rest))[-_MAX_CONCLUSIONS:]):
+        values = values_in(_unlatex(_first_sentence(rest[match.start() :])))
+        if values:
+            return number.value not in values
+    return False
+
+
 def _read(span: _Span, reference: Answer) -> Answer | Unread:
     if isinstance(reference, Number):  # its own rules judge what follows a box: a scale is part of it, a unit may be
-        return read_number(_unlatex(span.text + span.after), stated=span.stated)
+        number = read_number(_unlatex(span.text + span.after), stated=span.stated)
+        return Unread.HEDGED if isinstance(number, Number) and _is_contradicted(number, span.rest) else number
     if not _may_follow(span.after):
         return Unread.HEDGED
     match reference:

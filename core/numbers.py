@@ -272,6 +272,11 @@ def _literals(text: str) -> list[_Found]:
     return found
 
 
+def values_in(text: str) -> set[Fraction | None]:
+    """The values of all literals in `text`; None for what looks like one and is none."""
+    return {None if found.number is None else found.number.value for found in _literals(text)}
+
+
 _ONES = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen"
