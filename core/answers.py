@@ -32,6 +32,7 @@ from typing import Any
 
 from core.errors import UnreadableReference
 from core.numbers import (
+    AMBIGUOUS_UNITS,
     DECIMAL,
     DENIED_BEFORE,
     MEASURE_WORDS,
@@ -120,7 +121,7 @@ _VULGAR |= {"⅙": "1/6", "⅚": "5/6", "⅛": "1/8", "⅜": "3/8", "⅝": "5/8"
 _CHARACTERS = str.maketrans(
     {**{chr(k): chr(v) for k, v in _FULLWIDTH.items()}, **{k: f" {v} " for k, v in _VULGAR.items()}}
     | {
-        **dict.fromkeys("−‐‑‒–﹣⁻", "-"),  # all but the long dashes, which are punctuation
+        **dict.fromkeys("−‐‑‒–﹣", "-"),  # all but the long dashes, which are punctuation
         "\u00a0": " ",
         "\u202f": " ",
         "\u2009": " ",
@@ -135,7 +136,7 @@ _CALCULATOR_MARK = re.compile(r"<<[^<>\n]{0,200}>>")
 _BOLD = re.compile(r"(?<![\w)}])(?:\*\*|__)|(?:\*\*|__)(?![\w({\\])|`")  # 2**3 keeps its operator
 
 
-_LONG_MINUS = re.compile(r"(?<![\w)\]}%.,;:!?])(?<![\w)\]}%.,;:!?]\s)[—―](?=\s?[$£€¥₹]?[0-9.\\(])")  # no word before it
+_LONG_MINUS = re.compile(r"(?<![\w)\]}%.,;:!?])(?<![\w)\]}%.,;:!?]\s)[—―⁻](?=\s?[$£€¥₹]?[0-9.\\(])")  # no word before
 
 
 def _tidy(text: str) -> str:
@@ -185,6 +186,7 @@ def _unlatex(text: str) -> str:
     text = _WRAPPED.sub(r" \1 ", text)
     text = _FRACTION.sub(lambda m: f" {m[1] or m[2]}/{m[3] or m[4]} ", text)
     text = text.replace("\\times", "×").replace("\\cdot", "×").replace("\\approx", "≈").replace("\\div", "÷")
+    text = text.replace(">=", "≥").replace("<=", "≤").replace("!=", "≠")
     return re.sub(r"-\s(?=[0-9]+/[0-9])", "-", re.sub(r"[ \t]+", " ", text)).strip()
 
 
@@ -556,10 +558,11 @@ _TO_LATEX: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = 
     (re.compile(r"³"), "^3"),
 ]
 _TRAILING_UNIT = re.compile(
-    r"""(?:\s|\\[,;:\ ]){0,9}\\(?:text|mathrm|mbox|textrm)\s?\{\s?([A-Za-z. ]{1,40})\}(?:\s?\^\s?\{?([23])\}?)?\s*$
-    | (?<=[0-9})A-Za-z])\s+([A-Za-z]{1,12})(?:\^\{?([23])\}?)?\s*$""",
+    r"""(?:\s|\\[,;:\ ]){0,9}\\(?:text|mathrm|mbox|textrm)\s?\{[\s~]?([A-Za-z. ]{1,40})\}(?:\s?\^\s?\{?([23])\}?)?\s*$
+    | (?<=[0-9})A-Za-z])\s+([A-Za-z]{2,12})(?:\^\{?([23])\}?)?\s*$""",
     re.VERBOSE,
 )
+_UNIT_WORDS = MEASURE_WORDS.keys() | {"unit", "units", "square", "sq", "cubic", "cu", "per"}
 _NAMED_NUMBER = re.compile(rf"[A-Za-z]\s?=\s?-?{DECIMAL}")
 _NOT_MATH = re.compile(r"[%$\"#;?@]|\\text")
 _PROSE = re.compile(r"[A-Za-z]{3,}|\b(?:is|or|of|if|in|to|at|by|so|no|we|he|it|an|as|be|do|on|up|my)\b")
@@ -580,7 +583,7 @@ def _prepare(text: str) -> Symbolic | Unread:
     trailing = _TRAILING_UNIT.search(text)
     if trailing:
         word, power = (trailing[1] or trailing[3]).strip(), trailing[2] or trailing[4]
-        if trailing[1] or word.lower() in MEASURE_WORDS:
+        if all(part.lower() in _UNIT_WORDS for part in word.split()):
             unit = (*({"2": ("square",), "3": ("cubic",)}.get(power or "", ())), *map(singular, word.split()))
             text = text[: trailing.start()].strip()
     for pattern, replacement in _TO_LATEX:
@@ -597,8 +600,10 @@ _ANOTHER_AFTER = re.compile(r"[\s.,]*(?:or\b|and\s+[$\\(0-9-])", re.IGNORECASE)
 
 def _measure_after(after: str) -> str:
     """The unit of measure that stands after a formula or a box, in a way that `_prepare` reads it."""
-    unit = re.match(r"\s*([A-Za-z]+)(?:\^\{?([23])\}?)?", _unlatex(after))
-    return f" {unit[0].strip()}" if unit and unit[1].lower() in MEASURE_WORDS else ""
+    unit = re.match(r"\s*([A-Za-z]+)(?:\s?\^\s?\{?([23])\}?)?(\W*$)?", _unlatex(after))
+    if not unit or unit[1].lower() not in MEASURE_WORDS or (unit[1] in AMBIGUOUS_UNITS and unit[3] is None):
+        return ""
+    return f"\\text{{{unit[1]}}}" + (f"^{unit[2]}" if unit[2] else "")
 
 
 def _read_symbolic(span: _Span, reference: Symbolic) -> Symbolic | Unread:
@@ -765,6 +770,9 @@ def _read_opening(text: str) -> YesNo | Unread:
     return Unread.HEDGED if others - {truth} or _WITHDRAWN.search(text, head.end()) else YesNo(truth)
 
 
+_TERM = re.compile(r"[0-9}]\s?(?:\\[,;: ]\s?)?[A-Za-z]\s*\.?\s*$")  # in a formula 3m is rather a term than metres
+
+
 def _is_contradicted(number: Number, rest: str) -> bool:
     """Whether the last conclusion in `rest` that holds numbers does not hold this one."""
     for match in reversed(list(_CONCLUDES.finditer(rest))[-_MAX_CONCLUSIONS:]):
@@ -776,6 +784,9 @@ def _is_contradicted(number: Number, rest: str) -> bool:
 
 def _read(span: _Span, reference: Answer) -> Answer | Unread:
     if isinstance(reference, Number):  # its own rules judge what follows a box: a scale is part of it, a unit may be
+        formulas = [span.text] if span.boxed else [content for _, _, content in _segments(span.text)]
+        if not reference.unit and any(_TERM.search(formula) for formula in formulas):
+            return Unread.HEDGED
         number = read_number(_unlatex(span.text + span.after), stated=span.stated)
         return Unread.HEDGED if isinstance(number, Number) and _is_contradicted(number, span.rest) else number
     if not _may_follow(span.after):

@@ -48,17 +48,19 @@ _OPERATOR_AFTER = re.compile(
 )
 # Words that change the value of the number before them.
 _DENIED_AFTER = re.compile(
-    r"""\s*(?:squared|cubed|factorial|doubled|tripled|halved|twice|thrice|divided|multiplied|plus\b|minus\b|point\ \w
-    |times\ (?:that|this|it)\b|to\ the\ power|[(,]?\s?(?:in\ )?base\b|halves|half\b|thirds?\b|quarters?\ of|fourths?\b
-    |fifths?\b|sixths?\b|sevenths?\b|eighths?\b|ninths?\b|tenths?\b|hundredths?\b
-    |(?:and|&)\ (?:a|one|three)[\ -](?:half|third|quarter|fourth)|and\ a\b|or\ (?:more|less|fewer|so)\b
+    r"""\s*(?:squared|cubed|factorial|doubled|tripled|halved|twice|thrice|divided|multiplied|subtracted|plus\b|minus\b
+    |point\ \w|repeating|recurring|times\ (?:that|this|it|pi|[b-z])\b|to\ the\ power|[(,]?\s?(?:in\ )?base\b
+    |in\ [0-9]+(?![0-9,.]*[0-9]|\s?[a-z])|(?:for\ (?:every|each)|:)\ ?[0-9]|parts?\ per\b|at\ (?:most|least)\b
+    |(?:a|one|two|three)?[ -]?(?:halves|half|thirds?|quarters?\ of|fourths?|fifths?|sixths?|sevenths?|eighths?|ninths?
+        |tenths?|twelfths?|(?:hundred|thousand|million|billion)ths?)\b
+    |(?:and|&)\ (?:a|an|one|two|three|four|five|six|seven|eight|nine)\b|or\ (?:more|less|fewer|so)\b
     |(?:degrees?\ )?below\ zero|is\ (?:not|wrong|incorrect)\b)""",
     re.VERBOSE | re.IGNORECASE,
 )
 # Words and signs that make the number after them a bound, a part of a sum, or no answer at all.
 DENIED_BEFORE = re.compile(
     r"""\b(?:not|never|cannot|neither|either|without|except|instead|rather|wrong|incorrect|unless|if|doubt|unsure)\b
-    |n't\b|[√<>≤≥±≠]|[+*/×÷^]\s?\(?[$£€]?$|[-—][\s({\[$}]{0,9}$
+    |n't\b|[√<>≤≥±≠]|[+*/×÷^]\s?\(?[$£€]?$|[-—⁻][\s({\[$}]{0,9}$
     |\b(?:than|least|most|between|over|under|above|below|up\ to|exceeds?|within|almost|nearly|modulo?|minus|all\ but
         |number\ (?:after|before)|sin|cos|tan|ln)(?:\ or\ equal\ to)?\s{0,9}\(?[$£€]?$
     # done to the number itself, unless a verb stands between: the sum is 18
@@ -84,6 +86,10 @@ _CLAUSE_END = re.compile(
 # The rest of an equation that began with a number: 50 balls / 200 balls = 25%.
 _SUM_AFTER = re.compile(r"(?:(?!\b(?:because|since|as|so|where|when)\b)[^=≈,;:]){0,200}[=≈](?=[^=≈]*[0-9]|\s*[A-Za-z])")
 _CONDITION = re.compile(r"\b(?:otherwise|unless|or else)\b", re.IGNORECASE)
+# What the words that follow a number in its clause make of it: 18 eggs at most, 18 dollars plus tax.
+_NOT_ALL = re.compile(r"\b(?:at (?:most|least)|plus|minus)\b", re.IGNORECASE)
+# What may not be glued to a literal: more of the number (0.3..., 0.(3), 5⁻¹), or a sign that no rule here knows.
+_GLUED = re.compile(r"[.,:/]\.?[0-9]|\.{2}|\.\s?\\(?:overline|dot|bar)|\.\(|[^\x00-\x7f\s°¢€£¥₹—\ud800-\udfff]")
 _LEAD = re.compile(
     r"""(?:(?:about|approximately|approx\.?|around|roughly|exactly|only|just|simply|therefore|thus|hence|so|now|also|then
     |still|indeed|clearly|equals?(?:\ to)?|found\ to\ be|a\ total\ of|total\ of|in\ total|the|value|number|is|be
@@ -133,8 +139,15 @@ _MEASURES = {
     "kilometer/hour": "kph kmh",
 }
 MEASURE_WORDS = {word: name for name, words in _MEASURES.items() for word in (name, *words.split())}
-_AMBIGUOUS_UNITS = {"in", "s", "h", "m", "g", "l", "pt"}  # units only when glued to the number or standing alone
-_SCALE_LIKE = {"k", "b", "t", "bn", "mn", "mil", "lakh", "lakhs", "crore", "crores", "score", "gross"}
+AMBIGUOUS_UNITS = {"in", "s", "h", "m", "g", "l", "pt"}  # units only when glued to the number or standing alone
+_SCALE_LIKE = frozenset(
+    word
+    for line in (
+        "k b t bn mn mil mio mln lakh lakhs crore crores score gross grand tens quadrillion quintillion",
+        "am pm pi",  # nor are these units
+    )
+    for word in line.split()
+)
 _MONEY = {"dollar", "cent", "pound sterling", "euro", "yen", "rupee"}
 _POWERS = {"square": "square", "sq": "square", "squared": "square", "cubic": "cubic", "cu": "cubic"}
 # Words after a number that do not belong to its unit.
@@ -201,11 +214,12 @@ def _unit_after(text: str, currency: str | None) -> tuple[str, ...] | Unread:
         if glued and word in ("st", "nd", "rd", "th"):
             return Unread.MISSING
         alone = not text[match.end() :].strip(" .!?\"')*") or text[match.end() : match.end() + 1] == "/"
-        if position == 0 and (word in _SCALE_LIKE or match[1] in ("M", "K", "G", "B", "T")):
+        is_letter = len(word) == 1 and word not in MEASURE_WORDS and word not in _UNIT_STOP  # 18 x is a term
+        if position == 0 and (word in _SCALE_LIKE or match[1] in ("M", "K", "G", "B", "T") or is_letter):
             return Unread.MISSING
-        if word in _UNIT_STOP and not (word in _AMBIGUOUS_UNITS and (glued or alone)):
+        if word in _UNIT_STOP and not (word in AMBIGUOUS_UNITS and (glued or alone)):
             break
-        if word in _AMBIGUOUS_UNITS and not (glued or alone or match[2] or match[3]):
+        if word in AMBIGUOUS_UNITS and not (glued or alone or match[2] or match[3]):
             break
         raised = {"2": ["square"], "²": ["square"], "3": ["cubic"], "³": ["cubic"]}.get(match[2] or match[3] or "", [])
         if words[-1:] == ["degree"] and word in ("c", "f"):
@@ -263,7 +277,7 @@ def _literals(text: str) -> list[_Found]:
             continue  # the 2 of 20 ft^2 belongs to the unit
         # x - 5 is a sum with something that is no number, "= - 5" is a negative one
         is_sum = match["sign"] in ("- ", "+ ") and not re.search(r"(?:^|[:=≈(\[{$])\s{0,9}$", before)
-        is_broken = bool(_NOT_BEFORE.search(before[-24:]) or re.match(r"[.,:/]\.?[0-9]", after))
+        is_broken = bool(_NOT_BEFORE.search(before[-24:]) or _GLUED.match(after))
         if value is not None and not is_sum and not is_broken:
             unit = _unit_after(after, match["currency"])
             if not isinstance(unit, Unread):
@@ -369,7 +383,9 @@ def _settle(text: str, head: _Found, others: list[_Found]) -> Number | Unread:
     clause = _CLAUSE_END.search(rest)
     clause_end = head.end + (clause.start() if clause else len(rest))
     nearby = [other for other in others if other.number is None or other.number.value != head.number.value]
-    if any(other.start < clause_end for other in nearby):
+    if any(other.start < clause_end for other in nearby) or _NOT_ALL.search(text, head.end, clause_end):
+        return Unread.HEDGED
+    if _NOT_ALL.match(text, clause_end):
         return Unread.HEDGED
     also = _ALSO.match(text, head.end) or _ALSO.match(text, clause_end)
     if also and any(abs(other.start - also.end()) <= 2 for other in nearby):

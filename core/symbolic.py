@@ -17,6 +17,9 @@ from latex2sympy2_extended.logic import And
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)
 
 _CONFIG = [math_verify.LatexExtractionConfig(boxed_match_priority=-1)]
+# Of these it reads a part or the opposite: primes, transposes, letters in other type, dots, and the lower sign of two.
+_HALF_READ = re.compile(r"'|\\prime|\^\{?T\b|\\(?:math|text|operatorname|boldsymbol)|\\[lc]?dots|\\approx|\\mp")
+_MIXED = re.compile(r"[0-9]\\frac")  # a mixed number or a product, which cannot be told
 _SHAPES = (
     ("equation", sympy.Eq),
     ("relation", (sympy.core.relational.Relational, And)),
@@ -48,16 +51,19 @@ def is_readable(latex: str) -> bool:
 def is_same(reference: str, answer: str) -> bool:
     """math-verify's judgement on two LaTeX expressions, behind gates against what it grants and we do not.
 
-    It reads (1,2) as an interval that equals {1,2}, folds the case of variables, drops degree signs, and takes the
-    right side of any equation for its value.
+    It reads (1,2) as an interval that equals {1,2}, folds the case of variables, takes some for units and drops them
+    as it does degree signs, reads some notations in part, and takes the right side of any equation for its value.
     """
     left, right = (re.sub(r"\s+", "", latex) for latex in (reference, answer))
     if left == right:
         return True
     if _brackets(left) != _brackets(right) or left.count("circ") != right.count("circ"):
         return False
-    ours, theirs = (set(re.sub(r"\\[A-Za-z]+", " ", latex)) for latex in (reference, answer))
-    if any(name.isalpha() and name not in ours and name.swapcase() in ours for name in theirs):
+    if _HALF_READ.search(left + " " + right) or bool(_MIXED.search(left)) != bool(_MIXED.search(right)):
+        return False
+    ours, theirs = _names(reference), _names(answer)
+    other_case = {name[:2].swapcase() + name[2:] for name in ours} - ours  # \Delta of \delta, X of x
+    if other_case & theirs or _variables(ours) != _variables(theirs):
         return False
     gold, found = _parse(reference), _parse(answer)
     if gold is None or found is None:
@@ -99,6 +105,16 @@ def warm_up() -> None:
 
 def _shape(expression: Any) -> str:
     return next((name for name, kind in _SHAPES if isinstance(expression, kind)), "value")
+
+
+def _names(latex: str) -> set[str]:
+    """The letters and commands of an expression, without the name that it may be assigned to."""
+    latex = re.sub(r"^\s*[A-Za-z]\s*=|\\(?:begin|end)\{[a-z]+\*?\}", "", latex)
+    return set(re.findall(r"\\[A-Za-z]+|[A-Za-z]", latex))
+
+
+def _variables(names: set[str]) -> set[str]:
+    return {name for name in names if len(name) == 1} - {"e", "i"}
 
 
 def _brackets(latex: str) -> str:
