@@ -239,6 +239,8 @@ _CONCLUDES = re.compile(
     re.VERBOSE | re.IGNORECASE | re.MULTILINE,
 )
 _SENTENCE_END = re.compile(r"(?<!\bapprox)(?<!\bSt)(?<!\bDr)(?<!\bMr)(?<!\bMrs)[.!?](?=[\"')\]*]*(?:\s|$))|\n")
+# A last line that concludes nothing: the response was cut off.
+_UNDERWAY = re.compile(r"let [A-Za-z]\s?(?:=|be\b)|suppose\b|assume\b|next\b(?:[^=]*$|.*\bthen\b)", re.IGNORECASE)
 _CLOSING = re.compile(
     r"(?:i )?hope|let me know|feel free|thank|good luck|happy to|is there anything|please", re.IGNORECASE
 )
@@ -333,6 +335,8 @@ def _spans_by_ending(text: str) -> list[_Span]:
     if not lines:
         return []
     sentences, rest = [], lines[-1]
+    if rest.endswith(":") or _UNDERWAY.match(rest):
+        return []
     while end := _SENTENCE_END.search(rest):
         sentences.append(rest[: end.end()].strip())
         rest = rest[end.end() :]
@@ -389,47 +393,71 @@ def _spans(text: str) -> list[_Span] | Unread:
 
 # --- choices, yes and no, times, sequences, text -------------------------------------------------------------------
 
+# A letter that opens a statement, and what may follow it: nothing, punctuation, a reason. "A 20% discount" is none.
 _CHOICE_HEAD = re.compile(
-    r"""[\s:"'*$\\]*+(?:(?i:is|be|the|therefore|clearly|thus|option|choice|letter|answer)\b[\s:]*+)*+
+    r"""[\s:"'*$\\]*+(?:(?i:is|be|the|it|it's|therefore|clearly|thus|so|hence|option|choice|letter|answer)\b[\s:,"']*+)*+
     (?:[(\[{]\s?(?P<bracketed>[A-Ja-j])\s?[)\]}]
-    | (?P<letter>[A-J])(?=[).:,;\]}]|\s?[-–=(]|\s*$|\s?[.!]|\ (?P<next>\S+))
+    | (?P<letter>[A-J])(?=[).:,;!\]}"*]|'(?![a-z])|\s*$|\s[-(.]
+        |\s(?:or|and|because|since|as|is|was|which|with)\b)
     | (?P<lower>[a-j])(?=[).]|\s*$))""",
     re.VERBOSE,
 )
-_AFTER_LETTER_A = re.compile(r"(?:is|because|since|as|or|and|was|with|seems|must|[^a-z].*)$")
 _CHOICE_INSIDE = re.compile(
     r"""[(\[]\s?([A-Ja-j])\s?[)\]]
-    | \b(?:option|choice|letter|answer|is|be|choose|chose|select|pick)\s*:?\s+([A-J])(?=[).,;:!]|\s*$|\s+[^\sa-z])
-    | ^([B-J])\ is\b""",
+    | \b(?:option|choice|letter|answer|is|be|choose|chose|select|pick|with)\s*:?\s+([A-J])
+    (?=[).,;:!]|\s*$|\s+[^\sa-z])""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_CHOICE_CALLED_RIGHT = re.compile(
+    r"""(?:^|\b(?:option|choice|letter|answer|so|thus|hence|therefore|only)\b,?\s+|\(\s?)([A-J])(?:\s?\))?,?\s+
+    (?:is|must\ be|would\ be|seems)\ (?:(?:therefore|clearly|the|only)\ ){0,3}(?:correct|right|best|answer|true)\b""",
     re.VERBOSE | re.IGNORECASE,
 )
 _CHOICE_ALSO = re.compile(
-    r"""[)\]}]?\s*(?:,|/|&|\+|-|\bor\b|\band\b|\bmaybe\b|\bto\b)\s*
-    (?:(?:maybe|possibly|perhaps|either|also|option|choice)\s)*+\(?[A-J](?![A-Za-z'])
+    r"""[)\]}"'*]*\s*(?:[(,;/&+<>-]|\bor\b|\band\b|\bbut\b|\bmaybe\b|\bto\b|\\[a-z]+)*
+    \s*(?:(?:or|and|but|maybe|possibly|perhaps|either|also|option|choice)\s)*+\(?(?!A\ [a-z])[A-J](?![A-Za-z'])
     | \s?(?:plus|minus)\b""",
     re.VERBOSE,
 )
-_NEGATED = re.compile(r"\b(?:not|never|neither|nor|cannot|either|unsure|unclear)\b|n't\b", re.IGNORECASE)
+_NEGATED = re.compile(
+    r"\b(?:not|never|neither|nor|cannot|either|unsure|unclear|wrong|incorrect|hardly|barely|scarcely|partly)\b|n't\b|\beliminate",
+    re.IGNORECASE,
+)
 
 
-def _read_choice(text: str) -> Choice | Unread:
+def _read_choice(text: str, rest: str, stated: bool) -> Choice | Unread:
     head = _CHOICE_HEAD.match(text)
-    if head and (not head["next"] or head["letter"] != "A" or _AFTER_LETTER_A.match(head["next"])):
-        if _CHOICE_ALSO.match(text, head.end()) or re.match(
-            r".{0,40}?\bis (?:not|wrong|incorrect)\b", text[head.end() :]
+    if head:
+        letter = (head["bracketed"] or head["letter"] or head["lower"]).upper()
+        reason = re.search(r"\b(?:because|since|as)\b", text[head.end() :])
+        claim = text[head.end() : head.end() + reason.start()] if reason else text[head.end() :]
+        following = chr(ord(letter) + 1)  # the next of the options that are listed, not chosen from
+        if (
+            _CHOICE_ALSO.match(claim)
+            or re.search(r".{0,40}?\bis (?:not|wrong|incorrect)\b", claim)
+            or re.match(rf"[^\n]*\n\s*\(?{following}[).:]\s|[^\n]*[\s(]{following}\)\s", rest.lstrip())
         ):
             return Unread.HEDGED
-        return Choice((head["bracketed"] or head["letter"] or head["lower"]).upper())
-    letters = {(m[1] or m[2] or m[3]).upper() for m in _CHOICE_INSIDE.finditer(text)}
+        if stated or not re.match(r"[)\]}.:]?\s+(?:[a-z]+s|[a-z]+n't|was|can|could|would|must)\b", claim):
+            return Choice(letter)
+    called = {match[1].upper() for match in _CHOICE_CALLED_RIGHT.finditer(text)}
+    letters = called or {(m[1] or m[2]).upper() for m in _CHOICE_INSIDE.finditer(text)}
     if not letters:
         return Unread.MISSING
     if (
         len(letters) > 1
         or _NEGATED.search(text)
         or re.search(rf"(?:\bor|\band|,|/)\s*\(?(?!{min(letters)})[A-J](?![A-Za-z'])", text)
+        or not (stated or called or _CHOSEN.search(text))
     ):
         return Unread.HEDGED
     return Choice(letters.pop())
+
+
+# Without a trigger a letter is an answer when the sentence chooses it.
+_CHOSEN = re.compile(
+    r"\b(?:choose|chose|select|pick|go with|(?:it|answer|this|that) (?:is|must be|would be))\b", re.IGNORECASE
+)
 
 
 _YES_NO = {"yes": True, "true": True, "no": False, "false": False}
@@ -624,6 +652,8 @@ def _read_symbolic(span: _Span, reference: Symbolic) -> Symbolic | Unread:
     if re.search(r"\\(?:text\s?\{\s?)?(?:or|and)\b|\bor\b|\\text\{\s?(?:or|and)\s?\}", text):
         return Unread.HEDGED
     if "=" not in reference.latex and "=" in text:
+        if re.search(r"[,;]|\\\\|\band\b", text[text.find("=") : text.rfind("=")]):
+            return Unread.HEDGED  # a = 2, b = 3
         text = text[text.rfind("=") + 1 :]
     if _NAMED_NUMBER.fullmatch(reference.latex) and not whole_number(_unlatex(text[text.rfind("=") + 1 :])):
         return Unread.MISSING  # as for a number without a name, an expression left to compute is no answer
@@ -793,7 +823,7 @@ def _read(span: _Span, reference: Answer) -> Answer | Unread:
         return Unread.HEDGED
     match reference:
         case Choice():
-            return _read_choice(_unlatex(span.text))
+            return _read_choice(_unlatex(span.text), span.rest, span.stated)
         case YesNo():
             return _read_yes_no(_unlatex(span.text))
         case Colon():

@@ -85,6 +85,9 @@ _CLAUSE_END = re.compile(
 )
 # The rest of an equation that began with a number: 50 balls / 200 balls = 25%.
 _SUM_AFTER = re.compile(r"(?:(?!\b(?:because|since|as|so|where|when)\b)[^=≈,;:]){0,200}[=≈](?=[^=≈]*[0-9]|\s*[A-Za-z])")
+_ASSIGNED = re.compile(
+    rf"(?<![A-Za-z])[A-Za-z]\s?=\s?-?[$£€]?({DECIMAL})(?=\s*(?:$|[.;)](?![0-9])|,(?![0-9])|and\b|or\b|[A-Za-z]\s?=))"
+)
 _CONDITION = re.compile(r"\b(?:otherwise|unless|or else)\b", re.IGNORECASE)
 # What the words that follow a number in its clause make of it: 18 eggs at most, 18 dollars plus tax.
 _NOT_ALL = re.compile(r"\b(?:at (?:most|least)|plus|minus)\b", re.IGNORECASE)
@@ -351,6 +354,11 @@ def read_number(text: str, *, stated: bool) -> Number | Unread:
     found = _literals(text)
     if not found:
         return _read_spelled(text)
+    assigned = list(_ASSIGNED.finditer(text))
+    if len({_digits(match[1]) for match in assigned}) > 1 and (
+        not stated or not text[: assigned[0].start()].strip(" :(")
+    ):
+        return Unread.HEDGED  # x = 3 or x = 4
     equals = max(text.rfind("="), text.rfind("≈"))
     if not stated and equals >= 0 and _literals(text[equals:]):
         return read_number(text[equals + 1 :], stated=True)
