@@ -97,7 +97,7 @@ class Symbolic:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Words, folded: case, outer punctuation and space do not matter."""
+    """Words, folded: case, outer punctuation and space do not matter. In formulas (`-x`, `n!`) they do."""
 
     folded: str
 
@@ -132,6 +132,9 @@ _CHARACTERS = str.maketrans(
     }
     | {"\u200b": "", "\ufeff": "", "\0": "", "\r": "\n", "\v": "\n", "\f": "\n", "\u2028": "\n", "\u2029": "\n"}
 )
+_ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
+_RAISED = {chr(code): str(digit) for digit, code in enumerate((0x2070, 0xB9, 0xB2, 0xB3, *range(0x2074, 0x207A)))}
+_RAISED_POWER = re.compile(rf"(?:(?<=[×x*·]10)|(?<=[×x*·]\s10))⁻?[{''.join(_RAISED)}]{{1,6}}")
 _CALCULATOR_MARK = re.compile(r"<<[^<>\n]{0,200}>>")
 _BOLD = re.compile(r"(?<![\w)}])(?:\*\*|__)|(?:\*\*|__)(?![\w({\\])|`")  # 2**3 keeps its operator
 
@@ -141,7 +144,9 @@ _LONG_MINUS = re.compile(r"(?<![\w)\]}%.,;:!?])(?<![\w)\]}%.,;:!?]\s)[—―⁻]
 
 def _tidy(text: str) -> str:
     text = _LONG_MINUS.sub("-", text.translate(_CHARACTERS))
-    return _BOLD.sub("", _CALCULATOR_MARK.sub("", text))
+    text = _RAISED_POWER.sub(lambda m: "^" + "".join(_RAISED.get(sign, "-") for sign in m[0]), text)
+    text = _ANSWER_TAG.sub(lambda m: "\n" if m[1] else "\nAnswer: ", text)
+    return _BOLD.sub("", re.sub(r"\*\*!", "**.", _CALCULATOR_MARK.sub("", text)))  # a shout, not a factorial
 
 
 def _tail(response: str) -> str:
@@ -156,7 +161,7 @@ def _tail(response: str) -> str:
 _WRAPPED = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname)\s?\{([^{}]{0,200})\}")
 _SIZES = re.compile(r"\\(?:left|right|displaystyle|bigl?|bigr?|Bigl?|Bigr?)(?![a-zA-Z])\s?")
 _LATEX_SPACE = re.compile(r"\\[,;:! ]|\\q?quad(?![a-zA-Z])|~")
-_GROUPED = re.compile(r"(?<=[0-9])(?:\{,\}|\\[,;:!])(?=[0-9]{3}(?![0-9]))")
+_GROUPED = re.compile(r"(?<=[0-9])(?:\{,\}|,\\!|\\[,;:!])(?=[0-9]{3}(?![0-9]))")
 _DEGREES = re.compile(r"\^\s?\{?\s?\\circ\s?\}?|\\degree(?![a-zA-Z])|°")
 _FRACTION = re.compile(
     r"\\[dtc]?frac\s?(?:\{\s?(-?[0-9.,]{1,40})\s?\}|([0-9]))\s?(?:\{\s?(-?[0-9.,]{1,40})\s?\}|([0-9]))"
@@ -183,7 +188,8 @@ def _unlatex(text: str) -> str:
         text = f"{text[:start]} {content} {text[end:]}"
     text = _GROUPED.sub("", text).replace("\\$", "$").replace("\\%", "%").replace("\\\\", " ")
     text = _DEGREES.sub(" degrees ", _LATEX_SPACE.sub(" ", _SIZES.sub("", text)))
-    text = _WRAPPED.sub(r" \1 ", text)
+    text = re.sub(r"(?<=[A-Za-z])\s{1,9}\^", "^", _WRAPPED.sub(r" \1 ", text))  # \text{cm}^2
+    text = re.sub(r"\b(sq|cu)\.\s?(?=[A-Za-z])", r"\1 ", text)
     text = _FRACTION.sub(lambda m: f" {m[1] or m[2]}/{m[3] or m[4]} ", text)
     text = text.replace("\\times", "×").replace("\\cdot", "×").replace("\\approx", "≈").replace("\\div", "÷")
     text = text.replace(">=", "≥").replace("<=", "≤").replace("!=", "≠")
@@ -238,7 +244,9 @@ _CONCLUDES = re.compile(
     | \$?[0-9][0-9,.]*\ (?:[a-z]+\ )?(?:in\ total|altogether)\b""",
     re.VERBOSE | re.IGNORECASE | re.MULTILINE,
 )
-_SENTENCE_END = re.compile(r"(?<!\bapprox)(?<!\bSt)(?<!\bDr)(?<!\bMr)(?<!\bMrs)[.!?](?=[\"')\]*]*(?:\s|$))|\n")
+_SENTENCE_END = re.compile(
+    r"(?<!\bsq)(?<!\bcu)(?<!\bapprox)(?<!\bSt)(?<!\bDr)(?<!\bMr)(?<!\bMrs)[.!?](?=[\"')\]*]*(?:\s|$))|\n"
+)
 # A last line that concludes nothing: the response was cut off.
 _UNDERWAY = re.compile(r"let [A-Za-z]\s?(?:=|be\b)|suppose\b|assume\b|next\b(?:[^=]*$|.*\bthen\b)", re.IGNORECASE)
 _CLOSING = re.compile(
@@ -555,13 +563,24 @@ def _fold(text: str) -> str:
     text = _WRAPPED.sub(r"\1", text).casefold()
     text = re.sub(r"\s+", " ", text).strip(" \t\n.,;:!?\"'()[]{}$*_`")
     if not re.search(r"[0-9]", text):  # inside numbers and dates punctuation has a meaning
-        text = re.sub(r"[.,;:!?\"'()\[\]]", "", re.sub(r"\s*-\s*", " ", text))
+        text = re.sub(r"[.,;:!?\"'()\[\]]", "", re.sub(r"(?<=\w)\s*-\s*(?=\w)", " ", text))
     return re.sub(r"\s+", " ", text).strip().removeprefix("the ")
 
 
+def _is_formula(text: str) -> bool:
+    """Whether a text without digits has no word either: `-xy`, `n!`, `f'(x)`, where case and signs have a meaning."""
+    return bool(re.search(r"[A-Za-z]", text)) and not re.search(r"[0-9]|[A-Za-z]{3}", text)
+
+
+def _as_text(text: str) -> str:
+    """`text` as it is compared: folded, or as it stands when it is a formula."""
+    formula = re.sub(r"\s+", " ", _WRAPPED.sub(r"\1", text)).strip(' \t\n.$*_`"')
+    return formula if _is_formula(formula) else _fold(text)
+
+
 def _read_text(text: str, boxed: bool) -> Text | Unread:
-    folded = _fold(text if boxed else re.sub(r"^[\s:]*(?:is|be)\b(?!\s*$)", "", text))
-    return Text(folded) if folded else Unread.MISSING
+    read = _as_text(text if boxed else re.sub(r"^[\s:]*(?:is|be)\b(?!\s*$)", "", text))
+    return Text(read) if read else Unread.MISSING
 
 
 # --- symbolic ------------------------------------------------------------------------------------------------------
@@ -674,10 +693,13 @@ def _stated_reference(text: str) -> str:
             raise UnreadableReference(f"The reference boxes a part of its answer, {text[-60:]!r}; box all of it.")
         return text[boxes[-1].end() : end].strip()
     triggers = list(_TRIGGER.finditer(text))
-    if triggers and ("\n" in text or triggers[-1].start() == 0 or len(text) > 20):
+    if triggers:
         stated = _first_sentence(text[triggers[-1].end() :]).strip()
         return stated.removesuffix(".").strip() if stated else text
     return text
+
+
+_ABOUT = re.compile(r"^(?:[=≈~]|(?:about|approximately|approx\.|roughly)(?=\s))\s*", re.IGNORECASE)
 
 
 def _no_expression(text: str) -> UnreadableReference:
@@ -716,13 +738,15 @@ def _classify(text: str) -> Reference:
     clock = _COLON.fullmatch(plain.rstrip(". "))
     if clock:
         return Reference(stated, _colon(clock))
-    number = whole_number(re.sub(r"^[=≈~]\s*", "", plain))
+    number = whole_number(_ABOUT.sub("", re.sub(r"^\(([^()]*)\)$", r"\1", plain)))
     if number is not None:
         return Reference(stated, number)
     if re.fullmatch(r"[-+]?[$£€]?\s?[0-9.,]+\s?/\s?[0-9.,]+.{0,40}", plain) and re.search(
         r"/\s?0+(?:\.0*)?(?![0-9.])", plain
     ):
         raise UnreadableReference(f"The reference {stated[:60]!r} divides by zero; send a number.")
+    if re.fullmatch(r"-?[$£€]-?[0-9.,]+\s?[KkMmBb]n?\.?", plain):
+        raise UnreadableReference(f"The reference {stated[:60]!r} may mean several numbers; write it out.")
     sequence = _read_sequence(stated)
     if isinstance(sequence, Sequence):
         return Reference(stated, sequence)
@@ -732,7 +756,7 @@ def _classify(text: str) -> Reference:
             return Reference(stated, symbolic)
         if "\\" in _WRAPPED.sub("", stated):
             raise _no_expression(stated)
-    folded = _fold(stated)
+    folded = _as_text(stated)
     if not folded:
         raise UnreadableReference(f"The reference {stated[:60]!r} holds no letter or digit; send the answer.")
     if len(stated) > _MAX_TEXT_CHARS:

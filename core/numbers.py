@@ -275,8 +275,9 @@ def _literals(text: str) -> list[_Found]:
         start, end = match.start(), match.end()
         value, number = _value(match), None
         before, after = text[:start], text[end:]
-        power = re.search(r"([A-Za-z]{1,20})\^\{?$", before[-24:])
-        if power and power[1].lower() in MEASURE_WORDS and found:
+        power = re.search(r"([A-Za-z]{1,20})(\^\{?)?$", before[-24:])
+        is_measure = power and (power[1].lower() in MEASURE_WORDS or (power[2] and power[1] in ("unit", "units")))
+        if is_measure and found and match[0] in ("2", "3"):
             continue  # the 2 of 20 ft^2 belongs to the unit
         # x - 5 is a sum with something that is no number, "= - 5" is a negative one
         is_sum = match["sign"] in ("- ", "+ ") and not re.search(r"(?:^|[:=≈(\[{$])\s{0,9}$", before)
