@@ -81,10 +81,11 @@ class Colon:
 
 @dataclass(frozen=True, slots=True)
 class Sequence:
-    """Plain numbers in brackets, or comma-separated without (`brackets` is then empty)."""
+    """Plain numbers in brackets, or comma-separated without (`brackets` is then empty), with the unknowns they name."""
 
     brackets: str
     items: tuple[Number, ...]
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -393,7 +394,9 @@ def _spans(text: str) -> list[_Span] | Unread:
     # A model that takes its answer back has stated what follows, or nothing.
     lead = len(after) - len(after.lstrip(" \t\n:*"))
     withdrawn = _WITHDRAWN.search(after[: _MAX_SPAN_CHARS * 2], lead + 1)
-    if withdrawn and not (_NO.match(after, withdrawn.start()) and _YES_NO_HEAD.match(after)):
+    opening = _YES_NO_HEAD.match(after)  # "No. No, it is odd" takes nothing back, "Yes... no." does
+    is_no = opening is not None and not _YES_NO[opening[1].lower()]
+    if withdrawn and not (is_no and _NO.match(after, withdrawn.start())):
         rest = "" if withdrawn["second"] else after[withdrawn.end() :]
         return _spans_by_ending(rest) if re.search(r"\w", rest) else Unread.HEDGED
     return [replace(span, rest=after[: _MAX_SPAN_CHARS * 2])]
@@ -470,13 +473,16 @@ _CHOSEN = re.compile(
 
 _YES_NO = {"yes": True, "true": True, "no": False, "false": False}
 _YES_NO_HEAD = re.compile(
-    r"[\s:\"'*(\[]*+(?:(?:is|the|therefore|so|thus|hence|clearly|that|it|a|statement)\b[\s,:]*+)*+(yes|no|true|false)\b(?!\s+(?:one|number|of|such|idea))",
+    r"[\s:\"'*(\[]*+(?:(?:is|the|therefore|so|thus|hence|clearly|that|it|a|statement)\b[\s,:]*+)*+"
+    r"(yes|true|false|no(?=\W*$|\s*[.,;:!)\"'}\n-]|\s+(?:because|since|as|it|he|she|they|and|or|but|yes)\b))\b",
     re.IGNORECASE,
 )
+_NOT_TRUE = re.compile(r"\bnot\s+true\b", re.IGNORECASE)
 _YES_NO_WORD = re.compile(r"\b(yes|true|false|no(?=\s*(?:[.,;:!)\"']|$)))(?!\w)", re.IGNORECASE)
 
 
 def _read_yes_no(text: str) -> YesNo | Unread:
+    text = _NOT_TRUE.sub("false", text)
     words = {_YES_NO[match[1].lower()] for match in _YES_NO_WORD.finditer(text)}
     head = _YES_NO_HEAD.match(text)
     if head:
@@ -493,12 +499,15 @@ def _read_yes_no(text: str) -> YesNo | Unread:
 
 
 _COLON = re.compile(
-    r"(?<![0-9:.,/])(?P<parts>[0-9]{1,4}(?:\s?:\s?[0-9]{1,4}){1,3}|[0-9]{1,2}(?=\s?[ap]\.?m\b))(?![0-9:])(?:\s?(?P<half>[ap])\.?m\b\.?)?",
-    re.IGNORECASE,
+    r"""(?<![0-9:.,/-])(?P<parts>[0-9]{1,4}(?:\s?:\s?[0-9]{1,4}){1,3}|[0-9]{1,2}(?=\s?[ap]\.?m\b))
+    (?![0-9:^√\\*/]|\.[0-9]|(?![ap]\.?m\b)[A-Za-z])(?:\s?(?P<half>[ap])\.?m\b\.?)?""",
+    re.VERBOSE | re.IGNORECASE,
 )
 
 
-_NOT_THEN = re.compile(r"n't\b|\b(?:not|never|before|after|until|between|past|or|either|next day)\b", re.IGNORECASE)
+_NOT_THEN = re.compile(
+    r"n't\b|\b(?:not|never|before|after|until|between|past|or|either|next day|to(?= [0-9]{1,2}:))\b", re.IGNORECASE
+)
 
 
 def _colon(match: re.Match[str]) -> Colon:
@@ -534,26 +543,35 @@ _BRACKETED = re.compile(
 _ITEM_SEPARATOR = re.compile(r",(?![0-9]{3}(?![0-9]))\s*|,\s+|;\s*|,?\s+and\s+")
 
 
+_NAMED = re.compile(r"^[A-Za-z]\s?=\s?")
+
+
 def _read_sequence(text: str) -> Sequence | Unread:
     match = _BRACKETED.match(_unlatex(text).replace("\\{", "{").replace("\\}", "}"))
     if not match or bool(match["open"]) != bool(match["close"]):
         return Unread.MISSING
-    pieces = [re.sub(r"^[A-Za-z]\s?=\s?", "", piece.strip()) for piece in _ITEM_SEPARATOR.split(match["items"])]
-    numbers = [whole_number(piece) for piece in pieces]
+    if re.search(r"\.{2}|…|dots", text):
+        return Unread.MISSING
+    pieces = [piece.strip() for piece in _ITEM_SEPARATOR.split(match["items"])]
+    names = tuple(piece[0] for piece in pieces if _NAMED.match(piece))
+    numbers = [whole_number(_NAMED.sub("", piece)) for piece in pieces]
     if not 2 <= len(numbers) <= 100:
         return Unread.MISSING
     items = tuple(number for number in numbers if number is not None)
     if len(items) < len(numbers):
         return Unread.MISSING
-    return Sequence((match["open"] or "") + (match["close"] or ""), items)
+    return Sequence((match["open"] or "") + (match["close"] or ""), items, names if len(names) == len(items) else ())
 
 
 def _same_sequence(reference: Sequence, answer: Sequence) -> bool:
     if reference.brackets != answer.brackets:
         return False
+    if reference.names and answer.names and reference.names != answer.names:
+        return False
     if reference.brackets == "{}":
-        values = ({(n.value, n.percent) for n in side.items} for side in (reference, answer))
-        return next(values) == next(values)
+        return all(any(same_number(ours, theirs) for theirs in answer.items) for ours in reference.items) and all(
+            any(same_number(ours, theirs) for ours in reference.items) for theirs in answer.items
+        )
     if len(reference.items) != len(answer.items):
         return False
     return all(same_number(left, right) for left, right in zip(reference.items, answer.items, strict=True))

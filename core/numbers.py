@@ -254,7 +254,10 @@ def same_unit(reference: tuple[str, ...], answer: tuple[str, ...]) -> bool:
     if left or right:
         money = left and right and left[0] in _MONEY and left[0] == right[0]
         return left == right or bool(money and len(left) != len(right))  # $18 is $18 per day, 5 miles is not 5 mph
+    rates = {word for word in (*reference, *answer) if word[0] == "/"}
     left, right = (tuple(w for w in unit if w[0] != "/") for unit in (reference, answer))
+    if len(rates) > 1:
+        return False  # apples per day are not apples per week
     if not left or not right or left[-1] != right[-1]:
         return False
     return set(left) <= set(right) or set(right) <= set(left)
