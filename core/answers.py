@@ -9,9 +9,11 @@ decimal, fraction, mixed number, power of ten, number word. An expression left t
 or repeating the question would be one. Commas group thousands (`1,200`) and nothing else (`1,2` is two numbers).
 Units. A unit missing on either side is no difference, two different units are: nothing is converted, so `60 minutes`
 is not `1 hour`. Words that scale are part of the number (`2 million`, `3 dozen`); a bare `k`, `M` or `B` cannot be told
-from a unit and is not read. `%` is a unit that may be missing only beyond 1 (or at 0): `50%` is `50`, but `0.5` is
+from a unit and is not read. Another letter is a variable (`18 x`), in a formula also `m`, `s`, `h` or `g`, unless the
+reference has a unit. `%` is a unit that may be missing only beyond 1 (or at 0): `50%` is `50`, but `0.5` is
 neither `50%` nor `0.5%`, since either could be meant.
 Order. Lists and tuples are compared in order, sets in braces without it; brackets must agree.
+Formulas of one or two letters (`-x`, `n!`) keep the case, signs and marks that other texts are compared without.
 Context. A box or a formula is an answer when it stands alone: next to it is nothing, an equals sign, punctuation, words
 or a unit. A sign, factor, power or function outside of it makes it a part of something else.
 Hedging. Two answers (`3 or 4`), bounds (`at least 4`), negations and withdrawn answers are wrong, whatever they hold;
