@@ -28,7 +28,7 @@ import importlib
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -36,7 +36,6 @@ from core.errors import UnreadableReference
 from core.numbers import (
     AMBIGUOUS_UNITS,
     DECIMAL,
-    DENIED_BEFORE,
     MEASURE_WORDS,
     Number,
     Unread,
@@ -47,14 +46,27 @@ from core.numbers import (
     values_in,
     whole_number,
 )
+from core.statements import (
+    CONCLUDES,
+    FUNCTIONS,
+    TRIGGER,
+    WITHDRAWN,
+    YES_NO,
+    YES_NO_HEAD,
+    Span,
+    box_end,
+    find_spans,
+    first_sentence,
+    may_follow,
+    may_precede,
+    sentence_after,
+)
+from core.tidy import SIZES, WRAPPED, math_segments, tail, tidy, unlatex
 
-MAX_RESPONSE_CHARS = 20_000  # of a longer response only the end is read: the last answer counts
 MAX_REFERENCE_CHARS = 20_000
-_MAX_SPAN_CHARS = 2_000
 _MAX_TEXT_CHARS = 200  # a longer reference without a stated answer is an essay, which nothing can match by rule
 _MAX_MATH_CHARS = 500
 _MAX_CONCLUSIONS = 20
-_FUNCTIONS = "sqrt|sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|log|ln|exp"
 _SYMBOLIC_MODULE = "core.symbolic"
 
 
@@ -114,294 +126,6 @@ class Reference:
 
     text: str
     answer: Answer
-
-
-# --- tidying -----------------------------------------------------------------------------------------------------
-
-_FULLWIDTH = {0xFF01 + offset: 0x21 + offset for offset in range(94)}
-_VULGAR = {"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5", "⅗": "3/5", "⅘": "4/5"}
-_VULGAR |= {"⅙": "1/6", "⅚": "5/6", "⅛": "1/8", "⅜": "3/8", "⅝": "5/8", "⅞": "7/8", "⅐": "1/7", "⅑": "1/9", "⅒": "1/10"}
-_CHARACTERS = str.maketrans(
-    {**{chr(k): chr(v) for k, v in _FULLWIDTH.items()}, **{k: f" {v} " for k, v in _VULGAR.items()}}
-    | {
-        **dict.fromkeys("−‐‑‒–﹣", "-"),  # all but the long dashes, which are punctuation
-        "\u00a0": " ",
-        "\u202f": " ",
-        "\u2009": " ",
-        "’": "'",
-        "‘": "'",
-        "“": '"',
-        "”": '"',
-    }
-    | {"\u200b": "", "\ufeff": "", "\0": "", "\r": "\n", "\v": "\n", "\f": "\n", "\u2028": "\n", "\u2029": "\n"}
-)
-_ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
-_RAISED = {chr(code): str(digit) for digit, code in enumerate((0x2070, 0xB9, 0xB2, 0xB3, *range(0x2074, 0x207A)))}
-_RAISED_POWER = re.compile(rf"(?:(?<=[×x*·]10)|(?<=[×x*·]\s10))⁻?[{''.join(_RAISED)}]{{1,6}}")
-_CALCULATOR_MARK = re.compile(r"<<[^<>\n]{0,200}>>")
-_BOLD = re.compile(r"(?<![\w)}])(?:\*\*|__)|(?:\*\*|__)(?![\w({\\])|`")  # 2**3 keeps its operator
-
-
-_LONG_MINUS = re.compile(r"(?<![\w)\]}%.,;:!?])(?<![\w)\]}%.,;:!?]\s)[—―⁻](?=\s?[$£€¥₹]?[0-9.\\(])")  # no word before
-
-
-def _tidy(text: str) -> str:
-    text = _LONG_MINUS.sub("-", text.translate(_CHARACTERS))
-    text = _RAISED_POWER.sub(lambda m: "^" + "".join(_RAISED.get(sign, "-") for sign in m[0]), text)
-    text = _ANSWER_TAG.sub(lambda m: "\n" if m[1] else "\nAnswer: ", text)
-    return _BOLD.sub("", re.sub(r"\*\*!", "**.", _CALCULATOR_MARK.sub("", text)))  # a shout, not a factorial
-
-
-def _tail(response: str) -> str:
-    """The end of a response, cut at a space so that no number is cut in two."""
-    if len(response) <= MAX_RESPONSE_CHARS:
-        return response
-    tail = response[-MAX_RESPONSE_CHARS:]
-    space = re.search(r"\s", tail)
-    return tail[space.end() :] if space else ""
-
-
-_WRAPPED = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname)\s?\{([^{}]{0,200})\}")
-_SIZES = re.compile(r"\\(?:left|right|displaystyle|bigl?|bigr?|Bigl?|Bigr?)(?![a-zA-Z])\s?")
-_LATEX_SPACE = re.compile(r"\\[,;:! ]|\\q?quad(?![a-zA-Z])|~")
-_GROUPED = re.compile(r"(?<=[0-9])(?:\{,\}|,\\!|\\[,;:!])(?=[0-9]{3}(?![0-9]))")
-_DEGREES = re.compile(r"\^\s?\{?\s?\\circ\s?\}?|\\degree(?![a-zA-Z])|°")
-_FRACTION = re.compile(
-    r"\\[dtc]?frac\s?(?:\{\s?(-?[0-9.,]{1,40})\s?\}|([0-9]))\s?(?:\{\s?(-?[0-9.,]{1,40})\s?\}|([0-9]))"
-)
-_MATH = re.compile(
-    r"\$\$([^$]{1,500})\$\$|\$([^$\n]{1,500})\$(?![0-9])|\\\((.{1,500}?)\\\)|\\\[(.{1,500}?)\\\]", re.DOTALL
-)
-_WORD = re.compile(r"[A-Za-z]{3,}")
-
-
-def _segments(text: str) -> list[tuple[int, int, str]]:
-    """Start, end and content of each piece set as math. A pair of dollar signs around prose is two prices."""
-    found = []
-    for match in _MATH.finditer(text):
-        content = next(group for group in match.groups() if group is not None)
-        if not _WORD.search(re.sub(r"\\[A-Za-z]+(?:\{[A-Za-z ]*\})?", "", content)):
-            found.append((match.start(), match.end(), content))
-    return found
-
-
-def _unlatex(text: str) -> str:
-    """Literal numbers and words out of their LaTeX; what is not literal keeps its commands."""
-    for start, end, content in reversed(_segments(text)):
-        text = f"{text[:start]} {content} {text[end:]}"
-    text = _GROUPED.sub("", text).replace("\\$", "$").replace("\\%", "%").replace("\\\\", " ")
-    text = _DEGREES.sub(" degrees ", _LATEX_SPACE.sub(" ", _SIZES.sub("", text)))
-    text = re.sub(r"(?<=[A-Za-z])\s{1,9}\^", "^", _WRAPPED.sub(r" \1 ", text))  # \text{cm}^2
-    text = re.sub(r"\b(sq|cu)\.\s?(?=[A-Za-z])", r"\1 ", text)
-    text = _FRACTION.sub(lambda m: f" {m[1] or m[2]}/{m[3] or m[4]} ", text)
-    text = text.replace("\\times", "×").replace("\\cdot", "×").replace("\\approx", "≈").replace("\\div", "÷")
-    text = text.replace(">=", "≥").replace("<=", "≤").replace("!=", "≠")
-    return re.sub(r"-\s(?=[0-9]+/[0-9])", "-", re.sub(r"[ \t]+", " ", text)).strip()
-
-
-# --- where a response states its answer ----------------------------------------------------------------------------
-
-_TRIGGER = re.compile(
-    r"""(?P<mark>(?:^|\n)[ \t>]*(?:A|Ans)[ \t]*: | \#\#\#\#(?!\#))
-    | (?P<box>\\(?:boxed|fbox)\s?\{)
-    | \banswers?\b(?:
-        [^\n.:=?!]{0,80}?\b(?:is|are|was|equals|(?:would|should|must|will|has\ to|turns\ out\ to)\ be)\b
-        | (?:\ ?\([^()\n]{0,80}\)|\ (?:to|for|in)\ [^\n.:=?!]{0,80})?[ \t]*[:=]
-        | [ \t]*\n)
-    | \b(?:correct|right|best|final)\ (?:option|choice|result)\ is\b
-    | \bI\ (?:choose|chose|pick|select)\b""",
-    re.VERBOSE | re.IGNORECASE,
-)
-# What stands before "answer is" in its clause when that answer is denied, supposed or someone else's.
-_NOT_MINE = re.compile(
-    r"""\b(?:not|never|hardly|wrong|incorrect|false|if|unless|doubt|suppose|assum(?:e|ing)|whether|would|could|might|may|some)\b
-    |n't\b
-    |\b(?:given|previous|original|initial|first|earlier|old|proposed|stated|suggested|claimed|your|their|his|[a-z]+'s)\s{0,9}$""",
-    re.VERBOSE | re.IGNORECASE,
-)
-# What follows "the answer is" when the sentence speaks about an answer instead of stating it.
-_REMARK = re.compile(
-    r"[\s:]*(?:(?:indeed|also|definitely|therefore|now)\s+)?(?:correct|right|clear|helpful|useful|reasonable|consistent|verified"
-    r"|as follows|above|given above|obvious|what (?:you|we))\b(?!\s*[:,]?\s*(?:option|choice|\(?[A-J]\b|[-$]?[0-9]))",
-    re.IGNORECASE,
-)
-_JOINED = re.compile(r"(?:\b(?:or|and|alternatively|maybe|possibly)\b[^.\n]{0,24}|[,/][\s$]*)$", re.IGNORECASE)
-_WITHDRAWN = re.compile(
-    r"""(?:(?<=[.!?;,\n])|(?<=--)|(?<=—))\s{0,9}(?:(?:but|hmm+|oh|and|so)[,.]?\s+)?(?:
-    wait\b | actually,?\s+(?!yes)(?=\w) | correction\b | scratch\ that | on\ second\ thought | oops | sorry\b
-    | no(?:,|:|\ -|\.|!|\s*$) | i\ (?:was\ wrong|made\ (?:a|an)\ (?:mistake|error)|mean\b)
-    | let\ me\ (?:correct|fix|re-?do|re-?consider|try\ again)
-    | (?P<second>alternatively\b | or\ (?:maybe|perhaps|possibly|is\ it|rather|\$?[0-9]|\(?[A-J]\b))
-    | (?:this|that|it|the\ answer|which)(?:'s|\ is|\ was)\ (?:not|wrong|incorrect|a\ mistake)
-    | hold\ on\b | my\ (?:mistake|bad|apologies)\b | i\ apologi[sz]e\b | edit: | i\ misread\b
-    | (?:this|that|it)\ (?:should|must)\ (?:be|have\ been) | (?:this|that|it)\ (?:isn't|can't|cannot)\b
-    )""",
-    re.VERBOSE | re.IGNORECASE,
-)
-_NO = re.compile(r"\W*no\b", re.IGNORECASE)
-# What opens a conclusion. One with numbers, none of which is the answer, contradicts it.
-_CONCLUDES = re.compile(
-    r"""\b(?:so|therefore|thus|hence|consequently|but|however|let\ me\ (?:double[\ -])?check)\b
-    | (?:^|(?<=[.!]\ ))(?:finally|altogether|in\ total),
-    | \bit(?:'s|\ is)(?=\ \$?[0-9][0-9,.]*\s*$)
-    | \$?[0-9][0-9,.]*\ (?:[a-z]+\ )?(?:in\ total|altogether)\b""",
-    re.VERBOSE | re.IGNORECASE | re.MULTILINE,
-)
-_SENTENCE_END = re.compile(
-    r"(?<!\bsq)(?<!\bcu)(?<!\bapprox)(?<!\bSt)(?<!\bDr)(?<!\bMr)(?<!\bMrs)[.!?](?=[\"')\]*]*(?:\s|$))|\n"
-)
-# A last line that concludes nothing: the response was cut off.
-_UNDERWAY = re.compile(r"let [A-Za-z]\s?(?:=|be\b)|suppose\b|assume\b|next\b(?:[^=]*$|.*\bthen\b)", re.IGNORECASE)
-_CLOSING = re.compile(
-    r"(?:i )?hope|let me know|feel free|thank|good luck|happy to|is there anything|please", re.IGNORECASE
-)
-
-
-@dataclass(frozen=True, slots=True)
-class _Span:
-    """Where an answer is stated: in a box, or in one sentence, with or without a trigger (`stated`) before it."""
-
-    text: str
-    boxed: bool = False
-    stated: bool = True
-    after: str = ""  # what follows a box in its sentence: a unit, a scale, a second answer
-    rest: str = ""  # all that follows from the statement on: it may conclude something else
-
-
-# What may touch a box or a formula that is an answer. Anything else makes it a part of something larger: -[18], 2[18].
-_BEFORE_ALONE = re.compile(
-    rf"""(?:^ | [,;:.!?"'&~] | (?<![<>!≠])= | [=-]> | ≈ | \\\\ | (?:^|\s)[aA]
-    | \\(?:approx|therefore|implies|[Rr]ightarrow|Longrightarrow|to|q?quad|[,;:!])
-    | (?<![\\A-Za-z])(?!(?:{_FUNCTIONS})$)[A-Za-z]{{2,}} | \\text(?:bf|rm)?\s?\{{[^{{}}]{{0,200}}\}})$""",
-    re.VERBOSE,
-)
-_AFTER_ALONE = re.compile(
-    r"""\s*(?:$|[.,;:!?"'*)\]%&°—] | \\(?:%|\\|text|mathrm|mbox|q?quad|[,;:!\ ]|circ) | \^\s?\{?\\circ | -\ [A-Za-z])
-    | \s+(?!(?:or|and|to|times|plus|minus|divided|multiplied|over|squared|cubed|is\ not|hundred|thousand|[mbtr]+illion
-        |dozen)\b)[A-Za-z(]""",
-    re.VERBOSE,
-)
-_OPENS_MATH = re.compile(r"[\s*_]{0,9}(?:\$\$?|\\\(|\\\[)?[\s{*_]{0,9}$")
-_CLOSES_MATH = re.compile(r"(?<!\\)\$\$?(?![0-9])|\\\)|\\\]")
-_DECORATION = re.compile(r"\\(?:blacksquare|square|qed|checkmark|(?:tag|end)\s?\{[^{}]{0,40}\})")
-_CLAUSE = re.compile(r"[,.;:\n]|\b(?:so|but|then|therefore|thus|hence)\b", re.IGNORECASE)
-
-
-def _last_clause(text: str) -> str:
-    return _CLAUSE.split(text[-_MAX_SPAN_CHARS:])[-1]
-
-
-def _may_precede(before: str) -> bool:
-    """Whether `before`, in the same line, leaves the box or formula behind it whole and undenied."""
-    line = before[-_MAX_SPAN_CHARS:].rsplit("\n", 1)[-1]
-    line = re.sub(r"^[\s>*]{1,99}", "", _OPENS_MATH.sub("", line))
-    return bool(_BEFORE_ALONE.search(line[-250:])) and not DENIED_BEFORE.search(_last_clause(line) + " ")
-
-
-def _may_follow(after: str) -> bool:
-    """Whether `after`, in the same line, leaves the box or formula before it whole."""
-    return bool(_AFTER_ALONE.match(after))
-
-
-def _sentence_after(text: str, start: int) -> str:
-    """The rest of a sentence from the end of a box or formula on, without the mark that closes the formula."""
-    text = _first_line(text[start : start + _MAX_SPAN_CHARS])
-    end = _SENTENCE_END.search(text)
-    text = text if end is None else text[: end.end()]
-    return _DECORATION.sub("", _CLOSES_MATH.sub(" ", text, count=1)).rstrip()
-
-
-def _box_end(text: str, start: int) -> int:
-    """The index of the brace that closes the box whose content starts at `start`; the end of its line without one."""
-    depth = 1
-    for index in range(start, min(len(text), start + _MAX_SPAN_CHARS)):
-        depth += (text[index] == "{") - (text[index] == "}")
-        if depth == 0:
-            return index
-    newline = text.find("\n", start)
-    return min(len(text) if newline < 0 else newline, start + _MAX_SPAN_CHARS)
-
-
-def _first_sentence(text: str) -> str:
-    text = text[:_MAX_SPAN_CHARS].lstrip(" \t\n:*_")
-    if text.startswith(("$$", "\\[", "\\(")):
-        segment = _segments(text)
-        if segment and segment[0][0] == 0:
-            return segment[0][2].strip() + _first_line(text[segment[0][1] :])
-    end = _SENTENCE_END.search(text)
-    # The mark stays on: 5! is not 5, and a rule has to see it.
-    return text if end is None else text[: end.end()].rstrip()
-
-
-def _first_line(text: str) -> str:
-    return text.split("\n", 1)[0]
-
-
-def _spans_by_ending(text: str) -> list[_Span]:
-    """For a response without a trigger: sentences of its last line, last first, polite closing lines left out."""
-    lines = [line.strip() for line in text[-_MAX_SPAN_CHARS * 2 :].split("\n")]
-    lines = [line for line in lines if line.strip("$[]\\ *")]
-    while len(lines) > 1 and _CLOSING.match(lines[-1]):
-        lines.pop()
-    if not lines:
-        return []
-    sentences, rest = [], lines[-1]
-    if rest.endswith(":") or _UNDERWAY.match(rest):
-        return []
-    while end := _SENTENCE_END.search(rest):
-        sentences.append(rest[: end.end()].strip())
-        rest = rest[end.end() :]
-    sentences = [sentence for sentence in [*sentences, rest.strip()] if sentence and not sentence.endswith("?")]
-    while len(sentences) > 1 and _CLOSING.match(sentences[-1]):
-        sentences.pop()
-    return [_Span(sentence, stated=False, rest=sentence) for sentence in reversed(sentences)]
-
-
-def _is_second_box(text: str, triggers: list[re.Match[str]]) -> bool:
-    """Whether the last box follows another one, of other content, with no words between that replace it."""
-    if len(triggers) < 2 or not triggers[-2]["box"]:
-        return False
-    (first, last), end = triggers[-2:], _box_end(text, triggers[-2].end())
-    between = text[end : last.start()]
-    same = text[first.end() : end] == text[last.end() : _box_end(text, last.end())]
-    return not same and not re.search(r"(?<![\\A-Za-z])(?!(?:and|through)\b)(?:[A-Za-z]{3,}|so\b)", between)
-
-
-def _spans(text: str) -> list[_Span] | Unread:
-    """The places to read the answer from, best first."""
-    triggers = [match for match in _TRIGGER.finditer(text) if match["box"] or not _REMARK.match(text, match.end())]
-    if not triggers:
-        return _spans_by_ending(text) or Unread.MISSING
-    last = triggers[-1]
-    if len(triggers) > 1:
-        between = text[triggers[-2].end() : last.start()]
-        if between.strip() and "\n" not in between.strip() and _JOINED.search(between[-80:]):
-            return Unread.HEDGED
-    if last["box"]:
-        if not _may_precede(text[: last.start()]) or _is_second_box(text, triggers):
-            return Unread.HEDGED
-        end = _box_end(text, last.end())
-        if re.match(r"[\s$.,]*(?:or|and)\b", text[end + 1 :]):
-            return Unread.HEDGED
-        span = _Span(text[last.end() : end], boxed=True, after=_sentence_after(text, end + 1))
-        after = text[end:]
-    else:
-        after = text[last.end() :]
-        span = _Span(_first_sentence(after))
-        if span.text.endswith("?"):
-            return Unread.HEDGED
-        if not last["mark"] and _NOT_MINE.search(_last_clause(text[: last.start()])):
-            sentence = _SENTENCE_END.search(after.lstrip())
-            return (_spans_by_ending(after.lstrip()[sentence.end() :]) if sentence else []) or Unread.HEDGED
-    # A model that takes its answer back has stated what follows, or nothing.
-    lead = len(after) - len(after.lstrip(" \t\n:*"))
-    withdrawn = _WITHDRAWN.search(after[: _MAX_SPAN_CHARS * 2], lead + 1)
-    opening = _YES_NO_HEAD.match(after)  # "No. No, it is odd" takes nothing back, "Yes... no." does
-    is_no = opening is not None and not _YES_NO[opening[1].lower()]
-    if withdrawn and not (is_no and _NO.match(after, withdrawn.start())):
-        rest = "" if withdrawn["second"] else after[withdrawn.end() :]
-        return _spans_by_ending(rest) if re.search(r"\w", rest) else Unread.HEDGED
-    return [replace(span, rest=after[: _MAX_SPAN_CHARS * 2])]
 
 
 # --- choices, yes and no, times, sequences, text -------------------------------------------------------------------
@@ -473,26 +197,20 @@ _CHOSEN = re.compile(
 )
 
 
-_YES_NO = {"yes": True, "true": True, "no": False, "false": False}
-_YES_NO_HEAD = re.compile(
-    r"[\s:\"'*(\[]*+(?:(?:is|the|therefore|so|thus|hence|clearly|that|it|a|statement)\b[\s,:]*+)*+"
-    r"(yes|true|false|no(?=\W*$|\s*[.,;:!)\"'}\n-]|\s+(?:because|since|as|it|he|she|they|and|or|but|yes)\b))\b",
-    re.IGNORECASE,
-)
 _NOT_TRUE = re.compile(r"\bnot\s+true\b", re.IGNORECASE)
 _YES_NO_WORD = re.compile(r"\b(yes|true|false|no(?=\s*(?:[.,;:!)\"']|$)))(?!\w)", re.IGNORECASE)
 
 
 def _read_yes_no(text: str) -> YesNo | Unread:
     text = _NOT_TRUE.sub("false", text)
-    words = {_YES_NO[match[1].lower()] for match in _YES_NO_WORD.finditer(text)}
-    head = _YES_NO_HEAD.match(text)
+    words = {YES_NO[match[1].lower()] for match in _YES_NO_WORD.finditer(text)}
+    head = YES_NO_HEAD.match(text)
     if head:
-        truth = _YES_NO[head[1].lower()]
+        truth = YES_NO[head[1].lower()]
         also = re.match(
             r"\s*(?:,|/|and|or|but)?\s*(?:also\s|maybe\s)?(yes|no|true|false)\b", text[head.end() :], re.IGNORECASE
         )
-        if also and _YES_NO[also[1].lower()] != truth:
+        if also and YES_NO[also[1].lower()] != truth:
             return Unread.HEDGED
         return YesNo(truth)
     if not words:
@@ -549,7 +267,7 @@ _NAMED = re.compile(r"^[A-Za-z]\s?=\s?")
 
 
 def _read_sequence(text: str) -> Sequence | Unread:
-    match = _BRACKETED.match(_unlatex(text).replace("\\{", "{").replace("\\}", "}"))
+    match = _BRACKETED.match(unlatex(text).replace("\\{", "{").replace("\\}", "}"))
     if not match or bool(match["open"]) != bool(match["close"]):
         return Unread.MISSING
     if re.search(r"\.{2}|…|dots", text):
@@ -580,7 +298,7 @@ def _same_sequence(reference: Sequence, answer: Sequence) -> bool:
 
 
 def _fold(text: str) -> str:
-    text = _WRAPPED.sub(r"\1", text).casefold()
+    text = WRAPPED.sub(r"\1", text).casefold()
     text = re.sub(r"\s+", " ", text).strip(" \t\n.,;:!?\"'()[]{}$*_`")
     if not re.search(r"[0-9]", text):  # inside numbers and dates punctuation has a meaning
         text = re.sub(r"[.,;:!?\"'()\[\]]", "", re.sub(r"(?<=\w)\s*-\s*(?=\w)", " ", text))
@@ -594,7 +312,7 @@ def _is_formula(text: str) -> bool:
 
 def _as_text(text: str) -> str:
     """`text` as it is compared: folded, or as it stands when it is a formula."""
-    formula = re.sub(r"\s+", " ", _WRAPPED.sub(r"\1", text)).strip(' \t\n.$*_`"')
+    formula = re.sub(r"\s+", " ", WRAPPED.sub(r"\1", text)).strip(' \t\n.$*_`"')
     return formula if _is_formula(formula) else _fold(text)
 
 
@@ -611,7 +329,7 @@ _TO_LATEX: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = 
     (re.compile(r"√\s?([0-9]+|[a-zA-Z])"), r"\\sqrt{\1}"),
     (re.compile(r"\^\s?\(([^()]{1,200})\)"), r"^{\1}"),
     (re.compile(r"\^\s?(-?[0-9]{2,})"), r"^{\1}"),
-    (re.compile(rf"(?<![\\A-Za-z])({_FUNCTIONS})(?![A-Za-z])"), r"\\\1"),
+    (re.compile(rf"(?<![\\A-Za-z])({FUNCTIONS})(?![A-Za-z])"), r"\\\1"),
     (re.compile(r"(?<![\\A-Za-z])(?:infinity|inf|oo)(?![A-Za-z])|∞"), r"\\infty "),
     (re.compile(r"(?<![\\A-Za-z])pi(?![A-Za-z])|π"), r"\\pi "),
     (re.compile(r"\*|·|⋅"), r"\\cdot "),
@@ -636,7 +354,7 @@ _PROSE = re.compile(r"[A-Za-z]{3,}|\b(?:is|or|of|if|in|to|at|by|so|no|we|he|it|a
 _SIGNS_OF_MATH = re.compile(
     rf"""^[\[(].{{1,80}},.{{1,80}}[\])]$
     | \\(?!text|textbf|mathrm|mbox)[A-Za-z]+ | \^ | [√π∞²³≤≥≠∪] | [0-9]! | [0-9][A-Za-z](?![A-Za-z])
-    | (?<![A-Za-z])(?:{_FUNCTIONS})\s?\( | ^\s*[A-Za-z]\s?[=<>]
+    | (?<![A-Za-z])(?:{FUNCTIONS})\s?\( | ^\s*[A-Za-z]\s?[=<>]
     | (?<![A-Za-z])[a-z]\s?[-+*/=<>]\s?[0-9a-z(] | [0-9)]\s?[-+*/=<>]\s?[a-z](?![A-Za-z])""",
     re.VERBOSE,
 )
@@ -644,7 +362,7 @@ _SIGNS_OF_MATH = re.compile(
 
 def _prepare(text: str) -> Symbolic | Unread:
     """LaTeX out of one mathematical expression; MISSING for prose, which the parser would quietly read in part."""
-    text = _SIZES.sub("", text.strip().strip("$").strip()).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
+    text = SIZES.sub("", text.strip().strip("$").strip()).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
     text = text.removesuffix(".").removesuffix("\\").strip()
     unit: tuple[str, ...] = ()
     trailing = _TRAILING_UNIT.search(text)
@@ -667,21 +385,21 @@ _ANOTHER_AFTER = re.compile(r"[\s.,]*(?:or\b|and\s+[$\\(0-9-])", re.IGNORECASE)
 
 def _measure_after(after: str) -> str:
     """The unit of measure that stands after a formula or a box, in a way that `_prepare` reads it."""
-    unit = re.match(r"\s*([A-Za-z]+)(?:\s?\^\s?\{?([23])\}?)?(\W*$)?", _unlatex(after))
+    unit = re.match(r"\s*([A-Za-z]+)(?:\s?\^\s?\{?([23])\}?)?(\W*$)?", unlatex(after))
     if not unit or unit[1].lower() not in MEASURE_WORDS or (unit[1] in AMBIGUOUS_UNITS and unit[3] is None):
         return ""
     return f"\\text{{{unit[1]}}}" + (f"^{unit[2]}" if unit[2] else "")
 
 
-def _read_symbolic(span: _Span, reference: Symbolic) -> Symbolic | Unread:
+def _read_symbolic(span: Span, reference: Symbolic) -> Symbolic | Unread:
     text = span.text
-    segments = [] if span.boxed else _segments(text)
+    segments = [] if span.boxed else math_segments(text)
     if segments:
         if len(segments) > 1 and (span.stated or _ANOTHER.fullmatch(text, segments[-2][1], segments[-1][0])):
             return Unread.HEDGED
         start, end, content = segments[-1]
         after = text[end:]
-        if not _may_precede(text[:start]) or not _may_follow(after) or _ANOTHER_AFTER.match(after):
+        if not may_precede(text[:start]) or not may_follow(after) or _ANOTHER_AFTER.match(after):
             return Unread.HEDGED
         text = content + _measure_after(after)
     elif span.boxed:
@@ -694,7 +412,7 @@ def _read_symbolic(span: _Span, reference: Symbolic) -> Symbolic | Unread:
         if re.search(r"[,;]|\\\\|\band\b", text[text.find("=") : text.rfind("=")]):
             return Unread.HEDGED  # a = 2, b = 3
         text = text[text.rfind("=") + 1 :]
-    if _NAMED_NUMBER.fullmatch(reference.latex) and not whole_number(_unlatex(text[text.rfind("=") + 1 :])):
+    if _NAMED_NUMBER.fullmatch(reference.latex) and not whole_number(unlatex(text[text.rfind("=") + 1 :])):
         return Unread.MISSING  # as for a number without a name, an expression left to compute is no answer
     return _prepare(text)
 
@@ -706,15 +424,15 @@ def _stated_reference(text: str) -> str:
     """The part of a reference that states the answer: a worked solution may come with it."""
     if "####" in text:
         return text.rsplit("####", 1)[1].strip()
-    boxes = [match for match in _TRIGGER.finditer(text) if match["box"]]
+    boxes = [match for match in TRIGGER.finditer(text) if match["box"]]
     if boxes:
-        end = _box_end(text, boxes[-1].end())
-        if not _may_precede(text[: boxes[-1].start()]) or not _may_follow(_sentence_after(text, end + 1)):
+        end = box_end(text, boxes[-1].end())
+        if not may_precede(text[: boxes[-1].start()]) or not may_follow(sentence_after(text, end + 1)):
             raise UnreadableReference(f"The reference boxes a part of its answer, {text[-60:]!r}; box all of it.")
         return text[boxes[-1].end() : end].strip()
-    triggers = list(_TRIGGER.finditer(text))
+    triggers = list(TRIGGER.finditer(text))
     if triggers:
-        stated = _first_sentence(text[triggers[-1].end() :]).strip()
+        stated = first_sentence(text[triggers[-1].end() :]).strip()
         return stated.removesuffix(".").strip() if stated else text
     return text
 
@@ -740,15 +458,15 @@ def _classify(text: str) -> Reference:
         raise UnreadableReference(
             f"The reference is longer than {MAX_REFERENCE_CHARS} characters; send the answer alone."
         )
-    stated = _stated_reference(_tidy(text).strip()).strip()
+    stated = _stated_reference(tidy(text).strip()).strip()
     if not stated:
         raise UnreadableReference("The reference is empty; send the answer, such as 18, 3/4, B or yes.")
     if len(stated) > _MAX_MATH_CHARS:
         raise _essay(stated)
-    plain = _unlatex(stated)
+    plain = unlatex(stated)
     word = plain.strip(" .!").casefold()
-    if word in _YES_NO:
-        return Reference(stated, YesNo(_YES_NO[word]))
+    if word in YES_NO:
+        return Reference(stated, YesNo(YES_NO[word]))
     if re.fullmatch(r"\(?[A-Ea-e]\)?|(?:option|choice)\s+\(?[A-E]\)?", plain.rstrip(". ")) or re.match(
         r"\(?[A-E]\)\s|\(?[A-E][.:]\s", plain
     ):
@@ -774,7 +492,7 @@ def _classify(text: str) -> Reference:
         symbolic = _prepare(stated)
         if isinstance(symbolic, Symbolic):
             return Reference(stated, symbolic)
-        if "\\" in _WRAPPED.sub("", stated):
+        if "\\" in WRAPPED.sub("", stated):
             raise _no_expression(stated)
     folded = _as_text(stated)
     if not folded:
@@ -820,8 +538,8 @@ def load_sympy() -> Any:
 
 def extract_answer(response: str, reference: Reference) -> Answer | Unread:
     """The last answer of the reference's kind that `response` states."""
-    text = _tidy(_tail(response))
-    spans = _spans(text)
+    text = tidy(tail(response))
+    spans = find_spans(text)
     if isinstance(spans, Unread):
         return spans
     found: Answer | Unread = Unread.MISSING
@@ -839,9 +557,9 @@ def _read_opening(text: str) -> YesNo | Unread:
     head = re.match(r"\W{0,5}(yes|no|true|false)\b\s*(?:[.,:;!\n-]|$)", text, re.IGNORECASE)
     if not head:
         return Unread.MISSING
-    truth = _YES_NO[head[1].lower()]
-    others = {_YES_NO[match[1].lower()] for match in _YES_NO_WORD.finditer(text, head.end())}
-    return Unread.HEDGED if others - {truth} or _WITHDRAWN.search(text, head.end()) else YesNo(truth)
+    truth = YES_NO[head[1].lower()]
+    others = {YES_NO[match[1].lower()] for match in _YES_NO_WORD.finditer(text, head.end())}
+    return Unread.HEDGED if others - {truth} or WITHDRAWN.search(text, head.end()) else YesNo(truth)
 
 
 _TERM = re.compile(r"[0-9}]\s?(?:\\[,;: ]\s?)?[A-Za-z]\s*\.?\s*$")  # in a formula 3m is rather a term than metres
@@ -849,29 +567,29 @@ _TERM = re.compile(r"[0-9}]\s?(?:\\[,;: ]\s?)?[A-Za-z]\s*\.?\s*$")  # in a formu
 
 def _is_contradicted(number: Number, rest: str) -> bool:
     """Whether the last conclusion in `rest` that holds numbers does not hold this one."""
-    for match in reversed(list(_CONCLUDES.finditer(rest))[-_MAX_CONCLUSIONS:]):
-        values = values_in(_unlatex(_first_sentence(rest[match.start() :])))
+    for match in reversed(list(CONCLUDES.finditer(rest))[-_MAX_CONCLUSIONS:]):
+        values = values_in(unlatex(first_sentence(rest[match.start() :])))
         if values:
             return number.value not in values
     return False
 
 
-def _read(span: _Span, reference: Answer) -> Answer | Unread:
+def _read(span: Span, reference: Answer) -> Answer | Unread:
     if isinstance(reference, Number):  # its own rules judge what follows a box: a scale is part of it, a unit may be
-        formulas = [span.text] if span.boxed else [content for _, _, content in _segments(span.text)]
+        formulas = [span.text] if span.boxed else [content for _, _, content in math_segments(span.text)]
         if not reference.unit and any(_TERM.search(formula) for formula in formulas):
             return Unread.HEDGED
-        number = read_number(_unlatex(span.text + span.after), stated=span.stated)
+        number = read_number(unlatex(span.text + span.after), stated=span.stated)
         return Unread.HEDGED if isinstance(number, Number) and _is_contradicted(number, span.rest) else number
-    if not _may_follow(span.after):
+    if not may_follow(span.after):
         return Unread.HEDGED
     match reference:
         case Choice():
-            return _read_choice(_unlatex(span.text), span.rest, span.stated)
+            return _read_choice(unlatex(span.text), span.rest, span.stated)
         case YesNo():
-            return _read_yes_no(_unlatex(span.text))
+            return _read_yes_no(unlatex(span.text))
         case Colon():
-            return _read_colon(_unlatex(span.text))
+            return _read_colon(unlatex(span.text))
         case Sequence():
             return _read_sequence(re.sub(r"^[\s:]*(?:is|are)?\s", "", span.text))
         case Symbolic():

@@ -25,7 +25,6 @@ from typing import IO, Any, Self
 
 from core.answers import (
     MAX_REFERENCE_CHARS,
-    MAX_RESPONSE_CHARS,
     Reference,
     extract_answer,
     is_same,
@@ -36,6 +35,7 @@ from core.answers import (
 )
 from core.errors import TooBusy, UnreadableReference
 from core.numbers import Unread
+from core.tidy import MAX_RESPONSE_CHARS
 
 __all__ = ["Grade", "Grader", "extract_answer", "grade", "grade_many", "read_reference"]
 

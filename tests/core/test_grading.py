@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.answers import MAX_RESPONSE_CHARS, Choice, Number, Text, YesNo
+from core.answers import Choice, Number, Text, YesNo
 from core.errors import UnreadableReference
 from core.grading import Grade, Grader, extract_answer, grade, grade_many, read_reference
 from core.numbers import Unread
+from core.tidy import MAX_RESPONSE_CHARS
 from tests.core.grading_cases import CASES, MATH_CASES, REFERENCES, UNREADABLE
 
 LIMIT_S = 1.0

@@ -1,0 +1,84 @@
+"""Text as people and models type it, in one form: characters, LaTeX of literal numbers and words, marks of emphasis."""
+
+import re
+
+MAX_RESPONSE_CHARS = 20_000  # of a longer response only the end is read: the last answer counts
+
+_FULLWIDTH = {0xFF01 + offset: 0x21 + offset for offset in range(94)}
+_VULGAR = {"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5", "⅗": "3/5", "⅘": "4/5"}
+_VULGAR |= {"⅙": "1/6", "⅚": "5/6", "⅛": "1/8", "⅜": "3/8", "⅝": "5/8", "⅞": "7/8", "⅐": "1/7", "⅑": "1/9", "⅒": "1/10"}
+_CHARACTERS = str.maketrans(
+    {**{chr(k): chr(v) for k, v in _FULLWIDTH.items()}, **{k: f" {v} " for k, v in _VULGAR.items()}}
+    | {
+        **dict.fromkeys("−‐‑‒–﹣", "-"),  # all but the long dashes, which are punctuation
+        "\u00a0": " ",
+        "\u202f": " ",
+        "\u2009": " ",
+        "’": "'",
+        "‘": "'",
+        "“": '"',
+        "”": '"',
+    }
+    | {"\u200b": "", "\ufeff": "", "\0": "", "\r": "\n", "\v": "\n", "\f": "\n", "\u2028": "\n", "\u2029": "\n"}
+)
+_ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
+_RAISED = {chr(code): str(digit) for digit, code in enumerate((0x2070, 0xB9, 0xB2, 0xB3, *range(0x2074, 0x207A)))}
+_RAISED_POWER = re.compile(rf"(?:(?<=[×x*·]10)|(?<=[×x*·]\s10))⁻?[{''.join(_RAISED)}]{{1,6}}")
+_CALCULATOR_MARK = re.compile(r"<<[^<>\n]{0,200}>>")
+_BOLD = re.compile(r"(?<![\w)}])(?:\*\*|__)|(?:\*\*|__)(?![\w({\\])|`")  # 2**3 keeps its operator
+_LONG_MINUS = re.compile(r"(?<![\w)\]}%.,;:!?])(?<![\w)\]}%.,;:!?]\s)[—―⁻](?=\s?[$£€¥₹]?[0-9.\\(])")  # no word before
+
+
+def tidy(text: str) -> str:
+    """The text with one form of each character that has several, and without marks that carry no value."""
+    text = _LONG_MINUS.sub("-", text.translate(_CHARACTERS))
+    text = _RAISED_POWER.sub(lambda m: "^" + "".join(_RAISED.get(sign, "-") for sign in m[0]), text)
+    text = _ANSWER_TAG.sub(lambda m: "\n" if m[1] else "\nAnswer: ", text)
+    return _BOLD.sub("", re.sub(r"\*\*!", "**.", _CALCULATOR_MARK.sub("", text)))  # a shout, not a factorial
+
+
+def tail(response: str) -> str:
+    """The end of a response, cut at a space so that no number is cut in two."""
+    if len(response) <= MAX_RESPONSE_CHARS:
+        return response
+    tail = response[-MAX_RESPONSE_CHARS:]
+    space = re.search(r"\s", tail)
+    return tail[space.end() :] if space else ""
+
+
+WRAPPED = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname)\s?\{([^{}]{0,200})\}")
+SIZES = re.compile(r"\\(?:left|right|displaystyle|bigl?|bigr?|Bigl?|Bigr?)(?![a-zA-Z])\s?")
+_LATEX_SPACE = re.compile(r"\\[,;:! ]|\\q?quad(?![a-zA-Z])|~")
+_GROUPED = re.compile(r"(?<=[0-9])(?:\{,\}|,\\!|\\[,;:!])(?=[0-9]{3}(?![0-9]))")
+_DEGREES = re.compile(r"\^\s?\{?\s?\\circ\s?\}?|\\degree(?![a-zA-Z])|°")
+_FRACTION = re.compile(
+    r"\\[dtc]?frac\s?(?:\{\s?(-?[0-9.,]{1,40})\s?\}|([0-9]))\s?(?:\{\s?(-?[0-9.,]{1,40})\s?\}|([0-9]))"
+)
+_MATH = re.compile(
+    r"\$\$([^$]{1,500})\$\$|\$([^$\n]{1,500})\$(?![0-9])|\\\((.{1,500}?)\\\)|\\\[(.{1,500}?)\\\]", re.DOTALL
+)
+_WORD = re.compile(r"[A-Za-z]{3,}")
+
+
+def math_segments(text: str) -> list[tuple[int, int, str]]:
+    """Start, end and content of each piece set as math. A pair of dollar signs around prose is two prices."""
+    found = []
+    for match in _MATH.finditer(text):
+        content = next(group for group in match.groups() if group is not None)
+        if not _WORD.search(re.sub(r"\\[A-Za-z]+(?:\{[A-Za-z ]*\})?", "", content)):
+            found.append((match.start(), match.end(), content))
+    return found
+
+
+def unlatex(text: str) -> str:
+    """Literal numbers and words out of their LaTeX; what is not literal keeps its commands."""
+    for start, end, content in reversed(math_segments(text)):
+        text = f"{text[:start]} {content} {text[end:]}"
+    text = _GROUPED.sub("", text).replace("\\$", "$").replace("\\%", "%").replace("\\\\", " ")
+    text = _DEGREES.sub(" degrees ", _LATEX_SPACE.sub(" ", SIZES.sub("", text)))
+    text = re.sub(r"(?<=[A-Za-z])\s{1,9}\^", "^", WRAPPED.sub(r" \1 ", text))  # \text{cm}^2
+    text = re.sub(r"\b(sq|cu)\.\s?(?=[A-Za-z])", r"\1 ", text)
+    text = _FRACTION.sub(lambda m: f" {m[1] or m[2]}/{m[3] or m[4]} ", text)
+    text = text.replace("\\times", "×").replace("\\cdot", "×").replace("\\approx", "≈").replace("\\div", "÷")
+    text = text.replace(">=", "≥").replace("<=", "≤").replace("!=", "≠")
+    return re.sub(r"-\s(?=[0-9]+/[0-9])", "-", re.sub(r"[ \t]+", " ", text)).strip()
