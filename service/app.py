@@ -8,6 +8,7 @@ from importlib.metadata import version
 
 import structlog
 from fastapi import FastAPI
+from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 
 from core.errors import GadflyError
@@ -26,6 +27,10 @@ def _stop_if_failed(running: "asyncio.Task[None]") -> None:
     if error is not None:
         log.error("service_cannot_run", reason=str(error))
         signal.raise_signal(signal.SIGTERM)  # the server's own way to stop, with its drain
+
+
+async def _to_docs() -> RedirectResponse:
+    return RedirectResponse("docs")  # relative, for a proxy that serves this under a path
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -55,6 +60,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     for module in (critique, feedback, interactions, critics, health):
         app.include_router(module.router)
+    app.add_api_route("/", _to_docs, include_in_schema=False)
     errors.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(Edge, metrics=metrics)

@@ -11,14 +11,14 @@ from service.wire import CriticVersionView
 router = APIRouter(tags=["critics"], responses=problems(401, 404, 422, 503))
 
 
-@router.get("/critics", response_model=list[CriticVersionView])
+@router.get("/critics", summary="List critics", response_model=list[CriticVersionView])
 async def list_critics(caller: CallerDep, service: ServiceDep) -> list[CriticVersionView]:
     """Every critic version, newest first, and which of them are live, candidate and previous."""
     versions, pointers = await service.critics.read_all()
     return [CriticVersionView.of(critic, pointers) for critic in versions]
 
 
-@router.get("/critics/{version}", response_model=CriticVersionView)
+@router.get("/critics/{version}", summary="Read a critic", response_model=CriticVersionView)
 async def read_critic(
     version: Annotated[int, Path(ge=0, lt=2**31)], caller: CallerDep, service: ServiceDep
 ) -> CriticVersionView:

@@ -14,13 +14,13 @@ router = APIRouter(
 )
 
 
-@router.post("/critique", response_model=CritiqueResult, responses=ANSWERS_OR_EVENTS)
+@router.post("/critique", summary="Judge an answer", response_model=CritiqueResult, responses=ANSWERS_OR_EVENTS)
 async def post_critique(body: CritiqueRequest, caller: CallerDep, service: ServiceDep, request: Request) -> Response:
     """Judge an answer step by step, give a verdict, and say what to fix."""
     return await ask(service, caller, request, body, service.answerer.critique)
 
 
-@router.post("/refine", response_model=RefineResult, responses=ANSWERS_OR_EVENTS)
+@router.post("/refine", summary="Rewrite an answer", response_model=RefineResult, responses=ANSWERS_OR_EVENTS)
 async def post_refine(body: RefineRequest, caller: CallerDep, service: ServiceDep, request: Request) -> Response:
     """Rewrite an answer with a critique: the caller's, an earlier one, or a new one."""
     return await ask(service, caller, request, body, service.answerer.refine)

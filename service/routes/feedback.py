@@ -10,7 +10,7 @@ from service.wire import FeedbackRequest, FeedbackView
 router = APIRouter(route_class=StrictJsonRoute, tags=["feedback"], responses=problems(401, 404, 413, 422, 503))
 
 
-@router.post("/feedback", response_model=FeedbackView)
+@router.post("/feedback", summary="Say what was right", response_model=FeedbackView)
 async def post_feedback(body: FeedbackRequest, caller: CallerDep, service: ServiceDep) -> FeedbackView:
     """Say what was right or wrong about an interaction, weeks later if need be. Appended, never overwritten."""
     service.answerer.check_limits(body)

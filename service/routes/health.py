@@ -9,13 +9,13 @@ from service.health import Readiness, State
 router = APIRouter(tags=["health"])
 
 
-@router.get("/healthz")
+@router.get("/healthz", summary="Is the process alive?")
 async def healthz() -> dict[str, str]:
     """The process runs and its event loop turns."""
     return {"status": "ok"}
 
 
-@router.get("/readyz", response_model=Readiness, responses={503: {"model": Readiness}})
+@router.get("/readyz", summary="Can it answer?", response_model=Readiness, responses={503: {"model": Readiness}})
 async def readyz(service: ServiceDep) -> Response:
     """A real token through every engine, a real statement through the database, and a live critic."""
     readiness = await service.health.check()
@@ -24,13 +24,13 @@ async def readyz(service: ServiceDep) -> Response:
     )
 
 
-@router.get("/state", response_model=State)
+@router.get("/state", summary="What is it doing?", response_model=State)
 async def state(service: ServiceDep) -> State:
     """What is at work now: in flight by critic version, the spool, the engines."""
     return service.health.state()
 
 
-@router.get("/metrics", response_class=PlainTextResponse)
+@router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
 async def metrics(service: ServiceDep) -> Response:
     """Prometheus."""
     return Response(service.health.render_metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -17,7 +17,7 @@ from service.wire import InteractionPage, InteractionSummary, InteractionView
 router = APIRouter(tags=["interactions"], responses=problems(401, 404, 422, 503))
 
 
-@router.get("/interactions", response_model=InteractionPage)
+@router.get("/interactions", summary="List interactions", response_model=InteractionPage)
 async def list_interactions(
     caller: CallerDep,
     service: ServiceDep,
@@ -49,14 +49,14 @@ async def list_interactions(
     )
 
 
-@router.get("/interactions/{interaction_id}", response_model=InteractionView)
+@router.get("/interactions/{interaction_id}", summary="Read an interaction", response_model=InteractionView)
 async def read_interaction(interaction_id: UUID, caller: CallerDep, service: ServiceDep) -> InteractionView:
     """One interaction with its result and the feedback so far."""
     interaction, feedback = await service.memory.read(caller, interaction_id)
     return InteractionView.whole(interaction, feedback)
 
 
-@router.delete("/interactions/{interaction_id}", status_code=204)
+@router.delete("/interactions/{interaction_id}", summary="Forget an interaction", status_code=204)
 async def delete_interaction(interaction_id: UUID, caller: CallerDep, service: ServiceDep) -> Response:
     """Forget one interaction: its texts, critiques, refinements and feedback are gone for good."""
     await service.memory.forget(caller, interaction_id)

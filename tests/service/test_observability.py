@@ -64,7 +64,7 @@ async def test_unknown_paths_do_not_grow_the_metrics(client: httpx.AsyncClient) 
 
 
 async def test_the_page_of_the_api_loads_nothing_from_elsewhere(client: httpx.AsyncClient) -> None:
-    page = (await client.get("/docs")).text
+    page = (await client.get("/", follow_redirects=True)).text
     addresses = re.findall(r"""(?:src|href)="([^"]+)\"""", page)
     assert len(addresses) >= 3
     for address in addresses:
