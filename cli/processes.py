@@ -21,9 +21,11 @@ NOT_WORTH_A_RETRY = 2
 _MAX_LOG_BYTES = 16 * 2**20
 _LOG_CHECK_S = 30.0
 _PROBE_EVERY_S = 0.2
+_UNREADY_LIMIT_S = 3.0
 _TETHER = Path(__file__).with_name("tether.py")
 
-_REASON = re.compile(r"(?:error|gadfly service): (.+)")  # how our own programs say why they end
+# How our own programs say why they end, and how vLLM's says it of its arguments.
+_REASON = re.compile(r"(?:(?:\S+\.py: )?error|gadfly service): (.+)")
 
 IsReady = Callable[[], Awaitable[bool]]
 Report = Callable[[str], None]
@@ -72,6 +74,7 @@ class _Child:
     process: asyncio.subprocess.Process
     began: float
     log_from: int  # where in the log this start begins
+    was_ready: bool = False
     keeper: asyncio.Task[None] | None = None
 
 
@@ -132,7 +135,8 @@ class Supervisor:
                 child.keeper.cancel()
                 await asyncio.gather(child.keeper, return_exceptions=True)
             if child.process.returncode is None:
-                self._report(f"stopping the {child.program.role}")
+                hint = " (Ctrl-C again ends it at once)" if child.was_ready and not self._hurry.is_set() else ""
+                self._report(f"stopping the {child.program.role}{hint}")
                 await self._stop(child)
             self._sweep(child)
         self._children.clear()
@@ -173,7 +177,8 @@ class Supervisor:
         """Whether it became ready before it ended."""
         while child.process.returncode is None:
             if await child.program.is_ready():
-                return child.process.returncode is None
+                child.was_ready = child.process.returncode is None
+                return child.was_ready
             note(last_line(child.program.log, child.log_from))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(child.process.wait(), timeout=_PROBE_EVERY_S)
@@ -192,6 +197,7 @@ class Supervisor:
             await asyncio.sleep(wait_s)
             fresh = await self._spawn(child.program)
             child.process, child.began, child.log_from = fresh.process, fresh.began, fresh.log_from
+            child.was_ready = False
             if await self._until_ready(child, lambda text: None):
                 self._report(f"the {role} is ready again")
 
@@ -200,7 +206,9 @@ class Supervisor:
             child.process.terminate()
         ended = asyncio.ensure_future(child.process.wait())
         hurried = asyncio.ensure_future(self._hurry.wait())
-        await asyncio.wait((ended, hurried), timeout=child.program.stop_limit_s, return_when=asyncio.FIRST_COMPLETED)
+        # What never was ready has no work to finish, and may be too busy with starting to hear that it shall end.
+        limit_s = child.program.stop_limit_s if child.was_ready else min(_UNREADY_LIMIT_S, child.program.stop_limit_s)
+        await asyncio.wait((ended, hurried), timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
         if not ended.done() and child.program.hurried_limit_s:
             await asyncio.wait((ended,), timeout=child.program.hurried_limit_s)
         hurried.cancel()

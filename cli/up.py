@@ -297,7 +297,7 @@ def _link(target: Path, link: Path) -> None:
 
 
 def _report(text: str) -> None:
-    err.print(text, markup=False)
+    err.print(f"{time.strftime('%H:%M:%S')} {text}", markup=False)
 
 
 def _answers(url: str) -> IsReady:

@@ -64,6 +64,7 @@ def prepare(listen: Listen, settings: Settings) -> Command:
     if installed.device is Device.CPU:
         check_plugin()
         check_libraries()
+        check_kv_cache(model.config, settings)
         if model.folder is not None:
             check_memory(model.folder, settings, available=available_memory())
     return server_command(settings, model=model.name, listen=listen, installed=installed, offline=model.is_local)
@@ -161,6 +162,27 @@ def check_context(config: Path, settings: Settings) -> None:
     if isinstance(longest, int) and settings.engine_max_model_len > longest:
         raise BadSettings(
             f"GADFLY_ENGINE_MAX_MODEL_LEN is {settings.engine_max_model_len}, but the model takes {longest} tokens."
+        )
+
+
+def check_kv_cache(config: Path, settings: Settings) -> None:
+    """Refuses a KV cache that cannot hold one request, where the model's attention is the usual kind.
+
+    Raises:
+        BadSettings: names both sizes.
+    """
+    found = json.loads(config.read_text())
+    heads = found.get("num_key_value_heads") or found.get("num_attention_heads")
+    width = found.get("head_dim") or (found.get("hidden_size") or 0) // (found.get("num_attention_heads") or 1)
+    layers = found.get("num_hidden_layers")
+    if not (heads and width and layers) or found.get("sliding_window") or found.get("kv_lora_rank"):
+        return
+    dtype = "float32" if settings.engine_dtype == "auto" else settings.engine_dtype
+    needed = 2 * layers * heads * width * _DTYPE_BYTES.get(dtype, 2) * settings.engine_max_model_len
+    if settings.engine_kv_cache_bytes < needed:
+        raise BadSettings(
+            f"GADFLY_ENGINE_KV_CACHE_BYTES is {settings.engine_kv_cache_bytes}, but one request of "
+            f"GADFLY_ENGINE_MAX_MODEL_LEN ({settings.engine_max_model_len}) tokens needs {needed}."
         )
 
 

@@ -144,6 +144,16 @@ async def test_a_program_that_does_not_stop_is_killed(supervisor: Supervisor, ho
     assert not psutil.pid_exists(pid)
 
 
+async def test_a_program_that_was_never_ready_is_not_waited_for(supervisor: Supervisor, home: Path) -> None:
+    """As an engine that is loading and does not listen to signals yet."""
+    never_ready = STUBBORN.replace("(folder / name).touch()", '(folder / "begun").touch()')
+    starting = asyncio.create_task(supervisor.start(program(home, "engine", never_ready, stop_limit_s=60)))
+    while not (home / "begun").exists():  # noqa: ASYNC110  # a file is no event
+        await asyncio.sleep(0.02)
+    starting.cancel()
+    await asyncio.wait_for(supervisor.stop(), 20)
+
+
 def test_back_off_doubles_up_to_a_limit_and_forgets_after_a_quiet_while() -> None:
     backoff = Backoff(first_s=1, longest_s=8, quiet_s=120)
     assert [backoff.after(uptime_s=3) for _ in range(5)] == [1, 2, 4, 8, 8]

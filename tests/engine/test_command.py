@@ -11,7 +11,7 @@ import pytest
 
 from core.errors import BadSettings, EngineError
 from core.settings import Device, Settings
-from engine.__main__ import check_context, check_listen, check_memory, main, weight_bytes
+from engine.__main__ import check_context, check_kv_cache, check_listen, check_memory, main, weight_bytes
 from engine.command import (
     Command,
     Installed,
@@ -205,6 +205,18 @@ def test_weights_that_are_none_are_one_sentence(tmp_path: Path, content: bytes) 
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(ModelUnavailable, match="holds no weights"):
         weight_bytes(tmp_path, "auto")
+
+
+def test_a_kv_cache_that_holds_no_request_is_refused_with_both_numbers(tmp_path: Path) -> None:
+    config = {"num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2, "hidden_size": 64}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    needed = 2 * 2 * 2 * 8 * 4 * 2**20  # keys and values, layers, heads, width, bytes, tokens: 256 MiB
+    given = {"engine_max_model_len": 2**20, "engine_kv_cache_bytes": needed}
+    check_kv_cache(tmp_path / "config.json", Settings.load(given))
+    with pytest.raises(BadSettings, match=f"is {needed - 1}, but .* needs {needed}"):
+        check_kv_cache(tmp_path / "config.json", Settings.load(given | {"engine_kv_cache_bytes": needed - 1}))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"kv_lora_rank": 8}))  # another kind of attention
+    check_kv_cache(tmp_path / "config.json", Settings.load(given | {"engine_kv_cache_bytes": 2**20}))
 
 
 def test_too_little_memory_is_refused_with_both_numbers(tmp_path: Path) -> None:
