@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from core.errors import BadSettings
+from core.prompts import available
 
 ENV_PREFIX = "GADFLY_"
 # Variables with the prefix that are not for `Settings`: the Makefile's, the mark of a run of `gadfly up`, the tests'.
@@ -90,7 +91,7 @@ class Settings(BaseSettings):
     engine_args: str = Field("", description="More vLLM flags for the started engine, as on a command line.")
 
     model: str = Field(DEFAULT_MODEL, description="Actor and critic's base: the default, a folder, or a hub id.")
-    prompts: str = Field("stepwise@1", pattern=r"^[a-z0-9-]+@[0-9]+$", description="Prompt set and its version.")
+    prompts: str = Field("stepwise@1", description="Prompt set and its version.")
     adapter_rank: int = Field(16, ge=1, le=512, description="LoRA rank of every critic of this deployment.")
     adapter_slots: int = Field(4, ge=2, description="Critics the engine can serve in one step.")
 
@@ -118,6 +119,13 @@ class Settings(BaseSettings):
             if not url.startswith(("http://", "https://", "unix:///")):
                 raise ValueError(f"{url!r} is not http://, https:// or unix:///path")
         return urls
+
+    @field_validator("prompts")
+    @classmethod
+    def _is_there(cls, name: str) -> str:
+        if name not in available():
+            raise ValueError(f"there is no prompt set {name!r}; there are {', '.join(available())}")
+        return name
 
     @field_validator("engine_args")
     @classmethod
@@ -159,9 +167,9 @@ class Settings(BaseSettings):
             return cls(**{name: value for name, value in (flags or {}).items() if value is not None})
         except ValidationError as error:
             problems = [
-                f"{ENV_PREFIX}{'.'.join(map(str, item['loc'])).upper()}: {item['msg']}"
+                f"{ENV_PREFIX}{'.'.join(map(str, item['loc'])).upper()}: {item['msg'].removeprefix('Value error, ')}"
                 if item["loc"]
-                else str(item["msg"])
+                else str(item["msg"]).removeprefix("Value error, ")
                 for item in error.errors(include_input=False)
             ]
             raise BadSettings("; ".join(problems)) from None

@@ -93,7 +93,7 @@ def test_no_secret_is_printed() -> None:
         (
             ("up", "--database-url", "mysql://x"),
             {},
-            "error: GADFLY_DATABASE_URL: Value error, must start with postgres",
+            "error: GADFLY_DATABASE_URL: must start with postgres",
         ),
         (
             ("doctor", "--engine-device", "tpu"),

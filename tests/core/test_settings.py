@@ -32,8 +32,9 @@ BAD = [  # settings, what the refusal names
     ({"port": "70000"}, "GADFLY_PORT"),
     ({"database_url": "mysql://db/x"}, "GADFLY_DATABASE_URL"),
     ({"engine_urls": "localhost:8000"}, "GADFLY_ENGINE_URLS"),
-    ({"engine_args": "--name 'open"}, "GADFLY_ENGINE_ARGS: Value error, No closing quotation"),
-    ({"max_tokens": "4096"}, "max_tokens must be smaller"),
+    ({"engine_args": "--name 'open"}, "GADFLY_ENGINE_ARGS: No closing quotation"),
+    ({"max_tokens": "4096"}, "^max_tokens must be smaller"),
+    ({"prompts": "stepwise@99"}, "GADFLY_PROMPTS: there is no prompt set 'stepwise@99'; there are critique-rl@1, "),
 ]
 
 
