@@ -55,6 +55,8 @@ def main() -> None:
         from cli.terminal import fail
 
         fail(str(error), code=2 if isinstance(error, BadSettings | BadInput) else 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
     except BrokenPipeError:  # `gadfly ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -277,6 +279,8 @@ def import_(
         migrate(url)
         report = asyncio.run(storage.import_file(settings, url, file, size=size, console=terminal.err))
     terminal.out.print(f"{report.added} rows added, {report.known} were there already, {report.skipped} skipped")
+    if report.skipped and not report.added and not report.known:
+        terminal.fail(f"no line of {file} could be read")
 
 
 @app.command()
@@ -307,6 +311,7 @@ def keys_create(
     name: Annotated[str, typer.Option("--name", help="What to call it.")] = "",
     expires: Annotated[str | None, typer.Option("--expires", help="When it ends: 12h, 30d, 2w. Unset: never.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write the secret to this file (mode 600).")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="The file of --out may exist.")] = False,
     if_none: Annotated[
         bool, typer.Option("--if-none", help="Do nothing when an active key of this tier exists.")
     ] = False,
@@ -324,9 +329,20 @@ def keys_create(
         if active:
             terminal.err.print(f"there is an active {tier} key already: {active[0].name} ({active[0].hint}...)")
             return
+        is_first = not asyncio.run(storage.all_keys(settings, url))
         key, secret = asyncio.run(
-            storage.create_key(settings, url, name=name or tier.value, tier=tier, expires_at=expires_at, out=out)
+            storage.create_key(
+                settings,
+                url,
+                name=name or tier.value,
+                tier=tier,
+                expires_at=expires_at,
+                out=out,
+                overwrite=overwrite,
+            )
         )
+    if is_first:
+        terminal.err.print("This is the first key: from now on every request needs one, on this machine too.")
     if json:
         terminal.print_json({**asdict(key), "secret": None if out else secret, "file": out and str(out)})
         return

@@ -74,17 +74,24 @@ async def all_keys(settings: Settings, url: str) -> list[Key]:
 
 
 async def create_key(
-    settings: Settings, url: str, *, name: str, tier: Tier, expires_at: datetime | None, out: Path | None
+    settings: Settings,
+    url: str,
+    *,
+    name: str,
+    tier: Tier,
+    expires_at: datetime | None,
+    out: Path | None,
+    overwrite: bool,
 ) -> tuple[Key, str]:
     """A new key and its secret, which is also in the file `out`, if one is given. Without the file there is no key.
 
     Raises:
-        BadInput: the file cannot be written.
+        BadInput: the file cannot be written, or exists and may not be overwritten.
     """
     async with opened(settings, url) as database, database.session() as session:
         key, secret = await issue_key(session, name=name, tier=tier, expires_at=expires_at)
         if out is not None:
-            write_secret(out, secret)
+            write_secret(out, secret, overwrite=overwrite)
     return key, secret
 
 
@@ -111,12 +118,14 @@ def expiry(text: str, *, at: datetime) -> datetime:
     return at + timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
-def write_secret(path: Path, secret: str) -> None:
+def write_secret(path: Path, secret: str, *, overwrite: bool) -> None:
     """Write a secret where only its owner can read it, also when the file was there before.
 
     Raises:
-        BadInput: the file cannot be written.
+        BadInput: the file cannot be written, or exists and may not be overwritten.
     """
+    if path.exists() and not overwrite:
+        raise BadInput(f"{path} exists, and the secret in it would be gone: choose another file, or add --overwrite")
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:

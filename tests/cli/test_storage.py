@@ -80,8 +80,12 @@ def test_a_secret_in_a_file_is_its_owners_alone_and_not_printed(database_url: st
     path = tmp_path / "key"
     path.write_text("older")
     path.chmod(0o644)
-    result = run(database_url, "keys", "create", "--out", str(path), "--json")
+    refused = run(database_url, "keys", "create", "--out", str(path))
+    assert isinstance(refused.exception, BadInput)
+    assert path.read_text() == "older"
+    result = run(database_url, "keys", "create", "--out", str(path), "--overwrite", "--json")
     assert result.exit_code == 0
+    assert "from now on every request needs one" in result.stderr
     secret = path.read_text().strip()
     assert secret.startswith("gf_")
     assert secret not in result.output
@@ -93,7 +97,7 @@ def test_a_key_whose_file_cannot_be_written_is_not_made(database_url: str, tmp_p
     assert isinstance(run(database_url, "keys", "create", "--out", str(tmp_path / "no" / "key")).exception, BadInput)
     assert json.loads(done(database_url, "keys", "list", "--json")) == []
     with pytest.raises(BadInput, match="cannot be written"):
-        write_secret(tmp_path / "no" / "key", "gf_x")
+        write_secret(tmp_path / "no" / "key", "gf_x", overwrite=False)
 
 
 def test_import_skips_bad_lines_with_number_and_reason_and_goes_on(database_url: str, tmp_path: Path) -> None:
@@ -108,6 +112,10 @@ def test_import_skips_bad_lines_with_number_and_reason_and_goes_on(database_url:
     assert "line 2: Invalid JSON" in result.stderr
     assert "line 3: response: Field required" in result.stderr
     assert "0 rows added, 2 were there already, 2 skipped" in done(database_url, "import", str(file))
+    file.write_text("not JSON\n")
+    nothing = run(database_url, "import", str(file))
+    assert nothing.exit_code == 1, "a script must not take this for a success"
+    assert "no line of" in nothing.stderr
 
 
 def test_export_writes_the_format_its_ending_says(database_url: str, tmp_path: Path) -> None:
