@@ -454,9 +454,20 @@ class Episode:
     critic_version: int | None
 
 
-async def find_episode(session: AsyncSession, id: UUID) -> Episode | None:
+async def find_episode(session: AsyncSession, id: UUID, *, scope: Scope) -> Episode | None:
+    """The episode with this id, None if there is none yet.
+
+    Raises:
+        NotFound: it holds nothing that the caller may see.
+    """
     row = await session.get(EpisodeRow, id)
-    return None if row is None else Episode(row.question_hash, row.critic_version)
+    if row is None:
+        return None
+    if scope is not None and not await session.scalar(
+        select(exists().where(InteractionRow.episode_id == id, *_in_scope(scope)))
+    ):
+        raise NotFound(f"there is no episode {id} of yours")
+    return Episode(row.question_hash, row.critic_version)
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,7 +107,7 @@ class Answerer:
             await self._grader.check_reference(body.reference)
         pinned = None
         if body.episode_id is not None:
-            pinned = await self._critics.pinned(body.episode_id, question=body.question)
+            pinned = await self._critics.pinned(body.episode_id, question=body.question, scope=scope)
         choice = pinned if pinned is not None and body.critic == "live" else body.critic
         critic = await self._critics.resolve(choice)
         first_critique = None

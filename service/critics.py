@@ -62,14 +62,15 @@ class Critics:
             raise Conflict(f"there is no {choice} critic now")
         return self._versions[self._pointers[choice]]
 
-    async def pinned(self, episode_id: UUID, *, question: str) -> int | None:
+    async def pinned(self, episode_id: UUID, *, question: str, scope: UUID | None) -> int | None:
         """The version that an episode stays on; None for a new episode.
 
         Raises:
             BadInput: the episode is about another question.
+            NotFound: it is another caller's.
         """
         async with self._database.session() as session:
-            episode = await queries.find_episode(session, episode_id)
+            episode = await queries.find_episode(session, episode_id, scope=scope)
         if episode is None:
             return None
         if episode.question_hash != question_hash(question):

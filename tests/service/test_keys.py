@@ -39,6 +39,9 @@ async def test_callers_see_their_own_rows_and_admins_all(settings: Settings, dat
         assert (await client.delete(theirs, headers=bearer(bob))).status_code == 404
         said = {"interaction_id": hers["id"], "correct": True}
         assert (await client.post("/feedback", json=said, headers=bearer(bob))).status_code == 404
+        joined = {**RIGHT, "episode_id": hers["episode_id"]}
+        assert (await client.post("/critique", json=joined, headers=bearer(bob))).status_code == 404
+        assert (await client.post("/critique", json=joined, headers=bearer(ann))).status_code == 200
         stolen = {**RIGHT, "critique_id": hers["critiques"][0]["id"]}
         assert (await client.post("/refine", json=stolen, headers=bearer(bob))).status_code == 404
         assert (await client.get(theirs, headers=bearer(root))).status_code == 200
