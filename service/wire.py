@@ -10,10 +10,21 @@ from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
 import orjson
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, StrictBool, StrictInt, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StrictBool,
+    StrictInt,
+    model_validator,
+)
 
 from core.critique import majority_verdict
 from core.grading import Grade
+from core.queries import Filters
 from core.records import (
     CriticVersion,
     Critique,
@@ -152,6 +163,8 @@ class FeedbackRequest(Wire):
 
 
 class UsageView(Wire):
+    """Tokens as the engine counted them. Reading a critique's confidence is one completion token more."""
+
     prompt_tokens: int
     completion_tokens: int
 
@@ -425,6 +438,33 @@ class InteractionView(InteractionSummary):
             parameters=interaction.parameters,
             result=result_of(interaction) if interaction.kind is not Kind.IMPORT else None,
             feedback=[FeedbackView.of(item) for item in feedback],
+        )
+
+
+class InteractionQuery(Wire):
+    """Which interactions GET /interactions shows."""
+
+    cursor: str | None = Field(None, max_length=200, description="`next_cursor` of the page before.")
+    limit: int = Field(50, ge=1, le=200)
+    kind: Kind | None = None
+    verdict: Verdict | None = None
+    grade: Grade | None = None
+    episode_id: UUID | None = None
+    critic_version: int | None = Field(None, ge=0, lt=2**31)
+    has_feedback: bool | None = None
+    since: AwareDatetime | None = Field(None, description="Created at or after this time.")
+    until: AwareDatetime | None = Field(None, description="Created before this time.")
+
+    def filters(self) -> Filters:
+        return Filters(
+            kind=self.kind,
+            verdict=self.verdict,
+            grade=self.grade,
+            episode_id=self.episode_id,
+            critic_version=self.critic_version,
+            has_feedback=self.has_feedback,
+            created_from=self.since,
+            created_before=self.until,
         )
 
 

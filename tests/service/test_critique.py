@@ -1,5 +1,6 @@
 """POST /critique as a caller sees it, on a real engine and a real database."""
 
+import json
 from typing import Any
 from uuid import UUID
 
@@ -183,6 +184,15 @@ async def test_refuses_what_is_not_json(client: httpx.AsyncClient, body: bytes, 
     answer = await client.post("/critique", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 422, (why, answer.text)
     assert answer.headers["content-type"] == "application/problem+json"
+
+
+async def test_says_which_header_a_body_lacks(client: httpx.AsyncClient) -> None:
+    """What curl -d sends unless told otherwise."""
+    answer = await client.post(
+        "/critique", content=json.dumps(RIGHT), headers={"content-type": "application/x-www-form-urlencoded"}
+    )
+    assert answer.status_code == 422
+    assert answer.json()["detail"] == "body: send the header content-type: application/json"
 
 
 async def test_refuses_ten_megabytes(client: httpx.AsyncClient) -> None:

@@ -108,3 +108,9 @@ async def test_lists_critics(client: httpx.AsyncClient) -> None:
     assert zero["pointers"] == ["live"]
     assert (await client.get("/critics/0")).json() == zero
     assert (await client.get("/critics/9")).status_code == 404
+
+
+async def test_a_filter_that_does_not_exist_is_refused(client: httpx.AsyncClient) -> None:
+    answer = await client.get("/interactions", params={"verdcit": "correct"})
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["field"].endswith("verdcit")
