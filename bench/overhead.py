@@ -342,7 +342,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=64, help="longest critique")
     options = parser.parse_args()
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 160)  # a table in a log must not wrap
     with tempfile.TemporaryDirectory(prefix="gadfly-bench-") as folder:
         home = Path(folder)
         if options.models_home:
