@@ -1,7 +1,7 @@
 """One pipeline for every critique: prompt -> sample -> parse -> read the verdict's probability.
 
 The service answers with it, the trainer samples with it, the evaluation measures with it: what is trained is what is
-served (DESIGN decision 6).
+served.
 """
 
 from core.concurrency import gather

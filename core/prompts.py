@@ -2,7 +2,7 @@
 
 A set is a file `prompt_sets/NAME@VERSION.toml`; a published version is never edited, because every interaction names
 the set that produced it. Messages go through the model's own chat template, in the engine. The field structure is
-METHOD's (d).
+that of the prompts released with Critique-RL (arXiv 2510.24320).
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Which questions are the same question, and on which side of the training wall each one is (DESIGN decision 9).
+"""Which questions are the same question, and on which side of the training wall each one is.
 
 A duplicate must follow its twin, or the held-out set measures memory. So questions that differ only in how they were
 typed share one hash: Unicode form, case, white space, quotation marks and dashes, invisible characters, outer quotation

@@ -25,7 +25,7 @@ class Kind(StrEnum):
 
 
 class Split(StrEnum):
-    """Which side of the training wall a question is on, for ever (DESIGN decision 9)."""
+    """Which side of the training wall a question is on, for ever."""
 
     TRAIN = "train"
     HELDOUT = "heldout"

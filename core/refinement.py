@@ -1,6 +1,7 @@
 """The critique-refine loop: K rounds, each a critique and the actor's rewrite with it, on one critic throughout.
 
-Rounds are memoryless, as in the released code of Critique-RL (METHOD c.6): each sees the question and the last answer.
+Rounds are memoryless, as in the code released with Critique-RL (arXiv 2510.24320): each sees the question and the last
+answer. The paper's formula carries the whole history.
 """
 
 from collections.abc import Awaitable, Callable

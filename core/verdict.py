@@ -1,8 +1,8 @@
 """The verdict of a critique and its steps, as the text states them.
 
-The shape of a critique is METHOD's (d): per step a step sentence, its correctness and an explanation; then once the
-correctness of the final answer and an explanation. Only the final verdict counts, and only when there is exactly one:
-two verdicts are hedging, and hedging must not pay.
+The shape of a critique is that of Critique-RL's released prompts (arXiv 2510.24320): per step a step sentence, its
+correctness and an explanation; then once the correctness of the final answer and an explanation. Only the final verdict
+counts, and only when there is exactly one: two verdicts are hedging, and hedging must not pay.
 """
 
 import re

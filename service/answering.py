@@ -271,7 +271,7 @@ class Answerer:
         return grades
 
     async def _vote(self, chains: Sequence[Chain]) -> tuple[Chain, int]:
-        """The first chain of those that end with the commonest answer, and how many they are (METHOD's MV@K).
+        """The first chain of those that end with the commonest answer, and how many they are: MV@K.
 
         Answers that no rule can read count as the same when their texts are.
         """
