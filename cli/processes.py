@@ -99,7 +99,6 @@ class Supervisor:
         self._report = report
         self._make_backoff = make_backoff
         self._children: list[_Child] = []
-        self._stopping = False
         self._hurry = asyncio.Event()
 
     async def start(self, program: Program, *, note: Report = lambda text: None) -> None:
@@ -129,7 +128,6 @@ class Supervisor:
 
     async def stop(self) -> None:
         """Stop everything, the newest first, each when the one before it has ended."""
-        self._stopping = True
         for child in reversed(self._children):
             if child.keeper is not None:
                 child.keeper.cancel()
