@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from cli.running import MARK, Running, RunState, marked, started_at
 from core.errors import GadflyError
+from core.tether import tether
 
 NOT_WORTH_A_RETRY = 2
 """The exit code of a program that will fail the same way again: its settings are wrong."""
@@ -22,7 +22,6 @@ _MAX_LOG_BYTES = 16 * 2**20
 _LOG_CHECK_S = 30.0
 _PROBE_EVERY_S = 0.2
 _UNREADY_LIMIT_S = 3.0
-_TETHER = Path(__file__).with_name("tether.py")
 
 # How our own programs say why they end, and how vLLM's says it of its arguments.
 _REASON = re.compile(r"(?:(?:\S+\.py: )?error|gadfly service): (.+)")
@@ -148,8 +147,8 @@ class Supervisor:
         with program.log.open("ab") as log:
             log_from = log.tell()
             process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *("-I", "-S", str(_TETHER), str(os.getpid()), *program.argv),
+                *tether(),
+                *program.argv,
                 env=environment,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,

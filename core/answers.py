@@ -452,8 +452,12 @@ def _essay(text: str) -> UnreadableReference:
 
 
 @lru_cache(maxsize=1024)
-def _classify(text: str) -> Reference:
-    """A reference by its looks. Raises UnreadableReference; a Symbolic one is yet to be parsed."""
+def classify_reference(text: str) -> Reference:
+    """A reference by its looks, without sympy and so in bounded time: a Symbolic one may turn out not to parse.
+
+    Raises:
+        UnreadableReference: as `read_reference`, except for LaTeX that cannot be parsed.
+    """
     if len(text) > MAX_REFERENCE_CHARS:
         raise UnreadableReference(
             f"The reference is longer than {MAX_REFERENCE_CHARS} characters; send the answer alone."
@@ -512,7 +516,7 @@ def read_reference(text: str) -> Reference:
     Raises:
         UnreadableReference: empty, an essay, not a number (1/0), or LaTeX that cannot be parsed.
     """
-    reference = _classify(text)
+    reference = classify_reference(text)
     if isinstance(reference.answer, Symbolic) and not load_sympy().is_readable(reference.answer.latex):
         raise _no_expression(reference.text)
     return reference
@@ -521,7 +525,7 @@ def read_reference(text: str) -> Reference:
 def needs_sympy(reference: str) -> bool:
     """Whether reading `reference` loads sympy, which takes seconds once per process."""
     try:
-        return isinstance(_classify(reference).answer, Symbolic)
+        return isinstance(classify_reference(reference).answer, Symbolic)
     except UnreadableReference:
         return False
 

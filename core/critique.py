@@ -4,12 +4,14 @@ The service answers with it, the trainer samples with it, the evaluation measure
 served.
 """
 
+from dataclasses import dataclass
+
 from core.concurrency import gather
 from core.engine import EnginePool, OnText, Reply, Sampling
 from core.errors import PromptTooLong
 from core.prompts import Prompt, PromptSet
 from core.records import Critique, Usage, new_id
-from core.verdict import VERDICT_FIELD, Verdict, VerdictSource, parse_critique
+from core.verdict import VERDICT_FIELD, ParsedCritique, Verdict, VerdictSource, parse_critique
 
 VERDICT_PREFIX = f"{VERDICT_FIELD}:"
 
@@ -50,6 +52,31 @@ async def critique(
             )
         )
     )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampledCritique:
+    """A critique as it was sampled: what it says, and the tokens it is made of."""
+
+    text: str
+    parsed: ParsedCritique
+    reply: Reply
+
+
+async def sample_critiques(
+    engines: EnginePool, prompts: PromptSet, *, model: str, question: str, response: str, sampling: Sampling
+) -> tuple[SampledCritique, ...]:
+    """`critique` without the reading of the verdict's probability: what the trainer learns from.
+
+    A critique that states no verdict stays without one: an unparsed verdict never earns. Raises as `critique`.
+    """
+    prompt = prompts.critique(question=question, response=response)
+    replies = await engines.chat(prompt, model=model, sampling=sampling)
+    texts = [prompt.opener + reply.text for reply in replies]
+    return tuple(
+        SampledCritique(text=text, parsed=parse_critique(text), reply=reply)
+        for text, reply in zip(texts, replies, strict=True)
+    )
 
 
 async def _stream(

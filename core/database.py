@@ -11,12 +11,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import psycopg
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
+from psycopg import sql
 from psycopg.errors import ReadOnlySqlTransaction
 from sqlalchemy import Connection, NullPool, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
@@ -45,8 +47,11 @@ class Database:
         ...         interaction = await read_interaction(session, id, scope=None)
     """
 
-    def __init__(self, url: str, *, pool: int = 5, timeout_s: float = 5.0) -> None:
-        """`timeout_s` bounds connecting and each statement; a free connection is waited for four times as long."""
+    def __init__(self, url: str, *, pool: int = 5, timeout_s: float = 5.0, role: str | None = None) -> None:
+        """`timeout_s` bounds connecting and each statement; a free connection is waited for four times as long.
+
+        With a `role`, every connection works as that role of the database and sees what it may see.
+        """
         self.url = url
         self.timeout_s = timeout_s
         self._engine = create_async_engine(
@@ -54,15 +59,15 @@ class Database:
             pool_size=pool,
             max_overflow=0,
             pool_timeout=_POOL_PATIENCE * timeout_s,
-            connect_args=_connect_args(url, timeout_s),
+            connect_args=_connect_args(url, timeout_s, role),
         )
         event.listen(self._engine.sync_engine, "checkout", _refuse_dead)
         self._sessions = async_sessionmaker(self._engine, expire_on_commit=False, autoflush=False)
 
     @classmethod
-    def of(cls, settings: Settings, url: str) -> Self:
+    def of(cls, settings: Settings, url: str, *, role: str | None = None) -> Self:
         """The database at `url` (the settings' own, or the embedded server's) with the settings' limits."""
-        return cls(url, pool=settings.database_pool, timeout_s=settings.database_timeout_s)
+        return cls(url, pool=settings.database_pool, timeout_s=settings.database_timeout_s, role=role)
 
     async def __aenter__(self) -> Self:
         return self
@@ -99,6 +104,27 @@ class Database:
         except (DBAPIError, PoolTimeout) as error:
             raise _translated(error) from error
 
+    async def notices(self, channel: str) -> AsyncGenerator[None]:
+        """One item when listening began, and one for each notice that a committed transaction sent to `channel`.
+
+        Holds a connection of its own. A pooler between here and Postgres may swallow notices, so whoever waits for one
+        must also look by itself now and then.
+
+        Raises:
+            StoreUnavailable: Postgres is away, or went away.
+        """
+        url = make_url(self.url).set(drivername="postgresql").render_as_string(hide_password=False)
+        try:
+            async with await psycopg.AsyncConnection.connect(
+                url, autocommit=True, **_connect_args(self.url, self.timeout_s, None)
+            ) as connection:
+                await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+                yield
+                async for _ in connection.notifies():
+                    yield
+        except psycopg.Error as error:
+            raise StoreUnavailable(f"Postgres is unavailable: {str(error).strip() or type(error).__name__}") from error
+
 
 @contextmanager
 def _watchdog(descriptor: int, limit_s: float) -> Generator[None]:
@@ -117,10 +143,12 @@ def _watchdog(descriptor: int, limit_s: float) -> Generator[None]:
             timer.cancel()
 
 
-def _connect_args(url: str, timeout_s: float) -> dict[str, Any]:
+def _connect_args(url: str, timeout_s: float, role: str | None) -> dict[str, Any]:
     milliseconds = max(1, int(timeout_s * 1000))
     given = make_url(url).query.get("options", "")
     options = given if isinstance(given, str) else " ".join(given)
+    if role is not None:
+        options += f" -c role={role}"
     return {
         "application_name": "gadfly",
         "client_encoding": "utf8",  # whatever encoding the database was made with

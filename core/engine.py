@@ -12,12 +12,13 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import httpx
 import orjson
 
-from core.errors import BadInput, EngineError, EngineTimeout, EngineUnavailable, PromptTooLong
+from core.errors import AdapterRefused, BadInput, EngineError, EngineTimeout, EngineUnavailable, PromptTooLong
 from core.prompts import Prompt
 from core.records import Usage
 
@@ -35,13 +36,30 @@ _SHUNNED_S = 1.0  # how long an engine that did not take a request comes last
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """How replies are drawn. `priority`: lower goes first; live traffic is 0, rollouts are above."""
+    """How replies are drawn. `priority`: lower goes first; live traffic is 0, rollouts are above.
+
+    `with_tokens` asks for the token ids of prompt and reply and the log-probability of each sampled token.
+    """
 
     n: int = 1
     temperature: float = 0.0
     max_tokens: int = 512
     seed: int | None = None
     priority: int = 0
+    with_tokens: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReplyTokens:
+    """What was sampled, as the engine's own token ids: the record of a reply, of which its text is a view.
+
+    `reply` ends with the end-of-turn token unless the reply was cut. `logprobs` are in nats, one per token of `reply`,
+    over the full vocabulary at temperature 1 whatever the sampling was (vLLM's raw_logprobs).
+    """
+
+    prompt: tuple[int, ...]
+    reply: tuple[int, ...]
+    logprobs: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +69,7 @@ class Reply:
     text: str
     finish_reason: str | None
     usage: Usage
+    tokens: ReplyTokens | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +90,7 @@ class Engine:
         # Monotonic seconds; until then others are tried first.
         self.down_until = 0.0  # after a failed connection
         self.full_until = 0.0  # after a refusal
+        self.drops = 0  # connections that failed: after one, this may be another process at the same address
         self._timeout_s = timeout_s
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=60)
         if transport is None:
@@ -106,6 +126,7 @@ class Engine:
                 [choice["finish_reason"] for choice in choices],
                 counts,
                 answer["usage"],
+                [_tokens(answer["prompt_token_ids"], choice) for choice in choices] if sampling.with_tokens else None,
             )
         return await self._stream(body, sampling.n, on_text)
 
@@ -185,6 +206,13 @@ class Engine:
             known = self._labels[after, first, second] = LabelTokens(bridge, one[common], two[common])
         return known
 
+    async def tokenize(self, prompt: Prompt) -> tuple[int, ...]:
+        """The tokens of a prompt as `chat` would send them to the model."""
+        body = _chat_body(prompt, model=ACTOR, sampling=Sampling())
+        wanted = {"model", "messages", "continue_final_message", "add_generation_prompt"}
+        kept = {name: value for name, value in body.items() if name in wanted}
+        return tuple((await self._post("/tokenize", kept))["tokens"])
+
     async def _tokenize(self, text: str) -> list[int]:
         answer = await self._post("/tokenize", {"model": ACTOR, "prompt": text, "add_special_tokens": False})
         return list(answer["tokens"])
@@ -195,6 +223,55 @@ class Engine:
         body = {"model": ACTOR, "prompt": "0", "max_tokens": 1, "temperature": 0, "priority": -1}
         await self._post("/v1/completions", body, timeout_s=_PROBE_TIMEOUT_S)
         return time.monotonic() - started
+
+    async def load_adapter(self, name: str, path: Path) -> bool:
+        """Have the engine serve the adapter in a folder under `name`. False when it served that name already.
+
+        Names are never reused, so that no block of the prefix cache can be another version's.
+
+        Raises:
+            AdapterRefused: the engine cannot read it, or it does not fit: rank, shapes, modules.
+            EngineUnavailable: no connection, or the engine is dead, which it answers with the same status.
+            EngineTimeout: it took longer than the client's limit.
+        """
+        async with self._request_errors():
+            response = await self._client.post(
+                "/v1/load_lora_adapter", json={"lora_name": name, "lora_path": str(path)}, timeout=self._timeout_s
+            )
+        if response.status_code == httpx.codes.BAD_REQUEST and b"has already been" in response.content:
+            return False
+        if response.status_code == httpx.codes.INTERNAL_SERVER_ERROR and not await self._is_healthy():
+            raise EngineUnavailable(f"the engine does not load {path}: it is dead")
+        if response.status_code in (400, 404, 500):
+            raise AdapterRefused(f"the engine does not load {path}: {_message(response.content)[0][:500]}")
+        if response.status_code != httpx.codes.OK:
+            _raise_for(response.status_code, response.content)
+        return True
+
+    async def _is_healthy(self) -> bool:
+        async with self._request_errors():
+            response = await self._client.get("/health", timeout=_PROBE_TIMEOUT_S)
+        return response.status_code == httpx.codes.OK
+
+    async def unload_adapter(self, name: str) -> None:
+        """Have the engine take no new requests for an adapter; those under way finish on it. Unknown names are none.
+
+        Raises as `load_adapter`.
+        """
+        async with self._request_errors():
+            response = await self._client.post(
+                "/v1/unload_lora_adapter", json={"lora_name": name}, timeout=_PROBE_TIMEOUT_S
+            )
+        if response.status_code not in (httpx.codes.OK, httpx.codes.NOT_FOUND):
+            _raise_for(response.status_code, response.content)
+
+    async def version(self) -> str:
+        """The release of vLLM that the engine runs."""
+        async with self._request_errors():
+            response = await self._client.get("/version", timeout=_PROBE_TIMEOUT_S)
+        if response.status_code != httpx.codes.OK:
+            _raise_for(response.status_code, response.content)
+        return str(response.json()["version"])
 
     async def models(self) -> frozenset[str]:
         """The names that the engine serves: `base` and every loaded adapter."""
@@ -223,6 +300,7 @@ class Engine:
         try:
             yield
         except httpx.ConnectError as error:
+            self.drops += 1
             self.down_until = time.monotonic() + _SHUNNED_S
             raise _NotTaken(f"no engine answers at {self.url}") from error
         except httpx.TimeoutException as error:
@@ -231,6 +309,7 @@ class Engine:
                 raise _NotTaken(f"no engine answers at {self.url}") from error
             raise EngineTimeout(f"the engine took longer than {self._timeout_s:g} s") from error
         except httpx.TransportError as error:
+            self.drops += 1
             self.down_until = time.monotonic() + _SHUNNED_S
             raise EngineUnavailable(f"the engine at {self.url} broke off: {type(error).__name__}") from error
         finally:
@@ -241,13 +320,30 @@ class _NotTaken(EngineUnavailable):
     """The engine was not reached, is full, or lacks the adapter: trying another repeats nothing."""
 
 
+class _NotServed(_NotTaken):
+    """The engine lacks the adapter, as one does that was started anew."""
+
+
+Restore = Callable[[Engine, str], Awaitable[None]]
+"""Called with an engine and the name of an adapter that it lacks: has the engine serve it, or raises why it cannot."""
+
+MayServe = Callable[[Engine, str], bool]
+"""Whether requests for a model may go to an engine, whatever that engine says it serves."""
+
+
 class EnginePool:
-    """The engines of a deployment: each request goes to the reachable one with the least at work."""
+    """The engines of a deployment: each request goes to the reachable one with the least at work.
+
+    With `may_serve`, an engine counts as lacking the models that it says no to. With `restore`, a request for an
+    adapter that no engine with room serves waits until one of them serves it.
+    """
 
     def __init__(self, engines: Sequence[Engine]) -> None:
         if not engines:
             raise ValueError("a pool needs at least one engine")
         self.engines = tuple(engines)
+        self.may_serve: MayServe = lambda engine, model: True
+        self.restore: Restore | None = None
 
     @classmethod
     def connect(cls, urls: Sequence[str], *, timeout_s: float) -> Self:
@@ -264,7 +360,9 @@ class EnginePool:
         self, prompt: Prompt, *, model: str, sampling: Sampling, on_text: OnText | None = None
     ) -> tuple[Reply, ...]:
         """`Engine.chat` on one engine; another is tried only when the first did not take the request."""
-        return await self._first(lambda engine: engine.chat(prompt, model=model, sampling=sampling, on_text=on_text))
+        return await self._first(
+            lambda engine: engine.chat(prompt, model=model, sampling=sampling, on_text=on_text), model
+        )
 
     async def read_labels(
         self, prompt: Prompt, *, model: str, after: str, first: str, second: str, priority: int = 0
@@ -273,18 +371,43 @@ class EnginePool:
         return await self._first(
             lambda engine: engine.read_labels(
                 prompt, model=model, after=after, first=first, second=second, priority=priority
-            )
+            ),
+            model,
         )
 
-    async def _first(self, call: Callable[[Engine], Awaitable[T]]) -> T:
+    async def tokenize(self, prompt: Prompt) -> tuple[int, ...]:
+        """`Engine.tokenize` on one engine."""
+        return await self._first(lambda engine: engine.tokenize(prompt), ACTOR)
+
+    async def _first(self, call: Callable[[Engine], Awaitable[T]], model: str) -> T:
         now = time.monotonic()
         order = sorted(self.engines, key=lambda each: (max(each.down_until, each.full_until) > now, each.in_flight))
-        for engine in order[:-1]:
+        without: list[Engine] = []
+        refusal: EngineUnavailable | None = None
+        for engine in order:
+            if not self.may_serve(engine, model):
+                without.append(engine)
+                continue
             try:
                 return await call(engine)
-            except _NotTaken:
+            except _NotTaken as error:
                 engine.full_until = time.monotonic() + _SHUNNED_S  # it refuses quickly, so it would look the least busy
-        return await call(order[-1])
+                refusal = refusal or error
+                if isinstance(error, _NotServed):
+                    without.append(engine)
+        if self.restore is not None:
+            for engine in without * 2:  # twice round: the adapter may be taken away again before the call
+                try:
+                    await self.restore(engine, model)
+                except EngineUnavailable as error:
+                    refusal = error
+                    continue
+                engine.full_until = 0.0
+                try:
+                    return await call(engine)
+                except _NotTaken as error:
+                    refusal = error
+        raise refusal or _NotServed(f"no engine may serve {model} now")
 
 
 def _chat_body(prompt: Prompt, *, model: str, sampling: Sampling) -> dict[str, Any]:
@@ -297,8 +420,10 @@ def _chat_body(prompt: Prompt, *, model: str, sampling: Sampling) -> dict[str, A
         "max_tokens": sampling.max_tokens,
         "priority": sampling.priority,
     }
-    if sampling.n > 1:
+    if sampling.n > 1 or sampling.with_tokens:
         body["return_token_ids"] = True  # the usage of an answer is a sum; each sample's share is counted from these
+    if sampling.with_tokens:
+        body |= {"logprobs": True, "top_logprobs": 0}  # more than 0 would spoil, and be spoilt by, verdict reads
     if sampling.seed is not None:
         body["seed"] = sampling.seed
     if prompt.opener:
@@ -308,7 +433,11 @@ def _chat_body(prompt: Prompt, *, model: str, sampling: Sampling) -> dict[str, A
 
 
 def _replies(
-    texts: Sequence[str], reasons: Sequence[str | None], counts: Sequence[int], usage: dict[str, int]
+    texts: Sequence[str],
+    reasons: Sequence[str | None],
+    counts: Sequence[int],
+    usage: dict[str, int],
+    tokens: Sequence[ReplyTokens] | None = None,
 ) -> tuple[Reply, ...]:
     _refuse_aborted(reasons)
     if len(texts) == 1:
@@ -318,8 +447,17 @@ def _replies(
             text=text,
             finish_reason=reason,
             usage=Usage(prompt_tokens=usage["prompt_tokens"] if index == 0 else 0, completion_tokens=count),
+            tokens=None if tokens is None else tokens[index],
         )
         for index, (text, reason, count) in enumerate(zip(texts, reasons, counts, strict=True))
+    )
+
+
+def _tokens(prompt: Sequence[int], choice: dict[str, Any]) -> ReplyTokens:
+    return ReplyTokens(
+        prompt=tuple(prompt),
+        reply=tuple(choice["token_ids"]),
+        logprobs=tuple(item["logprob"] for item in choice["logprobs"]["content"]),
     )
 
 
@@ -328,15 +466,20 @@ def _refuse_aborted(reasons: Sequence[str | None]) -> None:
         raise EngineUnavailable("the engine is shutting down")
 
 
-def _raise_for(status: int, content: bytes) -> None:
+def _message(content: bytes) -> tuple[str, str | None]:
+    """What an error document says, and about which parameter."""
     try:
         error = orjson.loads(content)["error"]
-        message, parameter = str(error["message"]), error.get("param")
+        return str(error["message"]), error.get("param")
     except (orjson.JSONDecodeError, KeyError, TypeError):
-        message, parameter = content[:200].decode(errors="replace"), None
+        return content[:200].decode(errors="replace"), None
+
+
+def _raise_for(status: int, content: bytes) -> None:
+    message, parameter = _message(content)
     match status:
         case 404:
-            raise _NotTaken(f"the engine does not serve this now: {message}")
+            raise _NotServed(f"the engine does not serve this now: {message}")
         case 400 if parameter in ("input_tokens", "max_tokens"):
             raise PromptTooLong(f"the text does not fit the model: {message.partition(' (parameter=')[0]}")
         case 400 | 422:

@@ -48,6 +48,10 @@ class EngineTimeout(EngineError):
     """A generation took longer than its limit."""
 
 
+class AdapterRefused(EngineError):
+    """The engine will not serve an adapter; the message says why."""
+
+
 class PromptTooLong(BadInput):
     """Prompt and completion do not fit the model's context."""
 

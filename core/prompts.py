@@ -51,6 +51,11 @@ class PromptSet:
     _refine: Prompt
     _critique_starts_at: str
 
+    def solve(self, *, question: str) -> Prompt:
+        """Ask the actor for a first answer: the turn that a refinement's conversation begins with."""
+        first = next(place for place, message in enumerate(self._refine.messages) if message.role == "assistant")
+        return _fill(Prompt(self._refine.messages[:first]), {"question": question})
+
     def critique(self, *, question: str, response: str) -> Prompt:
         """Ask the critic to judge `response`. The opener, when there is one, is part of the critique's text."""
         return _fill(self._critique, {"question": question, "response": response})

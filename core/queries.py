@@ -60,8 +60,10 @@ from core.tables import (
     QuestionRow,
     RefinementRow,
     RequestClaimRow,
+    RunEventRow,
     Table,
 )
+from core.training import EventKind
 from core.verdict import Verdict
 
 Scope = UUID | None
@@ -287,6 +289,12 @@ async def delete_interaction(session: AsyncSession, id: UUID, *, scope: Scope) -
     # Locked first: whoever adds to this episode now waits, and then makes it anew.
     await session.execute(select(EpisodeRow.id).where(EpisodeRow.id == episode_id).with_for_update())
     await session.execute(delete(InteractionRow).where(InteractionRow.id == id))
+    # Alarms of training runs show critiques, and name the interaction that each is about.
+    await session.execute(
+        delete(RunEventRow).where(
+            RunEventRow.kind == EventKind.ALARM, sql_cast(RunEventRow.data, Text).contains(str(id))
+        )
+    )
     await session.execute(
         delete(EpisodeRow).where(
             EpisodeRow.id == episode_id, ~exists().where(InteractionRow.episode_id == EpisodeRow.id)
@@ -569,13 +577,13 @@ async def resolve_critic(session: AsyncSession, choice: Pointer | int) -> Critic
         raise NotFound(
             f"there is no critic version {choice}" if isinstance(choice, int) else f"there is no {choice} critic now"
         )
-    return _to_critic_version(row)
+    return to_critic_version(row)
 
 
 async def list_critic_versions(session: AsyncSession) -> list[CriticVersion]:
     """All versions, newest first."""
     rows = await session.scalars(select(CriticVersionRow).order_by(CriticVersionRow.version.desc()))
-    return [_to_critic_version(row) for row in rows]
+    return [to_critic_version(row) for row in rows]
 
 
 async def read_pointers(session: AsyncSession) -> dict[Pointer, int]:
@@ -902,7 +910,7 @@ def _to_usage(row: InteractionRow | CritiqueRow | RefinementRow) -> Usage:
     return Usage(prompt_tokens=row.prompt_tokens, completion_tokens=row.completion_tokens)
 
 
-def _to_critic_version(row: CriticVersionRow) -> CriticVersion:
+def to_critic_version(row: CriticVersionRow) -> CriticVersion:
     return CriticVersion(
         version=row.version,
         parent=row.parent,
@@ -910,6 +918,8 @@ def _to_critic_version(row: CriticVersionRow) -> CriticVersion:
         adapter_path=row.adapter_path,
         adapter_sha256=row.adapter_sha256,
         created_at=row.created_at,
+        run_id=row.run_id,
+        prompt_set=row.prompt_set,
     )
 
 

@@ -31,6 +31,21 @@ class Split(StrEnum):
     HELDOUT = "heldout"
 
 
+class SwapKind(StrEnum):
+    """Why the live pointer is to move."""
+
+    GATE = "gate"  # the gate says promote, and automatic promotion is on
+    PROMOTE = "promote"  # an admin
+    ROLLBACK = "rollback"  # an admin
+    WATCH = "watch"  # labelled live traffic shows that the new critic is worse
+
+
+class SwapStatus(StrEnum):
+    PENDING = "pending"
+    DONE = "done"  # the pointer moved
+    REFUSED = "refused"  # the old critic goes on
+
+
 class Tier(StrEnum):
     """What a key may do: callers use the service and see their own rows, admins see and do everything."""
 
@@ -174,11 +189,53 @@ class CriticVersion:
     adapter_path: str | None
     adapter_sha256: str | None
     created_at: datetime
+    run_id: UUID | None = None  # the training run that made it
+    prompt_set: str | None = None  # what it was trained under; None for version 0
 
     @property
     def engine_name(self) -> str:
         """The model name that the engine serves this critic under."""
         return "base" if self.adapter_path is None else f"critic@{self.version}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Swap:
+    """One move of the live pointer, asked for, done or refused. `version` is where it is to point."""
+
+    id: UUID
+    version: int
+    from_version: int
+    kind: SwapKind
+    status: SwapStatus
+    requested_at: datetime
+    finished_at: datetime | None
+    key_id: UUID | None
+    reason: str | None  # why it was asked for, or why it was refused
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Receipt:
+    """What one replica of the service proved and did in one swap: hashes, deltas, engines, leases, times."""
+
+    id: UUID
+    swap_id: UUID
+    replica_id: UUID
+    version: int
+    created_at: datetime
+    details: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Replica:
+    """One process of the service, as it last said of itself."""
+
+    id: UUID
+    started_at: datetime
+    seen_at: datetime
+    live_version: int | None  # what it answers with
+    leases: dict[int, int]  # requests at work by version
+    engines: tuple[str, ...]
+    problem: str | None  # why it does not answer with what the pointer says
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

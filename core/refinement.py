@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from core.critique import critique
-from core.engine import ACTOR, EnginePool, Sampling
+from core.engine import ACTOR, EnginePool, OnText, Reply, Sampling
 from core.prompts import PromptSet
 from core.records import Critique, Refinement, StopReason, new_id
 from core.verdict import Verdict
@@ -117,9 +117,12 @@ async def refine(
     on_piece: OnPiece | None = None,
 ) -> Refinement:
     """Have the actor rewrite one answer with one critique. Not graded yet."""
-    (reply,) = await engines.chat(
-        prompts.refine(question=question, response=response, critique=judged.text),
-        model=ACTOR,
+    reply = await rewrite(
+        engines,
+        prompts,
+        question=question,
+        response=response,
+        critique=judged.text,
         sampling=sampling,
         on_text=_piece(on_piece, Role.REFINEMENT, round, sample),
     )
@@ -133,6 +136,26 @@ async def refine(
         grade=None,
         usage=reply.usage,
     )
+
+
+async def rewrite(
+    engines: EnginePool,
+    prompts: PromptSet,
+    *,
+    question: str,
+    response: str,
+    critique: str,
+    sampling: Sampling,
+    on_text: OnText | None = None,
+) -> Reply:
+    """The actor's reply when it is asked to rewrite an answer with a critique."""
+    (reply,) = await engines.chat(
+        prompts.refine(question=question, response=response, critique=critique),
+        model=ACTOR,
+        sampling=sampling,
+        on_text=on_text,
+    )
+    return reply
 
 
 def _shifted(sampling: Sampling, round: int) -> Sampling:

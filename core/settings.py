@@ -95,6 +95,22 @@ class Settings(BaseSettings):
     adapter_rank: int = Field(16, ge=1, le=512, description="LoRA rank of every critic of this deployment.")
     adapter_slots: int = Field(4, ge=2, description="Critics the engine can serve in one step.")
 
+    adapters: Annotated[Folder | None, BeforeValidator(_empty_is_unset)] = Field(
+        None, description="Folder of the published critics, seen by trainer, service and engine. Unset: in GADFLY_HOME."
+    )
+    auto_promote: bool = Field(True, description="Serve a new critic as soon as the gate says promote.")
+    auto_rollback: bool = Field(True, description="Go back when labelled live traffic shows that a critic is worse.")
+
+    train: bool = Field(True, description="Whether `gadfly up` starts the trainer.")
+    train_schedule: str = Field("", description="When to train, as a cron line (0 3 * * *). Empty: only when asked.")
+    train_after_labels: int = Field(0, ge=0, description="Train when this many labels are new. 0: only when asked.")
+    train_config: Annotated[Folder | None, BeforeValidator(_empty_is_unset)] = Field(
+        None, description="JSON file with the training options that differ from the defaults, for every run."
+    )
+    train_processes: int = Field(1, ge=1, description="Processes (one per GPU) that a run trains with.")
+    train_launch_args: str = Field("", description="More of `accelerate launch` for several processes: --use_fsdp ...")
+    train_threads: int = Field(0, ge=0, description="CPU threads of a run. 0: all cores but one.")
+
     max_body_bytes: int = Field(2**20, ge=1024, description="Largest request body.")
     max_text_chars: int = Field(50_000, ge=100, description="Longest question, response, critique or comment.")
     max_samples: int = Field(16, ge=1, description="Largest `n` or `samples` of one request.")
@@ -127,7 +143,7 @@ class Settings(BaseSettings):
             raise ValueError(f"there is no prompt set {name!r}; there are {', '.join(available())}")
         return name
 
-    @field_validator("engine_args")
+    @field_validator("engine_args", "train_launch_args")
     @classmethod
     def _splits(cls, arguments: str) -> str:
         shlex.split(arguments)  # its ValueError says what is open: a quotation, an escape
@@ -173,6 +189,11 @@ class Settings(BaseSettings):
                 for item in error.errors(include_input=False)
             ]
             raise BadSettings("; ".join(problems)) from None
+
+    @property
+    def adapters_folder(self) -> Path:
+        """Where published critics lie."""
+        return self.adapters or self.home / "adapters"
 
     @property
     def is_loopback(self) -> bool:

@@ -10,11 +10,13 @@ from typing import Any, ClassVar
 from uuid import UUID
 
 from sqlalchemy import (
+    BigInteger,
     CheckConstraint,
     Dialect,
     Enum,
     ForeignKey,
     ForeignKeyConstraint,
+    Identity,
     Index,
     LargeBinary,
     MetaData,
@@ -27,8 +29,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator
 
 from core.grading import Grade
-from core.records import FeedbackSource, Kind, Split, StopReason, Tier
+from core.records import FeedbackSource, Kind, Split, StopReason, SwapKind, SwapStatus, Tier
 from core.storable import storable_json, storable_text
+from core.training import EventKind, GateOutcome, RunStatus, Stage, Trigger
 from core.verdict import Verdict, VerdictSource
 
 
@@ -86,6 +89,13 @@ class Table(DeclarativeBase):
         FeedbackSource: _enum(FeedbackSource, "source"),
         VerdictSource: _enum(VerdictSource, "verdict_source"),
         Verdict: _enum(Verdict, "verdict"),
+        RunStatus: _enum(RunStatus, "status"),
+        Trigger: _enum(Trigger, "trigger"),
+        Stage: _enum(Stage, "stage"),
+        GateOutcome: _enum(GateOutcome, "outcome"),
+        EventKind: _enum(EventKind, "event_kind"),
+        SwapKind: _enum(SwapKind, "swap_kind"),
+        SwapStatus: _enum(SwapStatus, "swap_status"),
     }
 
 
@@ -108,6 +118,8 @@ class CriticVersionRow(Table):
     adapter_path: Mapped[str | None]
     adapter_sha256: Mapped[str | None]
     created_at: Mapped[datetime]
+    run_id: Mapped[UUID | None] = mapped_column(ForeignKey("training_runs.id"), unique=True)
+    prompt_set: Mapped[str | None]
 
 
 class CriticPointerRow(Table):
@@ -278,3 +290,98 @@ class RequestClaimRow(Table):
     fingerprint: Mapped[str]
     owner: Mapped[UUID]
     expires_at: Mapped[datetime]
+
+
+class TrainingRunRow(Table):
+    """One training run. The work itself waits in the job queue, under the same id."""
+
+    __tablename__ = "training_runs"
+    __table_args__ = (
+        Index(
+            "uq_training_runs_request_id_key_id",
+            "request_id",
+            "key_id",
+            unique=True,
+            postgresql_nulls_not_distinct=True,
+            postgresql_where=text("request_id IS NOT NULL"),
+        ),
+        Index(None, "created_at", "id"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    status: Mapped[RunStatus]
+    trigger: Mapped[Trigger]
+    created_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    key_id: Mapped[UUID | None] = mapped_column(ForeignKey("keys.id"))
+    request_id: Mapped[str | None]
+    config: Mapped[dict[str, Any]]
+    reproduces: Mapped[UUID | None] = mapped_column(ForeignKey("training_runs.id"))
+    attempt: Mapped[int]
+    cancel_requested_at: Mapped[datetime | None]
+    stage: Mapped[Stage | None]
+    step: Mapped[int]
+    steps: Mapped[int]
+    eta_s: Mapped[float | None]
+    manifest: Mapped[dict[str, Any] | None]
+    gate: Mapped[dict[str, Any] | None]
+    outcome: Mapped[GateOutcome | None]
+    error: Mapped[str | None]
+
+
+class RunEventRow(Table):
+    __tablename__ = "run_events"
+    __table_args__ = (Index(None, "run_id", "id"),)
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    run_id: Mapped[UUID] = mapped_column(ForeignKey("training_runs.id", ondelete="CASCADE"))
+    created_at: Mapped[datetime]
+    kind: Mapped[EventKind]
+    data: Mapped[dict[str, Any]]
+
+
+class SwapRow(Table):
+    """One move of the live pointer. At most one is pending: replicas that ask at once wait for each other."""
+
+    __tablename__ = "swaps"
+    __table_args__ = (
+        Index("uq_swaps_pending", "status", unique=True, postgresql_where=text("status = 'pending'")),
+        Index(None, "version", "requested_at"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    version: Mapped[int] = mapped_column(ForeignKey("critic_versions.version"))
+    from_version: Mapped[int] = mapped_column(ForeignKey("critic_versions.version"))
+    kind: Mapped[SwapKind]
+    status: Mapped[SwapStatus]
+    requested_at: Mapped[datetime]
+    finished_at: Mapped[datetime | None]
+    key_id: Mapped[UUID | None] = mapped_column(ForeignKey("keys.id"))
+    reason: Mapped[str | None]
+
+
+class SwapReceiptRow(Table):
+    __tablename__ = "swap_receipts"
+    __table_args__ = (UniqueConstraint("swap_id", "replica_id"), Index(None, "version", "created_at"))
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    swap_id: Mapped[UUID] = mapped_column(ForeignKey("swaps.id", ondelete="CASCADE"))
+    replica_id: Mapped[UUID]
+    version: Mapped[int] = mapped_column(ForeignKey("critic_versions.version"))
+    created_at: Mapped[datetime]
+    details: Mapped[dict[str, Any]]
+
+
+class ReplicaRow(Table):
+    """A process of the service that said so lately; leases of all of them decide when a critic may be unloaded."""
+
+    __tablename__ = "replicas"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    started_at: Mapped[datetime]
+    seen_at: Mapped[datetime]
+    live_version: Mapped[int | None] = mapped_column(ForeignKey("critic_versions.version"))
+    leases: Mapped[dict[str, Any]]
+    engines: Mapped[dict[str, Any]]
+    problem: Mapped[str | None]

@@ -80,6 +80,11 @@ def read_word(text: str) -> Verdict:
     return _MEANING.get(text.strip().strip("*_`\"'.!()[]").strip().casefold(), Verdict.UNPARSED)
 
 
+def count_verdicts(text: str) -> int:
+    """How many final verdict lines a critique has. One that names no verdict counts: more than one is hedging."""
+    return len(_VERDICT_LINE.findall(text))
+
+
 def parse_critique(text: str) -> ParsedCritique:
     """Read steps and the final verdict of a critique.
 

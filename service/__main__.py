@@ -1,18 +1,20 @@
 """`python -m service`: serve HTTP on GADFLY_HOST:GADFLY_PORT."""
 
 import asyncio
+import socket
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 import structlog
 import uvicorn
+from fastapi import FastAPI
 
-from core import queries
+from core import logs, queries
 from core.database import Database
 from core.errors import BadSettings, GadflyError, StoreUnavailable
 from core.settings import Settings
-from service import logs
 from service.app import create_app
 
 log = structlog.get_logger(__name__)
@@ -21,6 +23,7 @@ _DRAIN_S = 30
 _KEEP_ALIVE_S = 65  # longer than common proxies keep theirs, so that they never write to a closed one
 _WAIT_FOR_DATABASE_S = 60.0
 _EXIT_BAD_SETTINGS = 2
+_EXIT_NOT_STARTED = 3
 
 
 async def refuse_open_door(settings: Settings) -> None:
@@ -64,6 +67,18 @@ def server_options(settings: Settings) -> dict[str, Any]:
     }
 
 
+class Server(uvicorn.Server):
+    """Ends the streams that would go on for ever before it waits for what is under way."""
+
+    def __init__(self, app: FastAPI, options: dict[str, Any]) -> None:
+        super().__init__(uvicorn.Config(app, **options))
+        self._app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._app.state.service.runs.stop_following()
+        await super().shutdown(sockets)
+
+
 def main() -> None:
     try:
         settings = Settings.load()
@@ -74,7 +89,11 @@ def main() -> None:
         print(f"gadfly service: {error}", file=sys.stderr)
         # 2: trying again will not help.
         raise SystemExit(_EXIT_BAD_SETTINGS if isinstance(error, BadSettings) else 1) from None
-    uvicorn.run(app, **server_options(settings))
+    server = Server(app, server_options(settings))
+    with suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        raise SystemExit(_EXIT_NOT_STARTED)
 
 
 if __name__ == "__main__":

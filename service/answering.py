@@ -7,26 +7,41 @@ import asyncio
 import hashlib
 import json
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
+import structlog
+
+from core.adapters import BadAdapter
 from core.concurrency import gather
 from core.critique import critique, majority_verdict, supplied_critique
 from core.engine import EnginePool, Sampling
-from core.errors import BadInput, NotFound, StoreUnavailable, TooBusy, UnreadableReference
+from core.errors import (
+    AdapterRefused,
+    BadInput,
+    EngineUnavailable,
+    NotFound,
+    StoreUnavailable,
+    UnreadableReference,
+)
 from core.grading import Grade, Grader
 from core.prompts import PromptSet
+from core.questions import question_hash
 from core.records import CriticVersion, Critique, Feedback, FeedbackSource, Interaction, Kind, Usage, new_id, now
 from core.refinement import Chain, OnPiece, Role, refine_chain
 from core.settings import Settings
+from core.voting import group_by_answer
 from service.critics import Critics
+from service.leases import Leases
+from service.loading import Loader
 from service.metrics import Metrics
 from service.recorder import Recorder
 from service.wire import CritiqueRequest, FeedbackRequest, Options, RefineRequest
+
+log = structlog.get_logger(__name__)
 
 _SEED_STRIDE = 7_919  # distance between the seeds of two samples of one /refine
 
@@ -39,12 +54,13 @@ class Prepared:
     episode_id: UUID
     key_id: UUID | None
     critic: CriticVersion
+    is_named: bool  # the request names this version, and not only what it stands for
     sampling: Sampling
     first_critique: Critique | None = None
 
 
 class Answerer:
-    """Everything that answering needs, and how many answers of each critic version are at work (leases)."""
+    """Everything that answering needs."""
 
     def __init__(
         self,
@@ -56,6 +72,8 @@ class Answerer:
         grader: Grader,
         recorder: Recorder,
         metrics: Metrics,
+        loader: Loader,
+        leases: Leases,
     ) -> None:
         self._settings = settings
         self._engines = engines
@@ -64,7 +82,8 @@ class Answerer:
         self._grader = grader
         self._recorder = recorder
         self._metrics = metrics
-        self.leases: Counter[int] = Counter()
+        self._loader = loader
+        self.leases = leases
 
     def check_limits(self, body: Options | FeedbackRequest) -> None:
         """Refuse what the settings do not allow.
@@ -101,13 +120,14 @@ class Answerer:
         Raises:
             BadInput: a reference that cannot be read, or an episode about another question.
             NotFound: no such critic, or no such critique for this caller.
-            StoreUnavailable: the database is away and the request refers to something in it.
+            StoreUnavailable: the database is away and the request refers to something in it; or to an episode that may
+                still wait for it.
         """
         if body.reference is not None:
             await self._grader.check_reference(body.reference)
         pinned = None
         if body.episode_id is not None:
-            pinned = await self._critics.pinned(body.episode_id, question=body.question, scope=scope)
+            pinned = await self._pinned(body.episode_id, question=body.question, scope=scope)
         choice = pinned if pinned is not None and body.critic == "live" else body.critic
         critic = await self._critics.resolve(choice)
         first_critique = None
@@ -121,6 +141,7 @@ class Answerer:
             episode_id=body.episode_id or new_id(),
             key_id=key_id,
             critic=critic,
+            is_named=isinstance(body.critic, int),
             sampling=Sampling(
                 n=body.n if isinstance(body, CritiqueRequest) else 1,
                 temperature=self._temperature(body),
@@ -138,6 +159,25 @@ class Answerer:
                 raise StoreUnavailable("this critique may still wait to be stored; try again in a moment") from None
             raise
 
+    async def _pinned(self, episode_id: UUID, *, question: str, scope: UUID | None) -> int | None:
+        """`Critics.pinned`, of an episode that waits in the spool too.
+
+        Raises:
+            StoreUnavailable: records wait in the spool, and it may be that its own is on the way to the database.
+        """
+        may_wait = self._recorder.spooled > 0  # asked first: what waited may be in the database by then
+        spooled = await self._recorder.lookup_episode(episode_id)
+        if spooled is not None:
+            if scope not in (None, spooled.key_id):
+                raise NotFound(f"there is no episode {episode_id} of yours")
+            if question_hash(spooled.question) != question_hash(question):
+                raise BadInput("this episode is about another question", field="episode_id")
+            return spooled.critic_version
+        pinned = await self._critics.pinned(episode_id, question=question, scope=scope)
+        if pinned is None and may_wait:
+            raise StoreUnavailable("this episode may still wait to be stored; try again in a moment")
+        return pinned
+
     def _temperature(self, body: Options | FeedbackRequest) -> float:
         given = getattr(body, "temperature", None)
         return self._settings.temperature if given is None else given
@@ -152,7 +192,7 @@ class Answerer:
             assert on_piece is not None
             await on_piece(Role.CRITIQUE, 0, sample, text)
 
-        async with self._lease(prepared.critic):
+        async with self._lease(prepared):
             critiques = await critique(
                 self._engines,
                 self._prompts,
@@ -181,7 +221,7 @@ class Answerer:
         """Rewrite one answer with the critic's help, and keep it. Returns once the record is durable."""
         started = time.perf_counter()
         actor = replace(prepared.sampling, temperature=body.refine_temperature)
-        async with self._lease(prepared.critic):
+        async with self._lease(prepared):
             chains = await gather(
                 *(
                     refine_chain(
@@ -271,22 +311,10 @@ class Answerer:
         return grades
 
     async def _vote(self, chains: Sequence[Chain]) -> tuple[Chain, int]:
-        """The first chain of those that end with the commonest answer, and how many they are: MV@K.
-
-        Answers that no rule can read count as the same when their texts are.
-        """
-        groups: list[list[Chain]] = []
-        for chain in chains:
-            # A head that no rule can read is no reference, and equals only itself.
-            grades = await self._grader.grade_all([(chain.text, group[0].text) for group in groups])
-            for group, grade in zip(groups, grades, strict=True):
-                if grade is Grade.RIGHT or chain.text == group[0].text:
-                    group.append(chain)
-                    break
-            else:
-                groups.append([chain])
+        """The first chain of those that end with the commonest answer, and how many they are: MV@K."""
+        groups = await group_by_answer(self._grader, [chain.text for chain in chains])
         commonest = max(groups, key=len)  # max keeps the first of equals
-        return commonest[0], len(commonest)
+        return chains[commonest[0]], len(commonest)
 
     def _record(self, kind: Kind, body: Options, prepared: Prepared, fingerprint: str | None) -> Interaction:
         return Interaction(
@@ -326,17 +354,24 @@ class Answerer:
         self._metrics.observe(interaction)
 
     @asynccontextmanager
-    async def _lease(self, critic: CriticVersion) -> AsyncIterator[None]:
-        if self.leases.total() >= self._settings.max_in_flight:
-            raise TooBusy(f"{self._settings.max_in_flight} requests are at work already")
-        gauge = self._metrics.in_flight.labels(str(critic.version))
-        self.leases[critic.version] += 1
-        gauge.inc()
-        try:
-            yield
-        finally:
-            self.leases[critic.version] -= 1
-            gauge.dec()
+    async def _lease(self, prepared: Prepared) -> AsyncIterator[None]:
+        """Keep a critic for a request, and have it served first where it is not: of an episode from before a swap.
+
+        Raises:
+            EngineUnavailable: no engine serves it as it was published; nothing that this caller could mend.
+            AdapterRefused, BadAdapter: the same, of a critic that the caller chose by its number.
+        """
+        critic = prepared.critic
+        is_live = critic.version == self._critics.known_live
+        with self.leases.take(critic.version, is_pinned=not is_live):
+            try:
+                await self._loader.ready(critic)
+                yield
+            except (AdapterRefused, BadAdapter) as error:
+                if prepared.is_named and not is_live:
+                    raise
+                log.warning("critic_cannot_answer", critic=critic.engine_name, reason=str(error))
+                raise EngineUnavailable(f"no engine serves critic {critic.version} as it was published") from error
 
 
 def fingerprint_of(body: Options) -> str:

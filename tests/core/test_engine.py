@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from core.engine import Engine, EnginePool, Sampling
-from core.errors import BadInput, EngineError, EngineTimeout, EngineUnavailable, PromptTooLong
+from core.errors import AdapterRefused, BadInput, EngineError, EngineTimeout, EngineUnavailable, PromptTooLong
 from core.prompts import Message, Prompt
 
 PROMPT = Prompt((Message("user", "2 + 2?"),))
@@ -218,3 +218,52 @@ async def test_a_pool_spreads_what_is_asked_at_once() -> None:
     assert counts == [5, 5]
     release.set()
     await asyncio.gather(*tasks)
+
+
+class Forgetful:
+    """An engine that serves an adapter once it was restored."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.restored: list[str] = []
+        self.engine = engine(self._answer)
+
+    def _answer(self, request: httpx.Request) -> httpx.Response:
+        self.asked += 1
+        if not self.restored:
+            return httpx.Response(404, json={"error": {"message": "The model does not exist."}})
+        return httpx.Response(200, json=ANSWER)
+
+    async def restore(self, lacking: Engine, name: str) -> None:
+        assert lacking is self.engine
+        self.restored.append(name)
+
+
+async def test_a_request_waits_until_an_engine_serves_its_adapter_again() -> None:
+    forgetful = Forgetful()
+    pool = EnginePool([forgetful.engine])
+    with pytest.raises(EngineUnavailable, match="does not serve this now"):
+        await pool.chat(PROMPT, model="critic@3", sampling=ONE)
+    pool.restore = forgetful.restore
+    [reply] = await pool.chat(PROMPT, model="critic@3", sampling=ONE)
+    assert reply.text == "4"
+    assert (forgetful.restored, forgetful.asked) == (["critic@3"], 3)
+    assert forgetful.engine.full_until == 0.0
+
+
+async def test_an_engine_that_serves_it_is_asked_before_one_is_restored() -> None:
+    forgetful = Forgetful()
+    pool = EnginePool([forgetful.engine, engine(lambda _: httpx.Response(200, json=ANSWER))])
+    pool.restore = forgetful.restore
+    await pool.chat(PROMPT, model="critic@3", sampling=ONE)
+    assert (forgetful.restored, forgetful.asked) == ([], 1)
+
+
+async def test_why_an_adapter_cannot_be_served_again_is_the_answer() -> None:
+    async def refuse(lacking: Engine, name: str) -> None:
+        raise AdapterRefused(f"{name} is spoilt")
+
+    pool = EnginePool([Forgetful().engine])
+    pool.restore = refuse
+    with pytest.raises(AdapterRefused, match="critic@3 is spoilt"):
+        await pool.chat(PROMPT, model="critic@3", sampling=ONE)

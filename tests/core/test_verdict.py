@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.verdict import Verdict, parse_critique
+from core.verdict import Verdict, count_verdicts, parse_critique
 
 FINAL = "Correctness of the final answer"
 STEPS = """Step sentence: 2 + 2 = 5
@@ -87,3 +87,11 @@ def test_hostile_text_is_read_in_linear_time(text: str) -> None:
     started = time.process_time()
     parse_critique(text)
     assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("", 0), (STEPS, 0), (f"{FINAL}: Correct", 1), (f"{FINAL}: Correct\n**{FINAL}**: hmm", 2), (f"{FINAL}:\n" * 3, 3)],
+)
+def test_counts_verdict_lines(text: str, count: int) -> None:
+    assert count_verdicts(text) == count

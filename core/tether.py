@@ -8,8 +8,14 @@ import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
+
+
+def tether() -> list[str]:
+    """What to put before a program's arguments so that it ends when this process ends, however it ends."""
+    return [sys.executable, "-I", "-S", str(Path(__file__)), str(os.getpid())]
 
 
 def main(parent: int, program: list[str]) -> None:

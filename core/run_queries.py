@@ -1,0 +1,511 @@
+"""All SQL about training: what there is to learn from, runs, their events, and the job that does the work."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, case, func, select, text, type_coerce, update
+from sqlalchemy.dialects.postgresql import JSONB, distinct_on, insert
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import aliased, defer
+
+from core.errors import Conflict, NotFound
+from core.grading import Grade
+from core.queries import to_critic_version
+from core.records import CriticVersion, FeedbackSource, Split, new_id, now
+from core.tables import (
+    CriticVersionRow,
+    FeedbackRow,
+    InteractionRow,
+    QuestionRow,
+    RunEventRow,
+    TrainingRunRow,
+)
+from core.training import EventKind, GateOutcome, Progress, Run, RunEvent, RunStatus, TrainConfig, Trigger
+
+TRAINING_ROLE = "gadfly_training"
+"""The database role that training code works as: row security hides held-out rows from it."""
+
+QUEUE = "training"
+TASK = "train"
+
+_NO_RUN = "there is no training run {}"
+
+
+# ----------------------------------------------------------------------------------------------- what there is to learn
+
+
+class LabelSource(StrEnum):
+    """Who says whether an answer is right."""
+
+    PERSON = "person"  # feedback with `correct`
+    IMPORT = "import"  # an imported row with `correct`
+    REFERENCE = "reference"  # the answer was graded against a reference
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelledAnswer:
+    """An answer that somebody gave to a question, and whether it is right."""
+
+    interaction_id: UUID
+    question_hash: bytes
+    question: str
+    response: str
+    is_right: bool
+    source: LabelSource
+    reference: str | None  # the newest known; with it the answer also serves stage II
+
+
+async def labelled_answers(session: AsyncSession, split: Split, *, limit: int) -> list[LabelledAnswer]:
+    """Answers whose label is known, the newest first, each text once per question; of at most `limit` questions.
+
+    What was said about an answer counts more than its grade against a reference, the newest word more than an older,
+    also where it was said about another interaction with the same text. Grades are kept up to date when a newer
+    reference comes in.
+    """
+    said = (
+        select(FeedbackRow.interaction_id, FeedbackRow.correct, FeedbackRow.source, FeedbackRow.created_at)
+        .ext(distinct_on(FeedbackRow.interaction_id))
+        .where(FeedbackRow.correct.is_not(None))
+        .order_by(FeedbackRow.interaction_id, FeedbackRow.created_at.desc(), FeedbackRow.id.desc())
+        .subquery()
+    )
+    referred = (
+        select(FeedbackRow.interaction_id, FeedbackRow.reference)
+        .ext(distinct_on(FeedbackRow.interaction_id))
+        .where(FeedbackRow.reference.is_not(None))
+        .order_by(FeedbackRow.interaction_id, FeedbackRow.created_at.desc(), FeedbackRow.id.desc())
+        .subquery()
+    )
+    questions = (
+        select(InteractionRow.question_hash)
+        .join(QuestionRow, QuestionRow.hash == InteractionRow.question_hash)
+        .outerjoin(said, said.c.interaction_id == InteractionRow.id)
+        .where(QuestionRow.split == split, _is_labelled(said.c.correct))
+        .group_by(InteractionRow.question_hash)
+        .order_by(func.max(InteractionRow.created_at).desc(), InteractionRow.question_hash)
+        .limit(limit)
+    )
+    rows = await session.execute(
+        select(
+            InteractionRow.id,
+            InteractionRow.question_hash,
+            InteractionRow.question,
+            InteractionRow.response,
+            InteractionRow.grade,
+            func.coalesce(referred.c.reference, InteractionRow.reference).label("reference"),
+            said.c.correct,
+            said.c.source,
+            said.c.created_at.label("said_at"),
+        )
+        .outerjoin(said, said.c.interaction_id == InteractionRow.id)
+        .outerjoin(referred, referred.c.interaction_id == InteractionRow.id)
+        .where(InteractionRow.question_hash.in_(questions), _is_labelled(said.c.correct))
+        .order_by(InteractionRow.created_at.desc(), InteractionRow.id.desc())
+    )
+    found: dict[tuple[bytes, str], LabelledAnswer] = {}
+    newest_word: dict[tuple[bytes, str], datetime] = {}
+    for row in rows:
+        same = (row.question_hash, row.response.strip())
+        if row.correct is None:
+            source, is_right = LabelSource.REFERENCE, row.grade is Grade.RIGHT
+        else:
+            by_import = row.source is FeedbackSource.IMPORT
+            source, is_right = (LabelSource.IMPORT if by_import else LabelSource.PERSON), row.correct
+        newer = found.get(same)
+        if newer is None:
+            found[same] = LabelledAnswer(
+                interaction_id=row.id,
+                question_hash=row.question_hash,
+                question=row.question,
+                response=row.response,
+                is_right=is_right,
+                source=source,
+                reference=row.reference,
+            )
+        else:
+            found[same] = replace(newer, reference=newer.reference or row.reference)
+        if row.said_at is not None and (same not in newest_word or row.said_at > newest_word[same]):
+            newest_word[same] = row.said_at
+            found[same] = replace(found[same], is_right=is_right, source=source)
+    return list(found.values())
+
+
+async def has_labels(session: AsyncSession, split: Split, *, with_reference: bool = False) -> bool:
+    """Whether any answer of this side is labelled (and a reference for it known)."""
+    words = select(FeedbackRow.id).where(FeedbackRow.interaction_id == InteractionRow.id)
+    statement = (
+        select(InteractionRow.id)
+        .join(QuestionRow, QuestionRow.hash == InteractionRow.question_hash)
+        .where(
+            QuestionRow.split == split,
+            InteractionRow.grade.is_not(None) | words.where(FeedbackRow.correct.is_not(None)).exists(),
+        )
+        .limit(1)
+    )
+    if with_reference:
+        statement = statement.where(
+            InteractionRow.reference.is_not(None) | words.where(FeedbackRow.reference.is_not(None)).exists()
+        )
+    return await session.scalar(statement) is not None
+
+
+def _is_labelled(correct: ColumnElement[bool | None]) -> ColumnElement[bool]:
+    return correct.is_not(None) | InteractionRow.grade.is_not(None)
+
+
+async def count_new_labels(session: AsyncSession) -> int:
+    """Labelled train-split answers whose label came after the newest run was asked for."""
+    since = select(func.max(TrainingRunRow.created_at)).scalar_subquery()
+    newest_word = (
+        select(FeedbackRow.interaction_id, func.max(FeedbackRow.created_at).label("at"))
+        .where(FeedbackRow.correct.is_not(None) | FeedbackRow.reference.is_not(None))
+        .group_by(FeedbackRow.interaction_id)
+        .subquery()
+    )
+    labelled_at = func.greatest(
+        newest_word.c.at,
+        case(
+            # An imported row keeps its own time, which may be years ago; its question was stored when it came.
+            (InteractionRow.grade.is_not(None), func.greatest(InteractionRow.created_at, QuestionRow.created_at)),
+            else_=None,
+        ),
+    )
+    count = await session.scalar(
+        select(func.count())
+        .select_from(InteractionRow)
+        .join(QuestionRow, QuestionRow.hash == InteractionRow.question_hash)
+        .outerjoin(newest_word, newest_word.c.interaction_id == InteractionRow.id)
+        .where(QuestionRow.split == Split.TRAIN, labelled_at > func.coalesce(since, text("'-infinity'::timestamptz")))
+    )
+    return count or 0
+
+
+# ----------------------------------------------------------------------------------------------------------------- runs
+
+
+@dataclass(frozen=True, slots=True)
+class Requested:
+    """A run that was asked for; `is_repeat` when its request id had asked for it before."""
+
+    run: Run
+    is_repeat: bool
+
+
+async def request_run(
+    session: AsyncSession,
+    *,
+    config: TrainConfig,
+    trigger: Trigger,
+    key_id: UUID | None = None,
+    request_id: str | None = None,
+    reproduces: UUID | None = None,
+) -> Requested:
+    """Store a run and put its job into the queue, in one transaction.
+
+    Raises:
+        Conflict: the request id stands for a run with another config.
+    """
+    id = new_id()
+    values = {
+        "id": id,
+        "status": RunStatus.QUEUED,
+        "trigger": trigger,
+        "created_at": now(),
+        "key_id": key_id,
+        "request_id": request_id,
+        "config": config.model_dump(mode="json"),
+        "reproduces": reproduces,
+        "attempt": 0,
+        "step": 0,
+        "steps": config.steps,
+    }
+    statement = insert(TrainingRunRow).values(values)
+    if request_id is not None:
+        statement = statement.on_conflict_do_nothing(
+            index_elements=[TrainingRunRow.request_id, TrainingRunRow.key_id],
+            index_where=TrainingRunRow.request_id.is_not(None),
+        )
+    inserted = await session.scalar(statement.returning(TrainingRunRow.id))
+    if inserted is None:
+        row = await session.scalar(
+            select(TrainingRunRow).where(
+                TrainingRunRow.request_id == request_id, TrainingRunRow.key_id.is_not_distinct_from(key_id)
+            )
+        )
+        assert row is not None
+        run = await read_run(session, row.id)
+        if run.config != config:
+            raise Conflict(f"the request id {request_id!r} stands for a run with another config")
+        return Requested(run, True)
+    await append_event(session, id, EventKind.STATUS, {"status": RunStatus.QUEUED.value})
+    await enqueue_run(session, id)
+    return Requested(await read_run(session, id), False)
+
+
+async def enqueue_run(session: AsyncSession, run_id: UUID) -> None:
+    """Put a run's job into the queue, in this transaction. The lock lets one run work at a time, whoever asked."""
+    await session.execute(
+        text(
+            "SELECT procrastinate_defer_jobs_v1(ARRAY[ROW(CAST(:queue AS varchar), CAST(:task AS varchar), 0,"
+            " CAST(:lock AS text), CAST(:queueing_lock AS text), jsonb_build_object('run_id', CAST(:run_id AS text)),"
+            " NULL::timestamptz)::procrastinate_job_to_defer_v1])"
+        ),
+        {"queue": QUEUE, "task": TASK, "lock": QUEUE, "queueing_lock": f"run {run_id}", "run_id": str(run_id)},
+    )
+
+
+async def enqueue_lost_runs(session: AsyncSession) -> list[UUID]:
+    """Give a job to every unfinished run that has none: its worker was stopped, or its job was removed by hand."""
+    lost = await session.scalars(
+        text(
+            "SELECT id FROM training_runs AS run WHERE status IN ('queued', 'running') AND NOT EXISTS (SELECT FROM"
+            " procrastinate_jobs AS job WHERE job.queueing_lock = 'run ' || run.id AND job.status IN ('todo', 'doing'))"
+            " ORDER BY id FOR UPDATE SKIP LOCKED"
+        )
+    )
+    found = list(lost)
+    for run_id in found:
+        await enqueue_run(session, run_id)
+    return found
+
+
+async def read_run(session: AsyncSession, id: UUID) -> Run:
+    """One run.
+
+    Raises:
+        NotFound: there is none.
+    """
+    found = (await session.execute(_runs().where(TrainingRunRow.id == id))).one_or_none()
+    if found is None:
+        raise NotFound(_NO_RUN.format(id))
+    return _to_run(*found)
+
+
+async def list_runs(session: AsyncSession, *, limit: int, before: UUID | None = None) -> list[Run]:
+    """Runs without their manifests, which are long, the newest first; those older than the run `before`, if given."""
+    statement = _runs().order_by(TrainingRunRow.id.desc()).limit(limit)  # ids are in order of creation
+    if before is not None:
+        statement = statement.where(TrainingRunRow.id < before)
+    rows = await session.execute(statement.options(defer(TrainingRunRow.manifest, raiseload=True)))
+    return [_to_run(*row, with_manifest=False) for row in rows]
+
+
+async def run_status(session: AsyncSession, id: UUID) -> RunStatus:
+    """How one run stands.
+
+    Raises:
+        NotFound: there is none.
+    """
+    status = await session.scalar(select(TrainingRunRow.status).where(TrainingRunRow.id == id))
+    if status is None:
+        raise NotFound(_NO_RUN.format(id))
+    return status
+
+
+async def unfinished_runs(session: AsyncSession) -> list[Run]:
+    """Runs that wait or are at work, the oldest first."""
+    statement = _runs().where(TrainingRunRow.status.in_([RunStatus.QUEUED, RunStatus.RUNNING]))
+    return [_to_run(*row) for row in await session.execute(statement.order_by(TrainingRunRow.id))]
+
+
+async def begin_run(session: AsyncSession, id: UUID) -> Run:
+    """Note that the work of a run begins, for the first time or again. A run that is over is returned as it is."""
+    attempt = await session.scalar(
+        update(TrainingRunRow)
+        .where(TrainingRunRow.id == id, TrainingRunRow.status.in_([RunStatus.QUEUED, RunStatus.RUNNING]))
+        .values(
+            status=RunStatus.RUNNING,
+            attempt=TrainingRunRow.attempt + 1,
+            started_at=func.coalesce(TrainingRunRow.started_at, func.clock_timestamp()),
+        )
+        .returning(TrainingRunRow.attempt)
+    )
+    if attempt is not None:
+        await append_event(session, id, EventKind.STATUS, {"status": RunStatus.RUNNING.value, "attempt": attempt})
+    return await read_run(session, id)
+
+
+async def finish_run(session: AsyncSession, id: UUID, status: RunStatus, *, error: str | None = None) -> bool:
+    """End a run. False when it was over already."""
+    ended = await session.scalar(
+        update(TrainingRunRow)
+        .where(TrainingRunRow.id == id, TrainingRunRow.status.in_([RunStatus.QUEUED, RunStatus.RUNNING]))
+        .values(status=status, error=error, finished_at=func.clock_timestamp(), eta_s=None)
+        .returning(TrainingRunRow.id)
+    )
+    if ended is not None:
+        await append_event(session, id, EventKind.STATUS, {"status": status.value, "error": error})
+    return ended is not None
+
+
+async def request_cancel(session: AsyncSession, id: UUID) -> Run:
+    """Ask for a run's end. One that waits ends here, one at work is ended by whoever does it.
+
+    Raises:
+        NotFound: there is none.
+        Conflict: it is over.
+    """
+    row = await session.get(TrainingRunRow, id, with_for_update=True)
+    if row is None:
+        raise NotFound(_NO_RUN.format(id))
+    if row.status.is_over:
+        raise Conflict(f"the run {id} is over: {row.status.value}")
+    row.cancel_requested_at = row.cancel_requested_at or now()
+    await session.flush()
+    if row.status is RunStatus.QUEUED:
+        await finish_run(session, id, RunStatus.CANCELLED)
+        await session.refresh(row)
+    return await read_run(session, id)
+
+
+async def seconds_per_step(session: AsyncSession, config: TrainConfig) -> float | None:
+    """What a rollout step took on average in the newest run with steps of the same size, in seconds; None if none."""
+    size = config.model_dump(
+        mode="json",
+        include={"prompts_per_step", "samples_per_prompt", "max_critique_tokens", "max_answer_tokens", "inner_epochs"},
+    )
+    newest = (
+        select(TrainingRunRow.id)
+        .join(RunEventRow, RunEventRow.run_id == TrainingRunRow.id)
+        .where(type_coerce(TrainingRunRow.config, JSONB).contains(size), RunEventRow.kind == EventKind.STEP)
+        .order_by(TrainingRunRow.id.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    return await session.scalar(
+        select(func.avg(type_coerce(RunEventRow.data, JSONB)["seconds"].as_float())).where(
+            RunEventRow.run_id == newest, RunEventRow.kind == EventKind.STEP
+        )
+    )
+
+
+async def is_cancel_requested(session: AsyncSession, id: UUID) -> bool:
+    """Whether somebody asked for a run's end."""
+    statement = select(TrainingRunRow.cancel_requested_at.is_not(None)).where(TrainingRunRow.id == id)
+    return bool(await session.scalar(statement))
+
+
+async def refuse_cancelled(session: AsyncSession, id: UUID) -> None:
+    """Hold a run in this transaction, so that a cancellation comes before what is done here or after it.
+
+    Raises:
+        Conflict: it was cancelled.
+    """
+    row = await session.get(TrainingRunRow, id, with_for_update=True, populate_existing=True)
+    if row is None or row.cancel_requested_at is not None:
+        raise Conflict("the run was cancelled")
+
+
+async def save_progress(session: AsyncSession, id: UUID, progress: Progress) -> None:
+    await session.execute(update(TrainingRunRow).where(TrainingRunRow.id == id).values(**asdict(progress)))
+
+
+async def save_manifest(session: AsyncSession, id: UUID, manifest: dict[str, Any]) -> None:
+    await session.execute(update(TrainingRunRow).where(TrainingRunRow.id == id).values(manifest=manifest))
+
+
+async def save_gate(session: AsyncSession, id: UUID, outcome: GateOutcome, report: dict[str, Any]) -> None:
+    await session.execute(update(TrainingRunRow).where(TrainingRunRow.id == id).values(outcome=outcome, gate=report))
+
+
+def _runs() -> Any:
+    published = aliased(CriticVersionRow)
+    return select(TrainingRunRow, published.version).outerjoin(published, published.run_id == TrainingRunRow.id)
+
+
+def _to_run(row: TrainingRunRow, version: int | None, *, with_manifest: bool = True) -> Run:
+    return Run(
+        id=row.id,
+        status=row.status,
+        trigger=row.trigger,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        key_id=row.key_id,
+        request_id=row.request_id,
+        config=TrainConfig.model_validate(row.config),
+        reproduces=row.reproduces,
+        attempt=row.attempt,
+        cancel_requested_at=row.cancel_requested_at,
+        progress=Progress(stage=row.stage, step=row.step, steps=row.steps, eta_s=row.eta_s),
+        manifest=row.manifest if with_manifest else None,
+        gate=row.gate,
+        outcome=row.outcome,
+        version=version,
+        error=row.error,
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------- events
+
+
+async def append_event(session: AsyncSession, run_id: UUID, kind: EventKind, data: dict[str, Any]) -> None:
+    """Add to what happened in a run.
+
+    One writer at a time: ids then become visible in their order, and whoever reads on after an id misses nothing.
+    """
+    await session.execute(select(TrainingRunRow.id).where(TrainingRunRow.id == run_id).with_for_update(key_share=True))
+    await session.execute(
+        insert(RunEventRow).values(run_id=run_id, created_at=func.clock_timestamp(), kind=kind, data=data)
+    )
+
+
+async def events_after(session: AsyncSession, run_id: UUID, *, after: int, limit: int = 500) -> list[RunEvent]:
+    """A run's events with an id above `after`, in order."""
+    rows = await session.scalars(
+        select(RunEventRow)
+        .where(RunEventRow.run_id == run_id, RunEventRow.id > after)
+        .order_by(RunEventRow.id)
+        .limit(limit)
+    )
+    return [
+        RunEvent(id=row.id, run_id=row.run_id, created_at=row.created_at, kind=row.kind, data=row.data) for row in rows
+    ]
+
+
+# ----------------------------------------------------------------------------------------------------------- publishing
+
+
+async def insert_critic(
+    session: AsyncSession,
+    *,
+    run_id: UUID,
+    parent: int,
+    base_model: str,
+    prompt_set: str,
+    adapter_path: str,
+    adapter_sha256: str,
+) -> CriticVersion:
+    """The next version, made by a run. A run makes one: a repeat returns it."""
+    await session.execute(text("LOCK TABLE critic_versions IN SHARE ROW EXCLUSIVE MODE"))  # one number after another
+    known = await session.scalar(select(CriticVersionRow).where(CriticVersionRow.run_id == run_id))
+    if known is None:
+        newest = await session.scalar(select(func.max(CriticVersionRow.version)))
+        known = CriticVersionRow(
+            version=(newest or 0) + 1,
+            parent=parent,
+            base_model=base_model,
+            adapter_path=adapter_path,
+            adapter_sha256=adapter_sha256,
+            created_at=now(),
+            run_id=run_id,
+            prompt_set=prompt_set,
+        )
+        session.add(known)
+        await session.flush()
+        await append_event(
+            session, run_id, EventKind.PUBLISHED, {"version": known.version, "adapter_sha256": adapter_sha256}
+        )
+    return to_critic_version(known)
+
+
+def source_counts(answers: Sequence[LabelledAnswer]) -> dict[str, int]:
+    """How many answers each label source gave."""
+    counts = dict.fromkeys((source.value for source in LabelSource), 0)
+    for answer in answers:
+        counts[answer.source.value] += 1
+    return counts
