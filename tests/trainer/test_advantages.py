@@ -1,0 +1,62 @@
+"""Numbers worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from trainer.advantages import advantages, leave_one_out, returns_to_go, token_rewards, whiten
+
+
+def test_leave_one_out() -> None:
+    # Group 1: 1 - (0 + 0 + 1)/3 = 2/3, 0 - (1 + 0 + 1)/3 = -2/3. Group 2: equal scores. Group 3: 1.2 - 0.2.
+    scores = torch.tensor([1.0, 0.0, 0.0, 1.0, 0.7, 0.7, 0.7, 1.2, 0.2], dtype=torch.float64)
+    expected = [2 / 3, -2 / 3, -2 / 3, 2 / 3, 0, 0, 0, 1.0, -1.0]
+    assert leave_one_out(scores, [4, 3, 2]).tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_group_of_one_has_no_baseline() -> None:
+    with pytest.raises(ValueError, match="two replies"):
+        leave_one_out(torch.tensor([1.0, 2.0, 3.0]), [2, 1])
+
+
+def test_the_score_is_the_last_tokens_and_kl_everyones() -> None:
+    rewards = token_rewards(
+        torch.tensor([2.0, -1.0]), torch.tensor([0.5, -0.5, 1.0, 3.0]), lengths_R=[3, 1], kl_coefficient=0.1
+    )
+    # -0.1 x 0.5, -0.1 x -0.5, 2 - 0.1 x 1 | -1 - 0.1 x 3
+    assert rewards.tolist() == pytest.approx([-0.05, 0.05, 1.9, -1.3])
+
+
+def test_a_return_is_what_is_still_to_come_in_its_own_reply() -> None:
+    rewards = torch.tensor([-0.05, 0.05, 1.9, -1.3], dtype=torch.float64)
+    assert returns_to_go(rewards, [3, 1]).tolist() == pytest.approx([1.9, 1.95, 1.9, -1.3])
+
+
+def test_whitening_has_mean_0_and_variance_1() -> None:
+    # 1, 3, 5: mean 3, variance (4 + 0 + 4) / 3 = 8/3.
+    found = whiten(torch.tensor([1.0, 3.0, 5.0], dtype=torch.float64))
+    assert found.tolist() == pytest.approx([-2 / math.sqrt(8 / 3), 0.0, 2 / math.sqrt(8 / 3)])
+    assert whiten(torch.full((4,), 2.5)).tolist() == [0.0] * 4
+
+
+def test_all_together() -> None:
+    # Two groups of two. Scores 1, 0 -> a = 1, -1; scores 0.5, 0.5 -> a = 0, 0. KL of each token, coefficient 0.5:
+    # reply 1: 0.2, 0.4 -> rewards -0.1, 0.8 -> returns 0.7, 0.8
+    # reply 2: 0      -> reward -1 -> return -1
+    # reply 3: 1.0    -> reward -0.5 -> return -0.5: a group of equal scores still pays for KL
+    # reply 4: 0      -> 0
+    # Mean of 0.7, 0.8, -1, -0.5, 0 is 0; squares 0.49, 0.64, 1, 0.25, 0: variance 2.38 / 5 = 0.476.
+    logprobs = torch.tensor([-1.0, -1.0, -1.0, -1.0, -1.0])
+    anchor = logprobs - torch.tensor([0.2, 0.4, 0.0, 1.0, 0.0])
+    found = advantages(
+        torch.tensor([1.0, 0.0, 0.5, 0.5]),
+        logprobs,
+        anchor,
+        group_sizes=[2, 2],
+        lengths_R=[2, 1, 1, 1],
+        kl_coefficient=0.5,
+    )
+    deviation = math.sqrt(0.476)
+    expected = [0.7 / deviation, 0.8 / deviation, -1 / deviation, -0.5 / deviation, 0.0]
+    assert found.tolist() == pytest.approx(expected, abs=1e-6)

@@ -1,0 +1,56 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from core.adapters import WEIGHTS
+from tests.trainer.policies import policy_of
+from tests.trainer.test_learner import CONFIG, rows
+from tests.trainer.two_processes import PROMPT
+from trainer.learner import Learner
+from trainer.policy import Policy
+
+REPOSITORY = Path(__file__).parents[2]
+Metrics = list[dict[str, float]]
+
+
+@pytest.fixture(scope="module")
+def alone(model: Path) -> tuple[Policy, Metrics]:
+    """What one process comes to."""
+    policy = policy_of(model)
+    learner = Learner(policy, CONFIG, kl_coefficient=0.05)
+    return policy, [learner.update(rows(step), step) for step in range(3)]
+
+
+@pytest.mark.parametrize("kind", ["whole", "fsdp"])
+def test_two_processes_do_what_one_does(model: Path, tmp_path: Path, alone: tuple[Policy, Metrics], kind: str) -> None:
+    """Over gloo on CPU, through a save and a load; unequal shares are part of it: minibatches of three groups."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "accelerate.commands.launch"),
+            *("--multi_gpu", "--num_processes", "2", "--num_machines", "1"),  # multi_gpu: how it says torchrun
+            *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+            *("--module", "tests.trainer.two_processes", str(model), str(tmp_path), kind),
+        ],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    policy, metrics = alone
+    found = load_file(tmp_path / "end" / "policy" / WEIGHTS)
+    assert set(found) == set(policy.weights)
+    for name, weight in policy.weights.items():
+        torch.testing.assert_close(found[name], weight.detach(), atol=1e-6, rtol=0)
+    for one, two in zip(metrics, json.loads((tmp_path / "metrics.json").read_text()), strict=True):
+        assert {**two, "seconds": 0} == pytest.approx({**one, "seconds": 0}, rel=1e-3, abs=1e-6)
+    said = policy.greedy(PROMPT, 8)
+    tokens, logprobs = json.loads((tmp_path / "greedy.json").read_text())
+    assert tuple(tokens) == said.tokens
+    assert logprobs == pytest.approx(said.logprobs, abs=1e-4)
