@@ -1,0 +1,203 @@
+"""Statistics of a step by hand, and when each alarm goes off."""
+
+import json
+import math
+
+import pytest
+
+from core.training import AlarmLimits
+from trainer.alarms import Alarm, Alarms, ScoredCritique, step_examples, step_statistics
+
+FINAL = "Correctness of the final answer:"
+
+
+def critique(
+    group: int, text: str, *, was_right: bool, score: float = 0.0, tokens: int = 10, reference: str | None = "21"
+) -> ScoredCritique:
+    return ScoredCritique(
+        group=group,
+        question="What is 24 - 3?",
+        response="It is 21." if was_right else "It is 27.",
+        reference=reference,
+        was_right=was_right,
+        text=text,
+        tokens=tokens,
+        score=score,
+    )
+
+
+STEP = [
+    critique(0, f"{FINAL} Correct", was_right=True, score=1, tokens=10),
+    critique(0, f"{FINAL} Wrong", was_right=True, score=0, tokens=20),
+    critique(1, f"{FINAL} Correct", was_right=False, score=0, tokens=30),
+    critique(1, f"{FINAL} Correct\n{FINAL} Wrong", was_right=False, score=0, tokens=40),
+    critique(2, f"{FINAL} Wrong\nExplanation: It is 21.", was_right=False, score=1, tokens=50),
+    critique(2, "I cannot say.", was_right=False, score=0, tokens=60),
+    critique(3, f"{FINAL} Correct", was_right=True, score=1, tokens=70),
+    critique(3, f"{FINAL} Wrong\nExplanation: It is 21.", was_right=False, score=1, tokens=80, reference=None),
+]
+
+
+def test_a_step_by_hand() -> None:
+    assert step_statistics(STEP) == pytest.approx(
+        {
+            "mean_score": 4 / 8,
+            "mean_tokens": 45,
+            "no_verdict": 2 / 8,  # two verdicts are none
+            "double_verdict": 1 / 8,
+            "zero_advantage": 2 / 4,  # groups 1 and 3
+            "called_correct": 3 / 6,
+            "share_right": 3 / 6,
+            "verdict_drift": 0,
+            "discrimination_right": 2 / 3,
+            "discrimination_wrong": 2 / 5,
+            "discrimination_balanced": (2 / 3 + 2 / 5) / 2,
+            "answer_leakage": 1 / 4,  # of the wrong ones the fifth has no reference
+        }
+    )
+
+
+def test_what_cannot_be_measured_is_left_out() -> None:
+    assert step_statistics([]) == {}
+    silent = step_statistics([critique(0, "Hm.", was_right=True)])
+    assert silent["no_verdict"] == 1
+    assert silent.keys().isdisjoint(
+        {"verdict_drift", "discrimination_wrong", "discrimination_balanced", "answer_leakage"}
+    )
+
+
+def test_examples_are_what_the_alarm_is_about() -> None:
+    found = step_examples(STEP)
+    assert found["no_verdict"] == [STEP[3].text, STEP[5].text]
+    assert found["double_verdict"] == [STEP[3].text]
+    assert found["verdict_drift"] == [STEP[1].text, STEP[2].text]
+    assert found["answer_leakage"] == [STEP[4].text]
+    assert found["length_growth"] == [STEP[7].text, STEP[6].text, STEP[5].text]
+
+
+LIMITS = AlarmLimits(patience=2)
+BEYOND = [  # alarm, statistic, a value within its limit, one at it, one beyond
+    ("verdict_drift", "verdict_drift", 0.1, 0.45, 0.46),
+    ("answer_leakage", "answer_leakage", 0.1, 0.9, 0.91),
+    ("no_verdict", "no_verdict", 0.1, 0.9, 0.91),
+    ("double_verdict", "double_verdict", 0.1, 0.5, 0.51),
+    ("kl", "kl", 0.1, 2.0, 2.1),
+    ("entropy", "entropy", 0.1, 0.005, 0.004),
+    ("zero_advantage", "zero_advantage", 0.1, 0.98, 0.99),
+    ("logprob_gap", "logprob_gap_mean", 0.01, 0.1, 0.11),
+    ("kl", "kl", 0.1, 2.0, math.nan),
+    ("entropy", "entropy", 0.1, 0.005, math.nan),
+]
+
+
+def run(alarms: Alarms, statistic: str, values: list[float]) -> list[Alarm | None]:
+    return [alarms.observe(step, {statistic: value}) for step, value in enumerate(values, start=1)]
+
+
+@pytest.mark.parametrize(("name", "statistic", "within", "at", "beyond"), BEYOND)
+def test_an_alarm_goes_off_after_its_patience(
+    name: str, statistic: str, within: float, at: float, beyond: float
+) -> None:
+    raised = run(Alarms(LIMITS), statistic, [within, beyond, within, beyond, at, beyond, beyond])
+    assert raised[:6] == [None] * 6
+    alarm = raised[6]
+    assert alarm is not None
+    assert alarm.name == name
+    assert alarm.evidence["steps"] == [6, 7]
+    assert alarm.evidence["limit"] == getattr(LIMITS, name)
+    assert json.loads(json.dumps(alarm.evidence, allow_nan=False)) == alarm.evidence
+    off = AlarmLimits(patience=2, **{name: None})
+    assert run(Alarms(off), statistic, [beyond, beyond, beyond]) == [None] * 3
+
+
+def test_a_critic_that_began_by_calling_all_correct_has_not_drifted() -> None:
+    alarms = Alarms(LIMITS)
+    assert run(alarms, "verdict_drift", [0.5, 0.5, 0.5]) == [None] * 3
+    resumed = Alarms.from_json(LIMITS, alarms.to_json())
+    assert run(resumed, "verdict_drift", [0.5, 0.5, 0.4]) == [None] * 3
+    resumed = Alarms.from_json(LIMITS, resumed.to_json())
+    assert run(resumed, "verdict_drift", [0.5, 0.5])[1] is not None
+
+
+def test_an_alarm_speaks() -> None:
+    alarms = Alarms(LIMITS)
+    alarms.observe(6, {"double_verdict": 0.75}, {"double_verdict": ["old"]})
+    alarm = alarms.observe(7, {"double_verdict": 1.0}, {"double_verdict": ["a", "b", "c", "d"]})
+    assert alarm == Alarm(
+        name="double_verdict",
+        message="The share of critiques with two verdicts is 1 in step 7, above 0.5 for 2 steps in a row.",
+        evidence={"limit": 0.5, "steps": [6, 7], "values": [0.75, 1.0], "examples": ["a", "b", "c"]},
+    )
+
+
+def test_length_is_compared_with_the_first_step() -> None:
+    raised = run(Alarms(LIMITS), "mean_tokens", [50, 150, 151, 160])
+    assert raised[:3] == [None] * 3
+    assert raised[3] is not None
+    assert raised[3].name == "length_growth"
+    assert raised[3].evidence["values"] == [151 / 50, 160 / 50]
+
+
+def test_a_step_that_does_not_measure_it_is_left_out() -> None:
+    alarms = Alarms(LIMITS)
+    assert alarms.observe(1, {"answer_leakage": 1.0}) is None
+    assert alarms.observe(2, {}) is None
+    alarm = alarms.observe(3, {"answer_leakage": 1.0})
+    assert alarm is not None
+    assert alarm.evidence["steps"] == [1, 3]
+
+
+def test_of_several_the_cause_is_told() -> None:
+    alarms = Alarms(AlarmLimits(patience=1))
+    alarm = alarms.observe(1, {"zero_advantage": 1.0, "no_verdict": 1.0, "logprob_gap_mean": 5.0})
+    assert alarm is not None
+    assert alarm.name == "logprob_gap"
+
+
+def test_reward_without_a_gain() -> None:
+    alarms = Alarms(AlarmLimits(no_gain=2))
+    seen = [(0.1, 0.6), (0.2, 0.55), (0.3, 0.55), (0.4, 0.5), (0.5, 0.45)]
+    raised = [alarms.observe_validation(step, reward=r, accuracy=a) for step, (r, a) in enumerate(seen)]
+    assert raised[:4] == [None] * 4  # an accuracy that stays breaks the row
+    assert raised[4] is not None
+    assert raised[4].name == "no_gain"
+    assert raised[4].evidence == {
+        "limit": 2,
+        "steps": [3, 4],
+        "rewards": [0.4, 0.5],
+        "accuracies": [0.5, 0.45],
+        "examples": [],
+    }
+    off = Alarms(AlarmLimits(no_gain=None))
+    assert [off.observe_validation(step, reward=step, accuracy=-step) for step in range(9)] == [None] * 9
+
+
+def test_a_new_stage_starts_its_own_rows() -> None:
+    alarms = Alarms(AlarmLimits(patience=2, no_gain=1))
+    alarms.observe(1, {"kl": 9.0, "mean_tokens": 10})
+    alarms.observe_validation(1, reward=0.1, accuracy=0.9)
+    alarms.begin_stage()
+    assert alarms.observe(2, {"kl": 9.0}) is None
+    assert alarms.observe_validation(2, reward=0.2, accuracy=0.1) is None
+    assert alarms.observe(3, {"kl": 0.0, "mean_tokens": 31}) is None
+    alarm = alarms.observe(4, {"mean_tokens": 31})  # the first step of the run, not of the stage
+    assert alarm is not None
+    assert alarm.name == "length_growth"
+
+
+def test_a_resumed_run_counts_on() -> None:
+    alarms = Alarms(AlarmLimits(patience=3, no_gain=2))
+    for step in (1, 2):
+        alarms.observe(step, {"kl": math.inf, "mean_tokens": 10.0})
+        alarms.observe_validation(step, reward=step, accuracy=-step)
+    state = json.loads(json.dumps(alarms.to_json(), allow_nan=False))
+    resumed = Alarms.from_json(AlarmLimits(patience=3, no_gain=2), state)
+    assert resumed.to_json() == alarms.to_json()
+    for each in (alarms, resumed):
+        found = each.observe(3, {"kl": 3.0, "mean_tokens": 40.0})
+        assert found is not None
+        assert found.evidence["values"] == ["inf", "inf", 3.0]
+        assert each.observe_validation(3, reward=3, accuracy=-3) is not None
+    assert Alarms.from_json(LIMITS, json.loads(json.dumps(Alarms(LIMITS).to_json()))).to_json() == (
+        Alarms(LIMITS).to_json()
+    )
