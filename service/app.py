@@ -16,7 +16,7 @@ from core.settings import Settings
 from service import errors
 from service.metrics import Metrics
 from service.middleware import BodyLimit, Edge
-from service.routes import critics, critique, feedback, health, interactions
+from service.routes import critics, critique, feedback, health, interactions, pointers, runs
 from service.state import Service
 
 log = structlog.get_logger(__name__)
@@ -58,7 +58,7 @@ def create_app(settings: Settings) -> FastAPI:
         static_url="/docs/static",
         lifespan=lifespan,
     )
-    for module in (critique, feedback, interactions, critics, health):
+    for module in (critique, feedback, interactions, critics, runs, pointers, health):
         app.include_router(module.router)
     app.add_api_route("/", _to_docs, include_in_schema=False)
     errors.install(app)

@@ -14,6 +14,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from core import errors
+from core.adapters import BadAdapter
 from service.wire import Problem
 
 log = structlog.get_logger(__name__)
@@ -26,6 +27,8 @@ STATUS: tuple[tuple[type[errors.GadflyError], int, str], ...] = (
     (errors.NotFound, 404, "Not found"),
     (errors.Conflict, 409, "Conflict"),
     (errors.TooBusy, 429, "Too many requests"),
+    (errors.AdapterRefused, 409, "Adapter refused"),
+    (BadAdapter, 409, "Adapter refused"),
     (errors.EngineTimeout, 504, "Engine timed out"),
     (errors.EngineUnavailable, 503, "Engine unavailable"),
     (errors.EngineError, 502, "Engine failed"),

@@ -2,21 +2,27 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Literal
+from uuid import UUID
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from sqlalchemy import text
 
 from core.database import Database
 from core.engine import Engine, EnginePool
 from core.errors import GadflyError
+from core.records import Pointer, Swap, SwapKind, SwapStatus
 from core.settings import without_password
-from service.answering import Answerer
 from service.critics import Critics
+from service.leases import Leases
+from service.loading import Loader
 from service.metrics import Metrics
 from service.once import Shared
 from service.recorder import Recorder
+from service.replicas import Replicas
+from service.swap import Swapper
+from service.tending import Tender
 
 _BELIEVED_S = 1.0  # /readyz costs a token: asking more often gets the last answer
 
@@ -28,18 +34,54 @@ class Check(BaseModel):
 
 
 class Readiness(BaseModel):
-    """`ready` when the service can answer and keep what it answers; each part says why not."""
+    """`ready` when the service can answer and keep what it answers; each part says why not.
+
+    `swap` is not part of it: a service whose last swap was refused answers as before.
+    """
 
     ready: bool
     engine: Check
     database: Check
     critic: Check
+    swap: Check
 
 
 class EngineState(BaseModel):
     url: str
     in_flight: int
     reachable: bool
+    critics: list[int] = Field(description="The versions that it has proven to serve, version 0 aside.")
+
+
+class SwapState(BaseModel):
+    version: int
+    from_version: int
+    kind: SwapKind
+    status: SwapStatus
+    reason: str | None = Field(description="Where a refused one says why. Texts of people need a key.")
+
+    @classmethod
+    def of(cls, swap: Swap | None) -> "SwapState | None":
+        if swap is None:
+            return None
+        return cls(
+            version=swap.version,
+            from_version=swap.from_version,
+            kind=swap.kind,
+            status=swap.status,
+            reason=f"the last swap was refused; {_why(swap)}" if swap.status is SwapStatus.REFUSED else None,
+        )
+
+
+def _why(swap: Swap) -> str:
+    return f"GET /critics/{swap.version} says why"
+
+
+class ReplicaState(BaseModel):
+    id: UUID
+    live_critic: int | None
+    in_flight: dict[str, int]
+    problem: str | None
 
 
 class SpoolState(BaseModel):
@@ -53,7 +95,10 @@ class State(BaseModel):
 
     status: Literal["starting", "running"]
     uptime_s: float
-    live_critic: int | None
+    live_critic: int | None = Field(description="The version that answers here unless a request says otherwise.")
+    pointers: dict[Pointer, int] = Field(description="What live, candidate and previous name.")
+    swap: SwapState | None = Field(description="The swap that is under way, else the last one.")
+    replicas: list[ReplicaState] = Field(description="The services of this deployment, this one among them.")
     in_flight: dict[str, int]
     engines: list[EngineState]
     records_pending: int
@@ -61,7 +106,10 @@ class State(BaseModel):
 
 
 class Health:
-    """Looks at every part by using it: a real token, a real statement, the live critic among the engine's models."""
+    """Looks at every part by using it: a real token, a real statement, the live critic on an engine that has proven it.
+
+    What it says needs no key, so it names versions and no reasons: those may hold admins' texts, and paths.
+    """
 
     def __init__(
         self,
@@ -70,14 +118,22 @@ class Health:
         engines: EnginePool,
         critics: Critics,
         recorder: Recorder,
-        answerer: Answerer,
+        leases: Leases,
+        loader: Loader,
+        tender: Tender,
+        swapper: Swapper,
+        replicas: Replicas,
         metrics: Metrics,
     ) -> None:
         self._database = database
         self._engines = engines
         self._critics = critics
         self._recorder = recorder
-        self._answerer = answerer
+        self._leases = leases
+        self._loader = loader
+        self._tender = tender
+        self._swapper = swapper
+        self._replicas = replicas
         self._metrics = metrics
         self._started_at = time.monotonic()
         self._last: tuple[float, Readiness] | None = None
@@ -99,6 +155,7 @@ class Health:
             engine=engine,
             database=database,
             critic=critic,
+            swap=self._check_swap(),
         )
         self._last = (time.monotonic(), readiness) if readiness.ready else None
         self._metrics.ready.set(readiness.ready)
@@ -119,10 +176,37 @@ class Health:
 
     async def _check_critic(self) -> str:
         live = await self._critics.resolve("live")
-        served = await asyncio.gather(*map(_models, self._engines.engines))
-        if not any(live.engine_name in names for names in served):
-            raise GadflyError(f"no engine serves the live critic {live.engine_name}")
-        return f"version {live.version} is served as {live.engine_name}"
+        engines = self._engines.engines
+        served = await asyncio.gather(*map(_models, engines))
+        if not any(
+            live.engine_name in names and self._loader.may_serve(engine, live.engine_name)
+            for engine, names in zip(engines, served, strict=True)
+        ):
+            raise GadflyError(
+                "; ".join(
+                    [
+                        f"no engine serves the live critic {live.engine_name} as it was published",
+                        *filter(None, [self._swapper.problem]),
+                    ]
+                )
+            )
+        lacking = len(self._tender.lacking)
+        return f"version {live.version} is served as {live.engine_name}" + (
+            f"; {lacking} of {len(engines)} engines lack it, and the log says why" if lacking else ""
+        )
+
+    def _check_swap(self) -> Check:
+        """The last swap, as every replica knows it, and whether this one has followed."""
+        last = self._critics.swaps.last
+        if self._swapper.problem is not None:
+            ok, detail = False, self._swapper.problem
+        elif last is None:
+            ok, detail = True, "no swap yet"
+        elif last.status is SwapStatus.REFUSED:
+            ok, detail = False, f"version {last.version} was refused; {_why(last)}"
+        else:
+            ok, detail = True, f"version {last.version} followed {last.from_version}"
+        return Check(ok=ok, detail=detail, seconds=0.0)
 
     def state(self) -> State:
         """What is at work, from memory alone: it answers even when everything else is down."""
@@ -131,10 +215,24 @@ class Health:
             status="running" if self.running else "starting",
             uptime_s=round(now - self._started_at, 3),
             live_critic=self._critics.known_live,
-            in_flight={str(version): count for version, count in sorted(self._answerer.leases.items()) if count},
+            pointers=self._critics.pointers,
+            swap=SwapState.of(self._critics.swaps.pending or self._critics.swaps.last),
+            replicas=[
+                ReplicaState(
+                    id=replica.id,
+                    live_critic=replica.live_version,
+                    in_flight=_by_version(replica.leases),
+                    problem=replica.problem,
+                )
+                for replica in self._replicas.known
+            ],
+            in_flight=_by_version(self._leases.counts),
             engines=[
                 EngineState(
-                    url=without_password(engine.url), in_flight=engine.in_flight, reachable=engine.down_until <= now
+                    url=without_password(engine.url),
+                    in_flight=engine.in_flight,
+                    reachable=engine.down_until <= now,
+                    critics=self._loader.proven_on(engine),
                 )
                 for engine in self._engines.engines
             ],
@@ -153,6 +251,10 @@ class Health:
         self._metrics.spool_bytes.set(self._recorder.spool_bytes)
         self._metrics.rejected.set(self._recorder.rejected)
         return self._metrics.render()
+
+
+def _by_version(leases: Mapping[int, int]) -> dict[str, int]:
+    return {str(version): count for version, count in sorted(leases.items()) if count}
 
 
 async def _models(engine: Engine) -> frozenset[str]:

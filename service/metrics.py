@@ -25,6 +25,21 @@ class Metrics:
         self.in_flight = Gauge(
             "gadfly_critic_in_flight", "Requests at work by critic version.", ("critic",), registry=self.registry
         )
+        self.live = Gauge(
+            "gadfly_live_critic", "Version that answers here unless a request says otherwise.", registry=self.registry
+        )
+        self.swaps = Counter(
+            "gadfly_swaps_total", "Swaps that this replica brought to an end.", ("kind", "outcome"),
+            registry=self.registry,
+        )  # fmt: skip
+        self.adoptions = Counter(
+            "gadfly_critic_adoptions_total", "Live critics that this replica began to answer with, or could not.",
+            ("outcome",), registry=self.registry,
+        )  # fmt: skip
+        self.loads = Counter(
+            "gadfly_critic_loads_total", "Attempts to have an engine serve and prove a critic.", ("outcome",),
+            registry=self.registry,
+        )  # fmt: skip
         self.verdicts = Counter(
             "gadfly_verdicts_total", "Verdicts by critic.", ("critic", "verdict", "source"), registry=self.registry
         )
@@ -49,6 +64,9 @@ class Metrics:
             "gadfly_spool_rejected_records", "Spooled records that Postgres refused for good.", registry=self.registry
         )
         self.pending = Gauge("gadfly_records_pending", "Records that wait for their commit.", registry=self.registry)
+        self.run_followers = Gauge(
+            "gadfly_run_followers", "Open event streams of training runs.", registry=self.registry
+        )
         self.ready = Gauge("gadfly_ready", "1 when engine, database and live critic answer.", registry=self.registry)
 
     def observe(self, interaction: Interaction) -> None:

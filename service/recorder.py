@@ -164,6 +164,10 @@ class Recorder:
             return None
         return await self._with_files(lambda: self._spool.find_request(request_id, key_id=key_id))
 
+    async def lookup_episode(self, episode_id: UUID) -> Interaction | None:
+        """The first interaction of an episode that is in the spool. Postgres knows all other episodes."""
+        return None if self._spool.is_empty else await self._with_files(lambda: self._spool.find_episode(episode_id))
+
     async def lookup_feedback(self, interaction_id: UUID) -> list[Feedback]:
         """The feedback about an interaction that is in the spool, oldest first. Postgres knows all other."""
         return [] if self._spool.is_empty else await self._with_files(lambda: self._spool.find_feedback(interaction_id))

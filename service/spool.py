@@ -62,7 +62,8 @@ class _Segment:
     path: Path
     size: int = 0
     records: int = 0
-    interactions: list[tuple[UUID, tuple[UUID | None, str] | None]] = field(default_factory=list)
+    # Of each interaction: its id, its episode, and its key and request id.
+    interactions: list[tuple[UUID, UUID, tuple[UUID | None, str] | None]] = field(default_factory=list)
     feedback_on: list[UUID] = field(default_factory=list)  # the interaction of each feedback, in order
 
 
@@ -91,6 +92,7 @@ class Spool:
         self._active: int | None = None  # descriptor of the newest segment, while it is appended to
         self._places: dict[UUID, _Place] = {}
         self._requests: dict[tuple[UUID | None, str], UUID] = {}
+        self._episodes: dict[UUID, UUID] = {}  # the first spooled interaction of each
         self._feedback: dict[UUID, deque[_Place]] = {}
         self.records = 0
         self.bytes = 0
@@ -184,8 +186,10 @@ class Spool:
         self._segments.popleft()
         self.records -= segment.records
         self.bytes -= segment.size
-        for id, request in segment.interactions:
+        for id, episode, request in segment.interactions:
             self._places.pop(id, None)
+            if self._episodes.get(episode) == id:
+                del self._episodes[episode]  # Postgres knows the episode now
             if request is not None:
                 self._requests.pop(request, None)
         for id in segment.feedback_on:
@@ -213,6 +217,11 @@ class Spool:
     def find_request(self, request_id: str, *, key_id: UUID | None) -> Interaction | None:
         """The spooled interaction that this key's request id stands for."""
         id = self._requests.get((key_id, request_id))
+        return None if id is None else self.find(id)
+
+    def find_episode(self, episode_id: UUID) -> Interaction | None:
+        """The first spooled interaction of an episode, unless Postgres knows the episode already."""
+        id = self._episodes.get(episode_id)
         return None if id is None else self.find(id)
 
     def _take_over(self, other: Path) -> None:
@@ -263,8 +272,9 @@ class Spool:
             self._feedback.setdefault(record.interaction_id, deque()).append(place)
         else:
             request = None if record.request_id is None else (record.key_id, record.request_id)
-            segment.interactions.append((record.id, request))
+            segment.interactions.append((record.id, record.episode_id, request))
             self._places[record.id] = place
+            self._episodes.setdefault(record.episode_id, record.id)
             if request is not None:
                 self._requests.setdefault(request, record.id)
 

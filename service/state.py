@@ -17,10 +17,18 @@ from service.answering import Answerer
 from service.critics import Critics
 from service.health import Health
 from service.keyring import Keyring
+from service.leases import Leases
+from service.loading import Loader
 from service.memory import Memory
 from service.metrics import Metrics
+from service.receipts import Receipts
 from service.recorder import Recorder
+from service.replicas import Replicas
 from service.requests import Requests
+from service.runs import Runs
+from service.swap import Swapper
+from service.tending import Tender
+from service.watch import Watch
 
 log = structlog.get_logger(__name__)
 
@@ -33,11 +41,15 @@ class Service:
     settings: Settings
     metrics: Metrics
     critics: Critics
+    swapper: Swapper
     keyring: Keyring
     memory: Memory
     requests: Requests
     answerer: Answerer
     health: Health
+    runs: Runs
+    _tender: Tender
+    _watch: Watch
     _database: Database
     _stack: AsyncExitStack
 
@@ -67,6 +79,31 @@ class Service:
                 )
             )
             critics = Critics(database)
+            leases = Leases(limit=settings.max_in_flight, metrics=metrics)
+            replicas = Replicas(database)
+            loader = Loader(settings=settings, engines=engines, critics=critics, replicas=replicas, metrics=metrics)
+            engines.may_serve, engines.restore = loader.may_serve, loader.restore
+            receipts = Receipts(database=database, loader=loader, leases=leases, replicas=replicas)
+            stack.push_async_callback(receipts.aclose)
+            tender = Tender(
+                engines=engines,
+                critics=critics,
+                loader=loader,
+                leases=leases,
+                replicas=replicas,
+                receipts=receipts,
+            )
+            swapper = Swapper(
+                database=database,
+                engines=engines,
+                critics=critics,
+                loader=loader,
+                leases=leases,
+                replicas=replicas,
+                receipts=receipts,
+                tender=tender,
+                metrics=metrics,
+            )
             answerer = Answerer(
                 settings=settings,
                 engines=engines,
@@ -75,11 +112,14 @@ class Service:
                 grader=grader,
                 recorder=recorder,
                 metrics=metrics,
+                loader=loader,
+                leases=leases,
             )
             return cls(
                 settings=settings,
                 metrics=metrics,
                 critics=critics,
+                swapper=swapper,
                 keyring=Keyring(database, open_without_keys=settings.is_loopback),
                 memory=Memory(database, recorder),
                 requests=Requests(database, recorder),
@@ -89,9 +129,16 @@ class Service:
                     engines=engines,
                     critics=critics,
                     recorder=recorder,
-                    answerer=answerer,
+                    leases=leases,
+                    loader=loader,
+                    tender=tender,
+                    swapper=swapper,
+                    replicas=replicas,
                     metrics=metrics,
                 ),
+                runs=Runs(database, settings=settings, metrics=metrics),
+                _tender=tender,
+                _watch=Watch(database, critics, is_on=settings.auto_rollback),
                 _database=database,
                 _stack=stack.pop_all(),
             )
@@ -112,7 +159,18 @@ class Service:
             except StoreUnavailable as error:
                 log.warning("waiting_for_database", reason=str(error))
                 await asyncio.sleep(_RETRY_S)
-        await asyncio.gather(self.requests.keep_claims(), self.critics.keep_fresh())
+        try:
+            await asyncio.gather(
+                self.requests.keep_claims(),
+                self.critics.keep_fresh(),
+                self.critics.keep_listening(),
+                self.swapper.keep_beating(),
+                self.swapper.keep_swapping(),
+                self._tender.keep_tending(),
+                self._watch.keep_watching(),
+            )
+        finally:
+            await self.swapper.leave()
 
     def require_started(self) -> None:
         """Raises:

@@ -12,6 +12,7 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel
 
 from core.refinement import OnPiece, Role
+from core.training import RunEvent
 from service.errors import describe
 
 log = structlog.get_logger(__name__)
@@ -19,6 +20,8 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 HEARTBEAT_S = 15.0
+_HEARTBEAT = b": still at work\n\n"
+_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 CLIENT_CLOSED_REQUEST = 499  # nginx's number for it; nobody is there to read it
 
 
@@ -68,8 +71,42 @@ async def answer_events(
     return StreamingResponse(
         _continued(first, events),
         media_type="text/event-stream",
-        headers={"cache-control": "no-store", "x-accel-buffering": "no", **headers},
+        headers={**_HEADERS, **headers},
     )
+
+
+def run_events(events: AsyncGenerator[RunEvent]) -> Response:
+    """A run's events as server-sent events, each under its own id; a comment whenever nothing came for a while."""
+    return StreamingResponse(_kept_alive(_encoded(events)), media_type="text/event-stream", headers=_HEADERS)
+
+
+async def _encoded(events: AsyncGenerator[RunEvent]) -> AsyncGenerator[bytes]:
+    async with aclosing(events):
+        async for event in events:
+            yield _event(event.kind.value, {"at": event.created_at, **event.data}, id=event.id)
+
+
+async def _kept_alive(pieces: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    yield b": following\n\n"  # the answer begins now, and not with the first event
+    upcoming: asyncio.Task[bytes | None] | None = None
+    try:
+        while True:
+            upcoming = asyncio.ensure_future(_next(pieces))
+            while not (await asyncio.wait((upcoming,), timeout=HEARTBEAT_S))[0]:
+                yield _HEARTBEAT
+            piece = upcoming.result()
+            if piece is None:
+                return
+            yield piece
+    finally:  # the client went away, or all is said
+        if upcoming is not None and not upcoming.done():
+            upcoming.cancel()
+            await asyncio.gather(upcoming, return_exceptions=True)
+        await pieces.aclose()
+
+
+async def _next(pieces: AsyncGenerator[bytes]) -> bytes | None:
+    return await anext(pieces, None)
 
 
 async def _continued(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
@@ -99,7 +136,7 @@ async def _events(work: Callable[[OnPiece], Awaitable[BaseModel]]) -> AsyncGener
                 getter.cancel()
                 if not done:
                     has_begun = True
-                    yield b": still at work\n\n"
+                    yield _HEARTBEAT
         try:
             yield _event("result", (await task).model_dump_json().encode())
         except Exception as error:
@@ -118,6 +155,7 @@ async def _events(work: Callable[[OnPiece], Awaitable[BaseModel]]) -> AsyncGener
             await asyncio.gather(task, return_exceptions=True)
 
 
-def _event(name: str, data: bytes | dict[str, Any]) -> bytes:
+def _event(name: str, data: bytes | dict[str, Any], *, id: int | None = None) -> bytes:
     body = data if isinstance(data, bytes) else orjson.dumps(data)
-    return b"event: " + name.encode() + b"\ndata: " + body + b"\n\n"
+    head = b"" if id is None else b"id: %d\n" % id
+    return head + b"event: " + name.encode() + b"\ndata: " + body + b"\n\n"

@@ -14,10 +14,9 @@ from typing import Any
 
 import httpx
 import orjson
-import uvicorn
 
 from core.settings import Settings
-from service.__main__ import server_options
+from service.__main__ import Server, server_options
 from service.app import create_app
 
 TIMEOUT_S = 60
@@ -33,7 +32,7 @@ def free_port() -> int:
 async def serving(settings: Settings, *, ready: bool = True) -> AsyncIterator[httpx.AsyncClient]:
     """The service with these settings on a free port, and a client of it."""
     options = server_options(settings) | {"port": 0, "timeout_graceful_shutdown": 5}
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), **options))
+    server = Server(create_app(settings), options)
     task = asyncio.create_task(server.serve())
     try:
         while not server.started:

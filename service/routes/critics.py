@@ -4,9 +4,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path
 
+from core.records import Tier
 from service.dependencies import CallerDep, ServiceDep
 from service.routes.docs import problems
-from service.wire import CriticVersionView
+from service.wire import CriticHistoryView, CriticVersionView
 
 router = APIRouter(tags=["critics"], responses=problems(401, 404, 422, 503))
 
@@ -18,11 +19,15 @@ async def list_critics(caller: CallerDep, service: ServiceDep) -> list[CriticVer
     return [CriticVersionView.of(critic, pointers) for critic in versions]
 
 
-@router.get("/critics/{version}", summary="Read a critic", response_model=CriticVersionView)
+@router.get("/critics/{version}", summary="Read a critic", response_model=CriticHistoryView)
 async def read_critic(
     version: Annotated[int, Path(ge=0, lt=2**31)], caller: CallerDep, service: ServiceDep
-) -> CriticVersionView:
-    """One critic version."""
+) -> CriticHistoryView:
+    """One critic: its parent, the run that made it and what the gate said, how it went live and what proved it.
+
+    Swaps' reasons and engines' addresses are for admins.
+    """
     critic = await service.critics.resolve(version)
+    history = await service.critics.history(critic)
     _, pointers = await service.critics.read_all()
-    return CriticVersionView.of(critic, pointers)
+    return CriticHistoryView.whole(critic, pointers, history, for_admin=caller.tier is Tier.ADMIN)

@@ -25,6 +25,12 @@ ANSWERS_OR_EVENTS: dict[int | str, dict[str, Any]] = {
 }
 
 
+EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "Server-sent events.", "content": {"text/event-stream": {"schema": {"type": "string"}}}},
+    204: {"description": "The run is over, and nothing happened after the last event seen."},
+}
+
+
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The refusals of a route, each a problem document."""
     schema = Problem.model_json_schema()

@@ -1,0 +1,233 @@
+"""What a hot swap costs whom: `python -m bench.swap`.
+
+Callers ask for greedy critiques of one answer all the time, through the service, over the tiny model of the tests. In
+turns there is a phase without swaps and an equally long one in which the live critic goes back and forth between two
+versions, each swap asked for in the database as the trainer does it. Shown are
+
+    to move     from the request of a swap to the moved pointer: loaded and proven
+    to answer   from there on it takes a request; until the first answer of the new critic to a caller
+    p50, p99    of requests with swaps, against those of the phase without before it: a ratio within one round
+    lost        requests that were not answered
+    mixed       answers whose text is not, to the letter, what the version they name answers; texts are known beforehand
+"""
+
+import argparse
+import asyncio
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+from bench.overhead import Run, process, until_up
+from core import swap_queries
+from core.database import Database, migrate
+from core.postgres import EmbeddedPostgres
+from core.records import SwapKind, SwapStatus
+from core.settings import Settings
+from tests.adapters import insert_version, publish_adapter
+from tests.services import free_port
+from tests.tiny_models import critic_model
+
+_SEEDS = (1, 3)  # of two adapters whose greedy texts differ
+_PATIENCE_S = 60.0
+
+
+@dataclass
+class Traffic:
+    """What callers saw in one phase."""
+
+    latencies: list[float] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    mixed: list[str] = field(default_factory=list)
+
+    @property
+    def run(self) -> Run:
+        return Run(self.latencies, 0.0)
+
+
+class Callers:
+    """Callers that never stop; `traffic` is where they write what they see."""
+
+    def __init__(self, client: httpx.AsyncClient, *, tokens: int, texts: dict[int, str]) -> None:
+        self._client = client
+        self._tokens = tokens
+        self._texts = texts
+        self.traffic = Traffic()
+        self._awaited: tuple[int, float, asyncio.Future[float]] | None = None
+
+    async def first_answer_of(self, version: int) -> float:
+        """When the first answer of a version came to a request that was sent from now on, as `perf_counter` has it."""
+        self._awaited = (version, time.perf_counter(), asyncio.get_running_loop().create_future())
+        return await self._awaited[2]
+
+    async def text(self, version: int) -> str:
+        answer = await self._client.post("/critique", json=self._body(critic=version))
+        answer.raise_for_status()
+        return str(answer.json()["critique"])
+
+    def _body(self, **fields: object) -> dict[str, object]:
+        asked = {"question": "What is 12 + 30?", "response": "12 + 30 = 42. The answer is 42.", "temperature": 0.0}
+        return asked | {"max_tokens": self._tokens} | fields
+
+    async def call(self) -> None:
+        while True:
+            started = time.perf_counter()
+            try:
+                answer = await self._client.post("/critique", json=self._body())
+            except httpx.TransportError as error:
+                self.traffic.lost.append(repr(error))
+                continue
+            ended = time.perf_counter()
+            if answer.status_code != httpx.codes.OK:
+                self.traffic.lost.append(answer.text)
+                continue
+            self.traffic.latencies.append(ended - started)
+            result = answer.json()
+            version = result["critic"]["version"]
+            if result["critique"] != self._texts[version]:
+                self.traffic.mixed.append(result["critique"])
+            # One that was sent before the swap was asked for may still be of this version's last time.
+            if self._awaited is not None and version == self._awaited[0] and started >= self._awaited[1]:
+                self._awaited[2].set_result(ended)
+                self._awaited = None
+
+
+async def swap(database: Database, callers: Callers, version: int) -> tuple[float, float]:
+    """Have a version go live; seconds from asking for it to the moved pointer, and to its first answer."""
+    answered = asyncio.create_task(callers.first_answer_of(version))
+    started = time.perf_counter()
+    async with database.session() as session:
+        asked = await swap_queries.request_swap(session, version=version, kind=SwapKind.GATE)
+    async with asyncio.timeout(_PATIENCE_S):
+        answered_at = await answered
+    async with database.session() as session:
+        done = await swap_queries.read_swap(session, asked.id)
+    if done.status is not SwapStatus.DONE or done.finished_at is None:
+        raise SystemExit(f"version {version} answered before its swap was done: {done}")
+    return (done.finished_at - done.requested_at).total_seconds(), answered_at - started
+
+
+async def measure(options: argparse.Namespace, settings: Settings, console: Console) -> None:
+    assert settings.database_url is not None
+    home = settings.home
+    uds = Path(settings.engine_urls[0].removeprefix("unix://"))
+    environment = settings.to_environment() | {"OMP_NUM_THREADS": "1"}
+    async with Database.of(settings, settings.database_url.get_secret_value()) as database:
+        with process(["engine", "--uds", str(uds)], environment, home / "engine.log") as engine:
+            transport = httpx.AsyncHTTPTransport(uds=str(uds))
+            async with httpx.AsyncClient(transport=transport, base_url="http://engine") as client:
+                await until_up(client, "/health", engine, home / "engine.log")
+            with process(["service"], environment, home / "service.log") as service:
+                async with httpx.AsyncClient(
+                    base_url=settings.service_url, timeout=600, limits=httpx.Limits(max_connections=None)
+                ) as client:
+                    await until_up(client, "/readyz", service, home / "service.log")
+                    await compare(options, settings, database, client, console)
+
+
+async def compare(
+    options: argparse.Namespace, settings: Settings, database: Database, client: httpx.AsyncClient, console: Console
+) -> None:
+    for seed in _SEEDS:
+        folder = settings.adapters_folder / str(seed)
+        adapter = publish_adapter(folder, model=Path(settings.model), seed=seed, base_model=settings.model)
+        await insert_version(database, adapter)
+    texts: dict[int, str] = {}
+    callers = Callers(client, tokens=options.tokens, texts=texts)
+    for version in range(len(_SEEDS) + 1):
+        texts[version] = await callers.text(version)
+    if len(set(texts.values())) != len(texts):
+        raise SystemExit("two versions answer the same: no answer could be told from the other's")
+
+    tasks = [asyncio.create_task(callers.call()) for _ in range(options.callers)]
+    took: list[tuple[float, float]] = []
+    rounds: list[tuple[Traffic, Traffic]] = []
+    per_round = options.swaps // options.rounds
+    try:
+        await swap(database, callers, 1)
+        for number in range(options.rounds):
+            quiet = callers.traffic = Traffic()
+            await asyncio.sleep(options.spacing * per_round)
+            busy = callers.traffic = Traffic()
+            for turn in range(per_round):
+                began = time.perf_counter()
+                took.append(await swap(database, callers, 2 - (number * per_round + turn) % 2))
+                await asyncio.sleep(max(0.0, options.spacing - (time.perf_counter() - began)))
+            rounds.append((quiet, busy))
+            console.print(f"round {number + 1} of {options.rounds}: {len(busy.latencies)} requests", style="dim")
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    show(options, rounds, took, console)
+
+
+def show(
+    options: argparse.Namespace,
+    rounds: list[tuple[Traffic, Traffic]],
+    took: list[tuple[float, float]],
+    console: Console,
+) -> None:
+    console.print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end")
+    table = Table(title=f"{len(took)} swaps, {options.callers} callers, {options.tokens} tokens, medians [range]")
+    for column in ("", "without swaps", "with swaps", "ratio"):
+        table.add_column(column, justify="right")
+    for name, share in (("p50", 0.5), ("p99", 0.99)):
+        quiet = [one.run.quantile(share) * 1000 for one, _ in rounds]
+        busy = [other.run.quantile(share) * 1000 for _, other in rounds]
+        ratios = [b / a for a, b in zip(quiet, busy, strict=True)]
+        table.add_row(
+            name,
+            f"{statistics.median(quiet):.0f} ms",
+            f"{statistics.median(busy):.0f} ms",
+            f"{statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]",
+        )
+    console.print(table)
+    for name, seconds in zip(("to move", "to answer"), zip(*took, strict=True), strict=True):
+        run = Run(list(seconds), 0.0)
+        console.print(f"{name}: p50 {1000 * run.quantile(0.5):.0f} ms, p99 {1000 * run.quantile(0.99):.0f} ms")
+    answered = sum(len(each.latencies) for pair in rounds for each in pair)
+    lost = [text for pair in rounds for each in pair for text in each.lost]
+    mixed = [text for pair in rounds for each in pair for text in each.mixed]
+    console.print(f"{answered} requests answered, {len(lost)} lost, {len(mixed)} mixed")
+    for text in (lost + mixed)[:5]:
+        console.print(text, markup=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--swaps", type=int, default=200)
+    parser.add_argument("--callers", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=16, help="longest critique")
+    parser.add_argument("--spacing", type=float, default=1.0, help="least seconds from one swap to the next")
+    options = parser.parse_args()
+    console = Console(width=None if sys.stdout.isatty() else 160)  # a table in a log must not wrap
+    with tempfile.TemporaryDirectory(prefix="gadfly-bench-") as folder:
+        home = Path(folder)
+        with EmbeddedPostgres(home) as postgres:
+            migrate(postgres.url)
+            settings = Settings.load(
+                {
+                    "home": home,
+                    "database_url": postgres.url,
+                    "engine_urls": f"unix://{home}/engine.sock",
+                    "engine_kv_cache_bytes": 64 * 2**20,
+                    "model": str(critic_model()),
+                    "port": free_port(),
+                    "log_level": "warning",
+                }
+            )
+            asyncio.run(measure(options, settings, console))
+
+
+if __name__ == "__main__":
+    main()

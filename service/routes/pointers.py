@@ -1,0 +1,65 @@
+"""POST /admin/promote and POST /admin/rollback."""
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from core.errors import Conflict
+from core.records import Swap, SwapKind, SwapStatus
+from service.dependencies import AdminDep, ServiceDep
+from service.routes.docs import problems
+from service.routes.json import StrictJsonRoute
+from service.wire import PromoteRequest, RollbackRequest, SwapView
+
+_PATIENCE_S = 60.0
+
+_PENDING: dict[int | str, dict[str, Any]] = {
+    202: {"model": SwapView, "description": "It goes on: the engines take long. /state shows how it ends."}
+}
+
+router = APIRouter(
+    route_class=StrictJsonRoute,
+    prefix="/admin",
+    tags=["admin"],
+    responses=problems(401, 403, 404, 409, 413, 422, 503) | _PENDING,
+)
+
+
+@router.post("/promote", summary="Make a critic live", response_model=SwapView)
+async def promote(body: PromoteRequest, admin: AdminDep, service: ServiceDep, response: Response) -> SwapView:
+    """Have a version answer from now on, once every engine has proven it. Refused, nothing changes."""
+    service.require_started()
+    swap = await service.swapper.request(
+        version=body.version,
+        kind=SwapKind.PROMOTE,
+        key_id=admin.key_id,
+        reason=body.reason,
+        patience_s=_PATIENCE_S,
+    )
+    return _answer(swap, response)
+
+
+@router.post("/rollback", summary="Go back to the critic before", response_model=SwapView)
+async def rollback(body: RollbackRequest, admin: AdminDep, service: ServiceDep, response: Response) -> SwapView:
+    """Have the version answer that was live before; a promotion that is under way is refused for it.
+
+    Doing it again goes back to where one was, unless `from_version` says which critic is to be left.
+    """
+    service.require_started()
+    swap = await service.swapper.request(
+        version=None,
+        kind=SwapKind.ROLLBACK,
+        from_version=body.from_version,
+        key_id=admin.key_id,
+        reason=body.reason,
+        patience_s=_PATIENCE_S,
+    )
+    return _answer(swap, response)
+
+
+def _answer(swap: Swap, response: Response) -> SwapView:
+    if swap.status is SwapStatus.REFUSED:
+        raise Conflict(f"version {swap.version} is not made live: {swap.reason}")
+    if swap.status is SwapStatus.PENDING:
+        response.status_code = 202
+    return SwapView.of(swap)

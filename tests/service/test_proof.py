@@ -1,0 +1,48 @@
+"""What counts as proof, with numbers worked out by hand."""
+
+from typing import Any
+
+import pytest
+
+from core.adapters import BadAdapter, Probe
+from core.engine import ReplyTokens
+from service.proof import Deltas, compare, require_adapter
+
+PROBE = Probe(
+    question="q", response="r", prompt_tokens=(1, 2), tokens=(5, 6), logprobs=(-0.5, -0.25), base_logprobs=(-0.5, -2.25)
+)
+
+
+def reply(**changes: Any) -> ReplyTokens:
+    values: dict[str, Any] = {"prompt": (1, 2), "reply": (5, 6, 7), "logprobs": (-0.5, -0.25, -9.0)}
+    return ReplyTokens(**(values | changes))
+
+
+def test_an_equal_answer_is_proof() -> None:
+    deltas = compare([PROBE], [reply(logprobs=(-0.5, -0.3125, -9.0))], tolerance=0.1)
+    # |-0.3125 + 0.25| = 0.0625; |-0.3125 + 2.25| = 1.9375; what comes after the probe's tokens does not count
+    assert deltas == Deltas(tokens=2, from_trainer=0.0625, from_base=1.9375)
+    require_adapter(deltas, tolerance=0.1)
+
+
+CASES = [  # the reply, what is said
+    (reply(prompt=(1, 3)), "probe 1 of 1: the engine reads the prompt as other tokens"),
+    (reply(reply=(5, 7, 7)), "other tokens than the trainer's weights, after 1 equal"),
+    (reply(reply=(5,), logprobs=(-0.5,)), "other tokens than the trainer's weights, after 1 equal"),
+    (reply(reply=(), logprobs=()), "after 0 equal"),
+    (reply(logprobs=(-0.5, -0.5, -9.0)), "0.25 nats from the trainer's"),
+    (reply(logprobs=(float("nan"), -0.25, -9.0)), "nats from the trainer's"),
+]
+
+
+@pytest.mark.parametrize(("answer", "says"), CASES)
+def test_another_answer_is_none(answer: ReplyTokens, says: str) -> None:
+    with pytest.raises(BadAdapter, match=says):
+        compare([PROBE], [answer], tolerance=0.1)
+
+
+def test_an_answer_like_the_base_models_is_none() -> None:
+    probe = PROBE.model_copy(update={"base_logprobs": (-0.5, -0.3)})
+    deltas = compare([probe], [reply()], tolerance=0.1)
+    with pytest.raises(BadAdapter, match=r"like the base model: .* 0\.05 nats at most"):
+        require_adapter(deltas, tolerance=0.1)

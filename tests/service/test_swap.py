@@ -1,0 +1,604 @@
+"""Hot swaps on real engines: proven, refused for every reason there is, under load, across replicas and restarts.
+
+Which critic answered is told by its text. Each version's greedy text is known beforehand, and no two are the same.
+"""
+
+import asyncio
+import itertools
+import os
+import shutil
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from core import prompts, swap_queries
+from core.adapters import CONFIG, MARKER, WEIGHTS
+from core.database import Database
+from core.engine import Engine, Sampling
+from core.grading import Grade
+from core.queries import insert_records
+from core.records import Interaction, SwapKind, new_id
+from core.settings import Settings
+from core.verdict import Verdict
+from tests.adapters import (
+    PROMPTS,
+    PublishedAdapter,
+    change_last_token,
+    change_prompt,
+    insert_version,
+    make_wider,
+    make_zero,
+    publish_adapter,
+    publish_again,
+    shift_record,
+)
+from tests.engines import RunningEngine, start_engine
+from tests.records import make_critique, make_interaction
+from tests.service.conftest import RIGHT, make_settings
+from tests.services import free_port, service_process, serving, until_ready
+
+ASK = {**RIGHT, "max_tokens": 24}
+
+pytestmark = pytest.mark.timeout(600)  # the first test waits for two engines to start
+
+_homes = itertools.count()
+
+
+class Engines:
+    """Two engines, of which a test may kill one and start it again."""
+
+    def __init__(self, model: Path, home: Path) -> None:
+        self._model, self._home = model, home
+        self.a, self.b = (self._start(name) for name in "ab")
+
+    def _start(self, name: str) -> RunningEngine:
+        return start_engine(self._model, home=self._home / f"{name}{next(_homes)}", uds=self._home / f"{name}.sock")
+
+    def restart_b(self) -> None:
+        self.b.kill()
+        self.b = self._start("b")
+
+    def forget_adapters(self) -> None:
+        for engine in (self.a, self.b):
+            with engine.client() as client:
+                names = {item["id"] for item in client.get("/v1/models").json()["data"]} - {"base"}
+            for name in names:
+                engine.unload_adapter(name)
+
+
+@pytest.fixture(scope="module")
+def both(critic_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
+    engines = Engines(critic_model, tmp_path_factory.mktemp("engines"))
+    yield engines
+    engines.a.kill()
+    engines.b.kill()
+
+
+@pytest.fixture
+def engines(both: Engines) -> Iterator[Engines]:
+    yield both
+    both.forget_adapters()
+
+
+@pytest.fixture(scope="module")
+def published(critic_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[PublishedAdapter]:
+    folder = tmp_path_factory.mktemp("adapters")
+    return [publish_adapter(folder / f"adapter-{seed}", model=critic_model, seed=seed) for seed in (1, 3, 9)]
+
+
+@pytest.fixture(scope="module")
+def texts(both: Engines, published: list[PublishedAdapter]) -> dict[int, str]:
+    """What each version answers to `ASK`, asked of an engine under names that no service knows."""
+    prompt = prompts.load(PROMPTS).critique(question=ASK["question"], response=ASK["response"])
+
+    async def ask(name: str) -> str:
+        engine = Engine(both.a.url, timeout_s=60)
+        [reply] = await engine.chat(prompt, model=name, sampling=Sampling(max_tokens=ASK["max_tokens"]))
+        await engine.aclose()
+        return prompt.opener + reply.text
+
+    found = {0: asyncio.run(ask("base"))}
+    for version, adapter in enumerate(published, start=1):
+        both.a.load_adapter(f"reference-{version}", adapter.folder)
+        found[version] = asyncio.run(ask(f"reference-{version}"))
+    assert len(set(found.values())) == 4
+    return found
+
+
+class World:
+    """A deployment with versions 1, 2 and 3, live 0, and a client of its one service."""
+
+    def __init__(
+        self, settings: Settings, database: Database, client: httpx.AsyncClient, texts: dict[int, str]
+    ) -> None:
+        self.settings, self.database, self.client, self.texts = settings, database, client, texts
+
+    async def text(self, **changes: Any) -> str:
+        answer = await self.client.post("/critique", json={**ASK, **changes})
+        assert answer.status_code == 200, answer.text
+        text: str = answer.json()["critique"]
+        return text
+
+    async def promote(self, version: int, **changes: Any) -> httpx.Response:
+        return await self.client.post("/admin/promote", json={"version": version, **changes})
+
+    async def promoted(self, version: int) -> dict[str, Any]:
+        answer = await self.promote(version)
+        assert answer.status_code == 200, answer.text
+        swap: dict[str, Any] = answer.json()
+        assert swap["status"] == "done"
+        return swap
+
+    async def ready(self) -> dict[str, Any]:
+        await asyncio.sleep(1.1)  # a yes is believed for a second
+        answer = await self.client.get("/readyz")
+        found: dict[str, Any] = answer.json()
+        return found
+
+    async def receipts(self, version: int, *, count: int = 1) -> list[dict[str, Any]]:
+        """The receipts of a version, once requests on the critic before have ended."""
+        deadline = time.monotonic() + 20
+        while True:
+            found: list[dict[str, Any]] = (await self.client.get(f"/critics/{version}")).json()["receipts"]
+            if len(found) >= count and all(item["details"]["times"]["drained_at"] for item in found):
+                return found
+            assert time.monotonic() < deadline, found
+            await asyncio.sleep(0.1)
+
+
+@pytest.fixture
+async def settings(tmp_path: Path, database_url: str, engines: Engines) -> Settings:
+    return make_settings(tmp_path, database_url, engines.a.url)
+
+
+@asynccontextmanager
+async def opened(
+    settings: Settings, database: Database, published: list[PublishedAdapter], texts: dict[int, str]
+) -> AsyncIterator[World]:
+    async with serving(settings) as client:
+        for adapter in published:
+            await insert_version(database, adapter)
+        yield World(settings, database, client, texts)
+
+
+@pytest.fixture
+async def world(
+    settings: Settings, database: Database, published: list[PublishedAdapter], texts: dict[int, str]
+) -> AsyncIterator[World]:
+    async with opened(settings, database, published, texts) as world:
+        yield world
+
+
+# -------------------------------------------------------------------------------------------------------- promote, back
+
+
+async def test_a_promotion_and_the_way_back(world: World, published: list[PublishedAdapter]) -> None:
+    assert await world.text() == world.texts[0]
+    swap = await world.promoted(1)
+    assert (swap["from_version"], swap["version"], swap["kind"]) == (0, 1, "promote")
+    assert await world.text() == world.texts[1]
+    await world.promoted(2)
+    assert await world.text() == world.texts[2]
+
+    back = await world.client.post("/admin/rollback", json={"reason": "worse"})
+    assert back.status_code == 200
+    assert (back.json()["version"], back.json()["reason"]) == (1, "worse")
+    assert await world.text() == world.texts[1]
+    critics = {item["version"]: item for item in (await world.client.get("/critics")).json()}
+    assert critics[1]["pointers"] == ["live"]
+    assert critics[2]["pointers"] == ["previous"]
+    again = await world.client.post("/admin/rollback", json={})  # back from going back
+    assert again.json()["version"] == 2
+
+    [receipt] = [item for item in await world.receipts(2, count=2) if item["details"]["from_version"] == 1][:1]
+    details = receipt["details"]
+    assert details["adapter_sha256"] == published[1].marker.sha256
+    [proof] = details["engines"]
+    assert proof["vllm"].startswith("0.")
+    assert proof["probes"] == 2
+    assert proof["deltas"]["tokens"] == sum(len(probe.tokens) for probe in published[1].record.probes)
+    assert proof["deltas"]["from_trainer"] < 1e-3 < proof["deltas"]["from_base"]
+    assert details["lost"] == 0
+    assert details["mixed"] == {"probes": 4, "mixed": 0}
+    ready = await world.ready()
+    assert ready["ready"]
+    assert ready["swap"] == {"ok": True, "detail": "version 2 followed 1", "seconds": 0.0}
+    metrics = (await world.client.get("/metrics")).text
+    assert 'gadfly_swaps_total{kind="promote",outcome="done"} 2.0' in metrics
+    assert 'gadfly_swaps_total{kind="rollback",outcome="done"} 2.0' in metrics
+    assert "gadfly_live_critic 2.0" in metrics
+
+
+async def test_what_the_gate_asks_for_is_done(world: World) -> None:
+    async with world.database.session() as session:
+        await swap_queries.set_candidate(session, 3)
+        await swap_queries.request_swap(session, version=3, kind=SwapKind.GATE, reason="better on both axes")
+    deadline = time.monotonic() + 10
+    while (await world.client.get("/state")).json()["live_critic"] != 3:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+    assert await world.text() == world.texts[3]
+    state = (await world.client.get("/state")).json()
+    assert state["pointers"] == {"live": 3, "previous": 0}
+    assert state["swap"]["status"] == "done"
+    seen = (await world.client.get("/critics/3")).json()
+    assert seen["swaps"][0]["reason"] == "better on both axes"
+    assert seen["run_id"] is not None
+    assert seen["parent"] == 0
+
+
+async def test_illegal_moves_are_refused(world: World) -> None:
+    for body, status, says in (
+        ({"version": 0}, 409, "live already"),
+        ({"version": 99}, 404, "no critic version 99"),
+        ({"version": -1}, 422, "version"),
+        ({"version": 1, "force": True}, 422, "force"),
+    ):
+        answer = await world.client.post("/admin/promote", json=body)
+        assert answer.status_code == status
+        assert says in answer.json()["detail"]
+    back = await world.client.post("/admin/rollback", json={})
+    assert back.status_code == 409
+    assert "no critic to go back to" in back.json()["detail"]
+
+
+async def test_version_0_needs_no_engine(world: World) -> None:
+    await world.promoted(1)
+    await world.promoted(0)
+    assert await world.text() == world.texts[0]
+
+
+# ------------------------------------------------------------------------------------------------------------- refusals
+
+
+def _without(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def _corrupt(folder: Path) -> None:
+    weights = bytearray((folder / WEIGHTS).read_bytes())
+    weights[-1] ^= 1
+    (folder / WEIGHTS).write_bytes(weights)
+
+
+def _nothing(folder: Path) -> None:
+    pass
+
+
+Change = Callable[[Path], None]
+
+REFUSALS = [  # what is published, what becomes of it, and what is said of it
+    ("good", "weights missing", "cannot be read"),
+    ("good", "configuration missing", "cannot be read"),
+    ("good", "marker missing", "no published adapter"),
+    ("good", "all missing", "no published adapter"),
+    ("good", "weights corrupt", "its hash differs"),
+    ("another rank", "kept", "rank 32"),
+    ("another base", "kept", "stands on the model another"),
+    ("another prompt", "kept", "other tokens than the trainer"),
+    ("another token", "kept", "other tokens than the trainer's"),
+    ("other log-probabilities", "kept", "nats from the trainer's"),
+    ("nothing learned", "kept", "answers like the base model"),
+]
+
+AFTERWARDS: dict[str, Change] = {
+    "kept": _nothing,
+    "weights missing": _without(WEIGHTS),
+    "configuration missing": _without(CONFIG),
+    "marker missing": _without(MARKER),
+    "all missing": shutil.rmtree,
+    "weights corrupt": _corrupt,
+}
+
+
+@pytest.mark.parametrize(("published_as", "then", "says"), REFUSALS)
+async def test_what_is_not_what_was_published_is_refused(
+    world: World,
+    engines: Engines,
+    published: list[PublishedAdapter],
+    critic_model: Path,
+    tmp_path: Path,
+    published_as: str,
+    then: str,
+    says: str,
+) -> None:
+    changes: dict[str, Change] = {
+        "good": _nothing,
+        "another base": _nothing,
+        "another rank": partial(make_wider, model=critic_model),
+        "another prompt": change_prompt,
+        "another token": change_last_token,
+        "other log-probabilities": partial(shift_record, by=0.01),
+        "nothing learned": partial(make_zero, model=critic_model),
+    }
+    await world.promoted(1)
+    spoilt = publish_again(
+        published[2],
+        tmp_path / "spoilt",
+        changes[published_as],
+        base_model="another" if published_as == "another base" else "tiny",
+    )
+    version = (await insert_version(world.database, spoilt)).version
+    AFTERWARDS[then](spoilt.folder)
+    await _is_refused(world, version, says)
+    assert f"critic@{version}" not in _served(engines.a)
+    asked = await world.client.post("/critique", json={**ASK, "critic": version})  # not by way of its number either
+    assert asked.status_code == 409
+    assert says in asked.json()["detail"]
+    await world.promoted(2)  # a good one is taken all the same, and ends the bad news
+    assert (await world.ready())["swap"]["ok"]
+
+
+async def _is_refused(world: World, version: int, says: str) -> None:
+    answer = await world.promote(version)
+    assert answer.status_code == 409, answer.text
+    assert says in answer.json()["detail"]
+    assert await world.text() == world.texts[1]
+    ready = await world.ready()
+    assert ready["ready"]
+    assert not ready["swap"]["ok"]
+    assert says in ready["swap"]["detail"]
+    [swap] = (await world.client.get(f"/critics/{version}")).json()["swaps"]
+    assert swap["status"] == "refused"
+    assert says in swap["reason"]
+    assert (await world.client.get("/state")).json()["pointers"] == {"live": 1, "previous": 0}
+    assert 'gadfly_swaps_total{kind="promote",outcome="refused"} 1.0' in (await world.client.get("/metrics")).text
+
+
+def _served(engine: RunningEngine) -> set[str]:
+    with engine.client() as client:
+        return {item["id"] for item in client.get("/v1/models").json()["data"]}
+
+
+async def test_a_row_of_another_adapter_is_refused(world: World, published: list[PublishedAdapter]) -> None:
+    await world.promoted(1)
+    row = await insert_version(world.database, published[0], folder=published[1].folder)
+    await _is_refused(world, row.version, "another adapter than version 4")
+
+
+async def test_prompts_it_was_not_trained_under_are_refused(
+    settings: Settings, database: Database, published: list[PublishedAdapter]
+) -> None:
+    settings = settings.model_copy(update={"prompts": "critique-rl@1"})
+    async with serving(settings) as client:
+        row = await insert_version(database, published[0])
+        answer = await client.post("/admin/promote", json={"version": row.version})
+        assert answer.status_code == 409
+        assert "trained under the prompts stepwise@1" in answer.json()["detail"]
+
+
+# ----------------------------------------------------------------------------------------------------------- under load
+
+
+async def test_fifty_swaps_under_load_lose_and_mix_nothing(world: World) -> None:
+    await world.promoted(1)
+    answers: list[tuple[int, str, str]] = []
+    failures: list[str] = []
+    done = asyncio.Event()
+
+    async def call(number: int) -> None:
+        while not done.is_set():
+            if number % 4 == 0:
+                answer = await world.client.post("/refine", json={**ASK, "max_tokens": 12, "rounds": 1})
+            else:
+                answer = await world.client.post("/critique", json={**ASK, "max_tokens": 12})
+            if answer.status_code != 200:
+                failures.append(answer.text)
+                continue
+            result = answer.json()
+            text = result["critique"] if number % 4 else result["rounds"][0]["critique"]["text"]
+            answers.append((result["critic"]["version"], text, answer.headers["x-gadfly-critic"]))
+
+    expected = {version: await world.text(critic=version, max_tokens=12) for version in (1, 2)}
+    assert expected[1] != expected[2]
+    callers = [asyncio.create_task(call(number)) for number in range(8)]
+    in_flight = 0
+    try:
+        for number in range(50):
+            version = 2 if number % 2 == 0 else 1
+            await world.promoted(version)
+            assert await world.text(max_tokens=12) == expected[version], "asked after the swap, answered by the new one"
+    finally:
+        done.set()
+        await asyncio.gather(*callers)
+    assert not failures
+    assert len(answers) > 100
+    for version, text, header in answers:
+        assert text == expected[version]
+        assert header == f"critic@{version}"
+    assert {version for version, _, _ in answers} == {1, 2}
+    receipts = [*await world.receipts(1, count=26), *await world.receipts(2, count=25)]
+    assert len(receipts) == 51
+    assert all(item["details"]["lost"] == 0 for item in receipts)
+    assert all(item["details"]["mixed"]["mixed"] == 0 for item in receipts)
+    in_flight = sum(item["details"]["in_flight"] for item in receipts)
+    assert in_flight > 50, "there was somebody to lose"
+
+
+# ---------------------------------------------------------------------------------------------------------- by itself
+
+
+async def test_labelled_traffic_that_shows_a_worse_critic_brings_the_old_one_back(world: World) -> None:
+    def said(version: int, *, is_right: bool) -> Interaction:
+        critique = make_critique(stated=Verdict.CORRECT if is_right else Verdict.INCORRECT)
+        return make_interaction(critic_version=version, reference="4", grade=Grade.RIGHT, critiques=(critique,))
+
+    await world.promoted(1)
+    records = [said(0, is_right=number % 5 > 0) for number in range(60)]  # 80 % right
+    records += [said(1, is_right=False) for _ in range(12)]
+    async with world.database.session() as session:
+        await insert_records(session, records, heldout_share=0.2)
+    await _until(lambda: httpx.get(f"{world.client.base_url}/state").json()["live_critic"] == 0, limit_s=30)
+    assert await world.text() == world.texts[0]
+    [swap] = (await world.client.get("/critics/0")).json()["swaps"]
+    assert swap["kind"] == "watch"
+    assert "0 of 12 verdicts of version 1" in swap["reason"]
+    assert "80.0% right (of its own 60 on live traffic)" in swap["reason"]
+
+
+# ------------------------------------------------------------------------------------------ replicas, engines, restarts
+
+
+async def test_two_replicas_on_two_engines_both_swap(
+    world: World, engines: Engines, tmp_path: Path, published: list[PublishedAdapter]
+) -> None:
+    other = world.settings.model_copy(update={"home": tmp_path / "other", "engine_urls": (engines.b.url,)})
+    async with serving(other) as client:
+        await asyncio.sleep(1.1)  # both have said that they are there
+        replica = World(other, world.database, client, world.texts)
+        for asked, version in ((world, 1), (replica, 2)):
+            await asked.promoted(version)
+            receipts = await world.receipts(version, count=2)
+            assert len({item["replica_id"] for item in receipts}) == 2
+            engines_of = [proof["engine"] for item in receipts for proof in item["details"]["engines"]]
+            assert sorted(engines_of) == sorted([engines.a.url, engines.b.url])
+            assert await world.text() == await replica.text() == world.texts[version]
+        state = (await client.get("/state")).json()
+        assert [item["live_critic"] for item in state["replicas"]] == [2, 2]
+
+
+async def test_a_replica_that_cannot_follow_says_so_and_goes_on(
+    world: World, engines: Engines, tmp_path: Path, published: list[PublishedAdapter]
+) -> None:
+    shared = world.settings.adapters_folder / "run"
+    shutil.copytree(published[2].folder, shared)
+    version = (await insert_version(world.database, published[2], folder=Path("run"))).version
+    blind = world.settings.model_copy(update={"home": tmp_path / "blind", "engine_urls": (engines.b.url,)})
+    async with serving(blind) as client:
+        await asyncio.sleep(1.1)
+        replica = World(blind, world.database, client, world.texts)
+        await world.promoted(version)
+        assert await world.text() == world.texts[3]
+        ready = await replica.ready()
+        assert ready["ready"]
+        assert f"the live critic {version} is not served here" in ready["swap"]["detail"]
+        assert "still answering with 0" in ready["swap"]["detail"]
+        assert await replica.text() == world.texts[0]
+        shutil.copytree(shared, blind.adapters_folder / "run")  # mended: it follows by itself
+        deadline = time.monotonic() + 15
+        while await replica.text() == world.texts[0]:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.2)
+        assert await replica.text() == await world.text()
+        assert (await replica.ready())["swap"]["ok"]
+
+
+async def test_an_episode_stays_on_its_critic(world: World, engines: Engines) -> None:
+    await world.promoted(1)
+    episode = str(new_id())
+    assert await world.text(episode_id=episode) == world.texts[1]
+    await world.promoted(2)
+    await world.promoted(3)  # 1 is not even previous any more
+    deadline = time.monotonic() + 20
+    while "critic@1" in _served(engines.a):
+        assert time.monotonic() < deadline, "nobody uses it: it is to be unloaded"
+        await asyncio.sleep(0.2)
+    [receipt] = await world.receipts(2)
+    assert receipt["details"]["from_version"] == 1
+    assert receipt["details"]["times"]["unloaded_at"]
+    assert await world.text(episode_id=episode) == world.texts[1]
+    assert await world.text() == world.texts[3]
+    await asyncio.sleep(5)
+    assert "critic@1" in _served(engines.a), "the episode may go on"
+
+
+async def test_an_engine_that_lost_an_adapter_gets_it_back_within_the_request(world: World, engines: Engines) -> None:
+    await world.promoted(1)
+    for _ in range(5):
+        engines.a.unload_adapter("critic@1")
+        texts = await asyncio.gather(*(world.text() for _ in range(6)))
+        assert set(texts) == {world.texts[1]}
+
+
+async def test_a_service_that_starts_finds_the_live_critic(world: World, engines: Engines, tmp_path: Path) -> None:
+    await world.promoted(1)
+    engines.forget_adapters()
+    settings = world.settings.model_copy(update={"home": tmp_path / "new"})
+    async with serving(settings) as client:
+        assert await World(settings, world.database, client, world.texts).text() == world.texts[1]
+
+
+async def test_an_engine_that_dies_half_way_refuses_the_swap_and_then_finds_the_live_critic(
+    tmp_path: Path,
+    database_url: str,
+    database: Database,
+    engines: Engines,
+    published: list[PublishedAdapter],
+    texts: dict[int, str],
+) -> None:
+    settings = make_settings(tmp_path, database_url, engines.a.url, engines.b.url)
+    async with opened(settings, database, published, texts) as world:
+        await world.promoted(1)
+        os.killpg(engines.b.process.pid, signal.SIGSTOP)
+        swapping = asyncio.create_task(world.promote(2))
+        await _until(lambda: "critic@2" in _served(engines.a))
+        await asyncio.sleep(0.5)
+        assert not swapping.done()
+        engines.b.kill()
+        answer = await swapping
+        assert answer.status_code == 409
+        assert engines.b.url in answer.json()["detail"]
+        assert await world.text() == world.texts[1]
+        ready = await world.ready()
+        assert ready["ready"]
+        assert "1 of 2 engines" in ready["engine"]["detail"]
+        assert "version 2 was refused" in ready["swap"]["detail"]
+        assert "critic@2" not in _served(engines.a)
+        for version in (0, 1):  # the way back needs no engine that is dead
+            assert (await world.client.post("/admin/rollback", json={})).json()["version"] == version
+            assert await world.text() == world.texts[version]
+        await asyncio.to_thread(engines.b.process.wait)
+        engines.restart_b()
+        await _until(lambda: "critic@1" in _served(engines.b))
+        engines.b.unload_adapter("critic@1")
+        await _until(lambda: "critic@1" in _served(engines.b))
+    alone = make_settings(tmp_path / "b", database_url, engines.b.url)
+    async with serving(alone) as client:
+        assert await World(alone, database, client, texts).text() == texts[1]
+
+
+async def _until(holds: Callable[[], bool], *, limit_s: float = 20) -> None:
+    deadline = time.monotonic() + limit_s
+    while not await asyncio.to_thread(holds):
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.1)
+
+
+async def test_a_service_killed_in_a_swap_does_it_when_it_is_back(
+    tmp_path: Path,
+    database_url: str,
+    database: Database,
+    engines: Engines,
+    published: list[PublishedAdapter],
+    texts: dict[int, str],
+) -> None:
+    settings = make_settings(tmp_path, database_url, engines.a.url, port=free_port())
+    log = tmp_path / "log"
+    async with httpx.AsyncClient(base_url=settings.service_url, timeout=60) as client:
+        world = World(settings, database, client, texts)
+        with service_process(settings, log) as process:
+            await until_ready(client)
+            for adapter in published:
+                await insert_version(database, adapter)
+            os.killpg(engines.a.process.pid, signal.SIGSTOP)
+            async with database.session() as session:
+                await swap_queries.request_swap(session, version=2, kind=SwapKind.GATE)
+            await asyncio.sleep(1)
+            process.kill()
+            os.killpg(engines.a.process.pid, signal.SIGCONT)
+        async with database.session() as session:
+            assert await swap_queries.pending_swap(session) is not None
+        with service_process(settings, log):
+            await until_ready(client)
+            await _until(lambda: httpx.get(f"{settings.service_url}/state").json()["live_critic"] == 2)
+            assert await world.text() == world.texts[2]
+        with service_process(settings, log):
+            await until_ready(client)
+            assert await world.text() == world.texts[2]

@@ -1,0 +1,526 @@
+"""What a hot swap must not do when engines, callers or the database misbehave.
+
+Engines that misbehave are fakes behind the real client: they answer from an adapter's probe record, or as a test says.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from random import randrange
+from typing import Any
+from uuid import UUID
+
+import httpx
+import orjson
+import pytest
+from sqlalchemy import text
+
+from core import queries, swap_queries
+from core.adapters import BadAdapter
+from core.database import Database
+from core.engine import Engine, EnginePool, Sampling
+from core.errors import AdapterRefused, Conflict, EngineTimeout, EngineUnavailable, TooBusy
+from core.grading import Grade
+from core.keys import issue_key
+from core.prompts import Message, Prompt
+from core.records import CriticVersion, Receipt, SwapKind, SwapStatus, Tier, new_id, now
+from core.settings import Settings
+from core.verdict import Verdict
+from service import loading
+from service.critics import Critics
+from service.loading import Loader
+from service.metrics import Metrics
+from service.replicas import Replicas
+from tests.adapters import PublishedAdapter, insert_version, publish_adapter, with_other_tokens
+from tests.records import make_critique, make_interaction
+from tests.service.conftest import RIGHT, make_settings
+from tests.services import serving
+
+ASK = Prompt((Message("user", "2 + 2?"),))
+
+
+@pytest.fixture(scope="module")
+def published(critic_model: Path, tmp_path_factory: pytest.TempPathFactory) -> PublishedAdapter:
+    return publish_adapter(tmp_path_factory.mktemp("adapters") / "good", model=critic_model, seed=1)
+
+
+class FakeEngine:
+    """Serves names and answers an adapter's probes as its record says, unless a test says otherwise."""
+
+    def __init__(self, name: str, adapter: PublishedAdapter) -> None:
+        self.names: set[str] = set()
+        self.answered: list[str] = []  # the model of each request that was no probe
+        self.loads_with = 200
+        self.is_healthy = True
+        self.is_wrong = False  # serves other weights under the name
+        self.fault: Exception | None = None
+        self.hang = asyncio.Event()
+        self.hang.set()
+        self._probes = {probe.question: probe for probe in adapter.record.probes}
+        self.engine = Engine(f"http://{name}", timeout_s=5, transport=httpx.MockTransport(self._answer))
+
+    async def _answer(self, request: httpx.Request) -> httpx.Response:
+        if self.fault is not None:
+            raise self.fault
+        match request.url.path:
+            case "/health":
+                return httpx.Response(200 if self.is_healthy else 503)
+            case "/version":
+                return httpx.Response(200, json={"version": "0.32"})
+            case "/v1/models":
+                return httpx.Response(200, json={"data": [{"id": name} for name in self.names | {"base"}]})
+        body = orjson.loads(request.content)
+        if request.url.path == "/v1/unload_lora_adapter":
+            self.names.discard(body["lora_name"])
+            return httpx.Response(200)
+        if request.url.path == "/v1/load_lora_adapter":
+            return self._load(body["lora_name"])
+        await self.hang.wait()
+        if body["model"] not in self.names | {"base"}:
+            return httpx.Response(404, json={"error": {"message": "no such model", "param": "model"}})
+        return httpx.Response(200, json=self._chat(body))
+
+    def _load(self, name: str) -> httpx.Response:
+        if self.loads_with != 200:
+            return httpx.Response(self.loads_with, json={"error": {"message": "cannot add"}})
+        if name in self.names:
+            return httpx.Response(400, json={"error": {"message": f"{name} has already been loaded"}})
+        self.names.add(name)
+        return httpx.Response(200)
+
+    def _chat(self, body: dict[str, Any]) -> dict[str, Any]:
+        asked = " ".join(message["content"] for message in body["messages"])
+        probe = next((probe for question, probe in self._probes.items() if question in asked), None)
+        choice: dict[str, Any] = {"index": 0, "message": {"content": "4"}, "finish_reason": "stop"}
+        if probe is None:
+            self.answered.append(body["model"])
+            return {"choices": [choice], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
+        shift = 1.0 if self.is_wrong else 0.0
+        choice["token_ids"] = probe.tokens
+        choice["logprobs"] = {"content": [{"logprob": value + shift} for value in probe.logprobs]}
+        count = len(probe.tokens)
+        return {
+            "choices": [choice],
+            "prompt_token_ids": probe.prompt_tokens,
+            "usage": {"prompt_tokens": len(probe.prompt_tokens), "completion_tokens": count},
+        }
+
+
+class Fleet:
+    """Two fake engines, a pool over them, and a loader that knows one version with an adapter."""
+
+    def __init__(self, a: FakeEngine, b: FakeEngine, pool: EnginePool, loader: Loader, critics: Critics) -> None:
+        self.a, self.b, self.pool, self.loader, self.critics = a, b, pool, loader, critics
+        self.critic: CriticVersion
+
+    @property
+    def name(self) -> str:
+        return self.critic.engine_name
+
+    async def ask(self) -> None:
+        await self.pool.chat(ASK, model=self.name, sampling=Sampling(max_tokens=5))
+
+
+@pytest.fixture
+async def fleet(
+    tmp_path: Path, database_url: str, database: Database, published: PublishedAdapter
+) -> AsyncIterator[Fleet]:
+    a, b = FakeEngine("a", published), FakeEngine("b", published)
+    pool = EnginePool([a.engine, b.engine])
+    critics, metrics = Critics(database), Metrics()
+    settings = make_settings(tmp_path, database_url, "http://a", "http://b")
+    loader = Loader(settings=settings, engines=pool, critics=critics, replicas=Replicas(database), metrics=metrics)
+    pool.may_serve, pool.restore = loader.may_serve, loader.restore
+    fleet = Fleet(a, b, pool, loader, critics)
+    await critics.start(base_model="tiny")
+    fleet.critic = await insert_version(database, published)
+    await critics.refresh()
+    yield fleet
+    await pool.aclose()
+
+
+# --------------------------------------------------------------------------------------------------- what is not proven
+
+
+async def test_an_engine_that_did_not_prove_a_critic_gets_no_request_for_it(fleet: Fleet) -> None:
+    fleet.b.names.add(fleet.name)  # under the right name, and other weights
+    fleet.b.is_wrong = True
+    await fleet.loader.ready(fleet.critic)
+    await asyncio.gather(*(fleet.ask() for _ in range(8)))
+    assert fleet.a.answered == [fleet.name] * 8
+    assert fleet.b.answered == []
+    await fleet.pool.chat(ASK, model="base", sampling=Sampling(max_tokens=5))  # the base model needs no proof
+    assert (fleet.a.answered + fleet.b.answered)[-1] == "base" or "base" in fleet.b.answered
+
+    fleet.b.is_wrong = False
+    await asyncio.sleep(loading._BELIEVED_S)
+    fleet.a.fault = httpx.ConnectError("gone")  # the proven one: what is left has to prove itself first
+    await fleet.ask()
+    assert fleet.b.answered[-1] == fleet.name
+    assert fleet.loader.proven_on(fleet.b.engine) == [fleet.critic.version]
+
+
+async def test_a_failed_connection_ends_a_proof(fleet: Fleet) -> None:
+    await fleet.loader.prove(fleet.critic, must_be_all=True)
+    assert fleet.loader.proven_on(fleet.a.engine) == [fleet.critic.version]
+    fleet.a.fault = httpx.ReadError("reset")
+    with pytest.raises(EngineUnavailable):
+        await fleet.a.engine.models()
+    fleet.a.fault = None
+    assert fleet.loader.proven_on(fleet.a.engine) == [], "the next process there may serve anything under the name"
+    assert fleet.loader.proven_on(fleet.b.engine) == [fleet.critic.version]
+
+
+async def test_an_adapter_taken_away_again_before_the_call_is_restored_once_more(fleet: Fleet) -> None:
+    await fleet.loader.prove(fleet.critic, must_be_all=True)
+    restored: list[str] = []
+
+    async def restore(engine: Engine, name: str) -> None:
+        restored.append(engine.url)
+        await fleet.loader.restore(engine, name)
+        if len(restored) == 1:
+            await engine.unload_adapter(name)
+
+    fleet.pool.restore = restore
+    fleet.a.names.clear()
+    fleet.b.names.clear()
+    await fleet.ask()
+    assert len(restored) == 2
+
+
+@pytest.mark.parametrize("was_there", [False, True])
+async def test_a_failed_proof_takes_back_only_what_it_loaded(fleet: Fleet, was_there: bool) -> None:
+    fleet.a.is_wrong = fleet.b.is_wrong = True
+    if was_there:
+        fleet.a.names.add(fleet.name)  # another replica answers with it
+    with pytest.raises(BadAdapter, match="nats from the trainer's"):
+        await fleet.loader.prove(fleet.critic, must_be_all=True)
+    assert (fleet.name in fleet.a.names) is was_there
+    assert fleet.name not in fleet.b.names
+
+
+async def test_a_proof_that_takes_too_long_leaves_nothing_loaded(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "_PATIENCE_S", 0.3)
+    fleet.a.hang.clear()
+    fleet.b.hang.clear()
+    with pytest.raises(EngineTimeout):
+        await fleet.loader.prove(fleet.critic, must_be_all=True)
+    assert fleet.name not in fleet.a.names | fleet.b.names
+
+
+# ------------------------------------------------------------------------------------------------------- a dying engine
+
+
+@pytest.mark.parametrize(("is_healthy", "error"), [(True, AdapterRefused), (False, EngineUnavailable)])
+async def test_a_dead_engine_does_not_refuse_an_adapter(fleet: Fleet, is_healthy: bool, error: type[Exception]) -> None:
+    fleet.a.loads_with, fleet.a.is_healthy = 500, is_healthy
+    with pytest.raises(error):
+        await fleet.a.engine.load_adapter("critic@1", Path("folder"))
+
+
+@pytest.mark.parametrize("is_healthy", [True, False])
+async def test_one_engine_is_enough_for_the_way_back(fleet: Fleet, is_healthy: bool) -> None:
+    fleet.a.loads_with, fleet.a.is_healthy = 500, is_healthy
+    [proof] = await fleet.loader.prove(fleet.critic, must_be_all=False)
+    assert proof.engine == fleet.b.engine.url
+    with pytest.raises((AdapterRefused, EngineUnavailable), match="http://a"):
+        await fleet.loader.prove(fleet.critic, must_be_all=True)
+
+
+async def test_one_engine_that_hangs_does_not_hold_up_the_way_back(fleet: Fleet) -> None:
+    fleet.a.hang.clear()
+    started = time.monotonic()
+    [proof] = await fleet.loader.prove(fleet.critic, must_be_all=False)
+    assert proof.engine == fleet.b.engine.url
+    assert time.monotonic() - started < 4
+
+
+# ---------------------------------------------------------------------------------------------------------- old critics
+
+
+async def test_only_so_many_old_critics_are_served(
+    fleet: Fleet, database: Database, published: PublishedAdapter
+) -> None:
+    others = [await insert_version(database, published) for _ in range(2)]
+    await fleet.critics.refresh()
+    await fleet.loader.ready(fleet.critic)  # four slots: one beside live, previous and candidate
+    with pytest.raises(TooBusy) as refusal:
+        await fleet.loader.ready(others[0])
+    assert refusal.value.retry_after_s > 1
+    async with database.session() as session:
+        await swap_queries.set_candidate(session, others[0].version)
+    await fleet.critics.refresh()
+    await fleet.loader.ready(others[0])
+    await fleet.loader.ready(fleet.critic)
+
+
+# ------------------------------------------------------------------------------------------------------------- readings
+
+
+async def test_readings_asked_for_together_end_in_order(fleet: Fleet, database: Database) -> None:
+    async with database.session() as session:
+        for _ in range(3):
+            await session.execute(text("UPDATE critic_pointers SET version = 0 WHERE name = 'live'"))
+
+    async def move(version: int) -> None:
+        async with database.session() as session:
+            await session.execute(
+                text("UPDATE critic_pointers SET version = :version WHERE name = 'live'"), {"version": version}
+            )
+        await fleet.critics.refresh()
+        assert fleet.critics.pointers["live"] == version
+
+    for number in range(10):
+        earlier = [asyncio.create_task(fleet.critics.refresh()) for _ in range(5)]
+        await asyncio.sleep(0)
+        await move(number % 2)
+        await asyncio.gather(*earlier)
+        assert fleet.critics.pointers["live"] == number % 2, "no reading that began before lands after"
+
+
+# ------------------------------------------------------------------------------------------------------------- way back
+
+
+async def _promote(database: Database, version: int) -> None:
+    async with database.session() as session:
+        swap = await swap_queries.request_swap(session, version=version, kind=SwapKind.PROMOTE)
+    async with database.session() as session:
+        await swap_queries.move_pointer(session, swap.id)
+
+
+async def test_a_repeated_rollback_does_not_go_forward(fleet: Fleet, database: Database) -> None:
+    await _promote(database, 1)
+    async with database.session() as session:
+        swap = await swap_queries.request_swap(session, kind=SwapKind.ROLLBACK, from_version=1)
+        await swap_queries.move_pointer(session, swap.id)
+    with pytest.raises(Conflict, match="version 0 is live, and not 1"):
+        async with database.session() as session:
+            await swap_queries.request_swap(session, kind=SwapKind.ROLLBACK, from_version=1)
+    async with database.session() as session:
+        assert (await queries.read_pointers(session))["live"] == 0
+
+
+@pytest.mark.parametrize("kind", [SwapKind.ROLLBACK, SwapKind.WATCH])
+async def test_a_rollback_refuses_the_promotion_under_way(
+    fleet: Fleet, database: Database, published: PublishedAdapter, kind: SwapKind
+) -> None:
+    await insert_version(database, published)
+    async with database.session() as session:
+        first = await swap_queries.request_swap(session, version=1, kind=SwapKind.GATE)
+    with pytest.raises(Conflict, match=r"no critic to go back to.*the swap to version 1 has not moved it and goes on"):
+        async with database.session() as session:
+            await swap_queries.request_swap(session, kind=kind)
+    async with database.session() as session:
+        await swap_queries.move_pointer(session, first.id)
+    async with database.session() as session:
+        promotion = await swap_queries.request_swap(session, version=2, kind=SwapKind.PROMOTE)
+    async with database.session() as session:
+        back = await swap_queries.request_swap(session, kind=kind)
+        assert (back.version, back.from_version) == (0, 1)
+    async with database.session() as session:
+        over = await swap_queries.read_swap(session, promotion.id)
+        assert (over.status, over.reason) == (SwapStatus.REFUSED, "superseded by a rollback")
+        assert await swap_queries.pending_swap(session) == back
+    with pytest.raises(Conflict, match="another swap is under way"):  # one way back does not end another
+        async with database.session() as session:
+            await swap_queries.request_swap(session, kind=kind)
+
+
+# --------------------------------------------------------------------------------------------------------- live traffic
+
+
+async def test_one_caller_makes_a_third_of_the_outcomes_and_one(fleet: Fleet, database: Database) -> None:
+    async with database.session() as session:
+        keys = [(await issue_key(session, name=name, tier=Tier.CALLER))[0].id for name in "abc"]
+
+    async def label(version: int, *key_ids: UUID | None) -> list[bool]:
+        """Outcomes of interactions with these keys: right with a key other than the first."""
+        async with database.session() as session:
+            await queries.insert_records(
+                session,
+                [
+                    make_interaction(
+                        key_id=key_id,
+                        critic_version=version,
+                        reference="4",
+                        grade=Grade.RIGHT,
+                        critiques=(make_critique(stated=Verdict.INCORRECT if key_id == keys[0] else Verdict.CORRECT),),
+                    )
+                    for key_id in key_ids
+                ],
+                heldout_share=0.2,
+            )
+        async with database.session() as session:
+            return await swap_queries.verdict_outcomes(session, version)
+
+    a, b, c = keys
+    assert await label(0, a, a, a, a) == [False], "one of a; then 3 x 1 > 1 until three were counted"
+    assert await label(0, b, c, a) == [False, True, True, False], "b and c make three: a once more"
+    assert await label(1, None, None, None) == [True] * 3, "without keys there is no bound"
+    assert await label(1, a, a, a) == [True] * 3 + [False] * 2, "3 x 0 <= 3, 3 x 1 <= 4, and 3 x 2 > 5"
+
+
+# ------------------------------------------------------------------------------------------------------ a whole service
+
+
+@pytest.fixture
+async def spoilt(settings: Settings, database: Database, critic_model: Path, tmp_path: Path) -> CriticVersion:
+    """A live critic whose engine answers other tokens than its trainer wrote down."""
+    adapter = publish_adapter(tmp_path / "spoilt", model=critic_model, seed=5, record=with_other_tokens)
+    return await _live(database, adapter)
+
+
+async def _live(database: Database, adapter: PublishedAdapter) -> CriticVersion:
+    async with database.session() as session:
+        await queries.ensure_version_zero(session, "tiny")
+        # The engine may be shared: a name that nobody else uses.
+        await session.execute(
+            text("INSERT INTO critic_versions (version, base_model, created_at) VALUES (:version, 'tiny', now())"),
+            {"version": randrange(10**6, 10**9)},
+        )
+    critic = await insert_version(database, adapter)
+    await _promote(database, critic.version)
+    return critic
+
+
+async def test_a_live_critic_that_nobody_proved_is_not_ready_and_is_no_fault_of_callers(
+    settings: Settings, spoilt: CriticVersion, tmp_path: Path
+) -> None:
+    async with serving(settings, ready=False) as client:
+        deadline = time.monotonic() + 30
+        while True:
+            ready = await client.get("/readyz")
+            assert ready.status_code == 503
+            if f"the live critic {spoilt.version} is not served here" in ready.text:
+                break
+            assert time.monotonic() < deadline, ready.text
+            await asyncio.sleep(0.2)
+        assert f"no engine serves the live critic critic@{spoilt.version}" in ready.json()["critic"]["detail"]
+        for path, body in (
+            ("/critique", RIGHT),
+            ("/refine", RIGHT),
+            ("/critique", {**RIGHT, "critic": spoilt.version}),
+        ):
+            answer = await client.post(path, json=body)
+            assert answer.status_code == 503, answer.text
+            assert int(answer.headers["retry-after"]) >= 1
+            assert "tokens" not in answer.json()["detail"]
+        assert (await client.post("/critique", json={**RIGHT, "critic": 0})).status_code == 200
+
+
+async def test_without_a_key_no_reasons_are_shown(
+    settings: Settings, database: Database, spoilt: CriticVersion, tmp_path: Path
+) -> None:
+    secret_text = "a customer's name"
+    async with database.session() as session:
+        _, caller = await issue_key(session, name="caller", tier=Tier.CALLER)
+        _, admin = await issue_key(session, name="admin", tier=Tier.ADMIN)
+        swap = await swap_queries.request_swap(session, version=0, kind=SwapKind.PROMOTE)
+        await swap_queries.finish_swap(session, swap.id, SwapStatus.REFUSED, f"{secret_text}: {tmp_path}/x")
+        proof = {"engine": "unix:///secret/engine.sock", "vllm": "0.32"}
+        await swap_queries.insert_receipt(
+            session,
+            Receipt(
+                id=new_id(),
+                swap_id=swap.id,
+                replica_id=new_id(),
+                version=0,
+                created_at=now(),
+                details={"engines": [proof], "lost": 0},
+            ),
+        )
+    async with serving(settings, ready=False) as client:
+        here = f"the live critic {spoilt.version} is not served here; the log says why"
+        await _until(client, lambda state: [item["problem"] for item in state["replicas"]] == [here])
+        for path, says in (("/readyz", here), ("/state", "the last swap was refused; GET /critics/0 says why")):
+            shown = (await client.get(path)).text
+            assert says in shown
+            assert secret_text not in shown
+            assert str(tmp_path) not in shown
+        found = {}
+        for who, secret in (("caller", caller), ("admin", admin)):
+            answer = await client.get("/critics/0", headers={"authorization": f"Bearer {secret}"})
+            found[who] = answer.json()
+        assert secret_text in found["admin"]["swaps"][0]["reason"]
+        assert found["admin"]["receipts"][0]["details"]["engines"] == [proof]
+        assert found["caller"]["swaps"][0]["reason"] is None
+        assert found["caller"]["receipts"][0]["details"] == {"engines": [{"vllm": "0.32"}], "lost": 0}
+
+
+@asynccontextmanager
+async def _hanging(path: Path) -> AsyncIterator[str]:
+    """An engine that takes every connection and never answers."""
+    end = asyncio.Event()
+
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await end.wait()
+        writer.close()
+
+    server = await asyncio.start_unix_server(hang, path)
+    try:
+        yield f"unix://{path}"
+    finally:
+        end.set()
+        server.close()
+
+
+async def test_the_way_back_does_not_wait_for_a_promotion(
+    settings: Settings, database: Database, published: PublishedAdapter, tmp_path: Path
+) -> None:
+    live = await _live(database, published)
+    other = await insert_version(database, published)
+    async with _hanging(tmp_path / "hanging.sock") as url:
+        settings = settings.model_copy(update={"engine_urls": (*settings.engine_urls, url)})
+        async with serving(settings, ready=False) as client:
+            await _until(client, lambda state: state["live_critic"] == live.version)
+            promoting = asyncio.create_task(client.post("/admin/promote", json={"version": other.version}))
+            await _until(client, lambda state: state["swap"]["status"] == "pending")
+            await asyncio.sleep(1)
+            started = time.monotonic()
+            back = await client.post("/admin/rollback", json={"from_version": live.version})
+            assert (back.status_code, back.json()["status"]) == (200, "done")
+            assert time.monotonic() - started < 10
+            assert back.json()["version"] == 0
+            promotion = await promoting
+            assert promotion.status_code == 409
+            assert "superseded by a rollback" in promotion.json()["detail"]
+            again = await client.post("/admin/rollback", json={"from_version": live.version})
+            assert again.status_code == 409
+
+
+async def _until(client: httpx.AsyncClient, holds: Callable[[dict[str, Any]], bool], *, limit_s: float = 40) -> None:
+    deadline = time.monotonic() + limit_s
+    while not holds(state := (await client.get("/state")).json()):
+        assert time.monotonic() < deadline, state
+        await asyncio.sleep(0.1)
+
+
+async def test_an_episode_that_waits_in_the_spool_stays_on_its_critic(settings: Settings, database: Database) -> None:
+    async with serving(settings) as client:
+        await _take_interactions(database, they_are_taken=False)
+        first = (await client.post("/critique", json=RIGHT)).json()
+        assert (await client.get("/state")).json()["spool"]["records"] == 1
+        episode = {"episode_id": first["episode_id"], "max_tokens": 4}
+        again = await client.post("/critique", json={**RIGHT, **episode})
+        assert again.status_code == 200
+        assert again.json()["critic"]["version"] == 0
+        other = await client.post("/critique", json={**RIGHT, **episode, "question": "Another?"})
+        assert other.status_code == 422
+        unknown = await client.post("/critique", json={**RIGHT, "episode_id": str(new_id())})
+        assert unknown.status_code == 503
+        assert "may still wait to be stored" in unknown.json()["detail"]
+        await _take_interactions(database, they_are_taken=True)
+        deadline = time.monotonic() + 20
+        while (await client.get("/state")).json()["spool"]["records"]:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.1)
+        assert (await client.post("/critique", json={**RIGHT, "episode_id": str(new_id())})).status_code == 200
+
+
+async def _take_interactions(database: Database, *, they_are_taken: bool) -> None:
+    """Have Postgres take interactions, or not; what it answers of all else stays."""
+    old, new = ("interactions_away", "interactions") if they_are_taken else ("interactions", "interactions_away")
+    async with database.session() as session:
+        await session.execute(text(f"ALTER TABLE {old} RENAME TO {new}"))
