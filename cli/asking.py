@@ -1,10 +1,12 @@
-"""`gadfly critique`, `refine` and `feedback`: the running service, for people."""
+"""The running service, for people: the client of it, and what `gadfly critique`, `refine` and `feedback` show."""
 
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import httpx
 from rich.console import Group
@@ -18,6 +20,8 @@ from core.errors import BadInput, GadflyError
 from core.settings import Settings, is_loopback
 
 _CONNECT_S = 5.0
+_SILENCE_S = 45.0  # three of the service's heartbeats
+_AWAY = frozenset({502, 503, 504})
 _COLOURS = {"correct": "green", "incorrect": "red", "unparsed": "yellow"}
 _REASONS = {
     "rounds": "that many were asked for",
@@ -28,6 +32,19 @@ _SIGNS = {"correct": "✓", "incorrect": "✗", "unparsed": "?"}
 
 class ServiceError(GadflyError):
     """The service refused, failed, or does not run."""
+
+
+class ServiceAway(ServiceError):
+    """The service, or what it needs, cannot be reached now: the same call may work a moment later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One server-sent event. `id` is 0 where the service gives none."""
+
+    id: int
+    name: str
+    data: dict[str, Any]
 
 
 def read_text(value: str | None) -> str | None:
@@ -82,11 +99,28 @@ class Service:
             trust_env=not is_loopback(httpx.URL(self._url).host),  # a proxy knows another 127.0.0.1
         )
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._client.close()
+
+    def get(self, path: str, params: Mapping[str, Any] | None = None) -> Any:
+        """The JSON answer. Raises as `post`."""
+        try:
+            response = self._client.get(path, params=params)
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from None
+        return self._checked(response)
+
     def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """The JSON answer.
 
         Raises:
-            ServiceError: it does not run, or what it says is wrong.
+            ServiceAway: it does not run, or not all of it.
+            ServiceError: what it says is wrong.
         """
         try:
             response = self._client.post(path, json=body)
@@ -106,6 +140,26 @@ class Service:
                 if response.status_code != 200:
                     response.read()
                     self._checked(response)
+                for event in _parse_events(response.iter_lines()):
+                    yield event.name, event.data
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from None
+
+    def follow(self, path: str, *, after: int) -> Iterator[Event]:
+        """The events of a stream that may last for hours, from the one behind the id `after` on.
+
+        Raises:
+            ServiceAway: it does not run, or broke off: the stream goes on after the last event.
+            ServiceError: it refuses.
+        """
+        timeout = httpx.Timeout(_SILENCE_S, connect=_CONNECT_S)
+        try:
+            with self._client.stream("GET", path, headers={"last-event-id": str(after)}, timeout=timeout) as response:
+                if response.status_code == 204:
+                    return
+                if response.status_code != 200:
+                    response.read()
+                    self._checked(response)
                 yield from _parse_events(response.iter_lines())
         except httpx.HTTPError as error:
             raise self._unreachable(error) from None
@@ -117,18 +171,19 @@ class Service:
             document = None
         if response.is_success and document is not None:
             return document
+        kind = ServiceAway if response.status_code in _AWAY else ServiceError
         if not isinstance(document, dict) or "title" not in document:
-            raise ServiceError(f"{self._url} answers {response.status_code} and is no Gadfly: check --url.")
-        raise ServiceError(problem_text(document, retry_after=response.headers.get("retry-after")))
+            raise kind(f"{self._url} answers {response.status_code} and is no Gadfly: check --url.")
+        raise kind(problem_text(document, retry_after=response.headers.get("retry-after")))
 
-    def _unreachable(self, error: httpx.HTTPError) -> ServiceError:
+    def _unreachable(self, error: httpx.HTTPError) -> ServiceAway:
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-            return ServiceError(
+            return ServiceAway(
                 f"No service answers at {self._url}: start one with `gadfly up`, or say where it is with --url."
             )
         if isinstance(error, httpx.TimeoutException):
-            return ServiceError(f"{self._url} did not answer in time.")
-        return ServiceError(f"The connection to {self._url} broke off before the answer was complete.")
+            return ServiceAway(f"{self._url} did not answer in time.")
+        return ServiceAway(f"The connection to {self._url} broke off before the answer was complete.")
 
 
 def problem_text(document: Mapping[str, Any], *, retry_after: str | None = None) -> str:
@@ -235,13 +290,15 @@ def _show_ids(result: Mapping[str, Any], kind: str) -> None:
     )
 
 
-def _parse_events(lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    name, data = "message", []
+def _parse_events(lines: Iterator[str]) -> Iterator[Event]:
+    id, name, data = 0, "message", []
     for line in lines:
-        if line.startswith("event:"):
+        if line.startswith("id:"):
+            id = int(line[3:])
+        elif line.startswith("event:"):
             name = line[6:].strip()
         elif line.startswith("data:"):
             data.append(line[5:].removeprefix(" "))
         elif not line and data:
-            yield name, json.loads("\n".join(data))
+            yield Event(id, name, json.loads("\n".join(data)))
             name, data = "message", []

@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -44,6 +44,9 @@ MaxTokens = Annotated[
 ]
 Seed = Annotated[int | None, typer.Option("--seed", help="Same seed, same critic, same input: same answer.")]
 Episode = Annotated[str | None, typer.Option("--episode", help="Episode to add this to; it pins the critic.")]
+Run = Annotated[str, typer.Argument(help="The run's id, or how it begins.")]
+Follow = Annotated[bool, typer.Option("--follow", help="Show the run while it works. Ctrl-C does not end the run.")]
+Reason = Annotated[str | None, typer.Option("--reason", help="Why, for whoever reads it later.")]
 RequestId = Annotated[str | None, typer.Option("--request-id", help="A repeat with this id returns the first result.")]
 
 
@@ -232,6 +235,143 @@ def feedback(
         return
     grade = f"; the reference says the response is {result['grade'].replace('_', ' ')}" if result.get("grade") else ""
     out.print(f"kept as feedback {result['id']} on interaction {result['interaction_id']}{grade}")
+
+
+@app.command("critics")
+@takes_settings()
+def critics_(
+    settings: Settings,
+    version: Annotated[
+        int | None, typer.Argument(help="Only this one, with how it went live and what proved it.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List the critics, and which of them answers."""
+    from cli import critics
+    from cli.asking import Service
+    from cli.terminal import print_json
+
+    service = Service(settings)
+    found = critics.list_critics(service) if version is None else critics.read_critic(service, version)
+    if json:
+        print_json(found)
+    elif isinstance(found, list):
+        critics.show_critics(found)
+    else:
+        critics.show_critic(found)
+
+
+@app.command()
+@takes_settings()
+def promote(
+    settings: Settings,
+    version: Annotated[int, typer.Argument(help="The critic that is to answer from now on.")],
+    reason: Reason = None,
+    json: Json = False,
+) -> None:
+    """Make a critic live, once it has proven itself on every engine. Refused, nothing changes."""
+    from cli import critics
+    from cli.asking import Service
+    from cli.terminal import print_json
+
+    swap = critics.promote(Service(settings), version, reason)
+    print_json(swap) if json else critics.show_swap(swap)
+
+
+@app.command()
+@takes_settings()
+def rollback(settings: Settings, reason: Reason = None, json: Json = False) -> None:
+    """Go back to the critic that was live before."""
+    from cli import critics
+    from cli.asking import Service
+    from cli.terminal import print_json
+
+    swap = critics.rollback(Service(settings), reason)
+    print_json(swap) if json else critics.show_swap(swap)
+
+
+@app.command()
+@takes_settings()
+def retrain(
+    settings: Settings,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the run would do, and ask for nothing.")] = False,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A training option; as often as needed.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="JSON file of training options.")] = None,
+    request_id: RequestId = None,
+    follow: Follow = False,
+    json: Json = False,
+) -> None:
+    """Ask for a training run: the critic learns from labelled answers, and a gate measures what came of it."""
+    from cli import runs
+    from cli.asking import Service
+    from cli.terminal import print_json
+
+    body: dict[str, Any] = {"config": runs.read_changes(config, set_ or [])}
+    if request_id is not None:
+        body["request_id"] = request_id
+    with Service(settings) as service:
+        if dry_run:
+            plan = service.post("/admin/retrain", {**body, "dry_run": True})
+            (print_json if json else runs.show_plan)(plan)
+        else:
+            _asked_for(service, service.post("/admin/retrain", body), follow=follow, json=json)
+
+
+@app.command("runs")
+@takes_settings()
+def show_runs(
+    settings: Settings,
+    run: Annotated[str | None, typer.Argument(help="A run's id, or how it begins. Unset: all runs.")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=200, help="How many runs to list.")] = 20,
+    follow: Follow = False,
+    json: Json = False,
+) -> None:
+    """List training runs, show one, or follow it while it works."""
+    from cli import runs
+    from cli.asking import Service
+    from cli.terminal import print_json
+
+    if run is None and follow:
+        raise BadInput("--follow needs the id of a run: `gadfly runs` shows them.")
+    with Service(settings) as service:
+        if run is None:
+            (print_json if json else runs.show_runs)(service.get("/admin/runs", {"limit": limit})["items"])
+            return
+        run_id = runs.find_run(service, run)
+        if follow:
+            _follow(service, run_id, json=json)
+        (print_json if json else runs.show_run)(service.get(f"/admin/runs/{run_id}"))
+
+
+@app.command()
+@takes_settings()
+def cancel(settings: Settings, run: Run, json: Json = False) -> None:
+    """End a training run. Nothing of it is published."""
+    from cli import runs
+    from cli.asking import Service
+    from cli.terminal import out, print_json
+
+    with Service(settings) as service:
+        cancelled = service.post(f"/admin/runs/{runs.find_run(service, run)}/cancel", {})
+    if json:
+        print_json(cancelled)
+    else:
+        is_over = cancelled["status"] == "cancelled"
+        out.print(f"run {cancelled['id']} {'is cancelled' if is_over else 'is asked to end, which takes seconds'}")
+
+
+@app.command()
+@takes_settings()
+def reproduce(settings: Settings, run: Run, follow: Follow = False, json: Json = False) -> None:
+    """Do a training run again, with the same config, rows and seeds."""
+    from cli import runs
+    from cli.asking import Service
+
+    with Service(settings) as service:
+        asked = service.post(f"/admin/runs/{runs.find_run(service, run)}/reproduce", {})
+        _asked_for(service, asked, follow=follow, json=json)
 
 
 @app.command()
@@ -424,6 +564,31 @@ def _ask(
         print_json(service.post(path, body))
     else:
         show(ask(service, path, body))
+
+
+def _asked_for(service: Any, run: dict[str, Any], *, follow: bool, json: bool) -> None:
+    from cli.terminal import err, out, print_json
+
+    if follow:
+        if not json:
+            err.print(f"run {run['id']}")
+        _follow(service, run["id"], json=json)
+    elif json:
+        print_json(run)
+    else:
+        out.print(f"run {run['id']} is {run['status']}: `gadfly runs {run['id']} --follow` shows it work")
+
+
+def _follow(service: Any, run_id: str, *, json: bool) -> NoReturn:
+    from cli import runs
+    from cli.terminal import err
+
+    try:
+        code = runs.follow_json(service, run_id) if json else runs.follow(service, run_id)
+    except KeyboardInterrupt:
+        err.print(f"the run goes on: `gadfly runs {run_id} --follow` shows it, `gadfly cancel {run_id}` ends it")
+        raise typer.Exit(130) from None
+    raise typer.Exit(code)
 
 
 if __name__ == "__main__":

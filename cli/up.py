@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import hashlib
+import importlib.util
 import json
 import os
 import shlex
@@ -22,7 +23,7 @@ from cli.terminal import Step, err, out, step
 from core.errors import BadSettings, StoreUnavailable
 from core.settings import ENV_PREFIX, Settings
 
-DATABASE, ENGINE, SERVICE = "database", "engine", "service"
+DATABASE, ENGINE, SERVICE, TRAINER = "database", "engine", "service", "trainer"
 
 _LEAST_FREE_BYTES = 300 * 2**20  # an empty Postgres with its write-ahead log, and some traffic
 _UNIX_PATH_MAX = 107
@@ -108,6 +109,7 @@ class _Up:
             await self._start_engine()
         self._state.engine_urls = self._engine_urls
         await self._start_service(url)
+        await self._start_trainer(url)
         await self._announce()
         self._is_ready = True
         await self._supervisor.failed()
@@ -183,6 +185,26 @@ class _Up:
                     stop_limit_s=45.0,  # it gives its own requests 30
                 )
             )
+
+    async def _start_trainer(self, url: str) -> None:
+        if not self._settings.train:
+            return
+        with step(TRAINER, "starting") as progress:
+            if importlib.util.find_spec("peft") is None:
+                progress.result("left out: install gadfly[trainer] to train here")
+                return
+            await self._supervisor.start(
+                Program(
+                    role=TRAINER,
+                    argv=(sys.executable, "-P", "-m", "trainer"),
+                    environment=self._environment()
+                    | {f"{ENV_PREFIX}DATABASE_URL": url, f"{ENV_PREFIX}ENGINE_URLS": ",".join(self._engine_urls)},
+                    log=self._log(TRAINER),
+                    is_ready=_at_once,
+                    stop_limit_s=15.0,
+                )
+            )
+            progress.result("waits for training runs")
 
     async def _announce(self) -> None:
         settings = self._settings
@@ -332,6 +354,10 @@ def _serves(service_url: str, progress: Step) -> IsReady:
         return answer.status == 503 and time.monotonic() - began > _READY_WITHIN_S
 
     return probe
+
+
+async def _at_once() -> bool:
+    return True  # nobody waits for the trainer: it takes runs from a queue whenever it is there
 
 
 async def _wants_key(service_url: str) -> bool:

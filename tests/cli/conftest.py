@@ -42,7 +42,7 @@ class FakeServer:
                 self.end_headers()
                 self.wfile.write(content)
 
-            do_POST = do_GET  # noqa: N815 - the name is the library's
+            do_POST = do_GET
 
             def log_message(self, format: str, *arguments: object) -> None:
                 pass

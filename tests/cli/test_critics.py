@@ -1,0 +1,99 @@
+"""What people see of critics and swaps."""
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from cli import critics
+from cli.asking import Service, ServiceError
+from core.settings import Settings
+
+ZERO: dict[str, Any] = {
+    "version": 0,
+    "parent": None,
+    "base_model": "tiny",
+    "adapter_sha256": None,
+    "created_at": "2026-01-02T03:04:05Z",
+    "pointers": ["previous"],
+}
+SEVEN = ZERO | {"version": 7, "parent": 0, "adapter_sha256": "ab" * 32, "pointers": ["live"]}
+SWAP: dict[str, Any] = {
+    "id": "01-swap",
+    "version": 7,
+    "from_version": 0,
+    "kind": "promote",
+    "status": "done",
+    "requested_at": "2026-01-02T03:04:05Z",
+    "finished_at": "2026-01-02T03:04:06Z",
+    "reason": None,
+}
+HISTORY = SEVEN | {
+    "run_id": "01-run",
+    "prompt_set": "stepwise@1",
+    "outcome": "not_enough_evidence",
+    "gate": {},
+    "swaps": [SWAP, SWAP | {"status": "refused", "reason": "its hash [red]differs\x1b[2J"}],
+    "receipts": [
+        {
+            "details": {
+                "from_version": 0,
+                "engines": [{"deltas": {"from_trainer": 3.2e-05}}, {"deltas": {"from_trainer": 1e-06}}],
+                "in_flight": 4,
+                "lost": 0,
+            }
+        }
+    ],
+}
+
+
+def service(handler: Any) -> Service:
+    return Service(Settings(), transport=httpx.MockTransport(handler))
+
+
+def test_lists_critics_with_their_pointers(capsys: pytest.CaptureFixture[str]) -> None:
+    found = critics.list_critics(service(lambda request: httpx.Response(200, json=[SEVEN, ZERO])))
+    critics.show_critics(found)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["7", "live", "0", "2026-01-02", "03:04", "abababababab"]
+    assert lines[2].split() == ["0", "previous", "2026-01-02", "03:04", "the", "base", "model"]
+
+
+def test_shows_how_a_critic_went_live(capsys: pytest.CaptureFixture[str]) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        assert request.url.path == "/critics/7"
+        return httpx.Response(200, json=HISTORY)
+
+    critics.show_critic(critics.read_critic(service(answer), 7))
+    shown = capsys.readouterr().out
+    assert "version 0, by the run 01-run, whose gate said not enough evidence" in shown
+    assert "after 0 (promote): done" in shown
+    assert "refused: its hash [red]differs" in shown, "a reason is no markup"
+    assert "\x1b" not in shown
+    assert "proven on 2 engines, at most 3.2e-05 nats from the trainer; 4 requests in flight on 0, 0 lost" in shown
+
+
+def test_promotes_and_goes_back(capsys: pytest.CaptureFixture[str]) -> None:
+    asked: list[tuple[str, Any]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(200, json=[{"version": 7, "pointers": ["live"]}, {"version": 0, "pointers": []}])
+        asked.append((request.url.path, json.loads(request.content)))
+        return httpx.Response(
+            202 if len(asked) == 2 else 200, json=SWAP | ({"status": "pending"} if len(asked) == 2 else {})
+        )
+
+    critics.show_swap(critics.promote(service(answer), 7, "better"))
+    critics.show_swap(critics.rollback(service(answer), None))
+    assert asked == [("/admin/promote", {"version": 7, "reason": "better"}), ("/admin/rollback", {"from_version": 7})]
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "version 7 is live; before it was 0"
+    assert "still being proven" in second
+
+
+def test_a_refusal_is_one_sentence() -> None:
+    refusal = {"title": "Conflict", "status": 409, "detail": "version 7 is not made live: its hash differs"}
+    with pytest.raises(ServiceError, match="its hash differs"):
+        critics.promote(service(lambda request: httpx.Response(409, json=refusal)), 7, None)
