@@ -1,0 +1,153 @@
+"""The whole loop on real parts: labelled rows come in, a run learns from them, the gate says promote, the service swaps
+while callers go on asking, and goes back when it is told to.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from core.database import Database
+from core.errors import GadflyError
+from core.settings import Settings
+from tests.services import iter_events, serving
+from tests.trainer import worlds
+
+CALLERS = 4
+PAUSE_S = 0.3  # between two requests of one caller: while somebody waits, a run gets a tenth of the engine
+
+
+class Load:
+    """Callers that never stop asking, and everything they were answered."""
+
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self._client = client
+        self.answers: list[tuple[str, int, str, str]] = []  # response judged, version, verdict, critique
+        self.failures: list[str] = []
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        callers = [asyncio.create_task(self._call(number)) for number in range(CALLERS)]
+        try:
+            yield
+        finally:
+            for caller in callers:
+                caller.cancel()
+            await asyncio.gather(*callers, return_exceptions=True)
+
+    async def _call(self, number: int) -> None:
+        response = (worlds.RIGHT, worlds.WRONG)[number % 2]
+        while True:
+            body = {"question": "How many days has a week?", "response": response, "temperature": 0, "max_tokens": 48}
+            try:
+                answer = await self._client.post("/critique", json=body)
+            except httpx.TransportError as error:
+                self.failures.append(repr(error))
+                continue
+            if answer.status_code != 200:
+                self.failures.append(answer.text)
+                continue
+            said = answer.json()
+            self.answers.append((response, said["critic"]["version"], said["verdict"], said["critique"]))
+            await asyncio.sleep(PAUSE_S)
+
+    def by_version(self) -> dict[tuple[str, int], set[str]]:
+        """What each version said of each answer: greedy, so one text each."""
+        found: dict[tuple[str, int], set[str]] = defaultdict(set)
+        for response, version, _, critique in self.answers:
+            found[response, version].add(critique)
+        return found
+
+
+async def _until(client: httpx.AsyncClient, path: str, wanted: Any, *, limit_s: float) -> Any:
+    deadline = asyncio.get_running_loop().time() + limit_s
+    while True:
+        document = (await client.get(path)).json()
+        if wanted(document):
+            return document
+        assert asyncio.get_running_loop().time() < deadline, document
+        await asyncio.sleep(0.5)
+
+
+def _tail(log: Path) -> str:
+    return log.read_text()[-3000:]
+
+
+def _live(versions: list[dict[str, Any]]) -> int:
+    [live] = [item["version"] for item in versions if "live" in item["pointers"]]
+    return int(live)
+
+
+@pytest.mark.timeout(360)
+async def test_the_loop(
+    engine_url: str, critic_model: Path, database: Database, database_url: str, tmp_path: Path
+) -> None:
+    settings = worlds.trainer_settings(
+        home=tmp_path / "home", database_url=database_url, engine_urls=(engine_url,), model=critic_model
+    )
+    await worlds.fill(database, base_model=str(critic_model), questions=60)
+    log = tmp_path / "trainer.log"
+    trainer = worlds.start_trainer(settings, log=log)
+    try:
+        async with serving(settings) as client:
+            load = Load(client)
+            async with load.running():
+                await _learn_and_swap(client, settings, log)
+                await asyncio.sleep(2)
+                rolled = await client.post("/admin/rollback", json={"reason": "as a test"})
+                assert rolled.status_code == 200, rolled.text
+                await asyncio.sleep(2)
+            assert load.failures == []
+            _check_answers(load)
+            assert (await client.get("/critics/1")).json()["pointers"] == ["previous"]
+    finally:
+        trainer.terminate()
+        with suppress(GadflyError):
+            trainer.wait(20)
+
+
+async def _learn_and_swap(client: httpx.AsyncClient, settings: Settings, log: Path) -> None:
+    asked = await client.post("/admin/retrain", json={"config": worlds.QUICK})
+    assert asked.status_code == 202, asked.text
+    run = asked.json()["id"]
+    events: list[tuple[str, dict[str, Any]]] = []
+    async with client.stream("GET", f"/admin/runs/{run}/events", timeout=240) as stream:
+        events.extend([event async for event in iter_events(stream)])
+    document = (await client.get(f"/admin/runs/{run}")).json()
+    assert document["status"] == "succeeded", (document, _tail(log))
+    assert document["outcome"] == "promote", document["gate"]
+    assert document["version"] == 1
+    kinds = [kind for kind, _ in events]
+    assert kinds.count("step") == worlds.QUICK["steps_stage_1"] + worlds.QUICK["steps_stage_2"]
+    assert [data["stage"] for kind, data in events if kind == "stage"] == [
+        "select", "pool", "stage_1", "stage_2", "evaluate", "publish",
+    ]  # fmt: skip
+    await _until(client, "/critics", lambda versions: _live(versions) == 1, limit_s=30)
+    version = (await client.get("/critics/1")).json()
+    assert version["gate"]["outcome"] == "promote"
+    assert version["run_id"] == run
+
+
+def _check_answers(load: Load) -> None:
+    said = load.by_version()
+    versions = {version for _, version in said}
+    assert versions == {0, 1}
+    for (response, version), texts in said.items():
+        assert len(texts) == 1, (response, version, texts)  # no answer is a mixture, and none carries another's name
+    for response in (worlds.RIGHT, worlds.WRONG):
+        assert said[response, 0] != said[response, 1]
+    verdicts = {(response, version): verdict for response, version, verdict, _ in load.answers}
+    assert verdicts == {
+        (worlds.RIGHT, 0): "incorrect",
+        (worlds.WRONG, 0): "correct",
+        (worlds.RIGHT, 1): "correct",
+        (worlds.WRONG, 1): "incorrect",
+    }
+    order = [version for _, version, _, _ in load.answers]
+    assert order[0] == 0
+    assert order[-1] == 0  # rolled back

@@ -1,0 +1,117 @@
+"""Rollouts and the actor's pool on a real engine: tokens, rewards, refinements, and what is kept of them."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+
+from core.engine import ACTOR, EnginePool
+from core.grading import Grade, Grader
+from core.prompts import load
+from core.training import Stage, TrainConfig
+from core.verdict import Verdict
+from tests.trainer import worlds
+from trainer.data import Item, Origin
+from trainer.engines import Engines, sweep
+from trainer.pool import sample_pool
+from trainer.rollouts import Collector
+from trainer.workspace import Lines
+
+PROMPTS = load("stepwise@1")
+CONFIG = TrainConfig.read(worlds.GLANCE)
+
+
+def item(number: int, response: str, *, is_right: bool, reference: str | None = worlds.REFERENCE) -> Item:
+    return Item(
+        key=str(number),
+        interaction_id=UUID(int=number),
+        question_hash=number.to_bytes(32),
+        question=f"Question {number}: how many days has a week?",
+        response=response,
+        is_right=is_right,
+        reference=reference,
+        origin=Origin.LOGGED,
+    )
+
+
+ITEMS = [item(1, worlds.RIGHT, is_right=True), item(2, worlds.WRONG, is_right=False)]
+
+
+@pytest.fixture
+async def engines(engine_url: str) -> AsyncIterator[Engines]:
+    pool = EnginePool.connect([engine_url], timeout_s=60)
+    found = Engines(pool, uuid4(), 32, patience_s=5)
+    yield found
+    await found.unload_all()
+    await pool.aclose()
+
+
+@pytest.fixture
+async def collector(engines: Engines) -> AsyncIterator[Collector]:
+    async with Grader(timeout_s=5) as grader:
+        yield Collector(engines=engines, prompts=PROMPTS, grader=grader, config=CONFIG)
+
+
+async def test_stage_1_pays_for_the_verdict_and_asks_no_actor(collector: Collector, tmp_path: Path) -> None:
+    groups = await collector.collect(
+        ITEMS, stage=Stage.STAGE_1, model=ACTOR, adapter_sha256="a", seed="0", kept=Lines(tmp_path / "0.jsonl")
+    )
+    assert [group.item for group in groups] == ITEMS
+    for group in groups:
+        right = Verdict.CORRECT if group.item.is_right else Verdict.INCORRECT
+        assert len(group.rollouts) == CONFIG.samples_per_prompt
+        for rollout in group.rollouts:
+            assert rollout.refined is None
+            assert len(rollout.tokens) == len(rollout.logprobs)
+            assert rollout.score == float(rollout.verdict is right)
+        assert group.to_group().prompt == group.prompt
+
+
+async def test_stage_2_refines_each_critique_and_adds_what_it_is_worth(collector: Collector, tmp_path: Path) -> None:
+    groups = await collector.collect(
+        ITEMS, stage=Stage.STAGE_2, model=ACTOR, adapter_sha256="a", seed="0", kept=Lines(tmp_path / "0.jsonl")
+    )
+    for group in groups:
+        right = Verdict.CORRECT if group.item.is_right else Verdict.INCORRECT
+        for rollout in group.rollouts:
+            assert rollout.refined is Grade.RIGHT  # the tiny actor says 7 to everything
+            assert rollout.score == pytest.approx(1.0 + 0.2 * (rollout.verdict is right))
+
+
+async def test_what_was_sampled_is_not_sampled_again(collector: Collector, tmp_path: Path) -> None:
+    kept = Lines(tmp_path / "0.jsonl")
+    first = await collector.collect(ITEMS, stage=Stage.STAGE_1, model=ACTOR, adapter_sha256="a", seed="0", kept=kept)
+    again = await collector.collect(
+        ITEMS, stage=Stage.STAGE_1, model="no such model", adapter_sha256="a", seed="0", kept=kept
+    )
+    assert again == first
+    size = kept.path.stat().st_size
+    other = await collector.collect(ITEMS, stage=Stage.STAGE_1, model=ACTOR, adapter_sha256="b", seed="0", kept=kept)
+    assert kept.path.stat().st_size > size  # other weights: sampled anew, from the same seeds
+    assert other == first
+
+
+async def test_the_actor_answers_each_question_with_a_reference_once(engines: Engines) -> None:
+    items = [*ITEMS, item(1, "another answer", is_right=False), item(3, "no reference", is_right=True, reference=None)]
+    config = CONFIG.model_copy(update={"pool_samples": 3, "pool_questions": 10})
+    async with Grader(timeout_s=5) as grader:
+        pool = await sample_pool(engines, PROMPTS, grader, items, config, seed=0)
+        again = await sample_pool(engines, PROMPTS, grader, items, config, seed=0)
+    assert pool == again
+    assert {found.question_hash for found in pool.items} <= {items[0].question_hash, items[1].question_hash}
+    for found in pool.items:
+        assert found.origin is Origin.POOL
+        assert found.is_right == ("7" in found.response)
+    assert len({(found.question_hash, found.response) for found in pool.items}) == len(pool.items)
+
+
+async def test_a_killed_runs_adapters_are_swept(engines: Engines, critic_model: Path, tmp_path: Path) -> None:
+    from tests.tiny_models import random_adapter  # noqa: PLC0415  # torch takes seconds to import
+
+    folder = random_adapter(tmp_path / "adapter", model=critic_model, seed=3)
+    await engines.load(engines.name("00000-abc"), folder)
+    [engine] = engines.pool.engines
+    assert engines.name("00000-abc") in await engine.models()
+    await sweep(engines.pool, engines.run_id)
+    assert engines.name("00000-abc") not in await engine.models()

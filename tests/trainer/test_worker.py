@@ -1,0 +1,215 @@
+"""The trainer process with real runs: cancelled, killed, crashed, asked for by labels; one at a time."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import psutil
+import pytest
+from sqlalchemy import text
+
+from core import run_queries
+from core.database import Database
+from core.engine import EnginePool
+from core.settings import Settings
+from core.training import EventKind, Run, RunStatus, Trigger
+from tests.trainer import worlds
+from trainer.engines import PREFIX
+from trainer.worker import Worker
+from trainer.workspace import Workspace
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture
+async def filled(database: Database, critic_model: Path) -> Database:
+    await worlds.fill(database, base_model=str(critic_model), questions=24)
+    return database
+
+
+@pytest.fixture
+def settings(tmp_path: Path, database_url: str, engine_url: str, critic_model: Path) -> Settings:
+    return worlds.trainer_settings(
+        home=tmp_path / "home", database_url=database_url, engine_urls=(engine_url,), model=critic_model
+    )
+
+
+@contextlib.contextmanager
+def trainer(settings: Settings, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    process = worlds.start_trainer(settings, log=log)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def until(database: Database, run_id: UUID, wanted: Any, log: Path, *, limit_s: float = 300) -> Run:
+    deadline = time.monotonic() + limit_s
+    while True:
+        run = await worlds.read(database, run_id)
+        if wanted(run):
+            return run
+        assert time.monotonic() < deadline, (run, _tail(log))
+        await asyncio.sleep(0.1)
+
+
+def _tail(log: Path) -> str:
+    runs = "".join(path.read_text()[-3000:] for path in log.parent.glob("home/runs/*/run.log"))
+    return log.read_text()[-3000:] + runs
+
+
+def child_of(process: subprocess.Popen[bytes], word: str) -> psutil.Process:
+    """The process of a run's half below the trainer."""
+    [found] = [child for child in psutil.Process(process.pid).children() if word in child.cmdline()]
+    return found
+
+
+async def loaded(engine_url: str, run_id: UUID) -> list[str]:
+    pool = EnginePool.connect([engine_url], timeout_s=30)
+    try:
+        return [name for name in await pool.engines[0].models() if name.startswith(f"{PREFIX}{run_id}")]
+    finally:
+        await pool.aclose()
+
+
+async def test_a_cancelled_run_ends_in_seconds_and_leaves_nothing(
+    filled: Database, settings: Settings, engine_url: str, tmp_path: Path
+) -> None:
+    log = tmp_path / "trainer.log"
+    run = await worlds.ask_for_run(filled, steps_stage_1=500)
+    waiting = await worlds.ask_for_run(filled)
+    with trainer(settings, log):
+        await until(filled, run.id, lambda found: found.progress.step >= 2, log)
+        assert (await worlds.read(filled, waiting.id)).status is RunStatus.QUEUED  # one at a time
+        started = time.monotonic()
+        async with filled.session() as session:
+            await run_queries.request_cancel(session, run.id)
+            await run_queries.request_cancel(session, waiting.id)
+        ended = await until(filled, run.id, lambda found: found.status.is_over, log)
+        assert time.monotonic() - started < 10
+        assert ended.status is RunStatus.CANCELLED
+        assert (await worlds.read(filled, waiting.id)).status is RunStatus.CANCELLED
+        assert await loaded(engine_url, run.id) == []
+        assert not settings.adapters_folder.exists()
+        assert not Workspace.of(settings.home, run.id).final.exists()
+
+
+async def test_a_run_outlives_its_child_and_its_trainer(filled: Database, settings: Settings, tmp_path: Path) -> None:
+    log = tmp_path / "trainer.log"
+    run = await worlds.ask_for_run(filled, steps_stage_1=8)
+    with trainer(settings, log) as first:
+        await until(filled, run.id, lambda found: found.progress.step >= 2, log)
+        child = child_of(first, "learn")
+        child.kill()
+        await until(filled, run.id, lambda found: found.progress.step >= 4, log)
+        orphan = child_of(first, "learn")
+        assert orphan.pid != child.pid
+        first.kill()
+        first.wait()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        orphan.wait(10)  # nobody trains without a trainer
+    with trainer(settings, log):
+        ended = await until(filled, run.id, lambda found: found.status.is_over, log)
+    assert ended.status is RunStatus.SUCCEEDED, (ended, _tail(log))
+    assert ended.attempt == 2  # the trainer's second; the child's crash was the first trainer's own business
+    async with filled.session() as session:
+        events = await run_queries.events_after(session, run.id, after=0)
+    steps = [event.data["step"] for event in events if event.kind is EventKind.STEP]
+    assert set(steps) == set(range(1, ended.progress.steps + 1))
+    assert ended.version is not None
+
+
+async def test_two_processes_train_one_run(filled: Database, settings: Settings, tmp_path: Path) -> None:
+    log = tmp_path / "trainer.log"
+    run = await worlds.ask_for_run(filled, steps_stage_1=1, steps_stage_2=1)
+    with trainer(settings.model_copy(update={"train_processes": 2}), log):
+        ended = await until(filled, run.id, lambda found: found.status.is_over, log)
+    assert ended.status is RunStatus.SUCCEEDED, (ended, _tail(log))
+    assert ended.progress.step == 2
+
+
+async def test_a_child_that_always_dies_fails_the_run(filled: Database, settings: Settings, tmp_path: Path) -> None:
+    log = tmp_path / "trainer.log"
+    run = await worlds.ask_for_run(filled)
+    with trainer(settings, log) as process:
+        deaths: set[int] = set()
+        while not (await worlds.read(filled, run.id)).status.is_over:
+            for child in psutil.Process(process.pid).children():
+                with contextlib.suppress(psutil.Error):
+                    if "learn" in child.cmdline():
+                        deaths.add(child.pid)
+                        child.kill()
+            await asyncio.sleep(0.05)
+        ended = await worlds.read(filled, run.id)
+        assert process.poll() is None  # the trainer itself lives on
+    assert ended.status is RunStatus.FAILED
+    assert "SIGKILL" in (ended.error or "")
+    assert len(deaths) == 3
+
+
+async def test_an_alarm_fails_the_run_and_names_the_evidence(
+    filled: Database, settings: Settings, tmp_path: Path
+) -> None:
+    log = tmp_path / "trainer.log"
+    run = await worlds.ask_for_run(filled, alarms={"verdict_drift": None, "kl": 1e-9, "patience": 1})
+    with trainer(settings, log):
+        ended = await until(filled, run.id, lambda found: found.status.is_over, log)
+    assert ended.status is RunStatus.FAILED
+    assert "divergence" in (ended.error or "")
+    async with filled.session() as session:
+        events = await run_queries.events_after(session, run.id, after=0)
+    [alarm] = [event for event in events if event.kind is EventKind.ALARM]
+    assert alarm.data["message"] == ended.error
+    assert alarm.data["evidence"]
+
+
+async def test_nothing_to_learn_from_is_said(database: Database, settings: Settings, tmp_path: Path) -> None:
+    log = tmp_path / "trainer.log"
+    await worlds.fill(database, base_model=settings.model, questions=0)
+    run = await worlds.ask_for_run(database)
+    with trainer(settings, log):
+        ended = await until(database, run.id, lambda found: found.status.is_over, log)
+    assert ended.status is RunStatus.FAILED
+    assert "no labelled answer" in (ended.error or "")
+
+
+async def test_new_labels_start_one_run(database: Database, settings: Settings, tmp_path: Path) -> None:
+    await worlds.fill(database, base_model=settings.model, questions=12)
+    wanting = settings.model_copy(update={"train_after_labels": 5})
+    async with Worker.open(wanting) as worker:
+        app = worker.make_app()
+        await app.tasks["count_labels"].func(0)
+        await app.tasks["count_labels"].func(0)  # one waits already
+        async with database.session() as session:
+            [run] = await run_queries.unfinished_runs(session)
+            assert run.trigger is Trigger.LABELS
+            await run_queries.request_cancel(session, run.id)
+        await app.tasks["count_labels"].func(0)  # nothing is new since
+        async with database.session() as session:
+            assert await run_queries.unfinished_runs(session) == []
+
+
+async def test_a_run_without_a_job_gets_one(database: Database, settings: Settings) -> None:
+    run = await worlds.ask_for_run(database)
+    async with database.session() as session:
+        assert await run_queries.enqueue_lost_runs(session) == []
+        await session.execute(text("DELETE FROM procrastinate_jobs"))
+    async with database.session() as session:
+        assert await run_queries.enqueue_lost_runs(session) == [run.id]
+
+
+@pytest.fixture(autouse=True)
+async def no_child_is_left() -> AsyncIterator[None]:
+    yield
+    for child in psutil.Process(os.getpid()).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "trainer" in " ".join(child.cmdline()):
+                child.send_signal(signal.SIGKILL)

@@ -1,0 +1,69 @@
+"""A run's folder after crashes: what was finished is there, what was not is as if it had never begun."""
+
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from trainer.workspace import Workspace
+
+RUN = UUID(int=7)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace.of(tmp_path, RUN)
+
+
+def test_lines_that_were_cut_are_not_there(workspace: Workspace) -> None:
+    lines = workspace.rollouts(3)
+    assert list(lines.read()) == []
+    lines.append({"a": 1})
+    lines.append({"b": 2})
+    with lines.path.open("ab") as file:
+        file.write(b'{"c": ')
+    assert list(lines.read()) == [{"a": 1}, {"b": 2}]
+    lines.append({"d": 4})  # after the cut one, not into it
+    assert list(lines.read()) == [{"a": 1}, {"b": 2}, {"d": 4}]
+
+
+def _checkpoint(workspace: Workspace, steps_done: int) -> None:
+    folder = workspace.begin_checkpoint(steps_done)
+    (folder / "weights").write_text(str(steps_done))
+    workspace.finish_checkpoint(folder)
+
+
+def test_a_checkpoint_counts_when_it_is_whole(workspace: Workspace) -> None:
+    assert workspace.newest_checkpoint() is None
+    _checkpoint(workspace, 2)
+    (workspace.begin_checkpoint(4) / "weights").write_text("half")  # killed here
+    newest = workspace.newest_checkpoint()
+    assert newest is not None
+    assert (newest / "weights").read_text() == "2"
+    _checkpoint(workspace, 4)
+    newest = workspace.newest_checkpoint()
+    assert newest is not None
+    assert newest.name == "00004"
+
+
+def test_old_checkpoints_and_what_only_they_needed_go(workspace: Workspace) -> None:
+    for step in range(8):
+        workspace.rollouts(step).append({})
+        workspace.adapter(step).mkdir()
+    for steps_done in (2, 4, 6, 8):
+        _checkpoint(workspace, steps_done)
+    assert sorted(item.name for item in (workspace.path / "checkpoints").iterdir()) == ["00006", "00008"]
+    # A run resumed from step 6 samples step 6 anew unless its rollouts are kept.
+    assert sorted(item.name for item in (workspace.path / "rollouts").iterdir()) == [
+        f"{step:05}.jsonl" for step in (5, 6, 7)
+    ]
+
+
+def test_texts_are_forgotten_and_the_result_is_kept(workspace: Workspace) -> None:
+    workspace.rollouts(0).append({"text": "private"})
+    workspace.evaluation("live").append({"text": "private"})
+    workspace.write("selection.json", {"text": "private"})
+    workspace.final.mkdir()
+    (workspace.final / "adapter").write_text("weights")
+    workspace.forget_texts()
+    assert [path.name for path in workspace.path.rglob("*") if path.is_file()] == ["adapter"]

@@ -1,0 +1,32 @@
+"""`python -m trainer`: wait for training runs and do them."""
+
+import asyncio
+import sys
+
+from core import logs
+from core.errors import BadSettings, GadflyError
+from core.settings import Settings
+from trainer.worker import Worker
+
+_EXIT_BAD_SETTINGS = 2
+
+
+async def work(settings: Settings) -> None:
+    async with Worker.open(settings) as worker:
+        await worker.run()
+
+
+def main() -> int:
+    """Returns 2 when the settings are wrong, so that nobody starts it again."""
+    try:
+        settings = Settings.load()
+        logs.configure(settings)
+        asyncio.run(work(settings))
+    except GadflyError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return _EXIT_BAD_SETTINGS if isinstance(error, BadSettings) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,242 @@
+"""The two stages: sample, score, update, again. Everything else is in the modules that these lines name.
+
+Stage I pays for the right verdict and is held to the critic that the stage began with; stage II pays for a right
+refinement and the right verdict and is held to what stage I ended with (arXiv 2510.24320, equations 8 and 9). Iterated
+training runs both again (table 2).
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.adapters import WEIGHTS, file_sha256
+from core.errors import GadflyError
+from core.grading import Grade
+from core.run_queries import LabelledAnswer
+from core.training import Stage, TrainConfig
+from trainer import metrics
+from trainer.alarms import Alarm, Alarms, ScoredCritique, step_examples, step_statistics
+from trainer.crew import Crew, StageSetting
+from trainer.data import Item, draw
+from trainer.engines import Engines
+from trainer.evaluate import evaluate
+from trainer.report import Reporter
+from trainer.rollouts import Collector, RolloutGroup
+from trainer.workspace import Workspace, publish_folder
+
+
+class AlarmRaised(GadflyError):
+    """A run that must not go on; the alarm says why."""
+
+    def __init__(self, alarm: Alarm) -> None:
+        super().__init__(alarm.message)
+        self.alarm = alarm
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One rollout step. `step` counts from 0 over the run."""
+
+    step: int
+    cycle: int
+    stage: Stage
+    is_first: bool  # of its stage
+
+
+def schedule(config: TrainConfig, *, has_references: bool) -> list[Planned]:
+    """Every step of a run in order. Without references nothing can be refined and graded, so stage II is left out."""
+    planned: list[Planned] = []
+    for cycle in range(config.cycles):
+        for stage, steps in ((Stage.STAGE_1, config.steps_stage_1), (Stage.STAGE_2, config.steps_stage_2)):
+            if stage is Stage.STAGE_2 and not has_references:
+                continue
+            planned += [Planned(len(planned) + place, cycle, stage, place == 0) for place in range(steps)]
+    return planned
+
+
+@dataclass(kw_only=True)
+class Learning:
+    """One run's learning, from where its workspace says it is."""
+
+    config: TrainConfig
+    crew: Crew
+    engines: Engines
+    collector: Collector
+    workspace: Workspace
+    report: Reporter
+    learn: Sequence[Item]  # what is learned from
+    validate: Sequence[LabelledAnswer]  # what is never learned from
+
+    async def run(self) -> None:
+        """Go through all steps and leave the adapter in the workspace's `final`.
+
+        Raises:
+            AlarmRaised: a limit was passed for as many steps as the config allows.
+        """
+        referenced = [item for item in self.learn if item.reference is not None]
+        plan = schedule(self.config, has_references=bool(referenced))
+        self.report.steps = len(plan)
+        done, alarms, rewards = self._resume(plan)
+        loaded: str | None = None
+        stage: Stage | None = None
+        for planned in plan[done:]:
+            began = time.perf_counter()
+            if planned.is_first:
+                self.crew.begin_stage(self._setting(plan, planned))
+                alarms.begin_stage()
+                rewards = []
+            if planned.stage is not stage:
+                stage = planned.stage
+                await self.report.stage(stage, step=planned.step, cycle=planned.cycle)
+            loaded, sha256 = await self._load(planned.step, instead_of=loaded)
+            if self.config.validate_every and planned.step % self.config.validate_every == 0:
+                await self._validate(planned.step, loaded, alarms, rewards)
+                rewards = []
+
+            seed = f"{self.config.seed} {planned.cycle} {planned.stage.value}"
+            items = draw(
+                self.learn if stage is Stage.STAGE_1 else referenced,
+                seed=seed,
+                step=planned.step,
+                count=self.config.prompts_per_step,
+                balance=self.config.balance,
+            )
+            groups = await self.collector.collect(
+                items,
+                stage=stage,
+                model=loaded,
+                adapter_sha256=sha256,
+                seed=f"{seed} {planned.step}",
+                kept=self.workspace.rollouts(planned.step),
+            )
+            sampled = time.perf_counter()
+            learned = self.crew.update([group.to_group() for group in groups], planned.step)
+
+            critiques = scored(groups)
+            numbers = {**step_statistics(critiques), **refinements(groups), **learned, "sampling_s": sampled - began}
+            rewards.append(numbers["mean_score"])
+            await self.report.step(planned.step, numbers, seconds=time.perf_counter() - began)
+            await self._raise(alarms.observe(planned.step, numbers, step_examples(critiques)))
+            is_last = planned.step + 1 == len(plan)
+            if is_last or (planned.step + 1) % self.config.checkpoint_every == 0:
+                self._save(planned, alarms, rewards)
+        if loaded is not None:
+            await self.engines.unload(loaded)
+        self._finish()
+
+    def _setting(self, plan: Sequence[Planned], planned: Planned) -> StageSetting:
+        steps = [each.step for each in plan if (each.cycle, each.stage) == (planned.cycle, planned.stage)]
+        kl = self.config.kl_stage_1 if planned.stage is Stage.STAGE_1 else self.config.kl_stage_2
+        return StageSetting(kl_coefficient=kl, first_step=steps[0], steps=len(steps))
+
+    def _resume(self, plan: Sequence[Planned]) -> tuple[int, Alarms, list[float]]:
+        """Steps done; alarms, and the rewards since the last validation, as they were then. The learner is restored."""
+        checkpoint = self.workspace.newest_checkpoint()
+        if checkpoint is None:
+            return 0, Alarms(self.config.alarms), []
+        done = int(checkpoint.name)
+        self.crew.restore(checkpoint, self._setting(plan, plan[done - 1]))
+        state = self.workspace.read(f"checkpoints/{checkpoint.name}/loop.json")
+        assert state is not None
+        return done, Alarms.from_json(self.config.alarms, state["alarms"]), state["rewards"]
+
+    def _save(self, planned: Planned, alarms: Alarms, rewards: Sequence[float]) -> None:
+        folder = self.workspace.begin_checkpoint(planned.step + 1)
+        self.crew.save(folder)
+        self.workspace.write(f"checkpoints/{folder.name}/loop.json", {"alarms": alarms.to_json(), "rewards": rewards})
+        self.workspace.finish_checkpoint(folder)
+
+    def _finish(self) -> None:
+        unfinished = self.workspace.path / "final.new"
+        self.crew.save_adapter(unfinished)
+        publish_folder(unfinished, self.workspace.final)
+
+    async def _load(self, step: int, *, instead_of: str | None) -> tuple[str, str]:
+        """Have the engines serve the policy as it is now; its name there and the hash of its weights."""
+        folder = self.workspace.adapter(step)
+        unfinished = folder.with_suffix(".new")
+        self.crew.save_adapter(unfinished)
+        publish_folder(unfinished, folder)
+        return await load_adapter(self.engines, folder, label=f"{step:05}", instead_of=instead_of)
+
+    async def _validate(self, step: int, model: str, alarms: Alarms, rewards: Sequence[float]) -> None:
+        if not self.validate:
+            return
+        judged = await self.engines.patiently(
+            lambda: evaluate(
+                self.engines.pool,
+                self.collector.prompts,
+                self.collector.grader,
+                self.validate,
+                model=model,
+                max_critique_tokens=self.config.max_critique_tokens,
+                max_answer_tokens=self.config.max_answer_tokens,
+                concurrency=self.engines.at_once(1),
+                with_refinement=False,
+            )
+        )
+        found = metrics.measure(judged)
+        rates = {
+            "discrimination": found.discrimination,
+            "discrimination_right": found.discrimination_right,
+            "discrimination_wrong": found.discrimination_wrong,
+            "balanced": found.discrimination_balanced,
+            "coverage": found.coverage,
+        }
+        numbers = {name: rate.value for name, rate in rates.items() if rate is not None}
+        await self.report.validation(step, numbers)
+        accuracy = found.discrimination_balanced or found.discrimination
+        assert accuracy is not None
+        if rewards:
+            reward = sum(rewards) / len(rewards)
+            await self._raise(alarms.observe_validation(step, reward=reward, accuracy=accuracy.value))
+
+    async def _raise(self, alarm: Alarm | None) -> None:
+        if alarm is not None:
+            await self.report.alarm(alarm.message, alarm.evidence)
+            raise AlarmRaised(alarm)
+
+
+async def load_adapter(engines: Engines, folder: Path, *, label: str, instead_of: str | None = None) -> tuple[str, str]:
+    """Load a folder under a name that says what is in it, and unload what it takes the place of."""
+    sha256 = file_sha256(folder / WEIGHTS)
+    name = engines.name(f"{label}-{sha256[:12]}")
+    await engines.load(name, folder)
+    if instead_of is not None and instead_of != name:
+        await engines.unload(instead_of)
+    return name, sha256
+
+
+def scored(groups: Sequence[RolloutGroup]) -> list[ScoredCritique]:
+    """One step's critiques as its statistics take them."""
+    return [
+        ScoredCritique(
+            group=number,
+            question=group.item.question,
+            response=group.item.response,
+            reference=group.item.reference,
+            was_right=group.item.is_right,
+            text=rollout.text,
+            tokens=len(rollout.tokens),
+            score=rollout.score,
+            source=str(group.item.interaction_id),
+        )
+        for number, group in enumerate(groups)
+        for rollout in group.rollouts
+    ]
+
+
+def refinements(groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    """What the actor made of one step's critiques, as shares of each class; nothing in stage I."""
+    found: dict[str, float] = {}
+    for name, was_right in (("kept_right", True), ("fixed_wrong", False)):
+        graded = [
+            rollout.refined is Grade.RIGHT
+            for group in groups
+            for rollout in group.rollouts
+            if rollout.refined is not None and group.item.is_right is was_right
+        ]
+        if graded:
+            found[name] = sum(graded) / len(graded)
+    return found

@@ -1,0 +1,107 @@
+"""Which answers a run learns from and which it only measures with, and the manifest that says so for ever."""
+
+import hashlib
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from core import run_queries
+from core.errors import BadInput, Conflict
+from core.planning import validation_split
+from core.records import CriticVersion, Split
+from core.run_queries import LabelledAnswer
+from core.training import Run, TrainConfig
+
+_PACKAGES = ("gadfly", "torch", "transformers", "peft", "accelerate", "numpy")
+
+
+async def select_answers(session: AsyncSession, run: Run, original: Run | None) -> list[LabelledAnswer]:
+    """The labelled train-split answers of a run: the newest, or exactly those that another run learned from.
+
+    Raises:
+        BadInput: there is nothing to learn from.
+        Conflict: what the other run learned from is not there any more, or was labelled anew.
+    """
+    limit = run.config.max_questions if original is None else 2**31 - 1
+    found = await run_queries.labelled_answers(session, Split.TRAIN, limit=limit)
+    if original is not None:
+        assert original.manifest is not None
+        found = same_answers(found, original.manifest["answers"])
+    if not found:
+        raise BadInput("there is no labelled answer to learn from on the training side: import some, or send feedback")
+    return found
+
+
+def same_answers(found: Sequence[LabelledAnswer], recorded: Sequence[dict[str, Any]]) -> list[LabelledAnswer]:
+    """Those of `found` that a manifest names, in its order.
+
+    Raises:
+        Conflict: says how many are gone or differ.
+    """
+    known = {str(answer.interaction_id): answer for answer in found}
+    gone = [entry["id"] for entry in recorded if entry["id"] not in known]
+    changed = [entry["id"] for entry in recorded if entry["id"] in known and describe(known[entry["id"]]) != entry]
+    if gone or changed:
+        raise Conflict(
+            f"the run cannot be reproduced: of {len(recorded)} answers {len(gone)} are gone and {len(changed)} were "
+            "labelled anew"
+        )
+    return [known[entry["id"]] for entry in recorded]
+
+
+def describe(answer: LabelledAnswer) -> dict[str, Any]:
+    """An answer in a manifest: it is known again, and not told."""
+    text = f"{answer.question}\0{answer.response}\0{answer.reference}"
+    return {
+        "id": str(answer.interaction_id),
+        "is_right": answer.is_right,
+        "source": answer.source.value,
+        "sha256": hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest(),
+    }
+
+
+def split_for_validation(
+    answers: Sequence[LabelledAnswer], config: TrainConfig
+) -> tuple[list[LabelledAnswer], list[LabelledAnswer]]:
+    """What is learned from, and what measures progress: whole questions on one side, both classes alike in it."""
+    if not config.validates:
+        return list(answers), []
+    learn, validate = validation_split(answers, config.validation_share)
+    half = config.validation_items // 2
+    right = [answer for answer in validate if answer.is_right][:half]
+    wrong = [answer for answer in validate if not answer.is_right][:half]
+    return list(learn), [*right, *wrong]
+
+
+def make_manifest(
+    *,
+    config: TrainConfig,
+    answers: Sequence[LabelledAnswer],
+    start: CriticVersion,
+    base_model: str,
+    base_sha256: str,
+    prompt_set: str,
+    rank: int,
+    engine_versions: dict[str, str],
+    threads: int,
+    reproduces: UUID | None,
+) -> dict[str, Any]:
+    """Everything that the outcome of a run depends on."""
+    return {
+        "config": config.model_dump(mode="json"),
+        "answers": [describe(answer) for answer in answers],
+        "label_sources": run_queries.source_counts(answers),
+        "start": {"version": start.version, "adapter_sha256": start.adapter_sha256},
+        "base_model": base_model,
+        "base_sha256": base_sha256,
+        "prompt_set": prompt_set,
+        "adapter_rank": rank,
+        "engines": engine_versions,
+        "threads": threads,
+        "packages": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
+        "reproduces": None if reproduces is None else str(reproduces),
+    }

@@ -1,0 +1,76 @@
+"""The actor's own first answers: a few per question, graded, so that right and wrong ones are there to be judged.
+
+Critique-RL samples ten per training question at temperature 0.7 before training (its released scripts); logged answers
+are one each, and mostly of one kind.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from core.concurrency import gather
+from core.engine import ACTOR, Sampling
+from core.errors import PromptTooLong, UnreadableReference
+from core.grading import Grade, Grader
+from core.prompts import PromptSet
+from core.training import TrainConfig
+from trainer.data import Item, seed_of
+from trainer.engines import ROLLOUT_PRIORITY, Engines
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pool:
+    """What the actor answered, and how many of its answers could not be used."""
+
+    items: list[Item]
+    without_answer: int  # it stated none; such a text says nothing about a critic
+    unreadable: int  # questions whose reference no rule reads
+
+
+async def sample_pool(
+    engines: Engines, prompts: PromptSet, grader: Grader, items: Sequence[Item], config: TrainConfig, *, seed: int
+) -> Pool:
+    """Have the actor answer each question that has a reference, once per question whatever it has logged answers.
+
+    The newest `config.pool_questions` questions, `config.pool_samples` answers each; equal answers to one question
+    count once.
+    """
+    questions = list({item.question_hash: item for item in reversed(items) if item.reference is not None}.values())
+    chosen = questions[::-1][: config.pool_questions] if config.pool_samples else []
+    turn = asyncio.Semaphore(engines.at_once(config.pool_samples or 1))
+
+    async def answers(item: Item) -> list[str]:
+        async with turn:
+            try:
+                replies = await engines.patiently(
+                    lambda: engines.pool.chat(
+                        prompts.solve(question=item.question),
+                        model=ACTOR,
+                        sampling=Sampling(
+                            n=config.pool_samples,
+                            temperature=config.pool_temperature,
+                            max_tokens=config.max_answer_tokens,
+                            seed=seed_of(seed, "pool", item.question_hash.hex()),
+                            priority=ROLLOUT_PRIORITY,
+                        ),
+                    )
+                )
+            except PromptTooLong:
+                return []
+        return list(dict.fromkeys(reply.text.strip() for reply in replies))
+
+    sampled = await gather(*(answers(item) for item in chosen))
+    rows = [
+        (item, place, text) for item, texts in zip(chosen, sampled, strict=True) for place, text in enumerate(texts)
+    ]
+    grades = await grader.grade_all([(text, item.reference or "") for item, _, text in rows])
+    found: list[Item] = []
+    without, unreadable = 0, set()
+    for (item, place, text), grade in zip(rows, grades, strict=True):
+        if isinstance(grade, UnreadableReference):
+            unreadable.add(item.question_hash)
+        elif grade is Grade.NO_ANSWER or not text:
+            without += 1
+        else:
+            found.append(item.pooled(place, text, is_right=grade is Grade.RIGHT))
+    return Pool(items=found, without_answer=without, unreadable=len(unreadable))

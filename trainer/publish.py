@@ -1,0 +1,125 @@
+"""From an adapter in a run's folder to a version that the service can prove and serve.
+
+Files first, then the marker, then the folder's name, then the row: whoever is killed in between leaves nothing that
+anybody takes for a version.
+"""
+
+import shutil
+from pathlib import Path
+from uuid import UUID
+
+from core.adapters import PROBE, Marker, Probe, ProbeRecord, read_marker, seal
+from core.engine import EnginePool
+from core.errors import GadflyError
+from core.prompts import PromptSet
+from trainer.policy import Policy
+from trainer.workspace import publish_folder
+
+PROBE_TOKENS = 32
+
+TOLERANCE_FLOAT32 = 1e-3
+"""Nats that trainer and engine may differ by. Measured between the two on CPU: 4e-5 at most."""
+
+TOLERANCE_BFLOAT16 = 5e-2
+"""The same where weights and activations have eight bits."""
+
+# The probe set of every version: it holds nobody's texts, since a published folder is never changed again.
+PROBES = (
+    (
+        "A shelf holds 5 rows of 8 books. 6 books are lent out. How many books are on the shelf?",
+        "There are 5 * 8 = 40 books. 40 - 6 = 34 are left. The answer is 34.",
+    ),
+    (
+        "Mia saves 4 euros a week. After 9 weeks she spends 11 euros. How much has she left?",
+        "She saves 4 + 9 = 13 euros. 13 - 11 = 2. The answer is 2.",
+    ),
+    (
+        "A tank holds 120 litres and loses 3 litres an hour. How much is in it after 7 hours?",
+        "It loses 3 * 7 = 21 litres. 120 - 21 = 99. The answer is 99.",
+    ),
+    (
+        "Three friends share 54 sweets equally, and one of them eats 5 of hers. How many has she left?",
+        "Each gets 54 / 3 = 16 sweets. 16 - 5 = 11. The answer is 11.",
+    ),
+)
+
+
+class NothingLearned(GadflyError):
+    """The adapter answers the probe set as the base does: there is nothing to serve."""
+
+
+def publish(
+    adapter: Path,
+    *,
+    folder: Path,
+    record: ProbeRecord,
+    run_id: UUID,
+    base_model: str,
+    base_sha256: str,
+    rank: int,
+) -> Marker:
+    """Make `folder` a published adapter: the files of `adapter`, the probe record of its weights, the marker.
+
+    A folder that is published already is left as it is.
+    """
+    if folder.exists():
+        return read_marker(folder)
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(adapter, unfinished)
+    (unfinished / PROBE).write_text(record.model_dump_json(indent=1))
+    for path in unfinished.iterdir():
+        path.chmod(0o644)  # safetensors writes 0600, and engine and service may be other users
+    marker = seal(
+        unfinished,
+        run_id=str(run_id),
+        base_model=base_model,
+        base_sha256=base_sha256,
+        prompt_set=record.prompt_set,
+        rank=rank,
+    )
+    publish_folder(unfinished, folder)
+    return marker
+
+
+async def probe_record(policy: Policy, engines: EnginePool, prompts: PromptSet) -> ProbeRecord:
+    """What the policy's own weights answer to the probe set, in the trainer and greedily.
+
+    Prompts are made into tokens by the engine, as every prompt is. An answer counts up to the first token whose lead
+    over the second is too small for two correct programs to agree on. Blocks while the trainer computes.
+
+    Raises:
+        NothingLearned: no log-probability differs from the base's by more than the tolerance.
+    """
+    tolerance = TOLERANCE_FLOAT32 if policy.device.type == "cpu" else TOLERANCE_BFLOAT16
+    probes: list[Probe] = []
+    for question, response in PROBES:
+        prompt = await engines.tokenize(prompts.critique(question=question, response=response))
+        answer = policy.greedy(prompt, PROBE_TOKENS)
+        sure = 0
+        while sure < len(answer.tokens) and answer.leads[sure] > 4 * tolerance:
+            sure += 1
+        if sure:
+            probes.append(
+                Probe(
+                    question=question,
+                    response=response,
+                    prompt_tokens=prompt,
+                    tokens=answer.tokens[:sure],
+                    logprobs=answer.logprobs[:sure],
+                    base_logprobs=answer.base_logprobs[:sure],
+                )
+            )
+    if not probes:
+        raise NothingLearned("of no token of the probe set the adapter is sure enough for two programs to agree on it")
+    difference = max(
+        (abs(ours - base) for probe in probes for ours, base in zip(probe.logprobs, probe.base_logprobs, strict=True)),
+        default=0.0,
+    )
+    if difference <= tolerance:
+        raise NothingLearned(
+            f"the adapter answers the probe set as the base does: the largest difference of a log-probability is "
+            f"{difference:.2g}, and {tolerance:.2g} is what two programs may differ by"
+        )
+    return ProbeRecord(prompt_set=prompts.name, tolerance=tolerance, probes=tuple(probes))

@@ -1,0 +1,89 @@
+"""What a run says while it works: progress and events in the database, curves for TensorBoard, lines in the log."""
+
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import structlog
+from torch.utils.tensorboard import SummaryWriter
+
+from core import run_queries
+from core.database import Database
+from core.training import EventKind, GateOutcome, Progress, Stage
+from trainer.patience import patiently
+from trainer.workspace import Workspace
+
+log = structlog.get_logger(__name__)
+
+_SMOOTHING = 0.7  # of the time a step takes, against the newest
+
+
+@dataclass
+class Reporter:
+    """One per process of a run. A database that is away for a while does not end the run: see `_say`."""
+
+    run_id: UUID
+    database: Database
+    workspace: Workspace
+    steps: int
+    _stage: Stage | None = None
+    _step_s: float | None = None
+    _writer: SummaryWriter | None = None
+
+    async def stage(self, stage: Stage, *, step: int, **details: Any) -> None:
+        """A stage begins, or goes on after an interruption."""
+        self._stage = stage
+        log.info("stage", stage=stage.value, step=step, **details)
+        await self._say(EventKind.STAGE, {"stage": stage.value, "step": step, **details}, step=step)
+
+    async def note(self, message: str, **details: Any) -> None:
+        log.info("note", message=message, **details)
+        await self._say(EventKind.NOTE, {"message": message, **details})
+
+    async def step(self, step: int, metrics: dict[str, float], *, seconds: float) -> None:
+        """A rollout step is done; `step` counts from 0 over the run."""
+        self._step_s = seconds if self._step_s is None else _SMOOTHING * self._step_s + (1 - _SMOOTHING) * seconds
+        log.info("step", step=step + 1, of=self.steps, **{name: round(value, 4) for name, value in metrics.items()})
+        self._plot(metrics, step)
+        await self._say(EventKind.STEP, {"step": step + 1, "seconds": seconds, "metrics": metrics}, step=step + 1)
+
+    async def validation(self, step: int, metrics: dict[str, float]) -> None:
+        log.info("validation", step=step, **{name: round(value, 4) for name, value in metrics.items()})
+        self._plot({f"validation/{name}": value for name, value in metrics.items()}, step)
+        await self._say(EventKind.VALIDATION, {"step": step, "metrics": metrics})
+
+    async def alarm(self, message: str, evidence: dict[str, Any]) -> None:
+        log.error("alarm", message=message)
+        await self._say(EventKind.ALARM, {"message": message, "evidence": evidence})
+
+    async def gate(self, outcome: GateOutcome, report: dict[str, Any]) -> None:
+        log.info("gate", outcome=outcome.value)
+
+        async def save() -> None:
+            async with self.database.session() as session:
+                await run_queries.save_gate(session, self.run_id, outcome, report)
+                await run_queries.append_event(session, self.run_id, EventKind.GATE, report)
+
+        await patiently(save)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def _plot(self, metrics: dict[str, float], step: int) -> None:
+        if self._writer is None:  # a resumed run overwrites the steps that it does again
+            self._writer = SummaryWriter(str(self.workspace.tensorboard), purge_step=step)
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    async def _say(self, kind: EventKind, data: dict[str, Any], *, step: int | None = None) -> None:
+        async def say() -> None:
+            async with self.database.session() as session:
+                await run_queries.append_event(session, self.run_id, kind, data)
+                if step is not None:
+                    eta_s = None if self._step_s is None else self._step_s * (self.steps - step)
+                    progress = Progress(stage=self._stage, step=step, steps=self.steps, eta_s=eta_s)
+                    await run_queries.save_progress(session, self.run_id, progress)
+
+        await patiently(say)

@@ -1,0 +1,208 @@
+"""Rollouts: critiques sampled under the current adapter through the serving engine, refined by the actor, scored.
+
+Everything goes through `core.critique` and `core.refinement`, at low priority, with the engine's own token ids and
+log-probabilities. A group that is complete is kept on disk, so that a killed run samples nothing twice.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from core.concurrency import gather
+from core.critique import SampledCritique, sample_critiques
+from core.engine import Sampling
+from core.errors import PromptTooLong
+from core.grading import Grade, Grader
+from core.prompts import PromptSet
+from core.refinement import rewrite
+from core.rewards import score
+from core.training import Stage, TrainConfig
+from core.verdict import Verdict, count_verdicts
+from trainer.batch import Group
+from trainer.data import Item, seed_of
+from trainer.engines import ROLLOUT_PRIORITY, Engines
+from trainer.workspace import Lines
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rollout:
+    """One sampled critique and what became of it. `refined` is None in stage I."""
+
+    text: str
+    verdict: Verdict  # as stated; one that states none, or two, is UNPARSED
+    verdict_lines: int
+    finish_reason: str | None
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    refined: Grade | None
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutGroup:
+    """The critiques of one answer: a group of the leave-one-out baseline."""
+
+    item: Item
+    prompt: tuple[int, ...]
+    rollouts: tuple[Rollout, ...]
+
+    def to_group(self) -> Group:
+        return Group(
+            prompt=self.prompt,
+            replies=tuple(rollout.tokens for rollout in self.rollouts),
+            engine_logprobs=tuple(rollout.logprobs for rollout in self.rollouts),
+            scores=tuple(rollout.score for rollout in self.rollouts),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "item": self.item.to_json(),
+            "prompt": self.prompt,
+            "rollouts": [
+                {
+                    "text": rollout.text,
+                    "verdict": rollout.verdict,
+                    "verdict_lines": rollout.verdict_lines,
+                    "finish_reason": rollout.finish_reason,
+                    "tokens": rollout.tokens,
+                    "logprobs": rollout.logprobs,
+                    "refined": rollout.refined,
+                    "score": rollout.score,
+                }
+                for rollout in self.rollouts
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        return cls(
+            item=Item.from_json(values["item"]),
+            prompt=tuple(values["prompt"]),
+            rollouts=tuple(
+                Rollout(
+                    text=each["text"],
+                    verdict=Verdict(each["verdict"]),
+                    verdict_lines=each["verdict_lines"],
+                    finish_reason=each["finish_reason"],
+                    tokens=tuple(each["tokens"]),
+                    logprobs=tuple(each["logprobs"]),
+                    refined=None if each["refined"] is None else Grade(each["refined"]),
+                    score=each["score"],
+                )
+                for each in values["rollouts"]
+            ),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Collector:
+    """Everything that collecting needs."""
+
+    engines: Engines
+    prompts: PromptSet
+    grader: Grader
+    config: TrainConfig
+
+    async def collect(
+        self, items: Sequence[Item], *, stage: Stage, model: str, adapter_sha256: str, seed: str, kept: Lines
+    ) -> list[RolloutGroup]:
+        """The groups of one step, in the order of `items`, from `kept` where they were sampled before.
+
+        `adapter_sha256` is of the adapter behind `model`: what was kept under other weights is sampled anew.
+        """
+        known = {
+            line["place"]: RolloutGroup.from_json(line["group"])
+            for line in kept.read()
+            if line["adapter"] == adapter_sha256
+        }
+        turn = asyncio.Semaphore(self.engines.at_once(self.config.samples_per_prompt))
+
+        async def one(place: int, item: Item) -> RolloutGroup:
+            if place in known and known[place].item == item:
+                return known[place]
+            async with turn:
+                group = await self.engines.patiently(
+                    lambda: self._group(item, stage=stage, model=model, seed=f"{seed} {place}")
+                )
+            kept.append({"place": place, "adapter": adapter_sha256, "group": group.to_json()})
+            return group
+
+        return await gather(*(one(place, item) for place, item in enumerate(items)))
+
+    async def _group(self, item: Item, *, stage: Stage, model: str, seed: str) -> RolloutGroup:
+        sampled = await sample_critiques(
+            self.engines.pool,
+            self.prompts,
+            model=model,
+            question=item.question,
+            response=item.response,
+            sampling=Sampling(
+                n=self.config.samples_per_prompt,
+                temperature=self.config.temperature,
+                max_tokens=self.config.max_critique_tokens,
+                seed=seed_of(seed),
+                priority=ROLLOUT_PRIORITY,
+                with_tokens=True,
+            ),
+        )
+        grades: Sequence[Grade | None] = [None] * len(sampled)
+        if stage is Stage.STAGE_2:
+            assert item.reference is not None
+            grades = await self._refined(item, sampled)
+        rollouts = tuple(
+            self._scored(item, stage, critique, grade) for critique, grade in zip(sampled, grades, strict=True)
+        )
+        assert sampled[0].reply.tokens is not None
+        return RolloutGroup(item=item, prompt=sampled[0].reply.tokens.prompt, rollouts=rollouts)
+
+    async def _refined(self, item: Item, sampled: Sequence[SampledCritique]) -> list[Grade]:
+        """One greedy refinement by the frozen actor per critique, graded (arXiv 2510.24320, section 4.2)."""
+        sampling = Sampling(max_tokens=self.config.max_answer_tokens, priority=ROLLOUT_PRIORITY)
+        different = list(dict.fromkeys(critique.text for critique in sampled))  # greedy: equal critiques, equal answers
+
+        async def rewritten(critique: str) -> str:
+            try:
+                reply = await rewrite(
+                    self.engines.pool,
+                    self.prompts,
+                    question=item.question,
+                    response=item.response,
+                    critique=critique,
+                    sampling=sampling,
+                )
+            except PromptTooLong:
+                return ""  # a critique that leaves the actor no room helped nobody
+            return reply.text.strip()
+
+        texts = await gather(*map(rewritten, different))
+        assert item.reference is not None
+        found = await self.grader.grade_all([(text, item.reference) for text in texts])
+        grades: dict[str, Grade] = {}
+        for text, grade in zip(different, found, strict=True):
+            if isinstance(grade, Exception):  # a reference was read before it was stored: this one changed its meaning
+                raise grade
+            grades[text] = grade
+        return [grades[critique.text] for critique in sampled]
+
+    def _scored(self, item: Item, stage: Stage, critique: SampledCritique, refined: Grade | None) -> Rollout:
+        tokens = critique.reply.tokens
+        assert tokens is not None
+        return Rollout(
+            text=critique.text,
+            verdict=critique.parsed.verdict,
+            verdict_lines=count_verdicts(critique.text),
+            finish_reason=critique.reply.finish_reason,
+            tokens=tokens.reply,
+            logprobs=tokens.logprobs,
+            refined=refined,
+            score=score(
+                self.config.profile,
+                self.config.helpfulness,
+                stage=stage,
+                verdict=critique.parsed.verdict,
+                was_right=item.is_right,
+                refined_right=None if refined is None else refined is Grade.RIGHT,
+                discrimination_weight=self.config.discrimination_weight,
+            ),
+        )

@@ -1,0 +1,130 @@
+"""`python -m trainer.run learn RUN` and `python -m trainer.run prove RUN`: the two halves of a training run.
+
+The first half learns and works as a database role that cannot read held-out rows. The second half measures the result
+on held-out rows, decides, publishes and asks for the swap; it changes no weight. Each can be killed at any moment and
+begun again: what is done is in the run's folder.
+"""
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from uuid import UUID
+
+import structlog
+import torch
+
+from core import logs, run_queries
+from core.errors import EngineTimeout, EngineUnavailable, GadflyError, StoreUnavailable
+from core.settings import Settings
+from trainer.crew import Crew, make_accelerator
+from trainer.halves import Half, leave_reason
+from trainer.learn import Learning, load_adapter
+from trainer.prove import prove
+from trainer.selection import selection
+from trainer.tools import Tools, open_tools
+from trainer.warm_start import WarmStarter
+from trainer.workspace import Workspace
+
+log = structlog.get_logger(__name__)
+
+_NICENESS = 19  # who answers requests goes first
+
+
+async def learn(tools: Tools, crew: Crew) -> None:
+    """Select, sample first answers, warm up, stage I, stage II."""
+    run, workspace = tools.run, tools.workspace
+    if workspace.final.exists():
+        return
+    chosen = await selection(tools)
+    start = chosen.start
+    start_name = start.engine_name
+    if start.adapter_path is not None:
+        folder = tools.published(start)
+        crew.load_adapter(folder)
+        start_name, _ = await load_adapter(tools.engines, folder, label="start")
+    collector = tools.collector()
+    await WarmStarter(
+        config=run.config,
+        crew=crew,
+        engines=tools.engines,
+        collector=collector,
+        workspace=workspace,
+        report=tools.report,
+        items=chosen.learn,
+    ).run(start_name)
+    if start_name != start.engine_name:
+        await tools.engines.unload(start_name)
+    await Learning(
+        config=run.config,
+        crew=crew,
+        engines=tools.engines,
+        collector=collector,
+        workspace=workspace,
+        report=tools.report,
+        learn=chosen.learn,
+        validate=[item.to_answer() for item in chosen.validate],
+    ).run()
+
+
+async def _learn(settings: Settings, run_id: UUID) -> None:
+    accelerator = make_accelerator(cpu=not torch.cuda.is_available())
+    if not accelerator.is_main_process:
+        # Only the base model's place and the run's config are needed to do what the first process does.
+        async with open_tools(settings, run_id, role=run_queries.TRAINING_ROLE) as tools:
+            crew = Crew(tools.load_policy(), tools.run.config, accelerator)
+        crew.follow()
+        return
+    async with open_tools(settings, run_id, role=run_queries.TRAINING_ROLE) as tools:
+        crew = Crew(tools.load_policy(), tools.run.config, accelerator)
+        try:
+            await learn(tools, crew)
+        finally:
+            crew.stop()
+
+
+async def _prove(settings: Settings, run_id: UUID) -> None:
+    async with open_tools(settings, run_id, role=None) as tools:
+        await prove(tools)
+
+
+def settle_in(settings: Settings) -> None:
+    """Take little from whoever answers requests on this machine."""
+    os.nice(_NICENESS)
+    torch.set_num_threads(settings.train_threads or max(1, (os.cpu_count() or 2) - 1))
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def leads() -> bool:
+    """Whether this is the only process of its half, or the first of those that `accelerate launch` started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m trainer.run", description=__doc__)
+    parser.add_argument("half", type=Half, choices=list(Half))
+    parser.add_argument("run", type=UUID)
+    options = parser.parse_args(arguments)
+    settings = Settings.load()
+    logs.configure(settings)
+    structlog.contextvars.bind_contextvars(run=str(options.run))
+    settle_in(settings)
+    half = _learn if options.half is Half.LEARN else _prove
+    workspace = Workspace.of(settings.home, options.run)
+    try:
+        with workspace.exclusive() if leads() else nullcontext():
+            asyncio.run(half(settings, options.run))
+    except (StoreUnavailable, EngineUnavailable, EngineTimeout) as error:
+        log.error("run_broke_off", reason=str(error))  # it is begun again: what is away may come back
+        return 1
+    except GadflyError as error:
+        log.error("run_failed", reason=str(error))
+        leave_reason(workspace, str(error))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""What one run learns from: decided once and kept in its folder, so a resumed run finds it whatever came in since."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from core import queries, run_queries
+from core.concurrency import gather
+from core.errors import BadInput, Conflict
+from core.records import CriticVersion
+from core.run_queries import LabelledAnswer
+from core.training import Run, Stage
+from trainer.base import base_sha256
+from trainer.data import Item
+from trainer.manifest import make_manifest, select_answers, split_for_validation
+from trainer.patience import in_session
+from trainer.pool import sample_pool
+from trainer.tools import Tools
+
+_FILE = "selection.json"
+_QUERY_LIMIT_S = 300.0  # for reading all labelled answers of a large deployment
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Selection:
+    """What is learned from, what measures progress and is never learned from, and the critic to begin with."""
+
+    start: CriticVersion
+    learn: list[Item]
+    validate: list[Item]
+
+
+async def selection(tools: Tools) -> Selection:
+    """The run's selection: as it was decided, or decided now.
+
+    Raises:
+        BadInput: there is nothing to learn from.
+        Conflict: the run reproduces another, and what that one learned from is not there any more.
+    """
+    await tools.report.stage(Stage.SELECT, step=0)
+    kept = tools.workspace.read(_FILE)
+    if kept is None:
+        kept = await _decide(tools)
+        tools.workspace.write(_FILE, kept)
+        await tools.report.note("answers to learn from", **kept["counts"])
+    if tools.run.manifest is None:
+        await in_session(
+            tools.database, lambda session: run_queries.save_manifest(session, tools.run.id, kept["manifest"])
+        )
+    start = await in_session(
+        tools.database, lambda session: queries.resolve_critic(session, kept["manifest"]["start"]["version"])
+    )
+    return Selection(
+        start=start,
+        learn=[Item.from_json(values) for values in kept["learn"]],
+        validate=[Item.from_json(values) for values in kept["validate"]],
+    )
+
+
+async def _decide(tools: Tools) -> dict[str, Any]:
+    run, config = tools.run, tools.run.config
+
+    async def read(session: AsyncSession) -> tuple[Run | None, CriticVersion, list[LabelledAnswer]]:
+        original = None if run.reproduces is None else await run_queries.read_run(session, run.reproduces)
+        recorded = original.manifest if original is not None else None
+        start = await queries.resolve_critic(session, recorded["start"]["version"] if recorded else "live")
+        return original, start, await select_answers(session, run, original)
+
+    original, start, answers = await in_session(tools.database, read, limit_s=_QUERY_LIMIT_S)
+    manifest = make_manifest(
+        config=config,
+        answers=answers,
+        start=start,
+        base_model=tools.settings.model,
+        base_sha256=base_sha256(tools.location),
+        prompt_set=tools.prompts.name,
+        rank=tools.settings.adapter_rank,
+        engine_versions=dict(zip(tools.settings.engine_urls, await _engine_versions(tools), strict=True)),
+        threads=torch.get_num_threads(),
+        reproduces=run.reproduces,
+    )
+    if original is not None and original.manifest is not None:
+        _check_same(original.manifest, manifest)
+    learn_from, validate = split_for_validation(answers, config)
+    logged = await fitting(tools, [Item.logged(answer) for answer in learn_from])
+    validated = await fitting(tools, [Item.logged(answer) for answer in validate])
+    await tools.report.stage(Stage.POOL, step=0)
+    pool = await sample_pool(tools.engines, tools.prompts, tools.grader, logged, config, seed=config.seed)
+    pooled = await fitting(tools, pool.items)
+    learn = [*logged, *pooled]
+    with_reference = sum(item.reference is not None for item in learn)
+    if not learn or (not with_reference and not config.steps_stage_1):
+        what = "answers with a reference" if learn else "labelled answers"
+        raise BadInput(
+            f"there are no {what} to learn from besides those that measure progress: log more, or fewer of them"
+        )
+    counts = {
+        "logged": len(logged),
+        "pool": len(pooled),
+        "right": sum(item.is_right for item in learn),
+        "wrong": sum(not item.is_right for item in learn),
+        "with_reference": with_reference,
+        "validation": len(validated),
+        "too_long": len(learn_from) + len(validate) + len(pool.items) - len(learn) - len(validated),
+        "pool_without_answer": pool.without_answer,
+        "unreadable_references": pool.unreadable,
+    }
+    return {
+        "manifest": manifest,
+        "learn": [item.to_json() for item in learn],
+        "validate": [item.to_json() for item in validated],
+        "counts": counts,
+    }
+
+
+async def fitting(tools: Tools, items: Sequence[Item]) -> list[Item]:
+    """Those items whose critique fits the model: prompt and the longest critique."""
+    room = tools.settings.engine_max_model_len - tools.run.config.max_critique_tokens
+    turn = asyncio.Semaphore(tools.engines.at_once(1))
+
+    async def length(item: Item) -> int:
+        prompt = tools.prompts.critique(question=item.question, response=item.response)
+        async with turn:
+            return len(await tools.engines.patiently(lambda: tools.engines.pool.tokenize(prompt)))
+
+    lengths = await gather(*map(length, items))
+    return [item for item, tokens in zip(items, lengths, strict=True) if tokens <= room]
+
+
+async def _engine_versions(tools: Tools) -> list[str]:
+    async def ask() -> list[str]:
+        return await gather(*(engine.version() for engine in tools.engines.pool.engines))
+
+    return await tools.engines.patiently(ask)
+
+
+def _check_same(original: dict[str, Any], manifest: dict[str, Any]) -> None:
+    """Raises:
+    Conflict: names what is not as it was.
+    """
+    for name in ("base_sha256", "prompt_set", "adapter_rank", "config"):
+        if original[name] != manifest[name]:
+            raise Conflict(f"the run cannot be reproduced here: its {name} was {original[name]}, not {manifest[name]}")

@@ -1,0 +1,217 @@
+"""A critic that cannot keep the format earns nothing and learns nothing: teach it the format from its own best.
+
+It writes critiques of some answers. Those without a verdict are cut after their last whole step and finished by the
+critic itself from the verdict field on, so that every critique states one. Those with the right verdict are what it is
+fine-tuned on; where enough of them led the actor to a right answer, those alone (arXiv 2510.24320, section 5.1).
+"""
+
+import asyncio
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from core.concurrency import gather
+from core.critique import VERDICT_PREFIX
+from core.engine import Sampling
+from core.errors import GadflyError, PromptTooLong
+from core.grading import Grade
+from core.training import Stage, TrainConfig, WarmStart
+from core.verdict import STEP_FIELD, Verdict, parse_critique
+from trainer.crew import Crew
+from trainer.data import Item, draw, seed_of
+from trainer.engines import ROLLOUT_PRIORITY, Engines
+from trainer.report import Reporter
+from trainer.rollouts import Collector, Rollout, RolloutGroup
+from trainer.sft import Pair
+from trainer.workspace import Workspace, publish_folder
+
+_FEWEST = 4  # examples of either verdict: fewer teach one word instead of a format
+_MOST_STEPS = 8
+_ENDING_TOKENS = 64  # from the verdict field to the end of the critique
+_STEP = re.compile(rf"^{re.escape(STEP_FIELD)}:", re.MULTILINE)
+
+
+class FormatUnknown(GadflyError):
+    """The critic's own critiques do not hold enough good ones to learn the format from."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Written:
+    """A critique of an item with exactly one verdict, as the tokens to learn."""
+
+    item: Item
+    pair: Pair
+    verdict: Verdict
+    refined: Grade | None  # None: not refined
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WarmStarter:
+    """Everything that a warm start needs."""
+
+    config: TrainConfig
+    crew: Crew
+    engines: Engines
+    collector: Collector
+    workspace: Workspace
+    report: Reporter
+    items: Sequence[Item]
+
+    async def run(self, name: str) -> None:
+        """Fine-tune the policy if it needs it; `name` is what the engines serve the critic at the start under.
+
+        Raises:
+            FormatUnknown: it needs it, and too few of its critiques are good.
+        """
+        if self.config.warm_start is WarmStart.NEVER or self.workspace.newest_checkpoint() is not None:
+            return
+        done = self.workspace.path / "warm"
+        if done.exists():
+            self.crew.load_adapter(done)
+            return
+        await self.report.stage(Stage.WARM_START, step=0)
+        groups = await self._critiques(name)
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        kept_format = sum(rollout.verdict is not Verdict.UNPARSED for rollout in rollouts) / len(rollouts)
+        if self.config.warm_start is WarmStart.AUTO and kept_format >= self.config.warm_start_below:
+            await self.report.note("no warm start is needed", kept_format=kept_format)
+            return
+        written = [*stated(groups), *await self._finished(name, groups)]
+        examples = chosen(written)
+        await self.report.note(
+            "warm start", kept_format=kept_format, sampled=len(rollouts), written=len(written), kept=len(examples)
+        )
+        if len(examples) < 2 * _FEWEST:
+            raise FormatUnknown(
+                f"{kept_format:.0%} of the critic's critiques state one verdict by themselves, and of either class "
+                f"{len(examples) // 2} have the right one, which is too few to learn the format from: use more "
+                "`warm_start_prompts`, another prompt set or a larger model"
+            )
+        for epoch, learned in enumerate(self.crew.warm_start(examples), start=1):
+            await self.report.note("warm start", epoch=epoch, **learned)
+        unfinished = self.workspace.path / "warm.new"
+        self.crew.save_adapter(unfinished)
+        publish_folder(unfinished, done)
+
+    async def _critiques(self, name: str) -> list[RolloutGroup]:
+        referenced = [item for item in self.items if item.reference is not None]
+        can_refine = len({item.is_right for item in referenced}) == 2
+        items = referenced if can_refine else self.items
+        return await self.collector.collect(
+            draw(
+                items,
+                seed=f"{self.config.seed} warm start",
+                step=0,
+                count=min(self.config.warm_start_prompts, len(items)),
+                balance=self.config.balance,
+            ),
+            stage=Stage.STAGE_2 if can_refine else Stage.STAGE_1,
+            model=name,
+            adapter_sha256="start",
+            seed=f"{self.config.seed} warm start",
+            kept=self.workspace.warm_start,
+        )
+
+    async def _finished(self, name: str, groups: Sequence[RolloutGroup]) -> list[Written]:
+        """What becomes of the critiques without a verdict when the critic goes on at the verdict field."""
+        asked = [
+            (group, rollout, place)
+            for group in groups
+            for place, rollout in enumerate(group.rollouts)
+            if rollout.verdict is Verdict.UNPARSED
+        ]
+        turn = asyncio.Semaphore(self.engines.at_once(1))
+
+        async def one(group: RolloutGroup, rollout: Rollout, place: int) -> Written | None:
+            async with turn:
+                return await self._finish(name, group, rollout, f"{self.config.seed} {group.item.key} {place}")
+
+        finished = await gather(*(one(*each) for each in asked))
+        return [each for each in finished if each is not None]
+
+    async def _finish(self, name: str, group: RolloutGroup, rollout: Rollout, seed: str) -> Written | None:
+        steps = whole_steps(rollout.text)
+        if not steps:
+            return None
+        begun = f"{steps.rstrip()}\n{VERDICT_PREFIX}"
+        prompt = self.collector.prompts.critique(question=group.item.question, response=group.item.response)
+        sampling = Sampling(
+            temperature=self.config.temperature,
+            max_tokens=_ENDING_TOKENS,
+            seed=seed_of(seed),
+            priority=ROLLOUT_PRIORITY,
+            with_tokens=True,
+        )
+        try:
+            [reply] = await self.engines.patiently(
+                lambda: self.engines.pool.chat(prompt.continued(begun), model=name, sampling=sampling)
+            )
+        except PromptTooLong:
+            return None
+        assert reply.tokens is not None
+        length = len(group.prompt)
+        verdict = parse_critique(begun + reply.text).verdict
+        is_whole = reply.finish_reason == "stop" and reply.tokens.prompt[:length] == group.prompt
+        if verdict is Verdict.UNPARSED or not is_whole:
+            return None
+        # The engine's own tokens of what was begun, and those it went on with.
+        return Written(
+            item=group.item,
+            pair=(group.prompt, reply.tokens.prompt[length:] + reply.tokens.reply),
+            verdict=verdict,
+            refined=None,
+        )
+
+
+def stated(groups: Sequence[RolloutGroup]) -> list[Written]:
+    """The critiques that came to their end and state a verdict by themselves."""
+    return [
+        Written(
+            item=group.item,
+            pair=(group.prompt, rollout.tokens),
+            verdict=rollout.verdict,
+            refined=rollout.refined,
+        )
+        for group in groups
+        for rollout in group.rollouts
+        if rollout.verdict is not Verdict.UNPARSED and rollout.finish_reason == "stop"
+    ]
+
+
+def chosen(written: Sequence[Written]) -> list[Pair]:
+    """Critiques with the right verdict, as many of right answers as of wrong ones, each text once.
+
+    If enough of them led to a right refinement, those alone.
+    """
+    right = [item for item in written if item.verdict is (Verdict.CORRECT if item.item.is_right else Verdict.INCORRECT)]
+    helpful = _alike(right, lambda item: item.refined is Grade.RIGHT)
+    return helpful if len(helpful) >= 2 * _FEWEST else _alike(right, lambda item: True)
+
+
+def _alike(written: Sequence[Written], is_good: Callable[[Written], bool]) -> list[Pair]:
+    good: dict[bool, dict[Pair, None]] = {True: {}, False: {}}
+    for item in written:
+        if is_good(item):
+            good[item.item.is_right][item.pair] = None
+    fewest = min(map(len, good.values()))
+    return [*list(good[True])[:fewest], *list(good[False])[:fewest]]
+
+
+def whole_steps(text: str) -> str:
+    """A critique up to its last step that is whole: judged, explained, and no repetition of one before."""
+    starts = [match.start() for match in _STEP.finditer(text)]
+    if not starts:
+        return ""
+    seen: set[str] = set()
+    end = starts[0]
+    for start, stop in zip(starts[:_MOST_STEPS], [*starts[1:], None], strict=False):
+        steps = parse_critique(text[start:stop]).steps
+        is_cut = stop is None  # the last one may have been cut by the limit
+        if len(steps) != 1 or is_cut or steps[0].verdict is Verdict.UNPARSED or not steps[0].explanation:
+            break
+        if steps[0].text in seen:
+            break
+        seen.add(steps[0].text)
+        assert stop is not None
+        end = stop
+    return text[starts[0] : end]

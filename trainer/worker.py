@@ -1,0 +1,312 @@
+"""The trainer process: takes runs from the job queue, one at a time, and sees each of them through.
+
+Jobs, their lock, schedules and heartbeats are procrastinate's. A run is a child process, so that a crash or an
+out-of-memory ends the run's attempt and not the trainer; the child is begun again where it was.
+"""
+
+import asyncio
+import contextlib
+import os
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+import procrastinate
+import structlog
+from sqlalchemy import make_url
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from core import run_queries
+from core.database import Database, require_current_schema
+from core.engine import EnginePool
+from core.errors import BadInput, BadSettings, NotFound, StoreUnavailable
+from core.run_queries import QUEUE, TASK
+from core.settings import Settings
+from core.tether import tether
+from core.training import Run, RunStatus, TrainConfig, Trigger
+from trainer.engines import sweep
+from trainer.halves import Half, take_reason
+from trainer.patience import in_session
+from trainer.workspace import Workspace
+
+log = structlog.get_logger(__name__)
+
+_WATCH_S = 0.5  # how soon a cancellation is seen
+_GRACE_S = 3.0  # for processes of its own, if it has some; nothing it writes can be spoilt
+_MOST_CRASHES = 3  # in a row, without a step between them
+_HEARTBEAT_S = 3.0
+_STALLED_S = 15.0  # a worker that was silent for so long is taken for dead, and its run for interrupted
+_RETRY_S = 1.0
+_TAIL_BYTES = 4096
+
+
+@dataclass(kw_only=True)
+class Worker:
+    """One trainer process."""
+
+    settings: Settings
+    database: Database
+    engines: EnginePool
+    url: str
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: Settings) -> AsyncIterator["Worker"]:
+        """Raises:
+        BadSettings: no database or engine address.
+        """
+        if settings.database_url is None or not settings.engine_urls:
+            raise BadSettings("the trainer needs GADFLY_DATABASE_URL and GADFLY_ENGINE_URLS; `gadfly up` sets both")
+        url = settings.database_url.get_secret_value()
+        engines = EnginePool.connect(settings.engine_urls, timeout_s=settings.engine_timeout_s)
+        try:
+            async with Database.of(settings, url) as database:
+                yield cls(settings=settings, database=database, engines=engines, url=url)
+        finally:
+            await engines.aclose()
+
+    async def run(self) -> None:
+        """Work until SIGTERM or SIGINT. A run that is interrupted by that goes on at the next start."""
+        try:
+            TrainConfig.effective(self.settings.train_config, {})
+        except BadInput as error:
+            raise BadSettings(str(error)) from None
+        await self._wait_for_database()
+        await self._forget_ended()
+        app = self.make_app()
+        async with app.open_async():
+            keeper = asyncio.create_task(self._keep_queue(app))
+            keeper.add_done_callback(_stop_if_failed)
+            log.info("trainer_started", schedule=self.settings.train_schedule or None)
+            try:
+                await app.run_worker_async(
+                    queues=[QUEUE],
+                    name="trainer",
+                    concurrency=2,  # a run, and whatever the schedule brings meanwhile
+                    update_heartbeat_interval=_HEARTBEAT_S,
+                    stalled_worker_timeout=_STALLED_S,
+                    shutdown_graceful_timeout=0.1,  # the child is ended, and resumed by whoever comes next
+                    delete_jobs="successful",
+                )
+            finally:
+                keeper.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await keeper
+
+    def make_app(self) -> procrastinate.App:
+        """The queue's tasks."""
+        address = make_url(self.url).set(drivername="postgresql").render_as_string(hide_password=False)
+        app = procrastinate.App(
+            connector=procrastinate.PsycopgConnector(
+                conninfo=address, min_size=1, max_size=4, kwargs={"application_name": "gadfly-trainer"}
+            )
+        )
+
+        @app.task(name=TASK, queue=QUEUE, lock=QUEUE, pass_context=False)
+        async def train(run_id: str) -> None:
+            await self.train(UUID(run_id))
+
+        if self.settings.train_schedule:
+
+            @app.periodic(cron=self.settings.train_schedule)
+            @app.task(name="scheduled", queue=QUEUE, queueing_lock="scheduled")
+            async def scheduled(timestamp: int) -> None:
+                await self.request(Trigger.SCHEDULE)
+
+        if self.settings.train_after_labels:
+
+            @app.periodic(cron="* * * * *")
+            @app.task(name="count_labels", queue=QUEUE, queueing_lock="count_labels")
+            async def count_labels(timestamp: int) -> None:
+                async with self.database.session() as session:
+                    count = await run_queries.count_new_labels(session)
+                if count >= self.settings.train_after_labels:
+                    await self.request(Trigger.LABELS)
+
+        return app
+
+    async def request(self, trigger: Trigger) -> None:
+        """Ask for a run with the deployment's own config, unless one waits or is at work."""
+        config = TrainConfig.effective(self.settings.train_config, {})
+        async with self.database.session() as session:
+            if await run_queries.unfinished_runs(session):
+                return
+            requested = await run_queries.request_run(session, config=config, trigger=trigger)
+        log.info("run_requested", run=str(requested.run.id), trigger=trigger.value)
+
+    async def train(self, run_id: UUID) -> None:
+        """See one run through: learn, prove, and say how it ended."""
+        run = await self._begin(run_id)
+        if run.status is not RunStatus.RUNNING:
+            return
+        log.info("run_begins", run=str(run_id), attempt=run.attempt)
+        status, error = RunStatus.SUCCEEDED, None
+        for half in Half:
+            status, error = await self._half(half, run_id)
+            if status is not RunStatus.SUCCEEDED:
+                break
+        await self._end(run_id, status, error)
+
+    async def _half(self, half: Half, run_id: UUID) -> tuple[RunStatus, str | None]:
+        """One half of a run, begun again after a crash as long as it gets anywhere."""
+        crashes, last_step = 0, -1
+        while True:
+            code = await self._child(half, run_id)
+            run = await self._read(run_id)
+            if run.version is None and run.cancel_requested_at is not None:
+                return RunStatus.CANCELLED, None
+            if code == 0 or run.version is not None:  # who cancels what is published already is late
+                return RunStatus.SUCCEEDED, None
+            reason = take_reason(Workspace.of(self.settings.home, run_id))
+            if reason is not None:
+                return RunStatus.FAILED, reason
+            crashes = crashes + 1 if run.progress.step <= last_step or crashes == 0 else 1
+            last_step = run.progress.step
+            how = _describe(code)
+            if crashes >= _MOST_CRASHES:
+                log_file = Workspace.of(self.settings.home, run_id).log
+                return RunStatus.FAILED, (
+                    f"its process ended {crashes} times in a row without a step between: {how}. What it said last: "
+                    f"{last_line(log_file)} ({log_file})"
+                )
+            log.warning("run_crashed", run=str(run_id), half=half.value, how=how, crashes=crashes)
+            await asyncio.sleep(_RETRY_S)
+
+    async def _child(self, half: Half, run_id: UUID) -> int:
+        """Run one half in a process of its own; its exit status, negative for a signal. Ends it on a cancellation."""
+        with Workspace.of(self.settings.home, run_id).log.open("ab") as output:
+            process = await asyncio.create_subprocess_exec(
+                *self._command(half, run_id),
+                env={**os.environ, **self.settings.to_environment()},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        ended = asyncio.ensure_future(process.wait())
+        try:
+            while not ended.done():
+                await asyncio.wait((ended,), timeout=_WATCH_S)
+                if not ended.done() and await self._is_cancelled(run_id):
+                    await _end_group(process)
+            return await ended
+        finally:
+            await _end_group(process)
+            await sweep(self.engines, run_id)
+
+    def _command(self, half: Half, run_id: UUID) -> list[str]:
+        program = ["trainer.run", half.value, str(run_id)]
+        if half is Half.LEARN and self.settings.train_processes > 1:
+            launch = [sys.executable, "-P", "-m", "accelerate.commands.launch", "--multi_gpu"]  # which means torchrun
+            launch += ["--num_machines", "1", "--num_processes", str(self.settings.train_processes)]
+            launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+            launch += shlex.split(self.settings.train_launch_args)
+            return [*tether(), *launch, "--module", *program]
+        return [*tether(), sys.executable, "-P", "-m", *program]
+
+    async def _begin(self, run_id: UUID) -> Run:
+        async def begin(session: AsyncSession) -> Run:
+            if await run_queries.is_cancel_requested(session, run_id):
+                await run_queries.finish_run(session, run_id, RunStatus.CANCELLED)
+            return await run_queries.begin_run(session, run_id)
+
+        run = await in_session(self.database, begin)
+        if run.status.is_over:
+            await self._forget(run)
+        return run
+
+    async def _end(self, run_id: UUID, status: RunStatus, error: str | None) -> None:
+        await in_session(self.database, lambda session: run_queries.finish_run(session, run_id, status, error=error))
+        log.info("run_ended", run=str(run_id), status=status.value, error=error)
+        await self._forget(await self._read(run_id))
+
+    async def _forget(self, run: Run) -> None:
+        """Remove what an ended run left behind: texts, adapters on the engines, a folder that became no version."""
+        await sweep(self.engines, run.id)
+        Workspace.of(self.settings.home, run.id).forget_texts()
+        if run.version is None:
+            for name in (f".{run.id}.unfinished", str(run.id)):
+                await asyncio.to_thread(shutil.rmtree, self.settings.adapters_folder / name, ignore_errors=True)
+
+    async def _forget_ended(self) -> None:
+        """The same for runs that ended while no trainer was there to do it."""
+        for run_id in Workspace.all(self.settings.home):
+            try:
+                run = await self._read(run_id)
+            except NotFound:
+                continue  # another deployment's folder
+            if run.status.is_over:
+                await self._forget(run)
+
+    async def _read(self, run_id: UUID) -> Run:
+        return await in_session(self.database, lambda session: run_queries.read_run(session, run_id))
+
+    async def _is_cancelled(self, run_id: UUID) -> bool:
+        try:
+            async with self.database.session() as session:
+                return await run_queries.is_cancel_requested(session, run_id)
+        except StoreUnavailable:
+            return False
+
+    async def _wait_for_database(self) -> None:
+        while True:
+            try:
+                return await require_current_schema(self.database)
+            except StoreUnavailable as error:
+                log.warning("waiting_for_database", reason=str(error))
+                await asyncio.sleep(_RETRY_S)
+
+    async def _keep_queue(self, app: procrastinate.App) -> None:
+        """Give the jobs of workers that died back to the queue, and a job to every run that lost its own."""
+        while True:
+            try:
+                for job in await app.job_manager.get_stalled_jobs(seconds_since_heartbeat=_STALLED_S):
+                    log.warning("run_was_interrupted", job=job.id)
+                    await app.job_manager.retry_job(job)
+                async with self.database.session() as session:
+                    await run_queries.enqueue_lost_runs(session)
+            except StoreUnavailable as error:
+                log.warning("queue_not_kept", reason=str(error))
+            except procrastinate.exceptions.ConnectorException as error:
+                log.warning("queue_not_kept", reason=str(error))
+            await asyncio.sleep(_HEARTBEAT_S)
+
+
+def _stop_if_failed(keeper: "asyncio.Task[None]") -> None:
+    error = None if keeper.cancelled() else keeper.exception()
+    if error is not None:
+        log.error("queue_not_kept", exc_info=error)
+        signal.raise_signal(signal.SIGTERM)  # whoever supervises starts it again
+
+
+def last_line(path: Path) -> str:
+    """The last line of a log that says anything."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
+    return next((line for line in reversed(lines) if line), "nothing")
+
+
+async def _end_group(process: asyncio.subprocess.Process) -> None:
+    """End a child and whatever it started."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), _GRACE_S)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()
+
+
+def _describe(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    name = signal.Signals(-code).name
+    return f"killed by {name}" + (", often because memory ran out" if name == "SIGKILL" else "")
