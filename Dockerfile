@@ -1,12 +1,12 @@
-# Targets: `service` (HTTP, migrations, command line; no vLLM), `engine` (vLLM on CPU), `engine-gpu` (the official
-# vLLM image). What is pinned is pinned in pyproject.toml and constraints.txt.
+# Targets: `service` (HTTP, migrations, command line; no vLLM), `engine` (vLLM on CPU, and the trainer, which needs the
+# same torch), `engine-gpu` (the official vLLM image), `trainer-gpu` (torch for CUDA). What is pinned is pinned in pyproject.toml and constraints.txt.
 
 FROM python:3.11-slim AS base
 ENV PYTHONUNBUFFERED=1 PATH=/opt/gadfly/bin:$PATH
 RUN python3 -m pip install --no-cache-dir 'uv>=0.8' && uv venv --seed --python 3.11 /opt/gadfly
 WORKDIR /app
 COPY pyproject.toml constraints.txt README.md ./
-RUN for package in core service engine cli migrations; do mkdir -p $package && touch $package/__init__.py; done
+RUN for package in core service trainer engine cli migrations; do mkdir -p $package && touch $package/__init__.py; done
 # Dependencies first, from empty packages: a change in the code does not install them again.
 RUN uv pip install --no-cache --python /opt/gadfly/bin/python --constraint constraints.txt --editable .
 
@@ -18,7 +18,16 @@ RUN if ls ${UV_FIND_LINKS:-/nowhere}/torch-*.whl >/dev/null 2>&1; then torch="";
     uv pip install --no-cache --python /opt/gadfly/bin/python $torch --constraint constraints.txt --editable '.[cpu]'
 COPY core core
 COPY engine engine
+COPY trainer trainer
+COPY migrations migrations
 CMD ["python", "-m", "engine", "--uds", "/run/gadfly/engine.sock"]
+
+FROM base AS trainer-gpu
+RUN uv pip install --no-cache --python /opt/gadfly/bin/python --constraint constraints.txt --editable '.[trainer]'
+COPY core core
+COPY trainer trainer
+COPY migrations migrations
+CMD ["python", "-m", "trainer"]
 
 FROM base AS service
 COPY core core
