@@ -123,6 +123,9 @@ class Watch:
             return None
         if pointers.get("previous") != last.from_version:
             return None
+        pending = self._critics.swaps.pending
+        if pending is not None and pending.kind in (SwapKind.ROLLBACK, SwapKind.WATCH):
+            return None  # the way back is asked for already
         live = await self._critics.resolve(last.version)
         async with self._database.session() as session:
             if not await swap_queries.lock_watch(session):
