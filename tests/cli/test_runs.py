@@ -337,7 +337,7 @@ class World:
     @contextmanager
     def service(self) -> Iterator[subprocess.Popen[bytes]]:
         with service_process(self.settings, self._home / "service.log") as process:
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 90
             while True:
                 try:
                     if httpx.get(f"{self.settings.service_url}/admin/runs").status_code == 200:
@@ -432,7 +432,7 @@ async def test_a_follower_outlives_the_service_and_sees_each_step_once(world: Wo
         await _line(process, "step 2/40, reward_mean 0.6")
         await world.write(run_id, EventKind.GATE, **GATE)
         await world.finish(run_id, RunStatus.SUCCEEDED)
-        rest, errors = await asyncio.to_thread(process.communicate, timeout=20)
+        rest, errors = await asyncio.to_thread(process.communicate, timeout=60)
     assert process.returncode == 0, errors
     assert "step 1/40" not in rest
     assert "gate        promote" in rest
@@ -458,7 +458,7 @@ async def test_ctrl_c_ends_the_look_and_not_the_run(world: World) -> None:
         process = world.started("retrain", "--follow")
         await _line(process, "queued")
         process.send_signal(signal.SIGINT)
-        _, errors = await asyncio.to_thread(process.communicate, timeout=20)
+        _, errors = await asyncio.to_thread(process.communicate, timeout=60)
         assert process.returncode == 130
         assert "the run goes on" in errors
         assert "Traceback" not in errors

@@ -186,7 +186,7 @@ def test_the_whole_stack_starts_answers_survives_kill_9_and_stops(
     assert "kept as feedback" in told.stdout, told.stderr
 
     status: dict[str, Any] = json.loads(up.gadfly("status", "--json").stdout)
-    assert [part["role"] for part in status["processes"]] == ["gadfly up", "database", "engine", "service"]
+    assert [part["role"] for part in status["processes"]] == ["gadfly up", "database", "engine", "service", "trainer"]
     assert all(part["alive"] for part in status["processes"])
     assert status["service"]["ready"]
     assert status["rows"]["interactions"]["critique"] == 2
@@ -199,7 +199,7 @@ def test_the_whole_stack_starts_answers_survives_kill_9_and_stops(
     assert f"already running on {up.home} (process {process.pid}" in second.stderr
 
     running = ours(up.home)
-    assert len(running) >= 4  # keeper, Postgres, engine, service
+    assert len(running) >= 5  # keeper, Postgres, engine, service, trainer
     process.kill()
     process.wait()
     assert gone(running, within_s=60), [left.cmdline() for left in running if not is_over(left)]
