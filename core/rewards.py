@@ -54,7 +54,7 @@ def score(
     return helped + discrimination_weight if discriminates else _LOST
 
 
-def states_the_truth(verdict: Verdict, *, was_right: bool) -> bool:
+def states_the_truth(verdict: Verdict | None, *, was_right: bool) -> bool:
     """Whether a stated verdict is right about the answer (r_dis, equation 7). One that is missing is not."""
     return verdict is (Verdict.CORRECT if was_right else Verdict.INCORRECT)
 

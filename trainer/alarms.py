@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+from core.rewards import states_the_truth
 from core.training import AlarmLimits
 from core.verdict import Verdict, count_verdicts, parse_critique
 from trainer.leakage import leaks_gold
-from trainer.metrics import is_right_verdict
 
 EXAMPLES = 3  # texts an alarm shows
 _EXAMPLE_CHARS = 500  # of a text that an alarm shows
@@ -70,7 +70,7 @@ def step_statistics(critiques: Sequence[ScoredCritique]) -> dict[str, float]:
         }
     for name, kind in (("discrimination_right", True), ("discrimination_wrong", False)):
         found = [
-            is_right_verdict(verdict, kind)
+            states_the_truth(verdict, was_right=kind)
             for critique, verdict in zip(critiques, verdicts, strict=True)
             if critique.was_right is kind
         ]
@@ -91,7 +91,7 @@ def step_examples(critiques: Sequence[ScoredCritique]) -> dict[str, list[str]]:
     mistaken = [
         critique
         for critique, verdict in verdicts
-        if verdict is not Verdict.UNPARSED and not is_right_verdict(verdict, critique.was_right)
+        if verdict is not Verdict.UNPARSED and not states_the_truth(verdict, was_right=critique.was_right)
     ]
     shown = {
         "verdict_drift": mistaken,

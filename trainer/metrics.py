@@ -19,6 +19,7 @@ from uuid import UUID
 import numpy as np
 
 from core.grading import Grade
+from core.rewards import states_the_truth
 from core.verdict import Verdict
 
 CALIBRATION_BINS = 10  # of equal width over [0, 1]
@@ -58,7 +59,7 @@ class Judged:
 
     @property
     def is_verdict_right(self) -> bool:
-        return is_right_verdict(self.stated, self.was_right)
+        return states_the_truth(self.stated, was_right=self.was_right)
 
     @property
     def p_right(self) -> float | None:
@@ -83,11 +84,6 @@ class Judged:
                 "refined": None if refined is None else Grade(refined),
             }
         )
-
-
-def is_right_verdict(verdict: Verdict | None, was_right: bool) -> bool:
-    """Whether a verdict says of an answer what is so. Unparsed, or none, never does."""
-    return verdict is (Verdict.CORRECT if was_right else Verdict.INCORRECT)
 
 
 # ---------------------------------------------------------------------------------------------------------------- rates
@@ -275,7 +271,7 @@ def measure(items: Sequence[Judged], *, confidence: float = 0.95) -> Metrics:
 
     def of_class(pick: Callable[[Judged], Verdict | None], was_right: bool) -> Proportion | None:
         same = (item for item in asked if item.was_right is was_right)
-        return _share((is_right_verdict(pick(item), was_right) for item in same), confidence)
+        return _share((states_the_truth(pick(item), was_right=was_right) for item in same), confidence)
 
     stated_of_right, stated_of_wrong = of_class(_stated, True), of_class(_stated, False)
 
@@ -299,7 +295,9 @@ def measure(items: Sequence[Judged], *, confidence: float = 0.95) -> Metrics:
         discrimination_right=stated_of_right,
         discrimination_wrong=stated_of_wrong,
         discrimination_balanced=balanced(stated_of_right, stated_of_wrong),
-        served_discrimination=_share((is_right_verdict(item.served, item.was_right) for item in asked), confidence),
+        served_discrimination=_share(
+            (states_the_truth(item.served, was_right=item.was_right) for item in asked), confidence
+        ),
         served_balanced=balanced(of_class(_served, True), of_class(_served, False)),
         coverage=rate(len(parseable), len(asked)),
         double_verdicts=_share((item.verdict_lines > 1 for item in asked), confidence),
