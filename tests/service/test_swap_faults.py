@@ -33,7 +33,7 @@ from service.critics import Critics
 from service.loading import Loader
 from service.metrics import Metrics
 from service.replicas import Replicas
-from tests.adapters import PublishedAdapter, insert_version, publish_adapter, with_other_tokens
+from tests.adapters import PublishedAdapter, change_last_token, insert_version, publish_adapter, publish_again
 from tests.records import make_critique, make_interaction
 from tests.service.conftest import RIGHT, make_settings
 from tests.services import serving
@@ -368,8 +368,8 @@ async def test_one_caller_makes_a_third_of_the_outcomes_and_one(fleet: Fleet, da
 @pytest.fixture
 async def spoilt(settings: Settings, database: Database, critic_model: Path, tmp_path: Path) -> CriticVersion:
     """A live critic whose engine answers other tokens than its trainer wrote down."""
-    adapter = publish_adapter(tmp_path / "spoilt", model=critic_model, seed=5, record=with_other_tokens)
-    return await _live(database, adapter)
+    good = publish_adapter(tmp_path / "good", model=critic_model, seed=5)
+    return await _live(database, publish_again(good, tmp_path / "spoilt", change_last_token))
 
 
 async def _live(database: Database, adapter: PublishedAdapter) -> CriticVersion:
