@@ -2,12 +2,14 @@
 
 It writes critiques of some answers. Those without a verdict are cut after their last whole step and finished by the
 critic itself from the verdict field on, so that every critique states one. Those with the right verdict are what it is
-fine-tuned on; where enough of them led the actor to a right answer, those alone (arXiv 2510.24320, section 5.1).
+fine-tuned on; where enough of them led the actor to a right answer, those alone (arXiv 2510.24320, section 5.1). A
+critic that calls every answer correct has no right verdict of a wrong one: it is then told the verdict, which is known,
+and explains it by itself (STaR's rationalization, arXiv 2203.14465, section 3.2).
 """
 
 import asyncio
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from core.concurrency import gather
@@ -16,7 +18,7 @@ from core.engine import Sampling
 from core.errors import GadflyError, PromptTooLong
 from core.grading import Grade
 from core.training import Stage, TrainConfig, WarmStart
-from core.verdict import STEP_FIELD, Verdict, parse_critique
+from core.verdict import STEP_FIELD, VERDICT_FIELD, Verdict, parse_critique
 from trainer.crew import Crew
 from trainer.data import Item, draw, seed_of
 from trainer.engines import ROLLOUT_PRIORITY, Engines
@@ -29,6 +31,7 @@ _FEWEST = 4  # examples of either verdict: fewer teach one word instead of a for
 _MOST_STEPS = 8
 _ENDING_TOKENS = 64  # from the verdict field to the end of the critique
 _STEP = re.compile(rf"^{re.escape(STEP_FIELD)}:", re.MULTILINE)
+_FINAL = re.compile(rf"^{re.escape(VERDICT_FIELD)}\b", re.MULTILINE)
 
 
 class FormatUnknown(GadflyError):
@@ -43,6 +46,11 @@ class Written:
     pair: Pair
     verdict: Verdict
     refined: Grade | None  # None: not refined
+    is_told: bool = False  # the verdict was put into its mouth
+
+    @property
+    def is_right(self) -> bool:
+        return self.verdict is true_verdict(self.item)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,8 +92,8 @@ class WarmStarter:
         if len(examples) < 2 * _FEWEST:
             raise FormatUnknown(
                 f"{kept_format:.0%} of the critic's critiques state one verdict by themselves, and of either class "
-                f"{len(examples) // 2} have the right one, which is too few to learn the format from: use more "
-                "`warm_start_prompts`, another prompt set or a larger model"
+                f"{len(examples) // 2} have steps that a verdict can follow, which is too few to learn the format "
+                "from: use more `warm_start_prompts` or `max_critique_tokens`, another prompt set or a larger model"
             )
         for epoch, learned in enumerate(self.crew.warm_start(examples), start=1):
             await self.report.note("warm start", epoch=epoch, **learned)
@@ -113,27 +121,38 @@ class WarmStarter:
         )
 
     async def _finished(self, name: str, groups: Sequence[RolloutGroup]) -> list[Written]:
-        """What becomes of the critiques without a verdict when the critic goes on at the verdict field."""
+        """What becomes of the critiques without the right verdict when the critic goes on at the verdict field."""
         asked = [
             (group, rollout, place)
             for group in groups
             for place, rollout in enumerate(group.rollouts)
-            if rollout.verdict is Verdict.UNPARSED
+            if rollout.verdict is not true_verdict(group.item)
         ]
         turn = asyncio.Semaphore(self.engines.at_once(1))
 
         async def one(group: RolloutGroup, rollout: Rollout, place: int) -> Written | None:
+            steps = whole_steps(rollout.text, is_ended=rollout.finish_reason == "stop")
+            if not steps:
+                return None
+            begun = f"{steps.rstrip()}\n{VERDICT_PREFIX}"
+            seed = f"{self.config.seed} {group.item.key} {place}"
             async with turn:
-                return await self._finish(name, group, rollout, f"{self.config.seed} {group.item.key} {place}")
+                if rollout.verdict is Verdict.UNPARSED:
+                    own = await self._finish(name, group, begun, seed)
+                    if own is not None and own.is_right:
+                        return own
+                return await self._finish(name, group, f"{begun} {self._word(group.item)}", seed, is_told=True)
 
         finished = await gather(*(one(*each) for each in asked))
         return [each for each in finished if each is not None]
 
-    async def _finish(self, name: str, group: RolloutGroup, rollout: Rollout, seed: str) -> Written | None:
-        steps = whole_steps(rollout.text)
-        if not steps:
-            return None
-        begun = f"{steps.rstrip()}\n{VERDICT_PREFIX}"
+    def _word(self, item: Item) -> str:
+        prompts = self.collector.prompts
+        return prompts.correct if item.is_right else prompts.incorrect
+
+    async def _finish(
+        self, name: str, group: RolloutGroup, begun: str, seed: str, *, is_told: bool = False
+    ) -> Written | None:
         prompt = self.collector.prompts.critique(question=group.item.question, response=group.item.response)
         sampling = Sampling(
             temperature=self.config.temperature,
@@ -160,7 +179,13 @@ class WarmStarter:
             pair=(group.prompt, reply.tokens.prompt[length:] + reply.tokens.reply),
             verdict=verdict,
             refined=None,
+            is_told=is_told,
         )
+
+
+def true_verdict(item: Item) -> Verdict:
+    """What a critic should say of an answer."""
+    return Verdict.CORRECT if item.is_right else Verdict.INCORRECT
 
 
 def stated(groups: Sequence[RolloutGroup]) -> list[Written]:
@@ -181,37 +206,43 @@ def stated(groups: Sequence[RolloutGroup]) -> list[Written]:
 def chosen(written: Sequence[Written]) -> list[Pair]:
     """Critiques with the right verdict, as many of right answers as of wrong ones, each text once.
 
-    If enough of them led to a right refinement, those alone.
+    Of those that led to a right refinement, of the critic's own, of all: the first that are enough.
     """
-    right = [item for item in written if item.verdict is (Verdict.CORRECT if item.item.is_right else Verdict.INCORRECT)]
-    helpful = _alike(right, lambda item: item.refined is Grade.RIGHT)
-    return helpful if len(helpful) >= 2 * _FEWEST else _alike(right, lambda item: True)
+    right = [item for item in written if item.is_right]
+    own = [item for item in right if not item.is_told]
+    helpful = [item for item in own if item.refined is Grade.RIGHT]
+    choices = [_alike(each) for each in (helpful, own, right)]
+    return next((pairs for pairs in choices if len(pairs) >= 2 * _FEWEST), choices[-1])
 
 
-def _alike(written: Sequence[Written], is_good: Callable[[Written], bool]) -> list[Pair]:
+def _alike(written: Sequence[Written]) -> list[Pair]:
     good: dict[bool, dict[Pair, None]] = {True: {}, False: {}}
     for item in written:
-        if is_good(item):
-            good[item.item.is_right][item.pair] = None
+        good[item.item.is_right][item.pair] = None
     fewest = min(map(len, good.values()))
     return [*list(good[True])[:fewest], *list(good[False])[:fewest]]
 
 
-def whole_steps(text: str) -> str:
-    """A critique up to its last step that is whole: judged, explained, and no repetition of one before."""
+def whole_steps(text: str, *, is_ended: bool) -> str:
+    """A critique up to its last step that is whole: judged, explained, and no repetition of one before.
+
+    The last step of a text that is not `is_ended` may have been cut by the limit, unless a final verdict follows it.
+    """
+    final = _FINAL.search(text)
+    if final is not None:
+        text, is_ended = text[: final.start()], True
     starts = [match.start() for match in _STEP.finditer(text)]
     if not starts:
         return ""
     seen: set[str] = set()
     end = starts[0]
-    for start, stop in zip(starts[:_MOST_STEPS], [*starts[1:], None], strict=False):
+    for start, stop in list(zip(starts, [*starts[1:], len(text)], strict=True))[:_MOST_STEPS]:
         steps = parse_critique(text[start:stop]).steps
-        is_cut = stop is None  # the last one may have been cut by the limit
+        is_cut = stop == len(text) and not is_ended
         if len(steps) != 1 or is_cut or steps[0].verdict is Verdict.UNPARSED or not steps[0].explanation:
             break
         if steps[0].text in seen:
             break
         seen.add(steps[0].text)
-        assert stop is not None
         end = stop
     return text[starts[0] : end]

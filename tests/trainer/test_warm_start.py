@@ -22,16 +22,25 @@ CASES = [  # text, what is kept of it, why this row exists
     (ONE + "Step sentence: two\nExplanation: no verdict\n" + TWO, ONE, "a step without a verdict is not whole"),
     ("Well, " + ONE + TWO, "", "text before the first field is no line of it, and one step is left, which may be cut"),
     ("no step at all", "", "nothing to finish"),
+    (ONE + TWO + "Correctness of the final answer: Corr", ONE + TWO, "a verdict that has begun ends the last step"),
+    (ONE + "Correctness of the final answer: Wrong\n" + TWO, ONE, "what follows a verdict is no step before it"),
 ]
 
 
 @pytest.mark.parametrize(("text", "kept", "why"), CASES)
 def test_a_critique_is_cut_after_its_last_whole_step(text: str, kept: str, why: str) -> None:
-    assert whole_steps(text) == kept, why
+    assert whole_steps(text, is_ended=False) == kept, why
 
 
-def written(item: int, verdict: Verdict, number: int, *, refined: Grade | None = None) -> Written:
-    return Written(item=ITEMS[item], pair=((1, 2), (3, number)), verdict=verdict, refined=refined)
+def test_the_last_step_of_a_critique_that_came_to_its_end_is_whole() -> None:
+    assert whole_steps(ONE + TWO, is_ended=True) == ONE + TWO
+    assert whole_steps(ONE + "Step sentence: two", is_ended=True) == ONE
+
+
+def written(
+    item: int, verdict: Verdict, number: int, *, refined: Grade | None = None, is_told: bool = False
+) -> Written:
+    return Written(item=ITEMS[item], pair=((1, 2), (3, number)), verdict=verdict, refined=refined, is_told=is_told)
 
 
 def test_both_classes_are_learned_from_alike_and_wrong_verdicts_never() -> None:
@@ -55,6 +64,14 @@ def test_critiques_that_helped_come_alone_when_there_are_enough() -> None:
     assert len(chosen([*helped, *other])) == 8
     too_few = [pair[1][1] for pair in chosen([*helped[1:], *other])]
     assert too_few == [1, 2, 3, 90, 10, 11, 12, 13]
+
+
+def test_a_critic_is_told_the_verdict_only_where_its_own_are_too_few() -> None:
+    own = [written(0, Verdict.CORRECT, number) for number in range(4)]
+    told = [written(1, Verdict.INCORRECT, number, is_told=True) for number in range(10, 14)]
+    assert len(chosen([*own, *told])) == 8, "a critic that calls everything correct"
+    mixed = [*own, *told, *(written(1, Verdict.INCORRECT, number) for number in range(20, 24))]
+    assert [pair[1][1] for pair in chosen(mixed)] == [0, 1, 2, 3, 20, 21, 22, 23]
 
 
 @pytest.mark.timeout(240)
