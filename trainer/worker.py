@@ -104,7 +104,11 @@ class Worker:
         address = make_url(self.url).set(drivername="postgresql").render_as_string(hide_password=False)
         app = procrastinate.App(
             connector=procrastinate.PsycopgConnector(
-                conninfo=address, min_size=1, max_size=4, kwargs={"application_name": "gadfly-trainer"}
+                conninfo=address,
+                min_size=1,
+                max_size=4,
+                # In a database without an encoding (SQL_ASCII) a task's name would come back as bytes.
+                kwargs={"application_name": "gadfly-trainer", "client_encoding": "utf8"},
             )
         )
 

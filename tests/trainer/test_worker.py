@@ -16,10 +16,11 @@ import pytest
 from sqlalchemy import text
 
 from core import run_queries
-from core.database import Database
+from core.database import Database, migrate
 from core.engine import EnginePool
 from core.settings import Settings
 from core.training import EventKind, Run, RunStatus, Trigger
+from tests.postgres import PostgresServer
 from tests.trainer import worlds
 from trainer.engines import PREFIX
 from trainer.worker import Worker
@@ -213,3 +214,22 @@ async def no_child_is_left() -> AsyncIterator[None]:
         with contextlib.suppress(psutil.Error):
             if "trainer" in " ".join(child.cmdline()):
                 child.send_signal(signal.SIGKILL)
+
+
+async def test_jobs_are_understood_in_a_database_without_an_encoding(postgres: PostgresServer, tmp_path: Path) -> None:
+    postgres.execute("CREATE DATABASE ascii TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE_PROVIDER libc LOCALE 'C'")
+    url = postgres.url_of("ascii")
+    migrate(url)
+    try:
+        async with Database(url) as database:
+            await worlds.ask_for_run(database)
+        settings = worlds.trainer_settings(
+            home=tmp_path, database_url=url, engine_urls=("http://127.0.0.1:9",), model=tmp_path
+        )
+        async with Worker.open(settings) as worker:
+            app = worker.make_app()
+            async with app.open_async():
+                jobs = list(await app.job_manager.list_jobs_async())
+        assert [job.task_name for job in jobs] == ["train"]
+    finally:
+        postgres.execute("DROP DATABASE ascii WITH (FORCE)")
