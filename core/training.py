@@ -34,6 +34,14 @@ class Helpfulness(StrEnum):
     CORRECT = "r_correct"
 
 
+class Baseline(StrEnum):
+    """What a critique's score is compared with."""
+
+    LEAVE_ONE_OUT = "leave_one_out"  # the mean of the others of its group: RLOO, the paper's
+    GROUP_NORM = "group_norm"  # the group's mean, in units of its standard deviation: GRPO, as CTRL trains
+    BATCH_MEAN = "batch_mean"  # the mean of the step's scores: what a value that knows no question would say
+
+
 class Stage(StrEnum):
     """Where a run is, in the order in which a run goes through them (I and II once per cycle)."""
 
@@ -115,6 +123,7 @@ class TrainConfig(BaseModel):
     discrimination_weight: float = Field(0.2, ge=0, description="b1 of equation 9.")
     kl_stage_1: float = Field(0.01, ge=0, description="KL coefficient to the critic at the start.")
     kl_stage_2: float = Field(0.01, ge=0, description="KL coefficient to the stage I checkpoint (b2).")
+    baseline: Baseline = Baseline.LEAVE_ONE_OUT
 
     # Schedule
     cycles: int = Field(1, ge=1, description="How often stage I and II are run after each other (table 2: 2).")

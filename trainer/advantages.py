@@ -1,6 +1,7 @@
 """From scores to advantages: RLOO with token-level KL, as Critique-RL trains (arXiv 2510.24320 and its code).
 
-1. a_i = the score of critique i minus the mean score of the others of its group. KL is no part of the baseline.
+1. a_i = the score of critique i minus the mean score of the others of its group. KL is no part of the baseline. (For
+   comparison with other methods: `group_normalised` and `minus_batch_mean` in its place.)
 2. A token's reward is minus the coefficient times its KL; the last token's also has a_i.
 3. A token's return is the sum of the rewards from it to the end (gamma 1).
 4. Returns are whitened over all tokens of the step's rollouts.
@@ -16,15 +17,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from core.training import Baseline
+
 _LEAST_VARIANCE = 1e-8
+_LEAST_DEVIATION = 1e-6
 
 
 def advantages(
     scores_R: Tensor, logprobs_N: Tensor, anchor_N: Tensor, *, group_sizes: Sequence[int], lengths_R: Sequence[int],
-    kl_coefficient: float,
+    kl_coefficient: float, baseline: Baseline = Baseline.LEAVE_ONE_OUT,
 ) -> Tensor:  # fmt: skip
     """The whitened advantages (N) of a whole rollout batch; all of it, or the whitening is not that of step 4."""
-    baselined_R = leave_one_out(scores_R, group_sizes)
+    baselined_R = _BASELINES[baseline](scores_R, group_sizes)
     rewards_N = token_rewards(
         baselined_R, logprobs_N.double() - anchor_N.double(), lengths_R=lengths_R, kl_coefficient=kl_coefficient
     )
@@ -45,6 +49,31 @@ def leave_one_out(scores_R: Tensor, group_sizes: Sequence[int]) -> Tensor:
             for scores_K in torch.split(scores_R.double(), list(group_sizes))
         ]
     )
+
+
+def group_normalised(scores_R: Tensor, group_sizes: Sequence[int]) -> Tensor:
+    """Each score minus its group's mean, divided by its group's standard deviation (R); equal ones become 0.
+
+    GRPO (arXiv 2402.03300, section 4.1.2), which CTRL (arXiv 2502.03492) trains critics with.
+    """
+    return torch.cat(
+        [
+            (scores_K - scores_K.mean()) / (scores_K.std(correction=0) + _LEAST_DEVIATION)
+            for scores_K in torch.split(scores_R.double(), list(group_sizes))
+        ]
+    )
+
+
+def minus_batch_mean(scores_R: Tensor, group_sizes: Sequence[int]) -> Tensor:
+    """Each score minus the mean of all (R): REINFORCE with one baseline for every question."""
+    return scores_R.double() - scores_R.double().mean()
+
+
+_BASELINES = {
+    Baseline.LEAVE_ONE_OUT: leave_one_out,
+    Baseline.GROUP_NORM: group_normalised,
+    Baseline.BATCH_MEAN: minus_batch_mean,
+}
 
 
 def token_rewards(baselined_R: Tensor, kl_N: Tensor, *, lengths_R: Sequence[int], kl_coefficient: float) -> Tensor:

@@ -71,7 +71,13 @@ class Learner:
         sizes = [len(group.replies) for group in groups]
         lengths_R = [len(reply) for group in groups for reply in group.replies]
         advantages_N = advantages(
-            scores_R, old_N, anchor_N, group_sizes=sizes, lengths_R=lengths_R, kl_coefficient=self._kl_coefficient
+            scores_R,
+            old_N,
+            anchor_N,
+            group_sizes=sizes,
+            lengths_R=lengths_R,
+            kl_coefficient=self._kl_coefficient,
+            baseline=config.baseline,
         ).float()
         importance_N = importance_weights(old_N, engine_N, config.importance_cap)
 

@@ -5,7 +5,16 @@ import math
 import pytest
 import torch
 
-from trainer.advantages import advantages, leave_one_out, returns_to_go, token_rewards, whiten
+from core.training import Baseline
+from trainer.advantages import (
+    advantages,
+    group_normalised,
+    leave_one_out,
+    minus_batch_mean,
+    returns_to_go,
+    token_rewards,
+    whiten,
+)
 
 
 def test_leave_one_out() -> None:
@@ -60,3 +69,30 @@ def test_all_together() -> None:
     deviation = math.sqrt(0.476)
     expected = [0.7 / deviation, 0.8 / deviation, -1 / deviation, -0.5 / deviation, 0.0]
     assert found.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_group_is_measured_in_its_own_standard_deviations() -> None:
+    # Mean 0.5 and deviation 0.5; then a group of equals, which says nothing.
+    found = group_normalised(torch.tensor([1.0, 0.0, 1.0, 0.0, 3.0, 3.0]), [4, 2])
+    assert found.tolist() == pytest.approx([1, -1, 1, -1, 0, 0], abs=1e-5)
+
+
+def test_one_baseline_for_all_questions_lets_an_easy_group_earn() -> None:
+    assert minus_batch_mean(torch.tensor([1.0, 1.0, 0.0, 2.0]), [2, 2]).tolist() == [0.0, 0.0, -1.0, 1.0]
+
+
+BASELINES = [
+    (Baseline.LEAVE_ONE_OUT, [0.343, -0.343, 1.372, -1.372]),  # 1, -1, 4, -4 over sqrt(8.5)
+    (Baseline.GROUP_NORM, [1.0, -1.0, 1.0, -1.0]),
+    (Baseline.BATCH_MEAN, [-0.3906, -0.9113, 1.6925, -0.3906]),  # minus 1.75, over sqrt(3.6875)
+]
+
+
+@pytest.mark.parametrize(("baseline", "expected"), BASELINES)
+def test_the_baseline_is_a_setting(baseline: Baseline, expected: list[float]) -> None:
+    logprobs = torch.zeros(4)
+    found = advantages(
+        torch.tensor([1.0, 0.0, 5.0, 1.0]), logprobs, logprobs,
+        group_sizes=[2, 2], lengths_R=[1, 1, 1, 1], kl_coefficient=0.0, baseline=baseline,
+    )  # fmt: skip
+    assert found.tolist() == pytest.approx(expected, abs=1e-3)
