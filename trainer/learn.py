@@ -21,7 +21,7 @@ from trainer.crew import Crew, StageSetting
 from trainer.data import Item, draw
 from trainer.engines import Engines
 from trainer.evaluate import evaluate
-from trainer.report import Reporter
+from trainer.report import Report
 from trainer.rollouts import Collector, RolloutGroup
 from trainer.workspace import Workspace, publish_folder
 
@@ -64,7 +64,7 @@ class Learning:
     engines: Engines
     collector: Collector
     workspace: Workspace
-    report: Reporter
+    report: Report
     learn: Sequence[Item]  # what is learned from
     validate: Sequence[LabelledAnswer]  # what is never learned from
 

@@ -1,5 +1,6 @@
 """What a run says while it works: progress and events in the database, curves for TensorBoard, lines in the log."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -18,12 +19,10 @@ log = structlog.get_logger(__name__)
 _SMOOTHING = 0.7  # of the time a step takes, against the newest
 
 
-@dataclass
-class Reporter:
-    """One per process of a run. A database that is away for a while does not end the run: see `_say`."""
+@dataclass(kw_only=True)
+class Report(ABC):
+    """What a run's loop tells: stages, steps, validations, notes and alarms. `steps` is how many there will be."""
 
-    run_id: UUID
-    database: Database
     workspace: Workspace
     steps: int
     _stage: Stage | None = None
@@ -56,16 +55,6 @@ class Reporter:
         log.error("alarm", message=message)
         await self._say(EventKind.ALARM, {"message": message, "evidence": evidence})
 
-    async def gate(self, outcome: GateOutcome, report: dict[str, Any]) -> None:
-        log.info("gate", outcome=outcome.value)
-
-        async def save() -> None:
-            async with self.database.session() as session:
-                await run_queries.save_gate(session, self.run_id, outcome, report)
-                await run_queries.append_event(session, self.run_id, EventKind.GATE, report)
-
-        await patiently(save)
-
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
@@ -76,6 +65,28 @@ class Reporter:
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
+
+    @abstractmethod
+    async def _say(self, kind: EventKind, data: dict[str, Any], *, step: int | None = None) -> None:
+        """Keep an event; with `step`, so many steps are done."""
+
+
+@dataclass(kw_only=True)
+class Reporter(Report):
+    """The report of a run that the database knows. A database that is away for a while does not end the run."""
+
+    run_id: UUID
+    database: Database
+
+    async def gate(self, outcome: GateOutcome, report: dict[str, Any]) -> None:
+        log.info("gate", outcome=outcome.value)
+
+        async def save() -> None:
+            async with self.database.session() as session:
+                await run_queries.save_gate(session, self.run_id, outcome, report)
+                await run_queries.append_event(session, self.run_id, EventKind.GATE, report)
+
+        await patiently(save)
 
     async def _say(self, kind: EventKind, data: dict[str, Any], *, step: int | None = None) -> None:
         async def say() -> None:

@@ -22,7 +22,7 @@ from core.verdict import STEP_FIELD, VERDICT_FIELD, Verdict, parse_critique
 from trainer.crew import Crew
 from trainer.data import Item, draw, seed_of
 from trainer.engines import ROLLOUT_PRIORITY, Engines
-from trainer.report import Reporter
+from trainer.report import Report
 from trainer.rollouts import Collector, Rollout, RolloutGroup
 from trainer.sft import Pair
 from trainer.workspace import Workspace, publish_folder
@@ -62,7 +62,7 @@ class WarmStarter:
     engines: Engines
     collector: Collector
     workspace: Workspace
-    report: Reporter
+    report: Report
     items: Sequence[Item]
 
     async def run(self, name: str) -> None:
