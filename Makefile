@@ -6,7 +6,7 @@ ARGS ?=
 
 PYTHON := .venv/bin/python
 STAMP := .venv/.installed-$(GADFLY_EXTRA)
-CODE := $(patsubst %/,%,$(dir $(wildcard core/*.py service/*.py trainer/*.py engine/*.py cli/*.py)))
+CODE := $(patsubst %/,%,$(dir $(wildcard core/*.py service/*.py trainer/*.py engine/*.py cli/*.py lab/*.py)))
 PACKAGES := $(sort $(CODE))
 
 # A uv that is found but is too old, or does not run (a shim without a version behind it), counts as missing.

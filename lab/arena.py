@@ -1,0 +1,123 @@
+"""What all rows of a study share: the actor's answers to learn from, to validate on, and to be tested on."""
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+from uuid import NAMESPACE_URL, uuid5
+
+import orjson
+
+from core.adapters import write_durably
+from core.concurrency import gather
+from core.engine import ACTOR, Sampling
+from core.grading import Grade, Grader
+from core.prompts import PromptSet
+from core.run_queries import LabelledAnswer
+from core.training import TrainConfig
+from lab import world
+from lab.world import Problem, Split
+from trainer.data import Item, Origin
+from trainer.engines import Engines
+from trainer.pool import sample_pool
+
+MAX_ANSWER_TOKENS = 96
+MAX_CRITIQUE_TOKENS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How many questions of each kind."""
+
+    learn: int = 768
+    validate: int = 128
+    test: int = 512
+    out_of_domain: int = 256
+    samples: int = 10  # the actor's answers to a question that is learned from; the paper's number
+
+
+@dataclass(frozen=True, slots=True)
+class Arena:
+    """Answers of one actor. Tests hold one greedy answer a question, as the paper measures."""
+
+    learn: list[Item]
+    validate: list[LabelledAnswer]
+    tests: dict[Split, list[LabelledAnswer]]
+
+    @property
+    def accuracy(self) -> dict[Split, float]:
+        """Share of the tests' answers that are right: the actor without a critic."""
+        return {split: sum(each.is_right for each in found) / len(found) for split, found in self.tests.items()}
+
+    @classmethod
+    async def open(
+        cls, folder: Path, engines: Engines, prompts: PromptSet, grader: Grader, sizes: Sizes, *, seed: int
+    ) -> Self:
+        """The arena in an existing folder, made there if it is not: the same seed gives the same answers."""
+        path = folder / "arena.json"
+        if not path.exists():
+            found = await _make(engines, prompts, grader, sizes, seed)
+            write_durably(path, orjson.dumps(found))
+        kept = orjson.loads(path.read_bytes())
+        return cls(
+            learn=[Item.from_json(each) for each in kept["learn"]],
+            validate=[Item.from_json(each).to_answer() for each in kept["validate"]],
+            tests={Split(name): [Item.from_json(each).to_answer() for each in kept["tests"][name]] for name in Split},
+        )
+
+
+async def _make(engines: Engines, prompts: PromptSet, grader: Grader, sizes: Sizes, seed: int) -> dict[str, Any]:
+    in_domain = world.problems(Split.IN_DOMAIN, sizes.learn + sizes.validate + sizes.test, seed=seed)
+    learn, rest = in_domain[: sizes.learn], in_domain[sizes.learn :]
+    config = TrainConfig(
+        pool_questions=sizes.learn, pool_samples=sizes.samples, max_answer_tokens=MAX_ANSWER_TOKENS, seed=seed
+    )
+    pool = await sample_pool(engines, prompts, grader, [_asked(each) for each in learn], config, seed=seed)
+    tests = {
+        Split.IN_DOMAIN: rest[sizes.validate :],
+        Split.LONGER: world.problems(Split.LONGER, sizes.out_of_domain, seed=seed),
+        Split.LARGER: world.problems(Split.LARGER, sizes.out_of_domain, seed=seed),
+    }
+    return {
+        "learn": [item.to_json() for item in pool.items],
+        "validate": [item.to_json() for item in await _greedy(engines, prompts, grader, rest[: sizes.validate])],
+        "tests": {
+            split.value: [item.to_json() for item in await _greedy(engines, prompts, grader, problems)]
+            for split, problems in tests.items()
+        },
+    }
+
+
+def _asked(problem: Problem) -> Item:
+    """A question with its right answer, as a row that somebody logged."""
+    identity = uuid5(NAMESPACE_URL, problem.text)
+    return Item(
+        key=str(identity),
+        interaction_id=identity,
+        question_hash=hashlib.sha256(problem.text.encode()).digest(),
+        question=problem.text,
+        response=world.solution(world.solve(problem)),
+        is_right=True,
+        reference=str(problem.answer),
+        origin=Origin.LOGGED,
+    )
+
+
+async def _greedy(engines: Engines, prompts: PromptSet, grader: Grader, problems: Sequence[Problem]) -> list[Item]:
+    """The actor's greedy answer to each question; one without a final answer is a wrong one."""
+    turn = asyncio.Semaphore(engines.at_once(1))
+
+    async def answer(problem: Problem) -> str:
+        async with turn:
+            sampling = Sampling(max_tokens=MAX_ANSWER_TOKENS)
+            [reply] = await engines.pool.chat(prompts.solve(question=problem.text), model=ACTOR, sampling=sampling)
+        return reply.text.strip()
+
+    texts = await gather(*map(answer, problems))
+    grades = await grader.grade_all([(text, str(each.answer)) for text, each in zip(texts, problems, strict=True)])
+    return [
+        _asked(problem).pooled(0, text, is_right=grade is Grade.RIGHT)
+        for problem, text, grade in zip(problems, texts, grades, strict=True)
+    ]

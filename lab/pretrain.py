@@ -1,0 +1,198 @@
+"""Train the lab's base model from scratch: one small Llama that solves, refines and critiques.
+
+    python -m lab.pretrain FOLDER
+
+Three tasks, told apart by the conversation alone, as the prompt set `bare@1` asks them: solve a question, rewrite an
+answer by its critique, critique an answer. Solving is learned from right answers, and goes wrong because the model is
+small. Rewriting follows the critique, right or wrong. Critiques are those of a careless critic: what the published
+method gets from supervised fine-tuning on critiques nobody checked.
+"""
+
+import argparse
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from core import prompts
+from core.prompts import Prompt
+from lab import tokens, world
+
+PROMPTS = prompts.load("bare@1")
+
+CARELESS = world.Care(overlooks=0.5, suspects=0.12)
+"""The critic that critiques are learned from."""
+
+_FOLLOWED = world.Care(overlooks=0.3, suspects=0.25, errs=0.3)  # critiques that rewriting is learned from
+_SLIPS = (0.0, 0.15, 0.4)  # a chance for each step of an answer that is judged or rewritten
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How long and how the model is trained. Sizes in examples of each task a step."""
+
+    steps: int = 1150
+    solve: int = 48
+    refine: int = 20
+    critique: int = 28
+    learning_rate: float = 4e-3
+    warmup: float = 0.05  # share of the steps
+    hidden: int = 96
+    layers: int = 3
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A conversation: what is given, and the reply to learn."""
+
+    prompt: Prompt
+    reply: str
+
+
+def solving(rng: random.Random, steps: int) -> Example:
+    one = world.problem(rng, steps=steps)
+    return Example(PROMPTS.solve(question=one.text), world.solution(world.solve(one)))
+
+
+def refining(rng: random.Random, steps: int) -> Example:
+    one = world.problem(rng, steps=steps)
+    answer = world.slip(rng, one, share=rng.choice(_SLIPS))
+    judgements = world.judge(rng, answer, _FOLLOWED)
+    prompt = PROMPTS.refine(question=one.text, response=world.solution(answer), critique=world.critique(judgements))
+    return Example(prompt, world.solution(world.refine(one, judgements)))
+
+
+def critiquing(rng: random.Random, steps: int) -> Example:
+    one = world.problem(rng, steps=steps)
+    answer = world.slip(rng, one, share=rng.choice(_SLIPS))
+    return Example(
+        PROMPTS.critique(question=one.text, response=world.solution(answer)),
+        world.critique(world.judge(rng, answer, CARELESS)),
+    )
+
+
+class Encoder:
+    """Conversations as token ids."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self._tokenizer = tokenizer
+        self._end = tokenizer.convert_tokens_to_ids(tokens.END)
+
+    def pair(self, example: Example) -> tuple[list[int], list[int]]:
+        """Ids of what is given, and of the reply with its end."""
+        text = self._tokenizer.apply_chat_template(
+            [{"role": message.role, "content": message.content} for message in example.prompt.messages],
+            add_generation_prompt=True,
+            tokenize=False,
+        )
+        given = self._tokenizer.encode(text + example.prompt.opener)
+        return given, [*self._tokenizer.encode(example.reply), self._end]
+
+
+def batch_loss(model: LlamaForCausalLM, pairs: Sequence[tuple[list[int], list[int]]], pad: int) -> torch.Tensor:
+    """Mean cross-entropy of the replies' tokens, in nats."""
+    width = max(len(given) + len(reply) for given, reply in pairs)
+    ids_BT = torch.full((len(pairs), width), pad)
+    learned_BT = torch.zeros((len(pairs), width), dtype=torch.bool)
+    for row, (given, reply) in enumerate(pairs):
+        end = len(given) + len(reply)
+        ids_BT[row, :end] = torch.tensor(given + reply)
+        learned_BT[row, len(given) : end] = True
+    hidden_BTH = model.model(input_ids=ids_BT, use_cache=False).last_hidden_state
+    predicts_BT = learned_BT.roll(-1, dims=1)  # position t predicts t + 1; nothing is learned at position 0
+    logits_NV = model.lm_head(hidden_BTH[predicts_BT])
+    return cross_entropy(logits_NV, ids_BT[learned_BT])
+
+
+def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, say: Callable[[str], None]) -> LlamaForCausalLM:
+    """The trained model. The same recipe on the same machine gives the same weights."""
+    torch.manual_seed(recipe.seed)
+    rng = random.Random(f"pretrain {recipe.seed}")
+    model = LlamaForCausalLM(_config(recipe, tokenizer))
+    encoder = Encoder(tokenizer)
+    optimiser = torch.optim.AdamW(_groups(model), lr=recipe.learning_rate, betas=(0.9, 0.98))
+    tasks = ((solving, recipe.solve), (refining, recipe.refine), (critiquing, recipe.critique))
+    begun = time.monotonic()
+    for step in range(recipe.steps):
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.learning_rate * _schedule(step / recipe.steps, recipe.warmup)
+        losses: list[float] = []
+        for make, count in tasks:
+            steps = rng.randint(*world.RANGES[world.Split.IN_DOMAIN].steps)  # the same in a batch: little padding
+            pairs = [encoder.pair(make(rng, steps)) for _ in range(count)]
+            loss = batch_loss(model, pairs, tokenizer.pad_token_id)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch has no hint for it
+            losses.append(loss.item())
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        if step % 50 == 0 or step == recipe.steps - 1:
+            solve, refine, critique = losses
+            say(
+                f"step {step:5d} of {recipe.steps}  {time.monotonic() - begun:5.0f} s  "
+                f"loss: solve {solve:.4f}, refine {refine:.4f}, critique {critique:.4f}"
+            )
+    return model
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """The model as vLLM and the trainer read it."""
+    model.generation_config = GenerationConfig(
+        eos_token_id=model.config.eos_token_id, pad_token_id=model.config.pad_token_id
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _config(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    heads = recipe.hidden // 32
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.hidden,
+        intermediate_size=3 * recipe.hidden,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=32,
+        max_position_embeddings=1024,
+        tie_word_embeddings=False,
+        bos_token_id=tokenizer.convert_tokens_to_ids(tokens.USER),
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def _groups(model: LlamaForCausalLM) -> list[dict[str, Any]]:
+    matrices = [weight for weight in model.parameters() if weight.ndim > 1]
+    vectors = [weight for weight in model.parameters() if weight.ndim == 1]
+    return [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def _schedule(done: float, warmup: float) -> float:
+    """Share of the peak learning rate: up in a line, down in a cosine to nothing."""
+    if done < warmup:
+        return done / warmup
+    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    for name, default in ((f.name, f.default) for f in Recipe.__dataclass_fields__.values()):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+    asked = vars(parser.parse_args())
+    folder = asked.pop("folder")
+    tokenizer = tokens.tokenizer()
+    save(train(Recipe(**asked), tokenizer, lambda line: print(line, flush=True)), tokenizer, folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""The table and the pictures, from the rows' results. Intervals are those of a mean over seeds (Student's t, 95 %)."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib import pyplot as plt
+
+from lab.rows import ROWS, Row
+from lab.world import Split
+
+mpl.use("Agg")
+
+Result = dict[str, Any]
+
+# Two-sided 95 % quantiles of Student's t by degrees of freedom; from 30 on the normal one is close enough.
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """A mean over seeds with its half interval; no interval of one seed."""
+
+    value: float
+    half: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Mean":
+        mean = sum(values) / len(values)
+        if len(values) < 2:
+            return cls(mean, None)
+        deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+        quantile = _T[len(values) - 2] if len(values) - 2 < len(_T) else 1.96
+        return cls(mean, quantile * deviation / math.sqrt(len(values)))
+
+    def percent(self) -> str:
+        return f"{100 * self.value:.1f}" + ("" if self.half is None else f" ± {100 * self.half:.1f}")
+
+
+def _rate(split: Split, name: str, checkpoint: str = "last") -> Callable[[Result], float | None]:
+    def read(result: Result) -> float | None:
+        found = result[checkpoint][split.value][name]
+        return None if found is None else float(found["value"])
+
+    return read
+
+
+_IN = Split.IN_DOMAIN
+_COLUMNS = (
+    ("Acc@Refine", _rate(_IN, "accuracy_refined")),
+    ("Δ", _rate(_IN, "delta")),
+    ("Δ i→c", _rate(_IN, "fixed_joint")),
+    ("Δ c→i", _rate(_IN, "broken_joint")),
+    ("fixed of wrong", _rate(_IN, "fixed_conditional")),
+    ("broken of right", _rate(_IN, "broken_conditional")),
+    ("Acc@Dis", _rate(_IN, "discrimination")),
+    ("of right", _rate(_IN, "discrimination_right")),
+    ("of wrong", _rate(_IN, "discrimination_wrong")),
+    ("coverage", _rate(_IN, "coverage")),
+)
+_OUT_OF_DOMAIN = tuple(
+    (f"{split.value}: {title}", _rate(split, name))
+    for split in (Split.LONGER, Split.LARGER)
+    for title, name in (("Acc", "accuracy_before"), ("Acc@Refine", "accuracy_refined"), ("Acc@Dis", "discrimination"))
+)
+_BEST = tuple(
+    (title, _rate(_IN, name, "best"))
+    for title, name in (("Acc@Refine", "accuracy_refined"), ("Acc@Dis", "discrimination"))
+)
+
+
+def table(results: Sequence[Result], columns: Sequence[tuple[str, Callable[[Result], float | None]]]) -> str:
+    """A Markdown table: a line a row, percent, mean and interval over the seeds there are."""
+    lines = [
+        "| row | seeds | " + " | ".join(title for title, _ in columns) + " | rollouts | seconds |",
+        "| --- " * (len(columns) + 4) + "|",
+    ]
+    for row in ROWS:
+        found = of_row(results, row)
+        if not found:
+            continue
+        cells = []
+        for _, read in columns:
+            values = [value for value in map(read, found) if value is not None]
+            cells.append(Mean.of(values).percent() if values else "-")
+        seconds = sum(each["seconds"] for each in found) / len(found)
+        lines.append(
+            f"| {row.title} | {len(found)} | " + " | ".join(cells) + f" | {found[0]['rollouts']:,} | {seconds:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def of_row(results: Sequence[Result], row: Row) -> list[Result]:
+    """A row's results, by seed."""
+    return sorted((each for each in results if each["row"] == row.name), key=lambda each: int(each["seed"]))
+
+
+def tables(results: Sequence[Result]) -> str:
+    """The last checkpoint in domain, the best one by validation, and the last one out of domain."""
+    return "\n\n".join(
+        (
+            "### Last checkpoint, in domain",
+            table(results, _COLUMNS),
+            "### Best checkpoint by the validation split, in domain",
+            table(results, _BEST),
+            "### Last checkpoint, out of domain",
+            table(results, _OUT_OF_DOMAIN),
+        )
+    )
+
+
+_CURVES = (
+    ("discrimination_right", "Acc@Dis, answers that are right"),
+    ("discrimination_wrong", "Acc@Dis, answers that are wrong"),
+    ("accuracy_refined", "Acc@Refine"),
+    ("broken_conditional", "right answers broken"),
+    ("fixed_conditional", "wrong answers fixed"),
+)
+
+
+def draw_curves(results: Sequence[Result], path: Path, *, names: Sequence[str], stage_1_steps: int) -> None:
+    """What the paper's figure 3 shows, on the validation split: one panel a rate, one line a row, bands over seeds."""
+    figure, panels = plt.subplots(1, len(_CURVES), figsize=(4.2 * len(_CURVES), 4), sharex=True, layout="constrained")
+    for panel, (rate, title) in zip(panels, _CURVES, strict=True):
+        for row in (each for each in ROWS if each.name in names):
+            by_step: dict[int, list[float]] = {}
+            for result in of_row(results, row):
+                for point in result["curve"]:
+                    found = point["metrics"][rate]
+                    if found is not None:
+                        by_step.setdefault(point["step"], []).append(100 * found["value"])
+            steps = sorted(by_step)
+            means = [Mean.of(by_step[step]) for step in steps]
+            [drawn] = panel.plot(steps, [mean.value for mean in means], marker=".", label=row.title)
+            panel.fill_between(
+                steps,
+                [mean.value - (mean.half or 0) for mean in means],
+                [mean.value + (mean.half or 0) for mean in means],
+                alpha=0.15,
+                color=drawn.get_color(),
+            )
+        panel.axvline(stage_1_steps, color="grey", linewidth=0.8, linestyle=":")
+        panel.set(title=title, xlabel="rollout step", ylim=(0, 100))
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("%")
+    panels[-1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,99 @@
+"""The rows of the table: what each is, as changes to one training config.
+
+Every row draws the same number of critiques from the same answers; rows of one stage take the steps of both.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from core.training import AlarmLimits, Baseline, Helpfulness, RewardProfile, TrainConfig, WarmStart
+from lab.arena import MAX_ANSWER_TOKENS, MAX_CRITIQUE_TOKENS, Sizes
+
+
+class Method(StrEnum):
+    """How a row's critic comes about."""
+
+    NONE = "none"  # there is no critic
+    START = "start"  # the critic that all others begin as
+    STAR = "star"  # fine-tuned on its own critiques that led to a right refinement
+    LEARN = "learn"  # the trainer's loop
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of the table. `one_stage`: all steps are stage II's."""
+
+    name: str
+    title: str
+    method: Method
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    one_stage: bool = False
+
+
+_INDIRECT = {"discrimination_weight": 0.0}
+
+ROWS = (
+    Row("none", "no critic", Method.NONE),
+    Row("sft", "SFT critic", Method.START),
+    Row("star", "STaR", Method.STAR),
+    Row(
+        "retroformer",
+        "indirect reward, r_delta, one baseline (Retroformer)",
+        Method.LEARN,
+        _INDIRECT | {"helpfulness": Helpfulness.DELTA, "baseline": Baseline.BATCH_MEAN},
+        one_stage=True,
+    ),
+    Row(
+        "ctrl",
+        "indirect reward, r_refine, group normalised (CTRL)",
+        Method.LEARN,
+        _INDIRECT | {"baseline": Baseline.GROUP_NORM},
+        one_stage=True,
+    ),
+    Row("critique-rl", "Critique-RL", Method.LEARN),
+    Row("no-stage-1", "without stage I", Method.LEARN, {"steps_stage_1": 0}),
+    Row("no-stage-2", "without stage II", Method.LEARN, {"steps_stage_2": 0}),
+    Row("no-dis", "stage II without r_dis and KL", Method.LEARN, _INDIRECT | {"kl_stage_2": 0.0}),
+    Row("delta", "stage II with r_delta", Method.LEARN, {"helpfulness": Helpfulness.DELTA}),
+    Row("correct", "stage II with r_correct", Method.LEARN, {"helpfulness": Helpfulness.CORRECT}),
+    Row("released", "reward profile of the released code", Method.LEARN, {"profile": RewardProfile.RELEASED}),
+    Row("single-refine", "control: one stage, RLOO, r_refine", Method.LEARN, _INDIRECT, one_stage=True),
+    Row("single-both", "control: one stage, RLOO, r_refine + r_dis", Method.LEARN, one_stage=True),
+)
+
+QUICK = ("none", "sft", "no-stage-2", "critique-rl")
+QUICK_SIZES = Sizes(learn=384, validate=64, test=384, out_of_domain=32, samples=6)
+QUICK_CHANGES: Mapping[str, Any] = {"steps_stage_1": 20, "steps_stage_2": 20}
+
+
+def row(name: str) -> Row:
+    return next(each for each in ROWS if each.name == name)
+
+
+# A row that goes wrong is a result: it is shown to its end instead of being stopped.
+_NO_ALARMS = AlarmLimits(**dict.fromkeys(set(AlarmLimits.model_fields) - {"patience"}))
+
+BASE = TrainConfig(
+    alarms=_NO_ALARMS,
+    steps_stage_1=40,
+    steps_stage_2=40,
+    prompts_per_step=32,
+    minibatches=4,
+    learning_rate=1e-3,
+    max_critique_tokens=MAX_CRITIQUE_TOKENS,
+    max_answer_tokens=MAX_ANSWER_TOKENS,
+    warm_start=WarmStart.NEVER,
+    validate_every=10,
+    checkpoint_every=10,
+    micro_batch_tokens=8192,
+)
+
+
+def config(of: Row, base: TrainConfig, *, seed: int) -> TrainConfig:
+    """What a row tries with this seed."""
+    changes = dict(of.changes)
+    if of.one_stage:
+        changes |= {"steps_stage_1": 0, "steps_stage_2": base.steps_stage_1 + base.steps_stage_2}
+    return TrainConfig.model_validate(base.model_dump() | changes | {"seed": seed})

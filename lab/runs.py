@@ -1,0 +1,229 @@
+"""One row of the table with one seed: trained by the trainer's own loop, measured by its own evaluation.
+
+What is left out against a run of the service is what the table does not ask for: queue, database, publishing, swap. A
+row that was interrupted goes on where it was.
+"""
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import NAMESPACE_URL, uuid5
+
+import orjson
+
+from core.adapters import write_durably
+from core.engine import ACTOR, EnginePool
+from core.grading import Grade, Grader
+from core.prompts import PromptSet
+from core.run_queries import LabelledAnswer
+from core.training import EventKind, Stage, TrainConfig
+from lab.arena import Arena
+from lab.engine import Generator, connect
+from lab.rows import Method, Row, config
+from trainer.crew import Crew, make_accelerator
+from trainer.data import draw
+from trainer.engines import Engines
+from trainer.evaluate import evaluate, without_critic
+from trainer.learn import Learning, load_adapter
+from trainer.metrics import Judged, measure
+from trainer.policy import Policy
+from trainer.report import Report
+from trainer.rollouts import Collector
+from trainer.workspace import Lines, Workspace, publish_folder
+
+RANK = 16
+_STAR_ROUNDS = 4
+
+
+@dataclass(kw_only=True)
+class LabReport(Report):
+    """Keeps a run's events in its folder, and the adapter of every validation."""
+
+    quiet: bool = True
+
+    @property
+    def events(self) -> Lines:
+        return Lines(self.workspace.path / "events.jsonl")
+
+    @property
+    def snapshots(self) -> Path:
+        return self.workspace.path / "snapshots"
+
+    async def validation(self, step: int, metrics: dict[str, float]) -> None:
+        await super().validation(step, metrics)
+        folder = self.snapshots / f"{step:05}"
+        if not folder.exists():
+            unfinished = self.snapshots / f".{step:05}"
+            shutil.rmtree(unfinished, ignore_errors=True)
+            shutil.copytree(self.workspace.adapter(step), unfinished)
+            publish_folder(unfinished, folder)
+
+    async def _say(self, kind: EventKind, data: dict[str, Any], *, step: int | None = None) -> None:
+        self.events.append({"kind": kind.value, "at": time.time(), "data": data})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lab:
+    """What every row works with."""
+
+    folder: Path
+    model: Path
+    generator: Generator
+    grader: Grader
+    prompts: PromptSet
+    arena: Arena
+    base: TrainConfig
+
+    def engines(self, name: str) -> Engines:
+        return Engines(EnginePool([connect(self.generator)]), uuid5(NAMESPACE_URL, name), self.generator.rows)
+
+    async def result(self, row: Row, seed: int) -> dict[str, Any]:
+        """The row's numbers with this seed: found, or made now."""
+        folder = self.folder / row.name / str(seed)
+        path = folder / "result.json"
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            found = await self._make(row, seed, folder)
+            write_durably(path, orjson.dumps(found, option=orjson.OPT_INDENT_2))
+        result: dict[str, Any] = orjson.loads(path.read_bytes())
+        return result
+
+    async def _make(self, row: Row, seed: int, folder: Path) -> dict[str, Any]:
+        head = {"row": row.name, "seed": seed, "rollouts": 0, "seconds": 0.0, "curve": []}
+        if row.method is Method.NONE:
+            numbers = {
+                split.value: measure(without_critic(answers)).to_json() for split, answers in self.arena.tests.items()
+            }
+            return head | {"last": numbers, "best": numbers}
+        engines = self.engines(str(folder))
+        if row.method is Method.START:
+            numbers = await self._test(engines, ACTOR)
+            return head | {"last": numbers, "best": numbers}
+        asked = config(row, self.base, seed=seed)
+        workspace = Workspace.of(folder, engines.run_id)
+        report = LabReport(workspace=workspace, steps=asked.steps)
+        crew = Crew(Policy(self.model, rank=RANK, alpha=asked.lora_alpha, seed=seed), asked, make_accelerator(cpu=True))
+        collector = Collector(engines=engines, prompts=self.prompts, grader=self.grader, config=asked)
+        if not workspace.final.exists():
+            if row.method is Method.STAR:
+                await self._star(crew, engines, collector, report, asked)
+            else:
+                await Learning(
+                    config=asked,
+                    crew=crew,
+                    engines=engines,
+                    collector=collector,
+                    workspace=workspace,
+                    report=report,
+                    learn=self.arena.learn,
+                    validate=self.arena.validate,
+                ).run()
+        report.close()
+        curve = [await self._point(engines, folder) for folder in sorted(report.snapshots.glob("[0-9]*"))]
+        name, _ = await load_adapter(engines, workspace.final, label="final")
+        last_point = await self._validated(engines, name) | {"step": asked.steps}
+        last = await self._test(engines, name)
+        await engines.unload(name)
+        best_point = max([*curve, last_point], key=_merit)
+        best = last
+        if best_point is not last_point:
+            name, _ = await load_adapter(engines, report.snapshots / f"{best_point['step']:05}", label="best")
+            best = await self._test(engines, name)
+            await engines.unload(name)
+        events = list(report.events.read())
+        shutil.rmtree(workspace.path / "rollouts")
+        shutil.rmtree(workspace.path / "checkpoints")
+        return head | {
+            "rollouts": asked.steps * asked.prompts_per_step * asked.samples_per_prompt,
+            "seconds": sum(event["data"].get("seconds", 0.0) for event in events if event["kind"] == "step"),
+            "curve": [*curve, last_point],
+            "best_step": best_point["step"],
+            "last": last,
+            "best": best,
+        }
+
+    async def _star(
+        self, crew: Crew, engines: Engines, collector: Collector, report: LabReport, asked: TrainConfig
+    ) -> None:
+        """Rounds of fine-tuning on own critiques that led to a right refinement, each from what the last one made.
+
+        Together the rounds draw as many critiques as the steps of the other rows.
+        """
+        workspace = report.workspace
+        steps = asked.steps // _STAR_ROUNDS
+        for number in range(_STAR_ROUNDS):
+            done = workspace.path / f"round-{number}"
+            if done.exists():
+                crew.load_adapter(done)
+                continue
+            began = time.perf_counter()
+            crew.save_adapter(workspace.path / "round.new")
+            publish_folder(workspace.path / "round.new", workspace.adapter(number * steps))
+            name, sha256 = await load_adapter(engines, workspace.adapter(number * steps), label=f"{number}")
+            pairs = []
+            for step in range(number * steps, (number + 1) * steps):
+                groups = await collector.collect(
+                    draw(
+                        self.arena.learn,
+                        seed=f"{asked.seed} star",
+                        step=step,
+                        count=asked.prompts_per_step,
+                        balance=asked.balance,
+                    ),
+                    stage=Stage.STAGE_2,
+                    model=name,
+                    adapter_sha256=sha256,
+                    seed=f"{asked.seed} star {step}",
+                    kept=workspace.rollouts(step),
+                )
+                pairs += [
+                    (group.prompt, rollout.tokens)
+                    for group in groups
+                    for rollout in group.rollouts
+                    if rollout.refined is Grade.RIGHT and rollout.finish_reason == "stop"
+                ]
+            await engines.unload(name)
+            learned = crew.warm_start(list(dict.fromkeys(pairs)))
+            numbers = {"kept": float(len(pairs)), "loss": learned[-1]["loss"]}
+            await report.step((number + 1) * steps - 1, numbers, seconds=time.perf_counter() - began)
+            crew.save_adapter(workspace.path / "round.new")
+            publish_folder(workspace.path / "round.new", done)
+        crew.save_adapter(workspace.path / "final.new")
+        publish_folder(workspace.path / "final.new", workspace.final)
+
+    async def _point(self, engines: Engines, folder: Path) -> dict[str, Any]:
+        name, _ = await load_adapter(engines, folder, label=f"snapshot-{folder.name}")
+        found = await self._validated(engines, name)
+        await engines.unload(name)
+        return found | {"step": int(folder.name)}
+
+    async def _validated(self, engines: Engines, name: str) -> dict[str, Any]:
+        return {"metrics": measure(await self._judge(engines, name, self.arena.validate)).to_json()}
+
+    async def _test(self, engines: Engines, name: str) -> dict[str, Any]:
+        return {
+            split.value: measure(await self._judge(engines, name, answers)).to_json()
+            for split, answers in self.arena.tests.items()
+        }
+
+    async def _judge(self, engines: Engines, name: str, answers: Sequence[LabelledAnswer]) -> list[Judged]:
+        return await evaluate(
+            engines.pool,
+            self.prompts,
+            self.grader,
+            answers,
+            model=name,
+            max_critique_tokens=self.base.max_critique_tokens,
+            max_answer_tokens=self.base.max_answer_tokens,
+            concurrency=engines.at_once(1),
+            with_refinement=True,
+        )
+
+
+def _merit(point: dict[str, Any]) -> float:
+    """What the best checkpoint is best at: accuracy after refinement and balanced accuracy of the verdict, together."""
+    metrics = point["metrics"]
+    return float(metrics["accuracy_refined"]["value"] + metrics["discrimination_balanced"]["value"])

@@ -1,0 +1,264 @@
+"""Worded chains of arithmetic, answers to them, critiques and refinements: all made from a seed, all exactly right or
+exactly wrong in a known way.
+
+    question    Tom has 37 pens. He buys 25 more. He gives away 14. How many pens does he have?
+    answer      37 + 25 = 72. 72 - 14 = 58. The answer is 58.
+    critique    Step sentence: 37 + 25 = 72.
+                Explanation: 37 + 25 = 62.
+                Correctness of the step: Wrong
+                ...
+                Correctness of the final answer: Wrong
+    refinement  37 + 25 = 62. 62 - 14 = 48. The answer is 48.
+
+A critique works a step out again before it judges it: a critic that only says right or wrong has nothing to reason
+with, and reinforcement has nothing to strengthen. A step is judged by itself, so an error that is carried along is
+named once.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+_NAMES = (("Tom", "He", "he"), ("Anna", "She", "she"), ("Ben", "He", "he"), ("Mia", "She", "she"))
+_THINGS = ("pens", "coins", "eggs", "cards", "books", "stones", "apples", "stamps")
+_VERBS = {
+    "+": ("buys {n} more", "finds {n} more", "is given {n} more"),
+    "-": ("gives away {n}", "loses {n}", "sells {n}"),
+    "*": ("then has {n} times as many",),
+}
+
+
+class Split(StrEnum):
+    """Where a question comes from. The last two are out of the domain that is trained on."""
+
+    IN_DOMAIN = "in_domain"
+    LONGER = "longer"  # more steps
+    LARGER = "larger"  # larger numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """What questions of a split are made of; all bounds included."""
+
+    steps: tuple[int, int]
+    start: tuple[int, int]
+    operand: tuple[int, int]
+    largest: int  # no value on the way is larger
+
+
+RANGES = {
+    Split.IN_DOMAIN: Range(steps=(2, 3), start=(10, 99), operand=(2, 19), largest=199),
+    Split.LONGER: Range(steps=(4, 5), start=(10, 99), operand=(2, 19), largest=199),
+    Split.LARGER: Range(steps=(2, 3), start=(10, 99), operand=(20, 59), largest=199),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    sign: str
+    operand: int
+
+    def apply(self, value: int) -> int:
+        match self.sign:
+            case "+":
+                return value + self.operand
+            case "-":
+                return value - self.operand
+            case "*":
+                return value * self.operand
+        raise ValueError(self.sign)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A question and what it asks for."""
+
+    text: str
+    start: int
+    operations: tuple[Operation, ...]
+
+    @property
+    def answer(self) -> int:
+        value = self.start
+        for operation in self.operations:
+            value = operation.apply(value)
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Equation:
+    """One step of an answer: what it says, right or wrong."""
+
+    left: int
+    sign: str
+    right: int
+    result: int
+
+    @property
+    def true_result(self) -> int:
+        return Operation(self.sign, self.right).apply(self.left)
+
+    def __str__(self) -> str:
+        return f"{self.left} {self.sign} {self.right} = {self.result}."
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a critique says of one step: what it comes to when worked out again, and so whether it is right."""
+
+    step: Equation
+    again: Equation
+
+    @property
+    def is_correct(self) -> bool:
+        return self.step == self.again
+
+    def __str__(self) -> str:
+        word = "Correct" if self.is_correct else "Wrong"
+        return f"Step sentence: {self.step}\nExplanation: {self.again}\nCorrectness of the step: {word}\n"
+
+
+def problem(rng: random.Random, split: Split = Split.IN_DOMAIN, *, steps: int | None = None) -> Problem:
+    """A question of this split, of so many `steps` or of any number that the split allows.
+
+    Every value on the way is positive and no larger than the split's largest.
+    """
+    within = RANGES[split]
+    name, pronoun, small = rng.choice(_NAMES)
+    thing = rng.choice(_THINGS)
+    value = start = rng.randint(*within.start)
+    operations: list[Operation] = []
+    sentences = [f"{name} has {start} {thing}."]
+    for _ in range(steps or rng.randint(*within.steps)):
+        operation = _operation(rng, value, within)
+        value = operation.apply(value)
+        operations.append(operation)
+        sentences.append(f"{pronoun} {rng.choice(_VERBS[operation.sign]).format(n=operation.operand)}.")
+    sentences.append(f"How many {thing} does {small} have?")
+    return Problem(text=" ".join(sentences), start=start, operations=tuple(operations))
+
+
+def problems(split: Split, count: int, *, seed: int, without: Sequence[str] = ()) -> list[Problem]:
+    """Different questions of a split, none of them in `without`."""
+    rng = random.Random(f"{split} {seed}")
+    known = set(without)
+    found: list[Problem] = []
+    while len(found) < count:
+        one = problem(rng, split)
+        if one.text not in known:
+            known.add(one.text)
+            found.append(one)
+    return found
+
+
+def _operation(rng: random.Random, value: int, within: Range) -> Operation:
+    low, high = within.operand
+    possible = [
+        (sign, smallest, most)
+        for sign, smallest, most in (
+            ("+", low, min(high, within.largest - value)),
+            ("-", low, min(high, value - 1)),
+            ("*", 2, min(3, within.largest // value)),
+        )
+        if smallest <= most
+    ]
+    # Sums and differences are what is hard; a product now and then keeps the words from being two.
+    sign, smallest, most = rng.choices(possible, weights=[1 if sign == "*" else 4 for sign, _, _ in possible])[0]
+    return Operation(sign, rng.randint(smallest, most))
+
+
+def solution(equations: Sequence[Equation]) -> str:
+    """An answer's text: its steps, and what it comes to."""
+    return " ".join(map(str, equations)) + f" The answer is {equations[-1].result}."
+
+
+def solve(of: Problem) -> list[Equation]:
+    """The right answer."""
+    return slip(random.Random(0), of, share=0.0)
+
+
+def slip(rng: random.Random, of: Problem, *, share: float) -> list[Equation]:
+    """An answer that goes wrong at each step with a chance of `share`, and goes on from there.
+
+    A slip after which there would be less than nothing is not made.
+    """
+    value = of.start
+    equations: list[Equation] = []
+    for place, operation in enumerate(of.operations):
+        result = operation.apply(value)
+        if rng.random() < share:
+            wrong = near(rng, result)
+            if _stays_positive(wrong, of.operations[place + 1 :]):
+                result = wrong
+        equations.append(Equation(value, operation.sign, operation.operand, result))
+        value = result
+    return equations
+
+
+def _stays_positive(value: int, operations: Sequence[Operation]) -> bool:
+    for operation in operations:
+        value = operation.apply(value)
+        if value <= 0:
+            return False
+    return True
+
+
+def near(rng: random.Random, value: int) -> int:
+    """A number that somebody who is careless writes for a positive `value`: one digit off, mostly by one."""
+    assert value > 0, value
+    while True:
+        place = rng.choices((1, 10, 100), weights=(5, 5, 1 if value >= 100 else 0))[0]
+        by = rng.choice((1, 1, 1, 2, 3, 4, 5)) * place
+        wrong = value + rng.choice((by, -by))
+        if wrong > 0:
+            return wrong
+
+
+@dataclass(frozen=True, slots=True)
+class Care:
+    """How good a critic is that writes a critique: chances for each step."""
+
+    overlooks: float  # a wrong step is taken as it stands
+    suspects: float  # a right step is worked out to something else
+    errs: float = 0.0  # a wrong step is seen to be wrong, and worked out to another wrong number
+
+
+PERFECT = Care(overlooks=0.0, suspects=0.0)
+
+
+def judge(rng: random.Random, equations: Sequence[Equation], care: Care) -> list[Judgement]:
+    """What a critic of this care says of every step."""
+    judgements: list[Judgement] = []
+    for step in equations:
+        true = step.true_result
+        if step.result == true:
+            result = near(rng, true) if rng.random() < care.suspects else true
+        elif rng.random() < care.overlooks:
+            result = step.result
+        else:
+            result = near(rng, true) if rng.random() < care.errs else true
+        judgements.append(Judgement(step, Equation(step.left, step.sign, step.right, result)))
+    return judgements
+
+
+def critique(judgements: Sequence[Judgement]) -> str:
+    """A critique's text. The final answer is right when every step is."""
+    word = "Correct" if all(judgement.is_correct for judgement in judgements) else "Wrong"
+    return "".join(map(str, judgements)) + f"Correctness of the final answer: {word}"
+
+
+def refine(of: Problem, judgements: Sequence[Judgement]) -> list[Equation]:
+    """The answer of an actor that follows its critique to the letter, right or wrong.
+
+    A step that still begins as it did takes what the critique works it out to; a step whose number changed before it
+    has to be worked out anew, which the actor tries to do right.
+    """
+    value = of.start
+    equations: list[Equation] = []
+    for operation, judgement in zip(of.operations, judgements, strict=True):
+        again = judgement.again
+        anew = Equation(value, operation.sign, operation.operand, operation.apply(value))
+        equations.append(again if again.left == value else anew)
+        value = equations[-1].result
+    return equations

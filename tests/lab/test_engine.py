@@ -1,0 +1,103 @@
+"""The lab's engine gives what transformers and peft give, through the client that talks to vLLM."""
+
+import math
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from core import prompts
+from core.concurrency import gather
+from core.engine import ACTOR, EnginePool, Reply, Sampling
+from core.errors import AdapterRefused, EngineUnavailable, PromptTooLong
+from core.prompts import Message, Prompt
+from lab.engine import Generator, connect
+from tests import tiny_models
+
+PROMPTS = prompts.load("bare@1")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.random_model(tmp_path_factory.mktemp("lab") / "model")
+
+
+@pytest.fixture(scope="module")
+def adapter(model: Path) -> Path:
+    return tiny_models.random_adapter(model.parent / "adapter", model=model, seed=1)
+
+
+@pytest.fixture
+async def pool(model: Path) -> AsyncIterator[EnginePool]:
+    pool = EnginePool([connect(Generator(str(model), device="cpu"))])
+    yield pool
+    await pool.aclose()
+
+
+def asked(number: int) -> Prompt:
+    return PROMPTS.critique(question=f"What is {number} + {number}? " * (1 + number % 3), response=f"{2 * number}.")
+
+
+def expected_logprobs(model: torch.nn.Module, reply: Reply) -> list[float]:
+    assert reply.tokens is not None
+    ids = torch.tensor([[*reply.tokens.prompt, *reply.tokens.reply]])
+    with torch.no_grad():
+        logprobs = model(input_ids=ids).logits[0].log_softmax(-1)
+    start = len(reply.tokens.prompt)
+    return [float(logprobs[start + place - 1, token]) for place, token in enumerate(reply.tokens.reply)]
+
+
+async def test_requests_computed_together_have_the_log_probabilities_of_each_alone(
+    pool: EnginePool, model: Path, adapter: Path
+) -> None:
+    await pool.engines[0].load_adapter("critic@1", adapter)
+    sampling = Sampling(n=3, temperature=0.7, max_tokens=24, seed=5, with_tokens=True)
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    # peft changes the model that it is given, so each has its own.
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), str(adapter))
+    for name, reference in ((ACTOR, base), ("critic@1", adapted)):
+        found = await gather(*(pool.chat(asked(number), model=name, sampling=sampling) for number in range(6)))
+        for replies in found:
+            assert len({reply.tokens.reply for reply in replies if reply.tokens}) > 1, "samples differ"
+            for reply in replies:
+                assert reply.tokens is not None
+                assert reply.tokens.logprobs == pytest.approx(expected_logprobs(reference, reply), abs=1e-4)
+
+
+async def test_a_sample_depends_on_its_seed_and_not_on_its_company(pool: EnginePool) -> None:
+    sampling = Sampling(n=2, temperature=1.0, max_tokens=16, seed=9)
+    alone = await pool.chat(asked(1), model=ACTOR, sampling=sampling)
+    crowd = await gather(*(pool.chat(asked(number), model=ACTOR, sampling=sampling) for number in (1, 2, 3, 4)))
+    assert [reply.text for reply in crowd[0]] == [reply.text for reply in alone]
+
+
+async def test_verdict_words_are_read_over_the_whole_vocabulary(pool: EnginePool, model: Path) -> None:
+    prompt = asked(3).continued("Step sentence: 6.\nCorrectness of the final answer:")
+    p_correct, p_wrong = await pool.read_labels(prompt, model=ACTOR, after=":", first="Correct", second="Wrong")
+    [reply] = await pool.chat(prompt, model=ACTOR, sampling=Sampling(max_tokens=1, with_tokens=True))
+    assert reply.tokens is not None
+    labels = await pool.engines[0].label_tokens(after=":", first="Correct", second="Wrong")
+    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    with torch.no_grad():
+        logprobs = reference(input_ids=torch.tensor([reply.tokens.prompt])).logits[0, -1].log_softmax(-1)
+    assert math.log(p_correct) == pytest.approx(float(logprobs[labels.first]), abs=1e-4)
+    assert math.log(p_wrong) == pytest.approx(float(logprobs[labels.second]), abs=1e-4)
+
+
+async def test_refusals_are_those_of_vllm(pool: EnginePool, adapter: Path, tmp_path: Path) -> None:
+    engine = pool.engines[0]
+    assert await engine.load_adapter("critic@1", adapter)
+    assert not await engine.load_adapter("critic@1", adapter), "it is served already"
+    assert await engine.models() == {ACTOR, "critic@1"}
+    with pytest.raises(AdapterRefused):
+        await engine.load_adapter("critic@2", tmp_path)
+    with pytest.raises(EngineUnavailable):
+        await engine.chat(asked(1), model="critic@2", sampling=Sampling())
+    with pytest.raises(PromptTooLong):
+        await engine.chat(Prompt((Message("user", "word " * 20_000),)), model=ACTOR, sampling=Sampling())
+    await engine.unload_adapter("critic@1")
+    assert await engine.models() == {ACTOR}
+    assert await engine.probe() > 0

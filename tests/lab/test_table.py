@@ -1,0 +1,73 @@
+"""Every row gets the same budget, and the table's numbers are means with their intervals."""
+
+from typing import Any
+
+import pytest
+
+from core.training import Baseline, Helpfulness, RewardProfile
+from lab import __main__ as lab
+from lab.report import Mean, table
+from lab.rows import BASE, ROWS, Method, config, row
+
+
+def test_every_row_draws_as_many_critiques() -> None:
+    for each in ROWS:
+        if each.method is Method.LEARN and each.name not in ("no-stage-1", "no-stage-2"):
+            assert config(each, BASE, seed=1).steps == BASE.steps, each.name
+
+
+def test_rows_differ_from_the_method_in_what_they_say_and_in_nothing_else() -> None:
+    whole = config(row("critique-rl"), BASE, seed=3)
+    expected: dict[str, dict[str, Any]] = {
+        "ctrl": {
+            "discrimination_weight": 0.0, "baseline": Baseline.GROUP_NORM, "steps_stage_1": 0, "steps_stage_2": 80
+        },
+        "no-dis": {"discrimination_weight": 0.0, "kl_stage_2": 0.0},
+        "correct": {"helpfulness": Helpfulness.CORRECT},
+        "released": {"profile": RewardProfile.RELEASED},
+        "single-both": {"steps_stage_1": 0, "steps_stage_2": 80},
+    }  # fmt: skip
+    for name, changes in expected.items():
+        found, base = config(row(name), BASE, seed=3).model_dump(), whole.model_dump()
+        assert {key: value for key, value in found.items() if value != base[key]} == changes, name
+
+
+def test_an_interval_is_students() -> None:
+    # 0.5, 0.6, 0.7: deviation 0.1, and 4.303 for two degrees of freedom.
+    found = Mean.of([0.5, 0.6, 0.7])
+    assert found.value == pytest.approx(0.6)
+    assert found.half == pytest.approx(4.303 * 0.1 / 3**0.5)
+    assert found.percent() == "60.0 ± 24.8"
+    assert Mean.of([0.25]).percent() == "25.0", "one seed has no interval"
+
+
+def result(name: str, **rates: float) -> dict[str, Any]:
+    numbers = {key: {"value": value} for key, value in rates.items()}
+    return {"row": name, "seed": 0, "rollouts": 10_240, "seconds": 12.0, "last": {"in_domain": numbers}}
+
+
+def test_rows_that_are_not_done_are_not_in_the_table() -> None:
+    def read(found: dict[str, Any]) -> float:
+        return float(found["last"]["in_domain"]["discrimination"]["value"])
+
+    lines = table([result("sft", discrimination=0.5)], [("Acc@Dis", read)]).splitlines()
+    assert len(lines) == 3
+    assert lines[2] == "| SFT critic | 1 | 50.0 | 10,240 | 12 |"
+
+
+def quick(*, stage_1: float, refined: float, dis: float) -> list[dict[str, Any]]:
+    return [
+        result("sft", discrimination_right=0.6, discrimination_wrong=0.5),
+        result(
+            "no-stage-2",
+            discrimination_right=stage_1, discrimination_wrong=stage_1, discrimination=0.8, accuracy_refined=0.7,
+        ),
+        result("critique-rl", discrimination=dis, accuracy_refined=refined),
+    ]  # fmt: skip
+
+
+def test_a_quick_run_names_each_sign_that_is_wrong() -> None:
+    assert lab.wrong_signs(quick(stage_1=0.8, refined=0.75, dis=0.79)) == []
+    assert len(lab.wrong_signs(quick(stage_1=0.55, refined=0.75, dis=0.79))) == 1, "one class only"
+    assert "does not lift Acc@Refine" in lab.wrong_signs(quick(stage_1=0.8, refined=0.7, dis=0.79))[0]
+    assert "loses Acc@Dis" in lab.wrong_signs(quick(stage_1=0.8, refined=0.75, dis=0.7))[0]
