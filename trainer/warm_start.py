@@ -17,6 +17,7 @@ from core.critique import VERDICT_PREFIX
 from core.engine import Sampling
 from core.errors import GadflyError, PromptTooLong
 from core.grading import Grade
+from core.rewards import states_the_truth
 from core.training import Stage, TrainConfig, WarmStart
 from core.verdict import STEP_FIELD, VERDICT_FIELD, Verdict, parse_critique
 from trainer.crew import Crew
@@ -50,7 +51,7 @@ class Written:
 
     @property
     def is_right(self) -> bool:
-        return self.verdict is true_verdict(self.item)
+        return states_the_truth(self.verdict, was_right=self.item.is_right)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,7 +127,7 @@ class WarmStarter:
             (group, rollout, place)
             for group in groups
             for place, rollout in enumerate(group.rollouts)
-            if rollout.verdict is not true_verdict(group.item)
+            if not states_the_truth(rollout.verdict, was_right=group.item.is_right)
         ]
         turn = asyncio.Semaphore(self.engines.at_once(1))
 
@@ -181,11 +182,6 @@ class WarmStarter:
             refined=None,
             is_told=is_told,
         )
-
-
-def true_verdict(item: Item) -> Verdict:
-    """What a critic should say of an answer."""
-    return Verdict.CORRECT if item.is_right else Verdict.INCORRECT
 
 
 def stated(groups: Sequence[RolloutGroup]) -> list[Written]:
