@@ -124,6 +124,7 @@ class TrainConfig(BaseModel):
     kl_stage_1: float = Field(0.01, ge=0, description="KL coefficient to the critic at the start.")
     kl_stage_2: float = Field(0.01, ge=0, description="KL coefficient to the stage I checkpoint (b2).")
     baseline: Baseline = Baseline.LEAVE_ONE_OUT
+    skip_zero_advantage: bool = Field(False, description="Leave groups whose scores are all equal out of the update.")
 
     # Schedule
     cycles: int = Field(1, ge=1, description="How often stage I and II are run after each other (table 2: 2).")

@@ -1,71 +1,44 @@
 """The table: every row with every seed, one after another; what is done already is not done again.
 
-python -m lab run FOLDER --model MODEL            # all rows, three seeds
-python -m lab run FOLDER --model MODEL --quick    # few rows, one seed, fewer steps; fails if a sign is wrong
-python -m lab show FOLDER --curves FILE.png       # the tables, and the learning curves by class
+python -m lab run FOLDER            # all rows, three seeds
+python -m lab run FOLDER --quick    # few rows, one seed, fewer steps; fails if a sign is wrong
+python -m lab write FOLDER          # tables and pictures into docs/results.md
 """
 
 import argparse
-import asyncio
 import os
 import platform
 import sys
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from uuid import NAMESPACE_URL, uuid5
 
 import orjson
-import structlog
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from core import prompts
-from core.engine import EnginePool
-from core.grading import Grader
 from core.training import TrainConfig
 from lab import report
-from lab.arena import Arena, Sizes
-from lab.engine import Generator, connect
-from lab.rows import BASE, QUICK, QUICK_CHANGES, QUICK_SIZES, ROWS, row
-from lab.runs import Lab
+from lab.arena import Sizes
+from lab.rows import BASE, QUICK, QUICK_CHANGES, QUICK_SIZES, ROWS
+from lab.study import AnotherStudy, Study, read
 from lab.world import Split
-from trainer.engines import Engines
 
-PROMPTS = "bare@1"
-_GRADE_LIMIT_S = 10.0
+MODEL = Path(__file__).with_name("model")
+CURVES = ("critique-rl", "no-stage-1", "ctrl", "retroformer", "single-both")
 
 
-async def run(
-    folder: Path, model: Path, names: list[str], seeds: list[int], base: TrainConfig, sizes: Sizes, console: Console
-) -> list[dict[str, Any]]:
-    """The results of these rows and seeds: found, or made now."""
-    generator = Generator(str(model))
-    engines = Engines(EnginePool([connect(generator)]), uuid5(NAMESPACE_URL, str(folder)), generator.rows)
-    columns = (TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+def run(study: Study, names: list[str], seeds: list[int], workers: int, console: Console) -> list[dict[str, Any]]:
+    """The results of these rows and seeds, with progress on the console."""
+    columns = (TextColumn("{task.description:8}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     results: list[dict[str, Any]] = []
-    async with Grader(timeout_s=_GRADE_LIMIT_S) as grader:
-        arena = await Arena.open(folder, engines, prompts.load(PROMPTS), grader, sizes, seed=0)
-        lab = Lab(
-            folder=folder,
-            model=model,
-            generator=generator,
-            grader=grader,
-            prompts=prompts.load(PROMPTS),
-            arena=arena,
-            base=base,
-        )
-        with Progress(*columns, console=console) as progress:
-            task = progress.add_task("", total=len(names) * len(seeds))
-            for seed in seeds:
-                for name in names:
-                    progress.update(task, description=f"{name}, seed {seed}")
-                    began = time.monotonic()
-                    results.append(await lab.result(row(name), seed))
-                    progress.advance(task)
-                    progress.console.print(line(results[-1]), f"  {time.monotonic() - began:5.0f} s")
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("rows", total=len(names) * len(seeds))
+        for result, seconds in study.run(names, seeds, workers=workers):
+            results.append(result)
+            progress.advance(task)
+            progress.console.print(line(result), f"  {seconds:5.0f} s", soft_wrap=True)
     return results
 
 
@@ -103,19 +76,27 @@ def wrong_signs(results: list[dict[str, Any]]) -> list[str]:
     return found
 
 
-def read(folder: Path) -> list[dict[str, Any]]:
-    """All results that lie in a folder."""
-    return [orjson.loads(path.read_bytes()) for path in sorted(folder.glob("*/*/result.json"))]
-
-
-def show(folder: Path, curves: Path | None) -> str:
-    """The tables of what is done; the learning curves go to a file."""
+def made(folder: Path, pictures: Path, *, seen_from: Path) -> str:
+    """Everything that a study's results say, in Markdown; the pictures go to a folder."""
     results = read(folder)
-    if curves is not None:
-        names = ("critique-rl", "no-stage-1", "ctrl", "retroformer", "single-both")
-        report.draw_curves(results, curves, names=names, stage_1_steps=BASE.steps_stage_1)
+    base = TrainConfig.model_validate(orjson.loads((folder / "study.json").read_bytes())["config"])
+    report.draw_curves(results, pictures / "curves.png", names=CURVES, stage_1_steps=base.steps_stage_1)
+    report.draw_samples(results, pictures / "samples.png")
+    link = os.path.relpath(pictures, seen_from)
     machine = f"{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__.partition('+')[0]}"
-    return f"{datetime.now(UTC):%Y-%m-%d}, {machine}\n\n{report.tables(results)}"
+    return "\n\n".join(
+        (
+            f"{datetime.now(UTC):%Y-%m-%d}, {machine}: `make lab`.",
+            report.tables(results),
+            "### Learning curves by class, validation split",
+            f"![learning curves]({link}/curves.png)",
+            "### Rollouts to the released recipe's Acc@Dis",
+            report.efficiency_table(results, critiques_per_step=base.prompts_per_step * base.samples_per_prompt),
+            "### More samples: majority vote and Pass@K against tokens",
+            report.samples_table(results),
+            f"![samples]({link}/samples.png)",
+        )
+    )
 
 
 def main() -> int:
@@ -123,28 +104,32 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run")
     running.add_argument("folder", type=Path)
-    running.add_argument("--model", type=Path, required=True, help="what `python -m lab.pretrain` made")
+    running.add_argument("--model", type=Path, default=MODEL, help="what `python -m lab.pretrain` made")
     running.add_argument("--rows", default=",".join(each.name for each in ROWS))
     running.add_argument("--seeds", default="0,1,2")
     running.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="of the training config")
     running.add_argument("--quick", action="store_true")
-    showing = commands.add_parser("show")
-    showing.add_argument("folder", type=Path)
-    showing.add_argument("--curves", type=Path)
+    running.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="rows at a time; one a core")
+    writing = commands.add_parser("write")
+    writing.add_argument("folder", type=Path)
+    writing.add_argument("--page", type=Path, default=Path("docs/results.md"))
     asked = parser.parse_args()
-    if asked.command == "show":
-        print(show(asked.folder, asked.curves))
+    if asked.command == "write":
+        page: Path = asked.page
+        found = made(asked.folder, page.with_suffix(""), seen_from=page.parent)
+        page.write_text(report.put_into(page.read_text(encoding="utf-8"), found), encoding="utf-8")
         return 0
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))  # the table says what matters
-    torch.set_num_threads(os.cpu_count() or 1)
-    console = Console()
-    asked.folder.mkdir(parents=True, exist_ok=True)
     changes = {name: orjson.loads(value) for name, _, value in (each.partition("=") for each in asked.set)}
     names, seeds, sizes = asked.rows.split(","), [int(each) for each in asked.seeds.split(",")], Sizes()
     if asked.quick:
         names, seeds, sizes, changes = list(QUICK), [0], QUICK_SIZES, {**QUICK_CHANGES, **changes}
     base = TrainConfig.model_validate(BASE.model_dump() | changes)
-    results = asyncio.run(run(asked.folder, asked.model, names, seeds, base, sizes, console))
+    console = Console()
+    try:
+        results = run(Study(asked.folder, asked.model, base, sizes), names, seeds, asked.workers, console)
+    except AnotherStudy as error:
+        console.print(f"[red]{error}[/red]", soft_wrap=True)
+        return 2
     if not asked.quick:
         return 0
     wrong = wrong_signs(results)

@@ -36,6 +36,7 @@ class Sizes:
     test: int = 512
     out_of_domain: int = 256
     samples: int = 10  # the actor's answers to a question that is learned from; the paper's number
+    sampled: int = 128  # of the test's questions, those with many samples each
 
 
 @dataclass(frozen=True, slots=True)

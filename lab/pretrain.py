@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -24,25 +23,35 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from core import prompts
 from core.prompts import Prompt
 from lab import tokens, world
+from lab.muon import Muon
+from lab.world import Split
 
 PROMPTS = prompts.load("bare@1")
 
-CARELESS = world.Care(overlooks=0.5, suspects=0.12)
+CARELESS = world.Care(overlooks=0.6, overlooks_far=0.3, suspects=0.1, errs=0.2)
 """The critic that critiques are learned from."""
 
-_FOLLOWED = world.Care(overlooks=0.3, suspects=0.25, errs=0.3)  # critiques that rewriting is learned from
-_SLIPS = (0.0, 0.15, 0.4)  # a chance for each step of an answer that is judged or rewritten
+_FOLLOWED = world.Care(
+    overlooks=0.3, overlooks_far=0.3, suspects=0.25, errs=0.3
+)  # critiques that rewriting is learned from
+_SPLITS = {Split.IN_DOMAIN: 0.7, Split.LONGER: 0.15, Split.LARGER: 0.15}
+"""What is seen of each split: out of domain is what no critic is reinforced on, not what nobody has heard of."""
+_SLIPS = (0.0, 0.2, 0.5)  # a chance for each step of an answer that is judged or rewritten
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """How long and how the model is trained. Sizes in examples of each task a step."""
 
-    steps: int = 1150
-    solve: int = 48
-    refine: int = 20
-    critique: int = 28
-    learning_rate: float = 4e-3
+    solving_steps: int = 700  # at first solving alone: sums are what everything else needs, and the hardest to learn
+    steps: int = 600  # then all three tasks, with critiques that are right
+    careless_steps: int = 200  # then all three, with the critiques of a careless critic
+    solve_alone: int = 64
+    solve: int = 16
+    refine: int = 24
+    critique: int = 48
+    learning_rate: float = 0.02  # of matrices, by Muon
+    other_learning_rate: float = 4e-3  # of embeddings, output and norms, by AdamW
     warmup: float = 0.05  # share of the steps
     hidden: int = 96
     layers: int = 3
@@ -57,26 +66,30 @@ class Example:
     reply: str
 
 
-def solving(rng: random.Random, steps: int) -> Example:
-    one = world.problem(rng, steps=steps)
+def solving(rng: random.Random, split: Split, steps: int) -> Example:
+    one = world.problem(rng, split, steps=steps)
     return Example(PROMPTS.solve(question=one.text), world.solution(world.solve(one)))
 
 
-def refining(rng: random.Random, steps: int) -> Example:
-    one = world.problem(rng, steps=steps)
+def refining(rng: random.Random, split: Split, steps: int) -> Example:
+    one = world.problem(rng, split, steps=steps)
     answer = world.slip(rng, one, share=rng.choice(_SLIPS))
     judgements = world.judge(rng, answer, _FOLLOWED)
     prompt = PROMPTS.refine(question=one.text, response=world.solution(answer), critique=world.critique(judgements))
     return Example(prompt, world.solution(world.refine(one, judgements)))
 
 
-def critiquing(rng: random.Random, steps: int) -> Example:
-    one = world.problem(rng, steps=steps)
+def critiquing(rng: random.Random, split: Split, steps: int, care: world.Care = world.PERFECT) -> Example:
+    one = world.problem(rng, split, steps=steps)
     answer = world.slip(rng, one, share=rng.choice(_SLIPS))
     return Example(
         PROMPTS.critique(question=one.text, response=world.solution(answer)),
-        world.critique(world.judge(rng, answer, CARELESS)),
+        world.critique(world.judge(rng, answer, care)),
     )
+
+
+def critiquing_carelessly(rng: random.Random, split: Split, steps: int) -> Example:
+    return critiquing(rng, split, steps, CARELESS)
 
 
 class Encoder:
@@ -118,28 +131,34 @@ def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, say: Callable[[str
     rng = random.Random(f"pretrain {recipe.seed}")
     model = LlamaForCausalLM(_config(recipe, tokenizer))
     encoder = Encoder(tokenizer)
-    optimiser = torch.optim.AdamW(_groups(model), lr=recipe.learning_rate, betas=(0.9, 0.98))
-    tasks = ((solving, recipe.solve), (refining, recipe.refine), (critiquing, recipe.critique))
+    matrices = [weight for name, weight in model.named_parameters() if ".layers." in name and weight.ndim == 2]
+    rest = [weight for name, weight in model.named_parameters() if ".layers." not in name or weight.ndim == 1]
+    optimiser = Muon(matrices)
+    optimiser_of_others = torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.0)
+    others = {solving: recipe.solve, refining: recipe.refine}
+    phases = [{solving: recipe.solve_alone}] * recipe.solving_steps
+    phases += [others | {critiquing: recipe.critique}] * recipe.steps
+    phases += [others | {critiquing_carelessly: recipe.critique}] * recipe.careless_steps
     begun = time.monotonic()
-    for step in range(recipe.steps):
-        for group in optimiser.param_groups:
-            group["lr"] = recipe.learning_rate * _schedule(step / recipe.steps, recipe.warmup)
-        losses: list[float] = []
-        for make, count in tasks:
-            steps = rng.randint(*world.RANGES[world.Split.IN_DOMAIN].steps)  # the same in a batch: little padding
-            pairs = [encoder.pair(make(rng, steps)) for _ in range(count)]
+    for step, tasks in enumerate(phases):
+        share = _schedule(step / len(phases), recipe.warmup)
+        losses: dict[str, float] = {}
+        for make, count in tasks.items():
+            [split] = rng.choices(list(_SPLITS), weights=list(_SPLITS.values()))
+            steps = rng.randint(*world.RANGES[split].steps)  # the same in a batch: little padding
+            pairs = [encoder.pair(make(rng, split, steps)) for _ in range(count)]
             loss = batch_loss(model, pairs, tokenizer.pad_token_id)
             loss.backward()  # type: ignore[no-untyped-call]  # torch has no hint for it
-            losses.append(loss.item())
+            losses[make.__name__] = loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad()
-        if step % 50 == 0 or step == recipe.steps - 1:
-            solve, refine, critique = losses
-            say(
-                f"step {step:5d} of {recipe.steps}  {time.monotonic() - begun:5.0f} s  "
-                f"loss: solve {solve:.4f}, refine {refine:.4f}, critique {critique:.4f}"
-            )
+        optimiser.step(share * recipe.learning_rate)
+        for group in optimiser_of_others.param_groups:
+            group["lr"] = share * recipe.other_learning_rate
+        optimiser_of_others.step()
+        model.zero_grad()
+        if step % 50 == 0 or step == len(phases) - 1:
+            told = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
+            say(f"step {step:5d} of {len(phases)}  {time.monotonic() - begun:5.0f} s  loss: {told}")
     return model
 
 
@@ -170,17 +189,11 @@ def _config(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
     )
 
 
-def _groups(model: LlamaForCausalLM) -> list[dict[str, Any]]:
-    matrices = [weight for weight in model.parameters() if weight.ndim > 1]
-    vectors = [weight for weight in model.parameters() if weight.ndim == 1]
-    return [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
-
-
 def _schedule(done: float, warmup: float) -> float:
-    """Share of the peak learning rate: up in a line, down in a cosine to nothing."""
+    """Share of the peak learning rate: up in a line, down in a cosine to a twentieth."""
     if done < warmup:
         return done / warmup
-    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
+    return 0.05 + 0.475 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
 
 
 def main() -> None:

@@ -121,6 +121,106 @@ _CURVES = (
 )
 
 
+def samples_table(results: Sequence[Result]) -> str:
+    """Majority vote and Pass@K against the tokens written an answer, means over seeds."""
+    lines = ["| row | K | tokens an answer | MV@K | Pass@K |", "| --- " * 5 + "|"]
+    for row in ROWS:
+        by_k: dict[int, list[Result]] = {}
+        for result in of_row(results, row):
+            for each in result.get("samples", ()):
+                by_k.setdefault(each["k"], []).append(each)
+        for k, found in sorted(by_k.items()):
+            tokens = sum(each["mean_tokens"] for each in found) / len(found)
+            rates = (
+                Mean.of([each[name]["value"] for each in found]).percent() for name in ("majority", "pass_unbiased")
+            )
+            lines.append(f"| {row.title} | {k} | {tokens:.0f} | " + " | ".join(rates) + " |")
+    return "\n".join(lines)
+
+
+def draw_samples(results: Sequence[Result], path: Path) -> None:
+    """MV@K and Pass@K against the tokens they cost, one line a row."""
+    figure, panels = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for panel, (name, title) in zip(panels, (("majority", "MV@K"), ("pass_unbiased", "Pass@K")), strict=True):
+        for row in ROWS:
+            by_k: dict[int, list[Result]] = {}
+            for result in of_row(results, row):
+                for each in result.get("samples", ()):
+                    by_k.setdefault(each["k"], []).append(each)
+            if by_k:
+                points = [by_k[k] for k in sorted(by_k)]
+                panel.plot(
+                    [sum(each["mean_tokens"] for each in found) / len(found) for found in points],
+                    [100 * sum(each[name]["value"] for each in found) / len(found) for found in points],
+                    marker="o",
+                    label=row.title,
+                )
+        panel.set(title=title, xlabel="tokens written an answer", xscale="log")
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("%")
+    panels[0].legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def rollouts_to(result: Result, target: float, *, critiques_per_step: int) -> int | None:
+    """Critiques drawn until Acc@Dis on the validation split reached `target` and stayed there at the next point.
+
+    A single point above it may be luck; the last point needs no successor. None: it never did.
+    """
+    points = [(each["step"], each["metrics"]["discrimination_balanced"]["value"]) for each in result["curve"]]
+    for (step, value), (_, following) in zip(points, [*points[1:], points[-1]], strict=True):
+        if value >= target and following >= target:
+            return int(step) * critiques_per_step
+    return None
+
+
+def efficiency_table(results: Sequence[Result], *, critiques_per_step: int) -> str:
+    """Rollouts that each row needs to reach what the released recipe ends at, on the validation split."""
+    released = [
+        each["curve"][-1]["metrics"]["discrimination_balanced"]["value"]
+        for each in results
+        if each["row"] == "released"
+    ]
+    if not released:
+        return ""
+    target = Mean.of(released)
+    lines = [
+        f"The released recipe ends at {target.percent()} (both classes weighed alike, validation split).",
+        "",
+        "| row | seeds that reach it | rollouts, mean over those | of all that the released recipe draws |",
+        "| --- " * 4 + "|",
+    ]
+    for row in ROWS:
+        found = [each for each in of_row(results, row) if each["curve"]]
+        if not found:
+            continue
+        needed = [rollouts_to(each, target.value, critiques_per_step=critiques_per_step) for each in found]
+        reached = [each for each in needed if each is not None]
+        mean = sum(reached) / len(reached) if reached else None
+        budget = next(each["rollouts"] for each in results if each["row"] == "released")
+        cells = ("-", "-") if mean is None else (f"{mean:,.0f}", f"{mean / budget:.2f}")
+        lines.append(f"| {row.title} | {len(reached)} of {len(found)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+BEGIN, END = "<!-- made: begin -->", "<!-- made: end -->"
+
+
+def put_into(page: str, made: str) -> str:
+    """The page with everything between the two markers replaced.
+
+    Raises:
+        ValueError: the page has no such markers.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the page has no place for results: {BEGIN} ... {END}")
+    return f"{before}{BEGIN}\n\n{made.strip()}\n\n{END}{after}"
+
+
 def draw_curves(results: Sequence[Result], path: Path, *, names: Sequence[str], stage_1_steps: int) -> None:
     """What the paper's figure 3 shows, on the validation split: one panel a rate, one line a row, bands over seeds."""
     figure, panels = plt.subplots(1, len(_CURVES), figsize=(4.2 * len(_CURVES), 4), sharex=True, layout="constrained")

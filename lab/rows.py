@@ -23,13 +23,14 @@ class Method(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of the table. `one_stage`: all steps are stage II's."""
+    """A line of the table. `one_stage`: all steps are stage II's. `is_sampled`: MV@K and Pass@K are measured."""
 
     name: str
     title: str
     method: Method
     changes: Mapping[str, Any] = field(default_factory=dict)
     one_stage: bool = False
+    is_sampled: bool = False
 
 
 _INDIRECT = {"discrimination_weight": 0.0}
@@ -52,7 +53,7 @@ ROWS = (
         _INDIRECT | {"baseline": Baseline.GROUP_NORM},
         one_stage=True,
     ),
-    Row("critique-rl", "Critique-RL", Method.LEARN),
+    Row("critique-rl", "Critique-RL", Method.LEARN, is_sampled=True),
     Row("no-stage-1", "without stage I", Method.LEARN, {"steps_stage_1": 0}),
     Row("no-stage-2", "without stage II", Method.LEARN, {"steps_stage_2": 0}),
     Row("no-dis", "stage II without r_dis and KL", Method.LEARN, _INDIRECT | {"kl_stage_2": 0.0}),
@@ -64,7 +65,7 @@ ROWS = (
 )
 
 QUICK = ("none", "sft", "no-stage-2", "critique-rl")
-QUICK_SIZES = Sizes(learn=384, validate=64, test=384, out_of_domain=32, samples=6)
+QUICK_SIZES = Sizes(learn=384, validate=64, test=384, out_of_domain=32, samples=6, sampled=32)
 QUICK_CHANGES: Mapping[str, Any] = {"steps_stage_1": 20, "steps_stage_2": 20}
 
 

@@ -20,13 +20,15 @@ from core.grading import Grade, Grader
 from core.prompts import PromptSet
 from core.run_queries import LabelledAnswer
 from core.training import EventKind, Stage, TrainConfig
+from lab import sampling
 from lab.arena import Arena
 from lab.engine import Generator, connect
 from lab.rows import Method, Row, config
+from lab.world import Split
 from trainer.crew import Crew, make_accelerator
 from trainer.data import draw
 from trainer.engines import Engines
-from trainer.evaluate import evaluate, without_critic
+from trainer.evaluate import Bench, evaluate, without_critic
 from trainer.learn import Learning, load_adapter
 from trainer.metrics import Judged, measure
 from trainer.policy import Policy
@@ -76,6 +78,7 @@ class Lab:
     prompts: PromptSet
     arena: Arena
     base: TrainConfig
+    sampled: int  # of the test's answers, for more than one sample each
 
     def engines(self, name: str) -> Engines:
         return Engines(EnginePool([connect(self.generator)]), uuid5(NAMESPACE_URL, name), self.generator.rows)
@@ -97,11 +100,12 @@ class Lab:
             numbers = {
                 split.value: measure(without_critic(answers)).to_json() for split, answers in self.arena.tests.items()
             }
-            return head | {"last": numbers, "best": numbers}
+            found = await sampling.actor_alone(self._bench(self.engines(str(folder))), self._sampled, seed=seed)
+            return head | {"last": numbers, "best": numbers, "samples": sampling.measure(found)}
         engines = self.engines(str(folder))
         if row.method is Method.START:
             numbers = await self._test(engines, ACTOR)
-            return head | {"last": numbers, "best": numbers}
+            return head | {"last": numbers, "best": numbers, "samples": await self._samples(engines, ACTOR, seed)}
         asked = config(row, self.base, seed=seed)
         workspace = Workspace.of(folder, engines.run_id)
         report = LabReport(workspace=workspace, steps=asked.steps)
@@ -126,6 +130,7 @@ class Lab:
         name, _ = await load_adapter(engines, workspace.final, label="final")
         last_point = await self._validated(engines, name) | {"step": asked.steps}
         last = await self._test(engines, name)
+        samples = await self._samples(engines, name, seed) if row.is_sampled else []
         await engines.unload(name)
         best_point = max([*curve, last_point], key=_merit)
         best = last
@@ -143,6 +148,7 @@ class Lab:
             "best_step": best_point["step"],
             "last": last,
             "best": best,
+            "samples": samples,
         }
 
     async def _star(
@@ -208,6 +214,31 @@ class Lab:
             split.value: measure(await self._judge(engines, name, answers)).to_json()
             for split, answers in self.arena.tests.items()
         }
+
+    async def _samples(self, engines: Engines, name: str, seed: int) -> list[dict[str, Any]]:
+        tokenizer = self.generator.tokenizer
+        found = await sampling.with_critic(
+            self._bench(engines),
+            self._sampled,
+            model=name,
+            seed=seed,
+            count=lambda text: len(tokenizer.encode(text)) + 1,
+        )
+        return sampling.measure(found)
+
+    @property
+    def _sampled(self) -> Sequence[LabelledAnswer]:
+        return self.arena.tests[Split.IN_DOMAIN][: self.sampled]
+
+    def _bench(self, engines: Engines) -> Bench:
+        return Bench(
+            engines=engines.pool,
+            prompts=self.prompts,
+            grader=self.grader,
+            max_critique_tokens=self.base.max_critique_tokens,
+            max_answer_tokens=self.base.max_answer_tokens,
+            concurrency=engines.at_once(sampling.SAMPLES),
+        )
 
     async def _judge(self, engines: Engines, name: str, answers: Sequence[LabelledAnswer]) -> list[Judged]:
         return await evaluate(

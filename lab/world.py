@@ -48,9 +48,9 @@ class Range:
 
 
 RANGES = {
-    Split.IN_DOMAIN: Range(steps=(2, 3), start=(10, 99), operand=(2, 19), largest=199),
-    Split.LONGER: Range(steps=(4, 5), start=(10, 99), operand=(2, 19), largest=199),
-    Split.LARGER: Range(steps=(2, 3), start=(10, 99), operand=(20, 59), largest=199),
+    Split.IN_DOMAIN: Range(steps=(2, 3), start=(10, 99), operand=(2, 29), largest=199),
+    Split.LONGER: Range(steps=(4, 5), start=(10, 99), operand=(2, 29), largest=199),
+    Split.LARGER: Range(steps=(2, 3), start=(10, 99), operand=(30, 49), largest=199),
 }
 
 
@@ -219,12 +219,13 @@ def near(rng: random.Random, value: int) -> int:
 class Care:
     """How good a critic is that writes a critique: chances for each step."""
 
-    overlooks: float  # a wrong step is taken as it stands
+    overlooks: float  # a wrong step is taken as it stands, when it is off by a few
+    overlooks_far: float  # the same, when it is off by ten or more
     suspects: float  # a right step is worked out to something else
     errs: float = 0.0  # a wrong step is seen to be wrong, and worked out to another wrong number
 
 
-PERFECT = Care(overlooks=0.0, suspects=0.0)
+PERFECT = Care(overlooks=0.0, overlooks_far=0.0, suspects=0.0)
 
 
 def judge(rng: random.Random, equations: Sequence[Equation], care: Care) -> list[Judgement]:
@@ -234,7 +235,7 @@ def judge(rng: random.Random, equations: Sequence[Equation], care: Care) -> list
         true = step.true_result
         if step.result == true:
             result = near(rng, true) if rng.random() < care.suspects else true
-        elif rng.random() < care.overlooks:
+        elif rng.random() < (care.overlooks if abs(step.result - true) < 10 else care.overlooks_far):
             result = step.result
         else:
             result = near(rng, true) if rng.random() < care.errs else true

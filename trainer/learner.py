@@ -65,6 +65,9 @@ class Learner:
         """
         started = time.perf_counter()
         config = self._config
+        told = _of_scores(groups)
+        if config.skip_zero_advantage:
+            groups = informative(groups)
         old_N, anchor_N = self._logprobs(groups)
         engine_N = torch.tensor([value for group in groups for reply in group.engine_logprobs for value in reply])
         scores_R = torch.tensor([score for group in groups for score in group.scores])
@@ -113,9 +116,7 @@ class Learner:
             "importance_weight_mean": float(importance_N.mean()),
             "grad_norm": sum(norms) / len(norms),
             "learning_rate": rate,
-            "reward_mean": float(scores_R.mean()),
-            "reward_std": float(scores_R.std(correction=0)),
-            "zero_advantage": sum(len(set(group.scores)) == 1 for group in groups) / len(groups),
+            **told,
             "tokens": float(len(old_N)),
             "packed_tokens": packed_all,
             "seconds": time.perf_counter() - started,
@@ -184,6 +185,20 @@ class Learner:
         mine = [(item, 1) for item in laid_out[self._optimiser.process]]
         extra = self._optimiser.passes([len(packs) for packs in laid_out]) - len(mine)
         return mine + [(laid_out[0][0], 0)] * extra
+
+
+def informative(groups: Sequence[Group]) -> Sequence[Group]:
+    """The groups whose scores differ; all of them when none do, which leaves KL to learn from."""
+    return [group for group in groups if len(set(group.scores)) > 1] or groups
+
+
+def _of_scores(groups: Sequence[Group]) -> dict[str, float]:
+    scores_R = torch.tensor([score for group in groups for score in group.scores])
+    return {
+        "reward_mean": float(scores_R.mean()),
+        "reward_std": float(scores_R.std(correction=0)),
+        "zero_advantage": sum(len(set(group.scores)) == 1 for group in groups) / len(groups),
+    }
 
 
 def _starts(groups: Sequence[Group]) -> list[int]:

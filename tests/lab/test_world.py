@@ -36,7 +36,7 @@ def test_an_obedient_actor_follows_a_wrong_critique_too() -> None:
 
 
 def test_a_critic_that_overlooks_everything_calls_everything_correct() -> None:
-    judgements = world.judge(random.Random(0), WRONG, Care(overlooks=1.0, suspects=0.0))
+    judgements = world.judge(random.Random(0), WRONG, Care(overlooks=1.0, overlooks_far=1.0, suspects=0.0))
     assert parse_critique(world.critique(judgements)).verdict is Verdict.CORRECT
 
 
@@ -60,7 +60,7 @@ def test_texts_survive_the_tokenizer_and_verdicts_are_words_of_one_token() -> No
     for _ in range(50):
         one = world.problem(rng)
         answer = world.slip(rng, one, share=0.3)
-        text = world.critique(world.judge(rng, answer, Care(overlooks=0.3, suspects=0.3)))
+        text = world.critique(world.judge(rng, answer, Care(overlooks=0.3, overlooks_far=0.3, suspects=0.3)))
         for each in (one.text, world.solution(answer), text):
             assert tokenizer.decode(tokenizer.encode(each)) == each
     for word in (" Correct", " Wrong"):
@@ -77,6 +77,6 @@ def test_answers_that_slip_stay_positive_and_slips_are_common() -> None:
         answer = world.slip(rng, one, share=0.5)
         assert all(step.left > 0 and step.result > 0 for step in answer)
         wrong += answer[-1].result != one.answer
-        judgements = world.judge(rng, answer, Care(overlooks=0.3, suspects=0.3, errs=0.5))
+        judgements = world.judge(rng, answer, Care(overlooks=0.3, overlooks_far=0.3, suspects=0.3, errs=0.5))
         assert len(world.refine(one, judgements)) == len(answer)
     assert 0.5 < wrong / 3000 < 0.9

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,24 @@ def test_equal_scores_feel_kl_alone(model: Path) -> None:
         assert (bits(policy) == before) == (coefficient == 0.0)
         assert metrics["zero_advantage"] == 1.0
         assert metrics["reward_std"] == 0.0
+
+
+def test_groups_whose_scores_are_equal_can_be_left_out(model: Path) -> None:
+    config = CONFIG.model_copy(update={"skip_zero_advantage": True})
+    groups = [replace(group, scores=(0.0, 1.0, 1.0)) for group in rows(0)]
+    uniform = [replace(group, scores=(1.0, 1.0, 1.0)) for group in random_groups(3, seed=9)]
+    skipping, plain = policy_of(model), policy_of(model)
+    metrics = Learner(skipping, config, kl_coefficient=0.05).update([*groups, *uniform], 0)
+    Learner(plain, CONFIG, kl_coefficient=0.05).update(groups, 0)
+    assert bits(skipping) == bits(plain)
+    assert metrics["zero_advantage"] == pytest.approx(3 / 9), "they are told of all the same"
+
+
+def test_a_step_of_equal_scores_alone_is_not_skipped(model: Path) -> None:
+    config = CONFIG.model_copy(update={"skip_zero_advantage": True})
+    uniform = [replace(group, scores=(1.0, 1.0, 1.0)) for group in rows(0)]
+    metrics = Learner(policy_of(model), config, kl_coefficient=0.05).update(uniform, 0)
+    assert metrics["tokens"] > 0
 
 
 @pytest.mark.parametrize("saved_after", [1, 2, 3])

@@ -1,0 +1,68 @@
+"""What more samples are worth: majority vote and Pass@K against the tokens they cost, with a critic and without.
+
+Without one the actor answers K times; with one it answers once, greedily, and K critiques and refinements of that
+answer are drawn (arXiv 2510.24320, figure 4). Tokens are what actor and critic write, the first answer's included.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from core.engine import ACTOR
+from core.grading import Grade
+from core.run_queries import LabelledAnswer
+from core.voting import group_by_answer
+from trainer.data import seed_of
+from trainer.evaluate import Bench, several_samples
+from trainer.metrics import Samples, measure_samples
+
+SAMPLES = 16
+KS = (1, 2, 4, 8, 16)
+TEMPERATURE = 0.7
+
+
+def measure(found: Sequence[Samples]) -> list[dict[str, Any]]:
+    """Rates for each number of samples."""
+    return [asdict(measured) for measured in (measure_samples(found, k) for k in KS) if measured is not None]
+
+
+async def with_critic(
+    bench: Bench, answers: Sequence[LabelledAnswer], *, model: str, seed: int, count: Callable[[str], int]
+) -> list[Samples]:
+    """`SAMPLES` chains of one critique and one refinement for each answer; `count` gives a text's tokens."""
+    found = await several_samples(
+        bench, answers, model=model, samples=SAMPLES, temperature=TEMPERATURE, seed=seed_of(seed, "samples")
+    )
+    # The first answer was written too, once for all samples: it is counted with the first.
+    return [
+        replace(each, tokens=(each.tokens[0] + count(answer.response), *each.tokens[1:]))
+        for each, answer in zip(found, answers, strict=True)
+    ]
+
+
+async def actor_alone(bench: Bench, answers: Sequence[LabelledAnswer], *, seed: int) -> list[Samples]:
+    """`SAMPLES` answers of the actor to each question."""
+
+    async def one(answer: LabelledAnswer) -> Samples:
+        assert answer.reference is not None
+        sampling = bench.sampling(
+            bench.max_answer_tokens, temperature=TEMPERATURE, seed=seed_of(seed, answer.question_hash.hex())
+        )
+        replies = await bench.engines.chat(
+            bench.prompts.solve(question=answer.question), model=ACTOR, sampling=replace(sampling, n=SAMPLES)
+        )
+        texts = [reply.text.strip() for reply in replies]
+        grades = await bench.grader.grade_all([(text, answer.reference) for text in texts])
+        groups = [0] * SAMPLES
+        for number, members in enumerate(await group_by_answer(bench.grader, texts)):
+            for member in members:
+                groups[member] = number
+        return Samples(
+            answer_id=answer.interaction_id,
+            question_hash=answer.question_hash,
+            groups=tuple(groups),
+            rights=tuple(grade is Grade.RIGHT for grade in grades),
+            tokens=tuple(reply.usage.completion_tokens for reply in replies),
+        )
+
+    return await bench.each(one, answers)

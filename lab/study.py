@@ -1,0 +1,127 @@
+"""A study: rows and seeds over one arena, as many at a time as there are workers. What is done is not done again."""
+
+import asyncio
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+from uuid import NAMESPACE_URL, uuid5
+
+import orjson
+import structlog
+import torch
+
+from core import prompts
+from core.adapters import write_durably
+from core.engine import EnginePool
+from core.grading import Grader
+from core.training import TrainConfig
+from lab.arena import Arena, Sizes
+from lab.engine import Generator, connect
+from lab.rows import row
+from lab.runs import Lab
+from trainer.base import base_sha256
+from trainer.engines import Engines
+
+Result = dict[str, Any]
+
+PROMPTS = "bare@1"
+_GRADE_LIMIT_S = 10.0
+
+
+class AnotherStudy(Exception):
+    """The folder holds results of another model, config or size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """What all rows have in common, and the folder where their results lie."""
+
+    folder: Path
+    model: Path
+    base: TrainConfig
+    sizes: Sizes
+
+    def open(self) -> None:
+        """Make the folder, or find that it is this study's.
+
+        Raises:
+            AnotherStudy: it is not; numbers of two studies are not put into one table.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "study.json"
+        about = orjson.dumps(
+            {
+                "model_sha256": base_sha256(str(self.model)),
+                "config": self.base.model_dump(mode="json"),
+                "sizes": asdict(self.sizes),
+            },
+            option=orjson.OPT_INDENT_2,
+        )
+        if not path.exists():
+            write_durably(path, about)
+        elif path.read_bytes() != about:
+            raise AnotherStudy(f"{self.folder} holds a study with another model, config or size; take another folder")
+
+    def run(self, names: Sequence[str], seeds: Sequence[int], *, workers: int) -> Iterator[tuple[Result, float]]:
+        """Each result, found or made now, as soon as there is one, and the seconds that it took.
+
+        Workers are processes that share the processor's cores evenly: models this small gain little from threads.
+        """
+        self.open()
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        with ProcessPoolExecutor(workers, get_context("spawn"), _prepare, (threads,)) as pool:
+            pool.submit(_make_arena, self).result()
+            made = [pool.submit(_make_result, self, name, seed) for seed in seeds for name in names]
+            try:
+                for each in as_completed(made):
+                    yield each.result()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    async def lab(self, generator: Generator, grader: Grader) -> Lab:
+        engines = Engines(EnginePool([connect(generator)]), uuid5(NAMESPACE_URL, str(self.folder)), generator.rows)
+        prompt_set = prompts.load(PROMPTS)
+        arena = await Arena.open(self.folder, engines, prompt_set, grader, self.sizes, seed=0)
+        return Lab(
+            folder=self.folder,
+            model=self.model,
+            generator=generator,
+            grader=grader,
+            prompts=prompt_set,
+            arena=arena,
+            base=self.base,
+            sampled=self.sizes.sampled,
+        )
+
+
+def read(folder: Path) -> list[Result]:
+    """All results that lie in a study's folder."""
+    return [orjson.loads(path.read_bytes()) for path in sorted(folder.glob("*/*/result.json"))]
+
+
+def _prepare(threads: int) -> None:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))  # the table says what matters
+    torch.set_num_threads(threads)
+
+
+def _make_arena(study: Study) -> None:
+    async def make() -> None:
+        async with Grader(timeout_s=_GRADE_LIMIT_S) as grader:
+            await study.lab(Generator(str(study.model)), grader)
+
+    asyncio.run(make())
+
+
+def _make_result(study: Study, name: str, seed: int) -> tuple[Result, float]:
+    async def make() -> Result:
+        async with Grader(timeout_s=_GRADE_LIMIT_S) as grader:
+            lab = await study.lab(Generator(str(study.model)), grader)
+            return await lab.result(row(name), seed)
+
+    began = time.monotonic()
+    return asyncio.run(make()), time.monotonic() - began
