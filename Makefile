@@ -26,10 +26,10 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install up test check format clean
+.PHONY: help install up test check lab lab-quick format clean
 
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
 
 install: $(STAMP) ## Python, the pinned dependencies and the command `gadfly`, all in .venv
 
@@ -46,6 +46,14 @@ check: $(STAMP) ## Format, lint, types, the arrows between packages, migration d
 	.venv/bin/lint-imports
 	@home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && .venv/bin/gadfly migrate --home "$$home" && \
 		.venv/bin/gadfly migrate --check --home "$$home"
+
+lab: $(STAMP) ## Every row of docs/results.md; takes hours, and goes on where it was
+	$(PYTHON) -m lab run build/lab $(ARGS)
+	$(PYTHON) -m lab write build/lab
+
+lab-quick: $(STAMP) ## Three rows, one seed, minutes: fails if the method's signs are not there
+	rm -rf build/lab-quick
+	$(PYTHON) -m lab run build/lab-quick --quick $(ARGS)
 
 format: $(STAMP) ## Format, and fix what can be fixed
 	.venv/bin/ruff check --fix-only --quiet .

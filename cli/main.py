@@ -80,6 +80,22 @@ def up(settings: Settings) -> None:
     raise typer.Exit(up(settings))
 
 
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="The page that the report is written to.")] = Path(
+        "gadfly-demo.html"
+    ),
+) -> None:
+    """Watch a critic learn: the whole stack with a small model, simulated callers, a run, the gate, the swap."""
+    # In a process of its own: it brings torch, and the command line starts quickly without. Ctrl-C reaches both.
+    process = subprocess.Popen([sys.executable, "-P", "-m", "lab.demo", "--out", str(out.absolute())])
+    while True:
+        try:
+            raise typer.Exit(process.wait())
+        except KeyboardInterrupt:
+            continue  # it ends what it started, and then itself
+
+
 @app.command("settings")
 @takes_settings()
 def show_settings(settings: Settings, flags: dict[str, str], json: Json = False) -> None:
