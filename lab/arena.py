@@ -19,29 +19,35 @@ from core.run_queries import LabelledAnswer
 from core.training import TrainConfig
 from lab import world
 from lab.world import Problem, Split
-from trainer.data import Item, Origin
+from trainer.data import Item, Origin, seed_of
 from trainer.engines import Engines
 from trainer.pool import sample_pool
 
-MAX_ANSWER_TOKENS = 96
-MAX_CRITIQUE_TOKENS = 200
+MAX_ANSWER_TOKENS = 64
+MAX_CRITIQUE_TOKENS = 128
+TEMPERATURE = 1.0
+"""At which first answers are sampled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """How many questions of each kind."""
 
-    learn: int = 768
+    learn: int = 512
     validate: int = 128
     test: int = 512
-    out_of_domain: int = 256
+    out_of_domain: int = 128
     samples: int = 10  # the actor's answers to a question that is learned from; the paper's number
-    sampled: int = 128  # of the test's questions, those with many samples each
+    sampled: int = 64  # of the test's questions, those with many samples each
 
 
 @dataclass(frozen=True, slots=True)
 class Arena:
-    """Answers of one actor. Tests hold one greedy answer a question, as the paper measures."""
+    """Answers of one actor, all sampled at `TEMPERATURE`; the tests hold one a question.
+
+    The paper's tests are greedy. What a model of this size gets wrong greedily it gets wrong as a critic too, for it is
+    one model: such an error is beyond any training of the critic. What it gets wrong by chance it can see.
+    """
 
     learn: list[Item]
     validate: list[LabelledAnswer]
@@ -73,8 +79,9 @@ async def _make(engines: Engines, prompts: PromptSet, grader: Grader, sizes: Siz
     in_domain = world.problems(Split.IN_DOMAIN, sizes.learn + sizes.validate + sizes.test, seed=seed)
     learn, rest = in_domain[: sizes.learn], in_domain[sizes.learn :]
     config = TrainConfig(
-        pool_questions=sizes.learn, pool_samples=sizes.samples, max_answer_tokens=MAX_ANSWER_TOKENS, seed=seed
-    )
+        pool_questions=sizes.learn, pool_samples=sizes.samples, pool_temperature=TEMPERATURE,
+        max_answer_tokens=MAX_ANSWER_TOKENS, seed=seed,
+    )  # fmt: skip
     pool = await sample_pool(engines, prompts, grader, [_asked(each) for each in learn], config, seed=seed)
     tests = {
         Split.IN_DOMAIN: rest[sizes.validate :],
@@ -83,9 +90,9 @@ async def _make(engines: Engines, prompts: PromptSet, grader: Grader, sizes: Siz
     }
     return {
         "learn": [item.to_json() for item in pool.items],
-        "validate": [item.to_json() for item in await _greedy(engines, prompts, grader, rest[: sizes.validate])],
+        "validate": [item.to_json() for item in await _answers(engines, prompts, grader, rest[: sizes.validate])],
         "tests": {
-            split.value: [item.to_json() for item in await _greedy(engines, prompts, grader, problems)]
+            split.value: [item.to_json() for item in await _answers(engines, prompts, grader, problems)]
             for split, problems in tests.items()
         },
     }
@@ -106,13 +113,15 @@ def _asked(problem: Problem) -> Item:
     )
 
 
-async def _greedy(engines: Engines, prompts: PromptSet, grader: Grader, problems: Sequence[Problem]) -> list[Item]:
-    """The actor's greedy answer to each question; one without a final answer is a wrong one."""
+async def _answers(engines: Engines, prompts: PromptSet, grader: Grader, problems: Sequence[Problem]) -> list[Item]:
+    """One answer of the actor to each question; one without a final answer is a wrong one."""
     turn = asyncio.Semaphore(engines.at_once(1))
 
     async def answer(problem: Problem) -> str:
         async with turn:
-            sampling = Sampling(max_tokens=MAX_ANSWER_TOKENS)
+            sampling = Sampling(
+                max_tokens=MAX_ANSWER_TOKENS, temperature=TEMPERATURE, seed=seed_of("first answer", problem.text)
+            )
             [reply] = await engines.pool.chat(prompts.solve(question=problem.text), model=ACTOR, sampling=sampling)
         return reply.text.strip()
 

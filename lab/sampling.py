@@ -1,6 +1,6 @@
 """What more samples are worth: majority vote and Pass@K against the tokens they cost, with a critic and without.
 
-Without one the actor answers K times; with one it answers once, greedily, and K critiques and refinements of that
+Without one the actor answers K times; with one it answers once, and K critiques and refinements of that
 answer are drawn (arXiv 2510.24320, figure 4). Tokens are what actor and critic write, the first answer's included.
 """
 
@@ -12,6 +12,7 @@ from core.engine import ACTOR
 from core.grading import Grade
 from core.run_queries import LabelledAnswer
 from core.voting import group_by_answer
+from lab import arena
 from trainer.data import seed_of
 from trainer.evaluate import Bench, several_samples
 from trainer.metrics import Samples, measure_samples
@@ -46,7 +47,7 @@ async def actor_alone(bench: Bench, answers: Sequence[LabelledAnswer], *, seed: 
     async def one(answer: LabelledAnswer) -> Samples:
         assert answer.reference is not None
         sampling = bench.sampling(
-            bench.max_answer_tokens, temperature=TEMPERATURE, seed=seed_of(seed, answer.question_hash.hex())
+            bench.max_answer_tokens, temperature=arena.TEMPERATURE, seed=seed_of(seed, answer.question_hash.hex())
         )
         replies = await bench.engines.chat(
             bench.prompts.solve(question=answer.question), model=ACTOR, sampling=replace(sampling, n=SAMPLES)

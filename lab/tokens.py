@@ -1,4 +1,4 @@
-"""The lab's tokenizer: digits one by one, the phrases of a critique as single tokens, and bytes for everything else."""
+"""The lab's tokenizer: numbers and the phrases of a critique as single tokens, and bytes for everything else."""
 
 import random
 
@@ -46,7 +46,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
             show_progress=False,
         ),
     )
-    words.add_tokens([AddedToken(phrase, normalized=False) for phrase in PHRASES])
+    numbers = map(str, range(10, world.LARGEST_WRITTEN + 1))
+    words.add_tokens([AddedToken(text, normalized=False) for text in (*PHRASES, *numbers)])
     return PreTrainedTokenizerFast(
         tokenizer_object=words,
         eos_token=END,

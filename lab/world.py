@@ -20,6 +20,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+LARGEST_WRITTEN = 199
+"""No number in a text is larger, right or wrong."""
+
 _NAMES = (("Tom", "He", "he"), ("Anna", "She", "she"), ("Ben", "He", "he"), ("Mia", "She", "she"))
 _THINGS = ("pens", "coins", "eggs", "cards", "books", "stones", "apples", "stamps")
 _VERBS = {
@@ -48,9 +51,9 @@ class Range:
 
 
 RANGES = {
-    Split.IN_DOMAIN: Range(steps=(2, 3), start=(10, 99), operand=(2, 29), largest=199),
-    Split.LONGER: Range(steps=(4, 5), start=(10, 99), operand=(2, 29), largest=199),
-    Split.LARGER: Range(steps=(2, 3), start=(10, 99), operand=(30, 49), largest=199),
+    Split.IN_DOMAIN: Range(steps=(2, 3), start=(5, 60), operand=(2, 12), largest=99),
+    Split.LONGER: Range(steps=(4, 5), start=(5, 60), operand=(2, 12), largest=99),
+    Split.LARGER: Range(steps=(2, 3), start=(5, 60), operand=(13, 25), largest=99),
 }
 
 
@@ -178,40 +181,40 @@ def solve(of: Problem) -> list[Equation]:
     return slip(random.Random(0), of, share=0.0)
 
 
-def slip(rng: random.Random, of: Problem, *, share: float) -> list[Equation]:
+def slip(rng: random.Random, of: Problem, *, share: float, wild: bool = False) -> list[Equation]:
     """An answer that goes wrong at each step with a chance of `share`, and goes on from there.
 
-    A slip after which there would be less than nothing is not made.
+    Somebody careless writes a number that is `near`, somebody `wild` any number.
+    A slip that would lead to a number below one or above `LARGEST_WRITTEN` is not made.
     """
     value = of.start
     equations: list[Equation] = []
     for place, operation in enumerate(of.operations):
         result = operation.apply(value)
         if rng.random() < share:
-            wrong = near(rng, result)
-            if _stays_positive(wrong, of.operations[place + 1 :]):
+            wrong = rng.randint(1, RANGES[Split.IN_DOMAIN].largest) if wild else near(rng, result)
+            if _stays_writable(wrong, of.operations[place + 1 :]):
                 result = wrong
         equations.append(Equation(value, operation.sign, operation.operand, result))
         value = result
     return equations
 
 
-def _stays_positive(value: int, operations: Sequence[Operation]) -> bool:
+def _stays_writable(value: int, operations: Sequence[Operation]) -> bool:
     for operation in operations:
         value = operation.apply(value)
-        if value <= 0:
+        if not 0 < value <= LARGEST_WRITTEN:
             return False
     return True
 
 
 def near(rng: random.Random, value: int) -> int:
-    """A number that somebody who is careless writes for a positive `value`: one digit off, mostly by one."""
+    """A number that somebody careless writes for a positive `value`: off by one, by ten, or by some of these."""
     assert value > 0, value
     while True:
-        place = rng.choices((1, 10, 100), weights=(5, 5, 1 if value >= 100 else 0))[0]
-        by = rng.choice((1, 1, 1, 2, 3, 4, 5)) * place
+        by = rng.choices((1, 2, 3, 4, 5, 10, 20, 30), weights=(6, 3, 2, 1, 1, 5, 2, 1))[0]
         wrong = value + rng.choice((by, -by))
-        if wrong > 0:
+        if 0 < wrong <= LARGEST_WRITTEN:
             return wrong
 
 

@@ -1,0 +1,241 @@
+"""What the demo tells in the end, on a terminal and as a page: everything in it was measured in that run."""
+
+import base64
+import html
+import io
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib import pyplot as plt
+from rich.console import Console
+from rich.table import Table
+
+from lab import world
+from lab.world import Problem
+
+mpl.use("Agg")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question, an answer to it, and whether that is right."""
+
+    problem: Problem
+    response: str
+    is_right: bool
+
+    @classmethod
+    def make(cls, rng: random.Random, *, wrong: bool) -> "Asked":
+        while True:
+            problem = world.problem(rng)
+            answer = world.slip(rng, problem, share=0.4 if wrong else 0.0)
+            if (answer[-1].result != problem.answer) is wrong:
+                return cls(problem, world.solution(answer), not wrong)
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One fresh answer and what each version made of it: verdict, critique, and whether the refined answer is right."""
+
+    asked: Asked
+    said: dict[int, dict[str, Any]]
+
+    def is_verdict_right(self, version: int) -> bool:
+        return bool(self.said[version]["verdict"] == ("correct" if self.asked.is_right else "incorrect"))
+
+    def is_refined_right(self, version: int) -> bool:
+        return bool(self.said[version]["grade"] == "right")
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """Everything that the report tells, as it was measured."""
+
+    seconds: float
+    callers: int
+    requests: int  # of the callers
+    failures: int
+    run: dict[str, Any]
+    events: list[dict[str, Any]]
+    history: dict[str, Any] | None  # of the new critic, when it went live
+    compared: list[Compared]
+
+    @property
+    def version(self) -> int | None:
+        return None if self.run["version"] is None else int(self.run["version"])
+
+    def rates(self, version: int) -> list[tuple[str, float, int]]:
+        """What a version made of the fresh answers: name, share, of how many."""
+        right = [each for each in self.compared if each.asked.is_right]
+        wrong = [each for each in self.compared if not each.asked.is_right]
+
+        def share(found: Sequence[Compared], good: Callable[[Compared], bool]) -> float:
+            return sum(good(each) for each in found) / len(found)
+
+        def verdict(each: Compared) -> bool:
+            return each.is_verdict_right(version)
+
+        def refined(each: Compared) -> bool:
+            return each.is_refined_right(version)
+
+        return [
+            ("verdict right (Acc@Dis)", share(self.compared, verdict), len(self.compared)),
+            ("... of right answers", share(right, verdict), len(right)),
+            ("... of wrong answers", share(wrong, verdict), len(wrong)),
+            ("right after refinement (Acc@Refine)", share(self.compared, refined), len(self.compared)),
+            ("... right answers kept", share(right, refined), len(right)),
+            ("... wrong answers fixed", share(wrong, refined), len(wrong)),
+        ]
+
+    @property
+    def side_by_side(self) -> list[Compared]:
+        """Three wrong answers, first those that only the new critic sees through."""
+        assert self.version is not None
+        new = self.version
+        wrong = [each for each in self.compared if not each.asked.is_right]
+        return sorted(wrong, key=lambda each: (each.is_verdict_right(0), not each.is_verdict_right(new)))[:3]
+
+    @property
+    def receipt(self) -> dict[str, Any] | None:
+        if self.history is None or not self.history["receipts"]:
+            return None
+        details: dict[str, Any] = self.history["receipts"][0]["details"]
+        return details
+
+
+def told(story: Story) -> list[tuple[str, str]]:
+    """The swap as its receipt has it, a line each."""
+    receipt = story.receipt
+    if receipt is None:
+        return [("swap", "there was none")]
+    times = receipt["times"]
+    lines = [
+        ("from, to", f"critic@{receipt['from_version']} to critic@{story.version}"),
+        ("adapter", f"sha256 {receipt['adapter_sha256']}"),
+        ("asked, proven, moved", f"{times['requested_at']}, {times['proved_at']}, {times['moved_at']}"),
+        ("in flight at the move", str(receipt["in_flight"])),
+        ("lost", str(receipt["lost"])),
+        ("mixed", json.dumps(receipt["mixed"])),
+    ]
+    return lines + [
+        ("engine", ", ".join(f"{name} {value}" for name, value in each.items())) for each in receipt["engines"]
+    ]
+
+
+def show(story: Story, console: Console) -> None:
+    """The report on a terminal."""
+    version = story.version
+    gate = story.run["gate"] or {}
+    console.print(f"\n[bold]gate: {story.run['outcome'] or 'not asked'}[/bold]", *gate.get("reasons", []), sep="\n  ")
+    if version is None:
+        console.print("nothing was published: " + str(story.events[-1]["data"].get("message", "")))
+        return
+    table = Table(title=f"{len(story.compared)} fresh answers, the same for both", title_justify="left")
+    for column in ("", "critic@0", f"critic@{version}", "of"):
+        table.add_column(column, justify="left" if not column else "right")
+    for (name, before, of), (_, after, _) in zip(story.rates(0), story.rates(version), strict=True):
+        table.add_row(name, f"{before:.1%}", f"{after:.1%}", str(of))
+    console.print(table)
+    receipt = Table(title="receipt of the swap", title_justify="left", show_header=False)
+    receipt.add_column(style="dim", no_wrap=True)
+    receipt.add_column(overflow="fold")
+    for name, value in told(story):
+        receipt.add_row(name, value)
+    console.print(receipt)
+    for each in story.side_by_side:
+        pair = Table(
+            title=f"{each.asked.problem.text}\n{each.asked.response}  [dim](right: {each.asked.problem.answer})[/dim]",
+            title_justify="left",
+        )
+        for number in (0, version):
+            pair.add_column(f"critic@{number}: {each.said[number]['verdict']}", overflow="fold")
+        pair.add_row(*(f"{each.said[n]['critique']}\n\n[dim]-> {each.said[n]['refined']}[/dim]" for n in (0, version)))
+        console.print(pair)
+    lost = f"{story.failures} of {story.requests} requests of the callers failed"
+    console.print(f"{lost}; {story.seconds:.0f} s in all")
+
+
+def curve(story: Story) -> str:
+    """The run's learning curve as a PNG in base64: validation by class, and the reward of each step."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
+    for name, title in (("discrimination_right", "right answers"), ("discrimination_wrong", "wrong answers")):
+        points = [
+            (each["data"]["step"], 100 * each["data"]["metrics"][name])
+            for each in story.events
+            if each["kind"] == "validation" and name in each["data"]["metrics"]
+        ]
+        left.plot([x for x, _ in points], [y for _, y in points], marker="o", label=title)
+    left.set(title="verdicts right on validation answers, %", xlabel="rollout step", ylim=(0, 103))
+    left.legend()
+    steps = [each["data"] for each in story.events if each["kind"] == "step"]
+    right.plot([each["step"] for each in steps], [each["metrics"]["reward_mean"] for each in steps], marker=".")
+    right.set(title="mean reward of a step's critiques", xlabel="rollout step")
+    for panel in (left, right):
+        panel.axvline(story.run["config"]["steps_stage_1"], color="grey", linewidth=0.8, linestyle=":")
+        panel.grid(alpha=0.3)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110)
+    plt.close(figure)
+    return base64.b64encode(picture.getvalue()).decode()
+
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1f }
+h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin-top: 2rem }
+table { border-collapse: collapse } td, th { padding: .3rem .8rem .3rem 0; text-align: left; vertical-align: top }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums } tr { border-bottom: 1px solid #e4e4ea }
+pre { white-space: pre-wrap; background: #f5f5f8; padding: .7rem; margin: 0; font-size: 13px } img { max-width: 100% }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem } .good { color: #0a7a3d } .bad { color: #b3261e }
+td.fold { overflow-wrap: anywhere }
+@media (max-width: 40rem) { .pair { grid-template-columns: 1fr } }
+"""
+
+
+def page(story: Story) -> str:
+    """The report as one HTML page that needs nothing else."""
+    version = story.version
+    gate = story.run["gate"] or {}
+    parts = [
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
+        f"<title>Gadfly: a critic that learned</title><style>{_STYLE}</style>",
+        "<h1>A critic that learned from its traffic</h1>",
+        f"<p>{story.requests} requests of {story.callers} simulated callers, {story.failures} of them failed; "
+        f"one training run; {story.seconds:.0f} seconds in all.</p>",
+        f"<h2>The gate: {html.escape(str(story.run['outcome'] or 'not asked'))}</h2><ul>",
+        *(f"<li>{html.escape(reason)}</li>" for reason in gate.get("reasons", [])),
+        "</ul><h2>How it learned</h2>",
+        f"<img alt='learning curve' src='data:image/png;base64,{curve(story)}'>",
+        "<p>Left of the dotted line stage I pays for the right verdict; right of it stage II pays for a right "
+        "refinement and the right verdict.</p>",
+    ]
+    if version is not None:
+        rows = zip(story.rates(0), story.rates(version), strict=True)
+        parts += [
+            f"<h2>Before and after, on {len(story.compared)} fresh answers</h2><table>",
+            f"<tr><th><th class=n>critic@0<th class=n>critic@{version}<th class=n>of",
+            *(
+                f"<tr><td>{name}<td class=n>{a:.1%}<td class=n>{b:.1%}<td class=n>{of}"
+                for (name, a, of), (_, b, _) in rows
+            ),
+            "</table><h2>The swap's receipt</h2><table>",
+            *(f"<tr><td>{html.escape(name)}<td class=fold>{html.escape(value)}" for name, value in told(story)),
+            "</table><h2>Three wrong answers, two critics</h2>",
+        ]
+        for each in story.side_by_side:
+            parts.append(
+                f"<p><b>{html.escape(each.asked.problem.text)}</b><br>{html.escape(each.asked.response)} "
+                f"(right: {each.asked.problem.answer})</p><div class=pair>"
+            )
+            for number in (0, version):
+                said = each.said[number]
+                kind = "good" if each.is_verdict_right(number) else "bad"
+                parts.append(
+                    f"<div><p class={kind}>critic@{number}: {html.escape(said['verdict'])}</p>"
+                    f"<pre>{html.escape(said['critique'])}\n\n&rarr; {html.escape(said['refined'])}</pre></div>"
+                )
+            parts.append("</div>")
+    return "\n".join(parts)
