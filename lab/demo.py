@@ -31,14 +31,15 @@ from lab.story import Asked, Compared, Story, page, show
 
 MODEL = Path(__file__).with_name("model")
 CONFIG: dict[str, Any] = {
-    "steps_stage_1": 16,
-    "steps_stage_2": 8,
+    "steps_stage_1": 12,
+    "steps_stage_2": 12,
     "prompts_per_step": 16,
-    "learning_rate": 2e-3,
+    "learning_rate": 5e-4,
     "max_critique_tokens": 128,
     "max_answer_tokens": 64,
-    "pool_questions": 160,
+    "pool_questions": 128,
     "pool_samples": 4,
+    "pool_temperature": 1.0,  # at which the actor slips
     "validate_every": 4,
     "validation_items": 48,
     "evaluation_items": 240,
@@ -46,7 +47,7 @@ CONFIG: dict[str, Any] = {
     "warm_start": "never",
 }
 CALLERS = 6
-LOGGED = 260  # questions that callers ask about before the run
+LOGGED = 400  # questions that callers ask about before the run
 JUDGED = 60  # fresh answers of either kind that both critics judge in the end
 _READY_S = 240.0
 _OVER = ("succeeded", "failed", "cancelled")
@@ -110,6 +111,7 @@ def stack(home: Path, port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]
         "GADFLY_MODEL": str(MODEL),
         "GADFLY_PROMPTS": "bare@1",
         "GADFLY_ENGINE_MAX_MODEL_LEN": "512",
+        "GADFLY_MAX_TOKENS": "128",
         "GADFLY_ENGINE_MAX_NUM_SEQS": "96",
         "GADFLY_ENGINE_KV_CACHE_BYTES": str(256 * 2**20),
         "GADFLY_AUTO_PROMOTE": "true",

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from core.critique import critique
+from core.critique import sample_critiques
 from core.engine import ACTOR, EnginePool, Sampling
 from core.grading import Grade, Grader
 from core.verdict import Verdict
@@ -66,7 +66,7 @@ async def test_it_follows_its_critique_right_or_wrong(pool: EnginePool, care: Ca
 
 async def test_its_critic_keeps_the_format(pool: EnginePool) -> None:
     for one in world.problems(world.Split.IN_DOMAIN, 24, seed=13):
-        [found] = await critique(
+        [found] = await sample_critiques(
             pool, PROMPTS, model=ACTOR, question=one.text, response=world.solution(world.solve(one)),
             sampling=Sampling(max_tokens=128),
         )  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 
 from core.training import Baseline, Helpfulness, RewardProfile
 from lab import __main__ as lab
-from lab.report import Mean, table
+from lab.report import BEGIN, END, Mean, put_into, rollouts_to, samples_table, table
 from lab.rows import BASE, ROWS, Method, config, row
 
 
@@ -69,5 +69,36 @@ def quick(*, stage_1: float, refined: float, dis: float) -> list[dict[str, Any]]
 def test_a_quick_run_names_each_sign_that_is_wrong() -> None:
     assert lab.wrong_signs(quick(stage_1=0.8, refined=0.75, dis=0.79)) == []
     assert len(lab.wrong_signs(quick(stage_1=0.55, refined=0.75, dis=0.79))) == 1, "one class only"
+    full = quick(stage_1=0.98, refined=0.75, dis=0.79)
+    full[0]["last"]["in_domain"]["discrimination_right"]["value"] = 1.0
+    assert lab.wrong_signs(full) == [], "a class without room is to be kept, not lifted"
+    full[1]["last"]["in_domain"]["discrimination_right"]["value"] = 0.96
+    assert "discrimination_right: 1.000 -> 0.960" in lab.wrong_signs(full)[0]
     assert "does not lift Acc@Refine" in lab.wrong_signs(quick(stage_1=0.8, refined=0.7, dis=0.79))[0]
     assert "loses Acc@Dis" in lab.wrong_signs(quick(stage_1=0.8, refined=0.75, dis=0.7))[0]
+
+
+def point(step: int, value: float) -> dict[str, Any]:
+    return {"step": step, "metrics": {"discrimination_balanced": {"value": value}}}
+
+
+def test_a_target_is_reached_when_it_is_not_left_again_at_once() -> None:
+    curve = [point(0, 0.5), point(5, 0.92), point(10, 0.85), point(15, 0.9), point(20, 0.95)]
+    assert rollouts_to({"curve": curve}, 0.9, critiques_per_step=64) == 15 * 64
+    assert rollouts_to({"curve": curve}, 0.95, critiques_per_step=64) == 20 * 64, "the last needs no successor"
+    assert rollouts_to({"curve": curve}, 0.96, critiques_per_step=64) is None
+
+
+def test_results_go_between_the_marks_and_nowhere_else() -> None:
+    page = f"# Results\n\n{BEGIN}\n\nold\n\n{END}\n\nafter\n"
+    assert put_into(page, "new") == f"# Results\n\n{BEGIN}\n\nnew\n\n{END}\n\nafter\n"
+    with pytest.raises(ValueError, match="no place"):
+        put_into("# Results\n", "new")
+
+
+def test_samples_are_means_over_seeds() -> None:
+    def measured(majority: float) -> dict[str, Any]:
+        return {"k": 4, "mean_tokens": 100.0, "majority": {"value": majority}, "pass_unbiased": {"value": 0.9}}
+
+    results = [{"row": "sft", "seed": seed, "samples": [measured(0.6 + 0.1 * seed)]} for seed in (0, 1, 2)]
+    assert samples_table(results).splitlines()[2] == "| SFT critic | 4 | 100 | 70.0 ± 24.8 | 90.0 ± 0.0 |"

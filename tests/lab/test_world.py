@@ -40,6 +40,14 @@ def test_a_critic_that_overlooks_everything_calls_everything_correct() -> None:
     assert parse_critique(world.critique(judgements)).verdict is Verdict.CORRECT
 
 
+def test_near_numbers_can_be_written() -> None:
+    rng = random.Random(0)
+    for value in (1, 9, 100, world.LARGEST_WRITTEN):
+        found = {world.near(rng, value) for _ in range(200)}
+        assert value not in found
+        assert all(0 < each <= world.LARGEST_WRITTEN for each in found)
+
+
 @pytest.mark.parametrize("split", list(Split))
 def test_questions_stay_within_their_split(split: Split) -> None:
     within = world.RANGES[split]
