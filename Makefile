@@ -51,7 +51,7 @@ lab: $(STAMP) ## Every row of docs/results.md; takes hours, and goes on where it
 	$(PYTHON) -m lab run build/lab $(ARGS)
 	$(PYTHON) -m lab write build/lab
 
-lab-quick: $(STAMP) ## Three rows, one seed, minutes: fails if the method's signs are not there
+lab-quick: $(STAMP) ## Four rows, one seed, four minutes: fails if the method's signs are not there
 	rm -rf build/lab-quick
 	$(PYTHON) -m lab run build/lab-quick --quick $(ARGS)
 

@@ -31,8 +31,8 @@ from lab.story import Asked, Compared, Story, page, show
 
 MODEL = Path(__file__).with_name("model")
 CONFIG: dict[str, Any] = {
-    "steps_stage_1": 12,
-    "steps_stage_2": 12,
+    "steps_stage_1": 10,
+    "steps_stage_2": 10,
     "prompts_per_step": 16,
     "learning_rate": 5e-4,
     "max_critique_tokens": 128,
@@ -42,12 +42,12 @@ CONFIG: dict[str, Any] = {
     "pool_temperature": 1.0,  # at which the actor slips
     "validate_every": 4,
     "validation_items": 48,
-    "evaluation_items": 240,
+    "evaluation_items": 160,
     "micro_batch_tokens": 8192,
     "warm_start": "never",
 }
 CALLERS = 6
-LOGGED = 400  # questions that callers ask about before the run
+LOGGED = 320  # questions that callers ask about before the run
 JUDGED = 60  # fresh answers of either kind that both critics judge in the end
 _READY_S = 240.0
 _OVER = ("succeeded", "failed", "cancelled")
