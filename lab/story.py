@@ -3,15 +3,16 @@
 import base64
 import html
 import io
-import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lab import world
@@ -112,18 +113,33 @@ def told(story: Story) -> list[tuple[str, str]]:
     receipt = story.receipt
     if receipt is None:
         return [("swap", "there was none")]
-    times = receipt["times"]
+    times = {name: datetime.fromisoformat(at) for name, at in receipt["times"].items() if at is not None}
+    asked = times["requested_at"]
+    mixed = receipt["mixed"]
     lines = [
         ("from, to", f"critic@{receipt['from_version']} to critic@{story.version}"),
         ("adapter", f"sha256 {receipt['adapter_sha256']}"),
-        ("asked, proven, moved", f"{times['requested_at']}, {times['proved_at']}, {times['moved_at']}"),
+        ("asked", f"{asked:%Y-%m-%d %H:%M:%S}"),
+        ("proven, moved", " and ".join(_after(times.get(name), asked) for name in ("proved_at", "moved_at"))),
         ("in flight at the move", str(receipt["in_flight"])),
-        ("lost", str(receipt["lost"])),
-        ("mixed", json.dumps(receipt["mixed"])),
+        ("lost", "not counted yet" if receipt["lost"] is None else str(receipt["lost"])),
+        ("mixed", "not counted yet" if mixed is None else f"{mixed['mixed']} of {mixed['probes']} probes"),
     ]
-    return lines + [
-        ("engine", ", ".join(f"{name} {value}" for name, value in each.items())) for each in receipt["engines"]
-    ]
+    return lines + [("engine", _proof(each)) for each in receipt["engines"]]
+
+
+def _after(moment: datetime | None, asked: datetime) -> str:
+    return "not yet" if moment is None else f"{(moment - asked).total_seconds():.2f} s later"
+
+
+def _proof(engine: dict[str, Any]) -> str:
+    """How an engine showed that the new weights are the ones that answer; differences in nats."""
+    deltas = engine["deltas"]
+    return (
+        f"vLLM {engine['vllm']}: loaded in {engine['load_s']:.2f} s, {engine['probes']} probes in "
+        f"{engine['probe_s']:.1f} s; of {deltas['tokens']} tokens' log-probabilities the largest difference is "
+        f"{deltas['from_trainer']:.1g} to the trainer's and {deltas['from_base']:.2g} to the base's"
+    )
 
 
 def show(story: Story, console: Console) -> None:
@@ -153,7 +169,12 @@ def show(story: Story, console: Console) -> None:
         )
         for number in (0, version):
             pair.add_column(f"critic@{number}: {each.said[number]['verdict']}", overflow="fold")
-        pair.add_row(*(f"{each.said[n]['critique']}\n\n[dim]-> {each.said[n]['refined']}[/dim]" for n in (0, version)))
+        pair.add_row(
+            *(
+                f"{escape(each.said[number]['critique'])}\n\n[dim]-> {escape(each.said[number]['refined'])}[/dim]"
+                for number in (0, version)
+            )
+        )
         console.print(pair)
     lost = f"{story.failures} of {story.requests} requests of the callers failed"
     console.print(f"{lost}; {story.seconds:.0f} s in all")
