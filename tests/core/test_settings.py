@@ -34,7 +34,10 @@ BAD = [  # settings, what the refusal names
     ({"engine_urls": "localhost:8000"}, "GADFLY_ENGINE_URLS"),
     ({"engine_args": "--name 'open"}, "GADFLY_ENGINE_ARGS: No closing quotation"),
     ({"max_tokens": "4096"}, "^max_tokens must be smaller"),
-    ({"prompts": "stepwise@99"}, "GADFLY_PROMPTS: there is no prompt set 'stepwise@99'; there are bare@1, critique-rl@1, "),
+    (
+        {"prompts": "stepwise@99"},
+        "GADFLY_PROMPTS: there is no prompt set 'stepwise@99'; there are bare@1, critique-rl@1, ",
+    ),
 ]
 
 
