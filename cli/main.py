@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -87,6 +88,8 @@ def demo(
     ),
 ) -> None:
     """Watch a critic learn: the whole stack with a small model, simulated callers, a run, the gate, the swap."""
+    if find_spec("lab") is None:
+        raise BadInput("the demo needs the folder lab/ with its model, which comes with a checkout of the project")
     # In a process of its own: it brings torch, and the command line starts quickly without. Ctrl-C reaches both.
     process = subprocess.Popen([sys.executable, "-P", "-m", "lab.demo", "--out", str(out.absolute())])
     while True:
