@@ -184,7 +184,7 @@ def efficiency_table(results: Sequence[Result], *, critiques_per_step: int) -> s
         if each["row"] == "released"
     ]
     if not released:
-        return ""
+        return "The row of the released recipe is not there yet."
     target = Mean.of(released)
     lines = [
         f"The released recipe ends at {target.percent()} (both classes weighed alike, validation split).",
