@@ -232,6 +232,8 @@ def draw_curves(results: Sequence[Result], path: Path, *, names: Sequence[str], 
                     found = point["metrics"][rate]
                     if found is not None:
                         by_step.setdefault(point["step"], []).append(100 * found["value"])
+            if not by_step:
+                continue
             steps = sorted(by_step)
             means = [Mean.of(by_step[step]) for step in steps]
             [drawn] = panel.plot(steps, [mean.value for mean in means], marker=".", label=row.title)
