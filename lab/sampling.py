@@ -9,12 +9,10 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from core.engine import ACTOR
-from core.grading import Grade
 from core.run_queries import LabelledAnswer
-from core.voting import group_by_answer
 from lab import arena
 from trainer.data import seed_of
-from trainer.evaluate import Bench, several_samples
+from trainer.evaluate import Bench, graded_samples, several_samples
 from trainer.metrics import Samples, measure_samples
 
 SAMPLES = 16
@@ -53,17 +51,7 @@ async def actor_alone(bench: Bench, answers: Sequence[LabelledAnswer], *, seed: 
             bench.prompts.solve(question=answer.question), model=ACTOR, sampling=replace(sampling, n=SAMPLES)
         )
         texts = [reply.text.strip() for reply in replies]
-        grades = await bench.grader.grade_all([(text, answer.reference) for text in texts])
-        groups = [0] * SAMPLES
-        for number, members in enumerate(await group_by_answer(bench.grader, texts)):
-            for member in members:
-                groups[member] = number
-        return Samples(
-            answer_id=answer.interaction_id,
-            question_hash=answer.question_hash,
-            groups=tuple(groups),
-            rights=tuple(grade is Grade.RIGHT for grade in grades),
-            tokens=tuple(reply.usage.completion_tokens for reply in replies),
-        )
+        tokens = [reply.usage.completion_tokens for reply in replies]
+        return await graded_samples(bench.grader, answer, answer.reference, texts, tokens)
 
     return await bench.each(one, answers)

@@ -216,24 +216,35 @@ async def several_samples(
 
     async def one(answer: LabelledAnswer) -> Samples:
         chains = await gather(*(chain(answer, sample) for sample in range(samples)))
-        texts = [text for text, _ in chains]
-        grades = await bench.grader.grade_all([(text, references[answer.interaction_id]) for text in texts])
-        for grade in grades:
-            if isinstance(grade, UnreadableReference):
-                raise grade
-        groups = [0] * samples
-        for number, members in enumerate(await group_by_answer(bench.grader, texts)):
-            for member in members:
-                groups[member] = number
-        return Samples(
-            answer_id=answer.interaction_id,
-            question_hash=answer.question_hash,
-            groups=tuple(groups),
-            rights=tuple(grade is Grade.RIGHT for grade in grades),
-            tokens=tuple(tokens for _, tokens in chains),
-        )
+        texts, tokens = [text for text, _ in chains], [tokens for _, tokens in chains]
+        return await graded_samples(bench.grader, answer, references[answer.interaction_id], texts, tokens)
 
     return await bench.each(one, answers)
+
+
+async def graded_samples(
+    grader: Grader, answer: LabelledAnswer, reference: str, texts: Sequence[str], tokens: Sequence[int]
+) -> Samples:
+    """Several final texts of one answer, each with the tokens it cost: which are equal, and which are right.
+
+    Raises:
+        UnreadableReference: no rule reads the reference.
+    """
+    grades = await grader.grade_all([(text, reference) for text in texts])
+    for grade in grades:
+        if isinstance(grade, UnreadableReference):
+            raise grade
+    groups = [0] * len(texts)
+    for number, members in enumerate(await group_by_answer(grader, texts)):
+        for member in members:
+            groups[member] = number
+    return Samples(
+        answer_id=answer.interaction_id,
+        question_hash=answer.question_hash,
+        groups=tuple(groups),
+        rights=tuple(grade is Grade.RIGHT for grade in grades),
+        tokens=tuple(tokens),
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ one round
