@@ -121,14 +121,19 @@ _CURVES = (
 )
 
 
+def _samples_by_k(results: Sequence[Result], row: Row) -> dict[int, list[Result]]:
+    by_k: dict[int, list[Result]] = {}
+    for result in of_row(results, row):
+        for each in result.get("samples", ()):
+            by_k.setdefault(each["k"], []).append(each)
+    return by_k
+
+
 def samples_table(results: Sequence[Result]) -> str:
     """Majority vote and Pass@K against the tokens written an answer, means over seeds."""
     lines = ["| row | K | tokens an answer | MV@K | Pass@K |", "| --- " * 5 + "|"]
     for row in ROWS:
-        by_k: dict[int, list[Result]] = {}
-        for result in of_row(results, row):
-            for each in result.get("samples", ()):
-                by_k.setdefault(each["k"], []).append(each)
+        by_k = _samples_by_k(results, row)
         for k, found in sorted(by_k.items()):
             tokens = sum(each["mean_tokens"] for each in found) / len(found)
             rates = (
@@ -143,10 +148,7 @@ def draw_samples(results: Sequence[Result], path: Path) -> None:
     figure, panels = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for panel, (name, title) in zip(panels, (("majority", "MV@K"), ("pass_unbiased", "Pass@K")), strict=True):
         for row in ROWS:
-            by_k: dict[int, list[Result]] = {}
-            for result in of_row(results, row):
-                for each in result.get("samples", ()):
-                    by_k.setdefault(each["k"], []).append(each)
+            by_k = _samples_by_k(results, row)
             if by_k:
                 points = [by_k[k] for k in sorted(by_k)]
                 panel.plot(
