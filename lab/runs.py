@@ -6,7 +6,7 @@ row that was interrupted goes on where it was.
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,7 @@ class Lab:
         best = last
         if best_point is not last_point:
             name, _ = await load_adapter(engines, report.snapshots / f"{best_point['step']:05}", label="best")
-            best = await self._test(engines, name)
+            best = await self._test(engines, name, (Split.IN_DOMAIN,))
             await engines.unload(name)
         events = list(report.events.read())
         shutil.rmtree(workspace.path / "rollouts")
@@ -210,10 +210,10 @@ class Lab:
     async def _validated(self, engines: Engines, name: str) -> dict[str, Any]:
         return {"metrics": measure(await self._judge(engines, name, self.arena.validate)).to_json()}
 
-    async def _test(self, engines: Engines, name: str) -> dict[str, Any]:
+    async def _test(self, engines: Engines, name: str, splits: Iterable[Split] = Split) -> dict[str, Any]:
         return {
-            split.value: measure(await self._judge(engines, name, answers)).to_json()
-            for split, answers in self.arena.tests.items()
+            split.value: measure(await self._judge(engines, name, self.arena.tests[split])).to_json()
+            for split in splits
         }
 
     async def _samples(self, engines: Engines, name: str, seed: int) -> list[dict[str, Any]]:
