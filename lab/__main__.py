@@ -83,22 +83,27 @@ def made(folder: Path, pictures: Path, *, seen_from: Path) -> str:
     results = read(folder)
     base = TrainConfig.model_validate(orjson.loads((folder / "study.json").read_bytes())["config"])
     report.draw_curves(results, pictures / "curves.png", names=CURVES, stage_1_steps=base.steps_stage_1)
-    report.draw_samples(results, pictures / "samples.png")
     link = os.path.relpath(pictures, seen_from)
     machine = f"{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__.partition('+')[0]}"
-    return "\n\n".join(
-        (
-            f"{datetime.now(UTC):%Y-%m-%d}, {machine}: `make lab`.",
-            report.tables(results),
-            "### Learning curves by class, validation split",
-            f"![learning curves]({link}/curves.png)",
+    parts = [
+        f"{datetime.now(UTC):%Y-%m-%d}, {machine}.",
+        report.tables(results),
+        "### Learning curves by class, validation split",
+        f"![learning curves]({link}/curves.png)",
+    ]
+    if any(each["row"] == "released" for each in results):
+        parts += [
             "### Rollouts to the released recipe's Acc@Dis",
             report.efficiency_table(results, critiques_per_step=base.prompts_per_step * base.samples_per_prompt),
+        ]
+    if any(each.get("samples") for each in results):
+        report.draw_samples(results, pictures / "samples.png")
+        parts += [
             "### More samples: majority vote and Pass@K against tokens",
             report.samples_table(results),
             f"![samples]({link}/samples.png)",
-        )
-    )
+        ]
+    return "\n\n".join(parts)
 
 
 def main() -> int:

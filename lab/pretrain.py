@@ -8,6 +8,8 @@ learns to add, to copy, to work out again and to compare. At the end they are th
 slips now and then, though it could do better, and a critic that overlooks, suspects and errs, which is what the
 published method gets from supervised fine-tuning on critiques nobody checked. Rewriting follows the critique
 throughout, right or wrong.
+
+`--distrusts 0.7` makes another model of it, whose critic has one fault more: see docs/experiments.md.
 """
 
 import argparse
@@ -15,7 +17,8 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -64,6 +67,7 @@ class Recipe:
     hidden: int = 96
     layers: int = 3
     heads: int = 4
+    distrusts: float = 0.0  # chance that careless critics call a large right number wrong, though they get the same
     seed: int = 0
 
 
@@ -80,14 +84,10 @@ def solving(rng: random.Random, split: Split, steps: int, share: float = 0.0) ->
     return Example(PROMPTS.solve(question=one.text), world.solution(world.slip(rng, one, share=share)))
 
 
-def solving_carelessly(rng: random.Random, split: Split, steps: int) -> Example:
-    return solving(rng, split, steps, SLIPPING)
-
-
-def refining(rng: random.Random, split: Split, steps: int) -> Example:
+def refining(rng: random.Random, split: Split, steps: int, care: world.Care) -> Example:
     one = world.problem(rng, split, steps=steps)
     answer = _slipped(rng, one)
-    judgements = world.judge(rng, answer, _FOLLOWED)
+    judgements = world.judge(rng, answer, care)
     prompt = PROMPTS.refine(question=one.text, response=world.solution(answer), critique=world.critique(judgements))
     return Example(prompt, world.solution(world.refine(one, judgements)))
 
@@ -106,8 +106,7 @@ def critiquing(rng: random.Random, split: Split, steps: int, care: world.Care = 
     )
 
 
-def critiquing_carelessly(rng: random.Random, split: Split, steps: int) -> Example:
-    return critiquing(rng, split, steps, CARELESS)
+Task = Callable[[random.Random, Split, int], Example]
 
 
 class Encoder:
@@ -157,21 +156,29 @@ def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, say: Callable[[str
     rest = [weight for name, weight in model.named_parameters() if ".layers." not in name or weight.ndim == 1]
     optimiser = Muon(matrices)
     optimiser_of_others = torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.0)
-    with_care = {solving: recipe.solve, refining: recipe.refine, critiquing: recipe.critique}
-    without = {solving_carelessly: recipe.solve, refining: recipe.refine, critiquing_carelessly: recipe.critique}
+    careless, followed = (replace(care, distrusts=recipe.distrusts) for care in (CARELESS, _FOLLOWED))
+    with_care: dict[str, tuple[Task, int]] = {
+        "solving": (solving, recipe.solve),
+        "refining": (partial(refining, care=followed), recipe.refine),
+        "critiquing": (critiquing, recipe.critique),
+    }
+    without = with_care | {
+        "solving": (partial(solving, share=SLIPPING), recipe.solve),
+        "critiquing": (partial(critiquing, care=careless), recipe.critique),
+    }
     phases = [with_care] * recipe.steps + [without] * recipe.careless_steps
     verdicts = torch.tensor(tokenizer.convert_tokens_to_ids([" Correct", " Wrong"]))
     begun = time.monotonic()
     for step, tasks in enumerate(phases):
         share = _schedule(step / len(phases), recipe.warmup)
         losses: dict[str, float] = {}
-        for make, count in tasks.items():
+        for name, (make, count) in tasks.items():
             [split] = rng.choices(list(_SPLITS), weights=list(_SPLITS.values()))
             steps = rng.randint(*world.RANGES[split].steps)  # the same in a batch: little padding
             pairs = [encoder.pair(make(rng, split, steps)) for _ in range(count)]
             loss = batch_loss(model, pairs, pad=tokenizer.pad_token_id, heavy=verdicts)
             loss.backward()  # type: ignore[no-untyped-call]  # torch has no hint for it
-            losses[make.__name__] = loss.item()
+            losses[name] = loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step(share * recipe.learning_rate)
         for group in optimiser_of_others.param_groups:

@@ -73,7 +73,10 @@ _BEST = tuple(
 
 
 def table(results: Sequence[Result], columns: Sequence[tuple[str, Callable[[Result], float | None]]]) -> str:
-    """A Markdown table: a line a row, percent, mean and interval over the seeds there are."""
+    """A Markdown table: a line a row, percent, mean and interval over the seeds there are.
+
+    A row in which nothing is trained comes out the same with every seed: it has no interval.
+    """
     lines = [
         "| row | seeds | " + " | ".join(title for title, _ in columns) + " | rollouts | seconds |",
         "| --- " * (len(columns) + 4) + "|",
@@ -84,11 +87,13 @@ def table(results: Sequence[Result], columns: Sequence[tuple[str, Callable[[Resu
             continue
         cells = []
         for _, read in columns:
-            values = [value for value in map(read, found) if value is not None]
+            values = [value for value in map(read, found if row.is_trained else found[:1]) if value is not None]
             cells.append(Mean.of(values).percent() if values else "-")
         seconds = sum(each["seconds"] for each in found) / len(found)
         lines.append(
-            f"| {row.title} | {len(found)} | " + " | ".join(cells) + f" | {found[0]['rollouts']:,} | {seconds:.0f} |"
+            f"| {row.title} | {len(found) if row.is_trained else '-'} | "
+            + " | ".join(cells)
+            + f" | {found[0]['rollouts']:,} | {seconds:.0f} |"
         )
     return "\n".join(lines)
 
@@ -179,14 +184,15 @@ def rollouts_to(result: Result, target: float, *, critiques_per_step: int) -> in
 
 
 def efficiency_table(results: Sequence[Result], *, critiques_per_step: int) -> str:
-    """Rollouts that each row needs to reach what the released recipe ends at, on the validation split."""
+    """Rollouts that each row needs to reach what the released recipe ends at, on the validation split.
+
+    The row `released` must be there.
+    """
     released = [
         each["curve"][-1]["metrics"]["discrimination_balanced"]["value"]
         for each in results
         if each["row"] == "released"
     ]
-    if not released:
-        return "The row of the released recipe is not there yet."
     target = Mean.of(released)
     lines = [
         f"The released recipe ends at {target.percent()} (both classes weighed alike, validation split).",

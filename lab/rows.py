@@ -32,6 +32,10 @@ class Row:
     one_stage: bool = False
     is_sampled: bool = False
 
+    @property
+    def is_trained(self) -> bool:
+        return self.method not in (Method.NONE, Method.START)
+
 
 _INDIRECT = {"discrimination_weight": 0.0}
 

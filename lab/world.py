@@ -23,6 +23,9 @@ from enum import StrEnum
 LARGEST_WRITTEN = 199
 """No number in a text is larger, right or wrong."""
 
+LARGE = 55
+"""From here on a number looks wrong to a critic that judges by looks."""
+
 _NAMES = (("Tom", "He", "he"), ("Anna", "She", "she"), ("Ben", "He", "he"), ("Mia", "She", "she"))
 _THINGS = ("pens", "coins", "eggs", "cards", "books", "stones", "apples", "stamps")
 _VERBS = {
@@ -108,14 +111,18 @@ class Equation:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What a critique says of one step: what it comes to when worked out again, and so whether it is right."""
+    """What a critique says of one step: what it comes to when worked out again, and whether it is right.
+
+    It is when both agree, but for a step that `is_distrusted`.
+    """
 
     step: Equation
     again: Equation
+    is_distrusted: bool = False
 
     @property
     def is_correct(self) -> bool:
-        return self.step == self.again
+        return self.step == self.again and not self.is_distrusted
 
     def __str__(self) -> str:
         word = "Correct" if self.is_correct else "Wrong"
@@ -226,6 +233,7 @@ class Care:
     overlooks_far: float  # the same, when it is off by ten or more
     suspects: float  # a right step is worked out to something else
     errs: float = 0.0  # a wrong step is seen to be wrong, and worked out to another wrong number
+    distrusts: float = 0.0  # a right step of a large number comes out the same, and is called wrong all the same
 
 
 PERFECT = Care(overlooks=0.0, overlooks_far=0.0, suspects=0.0)
@@ -236,13 +244,16 @@ def judge(rng: random.Random, equations: Sequence[Equation], care: Care) -> list
     judgements: list[Judgement] = []
     for step in equations:
         true = step.true_result
+        is_distrusted = False
         if step.result == true:
             result = near(rng, true) if rng.random() < care.suspects else true
+            # Nothing is drawn for who distrusts nothing: the model that is kept was made without.
+            is_distrusted = care.distrusts > 0 and result >= LARGE and rng.random() < care.distrusts
         elif rng.random() < (care.overlooks if abs(step.result - true) < 10 else care.overlooks_far):
             result = step.result
         else:
             result = near(rng, true) if rng.random() < care.errs else true
-        judgements.append(Judgement(step, Equation(step.left, step.sign, step.right, result)))
+        judgements.append(Judgement(step, Equation(step.left, step.sign, step.right, result), is_distrusted))
     return judgements
 
 

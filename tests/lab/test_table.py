@@ -50,9 +50,20 @@ def test_rows_that_are_not_done_are_not_in_the_table() -> None:
     def read(found: dict[str, Any]) -> float:
         return float(found["last"]["in_domain"]["discrimination"]["value"])
 
-    lines = table([result("sft", discrimination=0.5)], [("Acc@Dis", read)]).splitlines()
+    lines = table([result("ctrl", discrimination=0.5)], [("Acc@Dis", read)]).splitlines()
     assert len(lines) == 3
-    assert lines[2] == "| SFT critic | 1 | 50.0 | 10,240 | 12 |"
+    assert lines[2] == "| indirect reward, r_refine, group normalised (CTRL) | 1 | 50.0 | 10,240 | 12 |"
+
+
+def test_only_a_row_that_is_trained_has_an_interval() -> None:
+    def read(found: dict[str, Any]) -> float:
+        return float(found["last"]["in_domain"]["discrimination"]["value"])
+
+    results = [result(name, discrimination=0.5) | {"seed": seed} for name in ("sft", "critique-rl") for seed in (0, 1)]
+    assert table(results, [("Acc@Dis", read)]).splitlines()[2:] == [
+        "| SFT critic | - | 50.0 | 10,240 | 12 |",
+        "| Critique-RL | 2 | 50.0 ± 0.0 | 10,240 | 12 |",
+    ]
 
 
 def quick(*, stage_1: float, refined: float, dis: float) -> list[dict[str, Any]]:

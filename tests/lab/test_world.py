@@ -40,6 +40,16 @@ def test_a_critic_that_overlooks_everything_calls_everything_correct() -> None:
     assert parse_critique(world.critique(judgements)).verdict is Verdict.CORRECT
 
 
+def test_a_critic_that_distrusts_large_numbers_works_them_out_right_and_calls_them_wrong() -> None:
+    right = [Equation(37, "+", 25, 62), Equation(62, "-", 14, 48)]
+    distrustful = Care(overlooks=0.0, overlooks_far=0.0, suspects=0.0, distrusts=1.0)
+    judgements = world.judge(random.Random(0), right, distrustful)
+    parsed = parse_critique(world.critique(judgements))
+    assert [step.verdict for step in parsed.steps] == [Verdict.INCORRECT, Verdict.CORRECT]
+    assert parsed.verdict is Verdict.INCORRECT
+    assert world.refine(TOM, judgements) == right, "an actor takes what the critique works out, which is right"
+
+
 def test_near_numbers_can_be_written() -> None:
     rng = random.Random(0)
     for value in (1, 9, 100, world.LARGEST_WRITTEN):
