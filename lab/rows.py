@@ -39,13 +39,8 @@ class Row:
 
 _INDIRECT = {"discrimination_weight": 0.0}
 
-_EFFICIENT: Mapping[str, Any] = {"learning_rate": 3e-3, "inner_epochs": 4, "skip_zero_advantage": True}
-"""What gets more out of a rollout: each has a row without it."""
-
-
-def _without(name: str) -> Mapping[str, Any]:
-    return {key: value for key, value in _EFFICIENT.items() if key != name}
-
+_FASTER = {"learning_rate": 1e-3}
+"""Twice what the other rows take: what gets more out of a rollout, with both rewards from the first step."""
 
 ROWS = (
     Row("none", "no critic", Method.NONE),
@@ -75,10 +70,21 @@ ROWS = (
     Row("iterated", "iterated: stages I, II, I, II (twice the rollouts)", Method.LEARN, {"cycles": 2}),
     Row("single-refine", "control: one stage, RLOO, r_refine", Method.LEARN, _INDIRECT, one_stage=True),
     Row("single-both", "control: one stage, RLOO, r_refine + r_dis", Method.LEARN, one_stage=True),
-    Row("efficient", "sample-efficient Critique-RL", Method.LEARN, _EFFICIENT, is_sampled=True),
-    Row("efficient-rate", "... at the usual learning rate", Method.LEARN, _without("learning_rate")),
-    Row("efficient-epochs", "... with the usual inner epochs", Method.LEARN, _without("inner_epochs")),
-    Row("efficient-skip", "... with the groups that teach nothing", Method.LEARN, _without("skip_zero_advantage")),
+    Row(
+        "efficient",
+        "sample-efficient: one stage, r_refine + r_dis, twice the learning rate",
+        Method.LEARN,
+        _FASTER,
+        one_stage=True,
+    ),
+    Row("efficient-stages", "... in two stages", Method.LEARN, _FASTER),
+    Row(
+        "efficient-skip",
+        "... without the groups that teach nothing",
+        Method.LEARN,
+        _FASTER | {"skip_zero_advantage": True},
+        one_stage=True,
+    ),
 )
 
 QUICK = ("none", "sft", "no-stage-2", "critique-rl")
