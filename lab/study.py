@@ -19,6 +19,7 @@ from core import prompts
 from core.adapters import write_durably
 from core.engine import EnginePool
 from core.grading import Grader
+from core.tether import end_with_parent
 from core.training import TrainConfig
 from lab.arena import Arena, Sizes
 from lab.engine import Generator, connect
@@ -105,6 +106,7 @@ def read(folder: Path) -> list[Result]:
 
 
 def _prepare(threads: int) -> None:
+    end_with_parent()  # whoever ends the study ends its rows; each goes on from its last checkpoint
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))  # the table says what matters
     torch.set_num_threads(threads)
 
