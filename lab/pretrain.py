@@ -9,7 +9,7 @@ slips now and then, though it could do better, and a critic that overlooks, susp
 published method gets from supervised fine-tuning on critiques nobody checked. Rewriting follows the critique
 throughout, right or wrong.
 
-`--distrusts 0.7` makes another model of it, whose critic has one fault more: see docs/experiments.md.
+`--distrusts 0.7` makes another model of it, whose critic has one fault more: see docs/results-distrusting.md.
 """
 
 import argparse
