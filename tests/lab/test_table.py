@@ -46,21 +46,19 @@ def result(name: str, **rates: float) -> dict[str, Any]:
     return {"row": name, "seed": 0, "rollouts": 10_240, "seconds": 12.0, "last": {"in_domain": numbers}}
 
 
-def test_rows_that_are_not_done_are_not_in_the_table() -> None:
-    def read(found: dict[str, Any]) -> float:
-        return float(found["last"]["in_domain"]["discrimination"]["value"])
+def discrimination(found: dict[str, Any]) -> float:
+    return float(found["last"]["in_domain"]["discrimination"]["value"])
 
-    lines = table([result("ctrl", discrimination=0.5)], [("Acc@Dis", read)]).splitlines()
+
+def test_rows_that_are_not_done_are_not_in_the_table() -> None:
+    lines = table([result("ctrl", discrimination=0.5)], [("Acc@Dis", discrimination)]).splitlines()
     assert len(lines) == 3
     assert lines[2] == "| indirect reward, r_refine, group normalised (CTRL) | 1 | 50.0 | 10,240 | 12 |"
 
 
 def test_only_a_row_that_is_trained_has_an_interval() -> None:
-    def read(found: dict[str, Any]) -> float:
-        return float(found["last"]["in_domain"]["discrimination"]["value"])
-
     results = [result(name, discrimination=0.5) | {"seed": seed} for name in ("sft", "critique-rl") for seed in (0, 1)]
-    assert table(results, [("Acc@Dis", read)]).splitlines()[2:] == [
+    assert table(results, [("Acc@Dis", discrimination)]).splitlines()[2:] == [
         "| SFT critic | - | 50.0 | 10,240 | 12 |",
         "| Critique-RL | 2 | 50.0 ± 0.0 | 10,240 | 12 |",
     ]
