@@ -28,6 +28,8 @@ from core.settings import DEFAULT_MODEL, Device, Settings, without_password
 VLLM_VERSION = "0.32.0"
 OLDEST_POSTGRES = 15
 
+_C_COMPILERS = ("gcc", "cc", "clang")
+
 _LEAST_MEMORY = 3 * 2**30
 _LEAST_DISK = 2**30
 _LEAST_SHARED = 64 * 2**20
@@ -129,6 +131,12 @@ def vllm(deployment: Deployment) -> Finding:
         )
     if not external and built_for is Device.CPU and not _has_library("libnuma.so.1"):
         return Finding("vllm", Outcome.FAIL, f"{says}, and libnuma is not.", "apt-get install libnuma1")
+    if not external and built_for is Device.CPU and shutil.which("lscpu") is None:
+        return Finding("vllm", Outcome.FAIL, f"{says}, and the command lscpu is not.", "apt-get install util-linux")
+    if not external and built_for is Device.GPU and not any(map(shutil.which, _C_COMPILERS)):
+        return Finding(
+            "vllm", Outcome.FAIL, f"{says}, and no C compiler is: Triton compiles with one.", "apt-get install gcc"
+        )
     return Finding("vllm", Outcome.OK, f"{says}.")
 
 

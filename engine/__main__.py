@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import socket
 import stat
 import sys
@@ -136,7 +137,7 @@ def check_plugin() -> None:
 
 
 def check_libraries() -> None:
-    """Refuses to start a CPU engine without the one library that vLLM's kernels need and no wheel brings.
+    """Refuses to start a CPU engine without what vLLM needs and no wheel brings: libnuma, and the command lscpu.
 
     Raises:
         EngineError: says what to install.
@@ -145,6 +146,8 @@ def check_libraries() -> None:
         ctypes.CDLL("libnuma.so.1")
     except OSError:
         raise EngineError("vLLM needs the library libnuma.so.1: apt-get install libnuma1.") from None
+    if shutil.which("lscpu") is None:
+        raise EngineError("vLLM counts the processor's cores with the command lscpu: apt-get install util-linux.")
 
 
 def check_context(config: Path, settings: Settings) -> None:

@@ -22,6 +22,9 @@ PLUGIN = "gadfly"
 
 SCHEDULER = "engine.scheduler.foreground_first"
 
+WARM_UP = "engine.warm_up.WarmUp"
+"""The middleware that keeps /health at 503 until the engine has generated a critique and read its verdict."""
+
 # The scheduler builds on vLLM's private interface and was tested with these; any other release gets plain priority.
 _SCHEDULER_VERSIONS = ("0.32.",)
 
@@ -140,6 +143,7 @@ def _common_arguments(settings: Settings) -> list[str]:
         "--enable-scale-out",  # adds /inference/v1/generate: token ids in and out
         "--enable-prompt-tokens-details",
         *("--shutdown-timeout", str(_SHUTDOWN_TIMEOUT_S)),
+        *("--middleware", WARM_UP),
         "--disable-uvicorn-access-log",
         "--disable-fastapi-docs",
     ]

@@ -11,11 +11,12 @@ from core.tether import end_with_parent
 
 def register() -> None:
     """Called by vLLM once in each of its processes, before it builds anything."""
-    from engine import cpu_lora, cpu_seeds
+    from engine import cpu_eager, cpu_lora, cpu_seeds
 
     # vLLM's server ends its children when it ends, but not when it is killed: the child that holds the weights would
     # then keep memory and processor for ever.
     end_with_parent()
     cpu_lora.install()
     if multiprocessing.parent_process() is not None:  # the server itself samples nothing, and the import takes seconds
+        cpu_eager.install()
         cpu_seeds.install()
