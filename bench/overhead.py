@@ -14,18 +14,12 @@ Prompts differ in a leading number, so that no run finds another's in the prefix
 
 import argparse
 import asyncio
-import itertools
 import os
 import platform
-import random
-import socket
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,19 +28,18 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
+from bench.deployment import RESPONSE, deployment, question, running
 from core import prompts
 from core.critique import critique
-from core.database import Database, migrate
+from core.database import Database
 from core.engine import ACTOR, EnginePool, Sampling
 from core.grading import Grade
-from core.postgres import EmbeddedPostgres
 from core.records import Critique, Interaction, Kind, Usage, new_id, now
 from core.settings import DEFAULT_MODEL, Settings
 from core.verdict import Verdict
 from service.recorder import Recorder
 
 Call = Callable[[int], Awaitable[None]]
-_numbers = itertools.count(random.SystemRandom().randrange(10**9))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +52,6 @@ class Run:
     def quantile(self, share: float) -> float:
         ordered = sorted(self.latencies)
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-
-
-def question() -> str:
-    return f"{next(_numbers)}: A box holds 12 pens. Ann buys 5 boxes and gives 17 pens away. How many pens are left?"
-
-
-RESPONSE = "She buys 5 * 12 = 60 pens. She has 60 - 17 = 43 pens left. The answer is 43."
 
 
 async def run(call: Call, *, callers: int, requests: int) -> Run:
@@ -149,31 +135,6 @@ class Raw:
         await self._client.aclose()
 
 
-@contextmanager
-def process(arguments: list[str], environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    with log.open("wb") as output:
-        child = subprocess.Popen(
-            [sys.executable, "-m", *arguments], env=os.environ | environment, stdout=output, stderr=output
-        )
-        try:
-            yield child
-        finally:
-            child.terminate()
-            child.wait(60)
-
-
-async def until_up(client: httpx.AsyncClient, path: str, child: subprocess.Popen[bytes], log: Path) -> None:
-    while True:
-        if child.poll() is not None:
-            raise SystemExit(f"a part did not start:\n{log.read_text()[-4000:]}")  # noqa: ASYNC240  # the last thing done
-        try:
-            if (await client.get(path)).status_code == httpx.codes.OK:
-                return
-        except httpx.TransportError:
-            pass
-        await asyncio.sleep(0.2)
-
-
 async def write_costs(settings: Settings, sample: Interaction) -> list[tuple[str, list[float]]]:
     """Seconds that a durable write takes by itself: alone, and 32 at once sharing commits."""
     assert settings.database_url is not None
@@ -195,19 +156,8 @@ async def write_costs(settings: Settings, sample: Interaction) -> list[tuple[str
 
 
 async def measure(options: argparse.Namespace, settings: Settings, console: Console) -> None:
-    logs = settings.home
-    uds = Path(settings.engine_urls[0].removeprefix("unix://"))
-    environment = settings.to_environment()
-    transport = httpx.AsyncHTTPTransport(uds=str(uds))
-    with process(["engine", "--uds", str(uds)], environment, logs / "engine.log") as engine:
-        async with httpx.AsyncClient(transport=transport, base_url="http://engine") as client:
-            await until_up(client, "/health", engine, logs / "engine.log")
-        with process(["service"], environment, logs / "service.log") as service:
-            async with httpx.AsyncClient(
-                base_url=settings.service_url, timeout=600, limits=httpx.Limits(max_connections=None)
-            ) as client:
-                await until_up(client, "/readyz", service, logs / "service.log")
-                await compare(options, settings, client, uds, console)
+    async with running(settings) as client:
+        await compare(options, settings, client, Path(settings.engine_urls[0].removeprefix("unix://")), console)
 
 
 async def compare(
@@ -322,12 +272,6 @@ def _interaction(critiques: tuple[Critique, ...]) -> Interaction:
     )
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _spread(values: list[float], unit: str, *, digits: int = 1) -> str:
     low, middle, high = min(values), statistics.median(values), max(values)
     return f"{middle:.{digits}f} {unit} [{low:.{digits}f}, {high:.{digits}f}]"
@@ -343,23 +287,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="longest critique")
     options = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 160)  # a table in a log must not wrap
-    with tempfile.TemporaryDirectory(prefix="gadfly-bench-") as folder:
-        home = Path(folder)
-        if options.models_home:
-            (home / "models").symlink_to((options.models_home / "models").absolute())
-        with EmbeddedPostgres(home) as postgres:
-            migrate(postgres.url)
-            settings = Settings.load(
-                {
-                    "home": home,
-                    "database_url": postgres.url,
-                    "engine_urls": f"unix://{home}/engine.sock",
-                    "model": options.model,
-                    "port": _free_port(),
-                    "log_level": "warning",
-                }
-            )
-            asyncio.run(measure(options, settings, console))
+    with deployment(options.model, models_home=options.models_home) as settings:
+        asyncio.run(measure(options, settings, console))
 
 
 if __name__ == "__main__":

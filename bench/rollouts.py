@@ -23,7 +23,7 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from bench.overhead import RESPONSE, process, question, until_up
+from bench.deployment import RESPONSE, process, question, until_up
 from core import queries
 from core.database import Database, migrate
 from core.grading import Grade

@@ -26,7 +26,8 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from bench.overhead import Run, process, until_up
+from bench.deployment import process, until_up
+from bench.overhead import Run
 from core import swap_queries
 from core.database import Database, migrate
 from core.postgres import EmbeddedPostgres

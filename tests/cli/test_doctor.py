@@ -176,3 +176,10 @@ def test_the_exit_code_tells_and_json_holds_everything(tmp_path: Path, free_port
         "says": "There is no model folder /no/such/model.",
         "do": "Check GADFLY_MODEL.",
     } in rows
+
+
+async def test_the_command_that_counts_cores_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = await findings(tmp_path)
+    assert found["vllm"].outcome is Outcome.FAIL
+    assert found["vllm"].do == "apt-get install util-linux"

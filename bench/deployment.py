@@ -1,0 +1,99 @@
+"""A deployment for benchmarks: one engine, one service, an embedded Postgres, and a folder that goes when they end."""
+
+import asyncio
+import itertools
+import os
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import httpx
+
+from core.database import migrate
+from core.postgres import EmbeddedPostgres
+from core.settings import Settings
+
+RESPONSE = "She buys 5 * 12 = 60 pens. She has 60 - 17 = 43 pens left. The answer is 43."
+REFERENCE = "43"
+
+_numbers = itertools.count(random.SystemRandom().randrange(10**9))
+
+
+def question() -> str:
+    """A question that was never asked before, so that no prefix of it is cached."""
+    return f"{next(_numbers)}: A box holds 12 pens. Ann buys 5 boxes and gives 17 pens away. How many pens are left?"
+
+
+@contextmanager
+def deployment(model: str, *, models_home: Path | None) -> Iterator[Settings]:
+    """Settings of a deployment whose database runs. `models_home` is a GADFLY_HOME that holds the default model."""
+    with tempfile.TemporaryDirectory(prefix="gadfly-bench-") as folder:
+        home = Path(folder)
+        if models_home:
+            (home / "models").symlink_to((models_home / "models").absolute())
+        with EmbeddedPostgres(home) as postgres:
+            migrate(postgres.url)
+            yield Settings.load(
+                {
+                    "home": home,
+                    "database_url": postgres.url,
+                    "engine_urls": f"unix://{home}/engine.sock",
+                    "model": model,
+                    "port": _free_port(),
+                    "log_level": "warning",
+                }
+            )
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+    """The deployment's engine and service, ready, and a client of the service."""
+    logs = settings.home
+    uds = Path(settings.engine_urls[0].removeprefix("unix://"))
+    environment = settings.to_environment()
+    transport = httpx.AsyncHTTPTransport(uds=str(uds))
+    with process(["engine", "--uds", str(uds)], environment, logs / "engine.log") as engine:
+        async with httpx.AsyncClient(transport=transport, base_url="http://engine") as client:
+            await until_up(client, "/health", engine, logs / "engine.log")
+        with process(["service"], environment, logs / "service.log") as service:
+            async with httpx.AsyncClient(
+                base_url=settings.service_url, timeout=600, limits=httpx.Limits(max_connections=None)
+            ) as client:
+                await until_up(client, "/readyz", service, logs / "service.log")
+                yield client
+
+
+@contextmanager
+def process(arguments: list[str], environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("wb") as output:
+        child = subprocess.Popen(
+            [sys.executable, "-m", *arguments], env=os.environ | environment, stdout=output, stderr=output
+        )
+        try:
+            yield child
+        finally:
+            child.terminate()
+            child.wait(60)
+
+
+async def until_up(client: httpx.AsyncClient, path: str, child: subprocess.Popen[bytes], log: Path) -> None:
+    while True:
+        if child.poll() is not None:
+            raise SystemExit(f"a part did not start:\n{log.read_text()[-4000:]}")  # noqa: ASYNC240  # the last thing done
+        try:
+            if (await client.get(path)).status_code == httpx.codes.OK:
+                return
+        except httpx.TransportError:
+            pass
+        await asyncio.sleep(0.2)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

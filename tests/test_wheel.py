@@ -1,0 +1,71 @@
+"""The wheel: it carries every file that the packages read, and migrates a database away from the checkout."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.postgres import PostgresServer
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+PACKAGES = [name.rstrip("*") for name in PYPROJECT["tool"]["setuptools"]["packages"]["find"]["include"]]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy of the sources: setuptools leaves files beside what it builds."""
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in PACKAGES:
+        shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(REPOSITORY / name, source)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", target, source],
+        check=True,
+    )
+    [wheel] = target.glob("*.whl")
+    return wheel
+
+
+def test_every_file_of_the_packages_is_in_it(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        found = {name for name in archive.namelist() if ".dist-info/" not in name}
+    wanted = {
+        str(path.relative_to(REPOSITORY))
+        for name in PACKAGES
+        for path in (REPOSITORY / name).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert found == wanted
+
+
+def test_it_migrates_a_database_without_the_checkout(wheel: Path, postgres: PostgresServer, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    postgres.execute("CREATE DATABASE from_wheel")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GADFLY_")}
+    environment |= {
+        "PYTHONPATH": str(site),
+        "GADFLY_DATABASE_URL": postgres.url_of("from_wheel"),
+        "GADFLY_HOME": str(tmp_path / "home"),
+    }
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert run("-c", "import core.database; print(core.database.__file__)").startswith(str(site))
+    gadfly = "from cli.main import main; main()"
+    run("-c", gadfly, "migrate")
+    run("-c", gadfly, "migrate", "--check")
+    postgres.execute("DROP DATABASE from_wheel WITH (FORCE)")
