@@ -51,6 +51,7 @@ class Service:
     _tender: Tender
     _watch: Watch
     _database: Database
+    _grader: Grader
     _stack: AsyncExitStack
 
     @classmethod
@@ -140,11 +141,13 @@ class Service:
                 _tender=tender,
                 _watch=Watch(database, critics, is_on=settings.auto_rollback),
                 _database=database,
+                _grader=grader,
                 _stack=stack.pop_all(),
             )
 
     async def run(self) -> None:
-        """Wait for the database, settle which critic is live, then keep what needs keeping; until cancelled.
+        """Wait for the database, settle which critic is live, start the grader; then keep what needs keeping, until
+        cancelled.
 
         Raises:
             Conflict: the database's critics stand on another base model.
@@ -154,6 +157,7 @@ class Service:
                 await require_current_schema(self._database)
                 live = await self.critics.start(base_model=self.settings.model)
                 await self.keyring.start()
+                await self._grader.start()
                 self.health.running = True
                 log.info("service_started", live_critic=live.version, prompts=self.settings.prompts)
             except StoreUnavailable as error:

@@ -42,6 +42,7 @@ def engine(
     cache = home / "inductor"
     environ = {"PATH": path_without_compilers, "TORCHINDUCTOR_CACHE_DIR": str(cache), "CXX": "", "CC": ""}
     with start_engine(critic_model, home=home, environ=environ) as engine:
+        assert engine.metric("vllm:generation_tokens_total") >= 2, "ready before a generation and a label read"
         yield engine
         assert not any(path.is_file() for path in cache.rglob("*")), "something was compiled"
 
