@@ -435,22 +435,11 @@ def _moment(value: Any) -> str:
     return value.astimezone(UTC).isoformat()
 
 
-def _label(logged: LoggedInteraction) -> bool | None:
-    """Was the response right? The newest that says so counts; without feedback, the grade."""
-    for feedback in reversed(logged.feedback):
-        if feedback.correct is not None:
-            return feedback.correct
-        if feedback.grade is not None:
-            return feedback.grade is Grade.RIGHT
-    grade = logged.interaction.grade
-    return None if grade is None else grade is Grade.RIGHT
-
-
 def _to_row(logged: LoggedInteraction) -> dict[str, Any]:
     interaction = logged.interaction
     return _flat(SCHEMA.names, interaction) | {
         "split": logged.split.value,
-        "label": _label(logged),
+        "label": logged.label,
         "critiques": [_flat(_CRITIQUE.names, critique) for critique in interaction.critiques],
         "refinements": [_flat(_REFINEMENT.names, refinement) for refinement in interaction.refinements],
         "feedback": [_flat(_FEEDBACK.names, feedback) for feedback in logged.feedback],

@@ -31,6 +31,7 @@ from sqlalchemy.orm import joinedload, selectinload
 
 from core.errors import BadInput, Conflict, NotFound
 from core.grading import Grade
+from core.labels import Label, is_labelled
 from core.questions import question_hash, split_of
 from core.records import (
     CriticVersion,
@@ -432,23 +433,26 @@ class LoggedInteraction:
     interaction: Interaction
     feedback: tuple[Feedback, ...]
     split: Split
+    label: bool | None  # whether the response is right, as `core.labels` says
 
 
 async def stream_interactions(
     session: AsyncSession, filters: Filters, *, batch: int
 ) -> AsyncGenerator[list[LoggedInteraction]]:
     """Interactions with all that belongs to them, oldest first, `batch` at a time; memory holds one batch."""
-    statement = _selected(
-        _whole().options(selectinload(InteractionRow.feedback), joinedload(InteractionRow.question_row)), filters
-    )
-    rows = await session.stream_scalars(
+    label = Label()
+    whole = _whole().options(selectinload(InteractionRow.feedback), joinedload(InteractionRow.question_row))
+    statement = label.joined(_selected(whole, filters)).add_columns(label.is_right)
+    rows = await session.stream(
         statement.order_by(InteractionRow.created_at, InteractionRow.id).execution_options(yield_per=batch)
     )
     try:
         async for part in rows.partitions():
             yield [
-                LoggedInteraction(_to_interaction(row), tuple(map(_to_feedback, row.feedback)), row.question_row.split)
-                for row in part
+                LoggedInteraction(
+                    _to_interaction(row), tuple(map(_to_feedback, row.feedback)), row.question_row.split, is_right
+                )
+                for row, is_right in part
             ]
     finally:
         await rows.close()
@@ -492,11 +496,10 @@ async def count_rows(session: AsyncSession) -> Counts:
     """Counts over whole tables: a second or so per few million rows."""
     kinds = await session.execute(select(InteractionRow.kind, func.count()).group_by(InteractionRow.kind))
     splits = await session.execute(select(QuestionRow.split, func.count()).group_by(QuestionRow.split))
-    called = exists().where(FeedbackRow.interaction_id == InteractionRow.id, FeedbackRow.correct.is_not(None))
     labelled = await session.execute(
         select(QuestionRow.split, func.count())
         .join(InteractionRow, InteractionRow.question_hash == QuestionRow.hash)
-        .where(InteractionRow.grade.is_not(None) | called)
+        .where(is_labelled())
         .group_by(QuestionRow.split)
     )
     feedback = await session.scalar(select(func.count()).select_from(FeedbackRow))

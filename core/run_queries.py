@@ -3,19 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, case, func, select, text, type_coerce, update
-from sqlalchemy.dialects.postgresql import JSONB, distinct_on, insert
+from sqlalchemy import case, exists, func, select, text, type_coerce, update
+from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased, defer
 
 from core.errors import Conflict, NotFound
-from core.grading import Grade
+from core.labels import Label, LabelSource, is_labelled
 from core.queries import to_critic_version
-from core.records import CriticVersion, FeedbackSource, Split, new_id, now
+from core.records import CriticVersion, Split, new_id, now
 from core.tables import (
     CriticVersionRow,
     FeedbackRow,
@@ -38,14 +37,6 @@ _NO_RUN = "there is no training run {}"
 # ----------------------------------------------------------------------------------------------- what there is to learn
 
 
-class LabelSource(StrEnum):
-    """Who says whether an answer is right."""
-
-    PERSON = "person"  # feedback with `correct`
-    IMPORT = "import"  # an imported row with `correct`
-    REFERENCE = "reference"  # the answer was graded against a reference
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelledAnswer:
     """An answer that somebody gave to a question, and whether it is right."""
@@ -66,55 +57,35 @@ async def labelled_answers(session: AsyncSession, split: Split, *, limit: int) -
     also where it was said about another interaction with the same text. Grades are kept up to date when a newer
     reference comes in.
     """
-    said = (
-        select(FeedbackRow.interaction_id, FeedbackRow.correct, FeedbackRow.source, FeedbackRow.created_at)
-        .ext(distinct_on(FeedbackRow.interaction_id))
-        .where(FeedbackRow.correct.is_not(None))
-        .order_by(FeedbackRow.interaction_id, FeedbackRow.created_at.desc(), FeedbackRow.id.desc())
-        .subquery()
-    )
-    referred = (
-        select(FeedbackRow.interaction_id, FeedbackRow.reference)
-        .ext(distinct_on(FeedbackRow.interaction_id))
-        .where(FeedbackRow.reference.is_not(None))
-        .order_by(FeedbackRow.interaction_id, FeedbackRow.created_at.desc(), FeedbackRow.id.desc())
-        .subquery()
-    )
+    label = Label()
     questions = (
-        select(InteractionRow.question_hash)
+        label.joined(select(InteractionRow.question_hash))
         .join(QuestionRow, QuestionRow.hash == InteractionRow.question_hash)
-        .outerjoin(said, said.c.interaction_id == InteractionRow.id)
-        .where(QuestionRow.split == split, _is_labelled(said.c.correct))
+        .where(QuestionRow.split == split, label.exists)
         .group_by(InteractionRow.question_hash)
         .order_by(func.max(InteractionRow.created_at).desc(), InteractionRow.question_hash)
         .limit(limit)
     )
     rows = await session.execute(
-        select(
-            InteractionRow.id,
-            InteractionRow.question_hash,
-            InteractionRow.question,
-            InteractionRow.response,
-            InteractionRow.grade,
-            func.coalesce(referred.c.reference, InteractionRow.reference).label("reference"),
-            said.c.correct,
-            said.c.source,
-            said.c.created_at.label("said_at"),
+        label.joined(
+            select(
+                InteractionRow.id,
+                InteractionRow.question_hash,
+                InteractionRow.question,
+                InteractionRow.response,
+                label.is_right.label("is_right"),
+                label.source.label("source"),
+                label.reference.label("reference"),
+                label.given_at.label("given_at"),
+            )
         )
-        .outerjoin(said, said.c.interaction_id == InteractionRow.id)
-        .outerjoin(referred, referred.c.interaction_id == InteractionRow.id)
-        .where(InteractionRow.question_hash.in_(questions), _is_labelled(said.c.correct))
+        .where(InteractionRow.question_hash.in_(questions), label.exists)
         .order_by(InteractionRow.created_at.desc(), InteractionRow.id.desc())
     )
     found: dict[tuple[bytes, str], LabelledAnswer] = {}
-    newest_word: dict[tuple[bytes, str], datetime] = {}
+    newest_given_at: dict[tuple[bytes, str], datetime] = {}
     for row in rows:
         same = (row.question_hash, row.response.strip())
-        if row.correct is None:
-            source, is_right = LabelSource.REFERENCE, row.grade is Grade.RIGHT
-        else:
-            by_import = row.source is FeedbackSource.IMPORT
-            source, is_right = (LabelSource.IMPORT if by_import else LabelSource.PERSON), row.correct
         newer = found.get(same)
         if newer is None:
             found[same] = LabelledAnswer(
@@ -122,64 +93,51 @@ async def labelled_answers(session: AsyncSession, split: Split, *, limit: int) -
                 question_hash=row.question_hash,
                 question=row.question,
                 response=row.response,
-                is_right=is_right,
-                source=source,
+                is_right=row.is_right,
+                source=LabelSource(row.source),
                 reference=row.reference,
             )
         else:
             found[same] = replace(newer, reference=newer.reference or row.reference)
-        if row.said_at is not None and (same not in newest_word or row.said_at > newest_word[same]):
-            newest_word[same] = row.said_at
-            found[same] = replace(found[same], is_right=is_right, source=source)
+        if row.given_at is not None and (same not in newest_given_at or row.given_at > newest_given_at[same]):
+            newest_given_at[same] = row.given_at
+            found[same] = replace(found[same], is_right=row.is_right, source=LabelSource(row.source))
     return list(found.values())
 
 
 async def has_labels(session: AsyncSession, split: Split, *, with_reference: bool = False) -> bool:
     """Whether any answer of this side is labelled (and a reference for it known)."""
-    words = select(FeedbackRow.id).where(FeedbackRow.interaction_id == InteractionRow.id)
     statement = (
         select(InteractionRow.id)
         .join(QuestionRow, QuestionRow.hash == InteractionRow.question_hash)
         .where(
             QuestionRow.split == split,
-            InteractionRow.grade.is_not(None) | words.where(FeedbackRow.correct.is_not(None)).exists(),
+            is_labelled(),
         )
         .limit(1)
     )
     if with_reference:
         statement = statement.where(
-            InteractionRow.reference.is_not(None) | words.where(FeedbackRow.reference.is_not(None)).exists()
+            InteractionRow.reference.is_not(None)
+            | exists().where(FeedbackRow.interaction_id == InteractionRow.id, FeedbackRow.reference.is_not(None))
         )
     return await session.scalar(statement) is not None
-
-
-def _is_labelled(correct: ColumnElement[bool | None]) -> ColumnElement[bool]:
-    return correct.is_not(None) | InteractionRow.grade.is_not(None)
 
 
 async def count_new_labels(session: AsyncSession) -> int:
     """Labelled train-split answers whose label came after the newest run was asked for."""
     since = select(func.max(TrainingRunRow.created_at)).scalar_subquery()
-    newest_word = (
-        select(FeedbackRow.interaction_id, func.max(FeedbackRow.created_at).label("at"))
-        .where(FeedbackRow.correct.is_not(None) | FeedbackRow.reference.is_not(None))
-        .group_by(FeedbackRow.interaction_id)
-        .subquery()
-    )
-    labelled_at = func.greatest(
-        newest_word.c.at,
-        case(
-            # An imported row keeps its own time, which may be years ago; its question was stored when it came.
-            (InteractionRow.grade.is_not(None), func.greatest(InteractionRow.created_at, QuestionRow.created_at)),
-            else_=None,
-        ),
-    )
+    label = Label()
+    # An imported row keeps its own time, which may be years ago; its question was stored when it came.
+    came_at = case((InteractionRow.grade.is_not(None), QuestionRow.created_at), else_=None)
     count = await session.scalar(
-        select(func.count())
-        .select_from(InteractionRow)
+        label.joined(select(func.count()).select_from(InteractionRow))
         .join(QuestionRow, QuestionRow.hash == InteractionRow.question_hash)
-        .outerjoin(newest_word, newest_word.c.interaction_id == InteractionRow.id)
-        .where(QuestionRow.split == Split.TRAIN, labelled_at > func.coalesce(since, text("'-infinity'::timestamptz")))
+        .where(
+            QuestionRow.split == Split.TRAIN,
+            label.exists,
+            func.greatest(label.changed_at, came_at) > func.coalesce(since, text("'-infinity'::timestamptz")),
+        )
     )
     return count or 0
 

@@ -7,18 +7,17 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import and_, case, delete, func, select, text
-from sqlalchemy.dialects.postgresql import distinct_on, insert
+from sqlalchemy import and_, delete, func, select, text
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from core.errors import Conflict, NotFound
-from core.grading import Grade
+from core.labels import Label
 from core.records import Pointer, Receipt, Replica, Swap, SwapKind, SwapStatus, new_id, now
 from core.tables import (
     CriticPointerRow,
     CriticVersionRow,
     CritiqueRow,
-    FeedbackRow,
     InteractionRow,
     ReplicaRow,
     SwapReceiptRow,
@@ -363,45 +362,20 @@ async def verdict_outcomes(
     """Whether a critic's verdicts on labelled live traffic were right, in the order in which their labels came.
 
     An interaction counts once, by the first critique that the critic wrote of its response: by the verdict that it
-    states, and stating none is wrong. The label is the newest feedback that says `correct`, else the grade against the
-    newest reference. Asked again later, what was there keeps its place unless somebody changed their mind.
+    states, and stating none is wrong. `core.labels` says which label counts. Asked again later, what was there keeps
+    its place unless its label changed.
 
     No one caller's labels decide: an outcome whose label came with a key is left out where more than a third of those
     before it are that key's already. So it takes three keys' labels, or labels without a key (of a service that has
     none), to come to many outcomes.
     """
-    said = (
-        select(FeedbackRow.interaction_id, FeedbackRow.correct, FeedbackRow.key_id)
-        .ext(distinct_on(FeedbackRow.interaction_id))
-        .where(FeedbackRow.correct.is_not(None))
-        .order_by(FeedbackRow.interaction_id, FeedbackRow.created_at.desc(), FeedbackRow.id.desc())
-        .subquery()
-    )
-    told = (
-        select(FeedbackRow.interaction_id, func.max(FeedbackRow.created_at).label("at"))
-        .where(FeedbackRow.correct.is_not(None) | FeedbackRow.reference.is_not(None))
-        .group_by(FeedbackRow.interaction_id)
-        .subquery()
-    )
-    referred = (
-        select(FeedbackRow.interaction_id, FeedbackRow.key_id)
-        .ext(distinct_on(FeedbackRow.interaction_id))
-        .where(FeedbackRow.reference.is_not(None))
-        .order_by(FeedbackRow.interaction_id, FeedbackRow.created_at.desc(), FeedbackRow.id.desc())
-        .subquery()
-    )
-    labelled_at = func.greatest(told.c.at, InteractionRow.created_at)
+    label = Label()
     statement = (
-        select(
-            CritiqueRow.stated,
-            func.coalesce(said.c.correct, InteractionRow.grade == Grade.RIGHT).label("is_right"),
-            case(
-                (said.c.interaction_id.is_not(None), said.c.key_id),
-                (referred.c.interaction_id.is_not(None), referred.c.key_id),
-                else_=InteractionRow.key_id,
-            ).label("key_id"),
+        label.joined(
+            select(CritiqueRow.stated, label.is_right.label("is_right"), label.key_id.label("key_id")).select_from(
+                InteractionRow
+            )
         )
-        .select_from(InteractionRow)
         .join(
             CritiqueRow,
             and_(
@@ -411,13 +385,8 @@ async def verdict_outcomes(
                 CritiqueRow.supplied.is_(False),
             ),
         )
-        .outerjoin(said, said.c.interaction_id == InteractionRow.id)
-        .outerjoin(told, told.c.interaction_id == InteractionRow.id)
-        .outerjoin(referred, referred.c.interaction_id == InteractionRow.id)
-        .where(
-            InteractionRow.critic_version == version, said.c.correct.is_not(None) | InteractionRow.grade.is_not(None)
-        )
-        .order_by(labelled_at, InteractionRow.id)
+        .where(InteractionRow.critic_version == version, label.exists)
+        .order_by(label.changed_at, InteractionRow.id)
         .limit(limit)
     )
     if since is not None:

@@ -7,7 +7,8 @@ from enum import StrEnum
 from typing import Any, Self
 from uuid import UUID, uuid5
 
-from core.run_queries import LabelledAnswer, LabelSource
+from core.labels import LabelSource
+from core.run_queries import LabelledAnswer
 
 
 class Origin(StrEnum):

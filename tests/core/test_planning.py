@@ -6,6 +6,7 @@ from uuid import UUID
 
 import pytest
 
+from core.labels import LabelSource
 from core.planning import (
     DISCORDANCE,
     detectable_balanced,
@@ -18,7 +19,7 @@ from core.planning import (
 )
 from core.questions import split_of
 from core.records import Split
-from core.run_queries import LabelledAnswer, LabelSource
+from core.run_queries import LabelledAnswer
 from core.training import TrainConfig
 
 CONFIG = TrainConfig(validation_share=0)

@@ -12,9 +12,10 @@ import pytest
 from core.engine import ACTOR, EnginePool
 from core.errors import EngineUnavailable, UnreadableReference
 from core.grading import Grade, Grader
+from core.labels import LabelSource
 from core.prompts import Message, load
 from core.questions import question_hash
-from core.run_queries import LabelledAnswer, LabelSource
+from core.run_queries import LabelledAnswer
 from core.verdict import Verdict
 from trainer.evaluate import (
     Bench,

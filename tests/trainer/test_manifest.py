@@ -6,7 +6,8 @@ from uuid import UUID
 import pytest
 
 from core.errors import Conflict
-from core.run_queries import LabelledAnswer, LabelSource
+from core.labels import LabelSource
+from core.run_queries import LabelledAnswer
 from core.training import Stage, TrainConfig
 from trainer.learn import schedule
 from trainer.manifest import describe, same_answers, split_for_validation
