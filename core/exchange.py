@@ -19,11 +19,12 @@ from uuid import UUID, uuid5
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, StrictBool, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, ValidationError
 from sqlalchemy import text
 
 from core.database import Database
 from core.errors import BadInput, UnreadableReference
+from core.fields import FilledText, Metadata
 from core.grading import Grade, Grader
 from core.queries import (
     Filters,
@@ -34,7 +35,6 @@ from core.queries import (
     stream_interactions,
 )
 from core.records import Critique, Feedback, FeedbackSource, Interaction, Kind, Refinement, Usage, new_id, now
-from core.storable import storable_json, storable_text
 
 _BATCH_ROWS = 300
 _BATCH_LIMIT_S = 120.0
@@ -42,27 +42,10 @@ _EXPORT_ROWS = 500
 _EXPORT_LIMIT_S = 24 * 3600.0
 _NAMESPACE = UUID("1f6d9c0e-5d0b-5c3e-9a52-6b7c1f0a2d11")  # of ids made from an imported row's content
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
-_MAX_METADATA_BYTES = 16_384
 _BYTES_PER_CHAR = 12  # of a character outside the first 65,536, written as two escapes
 _TOO_LONG = b"\n\n"  # stands for a line that is not even kept; no line has two ends
 
 # ------------------------------------------------------------------------------------------------------------- import
-
-
-def _filled(value: str) -> str:
-    if not value.strip():
-        raise ValueError("must not be empty")
-    if storable_text(value) != value:
-        raise ValueError("must not contain NUL or lone surrogates")
-    return value
-
-
-def _storable_metadata(value: dict[str, Any]) -> dict[str, Any]:
-    if storable_json(value) != value:
-        raise ValueError("must not contain NUL, lone surrogates, NaN or infinity")
-    if len(json.dumps(value)) > _MAX_METADATA_BYTES:
-        raise ValueError(f"must not be larger than {_MAX_METADATA_BYTES:,} bytes")
-    return value
 
 
 def _past(value: datetime) -> datetime:
@@ -72,22 +55,19 @@ def _past(value: datetime) -> datetime:
     return moment.astimezone(UTC)  # one moment, however it was written
 
 
-_Filled = Annotated[str, Field(strict=True), AfterValidator(_filled)]
-
-
 class ImportRow(BaseModel):
     """One line of a file to import. What has no field of its own belongs into `metadata`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    question: _Filled
-    response: _Filled
-    reference: _Filled | None = None
+    question: FilledText
+    response: FilledText
+    reference: FilledText | None = None
     correct: StrictBool | None = None
-    model: _Filled | None = None
-    metadata: Annotated[dict[str, JsonValue], AfterValidator(_storable_metadata)] = Field(default_factory=dict)
+    model: FilledText | None = None
+    metadata: Metadata = Field(default_factory=dict)
     created_at: Annotated[datetime, AfterValidator(_past)] | None = None
-    id: _Filled | None = None
+    id: FilledText | None = None
 
     @property
     def interaction_id(self) -> UUID:

@@ -10,20 +10,18 @@ from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
-import orjson
 from pydantic import (
-    AfterValidator,
     AwareDatetime,
     BaseModel,
     ConfigDict,
     Field,
-    JsonValue,
     StrictBool,
     StrictInt,
     model_validator,
 )
 
 from core.critique import majority_verdict
+from core.fields import FilledText, Metadata
 from core.grading import Grade
 from core.queries import Filters
 from core.records import (
@@ -47,55 +45,11 @@ from core.training import GateOutcome
 from core.verdict import Verdict, VerdictSource, parse_critique
 from service.critics import History
 
-
-def _storable(text: str) -> str:
-    if "\x00" in text:
-        raise ValueError("must not contain the NUL character")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("must be valid Unicode: it contains a lone surrogate") from None
-    return text
-
-
-def _not_blank(text: str) -> str:
-    if not text.strip():
-        raise ValueError("must not be empty")
-    return text
-
-
-def _storable_metadata(value: dict[str, Any]) -> dict[str, Any]:
-    def check(item: Any, depth: int) -> None:
-        if depth > 20:
-            raise ValueError("must not be nested more than 20 deep")
-        if isinstance(item, str):
-            _storable(item)
-        elif isinstance(item, dict):
-            for key, inner in item.items():
-                _storable(key)
-                check(inner, depth + 1)
-        elif isinstance(item, list):
-            for inner in item:
-                check(inner, depth + 1)
-
-    check(value, 0)
-    try:
-        size = len(orjson.dumps(value))
-    except TypeError as error:
-        raise ValueError(f"must be plain JSON: {error}") from None
-    if size > 16_384:
-        raise ValueError("must not be larger than 16,384 bytes")
-    return value
-
-
-Text = Annotated[str, AfterValidator(_storable)]
-FilledText = Annotated[str, Field(min_length=1), AfterValidator(_not_blank), AfterValidator(_storable)]
-RequestId = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_not_blank), AfterValidator(_storable)]
-Metadata = Annotated[dict[str, JsonValue], AfterValidator(_storable_metadata)]
+RequestId = Annotated[FilledText, Field(max_length=200)]
 Count = Annotated[StrictInt, Field(ge=1, le=1_000_000)]
 Temperature = Annotated[float, Field(strict=True, ge=0, le=2, allow_inf_nan=False)]
 Seed = Annotated[StrictInt, Field(ge=0, lt=2**62)]
-Reason = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_not_blank), AfterValidator(_storable)]
+Reason = Annotated[FilledText, Field(max_length=2000)]
 CriticChoice = Literal["live", "candidate"] | Annotated[StrictInt, Field(ge=0, lt=2**31)]
 
 

@@ -11,7 +11,7 @@ import pytest
 from core.grading import Grade
 from core.training import GateOutcome, TrainConfig
 from core.verdict import Verdict
-from trainer.gate import decide
+from trainer.gate import Axis, decide
 from trainer.metrics import Judged
 
 CONFIG = TrainConfig(seed=3, gate_margin=0.02)
@@ -114,6 +114,58 @@ def test_few_changes_may_be_chance() -> None:
     assert found["p_better"] == 1 / 16
     assert report.outcome is UNKNOWN
     assert "may be chance (p = 0.062)" in report.reasons[0]
+
+
+PROOFS = [  # low end of the interval, p_better, is it a proven gain at 95 %, why this row exists
+    (0.01, 0.001, True, "both agree"),
+    (0.01, 0.025, True, "the limit itself: half of 5 %"),
+    (0.01, 0.026, False, "the randomisation test does not agree"),
+    (0.0, 0.001, False, "the interval holds no difference"),
+    (-0.01, 0.001, False, "the interval holds a loss, however small p is"),
+]
+
+
+@pytest.mark.parametrize(("low", "p_better", "is_better", "why"), PROOFS)
+def test_a_gain_is_proven_by_interval_and_randomisation_test(
+    low: float, p_better: float, is_better: bool, why: str
+) -> None:
+    axis = Axis(
+        name="discriminability",
+        items=80,
+        questions=80,
+        live=0.7,
+        candidate=0.8,
+        difference=0.1,
+        low=low,
+        high=0.2,
+        error=0.05,
+        gained=10,
+        lost=2,
+        p_better=p_better,
+    )
+    assert axis.is_better(0.95) is is_better, why
+
+
+LOSSES = [(-0.01, True, "all of it is a loss"), (0.0, False, "no difference is in it"), (0.1, False, "a gain is in it")]
+
+
+@pytest.mark.parametrize(("high", "is_worse", "why"), LOSSES)
+def test_a_loss_is_proven_by_the_interval(high: float, is_worse: bool, why: str) -> None:
+    axis = Axis(
+        name="discriminability",
+        items=80,
+        questions=80,
+        live=0.8,
+        candidate=0.7,
+        difference=-0.1,
+        low=-0.2,
+        high=high,
+        error=0.05,
+        gained=2,
+        lost=10,
+        p_better=0.99,
+    )
+    assert axis.is_worse is is_worse, why
 
 
 def test_equal_critics_are_not_promoted() -> None:

@@ -1,0 +1,64 @@
+"""Types of what comes in from outside, the same for HTTP requests and imported rows."""
+
+import math
+from typing import Annotated, Any
+
+import orjson
+from pydantic import AfterValidator, Field, JsonValue
+
+MAX_METADATA_BYTES = 16_384
+MAX_METADATA_DEPTH = 100
+
+
+def _storable(text: str) -> str:
+    if "\x00" in text:
+        raise ValueError("must not contain the NUL character")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must be valid Unicode: it contains a lone surrogate") from None
+    return text
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be empty")
+    return text
+
+
+def _storable_metadata(value: dict[str, Any]) -> dict[str, Any]:
+    _check(value, depth=0)
+    try:
+        size = len(orjson.dumps(value))
+    except TypeError as error:  # an integer that no 64 bits hold, which the API could not give back
+        raise ValueError(f"must be plain JSON: {error}") from None
+    if size > MAX_METADATA_BYTES:
+        raise ValueError(f"must not be larger than {MAX_METADATA_BYTES:,} bytes as UTF-8")
+    return value
+
+
+def _check(item: Any, *, depth: int) -> None:
+    if depth > MAX_METADATA_DEPTH:
+        raise ValueError(f"must not be nested more than {MAX_METADATA_DEPTH} deep")
+    match item:
+        case str():
+            _storable(item)
+        case float() if not math.isfinite(item):
+            raise ValueError("must not contain NaN or infinity")
+        case dict():
+            for key, inner in item.items():
+                _storable(key)
+                _check(inner, depth=depth + 1)
+        case list():
+            for inner in item:
+                _check(inner, depth=depth + 1)
+
+
+Text = Annotated[str, AfterValidator(_storable)]
+"""A text that Postgres can hold: valid Unicode without NUL."""
+
+FilledText = Annotated[str, Field(min_length=1), AfterValidator(_not_blank), AfterValidator(_storable)]
+"""A `Text` with more than white space in it."""
+
+Metadata = Annotated[dict[str, JsonValue], AfterValidator(_storable_metadata)]
+"""A JSON object of at most 16 KiB as UTF-8 and 100 levels, with texts that Postgres can hold and finite numbers."""
