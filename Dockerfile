@@ -43,6 +43,6 @@ COPY core core
 COPY engine engine
 # The image brings vLLM and what vLLM needs, which must stay as it is: of our own dependencies only these are missing.
 RUN python3 -m pip install --no-cache-dir --no-deps --constraint constraints.txt \
-    pydantic-settings python-dotenv gguf accelerate httpx orjson uuid-utils --editable .
+    pydantic-settings python-dotenv gguf accelerate httpx httpx-sse orjson uuid-utils --editable .
 ENTRYPOINT []
 CMD ["python3", "-m", "engine", "--uds", "/run/gadfly/engine.sock"]

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import httpx
+from httpx_sse import EventSource
 from rich.console import Group
 from rich.padding import Padding
 from rich.table import Table
@@ -140,7 +141,7 @@ class Service:
                 if response.status_code != 200:
                     response.read()
                     self._checked(response)
-                for event in _parse_events(response.iter_lines()):
+                for event in _read_events(response):
                     yield event.name, event.data
         except httpx.HTTPError as error:
             raise self._unreachable(error) from None
@@ -160,7 +161,7 @@ class Service:
                 if response.status_code != 200:
                     response.read()
                     self._checked(response)
-                yield from _parse_events(response.iter_lines())
+                yield from _read_events(response)
         except httpx.HTTPError as error:
             raise self._unreachable(error) from None
 
@@ -290,15 +291,7 @@ def _show_ids(result: Mapping[str, Any], kind: str) -> None:
     )
 
 
-def _parse_events(lines: Iterator[str]) -> Iterator[Event]:
-    id, name, data = 0, "message", []
-    for line in lines:
-        if line.startswith("id:"):
-            id = int(line[3:])
-        elif line.startswith("event:"):
-            name = line[6:].strip()
-        elif line.startswith("data:"):
-            data.append(line[5:].removeprefix(" "))
-        elif not line and data:
-            yield Event(id, name, json.loads("\n".join(data)))
-            name, data = "message", []
+def _read_events(response: httpx.Response) -> Iterator[Event]:
+    for event in EventSource(response).iter_sse():
+        if event.data:  # a comment that keeps the connection open comes as an event without data
+            yield Event(int(event.id or 0), event.event, json.loads(event.data))

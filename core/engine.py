@@ -17,6 +17,7 @@ from typing import Any, Self, TypeVar
 
 import httpx
 import orjson
+from httpx_sse import EventSource
 
 from core.errors import AdapterRefused, BadInput, EngineError, EngineTimeout, EngineUnavailable, PromptTooLong
 from core.prompts import Prompt
@@ -144,13 +145,10 @@ class Engine:
         ):
             if response.status_code != httpx.codes.OK:
                 _raise_for(response.status_code, await response.aread())
-            async for line in response.aiter_lines():
-                if not line.startswith("data: "):
-                    continue
-                data = line.removeprefix("data: ")
-                if data == "[DONE]":
+            async for event in EventSource(response).aiter_sse():
+                if event.data == "[DONE]":
                     break
-                chunk = orjson.loads(data)
+                chunk = orjson.loads(event.data)
                 if "error" in chunk:
                     raise EngineUnavailable(f"the engine broke off: {chunk['error'].get('message', 'no reason given')}")
                 usage = chunk.get("usage") or usage

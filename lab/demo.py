@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from httpx_sse import EventSource
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -182,16 +183,12 @@ async def learn(client: httpx.AsyncClient, progress: Progress) -> dict[str, Any]
 
 async def events(client: httpx.AsyncClient, run_id: str) -> list[dict[str, Any]]:
     """Everything that a run which is over told: `{"kind": ..., "data": ...}`."""
-    found: list[dict[str, Any]] = []
-    kind = ""
     async with client.stream("GET", f"/admin/runs/{run_id}/events") as stream:
-        async for line in stream.aiter_lines():
-            name, _, value = line.partition(": ")
-            if name == "event":
-                kind = value
-            elif name == "data":
-                found.append({"kind": kind, "data": json.loads(value)})
-    return found
+        return [
+            {"kind": event.event, "data": json.loads(event.data)}
+            async for event in EventSource(stream).aiter_sse()
+            if event.data  # a comment that keeps the connection open comes as an event without data
+        ]
 
 
 async def until_live(client: httpx.AsyncClient, version: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import orjson
+from httpx_sse import EventSource
 
 from core.settings import Settings
 from service.__main__ import Server, server_options
@@ -94,9 +95,6 @@ async def read_events(client: httpx.AsyncClient, path: str, body: dict[str, Any]
 
 
 async def iter_events(response: httpx.Response) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-    name = ""
-    async for line in response.aiter_lines():
-        if line.startswith("event: "):
-            name = line.removeprefix("event: ")
-        elif line.startswith("data: "):
-            yield name, orjson.loads(line.removeprefix("data: "))
+    async for event in EventSource(response).aiter_sse():
+        if event.data:
+            yield event.event, orjson.loads(event.data)

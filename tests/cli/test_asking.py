@@ -46,8 +46,11 @@ def service(handler: Any, **settings: Any) -> Service:
 
 def events(*pairs: tuple[str, dict[str, Any]]) -> bytes:
     return b": still at work\n\n" + b"".join(
-        f"event: {name}\ndata: {json.dumps(data)}\n\n".encode() for name, data in pairs
+        f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode() for name, data in pairs
     )
+
+
+STREAM = {"content-type": "text/event-stream; charset=utf-8"}
 
 
 def problem(status: int, title: str, detail: str, **headers: str) -> httpx.Response:
@@ -60,7 +63,9 @@ def test_text_is_printed_as_it_comes_and_the_result_returned(capsys: pytest.Capt
         assert request.headers["authorization"] == "Bearer gf_key"
         return httpx.Response(
             200,
+            headers=STREAM,
             content=events(
+                ("text", {"sample": 0, "round": 0, "role": "critique", "text": "Line\u2028s, \u2029 and \x85. "}),
                 ("text", {"sample": 0, "round": 0, "role": "critique", "text": "Step 1 "}),
                 ("text", {"sample": 1, "round": 0, "role": "critique", "text": "of another sample"}),
                 ("text", {"sample": 0, "round": 0, "role": "critique", "text": "is [red]wrong[/red]\x1b[2J"}),
@@ -126,13 +131,13 @@ def test_a_refusal_of_a_stream_is_a_sentence() -> None:
 def test_an_error_in_the_stream_is_a_sentence() -> None:
     content = events(("error", {"title": "Engine timed out", "status": 504, "detail": "it took longer than 300 s"}))
     with pytest.raises(ServiceError, match="it took longer than 300 s"):
-        ask(service(lambda request: httpx.Response(200, content=content)), "/critique", {})
+        ask(service(lambda request: httpx.Response(200, content=content, headers=STREAM)), "/critique", {})
 
 
 def test_a_stream_that_ends_without_a_result_broke_off() -> None:
     content = events(("text", {"sample": 0, "round": 0, "role": "critique", "text": "Step"}))
     with pytest.raises(ServiceError, match="broke off"):
-        ask(service(lambda request: httpx.Response(200, content=content)), "/critique", {})
+        ask(service(lambda request: httpx.Response(200, content=content, headers=STREAM)), "/critique", {})
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,8 @@ async def test_broken_connections_have_names(fault: Exception, error: type[Excep
 
 def stream(*chunks: dict[str, Any], done: bool = True) -> Engine:
     lines = [b"data: " + orjson.dumps(chunk) + b"\n\n" for chunk in chunks] + [b"data: [DONE]\n\n"] * done
-    return engine(lambda _: httpx.Response(200, content=b"".join(lines)))
+    headers = {"content-type": "text/event-stream; charset=utf-8"}
+    return engine(lambda _: httpx.Response(200, content=b"".join(lines), headers=headers))
 
 
 def piece(text: str, *, reason: str | None = None) -> dict[str, Any]:
@@ -96,6 +97,12 @@ async def heard(engine: Engine) -> tuple[list[str], str]:
 
 async def test_a_whole_stream_is_heard() -> None:
     assert await heard(stream(piece("4"), piece(".", reason="stop"), USAGE)) == (["4", "."], "4.")
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\r\n"])
+async def test_only_line_feeds_end_a_line_of_a_stream(separator: str) -> None:
+    text = f"a{separator}b"
+    assert await heard(stream(piece(text), piece("", reason="stop"), USAGE)) == ([text], text)
 
 
 @pytest.mark.parametrize(
