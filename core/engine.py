@@ -30,6 +30,17 @@ OnText = Callable[[int, str], Awaitable[None]]
 
 T = TypeVar("T")
 
+# The whole distribution, at the request's temperature. An engine that another program started may take other values from
+# the model's generation_config.json, and log-probabilities do not show it: they are those of the whole distribution.
+_UNCHANGED = {
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+
 _CONNECT_TIMEOUT_S = 2.0
 _PROBE_TIMEOUT_S = 10.0
 _SHUNNED_S = 1.0  # how long an engine that did not take a request comes last
@@ -417,6 +428,7 @@ def _chat_body(prompt: Prompt, *, model: str, sampling: Sampling) -> dict[str, A
         "temperature": sampling.temperature,
         "max_tokens": sampling.max_tokens,
         "priority": sampling.priority,
+        **_UNCHANGED,
     }
     if sampling.n > 1 or sampling.with_tokens:
         body["return_token_ids"] = True  # the usage of an answer is a sum; each sample's share is counted from these

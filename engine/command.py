@@ -143,6 +143,9 @@ def _common_arguments(settings: Settings) -> list[str]:
         "--enable-scale-out",  # adds /inference/v1/generate: token ids in and out
         "--enable-prompt-tokens-details",
         *("--shutdown-timeout", str(_SHUTDOWN_TIMEOUT_S)),
+        # A model's generation_config.json may set top_p, top_k and penalties for requests that say nothing of them.
+        # What is sampled would then not be what the trainer takes it for. Its end-of-turn tokens still count.
+        *("--generation-config", "vllm"),
         *("--middleware", WARM_UP),
         "--disable-uvicorn-access-log",
         "--disable-fastapi-docs",

@@ -83,7 +83,7 @@ CASES = [
         [said(1, correct=False), said(2, correct=True, source=FeedbackSource.IMPORT)],
         True,
         LabelSource.IMPORT,
-        "whoever is the newest",
+        "the newest of the two sources counts",
     ),
 ]
 IDS = [case.why for case in CASES]

@@ -1,0 +1,62 @@
+"""What the engine samples from is the model's own distribution, whatever its generation_config.json says."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from core import prompts
+from core.engine import ACTOR, Engine, Reply, Sampling
+from tests.engines import RunningEngine, start_engine
+from tests.tiny_models import random_model
+
+# Published for Qwen2.5-7B-Instruct, with the two values that show soonest in a model of random weights.
+PUBLISHED = {"temperature": 0.7, "top_p": 0.8, "top_k": 1, "repetition_penalty": 2.0, "max_new_tokens": 4}
+PROMPT = prompts.load("bare@1").solve(question="What is 2 + 2?")
+SAMPLED = Sampling(n=16, temperature=1.0, seed=0, max_tokens=12)
+GREEDY = Sampling(max_tokens=12)
+
+pytestmark = pytest.mark.timeout(600)
+
+
+async def ask(running: RunningEngine, sampling: Sampling) -> tuple[Reply, ...]:
+    engine = Engine(running.url, timeout_s=60)
+    try:
+        return await engine.chat(PROMPT, model=ACTOR, sampling=sampling)
+    finally:
+        await engine.aclose()
+
+
+async def texts(running: RunningEngine) -> tuple[list[str], str]:
+    """Sixteen samples at temperature 1, and the greedy reply."""
+    [greedy] = await ask(running, GREEDY)
+    return [reply.text for reply in await ask(running, SAMPLED)], greedy.text
+
+
+async def test_a_models_sampling_defaults_change_nothing(tmp_path: Path) -> None:
+    plain = random_model(tmp_path / "plain")
+    opinionated = tmp_path / "opinionated"
+    shutil.copytree(plain, opinionated)
+    config = opinionated / "generation_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | PUBLISHED))
+
+    with start_engine(plain, home=tmp_path / "home") as engine:
+        expected = await texts(engine)
+    assert len(set(expected[0])) > 8, "samples at temperature 1 differ"
+
+    with start_engine(opinionated, home=tmp_path / "home") as engine:
+        assert await texts(engine) == expected, "an engine that Gadfly starts"
+
+    # The last of two equal flags counts: as vLLM starts by default.
+    with start_engine(opinionated, home=tmp_path / "home", extra_args="--generation-config auto") as engine:
+        with engine.client() as client:
+            body = {"model": "base", "messages": [{"role": "user", "content": "2 + 2?"}], "n": 16, "max_tokens": 12}
+            choices = client.post("/v1/chat/completions", json=body).json()["choices"]
+            assert len({choice["message"]["content"] for choice in choices}) == 1, "the file does count there"
+        sampled, greedy = await texts(engine)
+        # The cap on length is the server's and no request can lift it, so only the beginnings can agree.
+        assert len(set(sampled)) > 8
+        assert expected[1].startswith(greedy)
+        for text, whole in zip(sampled, expected[0], strict=True):
+            assert whole.startswith(text)
