@@ -30,8 +30,8 @@ OnText = Callable[[int, str], Awaitable[None]]
 
 T = TypeVar("T")
 
-# The whole distribution, at the request's temperature. An engine that another program started may take other values from
-# the model's generation_config.json, and log-probabilities do not show it: they are those of the whole distribution.
+# The whole distribution, at the request's temperature. An engine that another program started may take other values
+# from the model's generation_config.json, and log-probabilities do not show it: they ignore these values.
 _UNCHANGED = {
     "top_p": 1.0,
     "top_k": 0,

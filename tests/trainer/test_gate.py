@@ -116,6 +116,12 @@ def test_few_changes_may_be_chance() -> None:
     assert "may be chance (p = 0.062)" in report.reasons[0]
 
 
+def axis(**numbers: float) -> Axis:
+    """A difference that is neither a gain nor a loss, but for these numbers."""
+    shares = {"live": 0.7, "candidate": 0.7, "difference": 0.0, "low": -0.2, "high": 0.2, "error": 0.1, "p_better": 0.5}
+    return Axis(name="discriminability", items=80, questions=80, gained=5, lost=5, **(shares | numbers))
+
+
 PROOFS = [  # low end of the interval, p_better, is it a proven gain at 95 %, why this row exists
     (0.01, 0.001, True, "both agree"),
     (0.01, 0.025, True, "the limit itself: half of 5 %"),
@@ -129,21 +135,7 @@ PROOFS = [  # low end of the interval, p_better, is it a proven gain at 95 %, wh
 def test_a_gain_is_proven_by_interval_and_randomisation_test(
     low: float, p_better: float, is_better: bool, why: str
 ) -> None:
-    axis = Axis(
-        name="discriminability",
-        items=80,
-        questions=80,
-        live=0.7,
-        candidate=0.8,
-        difference=0.1,
-        low=low,
-        high=0.2,
-        error=0.05,
-        gained=10,
-        lost=2,
-        p_better=p_better,
-    )
-    assert axis.is_better(0.95) is is_better, why
+    assert axis(low=low, p_better=p_better).is_better(0.95) is is_better, why
 
 
 LOSSES = [(-0.01, True, "all of it is a loss"), (0.0, False, "no difference is in it"), (0.1, False, "a gain is in it")]
@@ -151,21 +143,7 @@ LOSSES = [(-0.01, True, "all of it is a loss"), (0.0, False, "no difference is i
 
 @pytest.mark.parametrize(("high", "is_worse", "why"), LOSSES)
 def test_a_loss_is_proven_by_the_interval(high: float, is_worse: bool, why: str) -> None:
-    axis = Axis(
-        name="discriminability",
-        items=80,
-        questions=80,
-        live=0.8,
-        candidate=0.7,
-        difference=-0.1,
-        low=-0.2,
-        high=high,
-        error=0.05,
-        gained=2,
-        lost=10,
-        p_better=0.99,
-    )
-    assert axis.is_worse is is_worse, why
+    assert axis(high=high).is_worse is is_worse, why
 
 
 def test_equal_critics_are_not_promoted() -> None:
