@@ -8,7 +8,6 @@ cut, changed or swapped is refused before an engine sees it.
 import hashlib
 import json
 import os
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -201,18 +200,31 @@ def _check_config(path: Path) -> int:
     return rank
 
 
+def read_safetensors_header(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
+    """Each tensor's `dtype`, `shape` and `data_offsets`, and how many bytes of data follow the header.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no safetensors file.
+    """
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or length > _LARGEST_HEADER:
+            raise ValueError("it has no header")
+        header = json.loads(file.read(length))
+    if not isinstance(header, dict):
+        raise ValueError("its header is no object")
+    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    return tensors, path.stat().st_size - 8 - length
+
+
 def _check_weights(path: Path, rank: int) -> None:
     """Shapes as PEFT writes them: lora_A is (rank, in), lora_B is (out, rank). Only the header is parsed."""
     try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > _LARGEST_HEADER:
-                raise ValueError("its header is too long")
-            header = json.loads(file.read(length))
-        size = path.stat().st_size - 8 - length
-    except (OSError, ValueError, struct.error) as error:
+        tensors, size = read_safetensors_header(path)
+    except (OSError, ValueError) as error:
         raise BadAdapter(f"{path} is no safetensors file: {error}") from error
-    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
     if not tensors or max(entry["data_offsets"][1] for entry in tensors.values()) != size:
         raise BadAdapter(f"{path} is not whole")
     for name, entry in tensors.items():

@@ -12,9 +12,8 @@ from core.critique import critique
 from core.engine import ACTOR, EnginePool, OnText, Reply, Sampling
 from core.prompts import PromptSet
 from core.records import Critique, Refinement, StopReason, new_id
+from core.seeds import seed_of_round
 from core.verdict import Verdict
-
-_SEED_STRIDE = 1_000_003  # distance between the seeds of two rounds
 
 
 class When(StrEnum):
@@ -160,9 +159,7 @@ async def rewrite(
 
 def _shifted(sampling: Sampling, round: int) -> Sampling:
     """The same sampling with a seed of its own for each round, so that equal answers get new critiques."""
-    if sampling.seed is None or round == 0:
-        return sampling
-    return replace(sampling, seed=sampling.seed + _SEED_STRIDE * round)
+    return sampling if sampling.seed is None else replace(sampling, seed=seed_of_round(sampling.seed, round))
 
 
 def _piece(

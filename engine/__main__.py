@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 
+from core.adapters import read_safetensors_header
 from core.errors import BadSettings, EngineError, GadflyError
 from core.settings import Device, Settings
 from engine import models
@@ -32,7 +33,6 @@ from engine.command import (
 )
 
 _OVERHEAD_BYTES = 3 * 2**29  # both processes' libraries, adapters and activations: 1.5 GiB
-_LARGEST_HEADER = 100_000_000  # of a safetensors file, as the format says
 _DTYPE_BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
 _STORED_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
@@ -215,15 +215,12 @@ def weight_bytes(folder: Path, dtype: str) -> int:
     total = 0
     for path in folder.glob("*.safetensors"):
         try:
-            with path.open("rb") as file:
-                header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), _LARGEST_HEADER)))
+            tensors, _ = read_safetensors_header(path)
         except (OSError, ValueError) as error:
             raise models.ModelUnavailable(
                 f"{path} holds no weights: it is cut short, or a Git LFS pointer that was never resolved."
             ) from error
-        for name, tensor in header.items():
-            if name == "__metadata__":
-                continue
+        for tensor in tensors.values():
             start, end = tensor["data_offsets"]
             # Quantised types keep their size; the others are cast.
             stored = _STORED_BYTES.get(tensor["dtype"])

@@ -26,9 +26,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from core.engine import ACTOR, Engine
+from core.seeds import seed_of_sample
 
 _GATHER_S = 0.002  # how long the first waiting request waits for company
-_SEED_STRIDE = 7_919  # distance between the seeds of two samples of one request
 
 
 class Refused(Exception):
@@ -179,7 +179,7 @@ def _chances(rows: Sequence[tuple[Generation, int]]) -> Tensor:
             if each.seed is None:
                 generator.seed()
             else:
-                generator.manual_seed((each.seed + _SEED_STRIDE * sample) % 2**32)  # of which torch takes 32 bits
+                generator.manual_seed(seed_of_sample(each.seed, sample) % 2**32)  # of which torch takes 32 bits
             chance_RT[row, : each.max_tokens] = torch.rand(each.max_tokens, generator=generator)
     return chance_RT
 

@@ -32,6 +32,7 @@ from core.prompts import PromptSet
 from core.questions import question_hash
 from core.records import CriticVersion, Critique, Feedback, FeedbackSource, Interaction, Kind, Usage, new_id, now
 from core.refinement import Chain, OnPiece, Role, refine_chain
+from core.seeds import seed_of_sample
 from core.settings import Settings
 from core.voting import group_by_answer
 from service.critics import Critics
@@ -42,8 +43,6 @@ from service.recorder import Recorder
 from service.wire import CritiqueRequest, FeedbackRequest, Options, RefineRequest
 
 log = structlog.get_logger(__name__)
-
-_SEED_STRIDE = 7_919  # distance between the seeds of two samples of one /refine
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -394,7 +393,7 @@ def _parameters(prepared: Prepared) -> dict[str, Any]:
 
 
 def _seeded(sampling: Sampling, sample: int) -> Sampling:
-    return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + _SEED_STRIDE * sample)
+    return sampling if sampling.seed is None else replace(sampling, seed=seed_of_sample(sampling.seed, sample))
 
 
 def _total(parts: tuple[Any, ...]) -> Usage:

@@ -22,6 +22,7 @@ from core.grading import Grade, Grader
 from core.prompts import Message, Prompt, PromptSet
 from core.refinement import When, refine, refine_chain
 from core.run_queries import LabelledAnswer
+from core.seeds import seed_of_sample
 from core.verdict import Verdict, count_verdicts
 from core.voting import group_by_answer
 from trainer.leakage import leaks_gold
@@ -33,7 +34,6 @@ OnItem = Callable[[Judged], Awaitable[None]]
 """Called with each item as soon as it is finished, in any order."""
 
 _NOTHING_DONE: Mapping[str, Judged] = {}
-_SEED_STRIDE = 7_919  # distance between the seeds of two samples of one answer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -195,7 +195,7 @@ async def several_samples(
     references = _need_references(answers)
 
     async def chain(answer: LabelledAnswer, sample: int) -> tuple[str, int]:
-        its_seed = seed + _SEED_STRIDE * sample
+        its_seed = seed_of_sample(seed, sample)
         try:
             found = await refine_chain(
                 bench.engines,

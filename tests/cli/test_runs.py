@@ -251,7 +251,7 @@ def stream(*events: tuple[int, str, dict[str, Any]], breaks: bool = False) -> ht
         if breaks:
             raise httpx.ReadError("gone")
 
-    return httpx.Response(200, content=content())
+    return httpx.Response(200, content=content(), headers={"content-type": "text/event-stream"})
 
 
 RUNNING = httpx.Response(200, json={**RUN, "status": "running"})
