@@ -17,7 +17,7 @@ import httpx
 
 from core.settings import Settings
 from engine.__main__ import prepare
-from engine.command import UnixSocket
+from engine.command import WARM_UP, UnixSocket
 
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
@@ -139,7 +139,8 @@ def start_engine(
         )
         command = prepare(UnixSocket(uds), settings)
         # vLLM as it comes needs a C++ compiler for its first label read; these tests run where there is none.
-        argv, env = list(command.argv), {**command.env, **env, "VLLM_PLUGINS": "", "TORCHDYNAMO_DISABLE": "1"}
+        argv = [part for part in command.argv if part not in ("--middleware", WARM_UP)]
+        env = {**command.env, **env, "VLLM_PLUGINS": "", "TORCHDYNAMO_DISABLE": "1"}
     with log.open("wb") as output:
         process = subprocess.Popen(
             argv, cwd=_REPOSITORY, env=env, stdout=output, stderr=output, stdin=subprocess.DEVNULL,
