@@ -8,9 +8,10 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import httpx
 
@@ -51,11 +52,13 @@ def deployment(model: str, *, models_home: Path | None) -> Iterator[Settings]:
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
-    """The deployment's engine and service, ready, and a client of the service."""
+async def running(
+    settings: Settings, *, environ: Mapping[str, str] = MappingProxyType({})
+) -> AsyncIterator[httpx.AsyncClient]:
+    """The deployment's engine and service, ready, and a client of the service. `environ` adds variables to both."""
     logs = settings.home
     uds = Path(settings.engine_urls[0].removeprefix("unix://"))
-    environment = settings.to_environment()
+    environment = settings.to_environment() | dict(environ)
     transport = httpx.AsyncHTTPTransport(uds=str(uds))
     with process(["engine", "--uds", str(uds)], environment, logs / "engine.log") as engine:
         async with httpx.AsyncClient(transport=transport, base_url="http://engine") as client:

@@ -26,7 +26,7 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from bench.deployment import process, until_up
+from bench.deployment import running
 from bench.overhead import Run
 from core import swap_queries
 from core.database import Database, migrate
@@ -118,20 +118,11 @@ async def swap(database: Database, callers: Callers, version: int) -> tuple[floa
 
 async def measure(options: argparse.Namespace, settings: Settings, console: Console) -> None:
     assert settings.database_url is not None
-    home = settings.home
-    uds = Path(settings.engine_urls[0].removeprefix("unix://"))
-    environment = settings.to_environment() | {"OMP_NUM_THREADS": "1"}
-    async with Database.of(settings, settings.database_url.get_secret_value()) as database:
-        with process(["engine", "--uds", str(uds)], environment, home / "engine.log") as engine:
-            transport = httpx.AsyncHTTPTransport(uds=str(uds))
-            async with httpx.AsyncClient(transport=transport, base_url="http://engine") as client:
-                await until_up(client, "/health", engine, home / "engine.log")
-            with process(["service"], environment, home / "service.log") as service:
-                async with httpx.AsyncClient(
-                    base_url=settings.service_url, timeout=600, limits=httpx.Limits(max_connections=None)
-                ) as client:
-                    await until_up(client, "/readyz", service, home / "service.log")
-                    await compare(options, settings, database, client, console)
+    async with (
+        Database.of(settings, settings.database_url.get_secret_value()) as database,
+        running(settings, environ={"OMP_NUM_THREADS": "1"}) as client,
+    ):
+        await compare(options, settings, database, client, console)
 
 
 async def compare(
