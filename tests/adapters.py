@@ -40,12 +40,24 @@ class PublishedAdapter:
     record: ProbeRecord
 
 
+class TiedProbe(Exception):
+    """A probe's first token has no clear lead, so two correct programs may differ on it."""
+
+
 def publish_adapter(folder: Path, *, model: Path, seed: int, base_model: str = "tiny") -> PublishedAdapter:
-    """Make a published adapter; `base_model` is what the deployment calls its model."""
-    random_adapter(folder, model=model, seed=seed, rank=RANK, size=_SIZE)
-    record = probe_record(folder, model=model)
-    write_record(folder, record)
-    return PublishedAdapter(folder, _seal(folder, base_model=base_model), record)
+    """Make a published adapter; `base_model` is what the deployment calls its model.
+
+    The critic is trained anew on each machine, so any fixed seed can meet a tie: the next one is taken then.
+    """
+    for attempt in range(20):
+        random_adapter(folder, model=model, seed=seed + 1000 * attempt, rank=RANK, size=_SIZE)
+        try:
+            record = probe_record(folder, model=model)
+        except TiedProbe:
+            continue
+        write_record(folder, record)
+        return PublishedAdapter(folder, _seal(folder, base_model=base_model), record)
+    raise AssertionError("every random adapter ties on the first token of a probe")
 
 
 def publish_again(
@@ -99,7 +111,8 @@ def _probe(adapted: Any, prompt: Prompt, question: str, response: str) -> Probe:
             logprobs.append(float(torch.log_softmax(logits_V, -1)[tokens[-1]]))
             if tokens[-1] == tokenizer().eos_token_id:
                 break
-        assert tokens, "another seed: the first token is a tie"
+        if not tokens:
+            raise TiedProbe
         with adapted.disable_adapter():
             logits_TV = adapted(torch.tensor([[*ids, *tokens]])).logits[0, len(ids) - 1 : -1].double()
         base_T = torch.log_softmax(logits_TV, -1)[range(len(tokens)), tokens]

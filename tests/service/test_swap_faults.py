@@ -474,7 +474,7 @@ async def test_the_way_back_does_not_wait_for_a_promotion(
     async with _hanging(tmp_path / "hanging.sock") as url:
         settings = settings.model_copy(update={"engine_urls": (*settings.engine_urls, url)})
         async with serving(settings, ready=False) as client:
-            await _until(client, lambda state: state["live_critic"] == live.version)
+            await _until(client, lambda state: (state["status"], state["live_critic"]) == ("running", live.version))
             promoting = asyncio.create_task(client.post("/admin/promote", json={"version": other.version}))
             await _until(client, lambda state: state["swap"]["status"] == "pending")
             await asyncio.sleep(1)
