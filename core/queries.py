@@ -121,7 +121,7 @@ async def insert_interactions(
     ordered = sorted(interactions, key=lambda interaction: (interaction.request_id or "", interaction.id))
     try:
         added = await _insert_missing(
-            session, InteractionRow, [_interaction_values(item, hashes[item.id]) for item in ordered]
+            session, InteractionRow, [interaction_values(item, hashes[item.id]) for item in ordered]
         )
     except IntegrityError as error:
         raise _explained(error) from error
@@ -129,7 +129,7 @@ async def insert_interactions(
         session,
         CritiqueRow,
         [
-            _critique_values(critique, interaction.id, position)
+            critique_values(critique, interaction.id, position)
             for interaction in interactions
             for position, critique in enumerate(interaction.critiques)
         ],
@@ -138,12 +138,12 @@ async def insert_interactions(
         session,
         RefinementRow,
         [
-            _refinement_values(refinement, interaction.id, position)
+            refinement_values(refinement, interaction.id, position)
             for interaction in interactions
             for position, refinement in enumerate(interaction.refinements)
         ],
     )
-    await _delete_claims(session, interactions)
+    await end_claims(session, interactions)
     return added
 
 
@@ -206,7 +206,7 @@ async def _insert_feedback(session: AsyncSession, feedback: Sequence[Feedback]) 
         .where(FeedbackRow.interaction_id.in_(ids))
         .order_by(FeedbackRow.interaction_id, FeedbackRow.key_id, FeedbackRow.created_at.desc(), FeedbackRow.id.desc())
     )
-    newest = {(row.interaction_id, row.key_id): _to_feedback(row) for row in rows}
+    newest = {(row.interaction_id, row.key_id): to_feedback(row) for row in rows}
     stored: list[Stored] = []
     for item in feedback:
         said = newest.get((item.interaction_id, item.key_id))
@@ -216,7 +216,7 @@ async def _insert_feedback(session: AsyncSession, feedback: Sequence[Feedback]) 
             newest[item.interaction_id, item.key_id] = item
             stored.append(Stored(item, False))
     added = [item.record for item in stored if not item.is_repeat]
-    await _insert_missing(session, FeedbackRow, [_feedback_values(cast(Feedback, record)) for record in added])
+    await _insert_missing(session, FeedbackRow, [feedback_values(cast(Feedback, record)) for record in added])
     await _take_newest_grades(session, ids)
     return stored
 
@@ -243,7 +243,7 @@ async def _take_newest_grades(session: AsyncSession, interaction_ids: Sequence[U
     )
 
 
-async def _delete_claims(session: AsyncSession, interactions: Sequence[Interaction]) -> None:
+async def end_claims(session: AsyncSession, interactions: Sequence[Interaction]) -> None:
     done = [(item.request_id, item.key_id) for item in interactions if item.request_id is not None]
     if done:
         await session.execute(
@@ -359,7 +359,7 @@ async def read_interaction(session: AsyncSession, id: UUID, *, scope: Scope) -> 
     row = await session.scalar(_whole().where(InteractionRow.id == id, *_in_scope(scope)))
     if row is None:
         raise NotFound(f"there is no interaction {id}")
-    return _to_interaction(row)
+    return to_interaction(row)
 
 
 async def find_by_request_id(session: AsyncSession, request_id: str, *, key_id: UUID | None) -> Interaction | None:
@@ -367,7 +367,7 @@ async def find_by_request_id(session: AsyncSession, request_id: str, *, key_id: 
     row = await session.scalar(
         _whole().where(InteractionRow.request_id == request_id, InteractionRow.key_id.is_not_distinct_from(key_id))
     )
-    return None if row is None else _to_interaction(row)
+    return None if row is None else to_interaction(row)
 
 
 async def list_interactions(
@@ -384,7 +384,7 @@ async def list_interactions(
     statement = statement.order_by(InteractionRow.created_at.desc(), InteractionRow.id.desc()).limit(limit + 1)
     rows = list(await session.scalars(statement))
     next_cursor = _write_cursor(rows[limit - 1]) if len(rows) > limit else None
-    return Page([_to_interaction(row, is_whole=False) for row in rows[:limit]], next_cursor)
+    return Page([to_interaction(row, is_whole=False) for row in rows[:limit]], next_cursor)
 
 
 async def find_imported(session: AsyncSession, ids: Iterable[UUID]) -> dict[UUID, bool | None]:
@@ -413,7 +413,7 @@ async def find_critique(session: AsyncSession, id: UUID, *, scope: Scope) -> tup
             .where(CritiqueRow.id == id, *_in_scope(scope))
         )
     ).one_or_none()
-    return None if found is None else (_to_critique(found[0]), found[1])
+    return None if found is None else (to_critique(found[0]), found[1])
 
 
 async def feedback_of(session: AsyncSession, interaction_id: UUID) -> list[Feedback]:
@@ -423,7 +423,7 @@ async def feedback_of(session: AsyncSession, interaction_id: UUID) -> list[Feedb
         .where(FeedbackRow.interaction_id == interaction_id)
         .order_by(FeedbackRow.created_at, FeedbackRow.id)
     )
-    return [_to_feedback(row) for row in rows]
+    return [to_feedback(row) for row in rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -450,7 +450,7 @@ async def stream_interactions(
         async for part in rows.partitions():
             yield [
                 LoggedInteraction(
-                    _to_interaction(row), tuple(map(_to_feedback, row.feedback)), row.question_row.split, is_right
+                    to_interaction(row), tuple(map(to_feedback, row.feedback)), row.question_row.split, is_right
                 )
                 for row, is_right in part
             ]
@@ -719,7 +719,7 @@ async def insert_key(session: AsyncSession, key: Key, digest: bytes) -> None:
 async def find_key(session: AsyncSession, digest: bytes) -> Key | None:
     """The key with this secret, revoked and expired ones too."""
     row = await session.scalar(select(KeyRow).where(KeyRow.digest == digest))
-    return None if row is None else _to_key(row)
+    return None if row is None else to_key(row)
 
 
 async def has_keys(session: AsyncSession) -> bool:
@@ -729,7 +729,7 @@ async def has_keys(session: AsyncSession) -> bool:
 
 async def list_keys(session: AsyncSession) -> list[Key]:
     """All keys, oldest first, revoked and expired ones too."""
-    return [_to_key(row) for row in await session.scalars(select(KeyRow).order_by(KeyRow.created_at, KeyRow.id))]
+    return [to_key(row) for row in await session.scalars(select(KeyRow).order_by(KeyRow.created_at, KeyRow.id))]
 
 
 async def revoke_key(session: AsyncSession, id: UUID) -> Key:
@@ -743,13 +743,13 @@ async def revoke_key(session: AsyncSession, id: UUID) -> Key:
         raise NotFound(f"there is no key {id}")
     row.revoked_at = row.revoked_at or now()
     await session.flush()
-    return _to_key(row)
+    return to_key(row)
 
 
 # ------------------------------------------------------------------------------------------------------ rows to nouns
 
 
-def _interaction_values(interaction: Interaction, hash_: bytes) -> dict[str, Any]:
+def interaction_values(interaction: Interaction, hash_: bytes) -> dict[str, Any]:
     return {
         "id": interaction.id,
         "kind": interaction.kind,
@@ -778,7 +778,7 @@ def _interaction_values(interaction: Interaction, hash_: bytes) -> dict[str, Any
     }
 
 
-def _to_interaction(row: InteractionRow, *, is_whole: bool = True) -> Interaction:
+def to_interaction(row: InteractionRow, *, is_whole: bool = True) -> Interaction:
     return Interaction(
         id=row.id,
         kind=row.kind,
@@ -802,12 +802,12 @@ def _to_interaction(row: InteractionRow, *, is_whole: bool = True) -> Interactio
         stop_reason=row.stop_reason,
         usage=_to_usage(row),
         latency_ms=row.latency_ms,
-        critiques=tuple(map(_to_critique, row.critiques)) if is_whole else (),
-        refinements=tuple(map(_to_refinement, row.refinements)) if is_whole else (),
+        critiques=tuple(map(to_critique, row.critiques)) if is_whole else (),
+        refinements=tuple(map(to_refinement, row.refinements)) if is_whole else (),
     )
 
 
-def _critique_values(critique: Critique, interaction_id: UUID, position: int) -> dict[str, Any]:
+def critique_values(critique: Critique, interaction_id: UUID, position: int) -> dict[str, Any]:
     return {
         "id": critique.id,
         "interaction_id": interaction_id,
@@ -827,7 +827,7 @@ def _critique_values(critique: Critique, interaction_id: UUID, position: int) ->
     }
 
 
-def _to_critique(row: CritiqueRow) -> Critique:
+def to_critique(row: CritiqueRow) -> Critique:
     return Critique(
         id=row.id,
         round=row.round,
@@ -844,7 +844,7 @@ def _to_critique(row: CritiqueRow) -> Critique:
     )
 
 
-def _refinement_values(refinement: Refinement, interaction_id: UUID, position: int) -> dict[str, Any]:
+def refinement_values(refinement: Refinement, interaction_id: UUID, position: int) -> dict[str, Any]:
     return {
         "id": refinement.id,
         "interaction_id": interaction_id,
@@ -860,7 +860,7 @@ def _refinement_values(refinement: Refinement, interaction_id: UUID, position: i
     }
 
 
-def _to_refinement(row: RefinementRow) -> Refinement:
+def to_refinement(row: RefinementRow) -> Refinement:
     return Refinement(
         id=row.id,
         round=row.round,
@@ -873,7 +873,7 @@ def _to_refinement(row: RefinementRow) -> Refinement:
     )
 
 
-def _feedback_values(feedback: Feedback) -> dict[str, Any]:
+def feedback_values(feedback: Feedback) -> dict[str, Any]:
     return {
         "id": feedback.id,
         "interaction_id": feedback.interaction_id,
@@ -891,7 +891,7 @@ def _feedback_values(feedback: Feedback) -> dict[str, Any]:
     }
 
 
-def _to_feedback(row: FeedbackRow) -> Feedback:
+def to_feedback(row: FeedbackRow) -> Feedback:
     return Feedback(
         id=row.id,
         interaction_id=row.interaction_id,
@@ -926,7 +926,7 @@ def to_critic_version(row: CriticVersionRow) -> CriticVersion:
     )
 
 
-def _to_key(row: KeyRow) -> Key:
+def to_key(row: KeyRow) -> Key:
     return Key(
         id=row.id,
         name=row.name,

@@ -49,16 +49,16 @@ async def set_candidate(session: AsyncSession, version: int) -> None:
     Raises:
         NotFound: there is no such version.
     """
-    await _require_version(session, version)
-    await _point(session, "candidate", version)
+    await require_version(session, version)
+    await set_pointer(session, "candidate", version)
 
 
-async def _require_version(session: AsyncSession, version: int) -> None:
+async def require_version(session: AsyncSession, version: int) -> None:
     if await session.get(CriticVersionRow, version) is None:
         raise NotFound(f"there is no critic version {version}")
 
 
-async def _point(session: AsyncSession, name: Pointer, version: int) -> None:
+async def set_pointer(session: AsyncSession, name: Pointer, version: int) -> None:
     statement = insert(CriticPointerRow).values(name=name, version=version, moved_at=func.clock_timestamp())
     await session.execute(
         statement.on_conflict_do_update(
@@ -68,7 +68,7 @@ async def _point(session: AsyncSession, name: Pointer, version: int) -> None:
     )
 
 
-async def _pointed(session: AsyncSession, name: Pointer, *, lock: bool = False) -> int | None:
+async def pointed_version(session: AsyncSession, name: Pointer, *, lock: bool = False) -> int | None:
     statement = select(CriticPointerRow.version).where(CriticPointerRow.name == name)
     return await session.scalar(statement.with_for_update() if lock else statement)
 
@@ -97,13 +97,13 @@ async def request_swap(
     """
     # Before the pointers are read: a swap that is about to move them is then over, or does not move them any more.
     under_way = await _lock_promotion(session) if kind in _BACK else None
-    live = await _pointed(session, "live")
+    live = await pointed_version(session, "live")
     if live is None:
         raise Conflict("no critic is live yet: the service has not been started")
     if from_version not in (None, live):
         raise Conflict(f"version {live} is live, and not {from_version}")
     if kind in _BACK:
-        previous = await _pointed(session, "previous")
+        previous = await pointed_version(session, "previous")
         if previous is None:
             still = (
                 "" if under_way is None else f"; the swap to version {under_way.version} has not moved it and goes on"
@@ -114,7 +114,7 @@ async def request_swap(
         version = previous
     if version is None:
         raise NotFound("a swap needs a version")
-    await _require_version(session, version)
+    await require_version(session, version)
     if version == live:
         raise Conflict(f"version {version} is live already")
     if under_way is not None:
@@ -162,7 +162,7 @@ async def move_pointer(session: AsyncSession, swap_id: UUID) -> Finished:
     row = await _locked(session, swap_id)
     if row.status is not SwapStatus.PENDING:
         return Finished(_to_swap(row), False)
-    live = await _pointed(session, "live", lock=True)
+    live = await pointed_version(session, "live", lock=True)
     if live != row.from_version:
         return await finish_swap(
             session,
@@ -170,8 +170,8 @@ async def move_pointer(session: AsyncSession, swap_id: UUID) -> Finished:
             SwapStatus.REFUSED,
             f"version {live} went live in the meantime, and this was to follow {row.from_version}",
         )
-    await _point(session, "previous", live)
-    await _point(session, "live", row.version)
+    await set_pointer(session, "previous", live)
+    await set_pointer(session, "live", row.version)
     await session.execute(
         delete(CriticPointerRow).where(CriticPointerRow.name == "candidate", CriticPointerRow.version == row.version)
     )

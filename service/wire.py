@@ -388,7 +388,7 @@ class InteractionSummary(Wire):
             response=interaction.response,
             verdict=interaction.verdict,
             grade=interaction.grade,
-            critic=_critic(interaction),
+            critic=critic_of(interaction),
         )
 
 
@@ -564,7 +564,7 @@ def result_of(interaction: Interaction) -> CritiqueResult | RefineResult:
     return CritiqueResult.of(interaction) if interaction.kind is Kind.CRITIQUE else RefineResult.of(interaction)
 
 
-def _critic(interaction: Interaction) -> CriticView | None:
+def critic_of(interaction: Interaction) -> CriticView | None:
     if interaction.critic_version is None:
         return None
     return CriticView(version=interaction.critic_version, adapter_sha256=interaction.adapter_sha256)
@@ -576,7 +576,7 @@ def _common(interaction: Interaction) -> dict[str, Any]:
         "episode_id": interaction.episode_id,
         "request_id": interaction.request_id,
         "created_at": interaction.created_at,
-        "critic": _critic(interaction),
+        "critic": critic_of(interaction),
         "model": interaction.model,
         "prompt_set": interaction.prompt_set,
         "grade": interaction.grade,
