@@ -6,8 +6,8 @@ ENV PYTHONUNBUFFERED=1 PATH=/opt/gadfly/bin:$PATH
 RUN python3 -m pip install --no-cache-dir 'uv>=0.8' && uv venv --seed --python 3.11 /opt/gadfly
 WORKDIR /app
 COPY pyproject.toml constraints.txt README.md ./
-RUN for package in core service trainer engine cli migrations; do mkdir -p $package && touch $package/__init__.py; done
-# Dependencies first, from empty packages: a change in the code does not install them again.
+RUN mkdir gadfly && touch gadfly/__init__.py
+# Dependencies first, from an empty package: a change in the code does not install them again.
 RUN uv pip install --no-cache --python /opt/gadfly/bin/python --constraint constraints.txt --editable .
 
 FROM base AS engine
@@ -16,33 +16,30 @@ RUN apt-get update && apt-get install -y --no-install-recommends libnuma1 && rm 
 # A folder of wheels (UV_FIND_LINKS) that holds a CPU build of torch stands for PyTorch's own index.
 RUN if ls ${UV_FIND_LINKS:-/nowhere}/torch-*.whl >/dev/null 2>&1; then torch=""; else torch="--torch-backend cpu"; fi; \
     uv pip install --no-cache --python /opt/gadfly/bin/python $torch --constraint constraints.txt --editable '.[cpu]'
-COPY core core
-COPY engine engine
+COPY gadfly gadfly
 COPY trainer trainer
 COPY migrations migrations
-CMD ["python", "-m", "engine", "--uds", "/run/gadfly/engine.sock"]
+CMD ["python", "-m", "gadfly.engine", "--uds", "/run/gadfly/engine.sock"]
 
 FROM base AS trainer-gpu
 RUN uv pip install --no-cache --python /opt/gadfly/bin/python --constraint constraints.txt --editable '.[trainer]'
-COPY core core
+COPY gadfly gadfly
 COPY trainer trainer
 COPY migrations migrations
-CMD ["python", "-m", "trainer"]
+CMD ["python", "-m", "gadfly.trainer"]
 
 FROM base AS service
-COPY core core
+COPY gadfly gadfly
 COPY service service
-COPY cli cli
 COPY migrations migrations
-CMD ["python", "-m", "service"]
+CMD ["python", "-m", "gadfly.service"]
 
 FROM vllm/vllm-openai:v0.32.0 AS engine-gpu
 WORKDIR /app
 COPY pyproject.toml constraints.txt README.md ./
-COPY core core
-COPY engine engine
+COPY gadfly gadfly
 # The image brings vLLM and what vLLM needs, which must stay as it is: of our own dependencies only these are missing.
 RUN python3 -m pip install --no-cache-dir --no-deps --constraint constraints.txt \
     pydantic-settings python-dotenv gguf accelerate httpx httpx-sse orjson uuid-utils --editable .
 ENTRYPOINT []
-CMD ["python3", "-m", "engine", "--uds", "/run/gadfly/engine.sock"]
+CMD ["python3", "-m", "gadfly.engine", "--uds", "/run/gadfly/engine.sock"]

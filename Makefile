@@ -6,8 +6,6 @@ ARGS ?=
 
 PYTHON := .venv/bin/python
 STAMP := .venv/.installed-$(GADFLY_EXTRA)
-CODE := $(patsubst %/,%,$(dir $(wildcard core/*.py service/*.py trainer/*.py engine/*.py cli/*.py lab/*.py)))
-PACKAGES := $(sort $(CODE))
 
 # A uv that is found but is too old, or does not run (a shim without a version behind it), counts as missing.
 UV := $(shell uv pip install --help 2>/dev/null | grep -q torch-backend && command -v uv || echo build/uv/bin/uv)
@@ -42,18 +40,18 @@ test: $(STAMP) ## Run the tests (ARGS="tests/cli -k doctor")
 check: $(STAMP) ## Format, lint, types, the arrows between packages, migration drift
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
-	$(PYTHON) -m mypy $(PACKAGES)
+	$(PYTHON) -m mypy gadfly
 	.venv/bin/lint-imports
 	@home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && .venv/bin/gadfly migrate --home "$$home" && \
 		.venv/bin/gadfly migrate --check --home "$$home"
 
 lab: $(STAMP) ## Every row of docs/results.md; takes hours, and goes on where it was
-	$(PYTHON) -m lab run build/lab $(ARGS)
-	$(PYTHON) -m lab write build/lab
+	$(PYTHON) -m gadfly.lab run build/lab $(ARGS)
+	$(PYTHON) -m gadfly.lab write build/lab
 
 lab-quick: $(STAMP) ## Four rows, one seed, four minutes: fails if the method's signs are not there
 	rm -rf build/lab-quick
-	$(PYTHON) -m lab run build/lab-quick --quick $(ARGS)
+	$(PYTHON) -m gadfly.lab run build/lab-quick --quick $(ARGS)
 
 format: $(STAMP) ## Format, and fix what can be fixed
 	.venv/bin/ruff check --fix-only --quiet .

@@ -14,9 +14,9 @@ import httpx2
 import orjson
 from openai import AsyncOpenAI
 
-from core import prompts
-from core.engine import ACTOR, Engine, Sampling
-from core.settings import Settings
+from gadfly import prompts
+from gadfly.engine_client import ACTOR, Engine, Sampling
+from gadfly.settings import Settings
 
 TOKENS = 160
 ROUNDS = 5

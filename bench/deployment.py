@@ -15,9 +15,9 @@ from types import MappingProxyType
 
 import httpx
 
-from core.database import migrate
-from core.postgres import EmbeddedPostgres
-from core.settings import Settings
+from gadfly.settings import Settings
+from gadfly.store.database import migrate
+from gadfly.store.embedded import EmbeddedPostgres
 
 RESPONSE = "She buys 5 * 12 = 60 pens. She has 60 - 17 = 43 pens left. The answer is 43."
 REFERENCE = "43"
@@ -60,10 +60,10 @@ async def running(
     uds = Path(settings.engine_urls[0].removeprefix("unix://"))
     environment = settings.to_environment() | dict(environ)
     transport = httpx.AsyncHTTPTransport(uds=str(uds))
-    with process(["engine", "--uds", str(uds)], environment, logs / "engine.log") as engine:
+    with process(["gadfly.engine", "--uds", str(uds)], environment, logs / "engine.log") as engine:
         async with httpx.AsyncClient(transport=transport, base_url="http://engine") as client:
             await until_up(client, "/health", engine, logs / "engine.log")
-        with process(["service"], environment, logs / "service.log") as service:
+        with process(["gadfly.service"], environment, logs / "service.log") as service:
             async with httpx.AsyncClient(
                 base_url=settings.service_url, timeout=600, limits=httpx.Limits(max_connections=None)
             ) as client:

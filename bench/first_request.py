@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 
 from bench.deployment import REFERENCE, RESPONSE, deployment, question, running
-from core.settings import DEFAULT_MODEL, Settings
+from gadfly.settings import DEFAULT_MODEL, Settings
 
 
 async def measure(settings: Settings, *, requests: int, tokens: int) -> None:

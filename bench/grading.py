@@ -11,8 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-from core.errors import UnreadableReference
-from core.grading import Grade, extract_answer, grade_many, read_reference
+from gadfly.errors import UnreadableReference
+from gadfly.grading import Grade, extract_answer, grade_many, read_reference
 
 TIMEOUT_S = 2.0
 TAIL_CHARS = 90

@@ -29,15 +29,15 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.deployment import RESPONSE, deployment, question, running
-from core import prompts
-from core.critique import critique
-from core.database import Database
-from core.engine import ACTOR, EnginePool, Sampling
-from core.grading import Grade
-from core.records import Critique, Interaction, Kind, Usage, new_id, now
-from core.settings import DEFAULT_MODEL, Settings
-from core.verdict import Verdict
-from service.recorder import Recorder
+from gadfly import prompts
+from gadfly.critique import critique
+from gadfly.engine_client import ACTOR, EnginePool, Sampling
+from gadfly.grading import Grade
+from gadfly.records import Critique, Interaction, Kind, Usage, new_id, now
+from gadfly.service.recording.recorder import Recorder
+from gadfly.settings import DEFAULT_MODEL, Settings
+from gadfly.store.database import Database
+from gadfly.verdict import Verdict
 
 Call = Callable[[int], Awaitable[None]]
 

@@ -24,12 +24,12 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.deployment import RESPONSE, process, question, until_up
-from core import queries
-from core.database import Database, migrate
-from core.grading import Grade
-from core.postgres import EmbeddedPostgres
-from core.records import Interaction, Kind, Usage, new_id, now
-from core.settings import DEFAULT_MODEL, Settings
+from gadfly import store
+from gadfly.grading import Grade
+from gadfly.records import Interaction, Kind, Usage, new_id, now
+from gadfly.settings import DEFAULT_MODEL, Settings
+from gadfly.store.database import Database, migrate
+from gadfly.store.embedded import EmbeddedPostgres
 
 QUIET = "no run"
 
@@ -54,7 +54,7 @@ async def fill(settings: Settings, lines: list[dict[str, str]]) -> None:
         Database.of(settings, settings.database_url.get_secret_value()) as database,
         database.session() as session,
     ):
-        await queries.insert_interactions(session, interactions, heldout_share=settings.heldout_share)
+        await store.interactions.insert_interactions(session, interactions, heldout_share=settings.heldout_share)
 
 
 class Caller:
@@ -78,13 +78,13 @@ async def measure(
 ) -> None:
     environment, logs = settings.to_environment(), settings.home
     uds = settings.engine_urls[0].removeprefix("unix://")
-    with process(["engine", "--uds", uds], environment, logs / "engine.log") as engine:
+    with process(["gadfly.engine", "--uds", uds], environment, logs / "engine.log") as engine:
         transport = httpx.AsyncHTTPTransport(uds=uds)
         async with httpx.AsyncClient(transport=transport, base_url="http://engine") as client:
             await until_up(client, "/health", engine, logs / "engine.log")
         with (
-            process(["service"], environment, logs / "service.log") as service,
-            process(["trainer"], environment, logs / "trainer.log"),
+            process(["gadfly.service"], environment, logs / "service.log") as service,
+            process(["gadfly.trainer"], environment, logs / "trainer.log"),
         ):
             async with httpx.AsyncClient(base_url=settings.service_url, timeout=600) as client:
                 await until_up(client, "/readyz", service, logs / "service.log")

@@ -28,14 +28,14 @@ from rich.table import Table
 
 from bench.deployment import running
 from bench.overhead import Run
-from core import swap_queries
-from core.database import Database, migrate
-from core.postgres import EmbeddedPostgres
-from core.records import SwapKind, SwapStatus
-from core.settings import Settings
-from tests.adapters import insert_version, publish_adapter
-from tests.services import free_port
-from tests.tiny_models import critic_model
+from gadfly import store
+from gadfly.records import SwapKind, SwapStatus
+from gadfly.settings import Settings
+from gadfly.store.database import Database, migrate
+from gadfly.store.embedded import EmbeddedPostgres
+from tests.support.adapters import insert_version, publish_adapter
+from tests.support.services import free_port
+from tests.support.tiny_models import critic_model
 
 _SEEDS = (1, 3)  # of two adapters whose greedy texts differ
 _PATIENCE_S = 60.0
@@ -106,11 +106,11 @@ async def swap(database: Database, callers: Callers, version: int) -> tuple[floa
     answered = asyncio.create_task(callers.first_answer_of(version))
     started = time.perf_counter()
     async with database.session() as session:
-        asked = await swap_queries.request_swap(session, version=version, kind=SwapKind.GATE)
+        asked = await store.swaps.request_swap(session, version=version, kind=SwapKind.GATE)
     async with asyncio.timeout(_PATIENCE_S):
         answered_at = await answered
     async with database.session() as session:
-        done = await swap_queries.read_swap(session, asked.id)
+        done = await store.swaps.read_swap(session, asked.id)
     if done.status is not SwapStatus.DONE or done.finished_at is None:
         raise SystemExit(f"version {version} answered before its swap was done: {done}")
     return (done.finished_at - done.requested_at).total_seconds(), answered_at - started

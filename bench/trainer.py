@@ -42,14 +42,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from core.adapters import TARGET_MODULES
-from core.settings import DEFAULT_MODEL, Settings
-from core.training import TrainConfig
-from trainer.advantages import leave_one_out
-from trainer.batch import Group, pack
-from trainer.learner import Learner
-from trainer.loss import clipped_loss
-from trainer.policy import Policy, Which
+from gadfly.adapters import TARGET_MODULES
+from gadfly.settings import DEFAULT_MODEL, Settings
+from gadfly.trainer.rl.advantages import leave_one_out
+from gadfly.trainer.rl.learner import Learner
+from gadfly.trainer.rl.loss import clipped_loss
+from gadfly.trainer.rl.packing import Group, pack
+from gadfly.trainer.rl.policy import Policy, Which
+from gadfly.training import TrainConfig
 
 RANK, ALPHA, KL, CLIP, RATE = 16, 32, 0.01, 0.2, 2e-5
 EPOCHS = 2

@@ -1,8 +1,8 @@
 """The table: every row with every seed, one after another; what is done already is not done again.
 
-python -m lab run FOLDER            # all rows, three seeds
-python -m lab run FOLDER --quick    # few rows, one seed, fewer steps; fails if a sign is wrong
-python -m lab write FOLDER          # tables and pictures into docs/results.md
+python -m gadfly.lab run FOLDER            # all rows, three seeds
+python -m gadfly.lab run FOLDER --quick    # few rows, one seed, fewer steps; fails if a sign is wrong
+python -m gadfly.lab write FOLDER          # tables and pictures into docs/results.md
 """
 
 import argparse
@@ -18,12 +18,12 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from core.training import TrainConfig
-from lab import report
-from lab.arena import Sizes
-from lab.rows import BASE, QUICK, QUICK_CHANGES, QUICK_SIZES, ROWS
-from lab.study import AnotherStudy, Study, read
-from lab.world import Split
+from gadfly.lab import report
+from gadfly.lab.arena import Sizes
+from gadfly.lab.rows import BASE, QUICK, QUICK_CHANGES, QUICK_SIZES, ROWS
+from gadfly.lab.study import AnotherStudy, Study, read
+from gadfly.lab.world import Split
+from gadfly.training import TrainConfig
 
 MODEL = Path(__file__).with_name("model")
 _FULL = 0.97  # a class that the critic judges right this often has no room to be lifted, and must be kept
@@ -107,11 +107,11 @@ def made(folder: Path, pictures: Path, *, seen_from: Path) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m lab", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m gadfly.lab", description=__doc__.partition("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run")
     running.add_argument("folder", type=Path)
-    running.add_argument("--model", type=Path, default=MODEL, help="what `python -m lab.pretrain` made")
+    running.add_argument("--model", type=Path, default=MODEL, help="what `python -m gadfly.lab.pretrain` made")
     running.add_argument("--rows", default=",".join(each.name for each in ROWS))
     running.add_argument("--seeds", default="0,1,2")
     running.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="of the training config")

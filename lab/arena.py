@@ -10,18 +10,18 @@ from uuid import NAMESPACE_URL, uuid5
 
 import orjson
 
-from core.adapters import write_durably
-from core.concurrency import gather
-from core.engine import ACTOR, Sampling
-from core.grading import Grade, Grader
-from core.prompts import PromptSet
-from core.run_queries import LabelledAnswer
-from core.training import TrainConfig
-from lab import world
-from lab.world import Problem, Split
-from trainer.data import Item, Origin, seed_of
-from trainer.engines import Engines
-from trainer.pool import sample_pool
+from gadfly.adapters import write_durably
+from gadfly.concurrency import gather
+from gadfly.engine_client import ACTOR, Sampling
+from gadfly.grading import Grade, Grader
+from gadfly.lab import world
+from gadfly.lab.world import Problem, Split
+from gadfly.prompts import PromptSet
+from gadfly.store.training_data import LabelledAnswer
+from gadfly.trainer.data import Item, Origin, seed_of
+from gadfly.trainer.engines import Engines
+from gadfly.trainer.pool import sample_pool
+from gadfly.training import TrainConfig
 
 MAX_ANSWER_TOKENS = 64
 MAX_CRITIQUE_TOKENS = 128

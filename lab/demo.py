@@ -27,8 +27,8 @@ from httpx_sse import EventSource
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from core.concurrency import gather
-from lab.story import Asked, Compared, Story, page, show
+from gadfly.concurrency import gather
+from gadfly.lab.story import Asked, Compared, Story, page, show
 
 MODEL = Path(__file__).with_name("model")
 CONFIG: dict[str, Any] = {

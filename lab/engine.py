@@ -1,8 +1,8 @@
 """An engine for models so small that vLLM's bookkeeping costs more than the model: plain batched generation.
 
-It answers the part of vLLM's HTTP interface that `core.engine` speaks, in the same process (`connect`) or on a port
-(`python -m lab.engine MODEL --port 8000`), so that everything above it is the code that runs on vLLM. It also stands in
-where vLLM is not installed. Requests that wait are computed together: one prefill a prompt, its samples share it.
+It answers the part of vLLM's HTTP interface that `gadfly.engine_client` uses, in the same process (`connect`) or on a
+port (`python -m gadfly.lab.engine MODEL --port 8000`), so the code above it is the code that runs on vLLM. It also
+works where vLLM is not installed. Requests that wait are computed together: one prefill a prompt, its samples share it.
 
 What it leaves out: streaming, priorities, memory limits, a queue limit. Axis letters: P prompts, R rows (samples), T
 positions, V vocabulary.
@@ -25,8 +25,8 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from core.engine import ACTOR, Engine
-from core.seeds import seed_of_sample
+from gadfly.engine_client import ACTOR, Engine
+from gadfly.seeds import seed_of_sample
 
 _GATHER_S = 0.002  # how long the first waiting request waits for company
 
@@ -247,7 +247,7 @@ class Batcher:
 
 
 def make_app(generator: Generator) -> FastAPI:
-    """The routes of vLLM's server that `core.engine` uses."""
+    """The routes of vLLM's server that `gadfly.engine_client` uses."""
     batcher = Batcher(generator)
     tokenizer = generator.tokenizer
     app = FastAPI(title="lab engine", docs_url=None, redoc_url=None)

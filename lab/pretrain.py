@@ -1,6 +1,6 @@
 """Train the lab's base model from scratch: one small Llama that solves, refines and critiques.
 
-    python -m lab.pretrain FOLDER    # ten minutes on two cores
+    python -m gadfly.lab.pretrain FOLDER    # ten minutes on two cores
 
 Three tasks, told apart by the conversation alone, as the prompt set `bare@1` asks them: solve a question, rewrite an
 answer by its critique, critique an answer. Answers and critiques are right ones at first, which is where the model
@@ -26,11 +26,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from core import prompts
-from core.prompts import Prompt
-from lab import tokens, world
-from lab.muon import Muon
-from lab.world import Split
+from gadfly import prompts
+from gadfly.lab import tokens, world
+from gadfly.lab.muon import Muon
+from gadfly.lab.world import Split
+from gadfly.prompts import Prompt
 
 PROMPTS = prompts.load("bare@1")
 

@@ -9,8 +9,8 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 
-from lab.rows import ROWS, Row
-from lab.world import Split
+from gadfly.lab.rows import ROWS, Row
+from gadfly.lab.world import Split
 
 mpl.use("Agg")
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from core.training import AlarmLimits, Baseline, Helpfulness, RewardProfile, TrainConfig, WarmStart
-from lab.arena import MAX_ANSWER_TOKENS, MAX_CRITIQUE_TOKENS, Sizes
+from gadfly.lab.arena import MAX_ANSWER_TOKENS, MAX_CRITIQUE_TOKENS, Sizes
+from gadfly.training import AlarmLimits, Baseline, Helpfulness, RewardProfile, TrainConfig, WarmStart
 
 
 class Method(StrEnum):

@@ -14,27 +14,27 @@ from uuid import NAMESPACE_URL, uuid5
 
 import orjson
 
-from core.adapters import write_durably
-from core.engine import ACTOR, EnginePool
-from core.grading import Grade, Grader
-from core.prompts import PromptSet
-from core.run_queries import LabelledAnswer
-from core.training import EventKind, Stage, TrainConfig
-from lab import sampling
-from lab.arena import Arena
-from lab.engine import Generator, connect
-from lab.rows import Method, Row, config
-from lab.world import Split
-from trainer.crew import Crew, make_accelerator
-from trainer.data import draw
-from trainer.engines import Engines
-from trainer.evaluate import Bench, evaluate, without_critic
-from trainer.learn import Learning, load_adapter
-from trainer.metrics import Judged, measure
-from trainer.policy import Policy
-from trainer.report import Report
-from trainer.rollouts import Collector
-from trainer.workspace import Lines, Workspace, publish_folder
+from gadfly.adapters import write_durably
+from gadfly.engine_client import ACTOR, EnginePool
+from gadfly.grading import Grade, Grader
+from gadfly.lab import sampling
+from gadfly.lab.arena import Arena
+from gadfly.lab.engine import Generator, connect
+from gadfly.lab.rows import Method, Row, config
+from gadfly.lab.world import Split
+from gadfly.prompts import PromptSet
+from gadfly.store.training_data import LabelledAnswer
+from gadfly.trainer.data import draw
+from gadfly.trainer.engines import Engines
+from gadfly.trainer.learn import Learning, load_adapter
+from gadfly.trainer.measure.evaluate import Bench, evaluate, without_critic
+from gadfly.trainer.measure.metrics import Judged, measure
+from gadfly.trainer.report import Report
+from gadfly.trainer.rl.policy import Policy
+from gadfly.trainer.rl.processes import Crew, make_accelerator
+from gadfly.trainer.rollouts import Collector
+from gadfly.trainer.workspace import Lines, Workspace, publish_folder
+from gadfly.training import EventKind, Stage, TrainConfig
 
 RANK = 16
 _STAR_ROUNDS = 4

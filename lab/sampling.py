@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from core.engine import ACTOR
-from core.run_queries import LabelledAnswer
-from lab import arena
-from trainer.data import seed_of
-from trainer.evaluate import Bench, graded_samples, several_samples
-from trainer.metrics import Samples, measure_samples
+from gadfly.engine_client import ACTOR
+from gadfly.lab import arena
+from gadfly.store.training_data import LabelledAnswer
+from gadfly.trainer.data import seed_of
+from gadfly.trainer.measure.evaluate import Bench, graded_samples, several_samples
+from gadfly.trainer.measure.metrics import Samples, measure_samples
 
 SAMPLES = 16
 KS = (1, 2, 4, 8, 16)

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lab import world
-from lab.world import Problem
+from gadfly.lab import world
+from gadfly.lab.world import Problem
 
 mpl.use("Agg")
 

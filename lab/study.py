@@ -15,18 +15,18 @@ import orjson
 import structlog
 import torch
 
-from core import prompts
-from core.adapters import write_durably
-from core.engine import EnginePool
-from core.grading import Grader
-from core.tether import end_with_parent
-from core.training import TrainConfig
-from lab.arena import Arena, Sizes
-from lab.engine import Generator, connect
-from lab.rows import row
-from lab.runs import Lab
-from trainer.base import base_sha256
-from trainer.engines import Engines
+from gadfly import prompts
+from gadfly.adapters import write_durably
+from gadfly.engine_client import EnginePool
+from gadfly.grading import Grader
+from gadfly.lab.arena import Arena, Sizes
+from gadfly.lab.engine import Generator, connect
+from gadfly.lab.rows import row
+from gadfly.lab.runs import Lab
+from gadfly.tether import end_with_parent
+from gadfly.trainer.base_model import base_sha256
+from gadfly.trainer.engines import Engines
+from gadfly.training import TrainConfig
 
 Result = dict[str, Any]
 

@@ -5,7 +5,7 @@ import random
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from lab import world
+from gadfly.lab import world
 
 END, USER, ASSISTANT, PAD = "<|end|>", "<|user|>", "<|assistant|>", "<|pad|>"
 SPECIAL = (PAD, USER, ASSISTANT, END)

@@ -1,4 +1,4 @@
-"""`python -m migrations "add a column"`: write the migration that brings the schema to what `core/tables.py` says.
+"""`python -m gadfly.migrations "add a column"`: write the migration to what `gadfly/store/tables.py` says.
 
 It compares with the newest migration in a Postgres of its own, which it starts and throws away. Read what it wrote.
 """
@@ -10,8 +10,8 @@ from pathlib import Path
 from alembic import command
 from sqlalchemy import create_engine
 
-from core.database import MIGRATIONS, migrate, migration_config
-from core.postgres import EmbeddedPostgres
+from gadfly.store.database import MIGRATIONS, migrate, migration_config
+from gadfly.store.embedded import EmbeddedPostgres
 
 
 def main(message: str) -> None:

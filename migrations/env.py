@@ -1,4 +1,4 @@
-"""Alembic's entry: runs migrations on the connection that `core.database` hands over, inside its transaction."""
+"""Alembic's entry: runs migrations on the connection that `gadfly.store.database` passes, in its transaction."""
 
 from typing import Any, Literal
 
@@ -6,8 +6,8 @@ from alembic import context
 from alembic.autogenerate.api import AutogenContext
 from sqlalchemy import Connection, text
 
-from core.database import VERSION_TABLE
-from core.tables import StoredJson, StoredText, Table
+from gadfly.store.database import VERSION_TABLE
+from gadfly.store.tables import StoredJson, StoredText, Table
 
 
 def render(kind: str, item: Any, context: AutogenContext) -> str | Literal[False]:

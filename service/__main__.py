@@ -1,4 +1,4 @@
-"""`python -m service`: serve HTTP on GADFLY_HOST:GADFLY_PORT."""
+"""`python -m gadfly.service`: serve HTTP on GADFLY_HOST:GADFLY_PORT."""
 
 import asyncio
 import socket
@@ -11,11 +11,11 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
-from core import logs, queries
-from core.database import Database
-from core.errors import BadSettings, GadflyError, StoreUnavailable
-from core.settings import Settings
-from service.app import create_app
+from gadfly import logs, store
+from gadfly.errors import BadSettings, GadflyError, StoreUnavailable
+from gadfly.service.app import create_app
+from gadfly.settings import Settings
+from gadfly.store.database import Database
 
 log = structlog.get_logger(__name__)
 
@@ -43,7 +43,7 @@ async def refuse_open_door(settings: Settings) -> None:
         while True:
             try:
                 async with database.session() as session:
-                    if await queries.has_keys(session):
+                    if await store.keys.has_keys(session):
                         return
                     raise BadSettings(
                         f"refusing to listen on {settings.host} without keys: run `gadfly keys create --tier admin`"

@@ -11,13 +11,13 @@ from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 
-from core.errors import GadflyError
-from core.settings import Settings
-from service import errors
-from service.metrics import Metrics
-from service.middleware import BodyLimit, Edge
-from service.routes import critics, critique, feedback, health, interactions, pointers, runs
-from service.state import Service
+from gadfly.errors import GadflyError
+from gadfly.service import errors
+from gadfly.service.container import Service
+from gadfly.service.metrics import Metrics
+from gadfly.service.middleware import BodyLimit, Edge
+from gadfly.service.routes import critics, critique, feedback, health, interactions, pointers, runs
+from gadfly.settings import Settings
 
 log = structlog.get_logger(__name__)
 

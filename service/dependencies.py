@@ -5,10 +5,10 @@ from typing import Annotated
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from core.errors import NotAllowed
-from core.records import Tier
-from service.keyring import Caller
-from service.state import Service
+from gadfly.errors import NotAllowed
+from gadfly.records import Tier
+from gadfly.service.container import Service
+from gadfly.service.keyring import Caller
 
 
 def get_service(request: Request) -> Service:

@@ -13,9 +13,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from core import errors
-from core.adapters import BadAdapter
-from service.wire import Problem
+from gadfly import errors
+from gadfly.adapters import BadAdapter
+from gadfly.service.wire.common import Problem
 
 log = structlog.get_logger(__name__)
 

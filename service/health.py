@@ -9,20 +9,20 @@ from uuid import UUID
 from pydantic import BaseModel, Field
 from sqlalchemy import text
 
-from core.database import Database
-from core.engine import Engine, EnginePool
-from core.errors import GadflyError
-from core.records import Pointer, Swap, SwapKind, SwapStatus
-from core.settings import without_password
-from service.critics import Critics
-from service.leases import Leases
-from service.loading import Loader
-from service.metrics import Metrics
-from service.once import Shared
-from service.recorder import Recorder
-from service.replicas import Replicas
-from service.swap import Swapper
-from service.tending import Tender
+from gadfly.engine_client import Engine, EnginePool
+from gadfly.errors import GadflyError
+from gadfly.records import Pointer, Swap, SwapKind, SwapStatus
+from gadfly.service.answering.single_flight import Shared
+from gadfly.service.critics.leases import Leases
+from gadfly.service.critics.loader import Loader
+from gadfly.service.critics.pointers import Critics
+from gadfly.service.critics.replicas import Replicas
+from gadfly.service.critics.swapper import Swapper
+from gadfly.service.critics.upkeep import Tender
+from gadfly.service.metrics import Metrics
+from gadfly.service.recording.recorder import Recorder
+from gadfly.settings import without_password
+from gadfly.store.database import Database
 
 _BELIEVED_S = 1.0  # /readyz costs a token: asking more often gets the last answer
 

@@ -4,12 +4,12 @@ import time
 from dataclasses import dataclass
 from uuid import UUID
 
-from core import queries
-from core.database import Database
-from core.errors import NotAllowed, StoreUnavailable
-from core.keys import digest
-from core.records import Key, Tier, now
-from core.settings import is_loopback
+from gadfly import store
+from gadfly.api_keys import digest
+from gadfly.errors import NotAllowed, StoreUnavailable
+from gadfly.records import Key, Tier, now
+from gadfly.settings import is_loopback
+from gadfly.store.database import Database
 
 _FRESH_S = 5.0  # a revoked key works this much longer at most, while Postgres answers
 _REMEMBERED = 10_000
@@ -73,7 +73,7 @@ class Keyring:
         if not fresh:
             try:
                 async with self._database.session() as session:
-                    self._any = (time.monotonic(), await queries.has_keys(session))
+                    self._any = (time.monotonic(), await store.keys.has_keys(session))
             except StoreUnavailable:
                 if self._any is None:
                     raise
@@ -88,7 +88,7 @@ class Keyring:
             return None
         try:
             async with self._database.session() as session:
-                key = await queries.find_key(session, key_digest)
+                key = await store.keys.find_key(session, key_digest)
         except StoreUnavailable:
             if remembered is None:
                 raise

@@ -10,9 +10,9 @@ from uuid import uuid4
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from core.errors import BodyTooLarge
-from service.errors import describe, problem_response
-from service.metrics import Metrics
+from gadfly.errors import BodyTooLarge
+from gadfly.service.errors import describe, problem_response
+from gadfly.service.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 

@@ -11,17 +11,17 @@ from uuid import UUID
 
 import structlog
 
-from core import run_queries
-from core.database import Database
-from core.errors import Conflict, StoreUnavailable
-from core.planning import Plan, plan
-from core.records import Split
-from core.run_queries import Requested
-from core.settings import Settings
-from core.training import Run, RunEvent, TrainConfig, Trigger
-from service.keyring import Caller
-from service.metrics import Metrics
-from service.once import Shared
+from gadfly import store
+from gadfly.errors import Conflict, StoreUnavailable
+from gadfly.planning import Plan, plan
+from gadfly.records import Split
+from gadfly.service.answering.single_flight import Shared
+from gadfly.service.keyring import Caller
+from gadfly.service.metrics import Metrics
+from gadfly.settings import Settings
+from gadfly.store.database import Database
+from gadfly.store.runs import Requested
+from gadfly.training import Run, RunEvent, TrainConfig, Trigger
 
 log = structlog.get_logger(__name__)
 
@@ -57,12 +57,12 @@ class Runs:
         """
         config = await self._effective(changes)
         async with self._database.session() as session:
-            requested = await run_queries.request_run(
+            requested = await store.runs.request_run(
                 session, config=config, trigger=Trigger.ADMIN, key_id=caller.key_id, request_id=request_id
             )
             if not requested.is_repeat:  # or it goes with this transaction
                 needs_reference = config.steps_stage_1 == 0
-                if not await run_queries.has_labels(session, Split.TRAIN, with_reference=needs_reference):
+                if not await store.training_data.has_labels(session, Split.TRAIN, with_reference=needs_reference):
                     raise Conflict(_nothing_to_learn(needs_reference=needs_reference))
         if not requested.is_repeat:
             log.info("run_requested", run=str(requested.run.id))
@@ -76,9 +76,9 @@ class Runs:
         """
         config = await self._effective(changes)
         async with self._database.session() as session:
-            train = await run_queries.labelled_answers(session, Split.TRAIN, limit=config.max_questions)
-            heldout = await run_queries.labelled_answers(session, Split.HELDOUT, limit=config.max_questions)
-            per_step = await run_queries.seconds_per_step(session, config)
+            train = await store.training_data.labelled_answers(session, Split.TRAIN, limit=config.max_questions)
+            heldout = await store.training_data.labelled_answers(session, Split.HELDOUT, limit=config.max_questions)
+            per_step = await store.runs.seconds_per_step(session, config)
         return await asyncio.to_thread(plan, train, heldout, config, seconds_per_step_history=per_step)
 
     async def reproduce(self, caller: Caller, id: UUID) -> Run:
@@ -89,10 +89,10 @@ class Runs:
             Conflict: it has not written down yet what it learns from.
         """
         async with self._database.session() as session:
-            original = await run_queries.read_run(session, id)
+            original = await store.runs.read_run(session, id)
             if original.manifest is None:
                 raise Conflict(f"the run {id} has no manifest yet, so there is nothing to do again")
-            requested = await run_queries.request_run(
+            requested = await store.runs.request_run(
                 session, config=original.config, trigger=Trigger.REPRODUCE, key_id=caller.key_id, reproduces=id
             )
         return requested.run
@@ -100,7 +100,7 @@ class Runs:
     async def cancel(self, id: UUID) -> Run:
         """Ask for a run's end. Raises as `run_queries.request_cancel`."""
         async with self._database.session() as session:
-            return await run_queries.request_cancel(session, id)
+            return await store.runs.request_cancel(session, id)
 
     async def read(self, id: UUID) -> Run:
         """One run.
@@ -109,12 +109,12 @@ class Runs:
             NotFound: there is none.
         """
         async with self._database.session() as session:
-            return await run_queries.read_run(session, id)
+            return await store.runs.read_run(session, id)
 
     async def page(self, *, limit: int, before: UUID | None) -> list[Run]:
         """Runs without their manifests, newest first; those older than the run `before`, if given."""
         async with self._database.session() as session:
-            return await run_queries.list_runs(session, limit=limit, before=before)
+            return await store.runs.list_runs(session, limit=limit, before=before)
 
     async def has_more(self, id: UUID, *, after: int) -> bool:
         """Whether the run has events after this one, or may still have some.
@@ -158,8 +158,8 @@ class Runs:
 
     async def _read_page(self, id: UUID, after: int) -> _Page:
         async with self._one_read, self._database.session() as session:  # followers take one connection at most
-            status = await run_queries.run_status(session, id)  # first: what an ended run said last is then read too
-            events = await run_queries.events_after(session, id, after=after, limit=_PAGE)
+            status = await store.runs.run_status(session, id)  # first: what an ended run said last is then read too
+            events = await store.runs.events_after(session, id, after=after, limit=_PAGE)
         return _Page(events, is_last=status.is_over and len(events) < _PAGE)
 
     async def _tick(self) -> None:

@@ -8,9 +8,9 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from core.database import Database, migrate
-from tests.engines import start_engine
-from tests.postgres import PostgresServer
+from gadfly.store.database import Database, migrate
+from tests.support.engines import start_engine
+from tests.support.postgres import PostgresServer
 
 _TEMPLATE = "template_gadfly"
 _numbers = itertools.count()
@@ -58,7 +58,7 @@ def own_postgres() -> Iterator[PostgresServer]:
 @pytest.fixture(scope="session")
 def critic_model() -> Path:
     """The folder of a small model that was taught the format of critiques."""
-    from tests.tiny_models import critic_model  # noqa: PLC0415  # torch takes seconds to import, and few tests need it
+    from tests.support.tiny_models import critic_model  # noqa: PLC0415  # torch takes seconds to import, and few tests need it
 
     return critic_model()
 

@@ -12,10 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
-from core.database import Database
-from core.errors import GadflyError
-from core.settings import Settings
-from tests.services import iter_events, serving
+from gadfly.errors import GadflyError
+from gadfly.settings import Settings
+from gadfly.store.database import Database
+from tests.support.services import iter_events, serving
 from tests.trainer import worlds
 
 CALLERS = 4

@@ -9,10 +9,10 @@ import pytest
 from alembic import command
 from sqlalchemy import Connection, NullPool, create_engine, inspect, text
 
-from core.database import Database, migrate, migration_config, require_current_schema, schema_state
-from core.errors import StoreUnavailable
-from core.tables import Table
-from tests.postgres import PostgresServer
+from gadfly.errors import StoreUnavailable
+from gadfly.store.database import Database, migrate, migration_config, require_current_schema, schema_state
+from gadfly.store.tables import Table
+from tests.support.postgres import PostgresServer
 
 
 @pytest.fixture

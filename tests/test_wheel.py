@@ -4,25 +4,23 @@ import os
 import shutil
 import subprocess
 import sys
-import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from tests.postgres import PostgresServer
+from tests.support.postgres import PostgresServer
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
-PACKAGES = [name.rstrip("*") for name in PYPROJECT["tool"]["setuptools"]["packages"]["find"]["include"]]
+LINKED = ("service", "trainer", "migrations", "lab")
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy of the sources: setuptools leaves files beside what it builds."""
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in PACKAGES:
-        shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("gadfly", *LINKED):
+        shutil.copytree(REPOSITORY / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(REPOSITORY / name, source)
     subprocess.run(
@@ -36,10 +34,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_file_of_the_packages_is_in_it(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         found = {name for name in archive.namelist() if ".dist-info/" not in name}
+    own = {"gadfly": REPOSITORY / "gadfly"} | {f"gadfly/{name}": REPOSITORY / name for name in LINKED}
     wanted = {
-        str(path.relative_to(REPOSITORY))
-        for name in PACKAGES
-        for path in (REPOSITORY / name).rglob("*")
+        f"{prefix}/{path.relative_to(folder)}"
+        for prefix, folder in own.items()
+        for path in folder.rglob("*")  # which does not follow links
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert found == wanted
@@ -64,8 +63,8 @@ def test_it_migrates_a_database_without_the_checkout(wheel: Path, postgres: Post
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    assert run("-c", "import core.database; print(core.database.__file__)").startswith(str(site))
-    gadfly = "from cli.main import main; main()"
+    assert run("-c", "import gadfly.store.database; print(gadfly.store.database.__file__)").startswith(str(site))
+    gadfly = "from gadfly.cli.main import main; main()"
     run("-c", gadfly, "migrate")
     run("-c", gadfly, "migrate", "--check")
     postgres.execute("DROP DATABASE from_wheel WITH (FORCE)")

@@ -1,12 +1,12 @@
-"""`python -m trainer`: wait for training runs and do them."""
+"""`python -m gadfly.trainer`: wait for training runs and do them."""
 
 import asyncio
 import sys
 
-from core import logs
-from core.errors import BadSettings, GadflyError
-from core.settings import Settings
-from trainer.worker import Worker
+from gadfly import logs
+from gadfly.errors import BadSettings, GadflyError
+from gadfly.settings import Settings
+from gadfly.trainer.worker import Worker
 
 _EXIT_BAD_SETTINGS = 2
 

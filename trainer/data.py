@@ -7,8 +7,8 @@ from enum import StrEnum
 from typing import Any, Self
 from uuid import UUID, uuid5
 
-from core.labels import LabelSource
-from core.run_queries import LabelledAnswer
+from gadfly.store.labels import LabelSource
+from gadfly.store.training_data import LabelledAnswer
 
 
 class Origin(StrEnum):

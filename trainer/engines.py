@@ -10,9 +10,9 @@ from uuid import UUID
 
 import structlog
 
-from core.concurrency import gather
-from core.engine import EnginePool
-from core.errors import EngineError, EngineTimeout, EngineUnavailable
+from gadfly.concurrency import gather
+from gadfly.engine_client import EnginePool
+from gadfly.errors import EngineError, EngineTimeout, EngineUnavailable
 
 ROLLOUT_PRIORITY = 10  # the engine lets whoever waits for an answer go first
 PREFIX = "run@"

@@ -10,20 +10,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.adapters import WEIGHTS, file_sha256
-from core.errors import GadflyError
-from core.grading import Grade
-from core.run_queries import LabelledAnswer
-from core.training import Stage, TrainConfig
-from trainer import metrics
-from trainer.alarms import Alarm, Alarms, ScoredCritique, step_examples, step_statistics
-from trainer.crew import Crew, StageSetting
-from trainer.data import Item, draw
-from trainer.engines import Engines
-from trainer.evaluate import evaluate
-from trainer.report import Report
-from trainer.rollouts import Collector, RolloutGroup
-from trainer.workspace import Workspace, publish_folder
+from gadfly.adapters import WEIGHTS, file_sha256
+from gadfly.errors import GadflyError
+from gadfly.grading import Grade
+from gadfly.store.training_data import LabelledAnswer
+from gadfly.trainer.data import Item, draw
+from gadfly.trainer.engines import Engines
+from gadfly.trainer.measure import metrics
+from gadfly.trainer.measure.alarms import Alarm, Alarms, ScoredCritique, step_examples, step_statistics
+from gadfly.trainer.measure.evaluate import evaluate
+from gadfly.trainer.report import Report
+from gadfly.trainer.rl.processes import Crew, StageSetting
+from gadfly.trainer.rollouts import Collector, RolloutGroup
+from gadfly.trainer.workspace import Workspace, publish_folder
+from gadfly.training import Stage, TrainConfig
 
 
 class AlarmRaised(GadflyError):

@@ -9,12 +9,12 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from core import run_queries
-from core.errors import BadInput, Conflict
-from core.planning import validation_split
-from core.records import CriticVersion, Split
-from core.run_queries import LabelledAnswer
-from core.training import Run, TrainConfig
+from gadfly import store
+from gadfly.errors import BadInput, Conflict
+from gadfly.planning import validation_split
+from gadfly.records import CriticVersion, Split
+from gadfly.store.training_data import LabelledAnswer
+from gadfly.training import Run, TrainConfig
 
 _PACKAGES = ("gadfly", "torch", "transformers", "peft", "accelerate", "numpy")
 
@@ -27,7 +27,7 @@ async def select_answers(session: AsyncSession, run: Run, original: Run | None) 
         Conflict: what the other run learned from is not there any more, or was labelled anew.
     """
     limit = run.config.max_questions if original is None else 2**31 - 1
-    found = await run_queries.labelled_answers(session, Split.TRAIN, limit=limit)
+    found = await store.training_data.labelled_answers(session, Split.TRAIN, limit=limit)
     if original is not None:
         assert original.manifest is not None
         found = same_answers(found, original.manifest["answers"])
@@ -94,7 +94,7 @@ def make_manifest(
     return {
         "config": config.model_dump(mode="json"),
         "answers": [describe(answer) for answer in answers],
-        "label_sources": run_queries.source_counts(answers),
+        "label_sources": store.training_data.source_counts(answers),
         "start": {"version": start.version, "adapter_sha256": start.adapter_sha256},
         "base_model": base_model,
         "base_sha256": base_sha256,

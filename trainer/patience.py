@@ -9,8 +9,8 @@ import structlog
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from core.database import Database
-from core.errors import StoreUnavailable
+from gadfly.errors import StoreUnavailable
+from gadfly.store.database import Database
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)

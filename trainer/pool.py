@@ -8,14 +8,14 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from core.concurrency import gather
-from core.engine import ACTOR, Sampling
-from core.errors import PromptTooLong, UnreadableReference
-from core.grading import Grade, Grader
-from core.prompts import PromptSet
-from core.training import TrainConfig
-from trainer.data import Item, seed_of
-from trainer.engines import ROLLOUT_PRIORITY, Engines
+from gadfly.concurrency import gather
+from gadfly.engine_client import ACTOR, Sampling
+from gadfly.errors import PromptTooLong, UnreadableReference
+from gadfly.grading import Grade, Grader
+from gadfly.prompts import PromptSet
+from gadfly.trainer.data import Item, seed_of
+from gadfly.trainer.engines import ROLLOUT_PRIORITY, Engines
+from gadfly.training import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,12 +8,12 @@ import shutil
 from pathlib import Path
 from uuid import UUID
 
-from core.adapters import PROBE, Marker, Probe, ProbeRecord, read_marker, seal
-from core.engine import EnginePool
-from core.errors import GadflyError
-from core.prompts import PromptSet
-from trainer.policy import Policy
-from trainer.workspace import publish_folder
+from gadfly.adapters import PROBE, Marker, Probe, ProbeRecord, read_marker, seal
+from gadfly.engine_client import EnginePool
+from gadfly.errors import GadflyError
+from gadfly.prompts import PromptSet
+from gadfly.trainer.rl.policy import Policy
+from gadfly.trainer.workspace import publish_folder
 
 PROBE_TOKENS = 32
 

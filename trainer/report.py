@@ -8,11 +8,11 @@ from uuid import UUID
 import structlog
 from torch.utils.tensorboard import SummaryWriter
 
-from core import run_queries
-from core.database import Database
-from core.training import EventKind, GateOutcome, Progress, Stage
-from trainer.patience import patiently
-from trainer.workspace import Workspace
+from gadfly import store
+from gadfly.store.database import Database
+from gadfly.trainer.patience import patiently
+from gadfly.trainer.workspace import Workspace
+from gadfly.training import EventKind, GateOutcome, Progress, Stage
 
 log = structlog.get_logger(__name__)
 
@@ -83,18 +83,18 @@ class Reporter(Report):
 
         async def save() -> None:
             async with self.database.session() as session:
-                await run_queries.save_gate(session, self.run_id, outcome, report)
-                await run_queries.append_event(session, self.run_id, EventKind.GATE, report)
+                await store.runs.save_gate(session, self.run_id, outcome, report)
+                await store.runs.append_event(session, self.run_id, EventKind.GATE, report)
 
         await patiently(save)
 
     async def _say(self, kind: EventKind, data: dict[str, Any], *, step: int | None = None) -> None:
         async def say() -> None:
             async with self.database.session() as session:
-                await run_queries.append_event(session, self.run_id, kind, data)
+                await store.runs.append_event(session, self.run_id, kind, data)
                 if step is not None:
                     eta_s = None if self._step_s is None else self._step_s * (self.steps - step)
                     progress = Progress(stage=self._stage, step=step, steps=self.steps, eta_s=eta_s)
-                    await run_queries.save_progress(session, self.run_id, progress)
+                    await store.runs.save_progress(session, self.run_id, progress)
 
         await patiently(say)

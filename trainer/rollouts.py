@@ -1,6 +1,6 @@
 """Rollouts: critiques sampled under the current adapter through the serving engine, refined by the actor, scored.
 
-Everything goes through `core.critique` and `core.refinement`, at low priority, with the engine's own token ids and
+Everything goes through `gadfly.critique` and `gadfly.refinement`, at low priority, with the engine's own token ids and
 log-probabilities. A group that is complete is kept on disk, so that a killed run samples nothing twice.
 """
 
@@ -9,20 +9,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from core.concurrency import gather
-from core.critique import SampledCritique, sample_critiques
-from core.engine import Sampling
-from core.errors import PromptTooLong
-from core.grading import Grade, Grader
-from core.prompts import PromptSet
-from core.refinement import rewrite
-from core.rewards import score
-from core.training import Stage, TrainConfig
-from core.verdict import Verdict, count_verdicts
-from trainer.batch import Group
-from trainer.data import Item, seed_of
-from trainer.engines import ROLLOUT_PRIORITY, Engines
-from trainer.workspace import Lines
+from gadfly.concurrency import gather
+from gadfly.critique import SampledCritique, sample_critiques
+from gadfly.engine_client import Sampling
+from gadfly.errors import PromptTooLong
+from gadfly.grading import Grade, Grader
+from gadfly.prompts import PromptSet
+from gadfly.refinement import rewrite
+from gadfly.trainer.data import Item, seed_of
+from gadfly.trainer.engines import ROLLOUT_PRIORITY, Engines
+from gadfly.trainer.rl.packing import Group
+from gadfly.trainer.rl.rewards import score
+from gadfly.trainer.workspace import Lines
+from gadfly.training import Stage, TrainConfig
+from gadfly.verdict import Verdict, count_verdicts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,4 +1,4 @@
-"""`python -m trainer.run learn RUN` and `python -m trainer.run prove RUN`: the two halves of a training run.
+"""The two phases of a training run: `python -m gadfly.trainer.run learn RUN`, then `... prove RUN`.
 
 The first half learns and works as a database role that cannot read held-out rows. The second half measures the result
 on held-out rows, decides, publishes and asks for the swap; it changes no weight. Each can be killed at any moment and
@@ -16,17 +16,17 @@ from uuid import UUID
 import structlog
 import torch
 
-from core import logs, run_queries
-from core.errors import EngineTimeout, EngineUnavailable, GadflyError, StoreUnavailable
-from core.settings import Settings
-from trainer.crew import Crew, make_accelerator
-from trainer.halves import Half, leave_reason
-from trainer.learn import Learning, load_adapter
-from trainer.prove import prove
-from trainer.selection import selection
-from trainer.tools import Tools, open_tools
-from trainer.warm_start import WarmStarter
-from trainer.workspace import Workspace
+from gadfly import logs, store
+from gadfly.errors import EngineTimeout, EngineUnavailable, GadflyError, StoreUnavailable
+from gadfly.settings import Settings
+from gadfly.trainer.context import Tools, open_tools
+from gadfly.trainer.evaluate_and_publish import prove
+from gadfly.trainer.learn import Learning, load_adapter
+from gadfly.trainer.phases import Half, leave_reason
+from gadfly.trainer.rl.processes import Crew, make_accelerator
+from gadfly.trainer.selection import selection
+from gadfly.trainer.warm_start import WarmStarter
+from gadfly.trainer.workspace import Workspace
 
 log = structlog.get_logger(__name__)
 
@@ -73,11 +73,11 @@ async def _learn(settings: Settings, run_id: UUID) -> None:
     accelerator = make_accelerator(cpu=not torch.cuda.is_available())
     if not accelerator.is_main_process:
         # Only the base model's place and the run's config are needed to do what the first process does.
-        async with open_tools(settings, run_id, role=run_queries.TRAINING_ROLE) as tools:
+        async with open_tools(settings, run_id, role=store.runs.TRAINING_ROLE) as tools:
             crew = Crew(tools.load_policy(), tools.run.config, accelerator)
         crew.follow()
         return
-    async with open_tools(settings, run_id, role=run_queries.TRAINING_ROLE) as tools:
+    async with open_tools(settings, run_id, role=store.runs.TRAINING_ROLE) as tools:
         crew = Crew(tools.load_policy(), tools.run.config, accelerator)
         try:
             await learn(tools, crew)
@@ -103,7 +103,7 @@ def leads() -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m trainer.run", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m gadfly.trainer.run", description=__doc__)
     parser.add_argument("half", type=Half, choices=list(Half))
     parser.add_argument("run", type=UUID)
     options = parser.parse_args(arguments)

@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from core import queries, run_queries
-from core.concurrency import gather
-from core.errors import BadInput, Conflict
-from core.records import CriticVersion
-from core.run_queries import LabelledAnswer
-from core.training import Run, Stage
-from trainer.base import base_sha256
-from trainer.data import Item
-from trainer.manifest import make_manifest, select_answers, split_for_validation
-from trainer.patience import in_session
-from trainer.pool import sample_pool
-from trainer.tools import Tools
+from gadfly import store
+from gadfly.concurrency import gather
+from gadfly.errors import BadInput, Conflict
+from gadfly.records import CriticVersion
+from gadfly.store.training_data import LabelledAnswer
+from gadfly.trainer.base_model import base_sha256
+from gadfly.trainer.context import Tools
+from gadfly.trainer.data import Item
+from gadfly.trainer.manifest import make_manifest, select_answers, split_for_validation
+from gadfly.trainer.patience import in_session
+from gadfly.trainer.pool import sample_pool
+from gadfly.training import Run, Stage
 
 _FILE = "selection.json"
 _QUERY_LIMIT_S = 300.0  # for reading all labelled answers of a large deployment
@@ -49,10 +49,10 @@ async def selection(tools: Tools) -> Selection:
         await tools.report.note("answers to learn from", **kept["counts"])
     if tools.run.manifest is None:
         await in_session(
-            tools.database, lambda session: run_queries.save_manifest(session, tools.run.id, kept["manifest"])
+            tools.database, lambda session: store.runs.save_manifest(session, tools.run.id, kept["manifest"])
         )
     start = await in_session(
-        tools.database, lambda session: queries.resolve_critic(session, kept["manifest"]["start"]["version"])
+        tools.database, lambda session: store.critics.resolve_critic(session, kept["manifest"]["start"]["version"])
     )
     return Selection(
         start=start,
@@ -65,9 +65,9 @@ async def _decide(tools: Tools) -> dict[str, Any]:
     run, config = tools.run, tools.run.config
 
     async def read(session: AsyncSession) -> tuple[Run | None, CriticVersion, list[LabelledAnswer]]:
-        original = None if run.reproduces is None else await run_queries.read_run(session, run.reproduces)
+        original = None if run.reproduces is None else await store.runs.read_run(session, run.reproduces)
         recorded = original.manifest if original is not None else None
-        start = await queries.resolve_critic(session, recorded["start"]["version"] if recorded else "live")
+        start = await store.critics.resolve_critic(session, recorded["start"]["version"] if recorded else "live")
         return original, start, await select_answers(session, run, original)
 
     original, start, answers = await in_session(tools.database, read, limit_s=_QUERY_LIMIT_S)

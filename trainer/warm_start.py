@@ -12,21 +12,21 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from core.concurrency import gather
-from core.critique import VERDICT_PREFIX
-from core.engine import Sampling
-from core.errors import GadflyError, PromptTooLong
-from core.grading import Grade
-from core.rewards import states_the_truth
-from core.training import Stage, TrainConfig, WarmStart
-from core.verdict import STEP_FIELD, VERDICT_FIELD, Verdict, parse_critique
-from trainer.crew import Crew
-from trainer.data import Item, draw, seed_of
-from trainer.engines import ROLLOUT_PRIORITY, Engines
-from trainer.report import Report
-from trainer.rollouts import Collector, Rollout, RolloutGroup
-from trainer.sft import Pair
-from trainer.workspace import Workspace, publish_folder
+from gadfly.concurrency import gather
+from gadfly.critique import VERDICT_PREFIX
+from gadfly.engine_client import Sampling
+from gadfly.errors import GadflyError, PromptTooLong
+from gadfly.grading import Grade
+from gadfly.trainer.data import Item, draw, seed_of
+from gadfly.trainer.engines import ROLLOUT_PRIORITY, Engines
+from gadfly.trainer.report import Report
+from gadfly.trainer.rl.processes import Crew
+from gadfly.trainer.rl.rewards import states_the_truth
+from gadfly.trainer.rl.sft import Pair
+from gadfly.trainer.rollouts import Collector, Rollout, RolloutGroup
+from gadfly.trainer.workspace import Workspace, publish_folder
+from gadfly.training import Stage, TrainConfig, WarmStart
+from gadfly.verdict import STEP_FIELD, VERDICT_FIELD, Verdict, parse_critique
 
 _FEWEST = 4  # examples of either verdict: fewer teach one word instead of a format
 _MOST_STEPS = 8

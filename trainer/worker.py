@@ -22,18 +22,18 @@ import structlog
 from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from core import run_queries
-from core.database import Database, require_current_schema
-from core.engine import EnginePool
-from core.errors import BadInput, BadSettings, NotFound, StoreUnavailable
-from core.run_queries import QUEUE, TASK
-from core.settings import Settings
-from core.tether import tether
-from core.training import Run, RunStatus, TrainConfig, Trigger
-from trainer.engines import sweep
-from trainer.halves import Half, take_reason
-from trainer.patience import in_session
-from trainer.workspace import Workspace
+from gadfly import store
+from gadfly.engine_client import EnginePool
+from gadfly.errors import BadInput, BadSettings, NotFound, StoreUnavailable
+from gadfly.settings import Settings
+from gadfly.store.database import Database, require_current_schema
+from gadfly.store.runs import QUEUE, TASK
+from gadfly.tether import tether
+from gadfly.trainer.engines import sweep
+from gadfly.trainer.patience import in_session
+from gadfly.trainer.phases import Half, take_reason
+from gadfly.trainer.workspace import Workspace
+from gadfly.training import Run, RunStatus, TrainConfig, Trigger
 
 log = structlog.get_logger(__name__)
 
@@ -129,7 +129,7 @@ class Worker:
             @app.task(name="count_labels", queue=QUEUE, queueing_lock="count_labels")
             async def count_labels(timestamp: int) -> None:
                 async with self.database.session() as session:
-                    count = await run_queries.count_new_labels(session)
+                    count = await store.training_data.count_new_labels(session)
                 if count >= self.settings.train_after_labels:
                     await self.request(Trigger.LABELS)
 
@@ -139,9 +139,9 @@ class Worker:
         """Ask for a run with the deployment's own config, unless one waits or is at work."""
         config = TrainConfig.effective(self.settings.train_config, {})
         async with self.database.session() as session:
-            if await run_queries.unfinished_runs(session):
+            if await store.runs.unfinished_runs(session):
                 return
-            requested = await run_queries.request_run(session, config=config, trigger=trigger)
+            requested = await store.runs.request_run(session, config=config, trigger=trigger)
         log.info("run_requested", run=str(requested.run.id), trigger=trigger.value)
 
     async def train(self, run_id: UUID) -> None:
@@ -205,7 +205,7 @@ class Worker:
             await sweep(self.engines, run_id)
 
     def _command(self, half: Half, run_id: UUID) -> list[str]:
-        program = ["trainer.run", half.value, str(run_id)]
+        program = ["gadfly.trainer.run", half.value, str(run_id)]
         if half is Half.LEARN and self.settings.train_processes > 1:
             launch = [sys.executable, "-P", "-m", "accelerate.commands.launch", "--multi_gpu"]  # which means torchrun
             launch += ["--num_machines", "1", "--num_processes", str(self.settings.train_processes)]
@@ -216,9 +216,9 @@ class Worker:
 
     async def _begin(self, run_id: UUID) -> Run:
         async def begin(session: AsyncSession) -> Run:
-            if await run_queries.is_cancel_requested(session, run_id):
-                await run_queries.finish_run(session, run_id, RunStatus.CANCELLED)
-            return await run_queries.begin_run(session, run_id)
+            if await store.runs.is_cancel_requested(session, run_id):
+                await store.runs.finish_run(session, run_id, RunStatus.CANCELLED)
+            return await store.runs.begin_run(session, run_id)
 
         run = await in_session(self.database, begin)
         if run.status.is_over:
@@ -226,7 +226,7 @@ class Worker:
         return run
 
     async def _end(self, run_id: UUID, status: RunStatus, error: str | None) -> None:
-        await in_session(self.database, lambda session: run_queries.finish_run(session, run_id, status, error=error))
+        await in_session(self.database, lambda session: store.runs.finish_run(session, run_id, status, error=error))
         log.info("run_ended", run=str(run_id), status=status.value, error=error)
         await self._forget(await self._read(run_id))
 
@@ -249,12 +249,12 @@ class Worker:
                 await self._forget(run)
 
     async def _read(self, run_id: UUID) -> Run:
-        return await in_session(self.database, lambda session: run_queries.read_run(session, run_id))
+        return await in_session(self.database, lambda session: store.runs.read_run(session, run_id))
 
     async def _is_cancelled(self, run_id: UUID) -> bool:
         try:
             async with self.database.session() as session:
-                return await run_queries.is_cancel_requested(session, run_id)
+                return await store.runs.is_cancel_requested(session, run_id)
         except StoreUnavailable:
             return False
 
@@ -274,7 +274,7 @@ class Worker:
                     log.warning("run_was_interrupted", job=job.id)
                     await app.job_manager.retry_job(job)
                 async with self.database.session() as session:
-                    await run_queries.enqueue_lost_runs(session)
+                    await store.runs.enqueue_lost_runs(session)
             except StoreUnavailable as error:
                 log.warning("queue_not_kept", reason=str(error))
             except procrastinate.exceptions.ConnectorException as error:

@@ -24,7 +24,7 @@ from uuid import UUID
 
 import orjson
 
-from core.adapters import sync, write_durably
+from gadfly.adapters import sync, write_durably
 
 _KEPT_CHECKPOINTS = 2
 

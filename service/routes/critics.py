@@ -4,10 +4,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path
 
-from core.records import Tier
-from service.dependencies import CallerDep, ServiceDep
-from service.routes.docs import problems
-from service.wire import CriticHistoryView, CriticVersionView
+from gadfly.records import Tier
+from gadfly.service.dependencies import CallerDep, ServiceDep
+from gadfly.service.routes.docs import problems
+from gadfly.service.wire.critics import CriticHistoryView, CriticVersionView
 
 router = APIRouter(tags=["critics"], responses=problems(401, 404, 422, 503))
 

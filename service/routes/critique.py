@@ -3,11 +3,11 @@
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from service.asking import ask
-from service.dependencies import CallerDep, ServiceDep
-from service.routes.docs import ANSWERS_OR_EVENTS, problems
-from service.routes.json import StrictJsonRoute
-from service.wire import CritiqueRequest, CritiqueResult, RefineRequest, RefineResult
+from gadfly.service.answering.respond import ask
+from gadfly.service.dependencies import CallerDep, ServiceDep
+from gadfly.service.routes.docs import ANSWERS_OR_EVENTS, problems
+from gadfly.service.routes.json import StrictJsonRoute
+from gadfly.service.wire.answers import CritiqueRequest, CritiqueResult, RefineRequest, RefineResult
 
 router = APIRouter(
     route_class=StrictJsonRoute, tags=["critique"], responses=problems(401, 404, 409, 413, 422, 429, 503, 504)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from service.wire import Problem
+from gadfly.service.wire.common import Problem
 
 _REASONS = {
     401: "No key, or one that is unknown, expired or revoked.",

@@ -2,10 +2,10 @@
 
 from fastapi import APIRouter
 
-from service.dependencies import CallerDep, ServiceDep
-from service.routes.docs import problems
-from service.routes.json import StrictJsonRoute
-from service.wire import FeedbackRequest, FeedbackView
+from gadfly.service.dependencies import CallerDep, ServiceDep
+from gadfly.service.routes.docs import problems
+from gadfly.service.routes.json import StrictJsonRoute
+from gadfly.service.wire.feedback import FeedbackRequest, FeedbackView
 
 router = APIRouter(route_class=StrictJsonRoute, tags=["feedback"], responses=problems(401, 404, 413, 422, 503))
 

@@ -3,8 +3,8 @@
 from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse, Response
 
-from service.dependencies import ServiceDep
-from service.health import Readiness, State
+from gadfly.service.dependencies import ServiceDep
+from gadfly.service.health import Readiness, State
 
 router = APIRouter(tags=["health"])
 

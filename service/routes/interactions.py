@@ -5,9 +5,10 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query, Response
 
-from service.dependencies import CallerDep, ServiceDep
-from service.routes.docs import problems
-from service.wire import InteractionPage, InteractionQuery, InteractionSummary, InteractionView
+from gadfly.service.dependencies import CallerDep, ServiceDep
+from gadfly.service.routes.docs import problems
+from gadfly.service.wire.interactions import InteractionPage, InteractionQuery, InteractionSummary, InteractionView
+from gadfly.store.interactions import Filters
 
 router = APIRouter(tags=["interactions"], responses=problems(401, 404, 422, 503))
 
@@ -17,7 +18,7 @@ async def list_interactions(
     query: Annotated[InteractionQuery, Query()], caller: CallerDep, service: ServiceDep
 ) -> InteractionPage:
     """A page of interactions, newest first: the caller's own, or everybody's for an admin."""
-    page = await service.memory.page(caller, query.filters(), cursor=query.cursor, limit=query.limit)
+    page = await service.memory.page(caller, _filters(query), cursor=query.cursor, limit=query.limit)
     return InteractionPage(
         items=[InteractionSummary.of(interaction) for interaction in page.interactions], next_cursor=page.next_cursor
     )
@@ -35,3 +36,16 @@ async def delete_interaction(interaction_id: UUID, caller: CallerDep, service: S
     """Forget one interaction: its texts, critiques, refinements and feedback are gone for good."""
     await service.memory.forget(caller, interaction_id)
     return Response(status_code=204)
+
+
+def _filters(query: InteractionQuery) -> Filters:
+    return Filters(
+        kind=query.kind,
+        verdict=query.verdict,
+        grade=query.grade,
+        episode_id=query.episode_id,
+        critic_version=query.critic_version,
+        has_feedback=query.has_feedback,
+        created_from=query.since,
+        created_before=query.until,
+    )

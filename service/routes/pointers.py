@@ -4,12 +4,12 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
-from core.errors import Conflict
-from core.records import Swap, SwapKind, SwapStatus
-from service.dependencies import AdminDep, ServiceDep
-from service.routes.docs import problems
-from service.routes.json import StrictJsonRoute
-from service.wire import PromoteRequest, RollbackRequest, SwapView
+from gadfly.errors import Conflict
+from gadfly.records import Swap, SwapKind, SwapStatus
+from gadfly.service.dependencies import AdminDep, ServiceDep
+from gadfly.service.routes.docs import problems
+from gadfly.service.routes.json import StrictJsonRoute
+from gadfly.service.wire.critics import PromoteRequest, RollbackRequest, SwapView
 
 _PATIENCE_S = 60.0
 

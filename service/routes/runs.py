@@ -6,13 +6,13 @@ from uuid import UUID
 import orjson
 from fastapi import APIRouter, Header, Query, Response
 
-from core.planning import Plan
-from core.training import Run
-from service.dependencies import AdminDep, ServiceDep
-from service.routes.docs import EVENTS, problems
-from service.routes.json import StrictJsonRoute
-from service.run_wire import RetrainRequest, RunPage, RunQuery, RunSummary, RunView
-from service.streaming import run_events
+from gadfly.planning import Plan
+from gadfly.service.answering.streaming import run_events
+from gadfly.service.dependencies import AdminDep, ServiceDep
+from gadfly.service.routes.docs import EVENTS, problems
+from gadfly.service.routes.json import StrictJsonRoute
+from gadfly.service.wire.runs import RetrainRequest, RunPage, RunQuery, RunSummary, RunView
+from gadfly.training import Run
 
 router = APIRouter(
     route_class=StrictJsonRoute, prefix="/admin", tags=["training"], responses=problems(401, 403, 422, 503)

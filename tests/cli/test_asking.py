@@ -8,10 +8,19 @@ from typing import Any
 import httpx
 import pytest
 
-from cli import asking
-from cli.asking import Service, ServiceError, ask, problem_text, read_text, request_body, show_critique, show_refinement
-from core.errors import BadInput
-from core.settings import Settings
+from gadfly.cli import asking
+from gadfly.cli.asking import (
+    Service,
+    ServiceError,
+    ask,
+    problem_text,
+    read_text,
+    request_body,
+    show_critique,
+    show_refinement,
+)
+from gadfly.errors import BadInput
+from gadfly.settings import Settings
 
 CRITIQUE: dict[str, Any] = {
     "id": "01-critique",

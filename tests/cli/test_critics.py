@@ -6,9 +6,9 @@ from typing import Any
 import httpx
 import pytest
 
-from cli import critics
-from cli.asking import Service, ServiceError
-from core.settings import Settings
+from gadfly.cli import critics
+from gadfly.cli.asking import Service, ServiceError
+from gadfly.settings import Settings
 
 ZERO: dict[str, Any] = {
     "version": 0,

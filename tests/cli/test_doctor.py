@@ -9,11 +9,11 @@ import pytest
 from sqlalchemy import create_engine, text
 from typer.testing import CliRunner
 
-from cli.doctor import CHECKS, Finding, Outcome, examine, spooled
-from cli.main import app
-from core.settings import Settings
+from gadfly.cli.doctor import CHECKS, Finding, Outcome, examine, spooled
+from gadfly.cli.main import app
+from gadfly.settings import Settings
 from tests.cli.conftest import FakeServer
-from tests.postgres import PostgresServer
+from tests.support.postgres import PostgresServer
 
 ENGINE = {
     "/health": (200, {}),

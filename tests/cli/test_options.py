@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from cli.main import app
-from cli.options import Source, describe, flag_of, shown, variable_of
-from core.settings import Settings
+from gadfly.cli.main import app
+from gadfly.cli.options import Source, describe, flag_of, shown, variable_of
+from gadfly.settings import Settings
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,7 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 def gadfly(*arguments: str, variables: Mapping[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
     """The real command, in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-m", "cli.main", *arguments],
+        [sys.executable, "-m", "gadfly.cli.main", *arguments],
         env={**os.environ, **(variables or {})},
         cwd=Path(__file__).parents[2],
         capture_output=True,
@@ -112,7 +112,7 @@ def test_a_bad_value_is_one_sentence(arguments: tuple[str, ...], variables: dict
 
 def test_the_command_line_starts_without_heavy_imports() -> None:
     code = (
-        "import sys, cli.main, typer.main; typer.main.get_command(cli.main.app)\n"
+        "import sys, gadfly.cli.main, typer.main; typer.main.get_command(gadfly.cli.main.app)\n"
         "heavy = {'vllm', 'torch', 'sqlalchemy', 'pyarrow', 'httpx', 'psycopg', 'sympy'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

@@ -13,9 +13,19 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cli.processes import Backoff, Program, ProgramFailed, Supervisor, describe_exit, tail, trim
-from cli.running import MARK, Running, RunState, clean_leftovers, exclusive, is_alive, is_over, marked, started_at
-from core.errors import Conflict
+from gadfly.cli.processes import Backoff, Program, ProgramFailed, Supervisor, describe_exit, tail, trim
+from gadfly.cli.running import (
+    MARK,
+    Running,
+    RunState,
+    clean_leftovers,
+    exclusive,
+    is_alive,
+    is_over,
+    marked,
+    started_at,
+)
+from gadfly.errors import Conflict
 
 # Says that it is ready by making a file, and writes down when it was asked to stop.
 OBEDIENT = """
@@ -165,8 +175,8 @@ SUPERVISOR = """
 import asyncio, sys
 from pathlib import Path
 sys.path[:0] = {paths!r}
-from cli.processes import Supervisor
-from cli.running import RunState, exclusive
+from gadfly.cli.processes import Supervisor
+from gadfly.cli.running import RunState, exclusive
 from tests.cli.test_processes import OBEDIENT, STUBBORN, WITH_CHILD, program
 home = Path(sys.argv[1])
 async def main():

@@ -19,18 +19,18 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from cli import runs
-from cli.asking import Event, Service, ServiceAway, ServiceError
-from cli.main import app
-from cli.runs import Watch, events_of, find_run, read_changes, show_plan, show_run, show_runs
-from core import queries, run_queries
-from core.database import Database
-from core.errors import BadInput
-from core.grading import Grade
-from core.settings import Settings
-from core.training import EventKind, RunStatus, TrainConfig
-from tests.records import make_interaction
-from tests.services import free_port, service_process
+from gadfly import store
+from gadfly.cli import runs
+from gadfly.cli.asking import Event, Service, ServiceAway, ServiceError
+from gadfly.cli.main import app
+from gadfly.cli.runs import Watch, events_of, find_run, read_changes, show_plan, show_run, show_runs
+from gadfly.errors import BadInput
+from gadfly.grading import Grade
+from gadfly.settings import Settings
+from gadfly.store.database import Database
+from gadfly.training import EventKind, RunStatus, TrainConfig
+from tests.support.records import make_interaction
+from tests.support.services import free_port, service_process
 
 RUN: dict[str, Any] = {
     "id": "01939b6a-0000-7000-8000-000000000001",
@@ -362,7 +362,7 @@ class World:
 
     def started(self, *arguments: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
-            [sys.executable, "-m", "cli.main", *arguments, "--url", self.settings.service_url],
+            [sys.executable, "-m", "gadfly.cli.main", *arguments, "--url", self.settings.service_url],
             env=dict(os.environ),
             cwd=Path(__file__).parents[2],
             stdout=subprocess.PIPE,
@@ -372,19 +372,19 @@ class World:
 
     async def write(self, run_id: str, kind: EventKind, **data: Any) -> None:
         async with self.database.session() as session:
-            await run_queries.append_event(session, UUID(run_id), kind, data)
+            await store.runs.append_event(session, UUID(run_id), kind, data)
 
     async def finish(self, run_id: str, status: RunStatus, error: str | None = None) -> None:
         async with self.database.session() as session:
-            await run_queries.finish_run(session, UUID(run_id), status, error=error)
+            await store.runs.finish_run(session, UUID(run_id), status, error=error)
 
 
 @pytest.fixture
 async def world(tmp_path: Path, database: Database) -> World:
     async with database.session() as session:
-        await queries.ensure_version_zero(session, "tiny")
+        await store.critics.ensure_version_zero(session, "tiny")
         answer = make_interaction(reference="4", grade=Grade.WRONG)
-        await queries.insert_records(session, [answer], heldout_share=1e-9)
+        await store.interactions.insert_records(session, [answer], heldout_share=1e-9)
     return World(tmp_path, database)
 
 
@@ -420,7 +420,7 @@ async def test_a_follower_outlives_the_service_and_sees_each_step_once(world: Wo
         process = world.started("retrain", "--follow")
         await _line(process, "queued")
         async with world.database.session() as session:
-            [run] = await run_queries.list_runs(session, limit=2)
+            [run] = await store.runs.list_runs(session, limit=2)
         run_id = str(run.id)
         await world.write(run_id, EventKind.STEP, step=1, seconds=1.0, metrics={"reward_mean": 0.5})
         await _line(process, "step 1/40, reward_mean 0.5")
@@ -463,5 +463,5 @@ async def test_ctrl_c_ends_the_look_and_not_the_run(world: World) -> None:
         assert "the run goes on" in errors
         assert "Traceback" not in errors
         async with world.database.session() as session:
-            [run] = await run_queries.list_runs(session, limit=2)
+            [run] = await store.runs.list_runs(session, limit=2)
         assert (run.status, run.cancel_requested_at) == (RunStatus.QUEUED, None)

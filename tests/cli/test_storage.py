@@ -8,10 +8,10 @@ import pyarrow.parquet
 import pytest
 from typer.testing import CliRunner, Result
 
-from cli.main import app
-from cli.storage import expiry, write_secret
-from core.errors import BadInput
-from tests.postgres import PostgresServer
+from gadfly.cli.main import app
+from gadfly.cli.storage import expiry, write_secret
+from gadfly.errors import BadInput
+from tests.support.postgres import PostgresServer
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 

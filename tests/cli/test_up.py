@@ -16,13 +16,13 @@ import httpx
 import psutil
 import pytest
 
-from cli.running import MARK, RunState, is_over, marked
-from cli.up import check_disk, check_keys_possible, check_port, engine_socket, example
-from core.errors import BadSettings
-from core.settings import Settings
+from gadfly.cli.running import MARK, RunState, is_over, marked
+from gadfly.cli.up import check_disk, check_keys_possible, check_port, engine_socket, example
+from gadfly.errors import BadSettings
+from gadfly.settings import Settings
 from tests.cli.conftest import FakeServer
-from tests.engines import made_default_model
-from tests.tiny_models import random_model
+from tests.support.engines import made_default_model
+from tests.support.tiny_models import random_model
 
 REPOSITORY = Path(__file__).parents[2]
 START_LIMIT_S = 240  # the engine imports for half a minute on a slow machine
@@ -40,7 +40,7 @@ class Up:
     def start(self) -> "subprocess.Popen[bytes]":
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "cli.main", "up", "--home", str(self.home), *self.flags],
+                [sys.executable, "-m", "gadfly.cli.main", "up", "--home", str(self.home), *self.flags],
                 env={**os.environ, "OMP_NUM_THREADS": "1"},  # tests share their machine
                 cwd=REPOSITORY,
                 stdout=log,
@@ -61,7 +61,7 @@ class Up:
 
     def gadfly(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            [sys.executable, "-m", "cli.main", *arguments, "--home", str(self.home)],
+            [sys.executable, "-m", "gadfly.cli.main", *arguments, "--home", str(self.home)],
             cwd=REPOSITORY,
             capture_output=True,
             text=True,

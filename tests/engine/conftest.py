@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.engines import RunningEngine, start_engine
-from tests.tiny_models import Adapted, random_adapter, random_model
+from tests.support.engines import RunningEngine, start_engine
+from tests.support.tiny_models import Adapted, random_adapter, random_model
 
 
 @pytest.fixture(scope="session")

@@ -9,10 +9,8 @@ from typing import Any
 
 import pytest
 
-from core.errors import BadSettings, EngineError
-from core.settings import Device, Settings
-from engine.__main__ import check_context, check_kv_cache, check_listen, check_memory, main, weight_bytes
-from engine.command import (
+from gadfly.engine.__main__ import check_context, check_kv_cache, check_listen, check_memory, main, weight_bytes
+from gadfly.engine.command import (
     Command,
     Installed,
     Listen,
@@ -22,7 +20,9 @@ from engine.command import (
     lora_rank,
     server_command,
 )
-from engine.models import ModelUnavailable
+from gadfly.engine.models import ModelUnavailable
+from gadfly.errors import BadSettings, EngineError
+from gadfly.settings import Device, Settings
 
 CPU = Installed(Device.CPU, "0.32.0")
 GPU = Installed(Device.GPU, "0.32.0")
@@ -53,8 +53,8 @@ FLAGS = [  # installed, settings, flags that follow one another on the line, why
     (CPU, {"adapter_rank": 20}, "--max-lora-rank 32", "vLLM admits certain ranks only"),
     (CPU, {}, "--lora-target-modules q_proj k_proj", "lm_head stays unwrapped"),
     (GPU, {}, "--scheduling-policy priority", "live traffic before rollouts"),
-    (CPU, {}, "--scheduler-cls engine.scheduler.foreground_first", "a release it was tested with"),
-    (GPU, {}, "--scheduler-cls engine.scheduler.foreground_first", "also on a GPU"),
+    (CPU, {}, "--scheduler-cls gadfly.engine.scheduler.foreground_first", "a release it was tested with"),
+    (GPU, {}, "--scheduler-cls gadfly.engine.scheduler.foreground_first", "also on a GPU"),
     (CPU, {"engine_max_queued": 7}, "--max-num-queued-reqs 7", "overload is answered, not queued"),
     (CPU, {"engine_max_model_len": 999}, "--max-model-len 999", "context"),
     (GPU, {"engine_max_num_seqs": 9}, "--max-num-seqs 9", "batch"),
@@ -126,7 +126,7 @@ def test_rank(rank: int, allowed: int) -> None:
 
 
 def test_building_a_command_imports_neither_vllm_nor_torch() -> None:
-    code = "import sys, engine.__main__; sys.exit(bool({'vllm', 'torch', 'transformers'} & set(sys.modules)))"
+    code = "import sys, gadfly.engine.__main__; sys.exit(bool({'vllm', 'torch', 'transformers'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[2])
 
 

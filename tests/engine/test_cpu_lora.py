@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine import cpu_lora
+from gadfly.engine import cpu_lora
 
 SLOTS, IN, OUT, RANK = 3, 8, (6, 4), 2
 

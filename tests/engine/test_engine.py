@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.engines import EngineDidNotStart, RunningEngine, start_engine
-from tests.tiny_models import Adapted
+from tests.support.engines import EngineDidNotStart, RunningEngine, start_engine
+from tests.support.tiny_models import Adapted
 
 BACKGROUND = 10
 

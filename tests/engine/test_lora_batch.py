@@ -12,8 +12,8 @@ import torch
 from peft import PeftModel
 from transformers import LlamaForCausalLM
 
-from tests.engines import RunningEngine
-from tests.tiny_models import Adapted
+from tests.support.engines import RunningEngine
+from tests.support.tiny_models import Adapted
 
 TOLERANCE = 1e-4
 MODELS = ("base", "one", "two")

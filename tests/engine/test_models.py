@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from core.settings import DEFAULT_MODEL
-from engine import models
-from engine.models import EOS, MARKER, ModelUnavailable, check_folder, make_default, resolve
-from tests.engines import made_default_model
+from gadfly.engine import models
+from gadfly.engine.models import EOS, MARKER, ModelUnavailable, check_folder, make_default, resolve
+from gadfly.settings import DEFAULT_MODEL
+from tests.support.engines import made_default_model
 
 
 def _write_model(folder: Path, *names: str) -> Path:

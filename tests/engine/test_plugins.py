@@ -2,8 +2,8 @@
 
 from importlib.metadata import entry_points
 
-from engine.command import PLUGIN
-from engine.plugins import register
+from gadfly.engine.command import PLUGIN
+from gadfly.engine.plugins import register
 
 
 def test_vllm_finds_the_plugin() -> None:

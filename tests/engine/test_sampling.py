@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from core import prompts
-from core.engine import ACTOR, Engine, Reply, Sampling
-from tests.engines import RunningEngine, start_engine
-from tests.tiny_models import random_model
+from gadfly import prompts
+from gadfly.engine_client import ACTOR, Engine, Reply, Sampling
+from tests.support.engines import RunningEngine, start_engine
+from tests.support.tiny_models import random_model
 
 # Published for Qwen2.5-7B-Instruct, with the two values that show soonest in a model of random weights.
 PUBLISHED = {"temperature": 0.7, "top_p": 0.8, "top_k": 1, "repetition_penalty": 2.0, "max_new_tokens": 4}

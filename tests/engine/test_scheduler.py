@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.tiny_models import Adapted
+from tests.support.tiny_models import Adapted
 
 if TYPE_CHECKING:
-    from tests.engine.simulation import Simulation
+    from tests.support.simulation import Simulation
 
 MAX_SEQS = 4
 BUDGET = 64
@@ -27,7 +27,7 @@ def simulate(tiny: Adapted) -> Simulate:
     """Makes a simulated engine. vllm is imported here, so that collecting tests stays quick."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        module = importlib.import_module("tests.engine.simulation")
+        module = importlib.import_module("tests.support.simulation")
 
     def make(**options: Any) -> "Simulation":
         simulation: Simulation = module.Simulation(

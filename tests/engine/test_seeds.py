@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from tests.engines import RunningEngine
+from tests.support.engines import RunningEngine
 
 LONG_PROMPT = [3 + place % 600 for place in range(700)]  # three pieces of at most 256 tokens
 

@@ -7,7 +7,7 @@ import httpx
 import pytest
 from fastapi import FastAPI, Response
 
-from engine.warm_up import WarmUp
+from gadfly.engine.warm_up import WarmUp
 
 
 class Server:

@@ -9,12 +9,12 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from core import prompts
-from core.concurrency import gather
-from core.engine import ACTOR, EnginePool, Reply, Sampling
-from core.errors import AdapterRefused, EngineUnavailable, PromptTooLong
-from core.prompts import Message, Prompt
-from lab.engine import Generator, connect
+from gadfly import prompts
+from gadfly.concurrency import gather
+from gadfly.engine_client import ACTOR, EnginePool, Reply, Sampling
+from gadfly.errors import AdapterRefused, EngineUnavailable, PromptTooLong
+from gadfly.lab.engine import Generator, connect
+from gadfly.prompts import Message, Prompt
 from tests import tiny_models
 
 PROMPTS = prompts.load("bare@1")

@@ -6,16 +6,16 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from core.critique import sample_critiques
-from core.engine import ACTOR, EnginePool, Sampling
-from core.grading import Grade, Grader
-from core.verdict import Verdict
-from lab import study, world
-from lab.__main__ import MODEL
-from lab.engine import Generator, connect
-from lab.pretrain import PROMPTS
-from lab.world import PERFECT, Care
-from trainer.base import base_sha256
+from gadfly.critique import sample_critiques
+from gadfly.engine_client import ACTOR, EnginePool, Sampling
+from gadfly.grading import Grade, Grader
+from gadfly.lab import study, world
+from gadfly.lab.__main__ import MODEL
+from gadfly.lab.engine import Generator, connect
+from gadfly.lab.pretrain import PROMPTS
+from gadfly.lab.world import PERFECT, Care
+from gadfly.trainer.base_model import base_sha256
+from gadfly.verdict import Verdict
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import torch
 from torch.nn import Parameter
 
-from lab.muon import Muon, orthogonal
+from gadfly.lab.muon import Muon, orthogonal
 
 
 def test_an_update_has_singular_values_near_one() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from lab.story import Asked, Compared, Story, page, show
+from gadfly.lab.story import Asked, Compared, Story, page, show
 
 RECEIPT: dict[str, Any] = {
     "from_version": 0,

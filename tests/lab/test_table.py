@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from core.training import Baseline, Helpfulness, RewardProfile
-from lab import __main__ as lab
-from lab.report import BEGIN, END, Mean, put_into, rollouts_to, samples_table, table
-from lab.rows import BASE, ROWS, Method, config, row
+from gadfly.lab import __main__ as lab
+from gadfly.lab.report import BEGIN, END, Mean, put_into, rollouts_to, samples_table, table
+from gadfly.lab.rows import BASE, ROWS, Method, config, row
+from gadfly.training import Baseline, Helpfulness, RewardProfile
 
 
 def test_every_row_draws_as_many_critiques() -> None:

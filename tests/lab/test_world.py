@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from core.verdict import Verdict, parse_critique
-from lab import tokens, world
-from lab.world import Care, Equation, Judgement, Operation, Problem, Split
+from gadfly.lab import tokens, world
+from gadfly.lab.world import Care, Equation, Judgement, Operation, Problem, Split
+from gadfly.verdict import Verdict, parse_critique
 
 TOM = Problem(text="", start=37, operations=(Operation("+", 25), Operation("-", 14)))
 WRONG = [Equation(37, "+", 25, 72), Equation(72, "-", 14, 58)]

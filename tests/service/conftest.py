@@ -7,8 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from core.settings import Settings
-from tests.services import serving
+from gadfly.settings import Settings
+from tests.support.services import serving
 
 QUESTION = "A box holds 3 pens. How many pens are in 2 boxes and 1 loose pen?"
 RIGHT = {"question": QUESTION, "response": "2 * 3 + 1 = 7. The answer is 7."}

@@ -7,9 +7,9 @@ from uuid import UUID
 import httpx
 import pytest
 
-from tests.engines import MAX_MODEL_LEN
 from tests.service.conftest import QUESTION, RIGHT, WRONG
-from tests.services import read_events
+from tests.support.engines import MAX_MODEL_LEN
+from tests.support.services import read_events
 
 
 async def test_judges_steps_and_the_final_answer(client: httpx.AsyncClient) -> None:

@@ -9,12 +9,12 @@ import httpx
 import pytest
 from sqlalchemy import text
 
-from core.database import Database
-from core.settings import Settings
-from tests.engines import start_engine
-from tests.postgres import PostgresServer
+from gadfly.settings import Settings
+from gadfly.store.database import Database
 from tests.service.conftest import RIGHT, WRONG, make_settings
-from tests.services import free_port, iter_events, service_process, serving, until_ready
+from tests.support.engines import start_engine
+from tests.support.postgres import PostgresServer
+from tests.support.services import free_port, iter_events, service_process, serving, until_ready
 
 SHORT = {**RIGHT, "max_tokens": 4}
 

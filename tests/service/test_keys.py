@@ -7,14 +7,14 @@ from pathlib import Path
 import httpx
 import pytest
 
-from core import queries
-from core.database import Database
-from core.keys import issue_key
-from core.records import Tier, now
-from core.settings import Settings
-from service import keyring
+from gadfly import store
+from gadfly.api_keys import issue_key
+from gadfly.records import Tier, now
+from gadfly.service import keyring
+from gadfly.settings import Settings
+from gadfly.store.database import Database
 from tests.service.conftest import RIGHT
-from tests.services import free_port, service_process, serving, until_ready
+from tests.support.services import free_port, service_process, serving, until_ready
 
 
 def bearer(secret: str) -> dict[str, str]:
@@ -71,7 +71,7 @@ async def test_expired_and_revoked_keys_end(
         assert (await client.get("/interactions", headers=bearer(expired))).status_code == 401
         assert (await client.get("/interactions", headers=bearer(revoked))).status_code == 200
         async with database.session() as session:
-            await queries.revoke_key(session, key.id)
+            await store.keys.revoke_key(session, key.id)
         await asyncio.sleep(0.2)
         assert (await client.get("/interactions", headers=bearer(revoked))).status_code == 401
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import httpx
 
-from core.settings import LogFormat, Settings
+from gadfly.settings import LogFormat, Settings
 from tests.service.conftest import RIGHT, WRONG
-from tests.services import free_port, service_process, until_ready
+from tests.support.services import free_port, service_process, until_ready
 
 
 async def test_readiness_says_what_was_tried(client: httpx.AsyncClient) -> None:

@@ -10,13 +10,13 @@ import schemathesis
 from schemathesis.core.failures import FailureGroup
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from core.database import Database
-from core.keys import digest
-from core.queries import insert_key
-from core.records import Key, Tier, new_id, now
-from tests.postgres import PostgresServer
+from gadfly.api_keys import digest
+from gadfly.records import Key, Tier, new_id, now
+from gadfly.store.database import Database
+from gadfly.store.keys import insert_key
 from tests.service.conftest import make_settings
-from tests.services import serving
+from tests.support.postgres import PostgresServer
+from tests.support.services import serving
 
 _SECRET = "gf_openapi"
 _KEY = Key(

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from core.adapters import BadAdapter, Probe
-from core.engine import ReplyTokens
-from service.proof import Deltas, compare, require_adapter
+from gadfly.adapters import BadAdapter, Probe
+from gadfly.engine_client import ReplyTokens
+from gadfly.service.critics.verification import Deltas, compare, require_adapter
 
 PROBE = Probe(
     question="q", response="r", prompt_tokens=(1, 2), tokens=(5, 6), logprobs=(-0.5, -0.25), base_logprobs=(-0.5, -2.25)

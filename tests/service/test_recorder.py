@@ -17,14 +17,15 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
-from core.database import Database, migrate
-from core.errors import Conflict, NotFound, SpoolFull, StoreUnavailable
-from core.queries import ensure_version_zero, feedback_of, find_by_request_id, insert_records, read_interaction
-from core.records import Interaction, new_id
-from service.recorder import Receipt, Recorder
-from service.spool import Spool
-from tests.postgres import PostgresServer
-from tests.records import make_feedback, make_interaction
+from gadfly.errors import Conflict, NotFound, SpoolFull, StoreUnavailable
+from gadfly.records import Interaction, new_id
+from gadfly.service.recording.recorder import Receipt, Recorder
+from gadfly.service.recording.spool import Spool
+from gadfly.store.critics import ensure_version_zero
+from gadfly.store.database import Database, migrate
+from gadfly.store.interactions import feedback_of, find_by_request_id, insert_records, read_interaction
+from tests.support.postgres import PostgresServer
+from tests.support.records import make_feedback, make_interaction
 
 HELDOUT_SHARE = 0.2
 
@@ -241,9 +242,9 @@ def leave_behind(folder: Path, records: Sequence[Any]) -> None:
 CHILD = """
 import asyncio, sys
 from pathlib import Path
-from core.database import Database
-from service.recorder import Recorder
-from tests.records import make_interaction
+from gadfly.store.database import Database
+from gadfly.service.recording.recorder import Recorder
+from tests.support.records import make_interaction
 
 async def caller(recorder):
     while True:

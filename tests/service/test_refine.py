@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from tests.service.conftest import RIGHT, WRONG
-from tests.services import read_events
+from tests.support.services import read_events
 
 
 async def test_rewrites_with_a_critique_of_its_own(client: httpx.AsyncClient) -> None:

@@ -6,17 +6,17 @@ from pathlib import Path
 import httpx
 import pytest
 
-from core.database import Database
-from core.errors import Conflict
-from core.queries import ensure_version_zero
-from core.records import Interaction, Tier
-from core.settings import Settings
-from service.keyring import Caller
-from service.recorder import Recorder
-from service.requests import Requests
-from tests.records import make_interaction
+from gadfly.errors import Conflict
+from gadfly.records import Interaction, Tier
+from gadfly.service.answering.idempotency import Requests
+from gadfly.service.keyring import Caller
+from gadfly.service.recording.recorder import Recorder
+from gadfly.settings import Settings
+from gadfly.store.critics import ensure_version_zero
+from gadfly.store.database import Database
 from tests.service.conftest import RIGHT, WRONG
-from tests.services import free_port, read_events, service_process, serving, until_ready
+from tests.support.records import make_interaction
+from tests.support.services import free_port, read_events, service_process, serving, until_ready
 
 SAMPLED = {**RIGHT, "temperature": 1.0, "request_id": "one"}  # unseeded: two runs would differ
 

@@ -14,18 +14,19 @@ import orjson
 import pytest
 from sqlalchemy import text
 
-from core import queries, run_queries
-from core.database import Database
-from core.grading import Grade
-from core.keys import issue_key
-from core.records import Tier, new_id
-from core.settings import Settings
-from core.training import EventKind, GateOutcome, Progress, RunStatus, Stage
-from service import runs, streaming
-from tests.postgres import PostgresServer
-from tests.records import make_feedback, make_interaction
+from gadfly import store
+from gadfly.api_keys import issue_key
+from gadfly.grading import Grade
+from gadfly.records import Tier, new_id
+from gadfly.service import runs
+from gadfly.service.answering import streaming
+from gadfly.settings import Settings
+from gadfly.store.database import Database
+from gadfly.training import EventKind, GateOutcome, Progress, RunStatus, Stage
 from tests.service.conftest import make_settings
-from tests.services import serving
+from tests.support.postgres import PostgresServer
+from tests.support.records import make_feedback, make_interaction
+from tests.support.services import serving
 
 ALL_TRAIN = 1e-9  # share of questions held out
 
@@ -33,22 +34,22 @@ ALL_TRAIN = 1e-9  # share of questions held out
 async def add_label(database: Database, *, question: str = "What is 2 + 2?", **fields: Any) -> None:
     interaction = make_interaction(question=question, **{"reference": "4", "grade": Grade.WRONG, **fields})
     async with database.session() as session:
-        await queries.insert_records(session, [interaction], heldout_share=ALL_TRAIN)
+        await store.interactions.insert_records(session, [interaction], heldout_share=ALL_TRAIN)
 
 
 async def write(database: Database, run_id: UUID | str, kind: EventKind, **data: Any) -> None:
     async with database.session() as session:
-        await run_queries.append_event(session, UUID(str(run_id)), kind, data)
+        await store.runs.append_event(session, UUID(str(run_id)), kind, data)
 
 
 async def finish(database: Database, run_id: UUID | str, status: RunStatus, error: str | None = None) -> None:
     async with database.session() as session:
-        assert await run_queries.finish_run(session, UUID(str(run_id)), status, error=error)
+        assert await store.runs.finish_run(session, UUID(str(run_id)), status, error=error)
 
 
 async def begin(database: Database, run_id: UUID | str) -> None:
     async with database.session() as session:
-        await run_queries.begin_run(session, UUID(str(run_id)))
+        await store.runs.begin_run(session, UUID(str(run_id)))
 
 
 async def count(database: Database, table: str) -> int:
@@ -161,11 +162,11 @@ async def test_nothing_to_learn_from_is_refused_and_leaves_nothing(
     assert "no labelled answer" in refused.json()["detail"]
     heldout = make_interaction(question="Held out?", reference="4", grade=Grade.RIGHT)
     async with database.session() as session:
-        await queries.insert_records(session, [heldout], heldout_share=1 - 1e-9)
+        await store.interactions.insert_records(session, [heldout], heldout_share=1 - 1e-9)
     assert (await client.post("/admin/retrain", json={})).status_code == 409, "held-out answers are not for learning"
     labelled = make_interaction(question="Labelled?")
     async with database.session() as session:
-        await queries.insert_records(
+        await store.interactions.insert_records(
             session, [labelled, make_feedback(labelled.id, correct=True)], heldout_share=ALL_TRAIN
         )
     stage_2 = await client.post("/admin/retrain", json={"config": {"steps_stage_1": 0}})
@@ -182,8 +183,10 @@ async def test_a_dry_run_counts_and_stores_nothing(api: httpx.AsyncClient, datab
     said = make_interaction(question="What is 9 + 9?")
     heldout = make_interaction(question="What is 8 + 8?", reference="16", grade=Grade.WRONG)
     async with database.session() as session:
-        await queries.insert_records(session, [said, make_feedback(said.id, correct=False)], heldout_share=ALL_TRAIN)
-        await queries.insert_records(session, [heldout], heldout_share=1 - 1e-9)
+        await store.interactions.insert_records(
+            session, [said, make_feedback(said.id, correct=False)], heldout_share=ALL_TRAIN
+        )
+        await store.interactions.insert_records(session, [heldout], heldout_share=1 - 1e-9)
     config = {"validation_share": 0, "steps_stage_1": 2, "steps_stage_2": 1}
     answer = await api.post("/admin/retrain", json={"dry_run": True, "config": config})
     assert answer.status_code == 200
@@ -269,9 +272,9 @@ async def test_a_run_shows_what_the_trainer_wrote(api: httpx.AsyncClient, databa
     id = UUID((await ask(api))["id"])
     await begin(database, id)
     async with database.session() as session:
-        await run_queries.save_progress(session, id, Progress(stage=Stage.STAGE_2, step=21, steps=40, eta_s=61.5))
-        await run_queries.save_manifest(session, id, {"answers": ["a"]})
-        await run_queries.save_gate(session, id, GateOutcome.REJECT, {"items": 40})
+        await store.runs.save_progress(session, id, Progress(stage=Stage.STAGE_2, step=21, steps=40, eta_s=61.5))
+        await store.runs.save_manifest(session, id, {"answers": ["a"]})
+        await store.runs.save_gate(session, id, GateOutcome.REJECT, {"items": 40})
     await finish(database, id, RunStatus.FAILED, "out of memory")
     run = (await api.get(f"/admin/runs/{id}")).json()
     assert run["progress"] == {"stage": "stage_2", "step": 21, "steps": 40, "eta_s": None}
@@ -295,7 +298,7 @@ async def test_a_waiting_run_is_cancelled_at_once_and_one_at_work_is_asked_to_en
     assert again.status_code == 409
     assert "is over: cancelled" in again.json()["detail"]
     async with database.session() as session:
-        assert (await run_queries.begin_run(session, UUID(waiting))).status is RunStatus.CANCELLED, (
+        assert (await store.runs.begin_run(session, UUID(waiting))).status is RunStatus.CANCELLED, (
             "its job does nothing"
         )
 
@@ -316,7 +319,7 @@ async def test_a_run_is_done_again_with_its_config_once_it_has_a_manifest(
     assert early.status_code == 409
     assert "no manifest yet" in early.json()["detail"]
     async with database.session() as session:
-        await run_queries.save_manifest(session, UUID(first["id"]), {"answers": []})
+        await store.runs.save_manifest(session, UUID(first["id"]), {"answers": []})
     answer = await api.post(f"/admin/runs/{first['id']}/reproduce")
     assert answer.status_code == 202
     second = answer.json()
@@ -453,7 +456,7 @@ async def test_hundred_followers_share_a_poll_and_leave_the_pool_to_others(
     api: httpx.AsyncClient, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads = itertools.count()
-    read = run_queries.events_after
+    read = store.runs.events_after
 
     async def counted(*arguments: Any, **options: Any) -> Any:
         next(reads)
@@ -469,7 +472,7 @@ async def test_hundred_followers_share_a_poll_and_leave_the_pool_to_others(
         watchers = [group.create_task(watch()) for _ in range(100)]
         await until_followers(api, 100)
         await asyncio.sleep(1.5)
-        monkeypatch.setattr(run_queries, "events_after", counted)
+        monkeypatch.setattr(store.runs, "events_after", counted)
         began = time.monotonic()
         await asyncio.sleep(3)
         polls = next(reads)

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from core.errors import SpoolFull, StoreUnavailable
-from core.grading import Grade
-from core.records import Feedback, Interaction, Record, new_id
-from service.spool import Spool
-from tests.records import make_feedback, make_interaction
+from gadfly.errors import SpoolFull, StoreUnavailable
+from gadfly.grading import Grade
+from gadfly.records import Feedback, Interaction, Record, new_id
+from gadfly.service.recording.spool import Spool
+from tests.support.records import make_feedback, make_interaction
 
 PLENTY = 2**30
 
@@ -196,8 +196,8 @@ def test_live_processes_do_not_share(tmp_path: Path) -> None:
 CHILD = """
 import sys, time
 from pathlib import Path
-from service.spool import Spool
-from tests.records import make_interaction
+from gadfly.service.recording.spool import Spool
+from tests.support.records import make_interaction
 spool = Spool(Path(sys.argv[1]), max_bytes=2**30)
 spool.open()
 while True:
@@ -267,9 +267,9 @@ def test_a_full_disk_refuses_and_leaves_the_file_readable(tmp_path: Path) -> Non
 LIMITED = """
 import resource, sys
 from pathlib import Path
-from core.errors import SpoolFull
-from service.spool import Spool
-from tests.records import make_interaction
+from gadfly.errors import SpoolFull
+from gadfly.service.recording.spool import Spool
+from tests.support.records import make_interaction
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 spool = Spool(Path(sys.argv[1]), max_bytes=2**30)
 spool.open()

@@ -18,16 +18,17 @@ from typing import Any
 import httpx
 import pytest
 
-from core import prompts, swap_queries
-from core.adapters import CONFIG, MARKER, WEIGHTS
-from core.database import Database
-from core.engine import Engine, Sampling
-from core.grading import Grade
-from core.queries import insert_records
-from core.records import Interaction, SwapKind, new_id
-from core.settings import Settings
-from core.verdict import Verdict
-from tests.adapters import (
+from gadfly import prompts, store
+from gadfly.adapters import CONFIG, MARKER, WEIGHTS
+from gadfly.engine_client import Engine, Sampling
+from gadfly.grading import Grade
+from gadfly.records import Interaction, SwapKind, new_id
+from gadfly.settings import Settings
+from gadfly.store.database import Database
+from gadfly.store.interactions import insert_records
+from gadfly.verdict import Verdict
+from tests.service.conftest import RIGHT, make_settings
+from tests.support.adapters import (
     PROMPTS,
     PublishedAdapter,
     change_last_token,
@@ -39,10 +40,9 @@ from tests.adapters import (
     publish_again,
     shift_record,
 )
-from tests.engines import RunningEngine, start_engine
-from tests.records import make_critique, make_interaction
-from tests.service.conftest import RIGHT, make_settings
-from tests.services import free_port, service_process, serving, until_ready
+from tests.support.engines import RunningEngine, start_engine
+from tests.support.records import make_critique, make_interaction
+from tests.support.services import free_port, service_process, serving, until_ready
 
 ASK = {**RIGHT, "max_tokens": 24}
 
@@ -218,8 +218,8 @@ async def test_a_promotion_and_the_way_back(world: World, published: list[Publis
 
 async def test_what_the_gate_asks_for_is_done(world: World) -> None:
     async with world.database.session() as session:
-        await swap_queries.set_candidate(session, 3)
-        await swap_queries.request_swap(session, version=3, kind=SwapKind.GATE, reason="better on both axes")
+        await store.critics.set_candidate(session, 3)
+        await store.swaps.request_swap(session, version=3, kind=SwapKind.GATE, reason="better on both axes")
     deadline = time.monotonic() + 10
     while (await world.client.get("/state")).json()["live_critic"] != 3:
         assert time.monotonic() < deadline
@@ -595,12 +595,12 @@ async def test_a_service_killed_in_a_swap_does_it_when_it_is_back(
                 await insert_version(database, adapter)
             os.killpg(engines.a.process.pid, signal.SIGSTOP)
             async with database.session() as session:
-                await swap_queries.request_swap(session, version=2, kind=SwapKind.GATE)
+                await store.swaps.request_swap(session, version=2, kind=SwapKind.GATE)
             await asyncio.sleep(1)
             process.kill()
             os.killpg(engines.a.process.pid, signal.SIGCONT)
         async with database.session() as session:
-            assert await swap_queries.pending_swap(session) is not None
+            assert await store.swaps.pending_swap(session) is not None
         with service_process(settings, log):
             await until_ready(client)
             await _until(lambda: httpx.get(f"{settings.service_url}/state").json()["live_critic"] == 2)

@@ -17,26 +17,26 @@ import orjson
 import pytest
 from sqlalchemy import text
 
-from core import queries, swap_queries
-from core.adapters import BadAdapter
-from core.database import Database
-from core.engine import Engine, EnginePool, Sampling
-from core.errors import AdapterRefused, Conflict, EngineTimeout, EngineUnavailable, TooBusy
-from core.grading import Grade
-from core.keys import issue_key
-from core.prompts import Message, Prompt
-from core.records import CriticVersion, Receipt, SwapKind, SwapStatus, Tier, new_id, now
-from core.settings import Settings
-from core.verdict import Verdict
-from service import loading
-from service.critics import Critics
-from service.loading import Loader
-from service.metrics import Metrics
-from service.replicas import Replicas
-from tests.adapters import PublishedAdapter, change_last_token, insert_version, publish_adapter, publish_again
-from tests.records import make_critique, make_interaction
+from gadfly import store
+from gadfly.adapters import BadAdapter
+from gadfly.api_keys import issue_key
+from gadfly.engine_client import Engine, EnginePool, Sampling
+from gadfly.errors import AdapterRefused, Conflict, EngineTimeout, EngineUnavailable, TooBusy
+from gadfly.grading import Grade
+from gadfly.prompts import Message, Prompt
+from gadfly.records import CriticVersion, Receipt, SwapKind, SwapStatus, Tier, new_id, now
+from gadfly.service.critics import loader
+from gadfly.service.critics.loader import Loader
+from gadfly.service.critics.pointers import Critics
+from gadfly.service.critics.replicas import Replicas
+from gadfly.service.metrics import Metrics
+from gadfly.settings import Settings
+from gadfly.store.database import Database
+from gadfly.verdict import Verdict
 from tests.service.conftest import RIGHT, make_settings
-from tests.services import serving
+from tests.support.adapters import PublishedAdapter, change_last_token, insert_version, publish_adapter, publish_again
+from tests.support.records import make_critique, make_interaction
+from tests.support.services import serving
 
 ASK = Prompt((Message("user", "2 + 2?"),))
 
@@ -155,7 +155,7 @@ async def test_an_engine_that_did_not_prove_a_critic_gets_no_request_for_it(flee
     assert (fleet.a.answered + fleet.b.answered)[-1] == "base" or "base" in fleet.b.answered
 
     fleet.b.is_wrong = False
-    await asyncio.sleep(loading._BELIEVED_S)
+    await asyncio.sleep(loader._BELIEVED_S)
     fleet.a.fault = httpx.ConnectError("gone")  # the proven one: what is left has to prove itself first
     await fleet.ask()
     assert fleet.b.answered[-1] == fleet.name
@@ -202,7 +202,7 @@ async def test_a_failed_proof_takes_back_only_what_it_loaded(fleet: Fleet, was_t
 
 
 async def test_a_proof_that_takes_too_long_leaves_nothing_loaded(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "_PATIENCE_S", 0.3)
+    monkeypatch.setattr(loader, "_PATIENCE_S", 0.3)
     fleet.a.hang.clear()
     fleet.b.hang.clear()
     with pytest.raises(EngineTimeout):
@@ -250,7 +250,7 @@ async def test_only_so_many_old_critics_are_served(
         await fleet.loader.ready(others[0])
     assert refusal.value.retry_after_s > 1
     async with database.session() as session:
-        await swap_queries.set_candidate(session, others[0].version)
+        await store.critics.set_candidate(session, others[0].version)
     await fleet.critics.refresh()
     await fleet.loader.ready(others[0])
     await fleet.loader.ready(fleet.critic)
@@ -285,21 +285,21 @@ async def test_readings_asked_for_together_end_in_order(fleet: Fleet, database: 
 
 async def _promote(database: Database, version: int) -> None:
     async with database.session() as session:
-        swap = await swap_queries.request_swap(session, version=version, kind=SwapKind.PROMOTE)
+        swap = await store.swaps.request_swap(session, version=version, kind=SwapKind.PROMOTE)
     async with database.session() as session:
-        await swap_queries.move_pointer(session, swap.id)
+        await store.swaps.move_pointer(session, swap.id)
 
 
 async def test_a_repeated_rollback_does_not_go_forward(fleet: Fleet, database: Database) -> None:
     await _promote(database, 1)
     async with database.session() as session:
-        swap = await swap_queries.request_swap(session, kind=SwapKind.ROLLBACK, from_version=1)
-        await swap_queries.move_pointer(session, swap.id)
+        swap = await store.swaps.request_swap(session, kind=SwapKind.ROLLBACK, from_version=1)
+        await store.swaps.move_pointer(session, swap.id)
     with pytest.raises(Conflict, match="version 0 is live, and not 1"):
         async with database.session() as session:
-            await swap_queries.request_swap(session, kind=SwapKind.ROLLBACK, from_version=1)
+            await store.swaps.request_swap(session, kind=SwapKind.ROLLBACK, from_version=1)
     async with database.session() as session:
-        assert (await queries.read_pointers(session))["live"] == 0
+        assert (await store.critics.read_pointers(session))["live"] == 0
 
 
 @pytest.mark.parametrize("kind", [SwapKind.ROLLBACK, SwapKind.WATCH])
@@ -308,24 +308,24 @@ async def test_a_rollback_refuses_the_promotion_under_way(
 ) -> None:
     await insert_version(database, published)
     async with database.session() as session:
-        first = await swap_queries.request_swap(session, version=1, kind=SwapKind.GATE)
+        first = await store.swaps.request_swap(session, version=1, kind=SwapKind.GATE)
     with pytest.raises(Conflict, match=r"no critic to go back to.*the swap to version 1 has not moved it and goes on"):
         async with database.session() as session:
-            await swap_queries.request_swap(session, kind=kind)
+            await store.swaps.request_swap(session, kind=kind)
     async with database.session() as session:
-        await swap_queries.move_pointer(session, first.id)
+        await store.swaps.move_pointer(session, first.id)
     async with database.session() as session:
-        promotion = await swap_queries.request_swap(session, version=2, kind=SwapKind.PROMOTE)
+        promotion = await store.swaps.request_swap(session, version=2, kind=SwapKind.PROMOTE)
     async with database.session() as session:
-        back = await swap_queries.request_swap(session, kind=kind)
+        back = await store.swaps.request_swap(session, kind=kind)
         assert (back.version, back.from_version) == (0, 1)
     async with database.session() as session:
-        over = await swap_queries.read_swap(session, promotion.id)
+        over = await store.swaps.read_swap(session, promotion.id)
         assert (over.status, over.reason) == (SwapStatus.REFUSED, "superseded by a rollback")
-        assert await swap_queries.pending_swap(session) == back
+        assert await store.swaps.pending_swap(session) == back
     with pytest.raises(Conflict, match="another swap is under way"):  # one way back does not end another
         async with database.session() as session:
-            await swap_queries.request_swap(session, kind=kind)
+            await store.swaps.request_swap(session, kind=kind)
 
 
 # --------------------------------------------------------------------------------------------------------- live traffic
@@ -338,7 +338,7 @@ async def test_one_caller_makes_a_third_of_the_outcomes_and_one(fleet: Fleet, da
     async def label(version: int, *key_ids: UUID | None) -> list[bool]:
         """Outcomes of interactions with these keys: right with a key other than the first."""
         async with database.session() as session:
-            await queries.insert_records(
+            await store.interactions.insert_records(
                 session,
                 [
                     make_interaction(
@@ -353,7 +353,7 @@ async def test_one_caller_makes_a_third_of_the_outcomes_and_one(fleet: Fleet, da
                 heldout_share=0.2,
             )
         async with database.session() as session:
-            return await swap_queries.verdict_outcomes(session, version)
+            return await store.watch.verdict_outcomes(session, version)
 
     a, b, c = keys
     assert await label(0, a, a, a, a) == [False], "one of a; then 3 x 1 > 1 until three were counted"
@@ -374,7 +374,7 @@ async def spoilt(settings: Settings, database: Database, critic_model: Path, tmp
 
 async def _live(database: Database, adapter: PublishedAdapter) -> CriticVersion:
     async with database.session() as session:
-        await queries.ensure_version_zero(session, "tiny")
+        await store.critics.ensure_version_zero(session, "tiny")
         # The engine may be shared: a name that nobody else uses.
         await session.execute(
             text("INSERT INTO critic_versions (version, base_model, created_at) VALUES (:version, 'tiny', now())"),
@@ -417,10 +417,10 @@ async def test_without_a_key_no_reasons_are_shown(
     async with database.session() as session:
         _, caller = await issue_key(session, name="caller", tier=Tier.CALLER)
         _, admin = await issue_key(session, name="admin", tier=Tier.ADMIN)
-        swap = await swap_queries.request_swap(session, version=0, kind=SwapKind.PROMOTE)
-        await swap_queries.finish_swap(session, swap.id, SwapStatus.REFUSED, f"{secret_text}: {tmp_path}/x")
+        swap = await store.swaps.request_swap(session, version=0, kind=SwapKind.PROMOTE)
+        await store.swaps.finish_swap(session, swap.id, SwapStatus.REFUSED, f"{secret_text}: {tmp_path}/x")
         proof = {"engine": "unix:///secret/engine.sock", "vllm": "0.32"}
-        await swap_queries.insert_receipt(
+        await store.swaps.insert_receipt(
             session,
             Receipt(
                 id=new_id(),

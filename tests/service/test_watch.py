@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from core import queries, run_queries, swap_queries
-from core.database import Database
-from core.grading import Grade
-from core.records import Interaction, SwapKind, SwapStatus
-from core.training import GateOutcome, TrainConfig, Trigger
-from core.verdict import Verdict
-from service.critics import Critics
-from service.watch import Decision, Watch, sequential_test
-from tests.records import make_critique, make_interaction
+from gadfly import store
+from gadfly.grading import Grade
+from gadfly.records import Interaction, SwapKind, SwapStatus
+from gadfly.service.critics.pointers import Critics
+from gadfly.service.critics.watch import Decision, Watch, sequential_test
+from gadfly.store.database import Database
+from gadfly.training import GateOutcome, TrainConfig, Trigger
+from gadfly.verdict import Verdict
+from tests.support.records import make_critique, make_interaction
 
 # With p0 = 0.8, p1 = 0.7: a right verdict adds ln(7/8) = -0.133531, a wrong one ln(0.3/0.2) = 0.405465.
 # Bounds for alpha = 0.01, beta = 0.1: ln(0.9/0.01) = 4.499810 and ln(0.1/0.99) = -2.292535.
@@ -52,13 +52,13 @@ GATE = {"outcome": "promote", "numbers": {"discriminability": {"live": 0.8, "can
 
 
 @pytest.fixture
-async def store(database: Database) -> Database:
+async def seeded(database: Database) -> Database:
     """Version 1 of a run with a gate report, promoted after version 0."""
     async with database.session() as session:
-        await queries.ensure_version_zero(session, "tiny")
-        run = (await run_queries.request_run(session, config=TrainConfig(), trigger=Trigger.ADMIN)).run
-        await run_queries.save_gate(session, run.id, GateOutcome.PROMOTE, GATE)
-        await run_queries.insert_critic(
+        await store.critics.ensure_version_zero(session, "tiny")
+        run = (await store.runs.request_run(session, config=TrainConfig(), trigger=Trigger.ADMIN)).run
+        await store.runs.save_gate(session, run.id, GateOutcome.PROMOTE, GATE)
+        await store.critics.insert_critic(
             session,
             run_id=run.id,
             parent=0,
@@ -72,16 +72,16 @@ async def store(database: Database) -> Database:
 
 
 async def _move(session: Any, version: int, kind: SwapKind) -> None:
-    swap = await swap_queries.request_swap(session, version=version, kind=kind)
-    await swap_queries.move_pointer(session, swap.id)
+    swap = await store.swaps.request_swap(session, version=version, kind=kind)
+    await store.swaps.move_pointer(session, swap.id)
 
 
-async def look(store: Database, *records: Interaction) -> Any:
-    async with store.session() as session:
-        await queries.insert_records(session, records, heldout_share=0.2)
-    critics = Critics(store)
+async def look(seeded: Database, *records: Interaction) -> Any:
+    async with seeded.session() as session:
+        await store.interactions.insert_records(session, records, heldout_share=0.2)
+    critics = Critics(seeded)
     await critics.refresh()
-    return await Watch(store, critics, is_on=True).look()
+    return await Watch(seeded, critics, is_on=True).look()
 
 
 def said(version: int, *, is_right: bool) -> Interaction:
@@ -89,49 +89,49 @@ def said(version: int, *, is_right: bool) -> Interaction:
     return make_interaction(critic_version=version, reference="4", grade=Grade.RIGHT, critiques=(critique,))
 
 
-async def pending(store: Database) -> Any:
-    async with store.session() as session:
-        return await swap_queries.pending_swap(session)
+async def pending(seeded: Database) -> Any:
+    async with seeded.session() as session:
+        return await store.swaps.pending_swap(session)
 
 
-async def test_too_little_is_no_reason(store: Database) -> None:
-    evidence = await look(store, *(said(1, is_right=False) for _ in range(11)))
+async def test_too_little_is_no_reason(seeded: Database) -> None:
+    evidence = await look(seeded, *(said(1, is_right=False) for _ in range(11)))
     assert (evidence.decision, evidence.outcomes) == (Decision.GO_ON, 11)
-    assert await pending(store) is None
+    assert await pending(seeded) is None
 
 
-async def test_a_worse_critic_is_left_by_what_the_gate_knew_of_the_one_before(store: Database) -> None:
-    evidence = await look(store, *(said(1, is_right=False) for _ in range(12)))
+async def test_a_worse_critic_is_left_by_what_the_gate_knew_of_the_one_before(seeded: Database) -> None:
+    evidence = await look(seeded, *(said(1, is_right=False) for _ in range(12)))
     assert evidence.decision is Decision.GO_BACK
-    swap = await pending(store)
+    swap = await pending(seeded)
     assert (swap.kind, swap.version, swap.status) == (SwapKind.WATCH, 0, SwapStatus.PENDING)
     assert "0 of 12 verdicts of version 1" in swap.reason
     assert "80.0% right (on the gate's held-out items): log-likelihood ratio 4.87 of 70.0% to 80.0%" in swap.reason
-    assert await look(store) is None, "asked for once"
+    assert await look(seeded) is None, "asked for once"
 
 
-async def test_the_critic_before_is_known_better_by_its_own_traffic(store: Database) -> None:
+async def test_the_critic_before_is_known_better_by_its_own_traffic(seeded: Database) -> None:
     own = [said(0, is_right=number % 2 == 0) for number in range(50)]  # 50 %: 12 wrong ones are no proof against 40 %
-    evidence = await look(store, *own, *(said(1, is_right=False) for _ in range(12)))
+    evidence = await look(seeded, *own, *(said(1, is_right=False) for _ in range(12)))
     # 12 x ln(0.6 / 0.5) = 2.187859
     assert evidence.decision is Decision.GO_ON
     assert evidence.log_ratio == pytest.approx(2.187859, abs=1e-6)
 
 
-async def test_what_was_gone_back_to_is_not_left_by_itself(store: Database) -> None:
-    async with store.session() as session:
+async def test_what_was_gone_back_to_is_not_left_by_itself(seeded: Database) -> None:
+    async with seeded.session() as session:
         await _move(session, 0, SwapKind.ROLLBACK)
-    assert await look(store, *(said(0, is_right=False) for _ in range(100))) is None
-    assert await pending(store) is None
+    assert await look(seeded, *(said(0, is_right=False) for _ in range(100))) is None
+    assert await pending(seeded) is None
 
 
-async def test_another_replica_that_looks_is_enough(store: Database) -> None:
-    async with store.session() as session:
-        assert await swap_queries.lock_watch(session)
-        assert await look(store, *(said(1, is_right=False) for _ in range(12))) is None
+async def test_another_replica_that_looks_is_enough(seeded: Database) -> None:
+    async with seeded.session() as session:
+        assert await store.watch.lock_watch(session)
+        assert await look(seeded, *(said(1, is_right=False) for _ in range(12))) is None
 
 
-async def test_nothing_to_compare_with_is_no_test(store: Database) -> None:
-    async with store.session() as session:
+async def test_nothing_to_compare_with_is_no_test(seeded: Database) -> None:
+    async with seeded.session() as session:
         await session.execute(text("UPDATE training_runs SET gate = NULL"))
-    assert await look(store, *(said(1, is_right=False) for _ in range(12))) is None
+    assert await look(seeded, *(said(1, is_right=False) for _ in range(12))) is None

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from core.database import Database
-from tests.adapters import insert_version, publish_adapter
-from tests.engines import RunningEngine, start_engine
+from gadfly.store.database import Database
 from tests.service.conftest import RIGHT, make_settings
-from tests.services import serving
+from tests.support.adapters import insert_version, publish_adapter
+from tests.support.engines import RunningEngine, start_engine
+from tests.support.services import serving
 
 _COMPILER = re.compile(r"(.*-)?(gcc|g\+\+|cc|c\+\+|clang|clang\+\+|cpp|nvcc)(-[\d.]+)?")
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_models import random_model
+from tests.support.tiny_models import random_model
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from core.training import Baseline
-from trainer.advantages import (
+from gadfly.trainer.rl.advantages import (
     advantages,
     group_normalised,
     leave_one_out,
@@ -15,6 +14,7 @@ from trainer.advantages import (
     token_rewards,
     whiten,
 )
+from gadfly.training import Baseline
 
 
 def test_leave_one_out() -> None:

@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from core.training import AlarmLimits
-from trainer.alarms import Alarm, Alarms, ScoredCritique, step_examples, step_statistics
+from gadfly.trainer.measure.alarms import Alarm, Alarms, ScoredCritique, step_examples, step_statistics
+from gadfly.training import AlarmLimits
 
 FINAL = "Correctness of the final answer:"
 

@@ -1,6 +1,6 @@
 import pytest
 
-from trainer.batch import Group, pack
+from gadfly.trainer.rl.packing import Group, pack
 
 ONE = Group.given([10, 11, 12], [1, 2], [3, 4, 5])  # 3 + 1 + 2 = 6 tokens of a row
 TWO = Group.given([20, 21], [6, 7, 8])  # 2 + 2 = 4

@@ -5,7 +5,7 @@ from uuid import UUID
 
 import pytest
 
-from trainer.data import Item, Origin, draw, seed_of
+from gadfly.trainer.data import Item, Origin, draw, seed_of
 
 
 def items(right: int, wrong: int) -> list[Item]:

@@ -9,15 +9,14 @@ from uuid import UUID
 
 import pytest
 
-from core.engine import ACTOR, EnginePool
-from core.errors import EngineUnavailable, UnreadableReference
-from core.grading import Grade, Grader
-from core.labels import LabelSource
-from core.prompts import Message, load
-from core.questions import question_hash
-from core.run_queries import LabelledAnswer
-from core.verdict import Verdict
-from trainer.evaluate import (
+from gadfly.engine_client import ACTOR, EnginePool
+from gadfly.errors import EngineUnavailable, UnreadableReference
+from gadfly.grading import Grade, Grader
+from gadfly.prompts import Message, load
+from gadfly.store.labels import LabelSource
+from gadfly.store.split import question_hash
+from gadfly.store.training_data import LabelledAnswer
+from gadfly.trainer.measure.evaluate import (
     Bench,
     PastRound,
     Remembering,
@@ -27,7 +26,8 @@ from trainer.evaluate import (
     several_samples,
     without_critic,
 )
-from trainer.metrics import Judged, measure, measure_samples
+from gadfly.trainer.measure.metrics import Judged, measure, measure_samples
+from gadfly.verdict import Verdict
 
 C, W, U = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNPARSED
 PROMPTS = load("stepwise@1")

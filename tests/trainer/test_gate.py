@@ -8,11 +8,11 @@ from uuid import UUID
 import numpy as np
 import pytest
 
-from core.grading import Grade
-from core.training import GateOutcome, TrainConfig
-from core.verdict import Verdict
-from trainer.gate import Axis, decide
-from trainer.metrics import Judged
+from gadfly.grading import Grade
+from gadfly.trainer.measure.gate import Axis, decide
+from gadfly.trainer.measure.metrics import Judged
+from gadfly.training import GateOutcome, TrainConfig
+from gadfly.verdict import Verdict
 
 CONFIG = TrainConfig(seed=3, gate_margin=0.02)
 PROMOTE, REJECT, UNKNOWN = GateOutcome.PROMOTE, GateOutcome.REJECT, GateOutcome.NOT_ENOUGH_EVIDENCE

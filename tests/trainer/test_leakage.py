@@ -2,8 +2,8 @@
 
 import pytest
 
-from core.errors import UnreadableReference
-from trainer.leakage import leaks_gold
+from gadfly.errors import UnreadableReference
+from gadfly.trainer.measure.leakage import leaks_gold
 
 EGGS = "A box holds 6 eggs. Tom buys 4 boxes and breaks 3 eggs. How many eggs are left?"
 ADDED = "Tom buys 4 * 6 = 24 eggs. He has 24 + 3 = 27 eggs left. The answer is 27."

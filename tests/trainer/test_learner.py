@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.training import TrainConfig
-from tests.trainer.policies import bits, policy_of, random_groups
-from trainer.advantages import advantages
-from trainer.batch import Group, pack
-from trainer.learner import Learner
-from trainer.optimiser import cosine, minibatches, shares
-from trainer.policy import Policy, Which
+from gadfly.trainer.rl.advantages import advantages
+from gadfly.trainer.rl.learner import Learner
+from gadfly.trainer.rl.optimiser import cosine, minibatches, shares
+from gadfly.trainer.rl.packing import Group, pack
+from gadfly.trainer.rl.policy import Policy, Which
+from gadfly.training import TrainConfig
+from tests.support.policies import bits, policy_of, random_groups
 
 CONFIG = TrainConfig(
     seed=7,

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from trainer.logprobs import token_logprobs
+from gadfly.trainer.rl.logprobs import token_logprobs
 
 N, D, V = 13, 16, 50
 

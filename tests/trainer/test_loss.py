@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.loss import Measured, clipped_loss, importance_weights, token_weights
+from gadfly.trainer.rl.loss import Measured, clipped_loss, importance_weights, token_weights
 
 
 def test_weights_are_mean_over_tokens_then_over_critiques() -> None:

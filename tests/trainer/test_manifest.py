@@ -5,12 +5,12 @@ from uuid import UUID
 
 import pytest
 
-from core.errors import Conflict
-from core.labels import LabelSource
-from core.run_queries import LabelledAnswer
-from core.training import Stage, TrainConfig
-from trainer.learn import schedule
-from trainer.manifest import describe, same_answers, split_for_validation
+from gadfly.errors import Conflict
+from gadfly.store.labels import LabelSource
+from gadfly.store.training_data import LabelledAnswer
+from gadfly.trainer.learn import schedule
+from gadfly.trainer.manifest import describe, same_answers, split_for_validation
+from gadfly.training import Stage, TrainConfig
 
 
 def answer(number: int, *, is_right: bool = True) -> LabelledAnswer:

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.grading import Grade
-from core.verdict import Verdict
-from trainer.metrics import (
+from gadfly.grading import Grade
+from gadfly.trainer.measure.metrics import (
     Estimate,
     Judged,
     Proportion,
@@ -24,6 +23,7 @@ from trainer.metrics import (
     pass_at_k,
     proportion,
 )
+from gadfly.verdict import Verdict
 
 C, W, U = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNPARSED
 RIGHT, WRONG, NO_ANSWER = Grade.RIGHT, Grade.WRONG, Grade.NO_ANSWER

@@ -9,13 +9,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from core.adapters import CONFIG, WEIGHTS, BadAdapter
-from core.engine import ACTOR, EnginePool, Sampling
-from core.prompts import load
-from tests.tiny_models import random_adapter, tokenizer
-from tests.trainer.policies import RANK, bits, policy_of, random_groups
-from trainer.batch import Group, Pack, pack
-from trainer.policy import Policy, Which
+from gadfly.adapters import CONFIG, WEIGHTS, BadAdapter
+from gadfly.engine_client import ACTOR, EnginePool, Sampling
+from gadfly.prompts import load
+from gadfly.trainer.rl.packing import Group, Pack, pack
+from gadfly.trainer.rl.policy import Policy, Which
+from tests.support.policies import RANK, bits, policy_of, random_groups
+from tests.support.tiny_models import random_adapter, tokenizer
 
 PROMPTS = load("stepwise@1")
 

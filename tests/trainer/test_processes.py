@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from core.adapters import WEIGHTS
-from tests.trainer.policies import policy_of
+from gadfly.adapters import WEIGHTS
+from gadfly.trainer.rl.learner import Learner
+from gadfly.trainer.rl.policy import Policy
+from tests.support.policies import policy_of
+from tests.support.two_processes import PROMPT
 from tests.trainer.test_learner import CONFIG, rows
-from tests.trainer.two_processes import PROMPT
-from trainer.learner import Learner
-from trainer.policy import Policy
 
 REPOSITORY = Path(__file__).parents[2]
 Metrics = list[dict[str, float]]

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from core.adapters import WEIGHTS, file_sha256
-from core.database import Database
-from core.settings import Settings
+from gadfly.adapters import WEIGHTS, file_sha256
+from gadfly.settings import Settings
+from gadfly.store.database import Database
+from gadfly.trainer.workspace import Workspace
 from tests.trainer import worlds
-from trainer.workspace import Workspace
 
 
 @pytest.fixture

@@ -6,17 +6,17 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from core.engine import ACTOR, EnginePool
-from core.grading import Grade, Grader
-from core.prompts import load
-from core.training import Stage, TrainConfig
-from core.verdict import Verdict
+from gadfly.engine_client import ACTOR, EnginePool
+from gadfly.grading import Grade, Grader
+from gadfly.prompts import load
+from gadfly.trainer.data import Item, Origin
+from gadfly.trainer.engines import Engines, sweep
+from gadfly.trainer.pool import sample_pool
+from gadfly.trainer.rollouts import Collector
+from gadfly.trainer.workspace import Lines
+from gadfly.training import Stage, TrainConfig
+from gadfly.verdict import Verdict
 from tests.trainer import worlds
-from trainer.data import Item, Origin
-from trainer.engines import Engines, sweep
-from trainer.pool import sample_pool
-from trainer.rollouts import Collector
-from trainer.workspace import Lines
 
 PROMPTS = load("stepwise@1")
 CONFIG = TrainConfig.read(worlds.GLANCE)
@@ -107,7 +107,7 @@ async def test_the_actor_answers_each_question_with_a_reference_once(engines: En
 
 
 async def test_a_killed_runs_adapters_are_swept(engines: Engines, critic_model: Path, tmp_path: Path) -> None:
-    from tests.tiny_models import random_adapter  # noqa: PLC0415  # torch takes seconds to import
+    from tests.support.tiny_models import random_adapter  # noqa: PLC0415  # torch takes seconds to import
 
     folder = random_adapter(tmp_path / "adapter", model=critic_model, seed=3)
     await engines.load(engines.name("00000-abc"), folder)

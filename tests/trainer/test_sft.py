@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.training import TrainConfig
-from tests.trainer.policies import bits, policy_of, random_groups
-from trainer.batch import Group, pack
-from trainer.policy import Policy, Which
-from trainer.sft import FineTuning, Pair
+from gadfly.trainer.rl.packing import Group, pack
+from gadfly.trainer.rl.policy import Policy, Which
+from gadfly.trainer.rl.sft import FineTuning, Pair
+from gadfly.training import TrainConfig
+from tests.support.policies import bits, policy_of, random_groups
 
 CONFIG = TrainConfig(
     prompts_per_step=4,

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from core import run_queries
-from core.database import Database
-from core.grading import Grade
-from core.verdict import Verdict
+from gadfly import store
+from gadfly.grading import Grade
+from gadfly.store.database import Database
+from gadfly.trainer.warm_start import Written, chosen, whole_steps
+from gadfly.verdict import Verdict
 from tests.trainer import worlds
 from tests.trainer.test_rollouts import ITEMS
-from trainer.warm_start import Written, chosen, whole_steps
 
 STEP = "Step sentence: {0}\nCorrectness of the step: Correct\nExplanation: because.\n"
 ONE, TWO = STEP.format("one"), STEP.format("two")
@@ -94,7 +94,7 @@ async def test_a_critic_without_the_format_is_taught_it(
     process = worlds.start_half(settings, "learn", run.id, log=log)
     assert process.wait(200) == 0, log.read_text()
     async with database.session() as session:
-        events = await run_queries.events_after(session, run.id, after=0)
+        events = await store.runs.events_after(session, run.id, after=0)
     notes = [event.data for event in events if event.data.get("message") == "warm start"]
     assert notes[0]["kept"] >= 8
     losses = [note["loss"] for note in notes[1:]]

@@ -15,16 +15,16 @@ import psutil
 import pytest
 from sqlalchemy import text
 
-from core import run_queries
-from core.database import Database, migrate
-from core.engine import EnginePool
-from core.settings import Settings
-from core.training import EventKind, Run, RunStatus, Trigger
-from tests.postgres import PostgresServer
+from gadfly import store
+from gadfly.engine_client import EnginePool
+from gadfly.settings import Settings
+from gadfly.store.database import Database, migrate
+from gadfly.trainer.engines import PREFIX
+from gadfly.trainer.worker import Worker
+from gadfly.trainer.workspace import Workspace
+from gadfly.training import EventKind, Run, RunStatus, Trigger
+from tests.support.postgres import PostgresServer
 from tests.trainer import worlds
-from trainer.engines import PREFIX
-from trainer.worker import Worker
-from trainer.workspace import Workspace
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -92,8 +92,8 @@ async def test_a_cancelled_run_ends_in_seconds_and_leaves_nothing(
         assert (await worlds.read(filled, waiting.id)).status is RunStatus.QUEUED  # one at a time
         started = time.monotonic()
         async with filled.session() as session:
-            await run_queries.request_cancel(session, run.id)
-            await run_queries.request_cancel(session, waiting.id)
+            await store.runs.request_cancel(session, run.id)
+            await store.runs.request_cancel(session, waiting.id)
         ended = await until(filled, run.id, lambda found: found.status.is_over, log)
         assert time.monotonic() - started < 10
         assert ended.status is RunStatus.CANCELLED
@@ -122,7 +122,7 @@ async def test_a_run_outlives_its_child_and_its_trainer(filled: Database, settin
     assert ended.status is RunStatus.SUCCEEDED, (ended, _tail(log))
     assert ended.attempt == 2  # the trainer's second; the child's crash was the first trainer's own business
     async with filled.session() as session:
-        events = await run_queries.events_after(session, run.id, after=0)
+        events = await store.runs.events_after(session, run.id, after=0)
     steps = [event.data["step"] for event in events if event.kind is EventKind.STEP]
     assert set(steps) == set(range(1, ended.progress.steps + 1))
     assert ended.version is not None
@@ -166,7 +166,7 @@ async def test_an_alarm_fails_the_run_and_names_the_evidence(
     assert ended.status is RunStatus.FAILED
     assert "divergence" in (ended.error or "")
     async with filled.session() as session:
-        events = await run_queries.events_after(session, run.id, after=0)
+        events = await store.runs.events_after(session, run.id, after=0)
     [alarm] = [event for event in events if event.kind is EventKind.ALARM]
     assert alarm.data["message"] == ended.error
     assert alarm.data["evidence"]
@@ -190,21 +190,21 @@ async def test_new_labels_start_one_run(database: Database, settings: Settings, 
         await app.tasks["count_labels"].func(0)
         await app.tasks["count_labels"].func(0)  # one waits already
         async with database.session() as session:
-            [run] = await run_queries.unfinished_runs(session)
+            [run] = await store.runs.unfinished_runs(session)
             assert run.trigger is Trigger.LABELS
-            await run_queries.request_cancel(session, run.id)
+            await store.runs.request_cancel(session, run.id)
         await app.tasks["count_labels"].func(0)  # nothing is new since
         async with database.session() as session:
-            assert await run_queries.unfinished_runs(session) == []
+            assert await store.runs.unfinished_runs(session) == []
 
 
 async def test_a_run_without_a_job_gets_one(database: Database, settings: Settings) -> None:
     run = await worlds.ask_for_run(database)
     async with database.session() as session:
-        assert await run_queries.enqueue_lost_runs(session) == []
+        assert await store.runs.enqueue_lost_runs(session) == []
         await session.execute(text("DELETE FROM procrastinate_jobs"))
     async with database.session() as session:
-        assert await run_queries.enqueue_lost_runs(session) == [run.id]
+        assert await store.runs.enqueue_lost_runs(session) == [run.id]
 
 
 @pytest.fixture(autouse=True)

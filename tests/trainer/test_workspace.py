@@ -5,7 +5,7 @@ from uuid import UUID
 
 import pytest
 
-from trainer.workspace import Workspace
+from gadfly.trainer.workspace import Workspace
 
 RUN = UUID(int=7)
 

@@ -1,0 +1,40 @@
+"""API keys: made here, shown once, kept only as a digest.
+
+A secret is 32 random bytes, so nobody can try them all and a fast hash is sound. (Slow hashes are for passwords, which
+people choose.) The same secret always has the same digest, so a key is found by an index.
+"""
+
+import hashlib
+import secrets
+from datetime import datetime
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from gadfly.records import Key, Tier, new_id, now
+from gadfly.store.keys import insert_key
+
+_PREFIX = "gf_"
+_HINT_CHARS = len(_PREFIX) + 5
+
+
+def digest(secret: str) -> bytes:
+    """What is kept of a secret: its SHA-256, 32 bytes."""
+    return hashlib.sha256(secret.encode(errors="surrogatepass")).digest()
+
+
+async def issue_key(
+    session: AsyncSession, *, name: str, tier: Tier, expires_at: datetime | None = None
+) -> tuple[Key, str]:
+    """Make a key; return it with its secret, which nobody can read again."""
+    secret = _PREFIX + secrets.token_urlsafe(32)
+    key = Key(
+        id=new_id(),
+        name=name,
+        tier=tier,
+        hint=secret[:_HINT_CHARS],
+        created_at=now(),
+        expires_at=expires_at,
+        revoked_at=None,
+    )
+    await insert_key(session, key, digest(secret))
+    return key, secret

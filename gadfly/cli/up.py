@@ -1,0 +1,364 @@
+"""`gadfly up`: database, engine and service on this machine, started in order, kept running, stopped in order."""
+
+import asyncio
+import contextlib
+import errno
+import hashlib
+import importlib.util
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from gadfly.cli.probes import accepts_connections, engine_endpoint, get, why_not_ready
+from gadfly.cli.processes import IsReady, Program, ProgramFailed, Supervisor
+from gadfly.cli.running import RunState, clean_leftovers, exclusive
+from gadfly.cli.terminal import Step, err, out, step
+from gadfly.errors import BadSettings, StoreUnavailable
+from gadfly.settings import ENV_PREFIX, Settings
+
+DATABASE, ENGINE, SERVICE, TRAINER = "database", "engine", "service", "trainer"
+
+_LEAST_FREE_BYTES = 300 * 2**20  # an empty Postgres with its write-ahead log, and some traffic
+_UNIX_PATH_MAX = 107
+_READY_WITHIN_S = 120.0
+_SECRETS_OF_NO_ENGINE = (f"{ENV_PREFIX}DATABASE_URL", f"{ENV_PREFIX}KEY")
+_EXAMPLE = {
+    "question": "Tom has 3 boxes with 4 apples each. He eats 2 apples. How many are left?",
+    "response": "3 + 4 = 7 apples. 7 - 2 = 5. The answer is 5.",
+}
+
+
+def up(settings: Settings) -> int:
+    """Run until Ctrl-C, SIGTERM or a failure that cannot be retried. The exit code.
+
+    Raises:
+        GadflyError: why it cannot run.
+    """
+    with exclusive(settings.home):
+        left = clean_leftovers(settings.home)
+        if left:
+            err.print(f"ended what an earlier run left: {', '.join(left)}")
+        check_disk(settings.home)
+        check_port(settings)
+        check_keys_possible(settings)
+        return asyncio.run(_Up(settings).run())
+
+
+class _Up:
+    """One run."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._engine_urls = settings.engine_urls
+        # GADFLY_URL may name a proxy in front of this service; what is started here is asked directly.
+        self._url = settings.model_copy(update={"url": ""}).service_url
+        self._state = RunState(service_url=self._url)
+        self._supervisor = Supervisor(settings.home, self._state, report=_report)
+        self._is_ready = False
+        self._signal: signal.Signals | None = None
+
+    async def run(self) -> int:
+        work = asyncio.create_task(self._work())
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue  # as nohup wants it
+            loop.add_signal_handler(number, self._on_signal, number, work)
+        try:
+            await work
+        except asyncio.CancelledError:
+            return 0 if self._is_ready or self._signal is None else 128 + self._signal
+        except ProgramFailed as error:
+            for line in error.tail:
+                err.print(f"  {line}", style="dim", markup=False)
+            raise
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise StoreUnavailable(f"The disk under {self._settings.home} is full.") from error
+            raise
+        finally:
+            await self._supervisor.stop()
+            await asyncio.to_thread(self._sweep)
+        return 0
+
+    def _sweep(self) -> None:
+        # Whoever had to be killed may have left something: Postgres, in a recovery that took too long.
+        clean_leftovers(self._settings.home)
+        if self._settings.database_url is None:
+            from gadfly.store.embedded import EmbeddedPostgres
+
+            EmbeddedPostgres(self._settings.home).stop_ownerless()
+
+    def _on_signal(self, number: signal.Signals, work: "asyncio.Task[None]") -> None:
+        if self._signal is not None:
+            self._supervisor.hurry()
+        self._signal = number
+        work.cancel()
+
+    async def _work(self) -> None:
+        url = await self._start_database()
+        await self._check_keys(url)
+        if not self._engine_urls:
+            await self._start_engine()
+        self._state.engine_urls = self._engine_urls
+        await self._start_service(url)
+        await self._start_trainer(url)
+        await self._announce()
+        self._is_ready = True
+        await self._supervisor.failed()
+
+    async def _start_database(self) -> str:
+        from gadfly.store.database import migrate
+        from gadfly.store.embedded import EmbeddedPostgres
+
+        given = self._settings.database_url
+        if given is not None:
+            url = given.get_secret_value()
+        else:
+            server = EmbeddedPostgres(self._settings.home)
+            url = server.url
+            with step(DATABASE, "starting Postgres") as progress:
+                _link(server.log, self._settings.home / "logs" / "postgres.log")
+                await self._supervisor.start(
+                    Program(
+                        role=DATABASE,
+                        argv=(sys.executable, "-P", "-m", "gadfly.cli.keeper"),
+                        environment=self._environment(),
+                        log=self._log(DATABASE),
+                        is_ready=_accepts(url),
+                        hurried_limit_s=10.0,  # Postgres itself is stopped the same way, and that takes a moment
+                    ),
+                    note=progress.note,
+                )
+                progress.result("Postgres is ready")
+        with step("schema", "migrating") as progress:
+            await asyncio.to_thread(migrate, url)
+            progress.result("current")
+        return url
+
+    async def _check_keys(self, url: str) -> None:
+        if self._settings.is_loopback:
+            return
+        from gadfly.cli.storage import active_keys
+
+        if not await active_keys(self._settings, url):
+            raise BadSettings(_needs_keys(self._settings))
+
+    async def _start_engine(self) -> None:
+        path = engine_socket(self._settings.home)
+        environment = {name: value for name, value in self._environment().items() if name not in _SECRETS_OF_NO_ENGINE}
+        with step(ENGINE, "starting vLLM") as progress:
+            await self._supervisor.start(
+                Program(
+                    role=ENGINE,
+                    argv=(sys.executable, "-P", "-m", "gadfly.engine", "--uds", str(path)),
+                    environment=environment,
+                    log=self._log(ENGINE),
+                    is_ready=_answers(engine_endpoint(f"unix://{path}", "/health")),
+                    stop_limit_s=35.0,  # vLLM gives its own requests 30
+                ),
+                note=progress.note,
+            )
+            progress.result("vLLM is ready")
+        self._engine_urls = (f"unix://{path}",)
+
+    async def _start_service(self, url: str) -> None:
+        environment = self._environment() | {
+            f"{ENV_PREFIX}DATABASE_URL": url,
+            f"{ENV_PREFIX}ENGINE_URLS": ",".join(self._engine_urls),
+        }
+        with step(SERVICE, "starting") as progress:
+            await self._supervisor.start(
+                Program(
+                    role=SERVICE,
+                    argv=(sys.executable, "-P", "-m", "gadfly.service"),
+                    environment=environment,
+                    log=self._log(SERVICE),
+                    is_ready=_serves(self._url, progress),
+                    stop_limit_s=45.0,  # it gives its own requests 30
+                )
+            )
+
+    async def _start_trainer(self, url: str) -> None:
+        if not self._settings.train:
+            return
+        with step(TRAINER, "starting") as progress:
+            if importlib.util.find_spec("peft") is None:
+                progress.result("left out: install gadfly[trainer] to train here")
+                return
+            await self._supervisor.start(
+                Program(
+                    role=TRAINER,
+                    argv=(sys.executable, "-P", "-m", "gadfly.trainer"),
+                    environment=self._environment()
+                    | {f"{ENV_PREFIX}DATABASE_URL": url, f"{ENV_PREFIX}ENGINE_URLS": ",".join(self._engine_urls)},
+                    log=self._log(TRAINER),
+                    is_ready=_at_once,
+                    stop_limit_s=15.0,
+                )
+            )
+            progress.result("waits for training runs")
+
+    async def _announce(self) -> None:
+        settings = self._settings
+        self._state.write(settings.home)
+        database = "your own" if settings.database_url is not None else f"embedded, in {settings.home / 'postgres'}"
+        out.print(
+            f"\nGadfly answers at [bold]{self._url}[/]  (API: {self._url}/docs)\n"
+            f"  engine    {', '.join(self._engine_urls)}\n"
+            f"  database  {database}\n"
+            f"  logs      {settings.home / 'logs'}\n\n"
+            "Try it:\n"
+        )
+        out.print(example(self._url, with_key=await _wants_key(self._url)), markup=False, style="bold")
+        out.print("\nCtrl-C stops it.")
+
+    def _environment(self) -> dict[str, str]:
+        inherited = {name: value for name, value in os.environ.items() if not name.upper().startswith(ENV_PREFIX)}
+        return inherited | self._settings.to_environment()
+
+    def _log(self, role: str) -> Path:
+        return self._settings.home / "logs" / f"{role}.log"
+
+
+def check_disk(home: Path) -> None:
+    """Refuse to start where nothing can be kept.
+
+    Raises:
+        StoreUnavailable: says what is free and what is needed.
+    """
+    free = shutil.disk_usage(home).free
+    if free < _LEAST_FREE_BYTES:
+        raise StoreUnavailable(
+            f"The disk under {home} has {free // 2**20} MiB free and at least {_LEAST_FREE_BYTES // 2**20} are needed: "
+            "make room, or choose another folder with --home."
+        )
+
+
+def check_port(settings: Settings) -> None:
+    """Refuse to start on an address that the service could not listen on, before anything slow is started.
+
+    Raises:
+        BadSettings: says what is wrong with the address.
+    """
+    try:
+        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise BadSettings(
+                f"Port {settings.port} is taken{_taken_by(settings.port)}: stop that program, or choose another port "
+                "with --port."
+            ) from None
+        if error.errno == errno.EACCES:
+            raise BadSettings(f"Port {settings.port} needs more rights: choose one above 1023 with --port.") from None
+        raise BadSettings(f"The service cannot listen on {settings.host}: {error.strerror or error}.") from None
+
+
+def check_keys_possible(settings: Settings) -> None:
+    """Refuse an address that others reach when there cannot be a key yet, because there is no database yet.
+
+    Raises:
+        BadSettings: says how to make a key.
+    """
+    is_new = settings.database_url is None and not (settings.home / "postgres" / "data").exists()
+    if not settings.is_loopback and is_new:
+        raise BadSettings(_needs_keys(settings))
+
+
+def engine_socket(home: Path) -> Path:
+    """Where the engine listens: under `home`, or a short path of its own when that is too long for a socket."""
+    path = home / "run" / "engine.sock"
+    if len(os.fsencode(path)) <= _UNIX_PATH_MAX:
+        return path
+    name = hashlib.sha256(os.fsencode(home)).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"gadfly-engine-{name}" / "engine.sock"
+
+
+def example(service_url: str, *, with_key: bool) -> str:
+    """A request to try, as a line for the shell."""
+    key = " -H 'authorization: Bearer YOUR_KEY'" if with_key else ""
+    body = shlex.quote(json.dumps(_EXAMPLE))
+    return f"curl -s {service_url}/critique{key} -H 'content-type: application/json' -d {body}"
+
+
+def _needs_keys(settings: Settings) -> str:
+    return (
+        f"{settings.host} can be reached by others and there is no key yet: make one with "
+        "`gadfly keys create --tier admin --name me`, or listen on 127.0.0.1."
+    )
+
+
+def _taken_by(port: int) -> str:
+    import psutil
+
+    try:
+        for connection in psutil.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+                return f" by {psutil.Process(connection.pid).name()} (process {connection.pid})"
+    except psutil.Error:
+        pass  # another user's
+    return ""
+
+
+def _link(target: Path, link: Path) -> None:
+    link.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        link.symlink_to(target)
+
+
+def _report(text: str) -> None:
+    err.print(f"{time.strftime('%H:%M:%S')} {text}", markup=False)
+
+
+def _answers(url: str) -> IsReady:
+    async def probe() -> bool:
+        return (await get(url)).is_ok
+
+    return probe
+
+
+def _accepts(url: str) -> IsReady:
+    async def probe() -> bool:
+        return await accepts_connections(url)
+
+    return probe
+
+
+def _serves(service_url: str, progress: Step) -> IsReady:
+    """Whether the service can do its work. After a while, that it runs is enough: engines elsewhere may come later."""
+    began = time.monotonic()
+
+    async def probe() -> bool:
+        nonlocal began
+        answer = await get(f"{service_url}/readyz", limit_s=30.0)
+        if answer.status is None:  # not up yet, at the first start or at a later one
+            began = time.monotonic()
+        if answer.is_ok:
+            progress.result("ready")
+            return True
+        reason = answer.problem if answer.body is None else why_not_ready(answer.body)
+        progress.note(reason)
+        progress.result(f"runs, but is not ready: {reason}")
+        return answer.status == 503 and time.monotonic() - began > _READY_WITHIN_S
+
+    return probe
+
+
+async def _at_once() -> bool:
+    return True  # nobody waits for the trainer: it takes runs from a queue whenever it is there
+
+
+async def _wants_key(service_url: str) -> bool:
+    return (await get(f"{service_url}/interactions?limit=1")).status == 401

@@ -1,0 +1,203 @@
+"""One pipeline for every critique: prompt -> sample -> parse -> read the verdict's probability.
+
+The service answers with it, the trainer samples with it, the evaluation measures with it: what is trained is what is
+served.
+"""
+
+from dataclasses import dataclass
+
+from gadfly.concurrency import gather
+from gadfly.engine_client import EnginePool, OnText, Reply, Sampling
+from gadfly.errors import PromptTooLong
+from gadfly.prompts import Prompt, PromptSet
+from gadfly.records import Critique, Usage, new_id
+from gadfly.verdict import VERDICT_FIELD, ParsedCritique, Verdict, VerdictSource, parse_critique
+
+VERDICT_PREFIX = f"{VERDICT_FIELD}:"
+
+_CUT_CHARS = 100  # of a critique that leaves its verdict no room: the verdict field takes about ten tokens
+
+
+async def critique(
+    engines: EnginePool,
+    prompts: PromptSet,
+    *,
+    model: str,
+    question: str,
+    response: str,
+    sampling: Sampling,
+    round: int = 0,
+    sample: int = 0,
+    on_text: OnText | None = None,
+) -> tuple[Critique, ...]:
+    """Sample `sampling.n` critiques of one answer and say how sure the critic is of each verdict.
+
+    The text of a critique is kept to the letter. Its verdict is the stated one; a critique that states none, or more
+    than one, gets the likelier verdict as the engine reads it, and says so in `verdict_source`. `sample` numbers the
+    first critique. Raises the errors of `gadfly.engine_client.Engine.chat`.
+    """
+    prompt = prompts.critique(question=question, response=response)
+    if on_text is None:
+        replies = await engines.chat(prompt, model=model, sampling=sampling)
+    else:
+        replies = await _stream(engines, prompt, model=model, sampling=sampling, on_text=on_text)
+    return tuple(
+        await gather(
+            *(
+                _judge(
+                    engines, prompts, prompt, reply, model=model, round=round, sample=sample + index,
+                    priority=sampling.priority,
+                )
+                for index, reply in enumerate(replies)
+            )
+        )
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampledCritique:
+    """A critique as it was sampled: what it says, and the tokens it is made of."""
+
+    text: str
+    parsed: ParsedCritique
+    reply: Reply
+
+
+async def sample_critiques(
+    engines: EnginePool, prompts: PromptSet, *, model: str, question: str, response: str, sampling: Sampling
+) -> tuple[SampledCritique, ...]:
+    """`critique` without the reading of the verdict's probability: what the trainer learns from.
+
+    A critique that states no verdict stays without one: an unparsed verdict never earns. Raises as `critique`.
+    """
+    prompt = prompts.critique(question=question, response=response)
+    replies = await engines.chat(prompt, model=model, sampling=sampling)
+    texts = [prompt.opener + reply.text for reply in replies]
+    return tuple(
+        SampledCritique(text=text, parsed=parse_critique(text), reply=reply)
+        for text, reply in zip(texts, replies, strict=True)
+    )
+
+
+async def _stream(
+    engines: EnginePool, prompt: Prompt, *, model: str, sampling: Sampling, on_text: OnText
+) -> tuple[Reply, ...]:
+    # The opener goes out with a reply's first piece and not before: nothing is said that the engine may still refuse.
+    unopened = set(range(sampling.n))
+
+    async def on_piece(index: int, text: str) -> None:
+        opener = prompt.opener if index in unopened else ""
+        unopened.discard(index)
+        await on_text(index, opener + text)
+
+    replies = await engines.chat(prompt, model=model, sampling=sampling, on_text=on_piece)
+    for index in sorted(unopened) if prompt.opener else ():  # replies without a text
+        await on_text(index, prompt.opener)
+    return replies
+
+
+async def _judge(
+    engines: EnginePool,
+    prompts: PromptSet,
+    prompt: Prompt,
+    reply: Reply,
+    *,
+    model: str,
+    round: int,
+    sample: int,
+    priority: int,
+) -> Critique:
+    text = prompt.opener + reply.text
+    parsed = parse_critique(text)
+    p_correct, p_incorrect = await _read_probabilities(
+        engines, prompts, prompt, text, verdict_end=parsed.verdict_end, model=model, priority=priority
+    )
+    verdict, source = parsed.verdict, VerdictSource.STATED
+    if verdict is Verdict.UNPARSED:
+        verdict, source = read_verdict(p_correct, p_incorrect)
+    return Critique(
+        id=new_id(),
+        round=round,
+        sample=sample,
+        text=text,
+        stated=parsed.verdict,
+        verdict=verdict,
+        verdict_source=source,
+        p_correct=p_correct,
+        p_incorrect=p_incorrect,
+        finish_reason=reply.finish_reason,
+        usage=reply.usage + Usage(completion_tokens=1),
+    )
+
+
+async def _read_probabilities(
+    engines: EnginePool,
+    prompts: PromptSet,
+    prompt: Prompt,
+    text: str,
+    *,
+    verdict_end: int | None,
+    model: str,
+    priority: int,
+) -> tuple[float, float] | tuple[None, None]:
+    """Probability of either verdict word after the verdict field, which is put after a text that does not have it.
+
+    A second, one-token request: it costs a forward pass over tokens that the prefix cache holds, and exists whether or
+    not the text states a verdict. A critique that fills the model's context leaves the field no room; as much of its
+    end is then left out of the question as it takes. None when the prompt alone fills the context.
+    """
+    asked = _with_field(text) if verdict_end is None else text[:verdict_end]
+    while True:
+        try:
+            return await engines.read_labels(
+                prompt.continued(asked),
+                model=model,
+                after=":",
+                first=prompts.correct,
+                second=prompts.incorrect,
+                priority=priority,
+            )
+        except PromptTooLong:
+            if not text:
+                return None, None
+            text = text[: -max(_CUT_CHARS, len(text) // 10)]
+            asked = _with_field(text)
+
+
+def _with_field(text: str) -> str:
+    return f"{text.rstrip()}\n{VERDICT_PREFIX}".lstrip()
+
+
+def read_verdict(p_correct: float | None, p_incorrect: float | None) -> tuple[Verdict, VerdictSource]:
+    """The likelier verdict; none when the engine gives neither word any probability, or both the same, or was not
+    asked.
+    """
+    if p_correct is None or p_incorrect is None or p_correct == p_incorrect:
+        return Verdict.UNPARSED, VerdictSource.NONE
+    return (Verdict.CORRECT if p_correct > p_incorrect else Verdict.INCORRECT), VerdictSource.READ
+
+
+def supplied_critique(text: str) -> Critique:
+    """A critique that the caller brought: parsed like any other, but nothing is read from the engine."""
+    stated = parse_critique(text).verdict
+    return Critique(
+        id=new_id(),
+        round=0,
+        sample=0,
+        text=text,
+        stated=stated,
+        verdict=stated,
+        verdict_source=VerdictSource.NONE if stated is Verdict.UNPARSED else VerdictSource.STATED,
+        p_correct=None,
+        p_incorrect=None,
+        finish_reason=None,
+        supplied=True,
+    )
+
+
+def majority_verdict(verdicts: tuple[Verdict, ...]) -> Verdict:
+    """The verdict that more than half of the parsed ones share; a tie, or none parsed, is UNPARSED."""
+    correct, incorrect = verdicts.count(Verdict.CORRECT), verdicts.count(Verdict.INCORRECT)
+    if correct == incorrect:
+        return Verdict.UNPARSED
+    return Verdict.CORRECT if correct > incorrect else Verdict.INCORRECT

@@ -1,0 +1,249 @@
+"""`python -m gadfly.engine`: checks what can be checked, then becomes vLLM's own server."""
+
+import argparse
+import ctypes
+import errno
+import json
+import math
+import os
+import shutil
+import socket
+import stat
+import sys
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import psutil
+
+from gadfly.adapters import read_safetensors_header
+from gadfly.engine import models
+from gadfly.engine.command import (
+    PLUGIN,
+    UNIX_PATH_MAX,
+    Command,
+    Listen,
+    Tcp,
+    UnixSocket,
+    check_installed,
+    installed_vllm,
+    server_command,
+)
+from gadfly.errors import BadSettings, EngineError, GadflyError
+from gadfly.settings import Device, Settings
+
+_OVERHEAD_BYTES = 3 * 2**29  # both processes' libraries, adapters and activations: 1.5 GiB
+_DTYPE_BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
+_STORED_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Replaces this process by the server, so signals and the process id are the server's own.
+
+    Returns only when the server cannot be started, with one sentence on stderr: 2 when the settings are wrong and
+    trying again will not help, 1 for what may pass, such as too little memory.
+    """
+    listen = _parse(arguments)
+    try:
+        command = prepare(listen, Settings.load())
+    except GadflyError as error:
+        models.say(f"error: {error}")
+        return 2 if isinstance(error, BadSettings) else 1
+    return os.execvpe(command.argv[0], command.argv, dict(command.env))
+
+
+def prepare(listen: Listen, settings: Settings) -> Command:
+    """The server's command, once everything has been checked that can be checked before it runs.
+
+    Raises:
+        GadflyError: why the server could not run.
+    """
+    installed = check_installed(settings.engine_device, installed_vllm())
+    check_listen(listen)
+    model = models.resolve(settings.model, home=settings.home)
+    check_context(model.config, settings)
+    if installed.device is Device.CPU:
+        check_plugin()
+        check_libraries()
+        check_kv_cache(model.config, settings)
+        if model.folder is not None:
+            check_memory(model.folder, settings, available=available_memory())
+    return server_command(settings, model=model.name, listen=listen, installed=installed, offline=model.is_local)
+
+
+def _parse(arguments: Sequence[str] | None) -> Listen:
+    parser = argparse.ArgumentParser(prog="python -m gadfly.engine", description="vLLM's server, as Gadfly needs it.")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--uds", type=Path, metavar="PATH", help="listen on this Unix socket")
+    where.add_argument("--port", type=int, help="listen on this TCP port")
+    parser.add_argument("--host", default="127.0.0.1", help="address of --port; the engine has no keys of its own")
+    options = parser.parse_args(arguments)
+    return UnixSocket(options.uds.absolute()) if options.uds else Tcp(options.host, options.port)
+
+
+def check_listen(listen: Listen) -> None:
+    """Refuses an address that is taken; removes a dead server's socket and makes the socket's folder.
+
+    Raises:
+        EngineError: says what is wrong with the address.
+    """
+    if isinstance(listen, Tcp):
+        _check_port(listen)
+    else:
+        _check_socket(listen.path)
+
+
+def _check_port(listen: Tcp) -> None:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except (OSError, OverflowError) as error:
+        raise EngineError(f"The engine cannot listen on {listen.host}:{listen.port}: {error}.") from error
+
+
+def _check_socket(path: Path) -> None:
+    length = len(os.fsencode(path))
+    if length > UNIX_PATH_MAX:
+        raise EngineError(f"The socket path {path} has {length} bytes, and {UNIX_PATH_MAX} are allowed.")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # the engine trusts whoever reaches its socket
+        if not path.exists():
+            return
+        if not stat.S_ISSOCK(path.stat().st_mode):
+            raise EngineError(f"{path} exists and is not a socket.")
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.connect(str(path))
+    except OSError as error:
+        if error.errno != errno.ECONNREFUSED:
+            raise EngineError(f"The engine cannot listen on {path}: {error.strerror}.") from error
+        path.unlink()  # its server is gone
+        return
+    raise EngineError(f"An engine is already listening on {path}.")
+
+
+def check_plugin() -> None:
+    """Refuses to start a CPU engine that vLLM would run without this package's fix.
+
+    Raises:
+        EngineError: the entry point is not installed.
+    """
+    if not entry_points(group="vllm.general_plugins", name=PLUGIN):
+        raise EngineError(
+            "Without this package's vLLM plugin, a CPU engine answers base requests with an adapter's weights: install "
+            "Gadfly with pip instead of putting it on PYTHONPATH."
+        )
+
+
+def check_libraries() -> None:
+    """Refuses to start a CPU engine without what vLLM needs and no wheel brings: libnuma, and the command lscpu.
+
+    Raises:
+        EngineError: says what to install.
+    """
+    try:
+        ctypes.CDLL("libnuma.so.1")
+    except OSError:
+        raise EngineError("vLLM needs the library libnuma.so.1: apt-get install libnuma1.") from None
+    if shutil.which("lscpu") is None:
+        raise EngineError("vLLM counts the processor's cores with the command lscpu: apt-get install util-linux.")
+
+
+def check_context(config: Path, settings: Settings) -> None:
+    """Refuses a context longer than the model's; where positions are scaled, vLLM knows better.
+
+    Raises:
+        BadSettings: names both lengths.
+        ModelUnavailable: the model's configuration cannot be read.
+    """
+    try:
+        found = json.loads(config.read_text())
+        longest = None if found.get("rope_scaling") else found.get("max_position_embeddings")
+    except (OSError, ValueError, AttributeError) as error:
+        raise models.ModelUnavailable(f"{config} cannot be read: {error}.") from error
+    if isinstance(longest, int) and settings.engine_max_model_len > longest:
+        raise BadSettings(
+            f"GADFLY_ENGINE_MAX_MODEL_LEN is {settings.engine_max_model_len}, but the model takes {longest} tokens."
+        )
+
+
+def check_kv_cache(config: Path, settings: Settings) -> None:
+    """Refuses a KV cache that cannot hold one request, where the model's attention is the usual kind.
+
+    Raises:
+        BadSettings: names both sizes.
+    """
+    found = json.loads(config.read_text())
+    heads = found.get("num_key_value_heads") or found.get("num_attention_heads")
+    width = found.get("head_dim") or (found.get("hidden_size") or 0) // (found.get("num_attention_heads") or 1)
+    layers = found.get("num_hidden_layers")
+    if not (heads and width and layers) or found.get("sliding_window") or found.get("kv_lora_rank"):
+        return
+    dtype = "float32" if settings.engine_dtype == "auto" else settings.engine_dtype
+    needed = 2 * layers * heads * width * _DTYPE_BYTES.get(dtype, 2) * settings.engine_max_model_len
+    if settings.engine_kv_cache_bytes < needed:
+        raise BadSettings(
+            f"GADFLY_ENGINE_KV_CACHE_BYTES is {settings.engine_kv_cache_bytes}, but one request of "
+            f"GADFLY_ENGINE_MAX_MODEL_LEN ({settings.engine_max_model_len}) tokens needs {needed}."
+        )
+
+
+def check_memory(folder: Path, settings: Settings, *, available: int) -> None:
+    """Refuses to start what the machine cannot hold: the kernel would end it minutes later without a word.
+
+    Raises:
+        EngineError: says what is needed and what is there.
+    """
+    weights = weight_bytes(folder, settings.engine_dtype)
+    needed = weights + settings.engine_kv_cache_bytes + _OVERHEAD_BYTES
+    if needed > available:
+        raise EngineError(
+            f"The engine needs about {_gib(needed)} GiB of memory (weights {_gib(weights)}, KV cache "
+            f"{_gib(settings.engine_kv_cache_bytes)}, libraries {_gib(_OVERHEAD_BYTES)}) and {_gib(available)} GiB are "
+            "available."
+        )
+
+
+def weight_bytes(folder: Path, dtype: str) -> int:
+    """What the safetensors of this folder take in memory in the engine's type (`auto` is float32 here).
+
+    Raises:
+        ModelUnavailable: a file is cut short, or only points to its content.
+    """
+    width = _DTYPE_BYTES.get("float32" if dtype == "auto" else dtype)
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        try:
+            tensors, _ = read_safetensors_header(path)
+        except (OSError, ValueError) as error:
+            raise models.ModelUnavailable(
+                f"{path} holds no weights: it is cut short, or a Git LFS pointer that was never resolved."
+            ) from error
+        for tensor in tensors.values():
+            start, end = tensor["data_offsets"]
+            # Quantised types keep their size; the others are cast.
+            stored = _STORED_BYTES.get(tensor["dtype"])
+            total += math.prod(tensor["shape"]) * width if stored and width else end - start
+    return total
+
+
+def available_memory() -> int:
+    """Bytes this process and its children may still take: the machine's, or less where a container has a limit."""
+    available = int(psutil.virtual_memory().available)
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        lines = Path("/sys/fs/cgroup/memory.stat").read_text().splitlines()
+    except (OSError, ValueError):  # no cgroup v2, or the limit is "max"
+        return available
+    cached = sum(int(line.split()[1]) for line in lines if line.startswith(("inactive_file ", "active_file ")))
+    return min(available, limit - used + cached)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

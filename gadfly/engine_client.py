@@ -1,0 +1,500 @@
+"""The one client of vLLM's server: chat completions, verdict reads, health; and a pool over several engines.
+
+Requests are OpenAI's chat completions with vLLM's extra fields; prompts are messages, so the chat template is the
+model's own and is applied in the engine. Retries and time limits exist only here.
+
+Source: vLLM 0.32, vllm/entrypoints/openai/chat_completion/protocol.py.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import httpx
+import orjson
+from httpx_sse import EventSource
+
+from gadfly.errors import AdapterRefused, BadInput, EngineError, EngineTimeout, EngineUnavailable, PromptTooLong
+from gadfly.prompts import Prompt
+from gadfly.records import Usage
+
+ACTOR = "base"  # the name that the base weights are served under
+
+OnText = Callable[[int, str], Awaitable[None]]
+"""Called with (sample, new text) for each piece of a streamed reply."""
+
+T = TypeVar("T")
+
+# The whole distribution, at the request's temperature. An engine that another program started may take other values
+# from the model's generation_config.json, and log-probabilities do not show it: they ignore these values.
+_UNCHANGED = {
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+
+_CONNECT_TIMEOUT_S = 2.0
+_PROBE_TIMEOUT_S = 10.0
+_SHUNNED_S = 1.0  # how long an engine that did not take a request comes last
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How replies are drawn. `priority`: lower goes first; live traffic is 0, rollouts are above.
+
+    `with_tokens` asks for the token ids of prompt and reply and the log-probability of each sampled token.
+    """
+
+    n: int = 1
+    temperature: float = 0.0
+    max_tokens: int = 512
+    seed: int | None = None
+    priority: int = 0
+    with_tokens: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReplyTokens:
+    """What was sampled, as the engine's own token ids: the record of a reply, of which its text is a view.
+
+    `reply` ends with the end-of-turn token unless the reply was cut. `logprobs` are in nats, one per token of `reply`,
+    over the full vocabulary at temperature 1 whatever the sampling was (vLLM's raw_logprobs).
+    """
+
+    prompt: tuple[int, ...]
+    reply: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reply:
+    """One sampled reply, without the opener. `usage` counts the prompt on sample 0 only: n samples share it."""
+
+    text: str
+    finish_reason: str | None
+    usage: Usage
+    tokens: ReplyTokens | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LabelTokens:
+    """How two words differ as tokens when they follow `after`: `bridge` is the text both share, then one id each."""
+
+    bridge: str
+    first: int
+    second: int
+
+
+class Engine:
+    """One vLLM server, at `http://host:port` or on a Unix socket (`unix:///path`)."""
+
+    def __init__(self, url: str, *, timeout_s: float, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        self.url = url
+        self.in_flight = 0
+        # Monotonic seconds; until then others are tried first.
+        self.down_until = 0.0  # after a failed connection
+        self.full_until = 0.0  # after a refusal
+        self.drops = 0  # connections that failed: after one, this may be another process at the same address
+        self._timeout_s = timeout_s
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=60)
+        if transport is None:
+            socket = url.removeprefix("unix://") if url.startswith("unix://") else None
+            transport = httpx.AsyncHTTPTransport(uds=socket, limits=limits)
+        self._client = httpx.AsyncClient(
+            transport=transport,
+            base_url="http://engine" if url.startswith("unix://") else url,
+            timeout=httpx.Timeout(timeout_s, connect=_CONNECT_TIMEOUT_S),
+        )
+        self._labels: dict[tuple[str, str, str], LabelTokens] = {}
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+    async def chat(
+        self, prompt: Prompt, *, model: str, sampling: Sampling, on_text: OnText | None = None
+    ) -> tuple[Reply, ...]:
+        """Sample `sampling.n` replies to one prompt, in order of sample.
+
+        Raises:
+            PromptTooLong: the prompt does not fit the context. (A completion that would not is cut short.)
+            EngineUnavailable: no connection, overload, no such model now, or the engine died on the way.
+            EngineTimeout: it took longer than the client's limit.
+        """
+        body = _chat_body(prompt, model=model, sampling=sampling)
+        if on_text is None:
+            answer = await self._post("/v1/chat/completions", body)
+            choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+            counts = [len(choice.get("token_ids") or ()) for choice in choices]
+            return _replies(
+                [choice["message"]["content"] or "" for choice in choices],
+                [choice["finish_reason"] for choice in choices],
+                counts,
+                answer["usage"],
+                [_tokens(answer["prompt_token_ids"], choice) for choice in choices] if sampling.with_tokens else None,
+            )
+        return await self._stream(body, sampling.n, on_text)
+
+    async def _stream(self, body: dict[str, Any], n: int, on_text: OnText) -> tuple[Reply, ...]:
+        texts = [""] * n
+        reasons: list[str | None] = [None] * n
+        counts = [0] * n
+        usage: dict[str, int] | None = None
+        body = {**body, "stream": True, "stream_options": {"include_usage": True}}
+        async with (
+            self._request_errors(),
+            self._client.stream(
+                "POST", "/v1/chat/completions", content=orjson.dumps(body), headers={"content-type": "application/json"}
+            ) as response,
+        ):
+            if response.status_code != httpx.codes.OK:
+                _raise_for(response.status_code, await response.aread())
+            async for event in EventSource(response).aiter_sse():
+                if event.data == "[DONE]":
+                    break
+                chunk = orjson.loads(event.data)
+                if "error" in chunk:
+                    raise EngineUnavailable(f"the engine broke off: {chunk['error'].get('message', 'no reason given')}")
+                usage = chunk.get("usage") or usage
+                for choice in chunk["choices"]:
+                    piece = choice["delta"].get("content") or ""
+                    if piece:
+                        texts[choice["index"]] += piece
+                        await on_text(choice["index"], piece)
+                    counts[choice["index"]] += len(choice.get("token_ids") or ())
+                    reasons[choice["index"]] = choice["finish_reason"] or reasons[choice["index"]]
+        if usage is None or any(reason is None for reason in reasons):
+            raise EngineUnavailable("the engine ended the stream before the reply was complete")
+        return _replies(texts, reasons, counts, usage)
+
+    async def read_labels(
+        self, prompt: Prompt, *, model: str, after: str, first: str, second: str, priority: int = 0
+    ) -> tuple[float, float]:
+        """Probability of each of two words as the reply's continuation, over the full vocabulary at temperature 1.
+
+        `prompt.opener` is the reply so far and ends with `after`. A word of several tokens counts by its first token
+        that the other word does not share. Raises as `chat`.
+        """
+        labels = await self.label_tokens(after=after, first=first, second=second)
+        body = _chat_body(
+            prompt.continued(prompt.opener + labels.bridge),
+            model=model,
+            sampling=Sampling(max_tokens=1, priority=priority),
+        ) | {
+            "logprobs": True,
+            "logprob_token_ids": [labels.first, labels.second],
+            "return_tokens_as_token_ids": True,
+        }
+        [choice] = (await self._post("/v1/chat/completions", body))["choices"]
+        _refuse_aborted([choice["finish_reason"]])
+        found = {item["token"]: item["logprob"] for item in choice["logprobs"]["content"][0]["top_logprobs"]}
+        try:
+            return math.exp(found[f"token_id:{labels.first}"]), math.exp(found[f"token_id:{labels.second}"])
+        except KeyError as error:
+            raise EngineError(f"the engine did not report the probability of {error}") from None
+
+    async def label_tokens(self, *, after: str, first: str, second: str) -> LabelTokens:
+        """Where two words part as tokens when they follow `after` and a space. Asked of the engine once."""
+        known = self._labels.get((after, first, second))
+        if known is None:
+            one, two = await asyncio.gather(self._tokenize(f"{after} {first}"), self._tokenize(f"{after} {second}"))
+            common = 0
+            while common < min(len(one), len(two)) and one[common] == two[common]:
+                common += 1
+            if common == min(len(one), len(two)):
+                raise EngineError(f"the model's tokens cannot tell {first!r} from {second!r}")
+            shared = (await self._post("/detokenize", {"model": ACTOR, "tokens": one[:common]}))["prompt"]
+            bridge = shared[shared.rindex(after) + len(after) :] if after in shared else ""
+            known = self._labels[after, first, second] = LabelTokens(bridge, one[common], two[common])
+        return known
+
+    async def tokenize(self, prompt: Prompt) -> tuple[int, ...]:
+        """The tokens of a prompt as `chat` would send them to the model."""
+        body = _chat_body(prompt, model=ACTOR, sampling=Sampling())
+        wanted = {"model", "messages", "continue_final_message", "add_generation_prompt"}
+        kept = {name: value for name, value in body.items() if name in wanted}
+        return tuple((await self._post("/tokenize", kept))["tokens"])
+
+    async def _tokenize(self, text: str) -> list[int]:
+        answer = await self._post("/tokenize", {"model": ACTOR, "prompt": text, "add_special_tokens": False})
+        return list(answer["tokens"])
+
+    async def probe(self) -> float:
+        """Generate one token and return how long it took, in seconds: the engine works, not only listens."""
+        started = time.monotonic()
+        body = {"model": ACTOR, "prompt": "0", "max_tokens": 1, "temperature": 0, "priority": -1}
+        await self._post("/v1/completions", body, timeout_s=_PROBE_TIMEOUT_S)
+        return time.monotonic() - started
+
+    async def load_adapter(self, name: str, path: Path) -> bool:
+        """Have the engine serve the adapter in a folder under `name`. False when it served that name already.
+
+        Names are never reused, so that no block of the prefix cache can be another version's.
+
+        Raises:
+            AdapterRefused: the engine cannot read it, or it does not fit: rank, shapes, modules.
+            EngineUnavailable: no connection, or the engine is dead, which it answers with the same status.
+            EngineTimeout: it took longer than the client's limit.
+        """
+        async with self._request_errors():
+            response = await self._client.post(
+                "/v1/load_lora_adapter", json={"lora_name": name, "lora_path": str(path)}, timeout=self._timeout_s
+            )
+        if response.status_code == httpx.codes.BAD_REQUEST and b"has already been" in response.content:
+            return False
+        if response.status_code == httpx.codes.INTERNAL_SERVER_ERROR and not await self._is_healthy():
+            raise EngineUnavailable(f"the engine does not load {path}: it is dead")
+        if response.status_code in (400, 404, 500):
+            raise AdapterRefused(f"the engine does not load {path}: {_message(response.content)[0][:500]}")
+        if response.status_code != httpx.codes.OK:
+            _raise_for(response.status_code, response.content)
+        return True
+
+    async def _is_healthy(self) -> bool:
+        async with self._request_errors():
+            response = await self._client.get("/health", timeout=_PROBE_TIMEOUT_S)
+        return response.status_code == httpx.codes.OK
+
+    async def unload_adapter(self, name: str) -> None:
+        """Have the engine take no new requests for an adapter; those under way finish on it. Unknown names are none.
+
+        Raises as `load_adapter`.
+        """
+        async with self._request_errors():
+            response = await self._client.post(
+                "/v1/unload_lora_adapter", json={"lora_name": name}, timeout=_PROBE_TIMEOUT_S
+            )
+        if response.status_code not in (httpx.codes.OK, httpx.codes.NOT_FOUND):
+            _raise_for(response.status_code, response.content)
+
+    async def version(self) -> str:
+        """The release of vLLM that the engine runs."""
+        async with self._request_errors():
+            response = await self._client.get("/version", timeout=_PROBE_TIMEOUT_S)
+        if response.status_code != httpx.codes.OK:
+            _raise_for(response.status_code, response.content)
+        return str(response.json()["version"])
+
+    async def models(self) -> frozenset[str]:
+        """The names that the engine serves: `base` and every loaded adapter."""
+        async with self._request_errors():
+            response = await self._client.get("/v1/models", timeout=_PROBE_TIMEOUT_S)
+        if response.status_code != httpx.codes.OK:
+            _raise_for(response.status_code, response.content)
+        return frozenset(item["id"] for item in response.json()["data"])
+
+    async def _post(self, path: str, body: dict[str, Any], *, timeout_s: float | None = None) -> dict[str, Any]:
+        async with self._request_errors():
+            response = await self._client.post(
+                path,
+                content=orjson.dumps(body),
+                headers={"content-type": "application/json"},
+                timeout=timeout_s or self._timeout_s,
+            )
+        if response.status_code != httpx.codes.OK:
+            _raise_for(response.status_code, response.content)
+        answer: dict[str, Any] = orjson.loads(response.content)
+        return answer
+
+    @asynccontextmanager
+    async def _request_errors(self) -> AsyncIterator[None]:
+        self.in_flight += 1
+        try:
+            yield
+        except httpx.ConnectError as error:
+            self.drops += 1
+            self.down_until = time.monotonic() + _SHUNNED_S
+            raise _NotTaken(f"no engine answers at {self.url}") from error
+        except httpx.TimeoutException as error:
+            if isinstance(error, httpx.ConnectTimeout):
+                self.down_until = time.monotonic() + _SHUNNED_S
+                raise _NotTaken(f"no engine answers at {self.url}") from error
+            raise EngineTimeout(f"the engine took longer than {self._timeout_s:g} s") from error
+        except httpx.TransportError as error:
+            self.drops += 1
+            self.down_until = time.monotonic() + _SHUNNED_S
+            raise EngineUnavailable(f"the engine at {self.url} broke off: {type(error).__name__}") from error
+        finally:
+            self.in_flight -= 1
+
+
+class _NotTaken(EngineUnavailable):
+    """The engine was not reached, is full, or lacks the adapter: trying another repeats nothing."""
+
+
+class _NotServed(_NotTaken):
+    """The engine lacks the adapter, as one does that was started anew."""
+
+
+Restore = Callable[[Engine, str], Awaitable[None]]
+"""Called with an engine and the name of an adapter that it lacks: has the engine serve it, or raises why it cannot."""
+
+MayServe = Callable[[Engine, str], bool]
+"""Whether requests for a model may go to an engine, whatever that engine says it serves."""
+
+
+class EnginePool:
+    """The engines of a deployment: each request goes to the reachable one with the least at work.
+
+    With `may_serve`, an engine counts as lacking the models that it says no to. With `restore`, a request for an
+    adapter that no engine with room serves waits until one of them serves it.
+    """
+
+    def __init__(self, engines: Sequence[Engine]) -> None:
+        if not engines:
+            raise ValueError("a pool needs at least one engine")
+        self.engines = tuple(engines)
+        self.may_serve: MayServe = lambda engine, model: True
+        self.restore: Restore | None = None
+
+    @classmethod
+    def connect(cls, urls: Sequence[str], *, timeout_s: float) -> Self:
+        return cls([Engine(url, timeout_s=timeout_s) for url in urls])
+
+    async def aclose(self) -> None:
+        await asyncio.gather(*(engine.aclose() for engine in self.engines))
+
+    @property
+    def in_flight(self) -> int:
+        return sum(engine.in_flight for engine in self.engines)
+
+    async def chat(
+        self, prompt: Prompt, *, model: str, sampling: Sampling, on_text: OnText | None = None
+    ) -> tuple[Reply, ...]:
+        """`Engine.chat` on one engine; another is tried only when the first did not take the request."""
+        return await self._first(
+            lambda engine: engine.chat(prompt, model=model, sampling=sampling, on_text=on_text), model
+        )
+
+    async def read_labels(
+        self, prompt: Prompt, *, model: str, after: str, first: str, second: str, priority: int = 0
+    ) -> tuple[float, float]:
+        """`Engine.read_labels` on one engine."""
+        return await self._first(
+            lambda engine: engine.read_labels(
+                prompt, model=model, after=after, first=first, second=second, priority=priority
+            ),
+            model,
+        )
+
+    async def tokenize(self, prompt: Prompt) -> tuple[int, ...]:
+        """`Engine.tokenize` on one engine."""
+        return await self._first(lambda engine: engine.tokenize(prompt), ACTOR)
+
+    async def _first(self, call: Callable[[Engine], Awaitable[T]], model: str) -> T:
+        now = time.monotonic()
+        order = sorted(self.engines, key=lambda each: (max(each.down_until, each.full_until) > now, each.in_flight))
+        without: list[Engine] = []
+        refusal: EngineUnavailable | None = None
+        for engine in order:
+            if not self.may_serve(engine, model):
+                without.append(engine)
+                continue
+            try:
+                return await call(engine)
+            except _NotTaken as error:
+                engine.full_until = time.monotonic() + _SHUNNED_S  # it refuses quickly, so it would look the least busy
+                refusal = refusal or error
+                if isinstance(error, _NotServed):
+                    without.append(engine)
+        if self.restore is not None:
+            for engine in without * 2:  # twice round: the adapter may be taken away again before the call
+                try:
+                    await self.restore(engine, model)
+                except EngineUnavailable as error:
+                    refusal = error
+                    continue
+                engine.full_until = 0.0
+                try:
+                    return await call(engine)
+                except _NotTaken as error:
+                    refusal = error
+        raise refusal or _NotServed(f"no engine may serve {model} now")
+
+
+def _chat_body(prompt: Prompt, *, model: str, sampling: Sampling) -> dict[str, Any]:
+    messages = [{"role": message.role, "content": message.content} for message in prompt.messages]
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": messages,
+        "n": sampling.n,
+        "temperature": sampling.temperature,
+        "max_tokens": sampling.max_tokens,
+        "priority": sampling.priority,
+        **_UNCHANGED,
+    }
+    if sampling.n > 1 or sampling.with_tokens:
+        body["return_token_ids"] = True  # the usage of an answer is a sum; each sample's share is counted from these
+    if sampling.with_tokens:
+        body |= {"logprobs": True, "top_logprobs": 0}  # more than 0 would spoil, and be spoilt by, verdict reads
+    if sampling.seed is not None:
+        body["seed"] = sampling.seed
+    if prompt.opener:
+        messages.append({"role": "assistant", "content": prompt.opener})
+        body |= {"continue_final_message": True, "add_generation_prompt": False}
+    return body
+
+
+def _replies(
+    texts: Sequence[str],
+    reasons: Sequence[str | None],
+    counts: Sequence[int],
+    usage: dict[str, int],
+    tokens: Sequence[ReplyTokens] | None = None,
+) -> tuple[Reply, ...]:
+    _refuse_aborted(reasons)
+    if len(texts) == 1:
+        counts = [usage["completion_tokens"]]
+    return tuple(
+        Reply(
+            text=text,
+            finish_reason=reason,
+            usage=Usage(prompt_tokens=usage["prompt_tokens"] if index == 0 else 0, completion_tokens=count),
+            tokens=None if tokens is None else tokens[index],
+        )
+        for index, (text, reason, count) in enumerate(zip(texts, reasons, counts, strict=True))
+    )
+
+
+def _tokens(prompt: Sequence[int], choice: dict[str, Any]) -> ReplyTokens:
+    return ReplyTokens(
+        prompt=tuple(prompt),
+        reply=tuple(choice["token_ids"]),
+        logprobs=tuple(item["logprob"] for item in choice["logprobs"]["content"]),
+    )
+
+
+def _refuse_aborted(reasons: Sequence[str | None]) -> None:
+    if "abort" in reasons:  # an engine that is shutting down answers 200 to what it does not finish
+        raise EngineUnavailable("the engine is shutting down")
+
+
+def _message(content: bytes) -> tuple[str, str | None]:
+    """What an error document says, and about which parameter."""
+    try:
+        error = orjson.loads(content)["error"]
+        return str(error["message"]), error.get("param")
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return content[:200].decode(errors="replace"), None
+
+
+def _raise_for(status: int, content: bytes) -> None:
+    message, parameter = _message(content)
+    match status:
+        case 404:
+            raise _NotServed(f"the engine does not serve this now: {message}")
+        case 400 if parameter in ("input_tokens", "max_tokens"):
+            raise PromptTooLong(f"the text does not fit the model: {message.partition(' (parameter=')[0]}")
+        case 400 | 422:
+            raise BadInput(f"the engine refused the request: {message}")
+        case 429 | 503:
+            raise _NotTaken("the engine accepts no more work now", retry_after_s=2.0)
+        case _:
+            raise EngineUnavailable(f"the engine answered {status}: {message[:200]}")

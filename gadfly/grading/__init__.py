@@ -1,0 +1,6 @@
+"""Is a response right? Grades against a reference answer, in a child process that is killed at its time limit."""
+
+from gadfly.grading.process import Grade, Grader, extract_answer, grade, grade_many, read_reference
+from gadfly.grading.voting import group_by_answer
+
+__all__ = ["Grade", "Grader", "extract_answer", "grade", "grade_many", "group_by_answer", "read_reference"]

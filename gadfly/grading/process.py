@@ -1,0 +1,357 @@
+"""Is a response right? Grades against a reference, in a child process that is killed at its limit.
+
+`gadfly.grading.answers` decides what counts as an answer and when two answers are the same. This module runs those
+rules on text from outside. sympy can run without end, or use all memory, on a short expression; ending its process is
+the only way to stop it (a thread would run on).
+
+    async with Grader(timeout_s=settings.grade_timeout_s) as grader:
+        await grader.grade("So she makes 9 * 2 = $18. The answer is 18", "18")  # Grade.RIGHT
+"""
+
+import asyncio
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+import traceback
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from gadfly.errors import TooBusy, UnreadableReference
+from gadfly.grading.answers import (
+    MAX_REFERENCE_CHARS,
+    Reference,
+    extract_answer,
+    is_same,
+    is_sympy_loaded,
+    load_sympy,
+    needs_sympy,
+    read_reference,
+)
+from gadfly.grading.numbers import Unread
+from gadfly.grading.text import MAX_RESPONSE_CHARS
+
+__all__ = ["Grade", "Grader", "extract_answer", "grade", "grade_many", "read_reference"]
+
+_log = logging.getLogger(__name__)
+
+_START_LIMIT_S = 60.0  # for the child to start and to import sympy: our time, not the answer's
+_WALL_FACTOR = 5.0  # the limit counts computing; this is for a child that gets no processor, or waits
+_MEMORY_BYTES = 2 * 2**30
+_BATCH_ROWS = 256
+_CACHED_REFERENCES = 4096
+WORKER_COMMAND = (sys.executable, "-m", "gadfly.grading")
+
+
+class Grade(StrEnum):
+    """What a response is worth against its reference."""
+
+    RIGHT = "right"
+    WRONG = "wrong"
+    NO_ANSWER = "no_answer"  # it states no answer of the reference's kind that can be read within the limits
+
+
+def grade(response: str, reference: Reference) -> Grade:
+    """The grade of `response`, in this process: only for trusted text, since sympy may take arbitrarily long."""
+    answer = extract_answer(response, reference)
+    if answer is Unread.MISSING:
+        return Grade.NO_ANSWER
+    if answer is Unread.HEDGED:
+        return Grade.WRONG
+    return Grade.RIGHT if is_same(reference.answer, answer) else Grade.WRONG
+
+
+class _Died(Exception):
+    """The child ended before it answered."""
+
+
+class Grader:
+    """Grades in one child process, started on first need and again after it was killed. Used from one event loop.
+
+    Any number of calls may wait; they are answered one after the other, in the order they came.
+
+    Args:
+        timeout_s: seconds of computing that one comparison may take before the child is killed: a busy machine turns no
+            answer into a mistake. Importing sympy, once per child, is not counted. What the limit cuts off is
+            NO_ANSWER; a reference that alone takes longer is unreadable.
+        patience_s: how long a call may wait for its turn; None: as long as it takes.
+        command: what starts the child; tests put a faulty one here.
+    """
+
+    def __init__(
+        self, *, timeout_s: float, patience_s: float | None = None, command: Sequence[str] = WORKER_COMMAND
+    ) -> None:
+        self._timeout_s = timeout_s
+        self._patience_s = patience_s
+        self._command = (*command, str(timeout_s))
+        self._lock = asyncio.Lock()
+        self._child: asyncio.subprocess.Process | None = None
+        self._is_closed = False
+        self._references: OrderedDict[str, str] = OrderedDict()  # text -> why it is unreadable, empty if it is not
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends the child. Calls that still wait raise RuntimeError."""
+        self._is_closed = True
+        async with self._lock:
+            await self._kill()
+
+    async def start(self) -> None:
+        """Starts the child and has it grade one answer, so that the first caller does not wait for its imports."""
+        await self.grade("The answer is 1/2.", "0.5")
+
+    async def grade(self, response: str, reference: str) -> Grade:
+        """The grade of `response`.
+
+        Raises:
+            UnreadableReference: the reference holds no answer that can be read.
+            TooBusy: its turn did not come, as from every call here.
+        """
+        await self.check_reference(reference)
+        [outcome] = await self._ask([(response, reference)])
+        return Grade.NO_ANSWER if outcome is None else Grade(outcome)
+
+    async def check_reference(self, reference: str) -> None:
+        """Returns if `reference` can be graded against.
+
+        Raises:
+            UnreadableReference: says why not, in a sentence for whoever sent it.
+        """
+        problem = (await self._check([reference]))[reference]
+        if problem:
+            raise UnreadableReference(problem)
+
+    async def grade_all(self, rows: Sequence[tuple[str, str]]) -> list[Grade | UnreadableReference]:
+        """The outcome of each (response, reference), in order. Other callers get their turn between batches."""
+        problems = await self._check(list(dict.fromkeys(reference for _, reference in rows)))
+        readable = [row for row in rows if not problems[row[1]]]
+        outcomes: list[str | None] = []
+        for start in range(0, len(readable), _BATCH_ROWS):
+            outcomes += await self._ask(readable[start : start + _BATCH_ROWS])
+        grades = (Grade.NO_ANSWER if outcome is None else Grade(outcome) for outcome in outcomes)
+        return [
+            UnreadableReference(problems[reference]) if problems[reference] else next(grades) for _, reference in rows
+        ]
+
+    async def _check(self, references: Sequence[str]) -> dict[str, str]:
+        """Why each reference is unreadable, empty where it is not."""
+        problems = {text: self._references[text] for text in references if text in self._references}
+        for text in problems:
+            self._references.move_to_end(text)
+        new = [text for text in references if text not in problems]
+        for start in range(0, len(new), _BATCH_ROWS):
+            batch = new[start : start + _BATCH_ROWS]
+            outcomes = await self._ask([(None, text) for text in batch])
+            for text, outcome in zip(batch, outcomes, strict=True):
+                if outcome is None:  # not remembered: a busy machine may be the reason
+                    problems[text] = (
+                        f"The reference {text[:60]!r} cannot be read within {self._timeout_s:g} s; send a simpler one."
+                    )
+                    continue
+                problems[text] = outcome
+                if len(text) <= MAX_REFERENCE_CHARS:
+                    self._references[text] = outcome
+        while len(self._references) > _CACHED_REFERENCES:
+            self._references.popitem(last=False)
+        return problems
+
+    async def _ask(self, rows: Sequence[tuple[str | None, str]]) -> list[str | None]:
+        """What the child says to each row, None where that killed it. A row without a response checks its reference."""
+        outcomes: list[str | None] = []
+        async with self._turn():
+            has_died = False
+            while len(outcomes) < len(rows):
+                try:
+                    child = await self._living_child()
+                    await self._send(child, rows[len(outcomes) :])
+                    while len(outcomes) < len(rows):
+                        outcomes.append(await self._receive(child))
+                        has_died = False
+                except TimeoutError:
+                    outcomes.append(None)
+                    await self._kill()
+                except _Died:
+                    # Once may be anyone's doing (the kernel short of memory, an operator), twice is the row's.
+                    if has_died:
+                        outcomes.append(None)
+                    has_died = not has_died
+                    await self._kill()
+                except BaseException:  # cancelled half-way: its answers, still to come, must not meet the next question
+                    await self._kill()
+                    raise
+        return outcomes
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncGenerator[None]:
+        try:
+            async with asyncio.timeout(self._patience_s):
+                await self._lock.acquire()
+        except TimeoutError:
+            raise TooBusy("too many answers wait to be graded", retry_after_s=5.0) from None
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    async def _living_child(self) -> asyncio.subprocess.Process:
+        if self._is_closed:
+            raise RuntimeError("the grader is closed")
+        if self._child is not None and self._child.returncode is not None:
+            await self._kill()
+        if self._child is None:
+            # Not a fork of this process, which has threads and connections. -m finds the child's code from its folder.
+            self._child = await asyncio.create_subprocess_exec(
+                *self._command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                cwd=Path(__file__).parents[2],
+            )
+            try:
+                ready = await self._message(self._child, _START_LIMIT_S)
+            except (_Died, TimeoutError):
+                await self._kill()
+                raise RuntimeError("the grading process does not start; its reason is on standard error") from None
+            assert ready == {"ready": True}
+        return self._child
+
+    async def _send(self, child: asyncio.subprocess.Process, rows: Sequence[tuple[str | None, str]]) -> None:
+        assert child.stdin is not None
+        cut = [
+            (
+                None if response is None else response[-MAX_RESPONSE_CHARS - 1 :],
+                reference[: MAX_REFERENCE_CHARS + 1],
+            )
+            for response, reference in rows
+        ]
+        try:
+            child.stdin.write(json.dumps(cut).encode() + b"\n")
+            await child.stdin.drain()
+        except (BrokenPipeError, ConnectionResetError):
+            raise _Died from None
+
+    async def _receive(self, child: asyncio.subprocess.Process) -> str:
+        message = await self._message(child, _WALL_FACTOR * self._timeout_s)
+        if "loading" in message:
+            try:
+                loaded = await self._message(child, _START_LIMIT_S)
+            except (_Died, TimeoutError):
+                raise RuntimeError("math-verify cannot be loaded; the reason is on standard error") from None
+            if "failed" in loaded:
+                raise RuntimeError(f"math-verify cannot be loaded:\n{loaded['failed']}")
+            message = await self._message(child, _WALL_FACTOR * self._timeout_s)
+        if "failed" in message:
+            _log.error("a row could not be graded:\n%s", message["failed"])
+        return str(message["outcome"])
+
+    async def _message(self, child: asyncio.subprocess.Process, limit_s: float) -> dict[str, Any]:
+        assert child.stdout is not None
+        async with asyncio.timeout(limit_s):
+            line = await child.stdout.readline()
+        if not line.endswith(b"\n"):
+            if await child.wait() == -signal.SIGPROF:
+                raise TimeoutError
+            raise _Died
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+    async def _kill(self) -> None:
+        child, self._child = self._child, None
+        if child is None:
+            return
+        if child.returncode is None:
+            try:
+                child.kill()
+            except ProcessLookupError:
+                pass
+        if child.stdin is not None:
+            child.stdin.close()
+        await child.wait()
+
+
+def grade_many(rows: Sequence[tuple[str, str]], *, timeout_s: float) -> list[Grade | UnreadableReference]:
+    """The outcome of each (response, reference), in order: for command lines, where no event loop runs.
+
+    An unreadable reference is returned in its row's place, so that one bad row does not hide the others.
+    """
+
+    async def run() -> list[Grade | UnreadableReference]:
+        async with Grader(timeout_s=timeout_s) as grader:
+            return await grader.grade_all(rows)
+
+    return asyncio.run(run())
+
+
+# --- the child ---
+
+
+def _outcome(response: str | None, reference: str) -> str:
+    if response is not None:
+        return grade(response, read_reference(reference))
+    try:
+        read_reference(reference)
+    except UnreadableReference as problem:
+        return str(problem)
+    return ""
+
+
+def _unreadable(reference: str) -> str:
+    return f"The reference {reference[:60]!r} cannot be read; send a simpler one."
+
+
+def _serve(requests: IO[str], replies: IO[str], timeout_s: float) -> None:
+    """Answers every line of rows with one line a row, until the parent closes the pipe or dies."""
+
+    def reply(message: dict[str, Any]) -> None:
+        replies.write(json.dumps(message) + "\n")
+        replies.flush()
+
+    reply({"ready": True})
+    for line in requests:
+        for response, reference in json.loads(line):
+            try:
+                if not is_sympy_loaded() and needs_sympy(reference):
+                    reply({"loading": True})
+                    load_sympy().warm_up()
+                    reply({"loaded": True})
+                # The kernel kills when this much was computed. It needs neither Python, nor the interpreter lock, nor a
+                # parent that is still alive.
+                signal.setitimer(signal.ITIMER_PROF, timeout_s)
+                message = {"outcome": _outcome(response, reference)}
+            except MemoryError:
+                os._exit(1)  # nothing in here can be trusted now
+            except Exception:  # ours, but of this row only: it must not stop a service or an import of thousands
+                outcome = Grade.NO_ANSWER if response is not None else _unreadable(reference)
+                message = {"outcome": outcome, "failed": traceback.format_exc()}
+            finally:
+                signal.setitimer(signal.ITIMER_PROF, 0)
+            reply(message)
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; its closed pipe ends this process
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    logging.disable(logging.CRITICAL)
+    # A library that prints must not write into the replies.
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="ascii")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    with replies, os.fdopen(os.dup(sys.stdin.fileno()), encoding="ascii") as requests:
+        try:
+            _serve(requests, replies, float(sys.argv[1]))
+        except BrokenPipeError:
+            os._exit(0)  # the parent died while it waited

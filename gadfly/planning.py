@@ -1,0 +1,294 @@
+"""What a training run would do, before it does it: which answers, how many for what, what its gate could detect.
+
+Pure and of the standard library, because a dry run answers with it from the service. The trainer draws its validation
+questions and its held-out answers with the same functions, so that the plan is what happens.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import zip_longest
+from statistics import NormalDist
+from typing import Any
+from uuid import UUID
+
+from gadfly.store.training_data import LabelledAnswer, source_counts
+from gadfly.training import TrainConfig
+
+POWER = 0.8  # the chance with which the gate would show a difference of the size named
+DISCORDANCE = 0.2  # assumed share of answers on which candidate and live critic differ
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Portion:
+    """Some answers, counted."""
+
+    answers: int
+    questions: int
+    right: int
+    wrong: int
+    by_source: dict[str, int]
+
+    @classmethod
+    def of(cls, answers: Sequence[LabelledAnswer]) -> "Portion":
+        right = sum(answer.is_right for answer in answers)
+        return cls(
+            answers=len(answers),
+            questions=len({answer.question_hash for answer in answers}),
+            right=right,
+            wrong=len(answers) - right,
+            by_source=source_counts(answers),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What a run would learn from and be measured on. Detectable differences are shares; None: too few answers for any.
+
+    `seconds` is an estimate for sampling and learning in both stages and for the evaluation; None without an earlier
+    run to go by.
+    """
+
+    train_ids: tuple[UUID, ...]  # learned from
+    validation_ids: tuple[UUID, ...]  # of the train side, never learned from
+    heldout_ids: tuple[UUID, ...]  # what both critics judge
+    stage_1: Portion  # all labelled
+    stage_2: Portion  # those with a reference
+    pool_answers: int  # first answers that the actor is to sample, beside these
+    validation: Portion
+    heldout: Portion
+    heldout_with_reference: Portion
+    steps: int
+    detectable_discriminability: float | None
+    detectable_helpfulness: float | None
+    questions_for_margin: int | None  # that rule out a loss beyond the margin on an axis that did not change
+    assumed_discordance: float
+    power: float
+    seconds: float | None
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        values = asdict(self)
+        for name in ("train_ids", "validation_ids", "heldout_ids"):
+            values[name] = [str(id) for id in values[name]]
+        return values | {"warnings": list(self.warnings), "notes": list(self.notes)}
+
+
+def plan(
+    train: Sequence[LabelledAnswer],
+    heldout: Sequence[LabelledAnswer],
+    config: TrainConfig,
+    *,
+    seconds_per_step_history: float | None,
+) -> Plan:
+    """What a run with `config` would do with the labelled answers of either side of the training wall.
+
+    `seconds_per_step_history` is what a rollout step took in an earlier run with steps of the same size.
+    """
+    share = config.validation_share if config.validates else 0.0
+    learn, validate = validation_split(train, share)
+    referenced = [answer for answer in learn if answer.reference is not None]
+    judged = evaluation_items(heldout, config.evaluation_items)
+    judged_referenced = [answer for answer in judged if answer.reference is not None]
+    stage_2 = Portion.of(referenced)
+    detectable = (
+        detectable_balanced(
+            right=_questions(judged, is_right=True),
+            wrong=_questions(judged, is_right=False),
+            confidence=config.gate_confidence,
+        ),
+        detectable_difference(Portion.of(judged_referenced).questions, confidence=config.gate_confidence),
+    )
+    seconds = None if seconds_per_step_history is None else _seconds(seconds_per_step_history, len(judged), config)
+    return Plan(
+        train_ids=tuple(answer.interaction_id for answer in learn),
+        validation_ids=tuple(answer.interaction_id for answer in validate),
+        heldout_ids=tuple(answer.interaction_id for answer in judged),
+        stage_1=Portion.of(learn),
+        stage_2=stage_2,
+        pool_answers=min(config.pool_questions, stage_2.questions) * config.pool_samples,
+        validation=Portion.of(validate),
+        heldout=Portion.of(judged),
+        heldout_with_reference=Portion.of(judged_referenced),
+        steps=config.steps,
+        detectable_discriminability=detectable[0],
+        detectable_helpfulness=detectable[1],
+        questions_for_margin=pairs_to_rule_out(config.gate_margin, confidence=config.gate_confidence),
+        assumed_discordance=DISCORDANCE,
+        power=POWER,
+        seconds=seconds,
+        warnings=tuple(_warnings(learn, referenced, judged, judged_referenced, config)),
+        notes=tuple(_notes(detectable, len(judged_referenced) >= config.gate_min_items, seconds, config)),
+    )
+
+
+def _questions(answers: Sequence[LabelledAnswer], *, is_right: bool) -> int:
+    return len({answer.question_hash for answer in answers if answer.is_right is is_right})
+
+
+def _seconds(per_step: float, judged: int, config: TrainConfig) -> float:
+    # Sampling is what takes the time, so an evaluation counts as the steps that write as many critiques.
+    evaluation = 2 * judged / (config.prompts_per_step * config.samples_per_prompt)
+    return per_step * (config.steps + evaluation)
+
+
+# ------------------------------------------------------------------------------------------------ who is drawn for what
+
+
+def validation_split(
+    answers: Sequence[LabelledAnswer], share: float
+) -> tuple[list[LabelledAnswer], list[LabelledAnswer]]:
+    """Answers to learn from and answers to validate on, in order; about `share` of the questions are the latter's.
+
+    By the question's hash, so the same in every run, and whole questions on one side. The bytes are not those that
+    decide between train and held-out: those of train questions are all above one bound.
+    """
+    learn: list[LabelledAnswer] = []
+    validate: list[LabelledAnswer] = []
+    for answer in answers:
+        is_validation = int.from_bytes(answer.question_hash[8:16]) < share * 2**64
+        (validate if is_validation else learn).append(answer)
+    return learn, validate
+
+
+def evaluation_items(heldout: Sequence[LabelledAnswer], limit: int) -> list[LabelledAnswer]:
+    """At most `limit` held-out answers for both critics to judge: both classes alike, as many questions as can be.
+
+    What one class lacks is taken from the other. The order of questions is that of their hashes: the same answers give
+    the same selection, and it favours neither new questions nor old ones.
+    """
+    right, wrong = (_spread([answer for answer in heldout if answer.is_right is kind]) for kind in (True, False))
+    of_right = max(min(len(right), (limit + 1) // 2), min(len(right), limit - len(wrong)))
+    return right[:of_right] + wrong[: limit - of_right]
+
+
+def _spread(answers: Sequence[LabelledAnswer]) -> list[LabelledAnswer]:
+    """One answer of every question, then a second one of those that have it, and so on."""
+    by_question: dict[bytes, list[LabelledAnswer]] = {}
+    for answer in sorted(answers, key=lambda each: (each.question_hash, each.interaction_id)):
+        by_question.setdefault(answer.question_hash, []).append(answer)
+    return [answer for turn in zip_longest(*by_question.values()) for answer in turn if answer is not None]
+
+
+# --------------------------------------------------------------------------------------------- what could be detected
+
+
+def needed_pairs(difference: float, *, confidence: float, discordance: float = DISCORDANCE) -> float:
+    """Paired items that show `difference` with power `POWER`, where `discordance` of them differ at all.
+
+    McNemar's test in normal approximation, two-sided: n = (z_a sqrt(d) + z_b sqrt(d - D^2))^2 / D^2, for a difference D
+    and a discordance d (Connor 1987, Sample size for testing differences in proportions for the paired-sample design,
+    Biometrics 43).
+    """
+    normal = NormalDist()
+    z_alpha, z_beta = normal.inv_cdf((1 + confidence) / 2), normal.inv_cdf(POWER)
+    root = z_alpha * math.sqrt(discordance) + z_beta * math.sqrt(max(0.0, discordance - difference**2))
+    return (root / difference) ** 2
+
+
+def detectable_difference(pairs: float, *, confidence: float, discordance: float = DISCORDANCE) -> float | None:
+    """The smallest difference that `pairs` items show with power `POWER`: `needed_pairs` solved for the difference.
+
+    None when not even a difference as large as the discordance, all of one sign, would show.
+    """
+    if pairs <= 0 or needed_pairs(discordance, confidence=confidence, discordance=discordance) > pairs:
+        return None
+    low, high = 0.0, discordance
+    for _ in range(60):  # needed_pairs falls as the difference grows
+        middle = (low + high) / 2
+        if needed_pairs(middle, confidence=confidence, discordance=discordance) > pairs:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def detectable_balanced(*, right: int, wrong: int, confidence: float, discordance: float = DISCORDANCE) -> float | None:
+    """The same for a difference that is the mean of the differences in two classes.
+
+    Its variance, d/4 (1/right + 1/wrong), is that of one class of 4 / (1/right + 1/wrong) items.
+    """
+    if right == 0 or wrong == 0:
+        return None
+    return detectable_difference(4 / (1 / right + 1 / wrong), confidence=confidence, discordance=discordance)
+
+
+def pairs_to_rule_out(margin: float, *, confidence: float, discordance: float = DISCORDANCE) -> int | None:
+    """Paired items whose interval stays above -`margin` with power `POWER` when there is no difference: n = d ((z_a +
+    z_b) / margin)^2, the same approximation. None for a margin of 0, which nothing rules out.
+    """
+    if margin == 0:
+        return None
+    normal = NormalDist()
+    z = normal.inv_cdf((1 + confidence) / 2) + normal.inv_cdf(POWER)
+    return math.ceil(discordance * (z / margin) ** 2)
+
+
+# --------------------------------------------------------------------------------------------------------- in sentences
+
+
+def _warnings(
+    learn: Sequence[LabelledAnswer],
+    referenced: Sequence[LabelledAnswer],
+    judged: Sequence[LabelledAnswer],
+    judged_referenced: Sequence[LabelledAnswer],
+    config: TrainConfig,
+) -> list[str]:
+    warnings = []
+    if not learn and not judged:
+        return ["There is no labelled answer: send feedback, or references with the requests."]
+    if not learn:
+        warnings.append("All labelled answers are on the held-out side: there is nothing to learn from.")
+    if not judged:
+        warnings.append("All labelled answers are on the train side: nothing is held out, so no critic is promoted.")
+    samples_more = bool(referenced) and config.pool_questions * config.pool_samples > 0
+    for name, count in (("right", Portion.of(learn).right), ("wrong", Portion.of(learn).wrong)):
+        if learn and count == 0:
+            pool = "; the actor's own answers may add some" if samples_more else ""
+            warnings.append(f"No answer to learn from is {name}, so its critiques teach to say one thing only{pool}.")
+    if learn and not referenced and config.steps_stage_2:
+        warnings.append("No answer to learn from has a reference: stage II cannot run.")
+    found = Portion.of(judged)
+    judges_more = bool(judged_referenced) and config.pool_questions * config.pool_samples > 0
+    for name, count in (("right", found.right), ("wrong", found.wrong)):
+        if judged and count < config.gate_min_items:
+            end = (
+                "the actor's own answers to these questions may add some."
+                if judges_more
+                else "whatever is learned, no critic is promoted."
+            )
+            warnings.append(f"{count} held-out answers are {name} and the gate needs {config.gate_min_items}: {end}")
+    if judged and len(judged_referenced) < config.gate_min_items:
+        warnings.append(
+            f"{len(judged_referenced)} held-out answers have a reference, and {config.gate_min_items} are needed for "
+            "helpfulness to count: discriminability decides alone."
+        )
+    return warnings
+
+
+def _notes(
+    detectable: tuple[float | None, float | None], helpfulness_counts: bool, seconds: float | None, config: TrainConfig
+) -> list[str]:
+    notes = []
+    for name, difference in zip(("discriminability", "helpfulness"), detectable, strict=True):
+        if difference is None:
+            notes.append(f"In {name} the held-out answers would hardly prove any gain.")
+        else:
+            notes.append(
+                f"In {name} a gain of {100 * difference:.1f} points would be proven in {100 * POWER:.0f} % of cases, "
+                f"at {100 * config.gate_confidence:g} % confidence."
+            )
+    if helpfulness_counts:
+        margin = pairs_to_rule_out(config.gate_margin, confidence=config.gate_confidence)
+        takes = "nothing proves" if margin is None else f"takes some {margin} questions to prove"
+        notes.append(
+            f"That an axis without a gain lost no more than the margin of {100 * config.gate_margin:g} points {takes}."
+        )
+    notes.append(
+        f"That assumes that the critics differ on {100 * DISCORDANCE:.0f} % of answers and counts each question once: "
+        "answers to one question tend to fail together."
+    )
+    if seconds is None:
+        notes.append("How long it takes is not known: no earlier run has finished a step.")
+    return notes

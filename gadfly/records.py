@@ -1,0 +1,269 @@
+"""The records of a deployment, as plain values: queries return them and the recorder writes them.
+
+`gadfly/store/tables.py` defines their tables and `service/wire/` their HTTP shapes. The spool stores them as JSON, so
+every field can be represented in JSON, and a record read back equals the record written.
+"""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Literal
+from uuid import UUID
+
+import uuid_utils.compat
+
+from gadfly.grading import Grade
+from gadfly.training import GateOutcome
+from gadfly.verdict import Verdict, VerdictSource
+
+
+class Kind(StrEnum):
+    """Where an interaction came from."""
+
+    CRITIQUE = "critique"
+    REFINE = "refine"
+    IMPORT = "import"
+
+
+class Split(StrEnum):
+    """Which side of the training wall a question is on, for ever."""
+
+    TRAIN = "train"
+    HELDOUT = "heldout"
+
+
+class SwapKind(StrEnum):
+    """Why the live pointer is to move."""
+
+    GATE = "gate"  # the gate says promote, and automatic promotion is on
+    PROMOTE = "promote"  # an admin
+    ROLLBACK = "rollback"  # an admin
+    WATCH = "watch"  # labelled live traffic shows that the new critic is worse
+
+
+class SwapStatus(StrEnum):
+    PENDING = "pending"
+    DONE = "done"  # the pointer moved
+    REFUSED = "refused"  # the old critic goes on
+
+
+class Tier(StrEnum):
+    """What a key may do: callers use the service and see their own rows, admins see and do everything."""
+
+    CALLER = "caller"
+    ADMIN = "admin"
+
+
+class StopReason(StrEnum):
+    """Why a refinement loop ended."""
+
+    ROUNDS = "rounds"  # every round asked for was run
+    JUDGED_CORRECT = "judged_correct"  # when=if_incorrect, and the critic calls the answer correct
+
+
+class FeedbackSource(StrEnum):
+    CALLER = "caller"
+    IMPORT = "import"
+
+
+def new_id() -> UUID:
+    """A UUIDv7: unique, and in order of creation."""
+    return uuid_utils.compat.uuid7()
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Usage:
+    """Tokens, as the engine counted them."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            completion_tokens=self.completion_tokens + other.completion_tokens,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Critique:
+    """One critique that the critic wrote, or that a caller supplied to /refine (`supplied`)."""
+
+    id: UUID
+    round: int  # counts from 0
+    sample: int  # counts from 0
+    text: str
+    stated: Verdict  # what the text itself says: exactly one final verdict line, or UNPARSED
+    verdict: Verdict  # what the service reports: stated, else read from the engine
+    verdict_source: VerdictSource
+    p_correct: float | None  # probability of the verdict token "correct" after the verdict prefix, full vocabulary
+    p_incorrect: float | None
+    finish_reason: str | None  # the engine's: stop, length
+    usage: Usage = Usage()
+    supplied: bool = False
+
+    @property
+    def confidence(self) -> float | None:
+        """Probability of the reported verdict among the two verdict tokens, in [0, 1]."""
+        if self.p_correct is None or self.p_incorrect is None or self.verdict is Verdict.UNPARSED:
+            return None
+        total = self.p_correct + self.p_incorrect
+        if total <= 0:
+            return None
+        return (self.p_correct if self.verdict is Verdict.CORRECT else self.p_incorrect) / total
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refinement:
+    """One answer that the actor rewrote with a critique."""
+
+    id: UUID
+    round: int
+    sample: int
+    critique_id: UUID
+    text: str
+    finish_reason: str | None
+    grade: Grade | None  # against the reference, when one is known
+    usage: Usage = Usage()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Interaction:
+    """One answered /critique or /refine, or one imported row."""
+
+    id: UUID
+    kind: Kind
+    created_at: datetime
+    episode_id: UUID
+    key_id: UUID | None  # the caller's key; None in keyless mode and for imports
+    request_id: str | None  # the caller's idempotency key, unique per caller
+    fingerprint: str | None  # sha256 (hex) of the request body that request_id stands for
+    question: str
+    response: str
+    reference: str | None
+    grade: Grade | None  # of `response`, against the newest reference known
+    metadata: dict[str, Any]
+    parameters: dict[str, Any]  # what was asked: n, temperature, max_tokens, seed, rounds, when, samples, ...
+    model: str | None  # the actor's name; None for imports
+    prompt_set: str | None
+    critic_version: int | None  # None for imports
+    adapter_sha256: str | None
+    verdict: Verdict | None  # majority over samples (critique) or of the last round (refine)
+    refined_response: str | None
+    stop_reason: StopReason | None
+    usage: Usage
+    latency_ms: float | None
+    critiques: tuple[Critique, ...] = ()
+    refinements: tuple[Refinement, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Feedback:
+    """What somebody said about an interaction. Appended, never overwritten; the newest label counts."""
+
+    id: UUID
+    interaction_id: UUID
+    key_id: UUID | None
+    created_at: datetime
+    source: FeedbackSource
+    correct: bool | None = None  # was the interaction's `response` correct?
+    reference: str | None = None
+    edited_response: str | None = None
+    rating: int | None = None  # 1 (worst) to 5 (best)
+    comment: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    grade: Grade | None = None  # of the interaction's `response` against this feedback's reference
+    refinement_grades: dict[UUID, Grade] = field(default_factory=dict)  # of its refinements, against the same
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CriticVersion:
+    """One immutable critic. Version 0 is the base model under the critic's prompt."""
+
+    version: int
+    parent: int | None
+    base_model: str
+    adapter_path: str | None
+    adapter_sha256: str | None
+    created_at: datetime
+    run_id: UUID | None = None  # the training run that made it
+    prompt_set: str | None = None  # what it was trained under; None for version 0
+
+    @property
+    def engine_name(self) -> str:
+        """The model name that the engine serves this critic under."""
+        return "base" if self.adapter_path is None else f"critic@{self.version}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Swap:
+    """One move of the live pointer, asked for, done or refused. `version` is where it is to point."""
+
+    id: UUID
+    version: int
+    from_version: int
+    kind: SwapKind
+    status: SwapStatus
+    requested_at: datetime
+    finished_at: datetime | None
+    key_id: UUID | None
+    reason: str | None  # why it was asked for, or why it was refused
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Receipt:
+    """What one replica of the service proved and did in one swap: hashes, deltas, engines, leases, times."""
+
+    id: UUID
+    swap_id: UUID
+    replica_id: UUID
+    version: int
+    created_at: datetime
+    details: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CriticHistory:
+    """What the gate decided about a critic version, and how the version went live."""
+
+    outcome: GateOutcome | None
+    gate: dict[str, Any] | None  # the gate's report
+    swaps: list[Swap]  # the newest first
+    receipts: list[Receipt]  # the newest first
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Replica:
+    """One process of the service, as it last said of itself."""
+
+    id: UUID
+    started_at: datetime
+    seen_at: datetime
+    live_version: int | None  # what it answers with
+    leases: dict[int, int]  # requests at work by version
+    engines: tuple[str, ...]
+    problem: str | None  # why it does not answer with what the pointer says
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Key:
+    """An API key as stored: the secret itself is only ever shown once, when it is made."""
+
+    id: UUID
+    name: str
+    tier: Tier
+    hint: str  # the secret's first characters, to recognise it by
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+    def is_active(self, at: datetime) -> bool:
+        return self.revoked_at is None and (self.expires_at is None or at < self.expires_at)
+
+
+Record = Interaction | Feedback
+Pointer = Literal["live", "candidate", "previous"]

@@ -1,0 +1,8 @@
+"""The store: tables in Postgres, and all SQL, one module a subject: `store.runs.read_run(session, id)`.
+
+Every function takes a session and runs in its transaction.
+"""
+
+from gadfly.store import claims, critics, interactions, keys, labels, replicas, runs, swaps, training_data, watch
+
+__all__ = ["claims", "critics", "interactions", "keys", "labels", "replicas", "runs", "swaps", "training_data", "watch"]

@@ -1,0 +1,286 @@
+"""The way to Postgres: a pool per process, transactions that belong to whoever opens them, and the schema's state."""
+
+import asyncio
+import os
+import select
+import socket
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psycopg
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from psycopg import sql
+from psycopg.errors import ReadOnlySqlTransaction
+from sqlalchemy import Connection, NullPool, create_engine, event, make_url, text
+from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+
+from gadfly.errors import StoreUnavailable
+from gadfly.settings import Settings
+from gadfly.store.tables import Table
+
+VERSION_TABLE = "gadfly_schema"
+"""Where Alembic keeps the schema's revision: its default name may be another program's, in a shared database."""
+
+MIGRATIONS = Path(__file__).parents[1] / "migrations"
+_POOL_PATIENCE = 4  # a burst waits longer for its turn than a statement may take
+_MIGRATION_PATIENCE_S = 60  # for another replica's migration
+_MIGRATION_LOCK = 0x6761_6466_6C79  # "gadfly": replicas that start at once migrate one after another
+
+
+class Database:
+    """A pool of connections to one Postgres.
+
+    Example:
+        >>> async with Database(url, pool=5, timeout_s=5.0) as database:
+        ...     async with database.session() as session:
+        ...         interaction = await read_interaction(session, id, scope=None)
+    """
+
+    def __init__(self, url: str, *, pool: int = 5, timeout_s: float = 5.0, role: str | None = None) -> None:
+        """`timeout_s` bounds connecting and each statement; a free connection is waited for four times as long.
+
+        With a `role`, every connection works as that role of the database and sees what it may see.
+        """
+        self.url = url
+        self.timeout_s = timeout_s
+        self._engine = create_async_engine(
+            url,
+            pool_size=pool,
+            max_overflow=0,
+            pool_timeout=_POOL_PATIENCE * timeout_s,
+            connect_args=_connect_args(url, timeout_s, role),
+        )
+        event.listen(self._engine.sync_engine, "checkout", _refuse_dead)
+        self._sessions = async_sessionmaker(self._engine, expire_on_commit=False, autoflush=False)
+
+    @classmethod
+    def of(cls, settings: Settings, url: str, *, role: str | None = None) -> Self:
+        """The database at `url` (the settings' own, or the embedded server's) with the settings' limits."""
+        return cls(url, pool=settings.database_pool, timeout_s=settings.database_timeout_s, role=role)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._engine.dispose()
+
+    @asynccontextmanager
+    async def session(self, *, limit_s: float | None = None) -> AsyncGenerator[AsyncSession]:
+        """One transaction: committed when the block ends, rolled back when it raises.
+
+        Never keep it open while the engine works. After `limit_s` seconds (two statements' time unless given) the
+        connection is cut, so a Postgres that hangs cannot hold the caller.
+
+        Raises:
+            StoreUnavailable: Postgres is away, too slow, restarting, or all connections are taken. Whether a commit
+                that was under way took hold is then unknown.
+        """
+        try:
+            async with self._sessions() as session:
+                raw = await (await session.connection()).get_raw_connection()
+                assert raw.driver_connection is not None
+                with _watchdog(raw.driver_connection.fileno(), 2 * self.timeout_s if limit_s is None else limit_s):
+                    try:
+                        yield session
+                        await session.commit()
+                    finally:
+                        await session.close()
+        except (DBAPIError, PoolTimeout) as error:
+            raise _translated(error) from error
+
+    async def notices(self, channel: str) -> AsyncGenerator[None]:
+        """One item when listening began, and one for each notice that a committed transaction sent to `channel`.
+
+        Holds a connection of its own. A pooler between here and Postgres may swallow notices, so whoever waits for one
+        must also look by itself now and then.
+
+        Raises:
+            StoreUnavailable: Postgres is away, or went away.
+        """
+        url = make_url(self.url).set(drivername="postgresql").render_as_string(hide_password=False)
+        try:
+            async with await psycopg.AsyncConnection.connect(
+                url, autocommit=True, **_connect_args(self.url, self.timeout_s, None)
+            ) as connection:
+                await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+                yield
+                async for _ in connection.notifies():
+                    yield
+        except psycopg.Error as error:
+            raise StoreUnavailable(f"Postgres is unavailable: {str(error).strip() or type(error).__name__}") from error
+
+
+@contextmanager
+def _watchdog(descriptor: int, limit_s: float) -> Generator[None]:
+    # Shutting the socket down makes the driver see a lost connection wherever it waits. It is done on a duplicate, as
+    # the number of a descriptor that the driver closed in the meantime may already be another connection's.
+    with socket.socket(fileno=os.dup(descriptor)) as stream:
+
+        def cut() -> None:
+            with suppress(OSError):
+                stream.shutdown(socket.SHUT_RDWR)
+
+        timer = asyncio.get_running_loop().call_later(limit_s, cut)
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+
+def _connect_args(url: str, timeout_s: float, role: str | None) -> dict[str, Any]:
+    milliseconds = max(1, int(timeout_s * 1000))
+    given = make_url(url).query.get("options", "")
+    options = given if isinstance(given, str) else " ".join(given)
+    if role is not None:
+        options += f" -c role={role}"
+    return {
+        "application_name": "gadfly",
+        "client_encoding": "utf8",  # whatever encoding the database was made with
+        "connect_timeout": max(2, round(timeout_s)),  # libpq's least
+        "options": f"{options} -c statement_timeout={milliseconds} -c lock_timeout={milliseconds}".strip(),
+        "keepalives_idle": 30,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
+    }
+
+
+def _refuse_dead(connection: Any, record: Any, proxy: Any) -> None:
+    # An idle connection has nothing to read unless the server closed it. Asking the socket costs no round trip, and
+    # unlike a ping it cannot hang.
+    poll = select.poll()
+    poll.register(connection.driver_connection.fileno(), select.POLLIN)
+    if poll.poll(0):
+        raise InvalidatePoolError("the server closed the connection")
+
+
+def _translated(error: DBAPIError | PoolTimeout) -> Exception:
+    if isinstance(error, PoolTimeout):
+        return StoreUnavailable("Postgres is unavailable: every connection stayed taken", retry_after_s=1.0)
+    is_away = (
+        error.connection_invalidated
+        or isinstance(error, OperationalError | InterfaceError)
+        # A standby that refuses writes is what is left of a primary that went away.
+        or isinstance(error.orig, ReadOnlySqlTransaction)
+    )
+    if not is_away:
+        return error
+    reason = str(error.orig).strip().partition("\n")[0] or type(error.orig).__name__
+    return StoreUnavailable(f"Postgres is unavailable: {reason}")
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaState:
+    """Where a database's schema stands against what this program needs."""
+
+    current: str | None  # None: no schema yet
+    head: str
+    drift: tuple[str, ...]  # how tables differ from gadfly/store/tables.py, other programs' tables aside
+
+    @property
+    def is_current(self) -> bool:
+        return self.current == self.head
+
+
+def migration_config(connection: Connection) -> Config:
+    """What Alembic's commands need to work on `connection`, inside its transaction."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["connection"] = connection
+    return config
+
+
+def migrate(url: str) -> None:
+    """Bring the schema up to date, in one transaction. Replicas that do it at once wait for each other.
+
+    Raises:
+        StoreUnavailable: Postgres is away, something holds a lock that the migration needs, or the schema is newer than
+            this release.
+    """
+    with _connection(url) as connection:
+        connection.execute(text(f"SET LOCAL lock_timeout = '{_MIGRATION_PATIENCE_S}s'"))
+        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
+        try:
+            command.upgrade(migration_config(connection), "head")
+        except CommandError as error:
+            raise StoreUnavailable(
+                f"the database's schema was made by another release, newer than this one: {error}"
+            ) from error
+
+
+def schema_state(url: str) -> SchemaState:
+    """Compare a database's schema with what this program needs.
+
+    Raises:
+        StoreUnavailable: Postgres is away.
+    """
+    with _connection(url) as connection:
+        head = ScriptDirectory.from_config(migration_config(connection)).get_current_head()
+        assert head is not None
+        context = MigrationContext.configure(
+            connection,
+            opts={
+                "version_table": VERSION_TABLE,
+                "include_object": _is_ours,
+                "compare_type": True,
+                "compare_server_default": True,
+            },
+        )
+        drift = compare_metadata(context, Table.metadata)
+        return SchemaState(current=context.get_current_revision(), head=head, drift=tuple(map(str, drift)))
+
+
+async def require_current_schema(database: Database) -> None:
+    """Return if the program can work with the database's schema.
+
+    Raises:
+        StoreUnavailable: the schema is another release's, or Postgres is away.
+    """
+    head = ScriptDirectory(str(MIGRATIONS)).get_current_head()
+    async with database.session() as session:
+        connection = await session.connection()
+        current = await connection.run_sync(_current_revision)
+    if current != head:
+        raise StoreUnavailable(
+            f"the database's schema is at {current or 'nothing'} and this release needs {head}: run `gadfly migrate`"
+        )
+
+
+def _current_revision(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}).get_current_revision()
+
+
+@contextmanager
+def _connection(url: str) -> Generator[Connection]:
+    engine = create_engine(
+        url,
+        poolclass=NullPool,
+        connect_args={"application_name": "gadfly-migrate", "client_encoding": "utf8", "connect_timeout": 10},
+    )
+    try:
+        with engine.begin() as connection:
+            yield connection
+    except DBAPIError as error:
+        raise _translated(error) from error
+    finally:
+        engine.dispose()
+
+
+def _is_ours(item: Any, name: str | None, kind: str, reflected: bool, counterpart: Any) -> bool:
+    # A Postgres of the user's own may hold other tables: they are no drift.
+    return not (kind == "table" and reflected and counterpart is None)

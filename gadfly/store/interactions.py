@@ -1,0 +1,514 @@
+"""Interactions with their critiques, refinements and feedback: stored, read, listed, deleted."""
+
+import base64
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from typing import Any, cast
+from uuid import UUID
+
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    Text,
+    delete,
+    exists,
+    func,
+    select,
+    tuple_,
+    update,
+)
+from sqlalchemy import cast as sql_cast
+from sqlalchemy.dialects.postgresql import Insert, distinct_on, insert
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import joinedload, selectinload
+
+from gadfly.errors import BadInput, Conflict, NotFound
+from gadfly.grading import Grade
+from gadfly.records import (
+    Critique,
+    Feedback,
+    FeedbackSource,
+    Interaction,
+    Kind,
+    Record,
+    Split,
+    now,
+)
+from gadfly.storable import storable_json
+from gadfly.store.claims import end_claims
+from gadfly.store.labels import Label, is_labelled
+from gadfly.store.mapping import (
+    critique_values,
+    feedback_values,
+    interaction_values,
+    refinement_values,
+    to_critique,
+    to_feedback,
+    to_interaction,
+)
+from gadfly.store.split import question_hash, split_of
+from gadfly.store.tables import (
+    CritiqueRow,
+    EpisodeRow,
+    FeedbackRow,
+    InteractionRow,
+    QuestionRow,
+    RefinementRow,
+    RunEventRow,
+    Table,
+)
+from gadfly.training import EventKind
+from gadfly.verdict import Verdict
+
+Scope = UUID | None
+"""Whose rows a call may see: those of the key with this id, or everybody's (None)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What became of a record that was to be stored.
+
+    `record` is what is stored: for feedback that says again what the same key said last, that earlier feedback.
+    """
+
+    record: Record
+    is_repeat: bool
+
+
+async def insert_records(session: AsyncSession, records: Sequence[Record], *, heldout_share: float) -> list[Stored]:
+    """Store records, in order; a record that is stored already is left as it is. A few round trips, however many.
+
+    Raises:
+        Conflict: the request id of an interaction belongs to another, or its episode to another question.
+        NotFound: feedback about an interaction that is not stored.
+    """
+    await insert_interactions(
+        session, [record for record in records if isinstance(record, Interaction)], heldout_share=heldout_share
+    )
+    stored = iter(await _insert_feedback(session, [record for record in records if isinstance(record, Feedback)]))
+    return [next(stored) if isinstance(record, Feedback) else Stored(record, False) for record in records]
+
+
+async def insert_interactions(
+    session: AsyncSession, interactions: Sequence[Interaction], *, heldout_share: float
+) -> int:
+    """Store interactions with their critiques and refinements; say how many were not stored before.
+
+    Raises:
+        Conflict: as `insert_records`.
+    """
+    if not interactions:
+        return 0
+    hashes = {interaction.id: question_hash(interaction.question) for interaction in interactions}
+    # Every writer inserts in the same order, so that two that write the same rows wait for each other at most once.
+    questions = {hash_: split_of(hash_, heldout_share) for hash_ in sorted(hashes.values())}
+    await _insert_missing(
+        session,
+        QuestionRow,
+        [{"hash": hash_, "split": split, "created_at": now()} for hash_, split in questions.items()],
+    )
+    episodes = {interaction.episode_id: interaction for interaction in reversed(interactions)}
+    await _insert_episodes(session, [episodes[id] for id in sorted(episodes)], hashes)
+    ordered = sorted(interactions, key=lambda interaction: (interaction.request_id or "", interaction.id))
+    try:
+        added = await _insert_missing(
+            session, InteractionRow, [interaction_values(item, hashes[item.id]) for item in ordered]
+        )
+    except IntegrityError as error:
+        raise _explained(error) from error
+    await _insert_missing(
+        session,
+        CritiqueRow,
+        [
+            critique_values(critique, interaction.id, position)
+            for interaction in interactions
+            for position, critique in enumerate(interaction.critiques)
+        ],
+    )
+    await _insert_missing(
+        session,
+        RefinementRow,
+        [
+            refinement_values(refinement, interaction.id, position)
+            for interaction in interactions
+            for position, refinement in enumerate(interaction.refinements)
+        ],
+    )
+    await end_claims(session, interactions)
+    return added
+
+
+async def _insert_missing(session: AsyncSession, table: type[Table], rows: list[dict[str, Any]]) -> int:
+    if not rows:
+        return 0
+    connection = await session.connection()
+    result = await connection.execute(_insertion(table), rows, execution_options={"preserve_rowcount": True})
+    return result.rowcount
+
+
+@cache  # building a statement takes longer than running it
+def _insertion(table: type[Table]) -> Insert:
+    return insert(table).on_conflict_do_nothing(index_elements=table.__mapper__.primary_key)
+
+
+@cache
+def _episode_insertion() -> Insert:
+    statement = insert(EpisodeRow)
+    # An imported episode has no critic until one speaks in it.
+    return statement.on_conflict_do_update(
+        index_elements=[EpisodeRow.id],
+        set_={"critic_version": statement.excluded.critic_version},
+        where=EpisodeRow.critic_version.is_(None) & statement.excluded.critic_version.is_not(None),
+    )
+
+
+async def _insert_episodes(session: AsyncSession, firsts: Sequence[Interaction], hashes: dict[UUID, bytes]) -> None:
+    connection = await session.connection()
+    await connection.execute(
+        _episode_insertion(),
+        [
+            {
+                "id": first.episode_id,
+                "question_hash": hashes[first.id],
+                "critic_version": first.critic_version,
+                "created_at": first.created_at,
+            }
+            for first in firsts
+        ],
+    )
+
+
+async def _insert_feedback(session: AsyncSession, feedback: Sequence[Feedback]) -> list[Stored]:
+    if not feedback:
+        return []
+    ids = sorted({item.interaction_id for item in feedback})
+    # The lock makes two that say the same at once one after the other, so that the second sees the first.
+    found = await session.scalars(
+        select(InteractionRow.id)
+        .where(InteractionRow.id.in_(ids))
+        .order_by(InteractionRow.id)
+        .with_for_update(key_share=True)
+    )
+    if missing := set(ids).difference(found):
+        raise NotFound(f"there is no interaction {min(missing)}")
+    rows = await session.scalars(
+        select(FeedbackRow)
+        .ext(distinct_on(FeedbackRow.interaction_id, FeedbackRow.key_id))
+        .where(FeedbackRow.interaction_id.in_(ids))
+        .order_by(FeedbackRow.interaction_id, FeedbackRow.key_id, FeedbackRow.created_at.desc(), FeedbackRow.id.desc())
+    )
+    newest = {(row.interaction_id, row.key_id): to_feedback(row) for row in rows}
+    stored: list[Stored] = []
+    for item in feedback:
+        said = newest.get((item.interaction_id, item.key_id))
+        if said is not None and said.id != item.id and _content(said) == _content(item):
+            stored.append(Stored(said, True))
+        else:
+            newest[item.interaction_id, item.key_id] = item
+            stored.append(Stored(item, False))
+    added = [item.record for item in stored if not item.is_repeat]
+    await _insert_missing(session, FeedbackRow, [feedback_values(cast(Feedback, record)) for record in added])
+    await _take_newest_grades(session, ids)
+    return stored
+
+
+async def _take_newest_grades(session: AsyncSession, interaction_ids: Sequence[UUID]) -> None:
+    newest = (
+        select(FeedbackRow.interaction_id, FeedbackRow.grade, FeedbackRow.refinement_grades)
+        .ext(distinct_on(FeedbackRow.interaction_id))
+        .where(FeedbackRow.interaction_id.in_(interaction_ids), FeedbackRow.reference.is_not(None))
+        .order_by(FeedbackRow.interaction_id, FeedbackRow.created_at.desc(), FeedbackRow.id.desc())
+        .subquery()
+    )
+    await session.execute(
+        update(InteractionRow)
+        .where(InteractionRow.id == newest.c.interaction_id)
+        .values(grade=newest.c.grade)
+        .execution_options(synchronize_session=False)
+    )
+    await session.execute(
+        update(RefinementRow)
+        .where(RefinementRow.interaction_id == newest.c.interaction_id)
+        .values(grade=newest.c.refinement_grades.op("->>")(sql_cast(RefinementRow.id, Text)))
+        .execution_options(synchronize_session=False)
+    )
+
+
+_CONFLICTS = {
+    "uq_interactions_request_id_key_id": "the request id belongs to another interaction",
+    "fk_interactions_episode_id_question_hash": "the episode is about another question",
+}
+
+
+def _explained(error: IntegrityError) -> Exception:
+    message = _CONFLICTS.get(error.orig.diag.constraint_name)  # type: ignore[union-attr]
+    return error if message is None else Conflict(message)
+
+
+def _content(feedback: Feedback) -> tuple[Any, ...]:
+    said = (feedback.reference, feedback.edited_response, feedback.comment, feedback.metadata)
+    return (feedback.source, feedback.correct, feedback.rating, *map(storable_json, said))
+
+
+async def delete_interaction(session: AsyncSession, id: UUID, *, scope: Scope) -> None:
+    """Forget an interaction: its texts, critiques, refinements and feedback, and its episode if nothing is left in it.
+
+    The question's hash stays, which holds no text: should the question return, it must not change sides.
+
+    Raises:
+        NotFound: there is none, or it is another key's.
+    """
+    episode_id = await session.scalar(
+        select(InteractionRow.episode_id).where(InteractionRow.id == id, *_in_scope(scope))
+    )
+    if episode_id is None:
+        raise NotFound(f"there is no interaction {id}")
+    # Locked first: whoever adds to this episode now waits, and then makes it anew.
+    await session.execute(select(EpisodeRow.id).where(EpisodeRow.id == episode_id).with_for_update())
+    await session.execute(delete(InteractionRow).where(InteractionRow.id == id))
+    # Alarms of training runs show critiques, and name the interaction that each is about.
+    await session.execute(
+        delete(RunEventRow).where(
+            RunEventRow.kind == EventKind.ALARM, sql_cast(RunEventRow.data, Text).contains(str(id))
+        )
+    )
+    await session.execute(
+        delete(EpisodeRow).where(
+            EpisodeRow.id == episode_id, ~exists().where(InteractionRow.episode_id == EpisodeRow.id)
+        )
+    )
+
+
+def _in_scope(scope: Scope) -> tuple[ColumnElement[bool], ...]:
+    return () if scope is None else (InteractionRow.key_id == scope,)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Filters:
+    """Which interactions are meant; None leaves a field open."""
+
+    kind: Kind | None = None
+    verdict: Verdict | None = None
+    grade: Grade | None = None
+    split: Split | None = None
+    episode_id: UUID | None = None
+    critic_version: int | None = None
+    created_from: datetime | None = None  # inclusive
+    created_before: datetime | None = None  # exclusive
+    has_feedback: bool | None = None
+
+    def conditions(self) -> tuple[ColumnElement[bool], ...]:
+        found: list[ColumnElement[bool]] = [
+            getattr(InteractionRow, name) == value
+            for name in ("kind", "verdict", "grade", "episode_id", "critic_version")
+            if (value := getattr(self, name)) is not None
+        ]
+        if self.split is not None:
+            found.append(QuestionRow.split == self.split)
+        if self.created_from is not None:
+            found.append(InteractionRow.created_at >= self.created_from)
+        if self.created_before is not None:
+            found.append(InteractionRow.created_at < self.created_before)
+        if self.has_feedback is not None:
+            said = exists().where(FeedbackRow.interaction_id == InteractionRow.id)
+            found.append(said if self.has_feedback else ~said)
+        return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Part of a list, newest first; `next_cursor` is None on the last page."""
+
+    interactions: list[Interaction]
+    next_cursor: str | None
+
+
+async def read_interaction(session: AsyncSession, id: UUID, *, scope: Scope) -> Interaction:
+    """One interaction with its critiques and refinements.
+
+    Raises:
+        NotFound: there is none, or it is another key's.
+    """
+    row = await session.scalar(_whole().where(InteractionRow.id == id, *_in_scope(scope)))
+    if row is None:
+        raise NotFound(f"there is no interaction {id}")
+    return to_interaction(row)
+
+
+async def find_by_request_id(session: AsyncSession, request_id: str, *, key_id: UUID | None) -> Interaction | None:
+    """The interaction that this key's request id stands for."""
+    row = await session.scalar(
+        _whole().where(InteractionRow.request_id == request_id, InteractionRow.key_id.is_not_distinct_from(key_id))
+    )
+    return None if row is None else to_interaction(row)
+
+
+async def list_interactions(
+    session: AsyncSession, *, scope: Scope, filters: Filters, limit: int, cursor: str | None = None
+) -> Page:
+    """Interactions without their critiques and refinements, newest first.
+
+    Raises:
+        BadInput: the cursor is not one that a page ended with.
+    """
+    statement = _selected(select(InteractionRow), filters).where(*_in_scope(scope))
+    if cursor is not None:
+        statement = statement.where(tuple_(InteractionRow.created_at, InteractionRow.id) < _read_cursor(cursor))
+    statement = statement.order_by(InteractionRow.created_at.desc(), InteractionRow.id.desc()).limit(limit + 1)
+    rows = list(await session.scalars(statement))
+    next_cursor = _write_cursor(rows[limit - 1]) if len(rows) > limit else None
+    return Page([to_interaction(row, is_whole=False) for row in rows[:limit]], next_cursor)
+
+
+async def find_imported(session: AsyncSession, ids: Iterable[UUID]) -> dict[UUID, bool | None]:
+    """Which of these interactions are stored, each with the newest label that an import gave it."""
+    rows = await session.execute(
+        select(InteractionRow.id, FeedbackRow.correct)
+        .ext(distinct_on(InteractionRow.id))
+        .outerjoin(
+            FeedbackRow,
+            (FeedbackRow.interaction_id == InteractionRow.id)
+            & (FeedbackRow.source == FeedbackSource.IMPORT)
+            & FeedbackRow.correct.is_not(None),
+        )
+        .where(InteractionRow.id.in_(list(ids)))
+        .order_by(InteractionRow.id, FeedbackRow.created_at.desc(), FeedbackRow.id.desc())
+    )
+    return dict(rows.all())
+
+
+async def find_critique(session: AsyncSession, id: UUID, *, scope: Scope) -> tuple[Critique, bytes] | None:
+    """A critique in an interaction that the caller may see, and the hash of the question it is about."""
+    found = (
+        await session.execute(
+            select(CritiqueRow, InteractionRow.question_hash)
+            .join(InteractionRow, InteractionRow.id == CritiqueRow.interaction_id)
+            .where(CritiqueRow.id == id, *_in_scope(scope))
+        )
+    ).one_or_none()
+    return None if found is None else (to_critique(found[0]), found[1])
+
+
+async def feedback_of(session: AsyncSession, interaction_id: UUID) -> list[Feedback]:
+    """All feedback about an interaction, oldest first."""
+    rows = await session.scalars(
+        select(FeedbackRow)
+        .where(FeedbackRow.interaction_id == interaction_id)
+        .order_by(FeedbackRow.created_at, FeedbackRow.id)
+    )
+    return [to_feedback(row) for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedInteraction:
+    """An interaction with all that belongs to it."""
+
+    interaction: Interaction
+    feedback: tuple[Feedback, ...]
+    split: Split
+    label: bool | None  # whether the response is right, as `gadfly.store.labels` says
+
+
+async def stream_interactions(
+    session: AsyncSession, filters: Filters, *, batch: int
+) -> AsyncGenerator[list[LoggedInteraction]]:
+    """Interactions with all that belongs to them, oldest first, `batch` at a time; memory holds one batch."""
+    label = Label()
+    whole = _whole().options(selectinload(InteractionRow.feedback), joinedload(InteractionRow.question_row))
+    statement = label.joined(_selected(whole, filters)).add_columns(label.is_right)
+    rows = await session.stream(
+        statement.order_by(InteractionRow.created_at, InteractionRow.id).execution_options(yield_per=batch)
+    )
+    try:
+        async for part in rows.partitions():
+            yield [
+                LoggedInteraction(
+                    to_interaction(row), tuple(map(to_feedback, row.feedback)), row.question_row.split, is_right
+                )
+                for row, is_right in part
+            ]
+    finally:
+        await rows.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """What an episode is bound to: one question, and one critic once a critic has spoken in it."""
+
+    question_hash: bytes
+    critic_version: int | None
+
+
+async def find_episode(session: AsyncSession, id: UUID, *, scope: Scope) -> Episode | None:
+    """The episode with this id, None if there is none yet.
+
+    Raises:
+        NotFound: it holds nothing that the caller may see.
+    """
+    row = await session.get(EpisodeRow, id)
+    if row is None:
+        return None
+    if scope is not None and not await session.scalar(
+        select(exists().where(InteractionRow.episode_id == id, *_in_scope(scope)))
+    ):
+        raise NotFound(f"there is no episode {id} of yours")
+    return Episode(row.question_hash, row.critic_version)
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How much a deployment remembers."""
+
+    interactions: dict[Kind, int]
+    feedback: int
+    questions: dict[Split, int]
+    labelled: dict[Split, int]  # interactions whose `response` somebody graded or called right or wrong
+
+
+async def count_rows(session: AsyncSession) -> Counts:
+    """Counts over whole tables: a second or so per few million rows."""
+    kinds = await session.execute(select(InteractionRow.kind, func.count()).group_by(InteractionRow.kind))
+    splits = await session.execute(select(QuestionRow.split, func.count()).group_by(QuestionRow.split))
+    labelled = await session.execute(
+        select(QuestionRow.split, func.count())
+        .join(InteractionRow, InteractionRow.question_hash == QuestionRow.hash)
+        .where(is_labelled())
+        .group_by(QuestionRow.split)
+    )
+    feedback = await session.scalar(select(func.count()).select_from(FeedbackRow))
+    return Counts(
+        interactions=dict.fromkeys(Kind, 0) | dict(kinds.all()),
+        feedback=feedback or 0,
+        questions=dict.fromkeys(Split, 0) | dict(splits.all()),
+        labelled=dict.fromkeys(Split, 0) | dict(labelled.all()),
+    )
+
+
+def _whole() -> Select[InteractionRow]:
+    return select(InteractionRow).options(
+        selectinload(InteractionRow.critiques), selectinload(InteractionRow.refinements)
+    )
+
+
+def _selected(statement: Select[InteractionRow], filters: Filters) -> Select[InteractionRow]:
+    if filters.split is not None:
+        statement = statement.join(QuestionRow, QuestionRow.hash == InteractionRow.question_hash)
+    return statement.where(*filters.conditions())
+
+
+def _write_cursor(row: InteractionRow) -> str:
+    return base64.urlsafe_b64encode(f"{row.created_at.isoformat()}|{row.id}".encode()).decode()
+
+
+def _read_cursor(cursor: str) -> tuple[datetime, UUID]:
+    try:
+        created_at, _, id = base64.b64decode(cursor, altchars=b"-_", validate=True).decode().partition("|")
+        moment = datetime.fromisoformat(created_at)
+        if moment.tzinfo is None:
+            raise ValueError(created_at)
+        return moment, UUID(id)
+    except ValueError as error:
+        raise BadInput("the cursor is not one that a page ended with", field="cursor") from error

@@ -1,0 +1,60 @@
+"""API keys, stored by the digest of their secret."""
+
+from uuid import UUID
+
+from sqlalchemy import (
+    exists,
+    select,
+)
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from gadfly.errors import NotFound
+from gadfly.records import Key, now
+from gadfly.store.mapping import to_key
+from gadfly.store.tables import KeyRow
+
+
+async def insert_key(session: AsyncSession, key: Key, digest: bytes) -> None:
+    session.add(
+        KeyRow(
+            id=key.id,
+            name=key.name,
+            tier=key.tier,
+            hint=key.hint,
+            digest=digest,
+            created_at=key.created_at,
+            expires_at=key.expires_at,
+            revoked_at=key.revoked_at,
+        )
+    )
+    await session.flush()
+
+
+async def find_key(session: AsyncSession, digest: bytes) -> Key | None:
+    """The key with this secret, revoked and expired ones too."""
+    row = await session.scalar(select(KeyRow).where(KeyRow.digest == digest))
+    return None if row is None else to_key(row)
+
+
+async def has_keys(session: AsyncSession) -> bool:
+    """Whether a key was ever made, even if it is revoked or expired by now."""
+    return bool(await session.scalar(select(exists().where(KeyRow.id.is_not(None)))))
+
+
+async def list_keys(session: AsyncSession) -> list[Key]:
+    """All keys, oldest first, revoked and expired ones too."""
+    return [to_key(row) for row in await session.scalars(select(KeyRow).order_by(KeyRow.created_at, KeyRow.id))]
+
+
+async def revoke_key(session: AsyncSession, id: UUID) -> Key:
+    """End a key for ever. Revoking again changes nothing.
+
+    Raises:
+        NotFound: there is no such key.
+    """
+    row = await session.get(KeyRow, id, with_for_update=True)
+    if row is None:
+        raise NotFound(f"there is no key {id}")
+    row.revoked_at = row.revoked_at or now()
+    await session.flush()
+    return to_key(row)

@@ -1,0 +1,66 @@
+"""Replicas: the running processes of the service, as each of them reports itself."""
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from gadfly.records import Replica
+from gadfly.store.tables import ReplicaRow
+
+_FORGOTTEN_S = 3600  # a replica that was not heard of for this long left without a word
+
+
+async def upsert_replica(session: AsyncSession, replica: Replica) -> None:
+    """Note that a replica is alive and what it is doing. By the database's clock: replicas need not share one."""
+    values: dict[str, Any] = {
+        "live_version": replica.live_version,
+        "leases": {str(version): count for version, count in replica.leases.items()},
+        "engines": {"urls": list(replica.engines)},
+        "problem": replica.problem,
+        "seen_at": func.clock_timestamp(),
+    }
+    statement = insert(ReplicaRow).values(id=replica.id, started_at=replica.started_at, **values)
+    await session.execute(
+        statement.on_conflict_do_update(
+            index_elements=[ReplicaRow.id], set_={name: statement.excluded[name] for name in values}
+        )
+    )
+    await session.execute(delete(ReplicaRow).where(ReplicaRow.seen_at < _ago(_FORGOTTEN_S)))
+
+
+async def fresh_replicas(session: AsyncSession, *, within_s: float) -> list[Replica]:
+    """The replicas that said something in the last seconds, the oldest first."""
+    rows = await session.scalars(
+        select(ReplicaRow).where(ReplicaRow.seen_at >= _ago(within_s)).order_by(ReplicaRow.started_at, ReplicaRow.id)
+    )
+    return [
+        Replica(
+            id=row.id,
+            started_at=row.started_at,
+            seen_at=row.seen_at,
+            live_version=row.live_version,
+            leases={int(version): count for version, count in row.leases.items()},
+            engines=tuple(row.engines["urls"]),
+            problem=row.problem,
+        )
+        for row in rows.all()
+    ]
+
+
+async def drop_replica(session: AsyncSession, id: UUID) -> None:
+    """Forget a replica that ends."""
+    await session.execute(delete(ReplicaRow).where(ReplicaRow.id == id))
+
+
+def _ago(seconds: float) -> Any:
+    return func.clock_timestamp() - func.make_interval(0, 0, 0, 0, 0, 0, seconds)
+
+
+def all_versions_in_use(replicas: Sequence[Replica]) -> set[int]:
+    """The versions that some replica answers with or has requests of."""
+    used = {version for replica in replicas for version in replica.leases}
+    return used | {replica.live_version for replica in replicas if replica.live_version is not None}

@@ -1,0 +1,300 @@
+"""Training runs, their events, and their jobs in the queue."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import func, select, text, type_coerce, update
+from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import aliased, defer
+
+from gadfly.errors import Conflict, NotFound
+from gadfly.records import new_id, now
+from gadfly.store.tables import CriticVersionRow, RunEventRow, TrainingRunRow
+from gadfly.training import EventKind, GateOutcome, Progress, Run, RunEvent, RunStatus, TrainConfig, Trigger
+
+TRAINING_ROLE = "gadfly_training"
+"""The database role that training code works as: row security hides held-out rows from it."""
+
+QUEUE = "training"
+TASK = "train"
+
+_NO_RUN = "there is no training run {}"
+
+
+@dataclass(frozen=True, slots=True)
+class Requested:
+    """A run that was asked for; `is_repeat` when its request id had asked for it before."""
+
+    run: Run
+    is_repeat: bool
+
+
+async def request_run(
+    session: AsyncSession,
+    *,
+    config: TrainConfig,
+    trigger: Trigger,
+    key_id: UUID | None = None,
+    request_id: str | None = None,
+    reproduces: UUID | None = None,
+) -> Requested:
+    """Store a run and put its job into the queue, in one transaction.
+
+    Raises:
+        Conflict: the request id stands for a run with another config.
+    """
+    id = new_id()
+    values = {
+        "id": id,
+        "status": RunStatus.QUEUED,
+        "trigger": trigger,
+        "created_at": now(),
+        "key_id": key_id,
+        "request_id": request_id,
+        "config": config.model_dump(mode="json"),
+        "reproduces": reproduces,
+        "attempt": 0,
+        "step": 0,
+        "steps": config.steps,
+    }
+    statement = insert(TrainingRunRow).values(values)
+    if request_id is not None:
+        statement = statement.on_conflict_do_nothing(
+            index_elements=[TrainingRunRow.request_id, TrainingRunRow.key_id],
+            index_where=TrainingRunRow.request_id.is_not(None),
+        )
+    inserted = await session.scalar(statement.returning(TrainingRunRow.id))
+    if inserted is None:
+        row = await session.scalar(
+            select(TrainingRunRow).where(
+                TrainingRunRow.request_id == request_id, TrainingRunRow.key_id.is_not_distinct_from(key_id)
+            )
+        )
+        assert row is not None
+        run = await read_run(session, row.id)
+        if run.config != config:
+            raise Conflict(f"the request id {request_id!r} stands for a run with another config")
+        return Requested(run, True)
+    await append_event(session, id, EventKind.STATUS, {"status": RunStatus.QUEUED.value})
+    await enqueue_run(session, id)
+    return Requested(await read_run(session, id), False)
+
+
+async def enqueue_run(session: AsyncSession, run_id: UUID) -> None:
+    """Put a run's job into the queue, in this transaction. The lock lets one run work at a time, whoever asked."""
+    await session.execute(
+        text(
+            "SELECT procrastinate_defer_jobs_v1(ARRAY[ROW(CAST(:queue AS varchar), CAST(:task AS varchar), 0,"
+            " CAST(:lock AS text), CAST(:queueing_lock AS text), jsonb_build_object('run_id', CAST(:run_id AS text)),"
+            " NULL::timestamptz)::procrastinate_job_to_defer_v1])"
+        ),
+        {"queue": QUEUE, "task": TASK, "lock": QUEUE, "queueing_lock": f"run {run_id}", "run_id": str(run_id)},
+    )
+
+
+async def enqueue_lost_runs(session: AsyncSession) -> list[UUID]:
+    """Give a job to every unfinished run that has none: its worker was stopped, or its job was removed by hand."""
+    lost = await session.scalars(
+        text(
+            "SELECT id FROM training_runs AS run WHERE status IN ('queued', 'running') AND NOT EXISTS (SELECT FROM"
+            " procrastinate_jobs AS job WHERE job.queueing_lock = 'run ' || run.id AND job.status IN ('todo', 'doing'))"
+            " ORDER BY id FOR UPDATE SKIP LOCKED"
+        )
+    )
+    found = list(lost)
+    for run_id in found:
+        await enqueue_run(session, run_id)
+    return found
+
+
+async def read_run(session: AsyncSession, id: UUID) -> Run:
+    """One run.
+
+    Raises:
+        NotFound: there is none.
+    """
+    found = (await session.execute(_runs().where(TrainingRunRow.id == id))).one_or_none()
+    if found is None:
+        raise NotFound(_NO_RUN.format(id))
+    return _to_run(*found)
+
+
+async def list_runs(session: AsyncSession, *, limit: int, before: UUID | None = None) -> list[Run]:
+    """Runs without their manifests, which are long, the newest first; those older than the run `before`, if given."""
+    statement = _runs().order_by(TrainingRunRow.id.desc()).limit(limit)  # ids are in order of creation
+    if before is not None:
+        statement = statement.where(TrainingRunRow.id < before)
+    rows = await session.execute(statement.options(defer(TrainingRunRow.manifest, raiseload=True)))
+    return [_to_run(*row, with_manifest=False) for row in rows]
+
+
+async def run_status(session: AsyncSession, id: UUID) -> RunStatus:
+    """How one run stands.
+
+    Raises:
+        NotFound: there is none.
+    """
+    status = await session.scalar(select(TrainingRunRow.status).where(TrainingRunRow.id == id))
+    if status is None:
+        raise NotFound(_NO_RUN.format(id))
+    return status
+
+
+async def unfinished_runs(session: AsyncSession) -> list[Run]:
+    """Runs that wait or are at work, the oldest first."""
+    statement = _runs().where(TrainingRunRow.status.in_([RunStatus.QUEUED, RunStatus.RUNNING]))
+    return [_to_run(*row) for row in await session.execute(statement.order_by(TrainingRunRow.id))]
+
+
+async def begin_run(session: AsyncSession, id: UUID) -> Run:
+    """Note that the work of a run begins, for the first time or again. A run that is over is returned as it is."""
+    attempt = await session.scalar(
+        update(TrainingRunRow)
+        .where(TrainingRunRow.id == id, TrainingRunRow.status.in_([RunStatus.QUEUED, RunStatus.RUNNING]))
+        .values(
+            status=RunStatus.RUNNING,
+            attempt=TrainingRunRow.attempt + 1,
+            started_at=func.coalesce(TrainingRunRow.started_at, func.clock_timestamp()),
+        )
+        .returning(TrainingRunRow.attempt)
+    )
+    if attempt is not None:
+        await append_event(session, id, EventKind.STATUS, {"status": RunStatus.RUNNING.value, "attempt": attempt})
+    return await read_run(session, id)
+
+
+async def finish_run(session: AsyncSession, id: UUID, status: RunStatus, *, error: str | None = None) -> bool:
+    """End a run. False when it was over already."""
+    ended = await session.scalar(
+        update(TrainingRunRow)
+        .where(TrainingRunRow.id == id, TrainingRunRow.status.in_([RunStatus.QUEUED, RunStatus.RUNNING]))
+        .values(status=status, error=error, finished_at=func.clock_timestamp(), eta_s=None)
+        .returning(TrainingRunRow.id)
+    )
+    if ended is not None:
+        await append_event(session, id, EventKind.STATUS, {"status": status.value, "error": error})
+    return ended is not None
+
+
+async def request_cancel(session: AsyncSession, id: UUID) -> Run:
+    """Ask for a run's end. One that waits ends here, one at work is ended by whoever does it.
+
+    Raises:
+        NotFound: there is none.
+        Conflict: it is over.
+    """
+    row = await session.get(TrainingRunRow, id, with_for_update=True)
+    if row is None:
+        raise NotFound(_NO_RUN.format(id))
+    if row.status.is_over:
+        raise Conflict(f"the run {id} is over: {row.status.value}")
+    row.cancel_requested_at = row.cancel_requested_at or now()
+    await session.flush()
+    if row.status is RunStatus.QUEUED:
+        await finish_run(session, id, RunStatus.CANCELLED)
+        await session.refresh(row)
+    return await read_run(session, id)
+
+
+async def seconds_per_step(session: AsyncSession, config: TrainConfig) -> float | None:
+    """What a rollout step took on average in the newest run with steps of the same size, in seconds; None if none."""
+    size = config.model_dump(
+        mode="json",
+        include={"prompts_per_step", "samples_per_prompt", "max_critique_tokens", "max_answer_tokens", "inner_epochs"},
+    )
+    newest = (
+        select(TrainingRunRow.id)
+        .join(RunEventRow, RunEventRow.run_id == TrainingRunRow.id)
+        .where(type_coerce(TrainingRunRow.config, JSONB).contains(size), RunEventRow.kind == EventKind.STEP)
+        .order_by(TrainingRunRow.id.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    return await session.scalar(
+        select(func.avg(type_coerce(RunEventRow.data, JSONB)["seconds"].as_float())).where(
+            RunEventRow.run_id == newest, RunEventRow.kind == EventKind.STEP
+        )
+    )
+
+
+async def is_cancel_requested(session: AsyncSession, id: UUID) -> bool:
+    """Whether somebody asked for a run's end."""
+    statement = select(TrainingRunRow.cancel_requested_at.is_not(None)).where(TrainingRunRow.id == id)
+    return bool(await session.scalar(statement))
+
+
+async def refuse_cancelled(session: AsyncSession, id: UUID) -> None:
+    """Hold a run in this transaction, so that a cancellation comes before what is done here or after it.
+
+    Raises:
+        Conflict: it was cancelled.
+    """
+    row = await session.get(TrainingRunRow, id, with_for_update=True, populate_existing=True)
+    if row is None or row.cancel_requested_at is not None:
+        raise Conflict("the run was cancelled")
+
+
+async def save_progress(session: AsyncSession, id: UUID, progress: Progress) -> None:
+    await session.execute(update(TrainingRunRow).where(TrainingRunRow.id == id).values(**asdict(progress)))
+
+
+async def save_manifest(session: AsyncSession, id: UUID, manifest: dict[str, Any]) -> None:
+    await session.execute(update(TrainingRunRow).where(TrainingRunRow.id == id).values(manifest=manifest))
+
+
+async def save_gate(session: AsyncSession, id: UUID, outcome: GateOutcome, report: dict[str, Any]) -> None:
+    await session.execute(update(TrainingRunRow).where(TrainingRunRow.id == id).values(outcome=outcome, gate=report))
+
+
+def _runs() -> Any:
+    published = aliased(CriticVersionRow)
+    return select(TrainingRunRow, published.version).outerjoin(published, published.run_id == TrainingRunRow.id)
+
+
+def _to_run(row: TrainingRunRow, version: int | None, *, with_manifest: bool = True) -> Run:
+    return Run(
+        id=row.id,
+        status=row.status,
+        trigger=row.trigger,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        key_id=row.key_id,
+        request_id=row.request_id,
+        config=TrainConfig.model_validate(row.config),
+        reproduces=row.reproduces,
+        attempt=row.attempt,
+        cancel_requested_at=row.cancel_requested_at,
+        progress=Progress(stage=row.stage, step=row.step, steps=row.steps, eta_s=row.eta_s),
+        manifest=row.manifest if with_manifest else None,
+        gate=row.gate,
+        outcome=row.outcome,
+        version=version,
+        error=row.error,
+    )
+
+
+async def append_event(session: AsyncSession, run_id: UUID, kind: EventKind, data: dict[str, Any]) -> None:
+    """Add to what happened in a run.
+
+    One writer at a time: ids then become visible in their order, and whoever reads on after an id misses nothing.
+    """
+    await session.execute(select(TrainingRunRow.id).where(TrainingRunRow.id == run_id).with_for_update(key_share=True))
+    await session.execute(
+        insert(RunEventRow).values(run_id=run_id, created_at=func.clock_timestamp(), kind=kind, data=data)
+    )
+
+
+async def events_after(session: AsyncSession, run_id: UUID, *, after: int, limit: int = 500) -> list[RunEvent]:
+    """A run's events with an id above `after`, in order."""
+    rows = await session.scalars(
+        select(RunEventRow)
+        .where(RunEventRow.run_id == run_id, RunEventRow.id > after)
+        .order_by(RunEventRow.id)
+        .limit(limit)
+    )
+    return [
+        RunEvent(id=row.id, run_id=row.run_id, created_at=row.created_at, kind=row.kind, data=row.data) for row in rows
+    ]

@@ -1,0 +1,77 @@
+"""Which questions are the same question, and on which side of the training wall each one is.
+
+A duplicate must follow its twin, or the held-out set measures memory. So questions that differ only in how they were
+typed share one hash: Unicode form, case, white space, quotation marks and dashes, invisible characters, outer quotation
+marks, closing punctuation. Nothing that may carry a number is touched: signs, decimal points, thousands separators, a
+factorial's exclamation mark, and superscripts (5² stays apart from 52) all count.
+"""
+
+import hashlib
+import unicodedata
+
+from gadfly.records import Split
+from gadfly.storable import storable_text
+
+_TYPOGRAPHY = str.maketrans(
+    dict.fromkeys("‘’‚‛′`´", "'") | dict.fromkeys("“”„‟″«»", '"') | dict.fromkeys("‐‑‒–—―−", "-") | {"…": "..."}
+)
+_QUOTES = "\"'"
+_CLOSING = " ?.,;:"
+
+
+def normalise_question(question: str) -> str:
+    """The form under which two askings of one question are equal."""
+    text = unicodedata.normalize("NFC", storable_text(question)).translate(_TYPOGRAPHY)
+    text = "".join(map(_compatible, text))
+    for _ in range(2):  # folding makes characters that normalise, and the other way round
+        text = unicodedata.normalize("NFKC", text.casefold()).translate(_TYPOGRAPHY)
+    text = " ".join(text.split())
+    return _trimmed(text) or text
+
+
+def question_hash(question: str) -> bytes:
+    """SHA-256 of the normalised question: 32 bytes, the question's identity."""
+    return hashlib.sha256(normalise_question(question).encode()).digest()
+
+
+def split_of(hash_: bytes, heldout_share: float) -> Split:
+    """The side a NEW question goes to. A question already stored keeps the side it has, whatever the share is now."""
+    return Split.HELDOUT if int.from_bytes(hash_[:8]) < heldout_share * 2**64 else Split.TRAIN
+
+
+def _compatible(char: str) -> str:
+    # NFKC alone would write 5² as 52 and 3½ as 31/2: other numbers.
+    if char.isascii():
+        return char
+    if unicodedata.category(char) == "Cf":
+        return ""
+    match unicodedata.decomposition(char).partition(" ")[0]:
+        case "<super>":
+            return f"^{unicodedata.normalize('NFKC', char)}"
+        case "<sub>":
+            return f"_{unicodedata.normalize('NFKC', char)}"
+        case "<fraction>" | "<circle>" | "<square>":
+            return f" {unicodedata.normalize('NFKC', char)} "
+    return char
+
+
+def _trimmed(text: str) -> str:
+    # By index: cutting a new string for each of 25,000 pairs of quotes would hold up everybody for seconds.
+    start, end = 0, len(text)
+    while True:
+        before = start, end
+        while end > start and text[end - 1] in _CLOSING:
+            end -= 1
+        toneless = end
+        while toneless > start and text[toneless - 1] == "!":
+            toneless -= 1
+        if toneless - start >= 2 and text[toneless - 2 : toneless].isalpha():
+            end = toneless  # after a word it is tone; after a digit, bracket or symbol a factorial
+        if end - start > 1 and text[start] == text[end - 1] and text[start] in _QUOTES:
+            start, end = start + 1, end - 1
+            while start < end and text[start].isspace():
+                start += 1
+            while end > start and text[end - 1].isspace():
+                end -= 1
+        if (start, end) == before:
+            return text[start:end]

@@ -1,0 +1,387 @@
+"""How a deployment's records lie in Postgres.
+
+Columns mirror `gadfly/records.py`; relations raise when they were not asked for, so no query hides in an attribute.
+A change here needs a migration: `python -m gadfly.migrations "what it does"`.
+"""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, ClassVar
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Dialect,
+    Enum,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Identity,
+    Index,
+    LargeBinary,
+    MetaData,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.types import TypeDecorator
+
+from gadfly.grading import Grade
+from gadfly.records import FeedbackSource, Kind, Split, StopReason, SwapKind, SwapStatus, Tier
+from gadfly.storable import storable_json, storable_text
+from gadfly.training import EventKind, GateOutcome, RunStatus, Stage, Trigger
+from gadfly.verdict import Verdict, VerdictSource
+
+
+class StoredText(TypeDecorator[str]):
+    """Text that never fails to be stored: see `gadfly/storable.py`."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return None if value is None else storable_text(value)
+
+
+class StoredJson(TypeDecorator[Any]):
+    """JSON that never fails to be stored: see `gadfly/storable.py`."""
+
+    impl = JSONB
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+        return storable_json(value)
+
+
+def _enum(values: type[StrEnum], name: str) -> Enum:
+    return Enum(
+        values,
+        name=name,
+        native_enum=False,  # a check constraint can gain a value inside a transaction, a type cannot
+        create_constraint=True,
+        length=32,
+        values_callable=lambda members: [member.value for member in members],
+    )
+
+
+class Table(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "pk": "pk_%(table_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+        }
+    )
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        str: StoredText,
+        bytes: LargeBinary,
+        datetime: TIMESTAMP(timezone=True),
+        dict[str, Any]: StoredJson,
+        Kind: _enum(Kind, "kind"),
+        Split: _enum(Split, "split"),
+        Tier: _enum(Tier, "tier"),
+        Grade: _enum(Grade, "grade"),
+        StopReason: _enum(StopReason, "stop_reason"),
+        FeedbackSource: _enum(FeedbackSource, "source"),
+        VerdictSource: _enum(VerdictSource, "verdict_source"),
+        Verdict: _enum(Verdict, "verdict"),
+        RunStatus: _enum(RunStatus, "status"),
+        Trigger: _enum(Trigger, "trigger"),
+        Stage: _enum(Stage, "stage"),
+        GateOutcome: _enum(GateOutcome, "outcome"),
+        EventKind: _enum(EventKind, "event_kind"),
+        SwapKind: _enum(SwapKind, "swap_kind"),
+        SwapStatus: _enum(SwapStatus, "swap_status"),
+    }
+
+
+class QuestionRow(Table):
+    """One question's side of the training wall. Holds no text, so it may outlive what was forgotten."""
+
+    __tablename__ = "questions"
+
+    hash: Mapped[bytes] = mapped_column(primary_key=True)
+    split: Mapped[Split]
+    created_at: Mapped[datetime]
+
+
+class CriticVersionRow(Table):
+    __tablename__ = "critic_versions"
+
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    parent: Mapped[int | None] = mapped_column(ForeignKey("critic_versions.version"))
+    base_model: Mapped[str]
+    adapter_path: Mapped[str | None]
+    adapter_sha256: Mapped[str | None]
+    created_at: Mapped[datetime]
+    run_id: Mapped[UUID | None] = mapped_column(ForeignKey("training_runs.id"), unique=True)
+    prompt_set: Mapped[str | None]
+
+
+class CriticPointerRow(Table):
+    __tablename__ = "critic_pointers"
+    __table_args__ = (CheckConstraint("name IN ('live', 'candidate', 'previous')", name="name"),)
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[int] = mapped_column(ForeignKey("critic_versions.version"))
+    moved_at: Mapped[datetime]
+
+
+class KeyRow(Table):
+    __tablename__ = "keys"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    tier: Mapped[Tier]
+    hint: Mapped[str]
+    digest: Mapped[bytes] = mapped_column(unique=True)
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+
+
+class EpisodeRow(Table):
+    """What is said about one question, on one critic. `critic_version` is null until a critic has spoken."""
+
+    __tablename__ = "episodes"
+    __table_args__ = (UniqueConstraint("id", "question_hash"),)  # what interactions refer to: one episode, one question
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    question_hash: Mapped[bytes] = mapped_column(ForeignKey("questions.hash"))
+    critic_version: Mapped[int | None] = mapped_column(ForeignKey("critic_versions.version"))
+    created_at: Mapped[datetime]
+
+
+class InteractionRow(Table):
+    __tablename__ = "interactions"
+    __table_args__ = (
+        ForeignKeyConstraint(["episode_id", "question_hash"], ["episodes.id", "episodes.question_hash"]),
+        # request_id leads, because a lookup cannot use an index on a key that may be null.
+        Index(
+            "uq_interactions_request_id_key_id",
+            "request_id",
+            "key_id",
+            unique=True,
+            postgresql_nulls_not_distinct=True,
+            postgresql_where=text("request_id IS NOT NULL"),
+        ),
+        Index(None, "created_at", "id"),
+        Index(None, "key_id", "created_at", "id"),
+        Index(None, "episode_id"),
+        Index(None, "question_hash"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    kind: Mapped[Kind]
+    created_at: Mapped[datetime]
+    episode_id: Mapped[UUID]
+    question_hash: Mapped[bytes] = mapped_column(ForeignKey("questions.hash"))
+    key_id: Mapped[UUID | None] = mapped_column(ForeignKey("keys.id"))
+    request_id: Mapped[str | None]
+    fingerprint: Mapped[str | None]
+    question: Mapped[str]
+    response: Mapped[str]
+    reference: Mapped[str | None]
+    grade: Mapped[Grade | None]
+    metadata_: Mapped[dict[str, Any]] = mapped_column("metadata")
+    parameters: Mapped[dict[str, Any]]
+    model: Mapped[str | None]
+    prompt_set: Mapped[str | None]
+    critic_version: Mapped[int | None] = mapped_column(ForeignKey("critic_versions.version"))
+    adapter_sha256: Mapped[str | None]
+    verdict: Mapped[Verdict | None]
+    refined_response: Mapped[str | None]
+    stop_reason: Mapped[StopReason | None]
+    prompt_tokens: Mapped[int]
+    completion_tokens: Mapped[int]
+    latency_ms: Mapped[float | None]
+
+    critiques: Mapped[list["CritiqueRow"]] = relationship(lazy="raise", order_by="CritiqueRow.position", viewonly=True)
+    refinements: Mapped[list["RefinementRow"]] = relationship(
+        lazy="raise", order_by="RefinementRow.position", viewonly=True
+    )
+    feedback: Mapped[list["FeedbackRow"]] = relationship(
+        lazy="raise", order_by="(FeedbackRow.created_at, FeedbackRow.id)", viewonly=True
+    )
+    question_row: Mapped[QuestionRow] = relationship(lazy="raise", viewonly=True)
+
+
+class CritiqueRow(Table):
+    __tablename__ = "critiques"
+    __table_args__ = (Index(None, "interaction_id"),)
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    interaction_id: Mapped[UUID] = mapped_column(ForeignKey("interactions.id", ondelete="CASCADE"))
+    position: Mapped[int]  # among its interaction's, from 0
+    round: Mapped[int]
+    sample: Mapped[int]
+    text: Mapped[str]
+    stated: Mapped[Verdict] = mapped_column(_enum(Verdict, "stated"))
+    verdict: Mapped[Verdict]
+    verdict_source: Mapped[VerdictSource]
+    p_correct: Mapped[float | None]
+    p_incorrect: Mapped[float | None]
+    finish_reason: Mapped[str | None]
+    prompt_tokens: Mapped[int]
+    completion_tokens: Mapped[int]
+    supplied: Mapped[bool]
+
+
+class RefinementRow(Table):
+    __tablename__ = "refinements"
+    __table_args__ = (Index(None, "interaction_id"), Index(None, "critique_id"))
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    interaction_id: Mapped[UUID] = mapped_column(ForeignKey("interactions.id", ondelete="CASCADE"))
+    position: Mapped[int]  # among its interaction's, from 0
+    round: Mapped[int]
+    sample: Mapped[int]
+    critique_id: Mapped[UUID] = mapped_column(ForeignKey("critiques.id", ondelete="CASCADE"))
+    text: Mapped[str]
+    finish_reason: Mapped[str | None]
+    grade: Mapped[Grade | None]
+    prompt_tokens: Mapped[int]
+    completion_tokens: Mapped[int]
+
+
+class FeedbackRow(Table):
+    __tablename__ = "feedback"
+    __table_args__ = (
+        CheckConstraint("rating BETWEEN 1 AND 5", name="rating"),
+        Index(None, "interaction_id", "created_at", "id"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    interaction_id: Mapped[UUID] = mapped_column(ForeignKey("interactions.id", ondelete="CASCADE"))
+    key_id: Mapped[UUID | None] = mapped_column(ForeignKey("keys.id"))
+    created_at: Mapped[datetime]
+    source: Mapped[FeedbackSource]
+    correct: Mapped[bool | None]
+    reference: Mapped[str | None]
+    edited_response: Mapped[str | None]
+    rating: Mapped[int | None]
+    comment: Mapped[str | None]
+    metadata_: Mapped[dict[str, Any]] = mapped_column("metadata")
+    grade: Mapped[Grade | None]
+    refinement_grades: Mapped[dict[str, Any]]
+
+
+class RequestClaimRow(Table):
+    """Who is at work on a request id, so that replicas that get it at once do the work once."""
+
+    __tablename__ = "request_claims"
+    __table_args__ = (
+        Index(
+            "uq_request_claims_request_id_key_id",
+            "request_id",
+            "key_id",
+            unique=True,
+            postgresql_nulls_not_distinct=True,
+        ),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    key_id: Mapped[UUID | None]
+    request_id: Mapped[str]
+    fingerprint: Mapped[str]
+    owner: Mapped[UUID]
+    expires_at: Mapped[datetime]
+
+
+class TrainingRunRow(Table):
+    """One training run. The work itself waits in the job queue, under the same id."""
+
+    __tablename__ = "training_runs"
+    __table_args__ = (
+        Index(
+            "uq_training_runs_request_id_key_id",
+            "request_id",
+            "key_id",
+            unique=True,
+            postgresql_nulls_not_distinct=True,
+            postgresql_where=text("request_id IS NOT NULL"),
+        ),
+        Index(None, "created_at", "id"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    status: Mapped[RunStatus]
+    trigger: Mapped[Trigger]
+    created_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    key_id: Mapped[UUID | None] = mapped_column(ForeignKey("keys.id"))
+    request_id: Mapped[str | None]
+    config: Mapped[dict[str, Any]]
+    reproduces: Mapped[UUID | None] = mapped_column(ForeignKey("training_runs.id"))
+    attempt: Mapped[int]
+    cancel_requested_at: Mapped[datetime | None]
+    stage: Mapped[Stage | None]
+    step: Mapped[int]
+    steps: Mapped[int]
+    eta_s: Mapped[float | None]
+    manifest: Mapped[dict[str, Any] | None]
+    gate: Mapped[dict[str, Any] | None]
+    outcome: Mapped[GateOutcome | None]
+    error: Mapped[str | None]
+
+
+class RunEventRow(Table):
+    __tablename__ = "run_events"
+    __table_args__ = (Index(None, "run_id", "id"),)
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    run_id: Mapped[UUID] = mapped_column(ForeignKey("training_runs.id", ondelete="CASCADE"))
+    created_at: Mapped[datetime]
+    kind: Mapped[EventKind]
+    data: Mapped[dict[str, Any]]
+
+
+class SwapRow(Table):
+    """One move of the live pointer. At most one is pending: replicas that ask at once wait for each other."""
+
+    __tablename__ = "swaps"
+    __table_args__ = (
+        Index("uq_swaps_pending", "status", unique=True, postgresql_where=text("status = 'pending'")),
+        Index(None, "version", "requested_at"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    version: Mapped[int] = mapped_column(ForeignKey("critic_versions.version"))
+    from_version: Mapped[int] = mapped_column(ForeignKey("critic_versions.version"))
+    kind: Mapped[SwapKind]
+    status: Mapped[SwapStatus]
+    requested_at: Mapped[datetime]
+    finished_at: Mapped[datetime | None]
+    key_id: Mapped[UUID | None] = mapped_column(ForeignKey("keys.id"))
+    reason: Mapped[str | None]
+
+
+class SwapReceiptRow(Table):
+    __tablename__ = "swap_receipts"
+    __table_args__ = (UniqueConstraint("swap_id", "replica_id"), Index(None, "version", "created_at"))
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    swap_id: Mapped[UUID] = mapped_column(ForeignKey("swaps.id", ondelete="CASCADE"))
+    replica_id: Mapped[UUID]
+    version: Mapped[int] = mapped_column(ForeignKey("critic_versions.version"))
+    created_at: Mapped[datetime]
+    details: Mapped[dict[str, Any]]
+
+
+class ReplicaRow(Table):
+    """A process of the service that said so lately; leases of all of them decide when a critic may be unloaded."""
+
+    __tablename__ = "replicas"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    started_at: Mapped[datetime]
+    seen_at: Mapped[datetime]
+    live_version: Mapped[int | None] = mapped_column(ForeignKey("critic_versions.version"))
+    leases: Mapped[dict[str, Any]]
+    engines: Mapped[dict[str, Any]]
+    problem: Mapped[str | None]

@@ -1,0 +1,126 @@
+"""What a training run can learn from: labelled answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import case, exists, func, select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from gadfly.records import Split
+from gadfly.store.labels import Label, LabelSource, is_labelled
+from gadfly.store.tables import FeedbackRow, InteractionRow, QuestionRow, TrainingRunRow
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelledAnswer:
+    """An answer that somebody gave to a question, and whether it is right."""
+
+    interaction_id: UUID
+    question_hash: bytes
+    question: str
+    response: str
+    is_right: bool
+    source: LabelSource
+    reference: str | None  # the newest known; with it the answer also serves stage II
+
+
+async def labelled_answers(session: AsyncSession, split: Split, *, limit: int) -> list[LabelledAnswer]:
+    """Answers whose label is known, the newest first, each text once per question; of at most `limit` questions.
+
+    What was said about an answer counts more than its grade against a reference, the newest word more than an older,
+    also where it was said about another interaction with the same text. Grades are kept up to date when a newer
+    reference comes in.
+    """
+    label = Label()
+    questions = (
+        label.joined(select(InteractionRow.question_hash))
+        .join(QuestionRow, QuestionRow.hash == InteractionRow.question_hash)
+        .where(QuestionRow.split == split, label.exists)
+        .group_by(InteractionRow.question_hash)
+        .order_by(func.max(InteractionRow.created_at).desc(), InteractionRow.question_hash)
+        .limit(limit)
+    )
+    rows = await session.execute(
+        label.joined(
+            select(
+                InteractionRow.id,
+                InteractionRow.question_hash,
+                InteractionRow.question,
+                InteractionRow.response,
+                label.is_right.label("is_right"),
+                label.source.label("source"),
+                label.reference.label("reference"),
+                label.given_at.label("given_at"),
+            )
+        )
+        .where(InteractionRow.question_hash.in_(questions), label.exists)
+        .order_by(InteractionRow.created_at.desc(), InteractionRow.id.desc())
+    )
+    found: dict[tuple[bytes, str], LabelledAnswer] = {}
+    newest_given_at: dict[tuple[bytes, str], datetime] = {}
+    for row in rows:
+        same = (row.question_hash, row.response.strip())
+        newer = found.get(same)
+        if newer is None:
+            found[same] = LabelledAnswer(
+                interaction_id=row.id,
+                question_hash=row.question_hash,
+                question=row.question,
+                response=row.response,
+                is_right=row.is_right,
+                source=LabelSource(row.source),
+                reference=row.reference,
+            )
+        else:
+            found[same] = replace(newer, reference=newer.reference or row.reference)
+        if row.given_at is not None and (same not in newest_given_at or row.given_at > newest_given_at[same]):
+            newest_given_at[same] = row.given_at
+            found[same] = replace(found[same], is_right=row.is_right, source=LabelSource(row.source))
+    return list(found.values())
+
+
+async def has_labels(session: AsyncSession, split: Split, *, with_reference: bool = False) -> bool:
+    """Whether any answer of this side is labelled (and a reference for it known)."""
+    statement = (
+        select(InteractionRow.id)
+        .join(QuestionRow, QuestionRow.hash == InteractionRow.question_hash)
+        .where(
+            QuestionRow.split == split,
+            is_labelled(),
+        )
+        .limit(1)
+    )
+    if with_reference:
+        statement = statement.where(
+            InteractionRow.reference.is_not(None)
+            | exists().where(FeedbackRow.interaction_id == InteractionRow.id, FeedbackRow.reference.is_not(None))
+        )
+    return await session.scalar(statement) is not None
+
+
+async def count_new_labels(session: AsyncSession) -> int:
+    """Labelled train-split answers whose label came after the newest run was asked for."""
+    since = select(func.max(TrainingRunRow.created_at)).scalar_subquery()
+    label = Label()
+    # An imported row keeps its own time, which may be years ago; its question was stored when it came.
+    came_at = case((InteractionRow.grade.is_not(None), QuestionRow.created_at), else_=None)
+    count = await session.scalar(
+        label.joined(select(func.count()).select_from(InteractionRow))
+        .join(QuestionRow, QuestionRow.hash == InteractionRow.question_hash)
+        .where(
+            QuestionRow.split == Split.TRAIN,
+            label.exists,
+            func.greatest(label.changed_at, came_at) > func.coalesce(since, text("'-infinity'::timestamptz")),
+        )
+    )
+    return count or 0
+
+
+def source_counts(answers: Sequence[LabelledAnswer]) -> dict[str, int]:
+    """How many answers each label source gave."""
+    counts = dict.fromkeys((source.value for source in LabelSource), 0)
+    for answer in answers:
+        counts[answer.source.value] += 1
+    return counts

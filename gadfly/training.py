@@ -1,0 +1,314 @@
+"""What a training run is asked to do, and what is known of one: shared by whoever asks for it and whoever does it.
+
+`Settings` says where a deployment runs, `TrainConfig` what one run tries; no name is in both. Defaults are those of
+Critique-RL (arXiv 2510.24320, section 5.1 and the code released with it) wherever a default of theirs fits a LoRA
+adapter on one machine; where one does not, the field says so.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Self
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gadfly.errors import BadInput
+
+
+class RewardProfile(StrEnum):
+    """How rewards are coded. The paper and the code released with it differ."""
+
+    PAPER = "paper"  # 0/1; stage II adds b1 for a right verdict
+    RELEASED = "released"  # -1/+1; in stage II a wrong or missing verdict replaces the whole score by -1
+
+
+class Helpfulness(StrEnum):
+    """What stage II pays for, from whether the answer was right before and after the refinement (equations 4-6)."""
+
+    REFINE = "r_refine"
+    DELTA = "r_delta"
+    CORRECT = "r_correct"
+
+
+class Baseline(StrEnum):
+    """What a critique's score is compared with."""
+
+    LEAVE_ONE_OUT = "leave_one_out"  # the mean of the others of its group: RLOO, the paper's
+    GROUP_NORM = "group_norm"  # the group's mean, in units of its standard deviation: GRPO, as CTRL trains
+    BATCH_MEAN = "batch_mean"  # the mean of the step's scores: what a value that knows no question would say
+
+
+class Stage(StrEnum):
+    """Where a run is, in the order in which a run goes through them (I and II once per cycle)."""
+
+    SELECT = "select"
+    POOL = "pool"  # the actor samples first answers
+    WARM_START = "warm_start"
+    STAGE_1 = "stage_1"
+    STAGE_2 = "stage_2"
+    EVALUATE = "evaluate"
+    PUBLISH = "publish"
+
+
+class RunStatus(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"  # it went to its end; what the gate said is `outcome`
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_over(self) -> bool:
+        return self not in (RunStatus.QUEUED, RunStatus.RUNNING)
+
+
+class Trigger(StrEnum):
+    """Who asked for a run."""
+
+    ADMIN = "admin"
+    SCHEDULE = "schedule"
+    LABELS = "labels"  # enough new labels came in
+    REPRODUCE = "reproduce"
+
+
+class GateOutcome(StrEnum):
+    PROMOTE = "promote"
+    REJECT = "reject"
+    NOT_ENOUGH_EVIDENCE = "not_enough_evidence"
+
+
+class WarmStart(StrEnum):
+    AUTO = "auto"  # when fewer than `warm_start_below` of the critic's samples state exactly one verdict
+    ALWAYS = "always"
+    NEVER = "never"
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+_MOST_STEPS = 1_000_000
+
+
+class AlarmLimits(BaseModel):
+    """What stops a run. Each is measured over one step's rollouts; None switches an alarm off."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    verdict_drift: Share | None = Field(0.45, description="|share called correct - share that is correct|.")
+    length_growth: float | None = Field(3.0, gt=1, description="Mean tokens of a critique against the first step's.")
+    answer_leakage: Share | None = Field(0.9, description="Share of critiques of wrong answers that state the gold.")
+    no_verdict: Share | None = Field(0.9, description="Share without exactly one final verdict.")
+    double_verdict: Share | None = Field(0.5, description="Share with more than one final verdict.")
+    kl: float | None = Field(2.0, gt=0, description="Mean summed k1 KL of a critique to the stage's anchor, in nats.")
+    entropy: float | None = Field(0.005, ge=0, description="Least mean entropy of a token, in nats.")
+    zero_advantage: Share | None = Field(0.98, description="Share of groups whose scores are all equal.")
+    logprob_gap: float | None = Field(0.1, gt=0, description="Mean |engine - trainer| log-probability of a token.")
+    no_gain: int | None = Field(5, ge=1, description="Validations in a row whose accuracy fell while reward rose.")
+    patience: int = Field(5, ge=1, description="Steps in a row beyond a limit before the run is stopped.")
+
+
+class TrainConfig(BaseModel):
+    """Everything that a run tries. Lengths in tokens, shares in [0, 1]."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    seed: int = Field(0, ge=0, lt=2**31)
+
+    # Rewards
+    profile: RewardProfile = RewardProfile.PAPER
+    helpfulness: Helpfulness = Helpfulness.REFINE
+    discrimination_weight: float = Field(0.2, ge=0, description="b1 of equation 9.")
+    kl_stage_1: float = Field(0.01, ge=0, description="KL coefficient to the critic at the start.")
+    kl_stage_2: float = Field(0.01, ge=0, description="KL coefficient to the stage I checkpoint (b2).")
+    baseline: Baseline = Baseline.LEAVE_ONE_OUT
+    skip_zero_advantage: bool = Field(False, description="Leave groups whose scores are all equal out of the update.")
+
+    # Schedule
+    cycles: int = Field(1, ge=1, description="How often stage I and II are run after each other (table 2: 2).")
+    steps_stage_1: int = Field(20, ge=0, description="Rollout steps of stage I. The paper's 500 need a GPU.")
+    steps_stage_2: int = Field(20, ge=0, description="Rollout steps of stage II.")
+
+    # Rollouts
+    prompts_per_step: int = Field(16, ge=1, description="Question-answer pairs a step. The paper's is 64.")
+    samples_per_prompt: int = Field(4, ge=2, description="Critiques per pair: the group of the leave-one-out mean.")
+    temperature: float = Field(0.7, gt=0, le=2)
+    max_critique_tokens: int = Field(512, ge=1)
+    max_answer_tokens: int = Field(512, ge=1, description="Of a first answer and of a refinement.")
+
+    # Answers
+    pool_samples: int = Field(4, ge=0, description="First answers the actor samples per question. The paper's is 10.")
+    pool_questions: int = Field(256, ge=0, description="Questions with a reference that the actor answers anew.")
+    pool_temperature: float = Field(0.7, gt=0, le=2)
+    balance: bool = Field(True, description="Draw right and wrong answers equally often.")
+    max_questions: int = Field(4096, ge=1, description="Most questions a run learns from; the newest are taken.")
+    validation_share: float = Field(0.1, ge=0, lt=0.5, description="Of the training questions, never learned from.")
+    validate_every: int = Field(5, ge=0, description="Steps between validations; 0: never.")
+    validation_items: int = Field(32, ge=0)
+
+    # Optimiser
+    inner_epochs: int = Field(2, ge=1)
+    minibatches: int = Field(4, ge=1, description="Optimiser steps per inner epoch.")
+    clip: float = Field(0.2, gt=0)
+    learning_rate: float = Field(2e-5, gt=0, description="An adapter's; the paper's 5e-7 is for all weights.")
+    final_learning_rate: Share = Field(0.1, description="Share of the peak that the cosine ends at.")
+    warmup_steps: int = Field(1, ge=0, description="Rollout steps over which the learning rate rises.")
+    beta_1: float = Field(0.9, ge=0, lt=1)
+    beta_2: float = Field(0.95, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    lora_alpha: int = Field(32, ge=1)
+    importance_cap: float | None = Field(2.0, gt=0, description="Truncates the weight trainer/engine; null: none.")
+    micro_batch_tokens: int = Field(2048, ge=1, description="Most tokens of one forward pass.")
+    gradient_checkpointing: bool = False
+    checkpoint_every: int = Field(2, ge=1, description="Steps between checkpoints.")
+
+    # Warm start
+    warm_start: WarmStart = WarmStart.AUTO
+    warm_start_below: Share = 0.5
+    warm_start_prompts: int = Field(64, ge=1, description="Pairs the critic writes critiques of, to be filtered.")
+    warm_start_epochs: int = Field(2, ge=1, description="The paper's is 5, on 6,000 critiques.")
+    warm_start_learning_rate: float = Field(1e-4, gt=0)
+
+    # Gate
+    evaluation_items: int = Field(400, ge=1, description="Most held-out answers that both critics judge.")
+    gate_confidence: float = Field(0.95, gt=0.5, lt=1)
+    gate_margin: Share = Field(0.05, description="Loss on one axis that a gain on the other may cost.")
+    gate_min_items: int = Field(20, ge=1, description="Least held-out answers of each class, right and wrong.")
+    bootstrap_resamples: int = Field(2000, ge=100)
+
+    alarms: AlarmLimits = AlarmLimits()
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        if self.steps_stage_1 + self.steps_stage_2 == 0:
+            raise ValueError("steps_stage_1 and steps_stage_2 cannot both be 0")
+        if self.steps > _MOST_STEPS:
+            raise ValueError(f"cycles of steps_stage_1 and steps_stage_2 cannot be more than {_MOST_STEPS:,} steps")
+        if self.minibatches > self.prompts_per_step:
+            raise ValueError("minibatches cannot be more than prompts_per_step: a group is not split")
+        return self
+
+    @property
+    def validates(self) -> bool:
+        """Whether some of the training questions are kept for measuring progress."""
+        return self.validate_every > 0 and self.validation_items > 1 and self.validation_share > 0
+
+    @property
+    def steps(self) -> int:
+        """Rollout steps of the whole run."""
+        return self.cycles * (self.steps_stage_1 + self.steps_stage_2)
+
+    @classmethod
+    def read(cls, values: dict[str, Any]) -> Self:
+        """A config from what a caller sent.
+
+        Raises:
+            BadInput: names the first bad field.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors(include_input=False)[0]
+            field = ".".join(map(str, ("config", *first["loc"])))
+            raise BadInput(f"{field}: {first['msg'].removeprefix('Value error, ')}", field=field) from None
+
+    @classmethod
+    def effective(cls, file: Path | None, changes: Mapping[str, Any]) -> Self:
+        """What a run is to try: the defaults, changed by a deployment's file, changed by whoever asks for the run.
+
+        Raises:
+            BadInput: the file cannot be used, or names the first bad field of `changes`.
+        """
+        base = read_config_file(file)
+        try:
+            cls.read(base)
+        except BadInput as error:
+            raise BadInput(f"the training config {file} cannot be used: {error}") from None
+        return cls.read(_merged(base, changes))
+
+
+def read_config_file(path: Path | None) -> dict[str, Any]:
+    """The options of a deployment's own training config: what its file says, nothing when there is none.
+
+    Raises:
+        BadInput: the file cannot be read, or is no JSON object.
+    """
+    if path is None:
+        return {}
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise BadInput(f"the training config {path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise BadInput(f"the training config {path} is no JSON object")
+    return values
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for name, value in changes.items():
+        known = merged.get(name)
+        if isinstance(known, dict) and isinstance(value, dict):
+            merged[name] = _merged(known, value)
+        else:
+            merged[name] = value
+    return merged
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """How far a run is. `steps` counts rollout steps over all stages and cycles."""
+
+    stage: Stage | None = None
+    step: int = 0
+    steps: int = 0
+    eta_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """A training run, as the database knows it."""
+
+    id: UUID
+    status: RunStatus
+    trigger: Trigger
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    key_id: UUID | None
+    request_id: str | None  # idempotency key, unique per caller
+    config: TrainConfig
+    reproduces: UUID | None
+    attempt: int  # how often the work was begun
+    cancel_requested_at: datetime | None
+    progress: Progress
+    manifest: dict[str, Any] | None  # row ids, seeds, hashes, versions: what it takes to do the run again
+    gate: dict[str, Any] | None  # the gate's report
+    outcome: GateOutcome | None
+    version: int | None  # the critic it published
+    error: str | None
+
+
+class EventKind(StrEnum):
+    STATUS = "status"
+    STAGE = "stage"
+    STEP = "step"  # a step's metrics
+    VALIDATION = "validation"
+    NOTE = "note"
+    ALARM = "alarm"
+    GATE = "gate"
+    PUBLISHED = "published"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunEvent:
+    """Something that happened in a run. Ids rise within a run: an event stream resumes after the last one seen."""
+
+    id: int
+    run_id: UUID
+    created_at: datetime
+    kind: EventKind
+    data: dict[str, Any]

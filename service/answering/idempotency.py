@@ -1,0 +1,154 @@
+"""Idempotency: one request id, one piece of work, one result, whoever asks and however often.
+
+Within a process a run is shared by all who ask for it. Across replicas the first to claim the id in Postgres works on
+it; the others wait for the stored result, or take over when the claim's lease runs out because its owner died. While
+Postgres is away only the first of these holds, and records in the spool count as results.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from uuid import UUID, uuid4
+
+import structlog
+
+from gadfly import store
+from gadfly.errors import BadInput, Conflict, StoreUnavailable
+from gadfly.records import Interaction
+from gadfly.service.answering.single_flight import Shared
+from gadfly.service.keyring import Caller
+from gadfly.service.recording.recorder import Recorder
+from gadfly.store.claims import Claimed, Done, Held
+from gadfly.store.database import Database
+
+log = structlog.get_logger(__name__)
+
+Work = Callable[[], Awaitable[Interaction]]
+
+_LEASE_S = 15.0
+_POLL_S = 0.2
+
+
+class Requests:
+    """Runs work at most once per (key, request id)."""
+
+    def __init__(self, database: Database, recorder: Recorder) -> None:
+        self._database = database
+        self._recorder = recorder
+        self._owner = uuid4()
+        self._shared: Shared[Interaction] = Shared()
+        self._fingerprints: dict[tuple[UUID | None, str], str] = {}
+        self._claims: set[UUID] = set()
+
+    async def once(self, caller: Caller, request_id: str, fingerprint: str, work: Work) -> Interaction:
+        """The result that `request_id` stands for: the first one, or that of `work` when there is none yet.
+
+        Raises:
+            BadInput: the request id stands for another request.
+        """
+        key = (caller.key_id, request_id)
+        if key in self._shared:
+            _must_equal(self._fingerprints[key], fingerprint)
+        else:
+            self._fingerprints[key] = fingerprint
+        try:
+            return await self._shared.run(key, lambda: self._first(caller, request_id, fingerprint, work))
+        finally:
+            if key not in self._shared:
+                self._fingerprints.pop(key, None)
+
+    async def _first(self, caller: Caller, request_id: str, fingerprint: str, work: Work) -> Interaction:
+        spooled = await self._recorder.lookup_request(request_id, key_id=caller.key_id)
+        if spooled is not None:
+            _must_equal(spooled.fingerprint, fingerprint)
+            return spooled
+        try:
+            claimed = await self._claim_or_find(caller, request_id, fingerprint)
+        except StoreUnavailable:
+            log.warning("request_id_unclaimed", request_id=request_id)
+            claimed = None
+        if isinstance(claimed, Interaction):
+            return claimed
+        async with self._held(claimed):
+            try:
+                return await work()
+            except Conflict:
+                # Both were at work on it, because Postgres was away or too slow to extend the claim: the first counts.
+                first = await self._stored(caller, request_id)
+                if first is None:
+                    raise
+                _must_equal(first.fingerprint, fingerprint)
+                return first
+
+    async def _stored(self, caller: Caller, request_id: str) -> Interaction | None:
+        async with self._database.session() as session:
+            return await store.interactions.find_by_request_id(session, request_id, key_id=caller.key_id)
+
+    async def _claim_or_find(self, caller: Caller, request_id: str, fingerprint: str) -> UUID | Interaction:
+        """A claim to work on the request id, or what somebody else's work on it came to.
+
+        Waits as long as another holds the claim: its lease, extended while its owner works, is the sign of life.
+        """
+        while True:
+            match await self._claim(caller, request_id, fingerprint):
+                case Claimed(claim_id):
+                    return claim_id
+                case Done(stored, interaction_id):
+                    _must_equal(stored, fingerprint)
+                    async with self._database.session() as session:
+                        return await store.interactions.read_interaction(session, interaction_id, scope=None)
+                case Held(holder, _):
+                    _must_equal(holder, fingerprint)
+                    await asyncio.sleep(_POLL_S)
+
+    async def _claim(self, caller: Caller, request_id: str, fingerprint: str) -> Claimed | Held | Done:
+        async with self._database.session() as session:
+            return await store.claims.claim_request(
+                session,
+                key_id=caller.key_id,
+                request_id=request_id,
+                fingerprint=fingerprint,
+                owner=self._owner,
+                lease_s=_LEASE_S,
+            )
+
+    @asynccontextmanager
+    async def _held(self, claim_id: UUID | None) -> AsyncIterator[None]:
+        if claim_id is None:
+            yield
+            return
+        self._claims.add(claim_id)
+        try:
+            yield
+        except BaseException:
+            # Storing the result ends the claim; nothing was stored here, so that whoever asks again may start at once.
+            self._claims.discard(claim_id)
+            await asyncio.shield(self._release(claim_id))
+            raise
+        finally:
+            self._claims.discard(claim_id)
+
+    async def _release(self, claim_id: UUID) -> None:
+        try:
+            async with self._database.session() as session:
+                await store.claims.release_claim(session, claim_id)
+        except StoreUnavailable:
+            log.warning("claim_left_to_its_lease", claim_id=str(claim_id))
+
+    async def keep_claims(self) -> None:
+        """Renew the leases of all work under way, until cancelled."""
+        while True:
+            await asyncio.sleep(_LEASE_S / 3)
+            if self._claims:
+                try:
+                    async with self._database.session() as session:
+                        await store.claims.extend_claims(session, self._owner, tuple(self._claims), lease_s=_LEASE_S)
+                except StoreUnavailable:
+                    log.warning("claims_not_extended", claims=len(self._claims))
+                except Exception:  # work goes on without its claims; a replica must not end over them
+                    log.exception("claims_not_extended", claims=len(self._claims))
+
+
+def _must_equal(known: str | None, fingerprint: str) -> None:
+    if known != fingerprint:
+        raise BadInput("this request_id was used for another request", field="request_id")

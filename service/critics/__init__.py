@@ -1,0 +1,1 @@
+"""Which critic answers, and how that changes: pointers, leases, loading, verification, swaps, and the watch."""

@@ -1,0 +1,357 @@
+"""Having engines serve a critic, proven: at a swap, when an engine came back without it, when a request needs it."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from gadfly import prompts
+from gadfly.adapters import AdapterFolder, BadAdapter
+from gadfly.concurrency import gather
+from gadfly.engine_client import Engine, EnginePool, ReplyTokens, Sampling
+from gadfly.errors import (
+    AdapterRefused,
+    BadInput,
+    BadSettings,
+    EngineError,
+    EngineTimeout,
+    EngineUnavailable,
+    GadflyError,
+    TooBusy,
+)
+from gadfly.records import CriticVersion
+from gadfly.service.answering.single_flight import Shared
+from gadfly.service.critics.pointers import Critics
+from gadfly.service.critics.replicas import Replicas
+from gadfly.service.critics.verification import Deltas, Proof, compare, require_adapter
+from gadfly.service.metrics import Metrics
+from gadfly.settings import Settings, without_password
+
+_PATIENCE_S = 60.0  # for one engine to load and prove one adapter
+_LATE_S = 2.0  # how long other engines are waited for where one is enough
+_ATTEMPTS = 3  # an engine may be full for a moment
+_RETRY_S = 1.0
+_BELIEVED_S = 5.0  # how long a refusal counts before a request makes the attempt again
+_PROBE_PRIORITY = -1  # before all requests: a swap under load must not wait for its end
+
+_POINTERS = 3  # live, previous, candidate: each has its slot in an engine
+_ROOM_S = 60.0  # what is not used is unloaded after some minutes
+
+_PREFIX = "critic@"
+_FILES = ""  # in the place of an engine: what is wrong is wrong on all of them
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    at: float  # monotonic seconds
+    error: GadflyError
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """What is known of an engine while it is to prove an adapter."""
+
+    drops: int = 0  # of its connections, before the adapter was loaded
+    has_loaded: bool = False  # it did not serve the adapter before
+
+
+class Loader:
+    """Loads critics into engines, and believes none that did not prove itself on the engine that is to answer."""
+
+    def __init__(
+        self, *, settings: Settings, engines: EnginePool, critics: Critics, replicas: Replicas, metrics: Metrics
+    ) -> None:
+        self._settings = settings
+        self._engines = engines
+        self._critics = critics
+        self._replicas = replicas
+        self._metrics = metrics
+        self._proven: dict[tuple[str, int], int] = {}  # by engine and version, the engine's drops when it was proven
+        self._refused: dict[tuple[str, int], _Refusal] = {}  # by engine (`_FILES` for all) and version
+        self._work: Shared[Proof] = Shared()
+        self._folders: Shared[AdapterFolder] = Shared()
+        self._wanted: Counter[int] = Counter()  # versions that requests wait for
+
+    def proven_on(self, engine: Engine) -> list[int]:
+        """The versions that an engine has proven to this replica since its last connection that failed."""
+        return sorted(
+            version for (url, version), drops in self._proven.items() if url == engine.url and drops == engine.drops
+        )
+
+    def is_proven(self, version: int) -> bool:
+        """Whether some engine has proven a version."""
+        return any(version in self.proven_on(engine) for engine in self._engines.engines)
+
+    def may_serve(self, engine: Engine, name: str) -> bool:
+        """Whether requests may be sent to an engine under this name: of a critic's only where it has proven it."""
+        version = version_of(name)
+        return version is None or version in self.proven_on(engine)
+
+    async def ready(self, critic: CriticVersion) -> None:
+        """Return when requests may be sent under this critic: at once, unless it is the first since a start.
+
+        Raises:
+            BadAdapter: its files, or what they answer, are not what was published.
+            AdapterRefused: the engine does not take it.
+            EngineUnavailable: no engine can be reached.
+            TooBusy: as many critics that no pointer names are served as there is room for beside those that one does.
+        """
+        if critic.adapter_path is None or self.is_proven(critic.version):
+            return
+        self.recall_refusal(critic)
+        self._require_room(critic)
+        self._wanted[critic.version] += 1
+        try:
+            await self.prove(critic, must_be_all=False)
+        finally:
+            self._wanted[critic.version] -= 1
+
+    def _require_room(self, critic: CriticVersion) -> None:
+        pointed = {*self._critics.pointers.values(), self._critics.serving}
+        if critic.version in pointed:
+            return
+        others = {version for _, version in self._proven} | {version for version, by in self._wanted.items() if by}
+        room = max(1, self._settings.adapter_slots - _POINTERS)
+        if len(others - pointed - {critic.version}) >= room:
+            raise TooBusy(
+                f"{room} critics that are neither live, previous nor candidate are served already",
+                retry_after_s=_ROOM_S,
+            )
+
+    async def restore(self, engine: Engine, name: str) -> None:
+        """Have an engine serve an adapter that a request found missing or unproven there. Raises as `ready`."""
+        version = version_of(name)
+        if version is None:
+            raise EngineUnavailable(f"no engine serves {name}")
+        critic = await self._critics.resolve(version)
+        self.recall_refusal(critic, engine)
+        self.forget(engine, version)
+        await self.prove_on(engine, critic, await self.read_folder(critic))
+
+    def recall_refusal(self, critic: CriticVersion, engine: Engine | None = None) -> None:
+        """Raise again what was found wrong with a critic a moment ago, instead of trying at every request.
+
+        On one engine, or on any where none has proven it.
+        """
+        if engine is not None:
+            urls = [_FILES, engine.url]
+        elif self.is_proven(critic.version):
+            return
+        else:
+            urls = [_FILES, *(each.url for each in self._engines.engines)]
+        for url in urls:
+            refusal = self._refused.get((url, critic.version))
+            if refusal is not None and time.monotonic() - refusal.at < _BELIEVED_S:
+                raise type(refusal.error)(str(refusal.error))
+
+    async def prove(self, critic: CriticVersion, *, must_be_all: bool) -> list[Proof]:
+        """Have every engine serve a critic and prove it: all of them (`must_be_all`), or at least one.
+
+        Where one is enough, the others have a few seconds more; requests go to none that has not proven it. What is no
+        adapter, the base model, needs no proof.
+
+        Raises:
+            BadAdapter: its files, or what they answer on an engine that counts, are not what was published.
+            AdapterRefused: an engine that counts does not take it.
+            EngineError: an engine that counts failed, or none can be reached.
+        """
+        if critic.adapter_path is None:
+            return []
+        folder = await self.read_folder(critic)
+        proving = [asyncio.ensure_future(self.prove_on(engine, critic, folder)) for engine in self._engines.engines]
+        try:
+            await _wait_for(proving, all_of_them=must_be_all)
+        finally:
+            for late in proving:
+                late.cancel()  # one that hangs is looked after like one that was started anew
+            outcomes = await asyncio.gather(*proving, return_exceptions=True)
+        proofs = [outcome for outcome in outcomes if isinstance(outcome, Proof)]
+        errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        if errors and (must_be_all or not proofs):
+            raise errors[0]
+        return proofs
+
+    async def read_folder(self, critic: CriticVersion) -> AdapterFolder:
+        """Check a critic's files, every byte of them, and that they are those of this version: once for all who wait.
+
+        Raises:
+            BadAdapter: they are not.
+        """
+        return await self._folders.run(critic.version, lambda: self._read_folder(critic))
+
+    async def _read_folder(self, critic: CriticVersion) -> AdapterFolder:
+        assert critic.adapter_path is not None
+        path = self._settings.adapters_folder / critic.adapter_path
+        try:
+            folder = await asyncio.to_thread(
+                AdapterFolder.read, path, base_model=self._settings.model, max_rank=self._settings.adapter_rank
+            )
+            if folder.marker.sha256 != critic.adapter_sha256:
+                raise BadAdapter(f"{path} holds another adapter than version {critic.version}: its hash differs")
+            if folder.probe.prompt_set != self._settings.prompts:
+                raise BadAdapter(
+                    f"version {critic.version} was trained under the prompts {folder.probe.prompt_set}, and "
+                    f"{self._settings.prompts} are in force"
+                )
+        except BadAdapter as error:
+            self._refused[_FILES, critic.version] = _Refusal(time.monotonic(), error)
+            raise
+        self._refused.pop((_FILES, critic.version), None)
+        return folder
+
+    async def prove_on(self, engine: Engine, critic: CriticVersion, folder: AdapterFolder) -> Proof:
+        """Have one engine serve a critic and prove it.
+
+        One that does not come to its proof is unloaded, unless it was there before or another replica uses it. Raises
+        as `prove`.
+        """
+        return await self._work.run((engine.url, critic.version), lambda: self._prove_on(engine, critic, folder))
+
+    async def _prove_on(self, engine: Engine, critic: CriticVersion, folder: AdapterFolder) -> Proof:
+        where = without_password(engine.url)
+        attempt = _Attempt()
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                proof = await _load_and_probe(engine, critic, folder, attempt)
+        except (BadAdapter, AdapterRefused) as error:
+            self._metrics.loads.labels("refused").inc()
+            refused = type(error)(f"{where}: {error}")
+            self._refused[engine.url, critic.version] = _Refusal(time.monotonic(), refused)
+            log.warning("critic_not_proven", critic=critic.engine_name, engine=where, reason=str(error))
+            await asyncio.shield(self._take_back(engine, critic, attempt))
+            raise refused from error
+        except (EngineError, TimeoutError) as error:
+            self._metrics.loads.labels("failed").inc()
+            await asyncio.shield(self._take_back(engine, critic, attempt))
+            if isinstance(error, TimeoutError):
+                raise EngineTimeout(f"{where}: {critic.engine_name} was not proven in {_PATIENCE_S:g} s") from error
+            raise type(error)(f"{where}: {error}") from error
+        self._metrics.loads.labels("proven").inc()
+        self._proven[engine.url, critic.version] = attempt.drops
+        self._refused.pop((engine.url, critic.version), None)
+        log.info("critic_proven", critic=critic.engine_name, engine=where, from_trainer=proof.deltas.from_trainer)
+        return proof
+
+    async def _take_back(self, engine: Engine, critic: CriticVersion, attempt: _Attempt) -> None:
+        if attempt.has_loaded and critic.version not in self._replicas.others_use():
+            await self.unload(engine, critic)
+        else:
+            self.forget(engine, critic.version)
+
+    async def probe_again(self, critic: CriticVersion) -> tuple[int, int]:
+        """How many probes of a critic the engines answer now, amid their traffic, and how many come back otherwise.
+
+        They wait for their turn like any request.
+        """
+        if critic.adapter_path is None:
+            return 0, 0
+        folder = await self.read_folder(critic)
+        asked = wrong = 0
+        for engine in self._engines.engines:
+            if critic.version not in self.proven_on(engine):
+                continue
+            for probe, reply in zip(folder.probe.probes, await _replies(engine, critic, folder, 0), strict=True):
+                asked += 1
+                try:
+                    compare([probe], [reply], tolerance=folder.probe.tolerance)
+                except BadAdapter as error:
+                    log.error("critic_answers_otherwise", critic=critic.engine_name, reason=str(error))
+                    wrong += 1
+        return asked, wrong
+
+    async def unload(self, engine: Engine, critic: CriticVersion) -> None:
+        """Have an engine forget a critic's name; requests under way finish on it."""
+        self.forget(engine, critic.version)
+        if critic.adapter_path is not None:
+            try:
+                await engine.unload_adapter(critic.engine_name)
+            except EngineError as error:
+                log.warning("critic_not_unloaded", critic=critic.engine_name, reason=str(error))
+
+    async def unload_everywhere(self, critic: CriticVersion) -> None:
+        """`unload` on every engine."""
+        await gather(*(self.unload(engine, critic) for engine in self._engines.engines))
+
+    def forget(self, engine: Engine, version: int) -> None:
+        """Take note that an engine does not serve a version any more."""
+        self._proven.pop((engine.url, version), None)
+
+    def forget_all(self, engine: Engine) -> None:
+        """Take note that nothing is known of an engine any more."""
+        for url, version in list(self._proven):
+            if url == engine.url:
+                self.forget(engine, version)
+
+
+async def _wait_for(proving: Sequence[asyncio.Future[Proof]], *, all_of_them: bool) -> None:
+    waiting = set(proving)
+    while waiting and (all_of_them or not any(_has_proven(each) for each in proving)):
+        _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    if waiting:
+        await asyncio.wait(waiting, timeout=_LATE_S)
+
+
+def _has_proven(proving: asyncio.Future[Proof]) -> bool:
+    return proving.done() and not proving.cancelled() and proving.exception() is None
+
+
+async def _load_and_probe(engine: Engine, critic: CriticVersion, folder: AdapterFolder, attempt: _Attempt) -> Proof:
+    for number in range(1, _ATTEMPTS + 1):
+        try:
+            started = time.perf_counter()
+            attempt.drops = engine.drops
+            attempt.has_loaded |= await engine.load_adapter(critic.engine_name, folder.path)
+            loaded = time.perf_counter()
+            deltas = await _probe(engine, critic, folder)
+            return Proof(
+                engine=without_password(engine.url),
+                vllm=await engine.version(),
+                probes=len(folder.probe.probes),
+                deltas=deltas,
+                load_s=round(loaded - started, 4),
+                probe_s=round(time.perf_counter() - loaded, 4),
+            )
+        except EngineUnavailable:
+            if number == _ATTEMPTS:
+                raise
+            await asyncio.sleep(_RETRY_S)
+    raise AssertionError("the last attempt returns or raises")
+
+
+async def _probe(engine: Engine, critic: CriticVersion, folder: AdapterFolder) -> Deltas:
+    try:
+        replies = await _replies(engine, critic, folder, _PROBE_PRIORITY)
+    except (BadInput, BadSettings) as error:
+        raise BadAdapter(f"a probe cannot be asked: {error}") from error
+    deltas = compare(folder.probe.probes, replies, tolerance=folder.probe.tolerance)
+    require_adapter(deltas, tolerance=folder.probe.tolerance)
+    return deltas
+
+
+async def _replies(
+    engine: Engine, critic: CriticVersion, folder: AdapterFolder, priority: int
+) -> Sequence[ReplyTokens]:
+    prompt_set = prompts.load(folder.probe.prompt_set)
+    asked = await gather(
+        *(
+            engine.chat(
+                prompt_set.critique(question=probe.question, response=probe.response),
+                model=critic.engine_name,
+                sampling=Sampling(max_tokens=len(probe.tokens), priority=priority, with_tokens=True),
+            )
+            for probe in folder.probe.probes
+        )
+    )
+    tokens = [reply.tokens for [reply] in asked]
+    return [item for item in tokens if item is not None]
+
+
+def version_of(name: str) -> int | None:
+    """The version that a name in the engine stands for; None for names of others, such as a rollout's."""
+    number = name.removeprefix(_PREFIX)
+    return int(number) if name.startswith(_PREFIX) and number.isdecimal() else None

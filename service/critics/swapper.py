@@ -1,0 +1,253 @@
+"""The hot swap: prove the new critic on every engine, move the pointer, let what is at work finish, tidy up.
+
+The eldest replica does a pending swap; the others see the pointer move and follow once the critic has proven itself on
+their own engines. Whatever fails before the pointer moves refuses the swap and changes nothing: the old critic goes on.
+No request waits for a swap, and none is ended by one.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from contextlib import suppress
+from datetime import datetime
+from uuid import UUID
+
+import structlog
+
+from gadfly import store
+from gadfly.engine_client import EnginePool
+from gadfly.errors import GadflyError, StoreUnavailable
+from gadfly.records import CriticVersion, Swap, SwapKind, SwapStatus, now
+from gadfly.service.critics.leases import Leases
+from gadfly.service.critics.loader import Loader
+from gadfly.service.critics.pointers import Critics
+from gadfly.service.critics.receipts import Handover, Receipts
+from gadfly.service.critics.replicas import Replicas
+from gadfly.service.critics.upkeep import PINNED_S, Tender
+from gadfly.service.critics.verification import Proof
+from gadfly.service.metrics import Metrics
+from gadfly.settings import without_password
+from gadfly.store.database import Database
+
+_TICK_S = 1.0
+_POLL_S = 0.05
+
+log = structlog.get_logger(__name__)
+
+
+class Swapper:
+    """Follows the live pointer, and moves it."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        engines: EnginePool,
+        critics: Critics,
+        loader: Loader,
+        leases: Leases,
+        replicas: Replicas,
+        receipts: Receipts,
+        tender: Tender,
+        metrics: Metrics,
+    ) -> None:
+        self._database = database
+        self._engines = engines
+        self._critics = critics
+        self._loader = loader
+        self._leases = leases
+        self._replicas = replicas
+        self._metrics = metrics
+        self._receipts = receipts
+        self._tender = tender
+        self.problem: str | None = None  # why the live critic is not served here
+
+    # ---------------------------------------------------------------------------------------------------- asked for
+
+    async def request(
+        self,
+        *,
+        version: int | None,
+        kind: SwapKind,
+        from_version: int | None = None,
+        key_id: UUID | None,
+        reason: str | None,
+        patience_s: float,
+    ) -> Swap:
+        """Ask for a swap and wait for its end; one that takes longer than `patience_s` is returned as it is.
+
+        So is one that the database is away for: it was asked for, and goes on when the database is back.
+
+        Raises:
+            NotFound, Conflict: as `gadfly.store.swaps.request_swap`.
+            StoreUnavailable: the database is away, and was when the swap was to be asked for.
+        """
+        async with self._database.session() as session:
+            swap = await store.swaps.request_swap(
+                session, version=version, kind=kind, from_version=from_version, key_id=key_id, reason=reason
+            )
+        self._critics.hurry()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                while swap.status is SwapStatus.PENDING:
+                    await asyncio.sleep(_POLL_S)
+                    with suppress(StoreUnavailable):
+                        async with self._database.session() as session:
+                            swap = await store.swaps.read_swap(session, swap.id)
+        return swap
+
+    # --------------------------------------------------------------------------------------------------- kept going
+
+    async def keep_swapping(self) -> None:
+        """Do pending swaps and follow the pointer after every reading of it, until cancelled."""
+        while True:
+            await self._critics.refreshed.wait()
+            self._critics.refreshed.clear()
+            try:
+                await self._follow()
+            except StoreUnavailable:
+                log.warning("swap_waits_for_database")
+            except Exception:  # the old critic goes on, and a replica must not end over a new one
+                log.exception("swap_failed")
+
+    async def keep_beating(self) -> None:
+        """Tell the other replicas what this one does, until cancelled."""
+        urls = tuple(without_password(engine.url) for engine in self._engines.engines)
+        while True:
+            try:
+                await self._replicas.beat(
+                    live=self._critics.serving,
+                    leases=self._leases.used_within(PINNED_S),
+                    engines=urls,
+                    problem=self.problem,
+                )
+            except StoreUnavailable:
+                log.warning("replica_not_heard")
+            except Exception:  # as above
+                log.exception("replica_not_heard")
+            await asyncio.sleep(_TICK_S)
+
+    async def leave(self) -> None:
+        """Tell the other replicas that this one ends."""
+        await self._replicas.leave()
+
+    # ------------------------------------------------------------------------------------------------------ a swap
+
+    async def _follow(self) -> None:
+        if self._critics.serving is None:
+            await self._adopt()
+        pending = self._critics.swaps.pending
+        if pending is not None and self._replicas.is_eldest:
+            await self._do(pending)
+            await self._critics.refresh()
+        if self._critics.pointers["live"] != self._critics.serving:
+            await self._adopt()
+
+    async def _do(self, swap: Swap) -> None:
+        critic = await self._critics.resolve(swap.version)
+        began_at = now()
+        try:
+            # Back must be possible with a broken engine; what was live before was proven there before.
+            must_be_all = swap.kind in (SwapKind.GATE, SwapKind.PROMOTE)
+            proofs = await self._while_pending(swap, self._loader.prove(critic, must_be_all=must_be_all))
+        except StoreUnavailable:
+            raise
+        except GadflyError as error:
+            await self._refuse(swap, critic, str(error))
+            return
+        except Exception as error:
+            log.exception("proof_failed", critic=critic.engine_name)
+            await self._refuse(swap, critic, f"the proof broke off: {type(error).__name__}: {error}")
+            return
+        if proofs is None:
+            return
+        proved_at = now()
+        async with self._database.session() as session:
+            finished = await store.swaps.move_pointer(session, swap.id)
+        if finished.is_ours:
+            self._count(finished.swap)
+        if finished.swap.status is SwapStatus.DONE:
+            self._serve(finished.swap, critic, proofs, began_at=began_at, proved_at=proved_at)
+
+    async def _while_pending(self, swap: Swap, proof: Awaitable[list[Proof]]) -> list[Proof] | None:
+        """The proofs, or None when the swap is over before: a rollback does not wait for the proof it supersedes."""
+        proving = asyncio.ensure_future(proof)
+        try:
+            while not proving.done():
+                await asyncio.wait((proving,), timeout=_POLL_S)
+                pending = self._critics.swaps.pending
+                if not proving.done() and (pending is None or pending.id != swap.id):
+                    log.info("swap_superseded", version=swap.version, kind=swap.kind.value)
+                    self._metrics.swaps.labels(swap.kind.value, SwapStatus.REFUSED.value).inc()
+                    return None
+            return await proving
+        finally:
+            if not proving.done():
+                proving.cancel()
+                await asyncio.wait((proving,))
+
+    async def _refuse(self, swap: Swap, critic: CriticVersion, reason: str) -> None:
+        async with self._database.session() as session:
+            finished = await store.swaps.finish_swap(session, swap.id, SwapStatus.REFUSED, reason)
+        if finished.is_ours:
+            self._count(finished.swap)
+            if critic.version not in self._tender.in_use(with_candidate=False):
+                await self._loader.unload_everywhere(critic)
+
+    def _count(self, swap: Swap) -> None:
+        self._metrics.swaps.labels(swap.kind.value, swap.status.value).inc()
+        log.info("swap_over", version=swap.version, kind=swap.kind.value, status=swap.status.value, reason=swap.reason)
+
+    async def _adopt(self) -> None:
+        """Answer with what the live pointer names, once it is proven here; until then with what answered before."""
+        began_at = now()
+        critic = await self._critics.resolve(self._critics.pointers["live"])
+        try:
+            self._loader.recall_refusal(critic)
+            proofs = await self._loader.prove(critic, must_be_all=False)
+        except StoreUnavailable:
+            raise
+        except GadflyError as error:
+            self._metrics.adoptions.labels("failed").inc()
+            serving = self._critics.serving
+            still = "" if serving is None else f", still answering with {serving}"
+            self.problem = f"the live critic {critic.version} is not served here; the log says why{still}"
+            log.warning("live_critic_not_served", critic=critic.engine_name, reason=str(error), still=serving)
+            return
+        if self._critics.pointers["live"] != critic.version:
+            self._critics.hurry()  # the pointer moved on in the meantime: the next reading says where to
+            return
+        if self._critics.serving is None:
+            self._begin(critic)
+            return
+        swap = self._critics.swaps.last_done
+        if swap is None or swap.version != critic.version:
+            await self._critics.refresh()  # the pointer was moved without a swap
+            return
+        self._serve(swap, critic, proofs, began_at=began_at, proved_at=now())
+
+    def _begin(self, critic: CriticVersion) -> None:
+        self._critics.serving = critic.version
+        self.problem = None
+        self._metrics.live.set(critic.version)
+        self._metrics.adoptions.labels("done").inc()
+
+    def _serve(
+        self, swap: Swap, critic: CriticVersion, proofs: Sequence[Proof], *, began_at: datetime, proved_at: datetime
+    ) -> None:
+        left = self._critics.known_live
+        self._begin(critic)  # every request that is resolved from here on gets the new critic
+        if left is None or left == critic.version:
+            return
+        known = self._critics.known(left)
+        assert known is not None
+        self._receipts.begin(
+            Handover(
+                swap=swap,
+                left=known,
+                critic=critic,
+                proofs=proofs,
+                began_at=began_at,
+                proved_at=proved_at,
+                moved_at=now(),
+            )
+        )

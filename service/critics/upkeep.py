@@ -1,0 +1,108 @@
+"""Every engine serves what it has to and nothing that nobody uses: seen to every second, so that one that was started
+anew finds the live critic by itself.
+"""
+
+import asyncio
+
+import structlog
+
+from gadfly.engine_client import Engine, EnginePool
+from gadfly.errors import EngineError, EngineTimeout, GadflyError
+from gadfly.service.critics.leases import Leases
+from gadfly.service.critics.loader import Loader, version_of
+from gadfly.service.critics.pointers import Critics
+from gadfly.service.critics.receipts import Receipts
+from gadfly.service.critics.replicas import FRESH_S, Replicas
+from gadfly.settings import without_password
+
+_TICK_S = 1.0
+_UNUSED_S = 2 * FRESH_S + 2.0  # longer than what two replicas know of each other can be old
+PINNED_S = 300.0  # how long an episode's critic stays loaded after its last request, where it is not live any more
+
+log = structlog.get_logger(__name__)
+
+
+class Tender:
+    """Looks after the engines of this replica."""
+
+    def __init__(
+        self,
+        *,
+        engines: EnginePool,
+        critics: Critics,
+        loader: Loader,
+        leases: Leases,
+        replicas: Replicas,
+        receipts: Receipts,
+    ) -> None:
+        self._engines = engines
+        self._critics = critics
+        self._loader = loader
+        self._leases = leases
+        self._replicas = replicas
+        self._receipts = receipts
+        self._unused_since: dict[tuple[str, int], float] = {}  # by engine and version, in the loop's seconds
+        self.lacking: set[str] = set()  # engines that do not serve the critic that answers here
+
+    async def keep_tending(self) -> None:
+        """Look after all engines again and again, until cancelled."""
+        engines = self._engines.engines
+        while True:
+            outcomes = await asyncio.gather(*map(self._tend, engines), return_exceptions=True)
+            for engine, outcome in zip(engines, outcomes, strict=True):
+                if isinstance(outcome, Exception):
+                    log.error("engine_not_tended", engine=without_password(engine.url), exc_info=outcome)
+            await asyncio.sleep(_TICK_S)
+
+    def in_use(self, *, with_candidate: bool) -> set[int]:
+        """The versions that somebody answers with, may go back to, or has requests of on any replica."""
+        used = {version for name, version in self._critics.pointers.items() if with_candidate or name != "candidate"}
+        used |= set(self._leases.used_within(PINNED_S)) | self._replicas.others_use()
+        return used if self._critics.serving is None else used | {self._critics.serving}
+
+    async def _tend(self, engine: Engine) -> None:
+        try:
+            served = {version for name in await engine.models() if (version := version_of(name)) is not None}
+        except EngineTimeout:
+            return  # it is busy, and the same as before; it is asked again, and says then what it serves
+        except EngineError:
+            self._loader.forget_all(engine)  # what comes back may be another process
+            return
+        for version in self._loader.proven_on(engine):
+            if version not in served:  # it was started anew, or another replica unloaded it
+                self._loader.forget(engine, version)
+        await self._have_live_served(engine)
+        if max(self._critics.age_s, self._replicas.age_s) < FRESH_S:
+            await self._tidy(engine, served)
+
+    async def _have_live_served(self, engine: Engine) -> None:
+        critic = None if self._critics.serving is None else self._critics.known(self._critics.serving)
+        if critic is None or critic.adapter_path is None or critic.version in self._loader.proven_on(engine):
+            self.lacking.discard(engine.url)
+            return
+        try:
+            self._loader.recall_refusal(critic, engine)
+            await self._loader.prove_on(engine, critic, await self._loader.read_folder(critic))
+            self.lacking.discard(engine.url)
+        except GadflyError as error:
+            if engine.url not in self.lacking:
+                where = without_password(engine.url)
+                log.warning("engine_lacks_live_critic", critic=critic.engine_name, engine=where, reason=str(error))
+            self.lacking.add(engine.url)
+
+    async def _tidy(self, engine: Engine, served: set[int]) -> None:
+        """Unload what nobody has used for a while. What is no version of this deployment is left alone."""
+        at = asyncio.get_running_loop().time()
+        unused = {version for version in served if self._critics.known(version)} - self.in_use(with_candidate=True)
+        if self._critics.swaps.pending is not None:
+            unused.discard(self._critics.swaps.pending.version)
+        for url, version in list(self._unused_since):
+            if url == engine.url and version not in unused:
+                del self._unused_since[url, version]
+        for version in sorted(unused):
+            if at - self._unused_since.setdefault((engine.url, version), at) < _UNUSED_S:
+                continue
+            del self._unused_since[engine.url, version]
+            await self._loader.unload(engine, await self._critics.resolve(version))
+            log.info("critic_unloaded", version=version, engine=without_password(engine.url))
+            await self._receipts.note_unloaded(version)

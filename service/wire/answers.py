@@ -1,0 +1,291 @@
+"""Shapes of /critique and /refine.
+
+An answer is built from the stored record alone, so a repeated request and a read of the interaction show what the
+first answer showed.
+"""
+
+from datetime import datetime
+from typing import Any, Literal, Self
+from uuid import UUID
+
+from pydantic import (
+    Field,
+    StrictBool,
+    model_validator,
+)
+
+from gadfly.critique import majority_verdict
+from gadfly.fields import FilledText, Metadata
+from gadfly.grading import Grade
+from gadfly.records import Critique, Interaction, Kind, Refinement, StopReason
+from gadfly.refinement import When
+from gadfly.service.wire.common import (
+    Count,
+    CriticChoice,
+    CriticView,
+    RequestId,
+    Seed,
+    Temperature,
+    UsageView,
+    Wire,
+    critic_of,
+)
+from gadfly.verdict import Verdict, VerdictSource, parse_critique
+
+
+class Options(Wire):
+    """What /critique and /refine both take."""
+
+    question: FilledText = Field(description="The question that was asked.")
+    response: FilledText = Field(description="The answer to judge.")
+    reference: FilledText | None = Field(
+        None, description="The right answer, if known. It grades the response and is never shown to the model."
+    )
+    critic: CriticChoice = Field("live", description="Which critic answers: live, candidate, or a version.")
+    temperature: Temperature | None = Field(None, description="Sampling temperature of the critic.")
+    max_tokens: Count | None = Field(None, description="Longest critique, and longest refinement, in tokens.")
+    seed: Seed | None = Field(None, description="Same seed, same critic, same input: same answer.")
+    stream: StrictBool = Field(False, description="Answer as server-sent events.")
+    episode_id: UUID | None = Field(None, description="Groups what is said about one question; pins the critic.")
+    request_id: RequestId | None = Field(
+        None, description="Idempotency key of the caller: a repeat returns the first result."
+    )
+    metadata: Metadata = Field(default_factory=dict, description="The caller's own JSON, kept with the interaction.")
+
+
+class CritiqueRequest(Options):
+    n: Count = Field(1, description="How many critiques to sample.")
+
+
+class RefineRequest(Options):
+    critique: FilledText | None = Field(None, description="A critique to refine with, instead of asking the critic.")
+    critique_id: UUID | None = Field(None, description="An earlier critique to refine with.")
+    rounds: Count = Field(1, description="Rounds of critique and rewrite.")
+    when: When = Field(When.ALWAYS, description="Rewrite always, or only what the critic calls incorrect.")
+    samples: Count = Field(1, description="Independent runs; the answer that most of them end with is returned.")
+    refine_temperature: Temperature = Field(0.0, description="Sampling temperature of the actor's rewrite.")
+
+    @model_validator(mode="after")
+    def _one_critique(self) -> Self:
+        if self.critique is not None and self.critique_id is not None:
+            raise ValueError("give either critique or critique_id, not both")
+        return self
+
+
+class StepView(Wire):
+    text: str
+    verdict: Verdict
+    explanation: str
+
+
+class ProbabilitiesView(Wire):
+    """Full-vocabulary probabilities of the two verdict tokens after the verdict field."""
+
+    correct: float
+    incorrect: float
+
+
+class CritiqueView(Wire):
+    id: UUID
+    round: int
+    sample: int
+    text: str
+    steps: list[StepView]
+    explanation: str
+    verdict: Verdict
+    stated_verdict: Verdict
+    verdict_source: VerdictSource
+    confidence: float | None
+    probabilities: ProbabilitiesView | None
+    finish_reason: str | None
+    supplied: bool
+    usage: UsageView
+
+    @classmethod
+    def of(cls, critique: Critique) -> Self:
+        parsed = parse_critique(critique.text)
+        probabilities = None
+        if critique.p_correct is not None and critique.p_incorrect is not None:
+            probabilities = ProbabilitiesView(correct=critique.p_correct, incorrect=critique.p_incorrect)
+        return cls(
+            id=critique.id,
+            round=critique.round,
+            sample=critique.sample,
+            text=critique.text,
+            steps=[StepView(text=s.text, verdict=s.verdict, explanation=s.explanation) for s in parsed.steps],
+            explanation=parsed.explanation,
+            verdict=critique.verdict,
+            stated_verdict=critique.stated,
+            verdict_source=critique.verdict_source,
+            confidence=critique.confidence,
+            probabilities=probabilities,
+            finish_reason=critique.finish_reason,
+            supplied=critique.supplied,
+            usage=UsageView.of(critique.usage),
+        )
+
+
+class RefinementView(Wire):
+    id: UUID
+    critique_id: UUID
+    round: int
+    sample: int
+    text: str
+    grade: Grade | None
+    finish_reason: str | None
+    usage: UsageView
+
+    @classmethod
+    def of(cls, refinement: Refinement) -> Self:
+        return cls(
+            id=refinement.id,
+            critique_id=refinement.critique_id,
+            round=refinement.round,
+            sample=refinement.sample,
+            text=refinement.text,
+            grade=refinement.grade,
+            finish_reason=refinement.finish_reason,
+            usage=UsageView.of(refinement.usage),
+        )
+
+
+class RoundView(Wire):
+    """One round: its critique, and the rewrite unless the loop stopped before it."""
+
+    critique: CritiqueView
+    refinement: RefinementView | None
+
+
+class SampleView(Wire):
+    """One run of the loop: its rounds, the answer it ended with, and why it stopped."""
+
+    sample: int
+    rounds: list[RoundView]
+    refined_response: str
+    stop_reason: StopReason
+
+
+class CritiqueResult(Wire):
+    """The answer of /critique. `verdict`, `critique`, `steps` are the majority's over all samples.
+
+    A tie has no verdict and no confidence; `critique` is then the first sample's.
+    """
+
+    id: UUID
+    kind: Literal[Kind.CRITIQUE] = Kind.CRITIQUE
+    episode_id: UUID
+    request_id: str | None
+    created_at: datetime
+    critic: CriticView
+    model: str
+    prompt_set: str
+    verdict: Verdict
+    confidence: float | None
+    verdict_source: VerdictSource
+    critique: str
+    steps: list[StepView]
+    explanation: str
+    critiques: list[CritiqueView]
+    grade: Grade | None = Field(description="The response against the reference, when one is known.")
+    usage: UsageView
+    latency_ms: float
+
+    @classmethod
+    def of(cls, interaction: Interaction) -> Self:
+        critiques = [CritiqueView.of(critique) for critique in interaction.critiques]
+        verdict = majority_verdict(tuple(critique.verdict for critique in interaction.critiques))
+        of_majority = [critique for critique in critiques if critique.verdict is verdict]
+        chosen = of_majority[0] if of_majority else critiques[0]  # none has the verdict of a tie
+        return cls(
+            **_common(interaction),
+            verdict=verdict,
+            confidence=chosen.confidence if of_majority else None,
+            verdict_source=chosen.verdict_source if of_majority else VerdictSource.NONE,
+            critique=chosen.text,
+            steps=chosen.steps,
+            explanation=chosen.explanation,
+            critiques=critiques,
+        )
+
+
+class RefineResult(Wire):
+    """The answer of /refine. `verdict` is the critic's last one on the run that is returned."""
+
+    id: UUID
+    kind: Literal[Kind.REFINE] = Kind.REFINE
+    episode_id: UUID
+    request_id: str | None
+    created_at: datetime
+    critic: CriticView
+    model: str
+    prompt_set: str
+    refined_response: str
+    stop_reason: StopReason
+    verdict: Verdict
+    chosen_sample: int
+    votes: int = Field(description="How many samples ended with the answer that is returned.")
+    samples: list[SampleView]
+    rounds: list[RoundView] = Field(description="The rounds of the sample that is returned.")
+    grade: Grade | None = Field(description="The first response against the reference, when one is known.")
+    refined_grade: Grade | None = Field(description="The refined response against the reference, when one is known.")
+    usage: UsageView
+    latency_ms: float
+
+    @classmethod
+    def of(cls, interaction: Interaction) -> Self:
+        samples = _samples(interaction)
+        chosen = next(sample for sample in samples if sample.refined_response == interaction.refined_response)
+        last = chosen.rounds[-1]
+        refined = [item.refinement for item in chosen.rounds if item.refinement is not None]
+        return cls(
+            **_common(interaction),
+            refined_response=chosen.refined_response,
+            stop_reason=chosen.stop_reason,
+            verdict=last.critique.verdict,
+            chosen_sample=chosen.sample,
+            votes=interaction.parameters["votes"],
+            samples=samples,
+            rounds=chosen.rounds,
+            refined_grade=refined[-1].grade if refined else interaction.grade,
+        )
+
+
+def result_of(interaction: Interaction) -> CritiqueResult | RefineResult:
+    """The answer that an interaction of /critique or /refine was, or will be, given."""
+    return CritiqueResult.of(interaction) if interaction.kind is Kind.CRITIQUE else RefineResult.of(interaction)
+
+
+def _common(interaction: Interaction) -> dict[str, Any]:
+    return {
+        "id": interaction.id,
+        "episode_id": interaction.episode_id,
+        "request_id": interaction.request_id,
+        "created_at": interaction.created_at,
+        "critic": critic_of(interaction),
+        "model": interaction.model,
+        "prompt_set": interaction.prompt_set,
+        "grade": interaction.grade,
+        "usage": UsageView.of(interaction.usage),
+        "latency_ms": interaction.latency_ms,
+    }
+
+
+def _samples(interaction: Interaction) -> list[SampleView]:
+    rewrites = {refinement.critique_id: RefinementView.of(refinement) for refinement in interaction.refinements}
+    runs: dict[int, list[RoundView]] = {}
+    for critique in sorted(interaction.critiques, key=lambda item: (item.sample, item.round)):
+        runs.setdefault(critique.sample, []).append(
+            RoundView(critique=CritiqueView.of(critique), refinement=rewrites.get(critique.id))
+        )
+    samples = []
+    for sample, rounds in runs.items():
+        texts = [item.refinement.text for item in rounds if item.refinement is not None]
+        samples.append(
+            SampleView(
+                sample=sample,
+                rounds=rounds,
+                refined_response=texts[-1] if texts else interaction.response,
+                stop_reason=StopReason.ROUNDS if rounds[-1].refinement is not None else StopReason.JUDGED_CORRECT,
+            )
+        )
+    return samples

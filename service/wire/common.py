@@ -1,0 +1,59 @@
+"""Shapes that several routes share."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictInt,
+)
+
+from gadfly.fields import FilledText
+from gadfly.records import Interaction, Usage
+
+RequestId = Annotated[FilledText, Field(max_length=200)]
+Count = Annotated[StrictInt, Field(ge=1, le=1_000_000)]
+Temperature = Annotated[float, Field(strict=True, ge=0, le=2, allow_inf_nan=False)]
+Seed = Annotated[StrictInt, Field(ge=0, lt=2**62)]
+Reason = Annotated[FilledText, Field(max_length=2000)]
+CriticChoice = Literal["live", "candidate"] | Annotated[StrictInt, Field(ge=0, lt=2**31)]
+
+
+class Wire(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class UsageView(Wire):
+    """Tokens as the engine counted them. Reading a critique's confidence is one completion token more."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+    @classmethod
+    def of(cls, usage: Usage) -> Self:
+        return cls(prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens)
+
+
+class CriticView(Wire):
+    """Which critic answered. `adapter_sha256` is null for version 0, the base model under the critic's prompt."""
+
+    version: int
+    adapter_sha256: str | None
+
+
+class Problem(BaseModel):
+    """An RFC 9457 problem document."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str | None = None
+    errors: list[dict[str, Any]] | None = None
+
+
+def critic_of(interaction: Interaction) -> CriticView | None:
+    if interaction.critic_version is None:
+        return None
+    return CriticView(version=interaction.critic_version, adapter_sha256=interaction.adapter_sha256)

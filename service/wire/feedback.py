@@ -1,0 +1,69 @@
+"""Shapes of /feedback."""
+
+from datetime import datetime
+from typing import Annotated, Any, Self
+from uuid import UUID
+
+from pydantic import (
+    Field,
+    StrictBool,
+    StrictInt,
+    model_validator,
+)
+
+from gadfly.fields import FilledText, Metadata
+from gadfly.grading import Grade
+from gadfly.records import Feedback, FeedbackSource
+from gadfly.service.wire.common import RequestId, Wire
+
+
+class FeedbackRequest(Wire):
+    """Something said about an interaction, named by its id or by the request id it was asked with."""
+
+    interaction_id: UUID | None = None
+    request_id: RequestId | None = None
+    correct: StrictBool | None = Field(None, description="Was the interaction's `response` correct?")
+    reference: FilledText | None = Field(None, description="The right answer: grades the response again.")
+    edited_response: FilledText | None = Field(None, description="How the answer should have read.")
+    rating: Annotated[StrictInt, Field(ge=1, le=5)] | None = Field(None, description="1 (worst) to 5 (best).")
+    comment: FilledText | None = None
+    metadata: Metadata = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _about_one_thing(self) -> Self:
+        if (self.interaction_id is None) == (self.request_id is None):
+            raise ValueError("give exactly one of interaction_id and request_id")
+        said = (self.correct, self.reference, self.edited_response, self.rating, self.comment)
+        if all(value is None for value in said):
+            raise ValueError("say at least one of correct, reference, edited_response, rating, comment")
+        return self
+
+
+class FeedbackView(Wire):
+    id: UUID
+    interaction_id: UUID
+    created_at: datetime
+    source: FeedbackSource
+    correct: bool | None
+    reference: str | None
+    edited_response: str | None
+    rating: int | None
+    comment: str | None
+    metadata: dict[str, Any]
+    grade: Grade | None = Field(description="The interaction's response against this feedback's reference.")
+
+    @classmethod
+    def of(cls, feedback: Feedback) -> Self:
+        return cls(
+            id=feedback.id,
+            interaction_id=feedback.interaction_id,
+            created_at=feedback.created_at,
+            source=feedback.source,
+            correct=feedback.correct,
+            reference=feedback.reference,
+            edited_response=feedback.edited_response,
+            rating=feedback.rating,
+            comment=feedback.comment,
+            metadata=feedback.metadata,
+            grade=feedback.grade,
+        )

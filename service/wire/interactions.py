@@ -1,0 +1,90 @@
+"""Shapes of /interactions."""
+
+from datetime import datetime
+from typing import Any, Self
+from uuid import UUID
+
+from pydantic import (
+    AwareDatetime,
+    Field,
+)
+
+from gadfly.grading import Grade
+from gadfly.records import Feedback, Interaction, Kind
+from gadfly.service.wire.answers import CritiqueResult, RefineResult, result_of
+from gadfly.service.wire.common import CriticView, Wire, critic_of
+from gadfly.service.wire.feedback import FeedbackView
+from gadfly.verdict import Verdict
+
+
+class InteractionSummary(Wire):
+    """One line of GET /interactions."""
+
+    id: UUID
+    kind: Kind
+    episode_id: UUID
+    request_id: str | None
+    created_at: datetime
+    question: str
+    response: str
+    verdict: Verdict | None
+    grade: Grade | None
+    critic: CriticView | None
+
+    @classmethod
+    def of(cls, interaction: Interaction) -> Self:
+        return cls(
+            id=interaction.id,
+            kind=interaction.kind,
+            episode_id=interaction.episode_id,
+            request_id=interaction.request_id,
+            created_at=interaction.created_at,
+            question=interaction.question,
+            response=interaction.response,
+            verdict=interaction.verdict,
+            grade=interaction.grade,
+            critic=critic_of(interaction),
+        )
+
+
+class InteractionView(InteractionSummary):
+    """Everything kept about one interaction: what was sent, what was answered, and the feedback so far."""
+
+    reference: str | None
+    metadata: dict[str, Any]
+    parameters: dict[str, Any]
+    result: CritiqueResult | RefineResult | None = Field(
+        description="As it was answered, with grades against the newest reference; null for imported rows."
+    )
+    feedback: list[FeedbackView]
+
+    @classmethod
+    def whole(cls, interaction: Interaction, feedback: list[Feedback]) -> Self:
+        return cls(
+            **dict(InteractionSummary.of(interaction)),
+            reference=interaction.reference,
+            metadata=interaction.metadata,
+            parameters=interaction.parameters,
+            result=result_of(interaction) if interaction.kind is not Kind.IMPORT else None,
+            feedback=[FeedbackView.of(item) for item in feedback],
+        )
+
+
+class InteractionQuery(Wire):
+    """Which interactions GET /interactions shows."""
+
+    cursor: str | None = Field(None, max_length=200, description="`next_cursor` of the page before.")
+    limit: int = Field(50, ge=1, le=200)
+    kind: Kind | None = None
+    verdict: Verdict | None = None
+    grade: Grade | None = None
+    episode_id: UUID | None = None
+    critic_version: int | None = Field(None, ge=0, lt=2**31)
+    has_feedback: bool | None = None
+    since: AwareDatetime | None = Field(None, description="Created at or after this time.")
+    until: AwareDatetime | None = Field(None, description="Created before this time.")
+
+
+class InteractionPage(Wire):
+    items: list[InteractionSummary]
+    next_cursor: str | None = Field(description="Pass as `cursor` for the next page; null on the last.")

@@ -1,0 +1,276 @@
+"""The engine client against answers that a healthy engine does not give; healthy ones are in tests/service."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+
+from gadfly.engine_client import Engine, EnginePool, Sampling
+from gadfly.errors import AdapterRefused, BadInput, EngineError, EngineTimeout, EngineUnavailable, PromptTooLong
+from gadfly.prompts import Message, Prompt
+
+PROMPT = Prompt((Message("user", "2 + 2?"),))
+ONE = Sampling(max_tokens=5)
+
+
+def engine(handler: Callable[[httpx.Request], httpx.Response]) -> Engine:
+    return Engine("http://engine", timeout_s=5, transport=httpx.MockTransport(handler))
+
+
+def refusing(status: int, message: str = "no", param: str | None = None) -> Engine:
+    body = {"error": {"message": message, "type": "X", "param": param, "code": status}}
+    return engine(lambda _: httpx.Response(status, json=body))
+
+
+@pytest.mark.parametrize(
+    ("status", "param", "error"),
+    [
+        (404, "model", EngineUnavailable),
+        (400, "input_tokens", PromptTooLong),
+        (400, "max_tokens", PromptTooLong),
+        (400, "temperature", BadInput),
+        (503, None, EngineUnavailable),
+        (429, None, EngineUnavailable),
+        (500, None, EngineUnavailable),
+    ],
+)
+async def test_refusals_have_names(status: int, param: str | None, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        await refusing(status, param=param).chat(PROMPT, model="base", sampling=ONE)
+
+
+async def test_a_refusal_that_is_not_json_is_still_named() -> None:
+    with pytest.raises(EngineUnavailable, match="502"):
+        await engine(lambda _: httpx.Response(502, content=b"<html>")).chat(PROMPT, model="base", sampling=ONE)
+
+
+def raising(error: Exception) -> Engine:
+    def handler(request: httpx.Request) -> httpx.Response:
+        raise error
+
+    return engine(handler)
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (httpx.ConnectError("x"), EngineUnavailable),
+        (httpx.ConnectTimeout("x"), EngineUnavailable),
+        (httpx.ReadError("x"), EngineUnavailable),
+        (httpx.RemoteProtocolError("x"), EngineUnavailable),
+        (httpx.ReadTimeout("x"), EngineTimeout),
+    ],
+)
+async def test_broken_connections_have_names(fault: Exception, error: type[Exception]) -> None:
+    broken = raising(fault)
+    with pytest.raises(error):
+        await broken.chat(PROMPT, model="base", sampling=ONE)
+    assert broken.in_flight == 0
+
+
+def stream(*chunks: dict[str, Any], done: bool = True) -> Engine:
+    lines = [b"data: " + orjson.dumps(chunk) + b"\n\n" for chunk in chunks] + [b"data: [DONE]\n\n"] * done
+    headers = {"content-type": "text/event-stream; charset=utf-8"}
+    return engine(lambda _: httpx.Response(200, content=b"".join(lines), headers=headers))
+
+
+def piece(text: str, *, reason: str | None = None) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": reason}]}
+
+
+USAGE = {"choices": [], "usage": {"prompt_tokens": 4, "completion_tokens": 2}}
+
+
+async def heard(engine: Engine) -> tuple[list[str], str]:
+    pieces: list[str] = []
+
+    async def on_text(_: int, text: str) -> None:
+        pieces.append(text)
+
+    [reply] = await engine.chat(PROMPT, model="base", sampling=ONE, on_text=on_text)
+    return pieces, reply.text
+
+
+async def test_a_whole_stream_is_heard() -> None:
+    assert await heard(stream(piece("4"), piece(".", reason="stop"), USAGE)) == (["4", "."], "4.")
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\r\n"])
+async def test_only_line_feeds_end_a_line_of_a_stream(separator: str) -> None:
+    text = f"a{separator}b"
+    assert await heard(stream(piece(text), piece("", reason="stop"), USAGE)) == ([text], text)
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        (piece("4"),),  # no end
+        (piece("4"), USAGE),  # no reason to end
+        (piece("4", reason="stop"),),  # no usage: cut before the last chunk
+        (piece("4"), {"error": {"message": "EngineCore encountered an issue", "code": 500}}),  # the engine died
+    ],
+)
+async def test_a_stream_that_breaks_off_is_no_reply(chunks: tuple[dict[str, Any], ...]) -> None:
+    with pytest.raises(EngineUnavailable):
+        await heard(stream(*chunks))
+    with pytest.raises(EngineUnavailable):
+        await heard(stream(*chunks, done=False))
+
+
+async def test_what_an_engine_gave_up_is_no_reply() -> None:
+    choice = {"index": 0, "message": {"content": ""}, "finish_reason": "abort"}
+    answer = {"choices": [choice], "usage": {"prompt_tokens": 4, "completion_tokens": 0}}
+    with pytest.raises(EngineUnavailable):
+        await engine(lambda _: httpx.Response(200, json=answer)).chat(PROMPT, model="base", sampling=ONE)
+    with pytest.raises(EngineUnavailable):
+        await heard(stream(piece("4", reason="abort"), USAGE))
+
+    def giving_up(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/tokenize":
+            return httpx.Response(200, json={"tokens": [1, len(request.content)]})
+        return httpx.Response(200, json={"prompt": ":"} | answer)
+
+    with pytest.raises(EngineUnavailable):
+        await engine(giving_up).read_labels(PROMPT, model="base", after=":", first="Correct", second="Wrong")
+
+
+async def test_label_tokens_that_share_a_beginning() -> None:
+    vocabulary = {"a: Correct": [1, 9, 2, 3], "a: Wrong": [1, 9, 4]}
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        body = orjson.loads(request.content)
+        if request.url.path == "/tokenize":
+            return httpx.Response(200, json={"tokens": vocabulary[body["prompt"]]})
+        assert body["tokens"] == [1, 9]
+        return httpx.Response(200, json={"prompt": "a: "})
+
+    found = await engine(handler).label_tokens(after="a:", first="Correct", second="Wrong")
+    assert (found.bridge, found.first, found.second) == (" ", 2, 4)
+
+
+async def test_words_that_tokens_cannot_tell_apart_are_an_error() -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json={"tokens": [1, 2], "prompt": "x"})
+
+    with pytest.raises(EngineError, match="cannot tell"):
+        await engine(handler).label_tokens(after=":", first="Correct", second="Wrong")
+
+
+ANSWER = {
+    "choices": [{"index": 0, "message": {"content": "4"}, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 4, "completion_tokens": 1},
+}
+
+
+async def test_a_pool_goes_on_with_the_engines_that_answer() -> None:
+    asked: list[str] = []
+
+    def well(request: httpx.Request) -> httpx.Response:
+        asked.append("well")
+        return httpx.Response(200, json=ANSWER)
+
+    dead = raising(httpx.ConnectError("x"))
+    pool = EnginePool([dead, engine(well)])
+    for _ in range(3):
+        [reply] = await pool.chat(PROMPT, model="base", sampling=ONE)
+        assert reply.text == "4"
+    assert asked == ["well"] * 3
+    with pytest.raises(EngineUnavailable):
+        await EnginePool([dead]).chat(PROMPT, model="base", sampling=ONE)
+
+
+@pytest.mark.parametrize("status", [404, 429, 503])
+async def test_a_pool_asks_another_engine_when_one_does_not_take_it(status: int) -> None:
+    full = refusing(status)
+    pool = EnginePool([full, engine(lambda _: httpx.Response(200, json=ANSWER))])
+    [reply] = await pool.chat(PROMPT, model="critic@3", sampling=ONE)
+    assert reply.text == "4"
+    assert full.full_until > time.monotonic()  # its quick refusals must not make it the favourite
+    with pytest.raises(EngineUnavailable):
+        await EnginePool([full, refusing(status)]).chat(PROMPT, model="critic@3", sampling=ONE)
+
+
+async def test_a_pool_does_not_repeat_what_an_engine_may_have_done() -> None:
+    asked: list[str] = []
+
+    def well(request: httpx.Request) -> httpx.Response:
+        asked.append("well")
+        return httpx.Response(200, json=ANSWER)
+
+    pool = EnginePool([raising(httpx.ReadError("x")), engine(well)])
+    with pytest.raises(EngineUnavailable):
+        await pool.chat(PROMPT, model="base", sampling=ONE)
+    assert asked == []
+
+
+async def test_a_pool_spreads_what_is_asked_at_once() -> None:
+    counts = [0, 0]
+    release = asyncio.Event()
+
+    def counting(index: int) -> Engine:
+        async def handler(request: httpx.Request) -> httpx.Response:
+            counts[index] += 1
+            await release.wait()
+            return httpx.Response(200, json=ANSWER)
+
+        return Engine("http://engine", timeout_s=5, transport=httpx.MockTransport(handler))
+
+    pool = EnginePool([counting(0), counting(1)])
+    tasks = [asyncio.create_task(pool.chat(PROMPT, model="base", sampling=ONE)) for _ in range(10)]
+    await asyncio.sleep(0.1)
+    assert counts == [5, 5]
+    release.set()
+    await asyncio.gather(*tasks)
+
+
+class Forgetful:
+    """An engine that serves an adapter once it was restored."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.restored: list[str] = []
+        self.engine = engine(self._answer)
+
+    def _answer(self, request: httpx.Request) -> httpx.Response:
+        self.asked += 1
+        if not self.restored:
+            return httpx.Response(404, json={"error": {"message": "The model does not exist."}})
+        return httpx.Response(200, json=ANSWER)
+
+    async def restore(self, lacking: Engine, name: str) -> None:
+        assert lacking is self.engine
+        self.restored.append(name)
+
+
+async def test_a_request_waits_until_an_engine_serves_its_adapter_again() -> None:
+    forgetful = Forgetful()
+    pool = EnginePool([forgetful.engine])
+    with pytest.raises(EngineUnavailable, match="does not serve this now"):
+        await pool.chat(PROMPT, model="critic@3", sampling=ONE)
+    pool.restore = forgetful.restore
+    [reply] = await pool.chat(PROMPT, model="critic@3", sampling=ONE)
+    assert reply.text == "4"
+    assert (forgetful.restored, forgetful.asked) == (["critic@3"], 3)
+    assert forgetful.engine.full_until == 0.0
+
+
+async def test_an_engine_that_serves_it_is_asked_before_one_is_restored() -> None:
+    forgetful = Forgetful()
+    pool = EnginePool([forgetful.engine, engine(lambda _: httpx.Response(200, json=ANSWER))])
+    pool.restore = forgetful.restore
+    await pool.chat(PROMPT, model="critic@3", sampling=ONE)
+    assert (forgetful.restored, forgetful.asked) == ([], 1)
+
+
+async def test_why_an_adapter_cannot_be_served_again_is_the_answer() -> None:
+    async def refuse(lacking: Engine, name: str) -> None:
+        raise AdapterRefused(f"{name} is spoilt")
+
+    pool = EnginePool([Forgetful().engine])
+    pool.restore = refuse
+    with pytest.raises(AdapterRefused, match="critic@3 is spoilt"):
+        await pool.chat(PROMPT, model="critic@3", sampling=ONE)

@@ -1,0 +1,107 @@
+"""Tokens, adapters and critiques as the trainer takes them, from a real engine."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from gadfly.critique import sample_critiques
+from gadfly.engine_client import ACTOR, EnginePool, Sampling
+from gadfly.errors import AdapterRefused
+from gadfly.prompts import load
+from gadfly.verdict import Verdict
+
+PROMPTS = load("stepwise@1")
+
+
+@pytest.fixture
+async def engines(engine_url: str) -> AsyncIterator[EnginePool]:
+    pool = EnginePool.connect([engine_url], timeout_s=60)
+    yield pool
+    await pool.aclose()
+
+
+async def test_a_reply_carries_its_tokens(engines: EnginePool) -> None:
+    prompt = PROMPTS.critique(question="What is 1 + 1?", response="It is 3. WRONGMARK")
+    sampling = Sampling(n=3, temperature=1.0, max_tokens=64, seed=5, with_tokens=True)
+    replies = await engines.chat(prompt, model=ACTOR, sampling=sampling)
+    again = await engines.chat(prompt, model=ACTOR, sampling=sampling)
+    for reply, repeat in zip(replies, again, strict=True):
+        assert reply.tokens is not None
+        assert reply.tokens == repeat.tokens
+        assert len(reply.tokens.reply) == len(reply.tokens.logprobs) == reply.usage.completion_tokens
+        assert all(value <= 0 for value in reply.tokens.logprobs)
+    assert {reply.finish_reason for reply in replies} == {"stop"}
+    ends = {reply.tokens.reply[-1] for reply in replies if reply.tokens is not None}
+    assert len(ends) == 1  # the end-of-turn token is part of the record, so that ending is learned too
+    assert len({reply.tokens.prompt for reply in replies if reply.tokens is not None}) == 1
+
+
+async def test_log_probabilities_do_not_depend_on_the_temperature(engines: EnginePool) -> None:
+    prompt = PROMPTS.critique(question="What is 1 + 1?", response="It is 2.")
+    [cool] = await engines.chat(
+        prompt, model=ACTOR, sampling=Sampling(temperature=0.01, max_tokens=4, seed=1, with_tokens=True)
+    )
+    [warm] = await engines.chat(
+        prompt, model=ACTOR, sampling=Sampling(temperature=0.0, max_tokens=4, seed=1, with_tokens=True)
+    )
+    assert cool.tokens is not None
+    assert warm.tokens is not None
+    assert cool.tokens.reply == warm.tokens.reply
+    assert cool.tokens.logprobs == pytest.approx(warm.tokens.logprobs, abs=1e-5)
+
+
+async def test_a_sampled_critique_has_the_stated_verdict_or_none(engines: EnginePool) -> None:
+    [judged] = await sample_critiques(
+        engines,
+        PROMPTS,
+        model=ACTOR,
+        question="What is 1 + 1?",
+        response="It is 3. WRONGMARK",
+        sampling=Sampling(max_tokens=64, with_tokens=True),
+    )
+    assert judged.parsed.verdict is Verdict.INCORRECT
+    [cut] = await sample_critiques(
+        engines, PROMPTS, model=ACTOR, question="1 + 1?", response="3", sampling=Sampling(max_tokens=2)
+    )
+    assert cut.parsed.verdict is Verdict.UNPARSED
+
+
+async def test_adapters_come_and_go(engines: EnginePool, critic_model: Path, tmp_path: Path) -> None:
+    from tests.support.tiny_models import random_adapter  # noqa: PLC0415  # torch takes seconds to import
+
+    [engine] = engines.engines
+    folder = random_adapter(tmp_path / "adapter", model=critic_model, seed=1)
+    await engine.load_adapter("critic@900", folder)
+    await engine.load_adapter("critic@900", folder)  # a repeat is none
+    assert "critic@900" in await engine.models()
+    prompt = PROMPTS.critique(question="What is 1 + 1?", response="It is 2.")
+    sampling = Sampling(max_tokens=8, with_tokens=True)
+    [with_adapter] = await engines.chat(prompt, model="critic@900", sampling=sampling)
+    [base] = await engines.chat(prompt, model=ACTOR, sampling=sampling)
+    assert with_adapter.tokens != base.tokens
+    await engine.unload_adapter("critic@900")
+    await engine.unload_adapter("critic@900")
+    assert "critic@900" not in await engine.models()
+
+
+@pytest.mark.parametrize("fault", ["missing", "corrupt", "rank"])
+async def test_an_engine_that_cannot_load_says_why(
+    engines: EnginePool, critic_model: Path, tmp_path: Path, fault: str
+) -> None:
+    from tests.support.tiny_models import random_adapter  # noqa: PLC0415  # torch takes seconds to import
+
+    [engine] = engines.engines
+    folder = tmp_path / "adapter"
+    if fault != "missing":
+        random_adapter(folder, model=critic_model, seed=1, rank=64 if fault == "rank" else 8)
+    if fault == "corrupt":
+        weights = folder / "adapter_model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(AdapterRefused):
+        await engine.load_adapter("critic@901", folder)
+    assert "critic@901" not in await engine.models()
+    [reply] = await engines.chat(
+        PROMPTS.critique(question="1 + 1?", response="2"), model=ACTOR, sampling=Sampling(max_tokens=2)
+    )
+    assert reply.text  # the engine lives on

@@ -1,0 +1,194 @@
+"""Plans: who is drawn for what, what could be detected, and what is said about it."""
+
+import hashlib
+import json
+from uuid import UUID
+
+import pytest
+
+from gadfly.planning import (
+    DISCORDANCE,
+    detectable_balanced,
+    detectable_difference,
+    evaluation_items,
+    needed_pairs,
+    pairs_to_rule_out,
+    plan,
+    validation_split,
+)
+from gadfly.records import Split
+from gadfly.store.labels import LabelSource
+from gadfly.store.split import split_of
+from gadfly.store.training_data import LabelledAnswer
+from gadfly.training import TrainConfig
+
+CONFIG = TrainConfig(validation_share=0)
+
+
+def answer(
+    number: int, *, is_right: bool, question: int | None = None, reference: str | None = "7", person: bool = False
+) -> LabelledAnswer:
+    question = number if question is None else question
+    return LabelledAnswer(
+        interaction_id=UUID(int=number),
+        question_hash=hashlib.sha256(str(question).encode()).digest(),
+        question=f"What is {question}?",
+        response=str(number),
+        is_right=is_right,
+        source=LabelSource.PERSON if person else LabelSource.REFERENCE,
+        reference=reference,
+    )
+
+
+def answers(right: int, wrong: int, *, start: int = 0, reference: str | None = "7") -> list[LabelledAnswer]:
+    return [answer(start + n, is_right=n < right, reference=reference) for n in range(right + wrong)]
+
+
+# ---------------------------------------------------------------------------------------------- who is drawn for what
+
+
+def test_validation_takes_whole_questions_and_always_the_same() -> None:
+    rows = [answer(n, is_right=True, question=n // 3) for n in range(3000)]
+    learn, validate = validation_split(rows, 0.1)
+    assert not {row.question_hash for row in learn} & {row.question_hash for row in validate}
+    assert len({row.question_hash for row in validate}) == pytest.approx(100, abs=30)
+    assert validation_split(rows[::-1], 0.1)[1] == validate[::-1]
+    assert {row.interaction_id for row in validate} <= {row.interaction_id for row in validation_split(rows, 0.2)[1]}
+    assert validation_split(rows, 0)[1] == []
+
+
+def test_validation_does_not_follow_the_wall() -> None:
+    """The train side's hashes begin above the held-out share; a tenth of either side is still a tenth."""
+    rows = [answer(n, is_right=True) for n in range(4000)]
+    train = [row for row in rows if split_of(row.question_hash, 0.5) is Split.TRAIN]
+    assert len(validation_split(train, 0.1)[1]) / len(train) == pytest.approx(0.1, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "limit", "drawn"),
+    [
+        (50, 50, 400, (50, 50)),  # all there are
+        (50, 50, 40, (20, 20)),  # both alike
+        (50, 5, 40, (35, 5)),  # what one class lacks comes from the other
+        (5, 50, 40, (5, 35)),
+        (0, 50, 40, (0, 40)),
+        (50, 50, 5, (3, 2)),
+        (0, 0, 5, (0, 0)),
+    ],
+)
+def test_both_classes_are_held_out_alike(right: int, wrong: int, limit: int, drawn: tuple[int, int]) -> None:
+    found = evaluation_items(answers(right, wrong), limit)
+    assert (sum(row.is_right for row in found), sum(not row.is_right for row in found)) == drawn
+    assert len({row.interaction_id for row in found}) == len(found)
+
+
+def test_every_question_comes_before_a_second_answer_of_one() -> None:
+    rows = [answer(n, is_right=True, question=n // 4) for n in range(40)]
+    found = evaluation_items(rows, 12)
+    assert len({row.question_hash for row in found}) == 10
+    assert evaluation_items(rows[::-1], 12) == found
+
+
+# ----------------------------------------------------------------------------------------------- what could be detected
+
+
+def test_needed_pairs_by_hand() -> None:
+    # z = 1.959964 and 0.841621; d = 0.2, D = 0.1: (1.959964 * 0.447214 + 0.841621 * 0.435890)^2 / 0.01
+    assert needed_pairs(0.1, confidence=0.95) == pytest.approx(154.599, abs=0.001)
+    # D = d: all changes of one sign; (1.959964 * 0.447214 + 0.841621 * 0.4)^2 / 0.04
+    assert needed_pairs(0.2, confidence=0.95) == pytest.approx(36.8, abs=0.1)
+
+
+def test_pairs_that_rule_out_a_margin_by_hand() -> None:
+    assert pairs_to_rule_out(0.02, confidence=0.95) == 3925  # 0.2 * (2.801585 / 0.02)^2 = 3924.4
+    assert pairs_to_rule_out(0, confidence=0.95) is None
+
+
+def test_detectable_differences_undo_needed_pairs() -> None:
+    assert detectable_difference(154.599, confidence=0.95) == pytest.approx(0.1, abs=1e-4)
+    assert detectable_difference(36, confidence=0.95) is None
+    assert detectable_difference(0, confidence=0.95) is None
+    assert detectable_balanced(right=100, wrong=100, confidence=0.95) == detectable_difference(200, confidence=0.95)
+    # One class with 50 weighs like 4 / (1/50 + 1/infinity): more of the other class hardly helps.
+    assert detectable_balanced(right=50, wrong=10**9, confidence=0.95) == pytest.approx(
+        detectable_difference(200, confidence=0.95), rel=1e-3
+    )
+    assert detectable_balanced(right=0, wrong=100, confidence=0.95) is None
+    more = detectable_difference(1000, confidence=0.95)
+    surer = detectable_difference(1000, confidence=0.99)
+    assert more is not None
+    assert surer is not None
+    assert more < surer < DISCORDANCE
+
+
+# ----------------------------------------------------------------------------------------------------------- the plan
+
+
+def test_a_plan_counts_what_it_would_use() -> None:
+    train = [
+        answer(1, is_right=True),
+        answer(2, is_right=False, question=1),
+        answer(3, is_right=False, reference=None, person=True),
+    ]
+    heldout = answers(30, 30, start=100)
+    found = plan(train, heldout, CONFIG, seconds_per_step_history=8.0)
+    assert found.train_ids == (UUID(int=1), UUID(int=2), UUID(int=3))
+    assert found.validation_ids == ()
+    assert (found.stage_1.answers, found.stage_1.questions, found.stage_1.right, found.stage_1.wrong) == (3, 2, 1, 2)
+    assert found.stage_1.by_source == {"person": 1, "import": 0, "reference": 2}
+    assert (found.stage_2.answers, found.stage_2.questions) == (2, 1)
+    assert found.pool_answers == 4  # one question with a reference, four samples
+    assert (found.heldout.right, found.heldout.wrong, found.heldout_with_reference.answers) == (30, 30, 60)
+    assert found.detectable_helpfulness == detectable_difference(60, confidence=0.95)
+    assert found.detectable_discriminability == detectable_difference(60, confidence=0.95)  # 4 / (1/30 + 1/30)
+    assert found.seconds == pytest.approx(8 * (40 + 2 * 60 / 64))
+    assert found.warnings == ()
+    assert json.loads(json.dumps(found.to_json()))["train_ids"][0] == str(UUID(int=1))
+
+
+def test_validation_questions_are_not_learned_from() -> None:
+    train = answers(200, 200)
+    found = plan(train, answers(30, 30, start=1000), TrainConfig(validation_share=0.1), seconds_per_step_history=None)
+    assert set(found.train_ids) | set(found.validation_ids) == {row.interaction_id for row in train}
+    assert 0 < found.validation.answers == len(found.validation_ids) < 80
+    assert found.stage_1.answers == 400 - found.validation.answers
+    assert found.seconds is None
+    assert "not known" in found.notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("train", "heldout", "sentences"),
+    [
+        ([], [], ["There is no labelled answer"]),
+        ([], answers(30, 30), ["on the held-out side"]),
+        (answers(30, 30), [], ["on the train side"]),
+        (
+            answers(30, 0),
+            answers(30, 30, start=100),
+            ["is wrong, so its critiques teach to say one thing only; the actor"],
+        ),
+        (answers(0, 30), answers(30, 30, start=100), ["is right, so"]),
+        (
+            answers(30, 30, reference=None),
+            answers(30, 30, start=100, reference=None),
+            ["stage II cannot run", "0 held-out answers have a reference"],
+        ),
+        (
+            answers(30, 30),
+            answers(30, 19, start=100),
+            ["19 held-out answers are wrong and the gate needs 20: the actor's own"],
+        ),
+        (
+            answers(30, 30, reference=None),
+            answers(30, 19, start=100, reference=None),
+            ["stage II cannot run", "needs 20: whatever is learned", "0 held-out answers have a reference"],
+        ),
+    ],
+)
+def test_what_is_amiss_is_said(
+    train: list[LabelledAnswer], heldout: list[LabelledAnswer], sentences: list[str]
+) -> None:
+    warnings = plan(train, heldout, CONFIG, seconds_per_step_history=None).warnings
+    assert len(warnings) == len(sentences)
+    for warning, sentence in zip(warnings, sentences, strict=True):
+        assert sentence in warning

@@ -1,0 +1,93 @@
+"""What a run may be told to try, and which of defaults, file and request counts."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gadfly.errors import BadInput
+from gadfly.training import RunStatus, TrainConfig, read_config_file
+
+BAD = [  # values, field, a part of what is said, why this row exists
+    ({"learning_rate": 0}, "config.learning_rate", "greater than 0", "out of bounds"),
+    ({"learning_rat": 1e-4}, "config.learning_rat", "not permitted", "a typo would have no effect"),
+    ({"learning_rate": float("inf")}, "config.learning_rate", "finite", "JSON could not hold it"),
+    ({"clip": float("nan")}, "config.clip", "finite", "nor this"),
+    ({"learning_rate": "Infinity"}, "config.learning_rate", "finite", "nor this, as a text"),
+    ({"alarms": {"kl": 0}}, "config.alarms.kl", "greater than 0", "nested"),
+    ({"alarms": {"kll": 1}}, "config.alarms.kll", "not permitted", "a nested typo"),
+    ({"profile": "mine"}, "config.profile", "'paper' or 'released'", "says the choices"),
+    ({"samples_per_prompt": 1}, "config.samples_per_prompt", "greater than or equal to 2", "no leave-one-out mean"),
+    ({"validation_share": 0.5}, "config.validation_share", "less than 0.5", "most is learned from"),
+    ({"steps_stage_1": 0, "steps_stage_2": 0}, "config", "cannot both be 0", "nothing to do"),
+    ({"cycles": 1000, "steps_stage_1": 1000}, "config", "more than 1,000,000", "a product out of bounds"),
+    ({"minibatches": 5, "prompts_per_step": 4}, "config", "a group is not split", "two fields together"),
+]
+
+
+@pytest.mark.parametrize(("values", "field", "says", "why"), BAD)
+def test_the_first_bad_field_is_named(values: dict[str, Any], field: str, says: str, why: str) -> None:
+    with pytest.raises(BadInput, match=says) as found:
+        TrainConfig.read(values)
+    assert found.value.field == field, why
+    assert str(found.value).startswith(f"{field}: ")
+
+
+def test_what_is_not_said_is_the_default_and_what_was_stored_reads_the_same() -> None:
+    assert TrainConfig.read({}) == TrainConfig()
+    config = TrainConfig.read({"cycles": 2, "steps_stage_1": 3, "steps_stage_2": 4, "alarms": {"kl": None}})
+    assert config.steps == 14
+    assert config.alarms.kl is None
+    assert config.alarms.no_gain == TrainConfig().alarms.no_gain
+    assert TrainConfig.read(config.model_dump(mode="json")) == config
+
+
+EFFECTIVE = [  # file, request, what counts, why this row exists
+    ('{"seed": 1}', {}, {"seed": 1}, "the file over the default"),
+    ('{"seed": 1}', {"seed": 2}, {"seed": 2}, "the request over the file"),
+    ('{"seed": 1}', {"cycles": 2}, {"seed": 1, "cycles": 2}, "both, where they differ"),
+    (
+        '{"alarms": {"kl": 3, "no_gain": 9}}',
+        {"alarms": {"kl": 4}},
+        {"alarms": {"kl": 4, "no_gain": 9}},
+        "a group is joined and not replaced",
+    ),
+    ('{"prompts_per_step": 64}', {"minibatches": 32}, {"prompts_per_step": 64, "minibatches": 32}, "checked together"),
+]
+
+
+@pytest.mark.parametrize(("content", "changes", "expected", "why"), EFFECTIVE)
+def test_the_request_counts_over_the_file_and_the_file_over_the_default(
+    tmp_path: Path, content: str, changes: dict[str, Any], expected: dict[str, Any], why: str
+) -> None:
+    file = tmp_path / "train.json"
+    file.write_text(content)
+    assert TrainConfig.effective(file, changes) == TrainConfig.read(expected), why
+
+
+def test_without_a_file_the_request_counts_alone() -> None:
+    assert TrainConfig.effective(None, {"seed": 3}) == TrainConfig(seed=3)
+    assert read_config_file(None) == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "cannot be read: .*No such file"),
+        ("{", "cannot be read"),
+        ("[1]", "is no JSON object"),
+        ('{"sed": 1}', r"cannot be used: config\.sed"),
+        ('{"learning_rate": NaN}', r"cannot be used: config\.learning_rate"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, content: str | None, says: str) -> None:
+    file = tmp_path / "train.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(BadInput, match=f"{file} {says}") as found:
+        TrainConfig.effective(file, {"seed": 1})
+    assert found.value.field is None, "whoever asks cannot mend it in the request"
+
+
+def test_which_statuses_are_an_end() -> None:
+    assert [status for status in RunStatus if status.is_over] == ["succeeded", "failed", "cancelled"]

@@ -1,0 +1,139 @@
+"""The pool and the edge of a transaction, against a Postgres that stops, dies, hangs and comes back."""
+
+import asyncio
+import time
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError, ProgrammingError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from gadfly.errors import StoreUnavailable
+from gadfly.store.database import Database
+from tests.support.postgres import PostgresServer
+
+
+async def ping(database: Database, *, limit_s: float | None = None) -> None:
+    async with database.session(limit_s=limit_s) as session:
+        assert await session.scalar(text("SELECT 1")) == 1
+
+
+async def add(session: AsyncSession, *versions: int) -> None:
+    for version in versions:
+        await session.execute(
+            text("INSERT INTO critic_versions (version, base_model, created_at) VALUES (:version, 'm', now())"),
+            {"version": version},
+        )
+
+
+async def count(database: Database) -> int:
+    async with database.session() as session:
+        return int(await session.scalar(text("SELECT count(*) FROM critic_versions")) or 0)
+
+
+async def test_a_block_commits_at_its_end_and_rolls_back_when_it_raises(database: Database) -> None:
+    async with database.session() as session:
+        await add(session, 1)
+
+    async def fail() -> None:
+        async with database.session() as session:
+            await add(session, 2)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fail()
+    assert await count(database) == 1
+
+
+async def test_a_mistake_in_a_statement_is_no_unavailable_store(database: Database) -> None:
+    with pytest.raises(ProgrammingError):
+        async with database.session() as session:
+            await session.execute(text("SELECT * FROM nothing"))
+    with pytest.raises(IntegrityError):
+        async with database.session() as session:
+            await add(session, 1, 1)
+    await ping(database)
+
+
+async def test_a_cancelled_block_gives_its_connection_back(database_url: str) -> None:
+    async with Database(database_url, pool=2, timeout_s=2.0) as database:
+        for _ in range(5):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.1), database.session() as session:
+                    await session.execute(text("SELECT pg_sleep(30)"))
+        await asyncio.gather(ping(database), ping(database))
+
+
+async def test_waiting_for_a_connection_ends(database_url: str) -> None:
+    async with (
+        Database(database_url, pool=2, timeout_s=0.5) as database,
+        database.session(limit_s=60),
+        database.session(limit_s=60),
+    ):
+        started = time.monotonic()
+        with pytest.raises(StoreUnavailable, match="every connection stayed taken"):
+            await ping(database)
+        assert time.monotonic() - started < 5
+
+
+async def test_a_slow_statement_ends(database_url: str) -> None:
+    async with Database(database_url, timeout_s=0.3) as database:
+        with pytest.raises(StoreUnavailable, match="statement timeout"):
+            async with database.session(limit_s=10) as session:
+                await session.execute(text("SELECT pg_sleep(30)"))
+
+
+async def test_a_small_pool_serves_many(database_url: str) -> None:
+    async with Database(database_url, pool=5, timeout_s=30.0) as database:
+        await asyncio.gather(*(ping(database) for _ in range(200)))
+
+
+async def test_no_server_is_an_unavailable_store() -> None:
+    async with Database("postgresql+psycopg://nobody@127.0.0.1:1/none", timeout_s=0.5) as database:
+        with pytest.raises(StoreUnavailable, match="Connection refused"):
+            await ping(database)
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+async def test_connections_survive_a_restart(own_postgres: PostgresServer, how: str) -> None:
+    async with Database(own_postgres.url, pool=5, timeout_s=5.0) as database:
+        await asyncio.gather(*(ping(database) for _ in range(5)))  # five idle connections
+        await asyncio.to_thread(getattr(own_postgres, how))
+        with pytest.raises(StoreUnavailable):
+            await ping(database)
+        await asyncio.to_thread(own_postgres.start)
+        for _ in range(10):
+            await ping(database)  # none of the dead ones is handed out
+        async with database.session() as session:
+            await add(session, 1)
+        await asyncio.to_thread(getattr(own_postgres, how))
+        await asyncio.to_thread(own_postgres.start)
+        assert await count(database) == 1
+
+
+async def test_a_restart_under_an_open_transaction(own_postgres: PostgresServer) -> None:
+    async def work() -> None:
+        async with database.session(limit_s=60) as session:
+            await add(session, 1)
+            await asyncio.to_thread(own_postgres.kill)
+            await asyncio.to_thread(own_postgres.start)
+
+    async with Database(own_postgres.url, timeout_s=5.0) as database:
+        with pytest.raises(StoreUnavailable):
+            await work()
+        assert await count(database) == 0
+
+
+async def test_a_server_that_hangs_cannot_hold_the_caller(own_postgres: PostgresServer) -> None:
+    async with Database(own_postgres.url, timeout_s=1.0) as database:
+        await ping(database)
+        own_postgres.freeze()
+        started = time.monotonic()
+        with pytest.raises(StoreUnavailable):
+            await ping(database, limit_s=0.5)  # the connection is there, and silent
+        assert time.monotonic() - started < 1.5
+        with pytest.raises(StoreUnavailable):
+            await ping(database, limit_s=0.5)  # a new one is not even accepted
+        assert time.monotonic() - started < 5
+        own_postgres.thaw()
+        await ping(database)

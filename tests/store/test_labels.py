@@ -1,0 +1,144 @@
+"""One table of labels, read by every part that uses one: training, counts, the dry run, the watch and the export."""
+
+import json
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gadfly import store
+from gadfly.grading import Grade
+from gadfly.records import Feedback, FeedbackSource, Split, new_id, now
+from gadfly.store.database import Database
+from gadfly.store.files import ExportFormat, export
+from gadfly.store.interactions import Filters
+from gadfly.store.labels import LabelSource
+from gadfly.store.training_data import count_new_labels, has_labels, labelled_answers, source_counts
+from gadfly.store.watch import verdict_outcomes
+from gadfly.verdict import Verdict
+from tests.support.records import make_critique, make_feedback, make_interaction
+
+ALL_TRAIN = 1e-9
+START = now() - timedelta(hours=1)
+INTERACTION = new_id()
+
+WRONG_GRADE = {"reference": "4", "grade": Grade.WRONG}
+RIGHT_GRADE = {"reference": "4", "grade": Grade.RIGHT}
+
+
+def said(minute: int, **fields: Any) -> Feedback:
+    return make_feedback(INTERACTION, created_at=START + timedelta(minutes=minute), **fields)
+
+
+@dataclass(frozen=True)
+class Case:
+    asked: dict[str, Any]  # what came with the request
+    feedback: list[Feedback]
+    is_right: bool | None
+    source: LabelSource | None
+    why: str
+
+
+CASES = [
+    Case({}, [], None, None, "there is nothing to go by"),
+    Case({}, [said(1, rating=1), said(2, comment="bad")], None, None, "neither is a label"),
+    Case(RIGHT_GRADE, [], True, LabelSource.REFERENCE, "a grade is a label"),
+    Case(WRONG_GRADE, [], False, LabelSource.REFERENCE, "a grade is a label"),
+    Case({}, [said(1, **WRONG_GRADE)], False, LabelSource.REFERENCE, "so is the grade of a later reference"),
+    Case(
+        WRONG_GRADE,
+        [said(1, reference="5", grade=Grade.RIGHT)],
+        True,
+        LabelSource.REFERENCE,
+        "the newest reference counts",
+    ),
+    Case(WRONG_GRADE, [said(1, correct=True)], True, LabelSource.PERSON, "a person counts more than a grade"),
+    Case(
+        {},
+        [said(1, correct=True), said(2, **WRONG_GRADE)],
+        True,
+        LabelSource.PERSON,
+        "also where the reference came later",
+    ),
+    Case(
+        {},
+        [said(1, **RIGHT_GRADE), said(2, correct=False)],
+        False,
+        LabelSource.PERSON,
+        "and where it came earlier",
+    ),
+    Case({}, [said(2, correct=False), said(1, correct=True)], False, LabelSource.PERSON, "the newest, not the last in"),
+    Case({}, [said(1, correct=True, **WRONG_GRADE)], True, LabelSource.PERSON, "both in one feedback"),
+    Case(
+        RIGHT_GRADE,
+        [said(1, correct=False, source=FeedbackSource.IMPORT)],
+        False,
+        LabelSource.IMPORT,
+        "an imported label counts like a person's",
+    ),
+    Case(
+        {},
+        [said(1, correct=False), said(2, correct=True, source=FeedbackSource.IMPORT)],
+        True,
+        LabelSource.IMPORT,
+        "the newest of the two sources counts",
+    ),
+]
+IDS = [case.why for case in CASES]
+
+
+@pytest.fixture
+async def seeded(database: Database) -> Database:
+    async with database.session() as session:
+        await store.critics.ensure_version_zero(session, "tiny")
+    return database
+
+
+async def keep(seeded: Database, case: Case) -> None:
+    interaction = make_interaction(
+        id=INTERACTION,
+        created_at=START,
+        critic_version=0,
+        critiques=(make_critique(stated=Verdict.CORRECT, verdict=Verdict.CORRECT),),
+        **case.asked,
+    )
+    async with seeded.session() as session:
+        await store.interactions.insert_records(session, [interaction, *case.feedback], heldout_share=ALL_TRAIN)
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+async def test_training_and_the_dry_run(seeded: Database, case: Case) -> None:
+    await keep(seeded, case)
+    async with seeded.session() as session:
+        found = await labelled_answers(session, Split.TRAIN, limit=10)
+    expected = [] if case.is_right is None else [(case.is_right, case.source)]
+    assert [(item.is_right, item.source) for item in found] == expected
+    assert sum(source_counts(found).values()) == len(expected)
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+async def test_counts(seeded: Database, case: Case) -> None:
+    await keep(seeded, case)
+    expected = int(case.is_right is not None)
+    async with seeded.session() as session:
+        assert await has_labels(session, Split.TRAIN) is bool(expected)
+        assert await count_new_labels(session) == expected
+        assert (await store.interactions.count_rows(session)).labelled == {Split.TRAIN: expected, Split.HELDOUT: 0}
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+async def test_the_watch(seeded: Database, case: Case) -> None:
+    await keep(seeded, case)
+    async with seeded.session() as session:
+        found = await verdict_outcomes(session, 0)
+    assert found == ([] if case.is_right is None else [case.is_right]), "the critic said correct"
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+async def test_the_export(seeded: Database, case: Case, tmp_path: Path) -> None:
+    await keep(seeded, case)
+    out = tmp_path / "out.jsonl"
+    assert await export(seeded, out, format=ExportFormat.JSONL, filters=Filters(split=Split.TRAIN)) == 1
+    assert json.loads(out.read_text())["label"] is case.is_right

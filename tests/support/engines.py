@@ -1,0 +1,198 @@
+"""A real engine for tests: `python -m gadfly.engine` on a Unix socket, with a log to read when it fails."""
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+from gadfly.engine.__main__ import prepare
+from gadfly.engine.command import WARM_UP, UnixSocket
+from gadfly.settings import Settings
+
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)
+_REPOSITORY = Path(__file__).resolve().parents[2]
+
+MAX_MODEL_LEN = 4096
+
+# One thread: tests share their machine, and two threads that wait for each other on a busy core take ten times as long.
+_SMALL = {
+    "OMP_NUM_THREADS": "1",
+    "GADFLY_ENGINE_KV_CACHE_BYTES": str(64 * 2**20),
+    "GADFLY_ENGINE_MAX_MODEL_LEN": str(MAX_MODEL_LEN),
+}
+
+
+class EngineDidNotStart(Exception):
+    """The message ends with the tail of the engine's log."""
+
+
+@dataclass(frozen=True)
+class RunningEngine:
+    """An engine that answers. `url` is what `Settings.engine_urls` takes."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def client(self, *, timeout_s: float = 120.0) -> httpx.Client:
+        """For requests as `client.get("/health")`."""
+        return httpx.Client(
+            transport=httpx.HTTPTransport(uds=self.url.removeprefix("unix://")),
+            base_url="http://engine",
+            timeout=timeout_s,
+        )
+
+    def async_client(self, *, timeout_s: float = 120.0) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            transport=httpx.AsyncHTTPTransport(uds=self.url.removeprefix("unix://")),
+            base_url="http://engine",
+            timeout=timeout_s,
+        )
+
+    def load_adapter(self, name: str, folder: Path) -> None:
+        with self.client() as client:
+            client.post("/v1/load_lora_adapter", json={"lora_name": name, "lora_path": str(folder)}).raise_for_status()
+
+    def unload_adapter(self, name: str) -> None:
+        with self.client() as client:
+            client.post("/v1/unload_lora_adapter", json={"lora_name": name}).raise_for_status()
+
+    def metric(self, name: str) -> float:
+        """The sum of a Prometheus series over its labels, as `metric("vllm:num_requests_running")`."""
+        with self.client() as client:
+            lines = client.get("/metrics").text.splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((f"{name}{{", f"{name} ")))
+
+    def log_tail(self, lines: int = 40) -> str:
+        return _tail(self.log, lines)
+
+    def stop(self, *, timeout_s: float = 60.0) -> int:
+        """Ask it to end, as a supervisor does, and return its exit status. In-flight requests may finish first."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+        finally:
+            _kill_group(self.process)
+
+    def kill(self) -> None:
+        """End it at once with all its processes, as a crash does. The socket's file stays behind."""
+        _kill_group(self.process)
+        self.process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+
+
+def made_default_model() -> Path:
+    """The folder of the default model in the usual home, where `make up` finds it too."""
+    done = subprocess.run(
+        [sys.executable, "-m", "gadfly.engine.models"], cwd=_REPOSITORY, stdout=subprocess.PIPE, check=True
+    )
+    return Path(done.stdout.decode().strip())
+
+
+def start_engine(
+    model: Path | str,
+    *,
+    home: Path,
+    uds: Path | None = None,
+    extra_args: str = "",
+    environ: Mapping[str, str] | None = None,
+    without_plugins: bool = False,
+    timeout_s: float = 180.0,
+) -> RunningEngine:
+    """Start an engine and wait until it answers.
+
+    `extra_args` is appended to vLLM's command line; `environ` adds variables, `GADFLY_*` settings among them. Without
+    plugins it is vLLM as it comes. It ends with the thread that started it at the latest, so start it from the main
+    thread.
+    """
+    uds = uds or home / "engine.sock"
+    home.mkdir(parents=True, exist_ok=True)
+    log = home / f"{uds.stem}.log"
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GADFLY_")}
+    env |= _SMALL | {"GADFLY_HOME": str(home), "GADFLY_MODEL": str(model), "GADFLY_ENGINE_ARGS": extra_args}
+    env |= environ or {}
+    argv = [sys.executable, "-m", "gadfly.engine", "--uds", str(uds)]
+    if without_plugins:
+        # `python -m gadfly.engine` refuses to, so this takes its command and changes the one variable.
+        settings = Settings.load(
+            {name.removeprefix("GADFLY_").lower(): value for name, value in env.items() if name.startswith("GADFLY_")}
+        )
+        command = prepare(UnixSocket(uds), settings)
+        # vLLM as it comes needs a C++ compiler for its first label read; these tests run where there is none.
+        argv = [part for part in command.argv if part not in ("--middleware", WARM_UP)]
+        env = {**command.env, **env, "VLLM_PLUGINS": "", "TORCHDYNAMO_DISABLE": "1"}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            argv, cwd=_REPOSITORY, env=env, stdout=output, stderr=output, stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=_end_with_parent,  # noqa: PLW1509  # one call into libc, nothing that could take a lock
+        )  # fmt: skip
+    engine = RunningEngine(url=f"unix://{uds}", process=process, log=log)
+    try:
+        _wait_until_healthy(engine, timeout_s)
+    except BaseException:
+        engine.kill()
+        raise
+    return engine
+
+
+def _wait_until_healthy(engine: RunningEngine, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not _is_healthy(engine):
+        status = engine.process.poll()
+        if status is not None:
+            raise EngineDidNotStart(f"The engine ended with status {status}:\n{engine.log_tail()}")
+        if time.monotonic() > deadline:
+            raise EngineDidNotStart(f"The engine was not ready after {timeout_s:.0f} s:\n{engine.log_tail()}")
+        time.sleep(0.2)
+
+
+def _is_healthy(engine: RunningEngine) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:  # httpx leaks its socket when nobody listens
+        try:
+            probe.connect(engine.url.removeprefix("unix://"))
+        except OSError:
+            return False
+    with engine.client(timeout_s=5.0) as client:
+        try:
+            return client.get("/health").status_code == httpx.codes.OK
+        except httpx.TransportError:
+            return False
+
+
+def _end_with_parent() -> None:
+    # SIGTERM and not SIGKILL: the server then takes its own child, which holds the weights, with it.
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)  # it leads its own session
+    except ProcessLookupError:
+        pass
+
+
+def _tail(path: Path, lines: int) -> str:
+    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])

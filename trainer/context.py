@@ -1,0 +1,108 @@
+"""What both halves of a run work with, opened once and closed in order."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+from sqlalchemy import text
+
+from gadfly import prompts, store
+from gadfly.adapters import AdapterFolder
+from gadfly.engine_client import EnginePool
+from gadfly.errors import BadSettings
+from gadfly.grading import Grader
+from gadfly.prompts import PromptSet
+from gadfly.records import CriticVersion
+from gadfly.settings import Settings
+from gadfly.store.database import Database
+from gadfly.trainer.base_model import model_location
+from gadfly.trainer.engines import REQUEST_LIMIT_S, Engines
+from gadfly.trainer.patience import in_session
+from gadfly.trainer.report import Reporter
+from gadfly.trainer.rl.policy import Policy
+from gadfly.trainer.rollouts import Collector
+from gadfly.trainer.workspace import Workspace
+from gadfly.training import Run
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tools:
+    """What both halves work with."""
+
+    settings: Settings
+    run: Run
+    database: Database
+    engines: Engines
+    prompts: PromptSet
+    grader: Grader
+    workspace: Workspace
+    report: Reporter
+    location: str  # of the base model
+
+    def load_policy(self) -> Policy:
+        return Policy(
+            self.location,
+            rank=self.settings.adapter_rank,
+            alpha=self.run.config.lora_alpha,
+            seed=self.run.config.seed,
+            name=self.settings.model,
+            gradient_checkpointing=self.run.config.gradient_checkpointing,
+        )
+
+    def published(self, critic: CriticVersion) -> Path:
+        """A published version's folder, checked file by file.
+
+        Raises:
+            BadAdapter: it is not what was published.
+        """
+        assert critic.adapter_path is not None
+        path = self.settings.adapters_folder / critic.adapter_path
+        return AdapterFolder.read(path, base_model=self.settings.model, max_rank=self.settings.adapter_rank).path
+
+    def collector(self) -> Collector:
+        return Collector(engines=self.engines, prompts=self.prompts, grader=self.grader, config=self.run.config)
+
+
+@asynccontextmanager
+async def open_tools(settings: Settings, run_id: UUID, *, role: str | None) -> AsyncIterator[Tools]:
+    """Everything that a half needs, closed in order."""
+    if settings.database_url is None or not settings.engine_urls:
+        raise BadSettings("the trainer needs GADFLY_DATABASE_URL and GADFLY_ENGINE_URLS; `gadfly up` sets both")
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(
+            Database.of(settings, settings.database_url.get_secret_value(), role=role)
+        )
+        pool = EnginePool.connect(settings.engine_urls, timeout_s=max(settings.engine_timeout_s, REQUEST_LIMIT_S))
+        stack.push_async_callback(pool.aclose)
+        grader = await stack.enter_async_context(Grader(timeout_s=settings.grade_timeout_s))
+
+        if role is not None:
+            await _require_role(database, role)
+        run = await in_session(database, lambda session: store.runs.read_run(session, run_id))
+        engines = Engines(pool, run_id, settings.engine_max_num_seqs)
+        stack.push_async_callback(engines.unload_all)
+        workspace = Workspace.of(settings.home, run_id)
+        report = Reporter(run_id=run_id, database=database, workspace=workspace, steps=run.config.steps)
+        stack.callback(report.close)
+        yield Tools(
+            settings=settings,
+            run=run,
+            database=database,
+            engines=engines,
+            prompts=prompts.load(settings.prompts),
+            grader=grader,
+            workspace=workspace,
+            report=report,
+            location=model_location(settings),
+        )
+
+
+async def _require_role(database: Database, role: str) -> None:
+    """Raises:
+    BadSettings: the wall is not there: whatever lies between drops the options of a connection, as some poolers do.
+    """
+    found = await in_session(database, lambda session: session.scalar(text("SELECT current_user::text")))
+    if found != role:
+        raise BadSettings(f"the database has training work as {found} instead of {role}: connect without a pooler")

@@ -1,0 +1,385 @@
+"""A critic's work on held-out answers, through the pipeline that serves: judged, refined, graded.
+
+Each mode returns items for `trainer/measure/metrics.py`. Decoding is greedy except where samples are asked for. Errors
+of the engine and the grader are raised, never scored: nothing is skipped. What does not fit the model is no error but
+the item's (`is_too_long`): it counts as a wrong verdict and, with a reference, as a wrong refinement, under any critic.
+
+Whoever calls keeps finished items (`on_item`) and gives them back (`done`), so that an evaluation can go on where it
+was cut off.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
+from uuid import UUID
+
+from gadfly.concurrency import gather
+from gadfly.critique import critique
+from gadfly.engine_client import EnginePool, Sampling
+from gadfly.errors import PromptTooLong, UnreadableReference
+from gadfly.grading import Grade, Grader, group_by_answer
+from gadfly.prompts import Message, Prompt, PromptSet
+from gadfly.refinement import When, refine, refine_chain
+from gadfly.seeds import seed_of_sample
+from gadfly.store.training_data import LabelledAnswer
+from gadfly.trainer.measure.leakage import leaks_gold
+from gadfly.trainer.measure.metrics import Judged, Samples
+from gadfly.verdict import Verdict, count_verdicts
+
+T = TypeVar("T")
+
+OnItem = Callable[[Judged], Awaitable[None]]
+"""Called with each item as soon as it is finished, in any order."""
+
+_NOTHING_DONE: Mapping[str, Judged] = {}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bench:
+    """What every evaluation needs: engines, prompts, a grader, and how much of them it may take.
+
+    `priority` is the engine's (lower goes first), `concurrency` the answers under way at a time.
+    """
+
+    engines: EnginePool
+    prompts: PromptSet
+    grader: Grader
+    max_critique_tokens: int
+    max_answer_tokens: int
+    concurrency: int
+    priority: int = 10
+
+    def sampling(self, max_tokens: int, *, temperature: float = 0.0, seed: int | None = None) -> Sampling:
+        return Sampling(temperature=temperature, max_tokens=max_tokens, seed=seed, priority=self.priority)
+
+    async def each(self, work: Callable[[LabelledAnswer], Awaitable[T]], answers: Sequence[LabelledAnswer]) -> list[T]:
+        """The result of every answer, in order, at most `concurrency` at a time. The first error ends the others."""
+        slots = asyncio.Semaphore(self.concurrency)
+
+        async def one(answer: LabelledAnswer) -> T:
+            async with slots:
+                return await work(answer)
+
+        return await gather(*(one(answer) for answer in answers))
+
+
+async def evaluate(
+    engines: EnginePool,
+    prompts: PromptSet,
+    grader: Grader,
+    answers: Sequence[LabelledAnswer],
+    *,
+    model: str,
+    max_critique_tokens: int,
+    max_answer_tokens: int,
+    concurrency: int,
+    with_refinement: bool,
+    priority: int = 10,
+    done: Mapping[str, Judged] = _NOTHING_DONE,
+    on_item: OnItem | None = None,
+) -> list[Judged]:
+    """Have `model` judge every answer and, `with_refinement`, the frozen actor rewrite those that have a reference.
+
+    This is what the gate compares: the paper's soft gate, in which the actor rewrites whatever the verdict. Items come
+    in the order of `answers`; those whose key is in `done` are taken from there.
+
+    Raises:
+        EngineError: the engine does not answer.
+        UnreadableReference: broken data.
+    """
+    bench = Bench(
+        engines=engines,
+        prompts=prompts,
+        grader=grader,
+        max_critique_tokens=max_critique_tokens,
+        max_answer_tokens=max_answer_tokens,
+        concurrency=concurrency,
+        priority=priority,
+    )
+
+    async def one(answer: LabelledAnswer) -> Judged:
+        known = done.get(_item(answer).key)
+        if known is not None:
+            return known
+        turn = await _turn(bench, bench.prompts, answer, _item(answer), model=model, rewrites=with_refinement)
+        return await _finished(turn.item, on_item)
+
+    return await bench.each(one, answers)
+
+
+def without_critic(answers: Sequence[LabelledAnswer]) -> list[Judged]:
+    """No critic: every answer stays what it is. Acc@Refine is then Acc."""
+    return [_kept(answer) for answer in answers]
+
+
+async def oracle_gate(
+    bench: Bench, answers: Sequence[LabelledAnswer], *, model: str, on_item: OnItem | None = None
+) -> list[Judged]:
+    """Only wrong answers are judged and rewritten, right ones kept (figure 5): what a perfect verdict would be worth.
+
+    Raises as `evaluate`.
+    """
+
+    async def one(answer: LabelledAnswer) -> Judged:
+        if answer.is_right:
+            return await _finished(_kept(answer), on_item)
+        turn = await _turn(bench, bench.prompts, answer, _item(answer), model=model, rewrites=True)
+        return await _finished(turn.item, on_item)
+
+    return await bench.each(one, answers)
+
+
+async def several_rounds(
+    bench: Bench,
+    answers: Sequence[LabelledAnswer],
+    *,
+    model: str,
+    rounds: int,
+    with_history: bool,
+    on_item: OnItem | None = None,
+) -> list[tuple[Judged, ...]]:
+    """`rounds` of critique and rewriting, each of the answer before: one item a round, for every answer.
+
+    An item's `was_right` is that of the answer that its round began with, its `refined` that of the one it ended with.
+    Without history a round sees the question and the last answer, as served and as in the code released with the paper.
+    With history both critic and actor see all earlier rounds, as in the paper's formula: their conversation goes on
+    (`Remembering`). A round that does not fit the model ends the chain, and counts for those that would have followed.
+
+    Raises:
+        ValueError: an answer has no reference.
+        EngineError, UnreadableReference: as `evaluate`.
+    """
+    _need_references(answers)
+
+    async def one(answer: LabelledAnswer) -> tuple[Judged, ...]:
+        items: list[Judged] = []
+        history: tuple[PastRound, ...] = ()
+        response, was_right = answer.response, answer.is_right
+        for round in range(rounds):
+            prompts = Remembering.of(bench.prompts, history) if with_history else bench.prompts
+            item = replace(_item(answer), was_right=was_right, round=round)
+            turn = await _turn(bench, prompts, replace(answer, response=response), item, model=model, rewrites=True)
+            items.append(await _finished(turn.item, on_item))
+            if turn.item.is_too_long:
+                items += [
+                    await _finished(replace(turn.item, round=later), on_item) for later in range(round + 1, rounds)
+                ]
+                break
+            history += (PastRound(response, turn.critique, turn.refined),)
+            response, was_right = turn.refined, turn.item.refined is Grade.RIGHT
+        return tuple(items)
+
+    return await bench.each(one, answers)
+
+
+async def several_samples(
+    bench: Bench,
+    answers: Sequence[LabelledAnswer],
+    *,
+    model: str,
+    samples: int,
+    temperature: float,
+    seed: int,
+    rounds: int = 1,
+) -> list[Samples]:
+    """`samples` chains of `rounds` for every answer, drawn at `temperature`: what MV@K and Pass@K count.
+
+    Which chains end with the same answer is decided as in serving. A chain that does not fit the model ends with none.
+
+    Raises:
+        ValueError: an answer has no reference.
+        EngineError, UnreadableReference: as `evaluate`.
+    """
+    references = _need_references(answers)
+
+    async def chain(answer: LabelledAnswer, sample: int) -> tuple[str, int]:
+        its_seed = seed_of_sample(seed, sample)
+        try:
+            found = await refine_chain(
+                bench.engines,
+                bench.prompts,
+                critic=model,
+                question=answer.question,
+                response=answer.response,
+                rounds=rounds,
+                when=When.ALWAYS,
+                critique_sampling=bench.sampling(bench.max_critique_tokens, temperature=temperature, seed=its_seed),
+                refine_sampling=bench.sampling(bench.max_answer_tokens, temperature=temperature, seed=its_seed),
+                sample=sample,
+            )
+        except PromptTooLong:
+            return "", 0
+        usages = [part.usage for part in found.critiques] + [part.usage for part in found.refinements]
+        return found.text, sum(usage.completion_tokens for usage in usages)
+
+    async def one(answer: LabelledAnswer) -> Samples:
+        chains = await gather(*(chain(answer, sample) for sample in range(samples)))
+        texts, tokens = [text for text, _ in chains], [tokens for _, tokens in chains]
+        return await graded_samples(bench.grader, answer, references[answer.interaction_id], texts, tokens)
+
+    return await bench.each(one, answers)
+
+
+async def graded_samples(
+    grader: Grader, answer: LabelledAnswer, reference: str, texts: Sequence[str], tokens: Sequence[int]
+) -> Samples:
+    """Several final texts of one answer, each with the tokens it cost: which are equal, and which are right.
+
+    Raises:
+        UnreadableReference: no rule reads the reference.
+    """
+    grades = await grader.grade_all([(text, reference) for text in texts])
+    for grade in grades:
+        if isinstance(grade, UnreadableReference):
+            raise grade
+    groups = [0] * len(texts)
+    for number, members in enumerate(await group_by_answer(grader, texts)):
+        for member in members:
+            groups[member] = number
+    return Samples(
+        answer_id=answer.interaction_id,
+        question_hash=answer.question_hash,
+        groups=tuple(groups),
+        rights=tuple(grade is Grade.RIGHT for grade in grades),
+        tokens=tuple(tokens),
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ one round
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """A judged answer with the texts that made it; empty where there is none."""
+
+    item: Judged
+    critique: str = ""
+    refined: str = ""
+
+
+def _item(answer: LabelledAnswer) -> Judged:
+    """An answer that nobody has judged yet."""
+    return Judged(answer_id=answer.interaction_id, question_hash=answer.question_hash, was_right=answer.is_right)
+
+
+def _kept(answer: LabelledAnswer) -> Judged:
+    """An answer that no critic saw and that stays as it is."""
+    kept = Grade.RIGHT if answer.is_right else Grade.WRONG
+    return replace(_item(answer), refined=None if answer.reference is None else kept)
+
+
+async def _turn(
+    bench: Bench, prompts: PromptSet, answer: LabelledAnswer, item: Judged, *, model: str, rewrites: bool
+) -> _Turn:
+    """Judge one answer greedily and, when it `rewrites` and there is a reference, rewrite and grade it."""
+    rewrites = rewrites and answer.reference is not None
+    refined = Grade.NO_ANSWER if rewrites else None
+    try:
+        (judged,) = await critique(
+            bench.engines,
+            prompts,
+            model=model,
+            question=answer.question,
+            response=answer.response,
+            sampling=bench.sampling(bench.max_critique_tokens),
+            round=item.round,
+        )
+    except PromptTooLong:
+        too_long = replace(item, stated=Verdict.UNPARSED, served=Verdict.UNPARSED, refined=refined, is_too_long=True)
+        return _Turn(too_long)
+    item = replace(
+        item,
+        stated=judged.stated,
+        served=judged.verdict,
+        verdict_lines=count_verdicts(judged.text),
+        p_correct=judged.p_correct,
+        p_incorrect=judged.p_incorrect,
+        critique_tokens=judged.usage.completion_tokens - 1,  # one was spent on reading the verdict
+        leaks_gold=None
+        if answer.reference is None
+        else leaks_gold(judged.text, question=answer.question, response=answer.response, reference=answer.reference),
+    )
+    if not rewrites or answer.reference is None:
+        return _Turn(item, judged.text)
+    try:
+        rewritten = await refine(
+            bench.engines,
+            prompts,
+            question=answer.question,
+            response=answer.response,
+            judged=judged,
+            sampling=bench.sampling(bench.max_answer_tokens),
+            round=item.round,
+        )
+    except PromptTooLong:
+        return _Turn(replace(item, refined=refined, is_too_long=True), judged.text)
+    grade = await bench.grader.grade(rewritten.text, answer.reference)
+    item = replace(item, refined=grade, refinement_tokens=rewritten.usage.completion_tokens)
+    return _Turn(item, judged.text, rewritten.text)
+
+
+async def _finished(item: Judged, on_item: OnItem | None) -> Judged:
+    if on_item is not None:
+        await on_item(item)
+    return item
+
+
+def _need_references(answers: Sequence[LabelledAnswer]) -> dict[UUID, str]:
+    references = {answer.interaction_id: answer.reference for answer in answers if answer.reference is not None}
+    if len(references) < len(answers):
+        raise ValueError("every answer needs a reference of its own")
+    return references
+
+
+# --------------------------------------------------------------------------------------------------------------- memory
+
+
+@dataclass(frozen=True, slots=True)
+class PastRound:
+    """A finished round: the answer it began with, its critique, and the answer it ended with."""
+
+    response: str
+    critique: str
+    refined: str
+
+
+@dataclass(frozen=True, slots=True)
+class Remembering(PromptSet):
+    """A prompt set whose prompts carry the rounds before: the conversation of each role goes on.
+
+    The critic's is that of the first round, then its critique as the assistant's turn, then the last turn of the prompt
+    for the next answer, and so on. The actor's is that of the first round, then its new answer, then the last turn of
+    the prompt that brings the next critique. Instructions and worked examples so stand once.
+    """
+
+    history: tuple[PastRound, ...] = ()
+
+    @classmethod
+    def of(cls, prompts: PromptSet, history: tuple[PastRound, ...]) -> "Remembering":
+        return cls(**{field.name: getattr(prompts, field.name) for field in fields(PromptSet)}, history=history)
+
+    def critique(self, *, question: str, response: str) -> Prompt:
+        ask = PromptSet.critique
+        prompts = [ask(self, question=question, response=past.response) for past in self.history]
+        return _joined(
+            [*prompts, ask(self, question=question, response=response)], [past.critique for past in self.history]
+        )
+
+    def refine(self, *, question: str, response: str, critique: str) -> Prompt:
+        ask = PromptSet.refine
+        prompts = [
+            ask(self, question=question, response=past.response, critique=past.critique) for past in self.history
+        ]
+        return _joined(
+            [*prompts, ask(self, question=question, response=response, critique=critique)],
+            [past.refined for past in self.history],
+        )
+
+
+def _joined(prompts: Sequence[Prompt], replies: Sequence[str]) -> Prompt:
+    """The first prompt, continued by each reply and the last turn of the prompt after it."""
+    messages = prompts[0].messages
+    for reply, prompt in zip(replies, prompts[1:], strict=True):
+        messages = (*messages, Message("assistant", reply), prompt.messages[-1])
+    return Prompt(messages, prompts[-1].opener)

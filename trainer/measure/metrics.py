@@ -1,0 +1,372 @@
+"""What a critic is worth, in numbers: from answers that were judged to rates with their counts and intervals.
+
+Names are those of Critique-RL (arXiv 2510.24320). Two choices of the code released with it are not taken over: items
+without a verdict stay in Acc@Dis (the rate over the parseable alone is reported beside it), and text with two verdicts
+is no right verdict. An empty class has no rate: None, never 0.
+
+Intervals treat answers as independent. Several answers share a question, so they are a little too narrow; what decides
+about a critic (`trainer/measure/gate.py`) resamples questions instead.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import NormalDist
+from typing import Any, Self
+from uuid import UUID
+
+import numpy as np
+
+from gadfly.grading import Grade
+from gadfly.trainer.rl.rewards import states_the_truth
+from gadfly.verdict import Verdict
+
+CALIBRATION_BINS = 10  # of equal width over [0, 1]
+
+
+# ------------------------------------------------------------------------------------------------------------ the items
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judged:
+    """One answer, what a critic said of it, and what the actor made of it with that critique.
+
+    `stated` is the verdict of the text alone and counts in every rate; `served` is what a caller would see: stated, or
+    read from the engine. Both are None when no critic was asked.
+    """
+
+    answer_id: UUID
+    question_hash: bytes
+    was_right: bool
+    stated: Verdict | None = None
+    served: Verdict | None = None
+    verdict_lines: int = 0  # more than one is hedging
+    p_correct: float | None = None  # of the verdict words, over the full vocabulary
+    p_incorrect: float | None = None
+    refined: Grade | None = None  # None: not refined, or no reference to grade it against
+    critique_tokens: int = 0
+    refinement_tokens: int = 0
+    leaks_gold: bool | None = None  # None: no reference
+    is_too_long: bool = False  # question, answer (and critique) do not fit the model; counts as a wrong verdict
+    round: int = 0
+    sample: int = 0
+
+    @property
+    def key(self) -> str:
+        """What the same item has under every critic."""
+        return f"{self.answer_id}/{self.round}/{self.sample}"
+
+    @property
+    def is_verdict_right(self) -> bool:
+        return states_the_truth(self.stated, was_right=self.was_right)
+
+    @property
+    def p_right(self) -> float | None:
+        """The critic's probability that the answer is right, among the two verdict words."""
+        if self.p_correct is None or self.p_incorrect is None or self.p_correct + self.p_incorrect <= 0:
+            return None
+        return self.p_correct / (self.p_correct + self.p_incorrect)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"answer_id": str(self.answer_id), "question_hash": self.question_hash.hex()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        stated, served, refined = values["stated"], values["served"], values["refined"]
+        return cls(
+            **values
+            | {
+                "answer_id": UUID(values["answer_id"]),
+                "question_hash": bytes.fromhex(values["question_hash"]),
+                "stated": None if stated is None else Verdict(stated),
+                "served": None if served is None else Verdict(served),
+                "refined": None if refined is None else Grade(refined),
+            }
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------- rates
+
+
+@dataclass(frozen=True, slots=True)
+class Proportion:
+    """`hits` of `of`, with Wilson's interval."""
+
+    hits: int
+    of: int
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A number that is no plain proportion, from `of` items, with an interval by the method its maker names."""
+
+    value: float
+    of: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Items whose probability is in one bin: how many, their mean probability, and how many answers were right."""
+
+    mean_p: float
+    right: Proportion
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """How the probability that an answer is right agrees with whether it is.
+
+    `ece` is the expected calibration error over `CALIBRATION_BINS` bins of equal width: mean |mean probability - share
+    right|, weighted by items. `auroc` is the chance that a right answer has a higher probability than a wrong one.
+    """
+
+    items: int
+    ece: float
+    bins: tuple[Bin, ...]  # those that hold an item
+    auroc: Estimate | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metrics:
+    """All rates of one evaluation. `joint` rates are per item, `conditional` ones per item of the class."""
+
+    items: int
+    questions: int
+    too_long: int
+    accuracy: Proportion | None  # Acc, no critic: all items
+    # Of the items that were refined and graded
+    accuracy_before: Proportion | None
+    accuracy_refined: Proportion | None  # Acc@Refine
+    delta: Estimate | None  # Acc@Refine - Acc = fixed_joint - broken_joint
+    fixed_joint: Proportion | None  # wrong -> right
+    broken_joint: Proportion | None  # right -> wrong
+    fixed_conditional: Proportion | None
+    broken_conditional: Proportion | None
+    # Of the items that a critic judged
+    discrimination: Proportion | None  # Acc@Dis: without a verdict is not right
+    discrimination_parseable: Proportion | None  # Acc@Dis as published: those without a verdict left out
+    discrimination_right: Proportion | None  # over originally right answers
+    discrimination_wrong: Proportion | None
+    discrimination_balanced: Estimate | None  # mean of the two
+    served_discrimination: Proportion | None  # of the verdict that callers see
+    served_balanced: Estimate | None
+    coverage: Proportion | None  # states exactly one verdict
+    double_verdicts: Proportion | None
+    called_correct: Proportion | None  # of the parseable
+    leakage: Proportion | None  # critiques of wrong answers with a reference that give the reference away
+    calibration: Calibration | None
+    mean_critique_tokens: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def z_score(confidence: float) -> float:
+    """The two-sided quantile of the normal distribution: 1.96 at 0.95."""
+    return NormalDist().inv_cdf((1 + confidence) / 2)
+
+
+def proportion(hits: int, of: int, *, confidence: float = 0.95) -> Proportion | None:
+    """`hits` of `of` with the score interval of Wilson (1927); None of nothing."""
+    if of == 0:
+        return None
+    z2 = z_score(confidence) ** 2
+    value = hits / of
+    middle = (value + z2 / (2 * of)) / (1 + z2 / of)
+    half = math.sqrt(z2 * (value * (1 - value) / of + z2 / (4 * of**2))) / (1 + z2 / of)
+    return Proportion(hits, of, value, max(0.0, middle - half), min(1.0, middle + half))
+
+
+def _share(flags: Iterable[bool], confidence: float) -> Proportion | None:
+    flags = list(flags)
+    return proportion(sum(flags), len(flags), confidence=confidence)
+
+
+def balanced(right: Proportion | None, wrong: Proportion | None) -> Estimate | None:
+    """The mean of two independent proportions; None when either class is empty.
+
+    The interval adds the distances of the two to their own bounds in squares (Newcombe 1998, method 10).
+    """
+    if right is None or wrong is None:
+        return None
+    value = (right.value + wrong.value) / 2
+    down = math.hypot(right.value - right.low, wrong.value - wrong.low) / 2
+    up = math.hypot(right.high - right.value, wrong.high - wrong.value) / 2
+    return Estimate(value, right.of + wrong.of, max(0.0, value - down), min(1.0, value + up))
+
+
+def paired_difference(gained: int, lost: int, of: int, *, confidence: float = 0.95) -> Estimate | None:
+    """(gained - lost) / of, with Agresti and Min's interval (2005): Wald's after half an item more in each cell."""
+    if of == 0:
+        return None
+    n, difference = of + 2, gained - lost
+    error = math.sqrt((gained + lost + 1) - difference**2 / n) / n
+    z = z_score(confidence)
+    return Estimate(difference / of, of, max(-1.0, difference / n - z * error), min(1.0, difference / n + z * error))
+
+
+def auroc(scores: Sequence[float], labels: Sequence[bool], *, confidence: float = 0.95) -> Estimate | None:
+    """Chance that a positive scores higher than a negative, ties counting half; None when a class is empty.
+
+    The interval is normal, with the standard error of Hanley and McNeil (1982).
+    """
+    values, is_positive = np.asarray(scores, dtype=float), np.asarray(labels, dtype=bool)
+    positives, negatives = values[is_positive], np.sort(values[~is_positive])
+    m, n = len(positives), len(negatives)
+    if m == 0 or n == 0:
+        return None
+    below = np.searchsorted(negatives, positives, side="left")
+    up_to = np.searchsorted(negatives, positives, side="right")
+    area = float((below + up_to).sum()) / (2 * m * n)
+    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
+    variance = (area * (1 - area) + (m - 1) * (q1 - area**2) + (n - 1) * (q2 - area**2)) / (m * n)
+    half = z_score(confidence) * math.sqrt(max(variance, 0.0))
+    return Estimate(area, m + n, max(0.0, area - half), min(1.0, area + half))
+
+
+def calibration(scores: Sequence[float], labels: Sequence[bool], *, confidence: float = 0.95) -> Calibration | None:
+    """ECE, its bins and AUROC of the probabilities `scores` that each of `labels` is true."""
+    if not scores:
+        return None
+    members: dict[int, list[int]] = {}
+    for index, (score, _) in enumerate(zip(scores, labels, strict=True)):
+        members.setdefault(min(int(score * CALIBRATION_BINS), CALIBRATION_BINS - 1), []).append(index)
+    bins: list[Bin] = []
+    error = 0.0
+    for _, indices in sorted(members.items()):
+        mean_p = math.fsum(scores[index] for index in indices) / len(indices)
+        right = proportion(sum(labels[index] for index in indices), len(indices), confidence=confidence)
+        assert right is not None
+        bins.append(Bin(mean_p, right))
+        error += abs(mean_p - right.value) * len(indices) / len(scores)
+    return Calibration(len(scores), error, tuple(bins), auroc(scores, labels, confidence=confidence))
+
+
+def _stated(item: Judged) -> Verdict | None:
+    return item.stated
+
+
+def _served(item: Judged) -> Verdict | None:
+    return item.served
+
+
+def measure(items: Sequence[Judged], *, confidence: float = 0.95) -> Metrics:
+    """Every rate of an evaluation. Which items count in which rate is said beside the fields of `Metrics`."""
+    refined = [item for item in items if item.refined is not None]
+    now_right = [item.refined is Grade.RIGHT for item in refined]
+    fixed = sum(is_right and not item.was_right for item, is_right in zip(refined, now_right, strict=True))
+    broken = sum(item.was_right and not is_right for item, is_right in zip(refined, now_right, strict=True))
+    were_right = sum(item.was_right for item in refined)
+
+    asked = [item for item in items if item.stated is not None]
+    parseable = [item for item in asked if item.stated is not Verdict.UNPARSED]
+    leaks = [item.leaks_gold for item in asked if item.leaks_gold is not None and not item.was_right]
+    read = [(item.p_right, item.was_right) for item in asked if item.p_right is not None]
+
+    def of_class(pick: Callable[[Judged], Verdict | None], was_right: bool) -> Proportion | None:
+        same = (item for item in asked if item.was_right is was_right)
+        return _share((states_the_truth(pick(item), was_right=was_right) for item in same), confidence)
+
+    stated_of_right, stated_of_wrong = of_class(_stated, True), of_class(_stated, False)
+
+    def rate(hits: int, of: int) -> Proportion | None:
+        return proportion(hits, of, confidence=confidence)
+
+    return Metrics(
+        items=len(items),
+        questions=len({item.question_hash for item in items}),
+        too_long=sum(item.is_too_long for item in items),
+        accuracy=_share((item.was_right for item in items), confidence),
+        accuracy_before=rate(were_right, len(refined)),
+        accuracy_refined=rate(sum(now_right), len(refined)),
+        delta=paired_difference(fixed, broken, len(refined), confidence=confidence),
+        fixed_joint=rate(fixed, len(refined)),
+        broken_joint=rate(broken, len(refined)),
+        fixed_conditional=rate(fixed, len(refined) - were_right),
+        broken_conditional=rate(broken, were_right),
+        discrimination=_share((item.is_verdict_right for item in asked), confidence),
+        discrimination_parseable=_share((item.is_verdict_right for item in parseable), confidence),
+        discrimination_right=stated_of_right,
+        discrimination_wrong=stated_of_wrong,
+        discrimination_balanced=balanced(stated_of_right, stated_of_wrong),
+        served_discrimination=_share(
+            (states_the_truth(item.served, was_right=item.was_right) for item in asked), confidence
+        ),
+        served_balanced=balanced(of_class(_served, True), of_class(_served, False)),
+        coverage=rate(len(parseable), len(asked)),
+        double_verdicts=_share((item.verdict_lines > 1 for item in asked), confidence),
+        called_correct=_share((item.stated is Verdict.CORRECT for item in parseable), confidence),
+        leakage=_share(leaks, confidence),
+        calibration=calibration([p for p, _ in read], [was for _, was in read], confidence=confidence),
+        mean_critique_tokens=math.fsum(item.critique_tokens for item in asked) / len(asked) if asked else None,
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- samples
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Samples:
+    """What several chains of critique and refinement made of one answer, in order of sample."""
+
+    answer_id: UUID
+    question_hash: bytes
+    groups: tuple[int, ...]  # which final answer each chain ends with; equal numbers are equal answers
+    rights: tuple[bool, ...]  # whether it is right
+    tokens: tuple[int, ...]  # that critic and actor wrote for it: the budget
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleMetrics:
+    """Rates at K samples an answer."""
+
+    k: int
+    majority: Proportion  # MV@K: the commonest of the first K final answers is right, the first of equally common
+    any_hit: Proportion  # Pass@K as published: any of the first K is right
+    pass_unbiased: Estimate  # Pass@K as estimated from all samples (Chen et al. 2021, arXiv 2107.03374)
+    mean_tokens: float  # of the first K, per answer
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def pass_at_k(samples: int, right: int, k: int) -> float:
+    """Chance that k of `samples` drawn without replacement hold one of the `right` ones: 1 - C(n-c, k) / C(n, k)."""
+    return 1 - math.comb(samples - right, k) / math.comb(samples, k)
+
+
+def is_majority_right(samples: Samples, k: int) -> bool:
+    """Whether the commonest of the first k final answers is right."""
+    groups = samples.groups[:k]
+    commonest, _ = Counter(groups).most_common(1)[0]  # the first seen of equals
+    return samples.rights[groups.index(commonest)]
+
+
+def measure_samples(items: Sequence[Samples], k: int, *, confidence: float = 0.95) -> SampleMetrics | None:
+    """MV@K and both Pass@K; None of nothing. The interval of the unbiased Pass@K is that of a mean, normal.
+
+    Raises:
+        ValueError: an item has fewer than k samples.
+    """
+    if any(len(item.rights) < k for item in items):
+        raise ValueError(f"every item needs at least {k} samples")
+    majority = _share((is_majority_right(item, k) for item in items), confidence)
+    any_hit = _share((any(item.rights[:k]) for item in items), confidence)
+    if majority is None or any_hit is None:
+        return None
+    passes = np.array([pass_at_k(len(item.rights), sum(item.rights), k) for item in items])
+    mean = float(passes.mean())
+    half = z_score(confidence) * float(passes.std(ddof=1)) / math.sqrt(len(items)) if len(items) > 1 else 1.0
+    return SampleMetrics(
+        k=k,
+        majority=majority,
+        any_hit=any_hit,
+        pass_unbiased=Estimate(mean, len(items), max(0.0, mean - half), min(1.0, mean + half)),
+        mean_tokens=sum(sum(item.tokens[:k]) for item in items) / len(items),
+    )

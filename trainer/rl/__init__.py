@@ -1,0 +1,1 @@
+"""The mathematics of training. Imports torch, but no database and no HTTP."""

@@ -1,0 +1,222 @@
+"""One rollout step's update: from scored critiques to moved weights.
+
+Critique-RL (arXiv 2510.24320): advantages as in `trainer/rl/advantages.py`, then a few epochs of PPO-clipped
+minibatches.
+Every process computes the log-probabilities of its share; they are put together, so that advantages, whitening and
+minibatches are the same everywhere.
+
+Axis letters: R replies, N tokens of all replies one after another, in the order of the groups.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from gadfly.trainer.rl.advantages import advantages
+from gadfly.trainer.rl.loss import Measured, clipped_loss, importance_weights, token_weights
+from gadfly.trainer.rl.optimiser import Optimiser, cosine, generator_of, minibatches, shares
+from gadfly.trainer.rl.packing import Group, Pack, pack
+from gadfly.trainer.rl.policy import Policy, Which
+from gadfly.training import TrainConfig
+
+
+class Learner:
+    """The policy's optimiser for one stage.
+
+    Args:
+        kl_coefficient: of the stage, to the policy's anchor.
+        first_step, steps: the run's step that the stage begins with, and how many it has; each stage goes through a
+            learning rate schedule of its own. Unset: the run is one stage.
+        accelerator: the processes that share the work; None: this one alone.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        config: TrainConfig,
+        *,
+        kl_coefficient: float,
+        first_step: int = 0,
+        steps: int | None = None,
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        self._policy = policy
+        self._config = config
+        self._first_step = first_step
+        self._steps = config.steps if steps is None else steps
+        self._kl_coefficient = kl_coefficient
+        self._optimiser = Optimiser(
+            policy,
+            betas=(config.beta_1, config.beta_2),
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
+            accelerator=accelerator,
+        )
+
+    def update(self, groups: Sequence[Group], step: int) -> dict[str, float]:
+        """Learn from one step's rollouts; returns the step's metrics.
+
+        All processes get the same groups. `step` counts the run's rollout steps over all stages from 0: the learning
+        rate depends on its place in the stage, the minibatches on it and the config's seed, so a resumed run does what
+        an unbroken one does.
+        """
+        started = time.perf_counter()
+        config = self._config
+        told = _of_scores(groups)
+        if config.skip_zero_advantage:
+            groups = informative(groups)
+        old_N, anchor_N = self._logprobs(groups)
+        engine_N = torch.tensor([value for group in groups for reply in group.engine_logprobs for value in reply])
+        scores_R = torch.tensor([score for group in groups for score in group.scores])
+        sizes = [len(group.replies) for group in groups]
+        lengths_R = [len(reply) for group in groups for reply in group.replies]
+        advantages_N = advantages(
+            scores_R,
+            old_N,
+            anchor_N,
+            group_sizes=sizes,
+            lengths_R=lengths_R,
+            kl_coefficient=self._kl_coefficient,
+            baseline=config.baseline,
+        ).float()
+        importance_N = importance_weights(old_N, engine_N, config.importance_cap)
+
+        rate = cosine(
+            step - self._first_step,
+            steps=self._steps,
+            warmup=config.warmup_steps,
+            peak=config.learning_rate,
+            final=config.final_learning_rate,
+        )
+        totals: list[Tensor] = []
+        norms: list[float] = []
+        packed = 0
+        generator = generator_of(config.seed, step)
+        for _ in range(config.inner_epochs):
+            for chosen in minibatches(len(groups), config.minibatches, generator):
+                measured, tokens = self._minibatch(groups, chosen, old_N, advantages_N, importance_N)
+                norms.append(self._optimiser.step(rate))
+                totals.append(measured)
+                packed += tokens
+        loss, clipped, moved, entropy, tokens_seen, packed_all = self._optimiser.sum(
+            torch.cat([torch.stack(totals).sum(0), torch.tensor([float(packed)], dtype=torch.float64)])
+        ).tolist()
+        gap_N = (old_N - engine_N).abs()
+        return {
+            "loss": loss / len(totals),
+            "kl": float((old_N - anchor_N).sum()) / len(lengths_R),
+            "entropy": entropy / tokens_seen,
+            "clip_fraction": clipped / tokens_seen,
+            "approximate_kl": moved / tokens_seen,
+            "logprob_gap_mean": float(gap_N.mean()),
+            "logprob_gap_max": float(gap_N.max()),
+            "importance_weight_mean": float(importance_N.mean()),
+            "grad_norm": sum(norms) / len(norms),
+            "learning_rate": rate,
+            **told,
+            "tokens": float(len(old_N)),
+            "packed_tokens": packed_all,
+            "seconds": time.perf_counter() - started,
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write both adapters and the optimiser's state; all processes must call it."""
+        for which in (Which.POLICY, Which.ANCHOR):
+            self._policy.save_adapter(folder / which.value, which, write=self._optimiser.process == 0)
+        self._optimiser.save(folder)
+
+    def load(self, folder: Path) -> None:
+        """Go on where `save` was called: the next update ends with the bits of an unbroken run."""
+        for which in (Which.POLICY, Which.ANCHOR):
+            self._policy.load_adapter(folder / which.value, which)
+        self._optimiser.load(folder)
+
+    @torch.no_grad()
+    def _logprobs(self, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
+        """Of all groups' reply tokens by the policy and by the anchor as they are now (N each, on the CPU)."""
+        starts = _starts(groups)
+        found_2N = torch.zeros(2, starts[-1], device=self._policy.device)
+        for row, weight in self._packs(groups, range(len(groups))):
+            for number, which in enumerate((Which.POLICY, Which.ANCHOR)):
+                logprobs_N, _ = self._policy.forward(row, which)
+                if weight:
+                    found_2N[number, _tokens_of(row.groups, starts)] = logprobs_N
+        old_N, anchor_N = self._optimiser.sum(found_2N).cpu()
+        return old_N, anchor_N
+
+    def _minibatch(
+        self, groups: Sequence[Group], chosen: Sequence[int], old_N: Tensor, advantages_N: Tensor, importance_N: Tensor
+    ) -> tuple[Tensor, int]:
+        """Add up the gradients of this process's share; returns its sums as of `_as_row`, and its packed tokens."""
+        starts = _starts(groups)
+        critiques = sum(len(groups[index].replies) for index in chosen)
+        sums = torch.zeros(5, dtype=torch.float64)
+        packed = 0
+        for row, weight in self._packs(groups, chosen):
+            logprobs_N, entropies_N = self._policy.forward(row)
+            place_N = _tokens_of(row.groups, starts)
+            measured = clipped_loss(
+                logprobs_N,
+                entropies_N,
+                old_N=old_N[place_N].to(self._policy.device),
+                advantages_N=advantages_N[place_N].to(self._policy.device),
+                importance_N=importance_N[place_N].to(self._policy.device),
+                weights_N=(token_weights(row.lengths_R, critiques=critiques) * weight).to(self._policy.device),
+                clip=self._config.clip,
+            )
+            self._optimiser.backward(measured.loss)
+            if weight:
+                sums += _as_row(measured)
+                packed += len(row.tokens_T)
+        return sums, packed
+
+    def _packs(self, groups: Sequence[Group], chosen: Sequence[int]) -> list[tuple[Pack, int]]:
+        """This process's packs of these groups, each with weight 1; with weight 0 those that only keep others company.
+
+        Packs name groups by their index in `groups`.
+        """
+        laid_out = [
+            [item.renumbered(part) for item in pack([groups[index] for index in part], self._config.micro_batch_tokens)]
+            for part in shares(groups, chosen, self._optimiser.processes)
+        ]
+        mine = [(item, 1) for item in laid_out[self._optimiser.process]]
+        extra = self._optimiser.passes([len(packs) for packs in laid_out]) - len(mine)
+        return mine + [(laid_out[0][0], 0)] * extra
+
+
+def informative(groups: Sequence[Group]) -> Sequence[Group]:
+    """The groups whose scores differ; all of them when none do, which leaves KL to learn from."""
+    return [group for group in groups if len(set(group.scores)) > 1] or groups
+
+
+def _of_scores(groups: Sequence[Group]) -> dict[str, float]:
+    scores_R = torch.tensor([score for group in groups for score in group.scores])
+    return {
+        "reward_mean": float(scores_R.mean()),
+        "reward_std": float(scores_R.std(correction=0)),
+        "zero_advantage": sum(len(set(group.scores)) == 1 for group in groups) / len(groups),
+    }
+
+
+def _starts(groups: Sequence[Group]) -> list[int]:
+    starts = [0]
+    for group in groups:
+        starts.append(starts[-1] + group.reply_tokens)
+    return starts
+
+
+def _tokens_of(indices: Sequence[int], starts: Sequence[int]) -> Tensor:
+    """Where the reply tokens of some groups stand among those of all."""
+    return torch.cat([torch.arange(starts[index], starts[index + 1]) for index in indices])
+
+
+def _as_row(measured: Measured) -> Tensor:
+    return (
+        torch.stack([measured.loss.detach(), measured.clipped, measured.kl, measured.entropy, measured.tokens])
+        .double()
+        .cpu()
+    )
