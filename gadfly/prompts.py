@@ -84,7 +84,7 @@ def available() -> tuple[str, ...]:
     return tuple(
         sorted(
             entry.name.removesuffix(".toml")
-            for entry in files("core").joinpath("prompt_sets").iterdir()
+            for entry in files("gadfly").joinpath("prompt_sets").iterdir()
             if entry.name.endswith(".toml")
         )
     )
@@ -99,7 +99,7 @@ def load(name: str) -> PromptSet:
     """
     if name not in available():
         raise BadSettings(f"there is no prompt set {name!r}; there are {', '.join(available())}")
-    data = tomllib.loads(files("core").joinpath("prompt_sets", f"{name}.toml").read_text(encoding="utf-8"))
+    data = tomllib.loads(files("gadfly").joinpath("prompt_sets", f"{name}.toml").read_text(encoding="utf-8"))
     critique, refine = data["critique"], data["refine"]
     return PromptSet(
         name=name,
