@@ -274,7 +274,7 @@ def test_what_was_read_is_visible() -> None:
 
 
 def _children() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "gadfly.grading.process" in child.cmdline()]
+    return [child for child in psutil.Process().children() if "gadfly.grading" in child.cmdline()]
 
 
 async def test_grader_grades_in_its_child() -> None:
@@ -409,7 +409,7 @@ def test_child_dies_with_a_parent_that_is_killed(reference: str, reply: str) -> 
 
 def test_child_keeps_to_its_protocol_and_its_memory() -> None:
     child = subprocess.Popen(
-        [sys.executable, "-m", "gadfly.grading.process", "2.0"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
+        [sys.executable, "-m", "gadfly.grading", "2.0"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
     )
     with child:
         assert child.stdin is not None
