@@ -15,8 +15,8 @@ import pytest
 from gadfly.errors import GadflyError
 from gadfly.settings import Settings
 from gadfly.store.database import Database
+from tests.support import worlds
 from tests.support.services import iter_events, serving
-from tests.trainer import worlds
 
 CALLERS = 4
 PAUSE_S = 0.3  # between two requests of one caller: while somebody waits, a run gets a tenth of the engine

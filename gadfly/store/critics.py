@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly.errors import Conflict, NotFound
 from gadfly.records import CriticVersion, Pointer, now
-from gadfly.store.mapping import to_critic_version
+from gadfly.store.mapping import record_of
 from gadfly.store.runs import append_event
 from gadfly.store.tables import CriticPointerRow, CriticVersionRow
 from gadfly.training import EventKind
@@ -58,13 +58,13 @@ async def resolve_critic(session: AsyncSession, choice: Pointer | int) -> Critic
         raise NotFound(
             f"there is no critic version {choice}" if isinstance(choice, int) else f"there is no {choice} critic now"
         )
-    return to_critic_version(row)
+    return record_of(CriticVersion, row)
 
 
 async def list_critic_versions(session: AsyncSession) -> list[CriticVersion]:
     """All versions, newest first."""
     rows = await session.scalars(select(CriticVersionRow).order_by(CriticVersionRow.version.desc()))
-    return [to_critic_version(row) for row in rows]
+    return [record_of(CriticVersion, row) for row in rows]
 
 
 async def read_pointers(session: AsyncSession) -> dict[Pointer, int]:
@@ -103,7 +103,7 @@ async def insert_critic(
         await append_event(
             session, run_id, EventKind.PUBLISHED, {"version": known.version, "adapter_sha256": adapter_sha256}
         )
-    return to_critic_version(known)
+    return record_of(CriticVersion, known)
 
 
 async def read_at_once(session: AsyncSession) -> None:

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
@@ -20,7 +20,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy import cast as sql_cast
-from sqlalchemy.dialects.postgresql import Insert, distinct_on, insert
+from sqlalchemy.dialects.postgresql import JSONPATH, Insert, distinct_on, insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import joinedload, selectinload
@@ -34,21 +34,14 @@ from gadfly.records import (
     Interaction,
     Kind,
     Record,
+    Refinement,
     Split,
     now,
 )
 from gadfly.storable import storable_json
 from gadfly.store.claims import end_claims
 from gadfly.store.labels import Label, is_labelled
-from gadfly.store.mapping import (
-    critique_values,
-    feedback_values,
-    interaction_values,
-    refinement_values,
-    to_critique,
-    to_feedback,
-    to_interaction,
-)
+from gadfly.store.mapping import record_of, values_of
 from gadfly.store.split import question_hash, split_of
 from gadfly.store.tables import (
     CritiqueRow,
@@ -115,7 +108,9 @@ async def insert_interactions(
     ordered = sorted(interactions, key=lambda interaction: (interaction.request_id or "", interaction.id))
     try:
         added = await _insert_missing(
-            session, InteractionRow, [interaction_values(item, hashes[item.id]) for item in ordered]
+            session,
+            InteractionRow,
+            [values_of(InteractionRow, item, question_hash=hashes[item.id]) for item in ordered],
         )
     except IntegrityError as error:
         raise _explained(error) from error
@@ -123,7 +118,7 @@ async def insert_interactions(
         session,
         CritiqueRow,
         [
-            critique_values(critique, interaction.id, position)
+            values_of(CritiqueRow, critique, interaction_id=interaction.id, position=position)
             for interaction in interactions
             for position, critique in enumerate(interaction.critiques)
         ],
@@ -132,7 +127,7 @@ async def insert_interactions(
         session,
         RefinementRow,
         [
-            refinement_values(refinement, interaction.id, position)
+            values_of(RefinementRow, refinement, interaction_id=interaction.id, position=position)
             for interaction in interactions
             for position, refinement in enumerate(interaction.refinements)
         ],
@@ -200,7 +195,7 @@ async def _insert_feedback(session: AsyncSession, feedback: Sequence[Feedback]) 
         .where(FeedbackRow.interaction_id.in_(ids))
         .order_by(FeedbackRow.interaction_id, FeedbackRow.key_id, FeedbackRow.created_at.desc(), FeedbackRow.id.desc())
     )
-    newest = {(row.interaction_id, row.key_id): to_feedback(row) for row in rows}
+    newest = {(row.interaction_id, row.key_id): record_of(Feedback, row) for row in rows}
     stored: list[Stored] = []
     for item in feedback:
         said = newest.get((item.interaction_id, item.key_id))
@@ -210,7 +205,7 @@ async def _insert_feedback(session: AsyncSession, feedback: Sequence[Feedback]) 
             newest[item.interaction_id, item.key_id] = item
             stored.append(Stored(item, False))
     added = [item.record for item in stored if not item.is_repeat]
-    await _insert_missing(session, FeedbackRow, [feedback_values(cast(Feedback, record)) for record in added])
+    await _insert_missing(session, FeedbackRow, [values_of(FeedbackRow, record) for record in added])
     await _take_newest_grades(session, ids)
     return stored
 
@@ -272,7 +267,12 @@ async def delete_interaction(session: AsyncSession, id: UUID, *, scope: Scope) -
     # Alarms of training runs show critiques, and name the interaction that each is about.
     await session.execute(
         delete(RunEventRow).where(
-            RunEventRow.kind == EventKind.ALARM, sql_cast(RunEventRow.data, Text).contains(str(id))
+            RunEventRow.kind == EventKind.ALARM,
+            func.jsonb_path_exists(
+                RunEventRow.data,
+                sql_cast("$.**.examples[*] ? (@ starts with $id)", JSONPATH),
+                func.jsonb_build_object("id", str(id)),
+            ),
         )
     )
     await session.execute(
@@ -335,7 +335,7 @@ async def read_interaction(session: AsyncSession, id: UUID, *, scope: Scope) -> 
     row = await session.scalar(_whole().where(InteractionRow.id == id, *_in_scope(scope)))
     if row is None:
         raise NotFound(f"there is no interaction {id}")
-    return to_interaction(row)
+    return _to_interaction(row)
 
 
 async def find_by_request_id(session: AsyncSession, request_id: str, *, key_id: UUID | None) -> Interaction | None:
@@ -343,7 +343,7 @@ async def find_by_request_id(session: AsyncSession, request_id: str, *, key_id: 
     row = await session.scalar(
         _whole().where(InteractionRow.request_id == request_id, InteractionRow.key_id.is_not_distinct_from(key_id))
     )
-    return None if row is None else to_interaction(row)
+    return None if row is None else _to_interaction(row)
 
 
 async def list_interactions(
@@ -360,7 +360,7 @@ async def list_interactions(
     statement = statement.order_by(InteractionRow.created_at.desc(), InteractionRow.id.desc()).limit(limit + 1)
     rows = list(await session.scalars(statement))
     next_cursor = _write_cursor(rows[limit - 1]) if len(rows) > limit else None
-    return Page([to_interaction(row, is_whole=False) for row in rows[:limit]], next_cursor)
+    return Page([_to_interaction(row, is_whole=False) for row in rows[:limit]], next_cursor)
 
 
 async def find_imported(session: AsyncSession, ids: Iterable[UUID]) -> dict[UUID, bool | None]:
@@ -389,7 +389,7 @@ async def find_critique(session: AsyncSession, id: UUID, *, scope: Scope) -> tup
             .where(CritiqueRow.id == id, *_in_scope(scope))
         )
     ).one_or_none()
-    return None if found is None else (to_critique(found[0]), found[1])
+    return None if found is None else (record_of(Critique, found[0]), found[1])
 
 
 async def feedback_of(session: AsyncSession, interaction_id: UUID) -> list[Feedback]:
@@ -399,7 +399,7 @@ async def feedback_of(session: AsyncSession, interaction_id: UUID) -> list[Feedb
         .where(FeedbackRow.interaction_id == interaction_id)
         .order_by(FeedbackRow.created_at, FeedbackRow.id)
     )
-    return [to_feedback(row) for row in rows]
+    return [record_of(Feedback, row) for row in rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -426,7 +426,10 @@ async def stream_interactions(
         async for part in rows.partitions():
             yield [
                 LoggedInteraction(
-                    to_interaction(row), tuple(map(to_feedback, row.feedback)), row.question_row.split, is_right
+                    _to_interaction(row),
+                    tuple(record_of(Feedback, item) for item in row.feedback),
+                    row.question_row.split,
+                    is_right,
                 )
                 for row, is_right in part
             ]
@@ -512,3 +515,9 @@ def _read_cursor(cursor: str) -> tuple[datetime, UUID]:
         return moment, UUID(id)
     except ValueError as error:
         raise BadInput("the cursor is not one that a page ended with", field="cursor") from error
+
+
+def _to_interaction(row: InteractionRow, *, is_whole: bool = True) -> Interaction:
+    critiques = tuple(record_of(Critique, item) for item in row.critiques) if is_whole else ()
+    refinements = tuple(record_of(Refinement, item) for item in row.refinements) if is_whole else ()
+    return record_of(Interaction, row, critiques=critiques, refinements=refinements)

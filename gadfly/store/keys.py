@@ -10,30 +10,19 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly.errors import NotFound
 from gadfly.records import Key, now
-from gadfly.store.mapping import to_key
+from gadfly.store.mapping import record_of, values_of
 from gadfly.store.tables import KeyRow
 
 
 async def insert_key(session: AsyncSession, key: Key, digest: bytes) -> None:
-    session.add(
-        KeyRow(
-            id=key.id,
-            name=key.name,
-            tier=key.tier,
-            hint=key.hint,
-            digest=digest,
-            created_at=key.created_at,
-            expires_at=key.expires_at,
-            revoked_at=key.revoked_at,
-        )
-    )
+    session.add(KeyRow(**values_of(KeyRow, key, digest=digest)))
     await session.flush()
 
 
 async def find_key(session: AsyncSession, digest: bytes) -> Key | None:
     """The key with this secret, revoked and expired ones too."""
     row = await session.scalar(select(KeyRow).where(KeyRow.digest == digest))
-    return None if row is None else to_key(row)
+    return None if row is None else record_of(Key, row)
 
 
 async def has_keys(session: AsyncSession) -> bool:
@@ -43,7 +32,7 @@ async def has_keys(session: AsyncSession) -> bool:
 
 async def list_keys(session: AsyncSession) -> list[Key]:
     """All keys, oldest first, revoked and expired ones too."""
-    return [to_key(row) for row in await session.scalars(select(KeyRow).order_by(KeyRow.created_at, KeyRow.id))]
+    return [record_of(Key, row) for row in await session.scalars(select(KeyRow).order_by(KeyRow.created_at, KeyRow.id))]
 
 
 async def revoke_key(session: AsyncSession, id: UUID) -> Key:
@@ -57,4 +46,4 @@ async def revoke_key(session: AsyncSession, id: UUID) -> Key:
         raise NotFound(f"there is no key {id}")
     row.revoked_at = row.revoked_at or now()
     await session.flush()
-    return to_key(row)
+    return record_of(Key, row)

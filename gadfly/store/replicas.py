@@ -9,6 +9,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly.records import Replica
+from gadfly.store.mapping import record_of
 from gadfly.store.tables import ReplicaRow
 
 _FORGOTTEN_S = 3600  # a replica that was not heard of for this long left without a word
@@ -38,14 +39,11 @@ async def fresh_replicas(session: AsyncSession, *, within_s: float) -> list[Repl
         select(ReplicaRow).where(ReplicaRow.seen_at >= _ago(within_s)).order_by(ReplicaRow.started_at, ReplicaRow.id)
     )
     return [
-        Replica(
-            id=row.id,
-            started_at=row.started_at,
-            seen_at=row.seen_at,
-            live_version=row.live_version,
+        record_of(
+            Replica,
+            row,
             leases={int(version): count for version, count in row.leases.items()},
             engines=tuple(row.engines["urls"]),
-            problem=row.problem,
         )
         for row in rows.all()
     ]

@@ -11,6 +11,7 @@ from sqlalchemy.orm import aliased, defer
 
 from gadfly.errors import Conflict, NotFound
 from gadfly.records import new_id, now
+from gadfly.store.mapping import record_of
 from gadfly.store.tables import CriticVersionRow, RunEventRow, TrainingRunRow
 from gadfly.training import EventKind, GateOutcome, Progress, Run, RunEvent, RunStatus, TrainConfig, Trigger
 
@@ -254,25 +255,13 @@ def _runs() -> Any:
 
 
 def _to_run(row: TrainingRunRow, version: int | None, *, with_manifest: bool = True) -> Run:
-    return Run(
-        id=row.id,
-        status=row.status,
-        trigger=row.trigger,
-        created_at=row.created_at,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
-        key_id=row.key_id,
-        request_id=row.request_id,
+    return record_of(
+        Run,
+        row,
         config=TrainConfig.model_validate(row.config),
-        reproduces=row.reproduces,
-        attempt=row.attempt,
-        cancel_requested_at=row.cancel_requested_at,
-        progress=Progress(stage=row.stage, step=row.step, steps=row.steps, eta_s=row.eta_s),
+        progress=record_of(Progress, row),
         manifest=row.manifest if with_manifest else None,
-        gate=row.gate,
-        outcome=row.outcome,
         version=version,
-        error=row.error,
     )
 
 
@@ -295,6 +284,4 @@ async def events_after(session: AsyncSession, run_id: UUID, *, after: int, limit
         .order_by(RunEventRow.id)
         .limit(limit)
     )
-    return [
-        RunEvent(id=row.id, run_id=row.run_id, created_at=row.created_at, kind=row.kind, data=row.data) for row in rows
-    ]
+    return [record_of(RunEvent, row) for row in rows]

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from gadfly.errors import Conflict, NotFound
 from gadfly.records import Receipt, Swap, SwapKind, SwapStatus, new_id, now
 from gadfly.store.critics import pointed_version, require_version, set_pointer
+from gadfly.store.mapping import record_of, values_of
 from gadfly.store.tables import CriticPointerRow, SwapReceiptRow, SwapRow
 
 CHANNEL = "gadfly_swaps"
@@ -79,7 +80,7 @@ async def request_swap(
     if row is None:
         raise Conflict("another swap is under way")
     await _notify(session)
-    return _to_swap(row)
+    return record_of(Swap, row)
 
 
 async def _lock_promotion(session: AsyncSession) -> SwapRow | None:
@@ -103,7 +104,7 @@ async def move_pointer(session: AsyncSession, swap_id: UUID) -> Finished:
     """
     row = await _locked(session, swap_id)
     if row.status is not SwapStatus.PENDING:
-        return Finished(_to_swap(row), False)
+        return Finished(record_of(Swap, row), False)
     live = await pointed_version(session, "live", lock=True)
     if live != row.from_version:
         return await finish_swap(
@@ -128,7 +129,7 @@ async def finish_swap(session: AsyncSession, swap_id: UUID, status: SwapStatus, 
         row.status, row.reason, row.finished_at = status, reason, now()
         await session.flush()
         await _notify(session)
-    return Finished(_to_swap(row), is_ours)
+    return Finished(record_of(Swap, row), is_ours)
 
 
 async def _locked(session: AsyncSession, swap_id: UUID) -> SwapRow:
@@ -151,13 +152,13 @@ async def read_swap(session: AsyncSession, id: UUID) -> Swap:
     row = await session.get(SwapRow, id, populate_existing=True)
     if row is None:
         raise NotFound(f"there is no swap {id}")
-    return _to_swap(row)
+    return record_of(Swap, row)
 
 
 async def pending_swap(session: AsyncSession) -> Swap | None:
     """The swap that is under way."""
     row = await session.scalar(select(SwapRow).where(SwapRow.status == SwapStatus.PENDING))
-    return None if row is None else _to_swap(row)
+    return None if row is None else record_of(Swap, row)
 
 
 async def last_swap(session: AsyncSession, *, done: bool = False) -> Swap | None:
@@ -166,7 +167,7 @@ async def last_swap(session: AsyncSession, *, done: bool = False) -> Swap | None
     if done:
         statement = statement.where(SwapRow.status == SwapStatus.DONE)
     row = await session.scalar(statement.order_by(SwapRow.finished_at.desc(), SwapRow.id.desc()).limit(1))
-    return None if row is None else _to_swap(row)
+    return None if row is None else record_of(Swap, row)
 
 
 async def list_swaps(session: AsyncSession, version: int, *, limit: int = 100) -> list[Swap]:
@@ -177,33 +178,12 @@ async def list_swaps(session: AsyncSession, version: int, *, limit: int = 100) -
         .order_by(SwapRow.requested_at.desc(), SwapRow.id.desc())
         .limit(limit)
     )
-    return [_to_swap(row) for row in rows]
-
-
-def _to_swap(row: SwapRow) -> Swap:
-    return Swap(
-        id=row.id,
-        version=row.version,
-        from_version=row.from_version,
-        kind=row.kind,
-        status=row.status,
-        requested_at=row.requested_at,
-        finished_at=row.finished_at,
-        key_id=row.key_id,
-        reason=row.reason,
-    )
+    return [record_of(Swap, row) for row in rows]
 
 
 async def insert_receipt(session: AsyncSession, receipt: Receipt) -> None:
     """Keep what a replica did in a swap; what it says later takes the place of what it said before."""
-    statement = insert(SwapReceiptRow).values(
-        id=receipt.id,
-        swap_id=receipt.swap_id,
-        replica_id=receipt.replica_id,
-        version=receipt.version,
-        created_at=receipt.created_at,
-        details=receipt.details,
-    )
+    statement = insert(SwapReceiptRow).values(values_of(SwapReceiptRow, receipt))
     await session.execute(
         statement.on_conflict_do_update(
             index_elements=[SwapReceiptRow.swap_id, SwapReceiptRow.replica_id],
@@ -220,14 +200,4 @@ async def receipts(session: AsyncSession, version: int, *, limit: int = 100) -> 
         .order_by(SwapReceiptRow.created_at.desc(), SwapReceiptRow.id.desc())
         .limit(limit)
     )
-    return [
-        Receipt(
-            id=row.id,
-            swap_id=row.swap_id,
-            replica_id=row.replica_id,
-            version=row.version,
-            created_at=row.created_at,
-            details=row.details,
-        )
-        for row in rows
-    ]
+    return [record_of(Receipt, row) for row in rows]

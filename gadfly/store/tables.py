@@ -55,6 +55,19 @@ class StoredJson(TypeDecorator[Any]):
         return storable_json(value)
 
 
+class StoredGrades(TypeDecorator[dict[UUID, Grade]]):
+    """Grades by the id of the refinement, as a JSON object."""
+
+    impl = JSONB
+    cache_ok = True
+
+    def process_bind_param(self, value: dict[UUID, Grade] | None, dialect: Dialect) -> Any:
+        return None if value is None else {str(id): grade.value for id, grade in value.items()}
+
+    def process_result_value(self, value: dict[str, str] | None, dialect: Dialect) -> dict[UUID, Grade] | None:
+        return None if value is None else {UUID(id): Grade(grade) for id, grade in value.items()}
+
+
 def _enum(values: type[StrEnum], name: str) -> Enum:
     return Enum(
         values,
@@ -81,6 +94,7 @@ class Table(DeclarativeBase):
         bytes: LargeBinary,
         datetime: TIMESTAMP(timezone=True),
         dict[str, Any]: StoredJson,
+        dict[UUID, Grade]: StoredGrades,
         Kind: _enum(Kind, "kind"),
         Split: _enum(Split, "split"),
         Tier: _enum(Tier, "tier"),
@@ -267,7 +281,7 @@ class FeedbackRow(Table):
     comment: Mapped[str | None]
     metadata_: Mapped[dict[str, Any]] = mapped_column("metadata")
     grade: Mapped[Grade | None]
-    refinement_grades: Mapped[dict[str, Any]]
+    refinement_grades: Mapped[dict[UUID, Grade]]
 
 
 class RequestClaimRow(Table):

@@ -15,7 +15,7 @@ from gadfly.engine_client import ACTOR, EnginePool, Reply, Sampling
 from gadfly.errors import AdapterRefused, EngineUnavailable, PromptTooLong
 from gadfly.lab.engine import Generator, connect
 from gadfly.prompts import Message, Prompt
-from tests import tiny_models
+from tests.support import tiny_models
 
 PROMPTS = prompts.load("bare@1")
 

@@ -10,7 +10,7 @@ from gadfly.adapters import WEIGHTS, file_sha256
 from gadfly.settings import Settings
 from gadfly.store.database import Database
 from gadfly.trainer.workspace import Workspace
-from tests.trainer import worlds
+from tests.support import worlds
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from gadfly.trainer.rollouts import Collector
 from gadfly.trainer.workspace import Lines
 from gadfly.training import Stage, TrainConfig
 from gadfly.verdict import Verdict
-from tests.trainer import worlds
+from tests.support import worlds
 
 PROMPTS = load("stepwise@1")
 CONFIG = TrainConfig.read(worlds.GLANCE)

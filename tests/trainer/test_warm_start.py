@@ -9,7 +9,7 @@ from gadfly.grading import Grade
 from gadfly.store.database import Database
 from gadfly.trainer.warm_start import Written, chosen, whole_steps
 from gadfly.verdict import Verdict
-from tests.trainer import worlds
+from tests.support import worlds
 from tests.trainer.test_rollouts import ITEMS
 
 STEP = "Step sentence: {0}\nCorrectness of the step: Correct\nExplanation: because.\n"

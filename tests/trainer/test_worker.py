@@ -23,8 +23,8 @@ from gadfly.trainer.engines import PREFIX
 from gadfly.trainer.worker import Worker
 from gadfly.trainer.workspace import Workspace
 from gadfly.training import EventKind, Run, RunStatus, Trigger
+from tests.support import worlds
 from tests.support.postgres import PostgresServer
-from tests.trainer import worlds
 
 pytestmark = pytest.mark.timeout(600)
 
