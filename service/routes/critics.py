@@ -7,7 +7,7 @@ from fastapi import APIRouter, Path
 from gadfly.records import Tier
 from gadfly.service.dependencies import CallerDep, ServiceDep
 from gadfly.service.routes.docs import problems
-from gadfly.service.wire.critics import CriticHistoryView, CriticVersionView
+from gadfly.service.wire.critics import CriticHistoryView, CriticVersionView, history_view, version_view
 
 router = APIRouter(tags=["critics"], responses=problems(401, 404, 422, 503))
 
@@ -16,7 +16,7 @@ router = APIRouter(tags=["critics"], responses=problems(401, 404, 422, 503))
 async def list_critics(caller: CallerDep, service: ServiceDep) -> list[CriticVersionView]:
     """Every critic version, newest first, and which of them are live, candidate and previous."""
     versions, pointers = await service.critics.read_all()
-    return [CriticVersionView.of(critic, pointers) for critic in versions]
+    return [version_view(critic, pointers) for critic in versions]
 
 
 @router.get("/critics/{version}", summary="Read a critic", response_model=CriticHistoryView)
@@ -30,4 +30,4 @@ async def read_critic(
     critic = await service.critics.resolve(version)
     history = await service.critics.history(critic)
     _, pointers = await service.critics.read_all()
-    return CriticHistoryView.whole(critic, pointers, history, for_admin=caller.tier is Tier.ADMIN)
+    return history_view(critic, pointers, history, for_admin=caller.tier is Tier.ADMIN)

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Response
 
 from gadfly.service.dependencies import CallerDep, ServiceDep
 from gadfly.service.routes.docs import problems
-from gadfly.service.wire.interactions import InteractionPage, InteractionQuery, InteractionSummary, InteractionView
+from gadfly.service.wire.interactions import InteractionPage, InteractionQuery, InteractionView, summary_of, view_of
 from gadfly.store.interactions import Filters
 
 router = APIRouter(tags=["interactions"], responses=problems(401, 404, 422, 503))
@@ -20,7 +20,7 @@ async def list_interactions(
     """A page of interactions, newest first: the caller's own, or everybody's for an admin."""
     page = await service.memory.page(caller, _filters(query), cursor=query.cursor, limit=query.limit)
     return InteractionPage(
-        items=[InteractionSummary.of(interaction) for interaction in page.interactions], next_cursor=page.next_cursor
+        items=[summary_of(interaction) for interaction in page.interactions], next_cursor=page.next_cursor
     )
 
 
@@ -28,7 +28,7 @@ async def list_interactions(
 async def read_interaction(interaction_id: UUID, caller: CallerDep, service: ServiceDep) -> InteractionView:
     """One interaction with its result and the feedback so far."""
     interaction, feedback = await service.memory.read(caller, interaction_id)
-    return InteractionView.whole(interaction, feedback)
+    return view_of(interaction, feedback)
 
 
 @router.delete("/interactions/{interaction_id}", summary="Forget an interaction", status_code=204)

@@ -5,7 +5,7 @@ first answer showed.
 """
 
 from datetime import datetime
-from typing import Any, Literal, Self
+from typing import Literal, Self
 from uuid import UUID
 
 from pydantic import (
@@ -17,7 +17,7 @@ from pydantic import (
 from gadfly.critique import majority_verdict
 from gadfly.fields import FilledText, Metadata
 from gadfly.grading import Grade
-from gadfly.records import Critique, Interaction, Kind, Refinement, StopReason
+from gadfly.records import Critique, Interaction, Kind, StopReason
 from gadfly.refinement import When
 from gadfly.service.wire.common import (
     Count,
@@ -101,29 +101,6 @@ class CritiqueView(Wire):
     supplied: bool
     usage: UsageView
 
-    @classmethod
-    def of(cls, critique: Critique) -> Self:
-        parsed = parse_critique(critique.text)
-        probabilities = None
-        if critique.p_correct is not None and critique.p_incorrect is not None:
-            probabilities = ProbabilitiesView(correct=critique.p_correct, incorrect=critique.p_incorrect)
-        return cls(
-            id=critique.id,
-            round=critique.round,
-            sample=critique.sample,
-            text=critique.text,
-            steps=[StepView(text=s.text, verdict=s.verdict, explanation=s.explanation) for s in parsed.steps],
-            explanation=parsed.explanation,
-            verdict=critique.verdict,
-            stated_verdict=critique.stated,
-            verdict_source=critique.verdict_source,
-            confidence=critique.confidence,
-            probabilities=probabilities,
-            finish_reason=critique.finish_reason,
-            supplied=critique.supplied,
-            usage=UsageView.of(critique.usage),
-        )
-
 
 class RefinementView(Wire):
     id: UUID
@@ -134,19 +111,6 @@ class RefinementView(Wire):
     grade: Grade | None
     finish_reason: str | None
     usage: UsageView
-
-    @classmethod
-    def of(cls, refinement: Refinement) -> Self:
-        return cls(
-            id=refinement.id,
-            critique_id=refinement.critique_id,
-            round=refinement.round,
-            sample=refinement.sample,
-            text=refinement.text,
-            grade=refinement.grade,
-            finish_reason=refinement.finish_reason,
-            usage=UsageView.of(refinement.usage),
-        )
 
 
 class RoundView(Wire):
@@ -190,23 +154,6 @@ class CritiqueResult(Wire):
     usage: UsageView
     latency_ms: float
 
-    @classmethod
-    def of(cls, interaction: Interaction) -> Self:
-        critiques = [CritiqueView.of(critique) for critique in interaction.critiques]
-        verdict = majority_verdict(tuple(critique.verdict for critique in interaction.critiques))
-        of_majority = [critique for critique in critiques if critique.verdict is verdict]
-        chosen = of_majority[0] if of_majority else critiques[0]  # none has the verdict of a tie
-        return cls(
-            **_common(interaction),
-            verdict=verdict,
-            confidence=chosen.confidence if of_majority else None,
-            verdict_source=chosen.verdict_source if of_majority else VerdictSource.NONE,
-            critique=chosen.text,
-            steps=chosen.steps,
-            explanation=chosen.explanation,
-            critiques=critiques,
-        )
-
 
 class RefineResult(Wire):
     """The answer of /refine. `verdict` is the critic's last one on the run that is returned."""
@@ -231,43 +178,60 @@ class RefineResult(Wire):
     usage: UsageView
     latency_ms: float
 
-    @classmethod
-    def of(cls, interaction: Interaction) -> Self:
-        samples = _samples(interaction)
-        chosen = next(sample for sample in samples if sample.refined_response == interaction.refined_response)
-        last = chosen.rounds[-1]
-        refined = [item.refinement for item in chosen.rounds if item.refinement is not None]
-        return cls(
-            **_common(interaction),
-            refined_response=chosen.refined_response,
-            stop_reason=chosen.stop_reason,
-            verdict=last.critique.verdict,
-            chosen_sample=chosen.sample,
-            votes=interaction.parameters["votes"],
-            samples=samples,
-            rounds=chosen.rounds,
-            refined_grade=refined[-1].grade if refined else interaction.grade,
-        )
-
 
 def result_of(interaction: Interaction) -> CritiqueResult | RefineResult:
-    """The answer that an interaction of /critique or /refine was, or will be, given."""
-    return CritiqueResult.of(interaction) if interaction.kind is Kind.CRITIQUE else RefineResult.of(interaction)
+    """The answer of /critique or /refine that an interaction records."""
+    return _critique_result(interaction) if interaction.kind is Kind.CRITIQUE else _refine_result(interaction)
 
 
-def _common(interaction: Interaction) -> dict[str, Any]:
-    return {
-        "id": interaction.id,
-        "episode_id": interaction.episode_id,
-        "request_id": interaction.request_id,
-        "created_at": interaction.created_at,
-        "critic": critic_of(interaction),
-        "model": interaction.model,
-        "prompt_set": interaction.prompt_set,
-        "grade": interaction.grade,
-        "usage": UsageView.of(interaction.usage),
-        "latency_ms": interaction.latency_ms,
-    }
+def _critique_result(interaction: Interaction) -> CritiqueResult:
+    critiques = [_critique(critique) for critique in interaction.critiques]
+    verdict = majority_verdict(tuple(critique.verdict for critique in interaction.critiques))
+    of_majority = [critique for critique in critiques if critique.verdict is verdict]
+    chosen = of_majority[0] if of_majority else critiques[0]  # none has the verdict of a tie
+    return CritiqueResult.of(
+        interaction,
+        critic=critic_of(interaction),
+        verdict=verdict,
+        confidence=chosen.confidence if of_majority else None,
+        verdict_source=chosen.verdict_source if of_majority else VerdictSource.NONE,
+        critique=chosen.text,
+        steps=chosen.steps,
+        explanation=chosen.explanation,
+        critiques=critiques,
+    )
+
+
+def _refine_result(interaction: Interaction) -> RefineResult:
+    samples = _samples(interaction)
+    chosen = next(sample for sample in samples if sample.refined_response == interaction.refined_response)
+    refined = [item.refinement for item in chosen.rounds if item.refinement is not None]
+    return RefineResult.of(
+        interaction,
+        critic=critic_of(interaction),
+        refined_response=chosen.refined_response,
+        stop_reason=chosen.stop_reason,
+        verdict=chosen.rounds[-1].critique.verdict,
+        chosen_sample=chosen.sample,
+        votes=interaction.parameters["votes"],
+        samples=samples,
+        rounds=chosen.rounds,
+        refined_grade=refined[-1].grade if refined else interaction.grade,
+    )
+
+
+def _critique(critique: Critique) -> CritiqueView:
+    parsed = parse_critique(critique.text)
+    probabilities = None
+    if critique.p_correct is not None and critique.p_incorrect is not None:
+        probabilities = ProbabilitiesView(correct=critique.p_correct, incorrect=critique.p_incorrect)
+    return CritiqueView.of(
+        critique,
+        steps=parsed.steps,
+        explanation=parsed.explanation,
+        stated_verdict=critique.stated,
+        probabilities=probabilities,
+    )
 
 
 def _samples(interaction: Interaction) -> list[SampleView]:
@@ -275,7 +239,7 @@ def _samples(interaction: Interaction) -> list[SampleView]:
     runs: dict[int, list[RoundView]] = {}
     for critique in sorted(interaction.critiques, key=lambda item: (item.sample, item.round)):
         runs.setdefault(critique.sample, []).append(
-            RoundView(critique=CritiqueView.of(critique), refinement=rewrites.get(critique.id))
+            RoundView(critique=_critique(critique), refinement=rewrites.get(critique.id))
         )
     samples = []
     for sample, rounds in runs.items():

@@ -10,7 +10,7 @@ from pydantic import (
 )
 
 from gadfly.fields import FilledText
-from gadfly.records import Interaction, Usage
+from gadfly.records import Interaction
 
 RequestId = Annotated[FilledText, Field(max_length=200)]
 Count = Annotated[StrictInt, Field(ge=1, le=1_000_000)]
@@ -21,7 +21,13 @@ CriticChoice = Literal["live", "candidate"] | Annotated[StrictInt, Field(ge=0, l
 
 
 class Wire(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, from_attributes=True)
+
+    @classmethod
+    def of(cls, record: object, **given: Any) -> Self:
+        """The view of a record: its fields of the same names, and those given."""
+        values = {name: getattr(record, name) for name in cls.model_fields if name not in given}
+        return cls.model_validate(values | given)
 
 
 class UsageView(Wire):
@@ -29,10 +35,6 @@ class UsageView(Wire):
 
     prompt_tokens: int
     completion_tokens: int
-
-    @classmethod
-    def of(cls, usage: Usage) -> Self:
-        return cls(prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens)
 
 
 class CriticView(Wire):

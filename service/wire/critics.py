@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, Self
+from typing import Any
 from uuid import UUID
 
 from pydantic import (
@@ -15,8 +15,6 @@ from gadfly.records import (
     CriticHistory,
     CriticVersion,
     Pointer,
-    Receipt,
-    Swap,
     SwapKind,
     SwapStatus,
 )
@@ -44,18 +42,6 @@ class CriticVersionView(Wire):
     created_at: datetime
     pointers: list[Pointer]
 
-    @classmethod
-    def of(cls, critic: CriticVersion, pointers: Mapping[Pointer, int]) -> Self:
-        names = sorted(name for name, version in pointers.items() if version == critic.version)
-        return cls(
-            version=critic.version,
-            parent=critic.parent,
-            base_model=critic.base_model,
-            adapter_sha256=critic.adapter_sha256,
-            created_at=critic.created_at,
-            pointers=names,
-        )
-
 
 class SwapView(Wire):
     """One move of the live pointer: asked for, done or refused."""
@@ -69,19 +55,6 @@ class SwapView(Wire):
     finished_at: datetime | None
     reason: str | None = Field(description="Why it was asked for, or why it was refused. For admins.")
 
-    @classmethod
-    def of(cls, swap: Swap) -> Self:
-        return cls(
-            id=swap.id,
-            version=swap.version,
-            from_version=swap.from_version,
-            kind=swap.kind,
-            status=swap.status,
-            requested_at=swap.requested_at,
-            finished_at=swap.finished_at,
-            reason=swap.reason,
-        )
-
 
 class ReceiptView(Wire):
     """What one service proved and did when this version went live there."""
@@ -92,15 +65,6 @@ class ReceiptView(Wire):
     details: dict[str, Any] = Field(
         description="Hashes, each engine's proof, requests in flight at the move, how many were lost, and times."
     )
-
-    @classmethod
-    def of(cls, receipt: Receipt) -> Self:
-        return cls(
-            swap_id=receipt.swap_id,
-            replica_id=receipt.replica_id,
-            created_at=receipt.created_at,
-            details=receipt.details,
-        )
 
 
 class CriticHistoryView(CriticVersionView):
@@ -113,23 +77,31 @@ class CriticHistoryView(CriticVersionView):
     swaps: list[SwapView] = Field(description="Newest first, those that were refused too.")
     receipts: list[ReceiptView] = Field(description="Newest first.")
 
-    @classmethod
-    def whole(
-        cls, critic: CriticVersion, pointers: Mapping[Pointer, int], history: CriticHistory, *, for_admin: bool
-    ) -> Self:
-        swaps, receipts = history.swaps, history.receipts
-        if not for_admin:
-            swaps = [replace(swap, reason=None) for swap in swaps]
-            receipts = [replace(receipt, details=_without_engines(receipt.details)) for receipt in receipts]
-        return cls(
-            **dict(CriticVersionView.of(critic, pointers)),
-            run_id=critic.run_id,
-            prompt_set=critic.prompt_set,
-            outcome=history.outcome,
-            gate=history.gate,
-            swaps=[SwapView.of(swap) for swap in swaps],
-            receipts=[ReceiptView.of(receipt) for receipt in receipts],
-        )
+
+def version_view(critic: CriticVersion, pointers: Mapping[Pointer, int]) -> CriticVersionView:
+    return CriticVersionView.of(critic, pointers=_names_of(critic, pointers))
+
+
+def history_view(
+    critic: CriticVersion, pointers: Mapping[Pointer, int], history: CriticHistory, *, for_admin: bool
+) -> CriticHistoryView:
+    """A critic and its history; only admins see the reasons of swaps and the addresses of engines."""
+    swaps, receipts = history.swaps, history.receipts
+    if not for_admin:
+        swaps = [replace(swap, reason=None) for swap in swaps]
+        receipts = [replace(receipt, details=_without_engines(receipt.details)) for receipt in receipts]
+    return CriticHistoryView.of(
+        critic,
+        pointers=_names_of(critic, pointers),
+        outcome=history.outcome,
+        gate=history.gate,
+        swaps=swaps,
+        receipts=receipts,
+    )
+
+
+def _names_of(critic: CriticVersion, pointers: Mapping[Pointer, int]) -> list[Pointer]:
+    return sorted(name for name, version in pointers.items() if version == critic.version)
 
 
 def _without_engines(details: dict[str, Any]) -> dict[str, Any]:

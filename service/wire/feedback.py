@@ -13,7 +13,7 @@ from pydantic import (
 
 from gadfly.fields import FilledText, Metadata
 from gadfly.grading import Grade
-from gadfly.records import Feedback, FeedbackSource
+from gadfly.records import FeedbackSource
 from gadfly.service.wire.common import RequestId, Wire
 
 
@@ -51,19 +51,3 @@ class FeedbackView(Wire):
     comment: str | None
     metadata: dict[str, Any]
     grade: Grade | None = Field(description="The interaction's response against this feedback's reference.")
-
-    @classmethod
-    def of(cls, feedback: Feedback) -> Self:
-        return cls(
-            id=feedback.id,
-            interaction_id=feedback.interaction_id,
-            created_at=feedback.created_at,
-            source=feedback.source,
-            correct=feedback.correct,
-            reference=feedback.reference,
-            edited_response=feedback.edited_response,
-            rating=feedback.rating,
-            comment=feedback.comment,
-            metadata=feedback.metadata,
-            grade=feedback.grade,
-        )

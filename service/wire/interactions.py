@@ -1,7 +1,7 @@
 """Shapes of /interactions."""
 
 from datetime import datetime
-from typing import Any, Self
+from typing import Any
 from uuid import UUID
 
 from pydantic import (
@@ -31,21 +31,6 @@ class InteractionSummary(Wire):
     grade: Grade | None
     critic: CriticView | None
 
-    @classmethod
-    def of(cls, interaction: Interaction) -> Self:
-        return cls(
-            id=interaction.id,
-            kind=interaction.kind,
-            episode_id=interaction.episode_id,
-            request_id=interaction.request_id,
-            created_at=interaction.created_at,
-            question=interaction.question,
-            response=interaction.response,
-            verdict=interaction.verdict,
-            grade=interaction.grade,
-            critic=critic_of(interaction),
-        )
-
 
 class InteractionView(InteractionSummary):
     """Everything kept about one interaction: what was sent, what was answered, and the feedback so far."""
@@ -57,17 +42,6 @@ class InteractionView(InteractionSummary):
         description="As it was answered, with grades against the newest reference; null for imported rows."
     )
     feedback: list[FeedbackView]
-
-    @classmethod
-    def whole(cls, interaction: Interaction, feedback: list[Feedback]) -> Self:
-        return cls(
-            **dict(InteractionSummary.of(interaction)),
-            reference=interaction.reference,
-            metadata=interaction.metadata,
-            parameters=interaction.parameters,
-            result=result_of(interaction) if interaction.kind is not Kind.IMPORT else None,
-            feedback=[FeedbackView.of(item) for item in feedback],
-        )
 
 
 class InteractionQuery(Wire):
@@ -88,3 +62,16 @@ class InteractionQuery(Wire):
 class InteractionPage(Wire):
     items: list[InteractionSummary]
     next_cursor: str | None = Field(description="Pass as `cursor` for the next page; null on the last.")
+
+
+def summary_of(interaction: Interaction) -> InteractionSummary:
+    return InteractionSummary.of(interaction, critic=critic_of(interaction))
+
+
+def view_of(interaction: Interaction, feedback: list[Feedback]) -> InteractionView:
+    return InteractionView.of(
+        interaction,
+        critic=critic_of(interaction),
+        result=result_of(interaction) if interaction.kind is not Kind.IMPORT else None,
+        feedback=feedback,
+    )

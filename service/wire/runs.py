@@ -1,13 +1,13 @@
 """What admins send and get about training runs: the shapes of /admin/retrain and /admin/runs."""
 
 from datetime import datetime
-from typing import Any, Self
+from typing import Any
 from uuid import UUID
 
 from pydantic import Field, JsonValue, StrictBool
 
 from gadfly.service.wire.common import RequestId, Wire
-from gadfly.training import GateOutcome, Run, RunStatus, Stage, TrainConfig, Trigger
+from gadfly.training import GateOutcome, RunStatus, Stage, TrainConfig, Trigger
 
 
 class RetrainRequest(Wire):
@@ -48,10 +48,6 @@ class RunSummary(Wire):
     version: int | None = Field(description="The critic it published.")
     error: str | None
 
-    @classmethod
-    def of(cls, run: Run) -> Self:
-        return cls(**_summary(run))
-
 
 class RunView(RunSummary):
     """Everything kept about one run."""
@@ -59,10 +55,6 @@ class RunView(RunSummary):
     config: TrainConfig
     gate: dict[str, Any] | None = Field(description="The gate's report: both critics on the same held-out answers.")
     manifest: dict[str, Any] | None = Field(description="Row ids, seeds, hashes, versions: what doing it again takes.")
-
-    @classmethod
-    def of(cls, run: Run) -> Self:
-        return cls(**_summary(run), config=run.config, gate=run.gate, manifest=run.manifest)
 
 
 class RunQuery(Wire):
@@ -75,24 +67,3 @@ class RunQuery(Wire):
 class RunPage(Wire):
     items: list[RunSummary]
     next_cursor: UUID | None = Field(description="Pass as `cursor` for the next page; null on the last.")
-
-
-def _summary(run: Run) -> dict[str, Any]:
-    return {
-        "id": run.id,
-        "status": run.status,
-        "trigger": run.trigger,
-        "created_at": run.created_at,
-        "started_at": run.started_at,
-        "finished_at": run.finished_at,
-        "request_id": run.request_id,
-        "reproduces": run.reproduces,
-        "attempt": run.attempt,
-        "cancel_requested_at": run.cancel_requested_at,
-        "progress": ProgressView(
-            stage=run.progress.stage, step=run.progress.step, steps=run.progress.steps, eta_s=run.progress.eta_s
-        ),
-        "outcome": run.outcome,
-        "version": run.version,
-        "error": run.error,
-    }
