@@ -43,7 +43,7 @@ Call = Callable[[int], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class Measurement:
     """One way at one number of callers: latencies in seconds, and requests per second over the whole run."""
 
     latencies: list[float]
@@ -54,7 +54,7 @@ class Run:
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-async def run(call: Call, *, callers: int, requests: int) -> Run:
+async def run(call: Call, *, callers: int, requests: int) -> Measurement:
     """`requests` calls by `callers` callers, each starting its next when its last has ended."""
     numbers = iter(range(requests))
     latencies: list[float] = []
@@ -67,7 +67,7 @@ async def run(call: Call, *, callers: int, requests: int) -> Run:
 
     started = time.perf_counter()
     await asyncio.gather(*(caller() for _ in range(callers)))
-    return Run(latencies, requests / (time.perf_counter() - started))
+    return Measurement(latencies, requests / (time.perf_counter() - started))
 
 
 class Raw:
@@ -166,7 +166,7 @@ async def compare(
     prompt_set = prompts.load(settings.prompts)
     raw = Raw(uds, max_tokens=options.tokens, prompt_set=prompt_set)
     pool = EnginePool.connect(settings.engine_urls, timeout_s=600)
-    found = await pool.engines[0].label_tokens(after=":", first=prompt_set.correct, second=prompt_set.incorrect)
+    found = await pool.members[0].label_tokens(after=":", first=prompt_set.correct, second=prompt_set.incorrect)
     labels = (found.first, found.second)
     sampling = Sampling(temperature=0.7, max_tokens=options.tokens)
     critiques = await critique(pool, prompt_set, model=ACTOR, question=question(), response=RESPONSE, sampling=sampling)
@@ -208,7 +208,7 @@ async def compare(
         requests = max(options.requests, 2 * callers)
         for way in ways.values():
             await run(way, callers=callers, requests=callers + 2)
-        rounds: list[dict[str, Run]] = []
+        rounds: list[dict[str, Measurement]] = []
         for turn in range(options.rounds):
             order = list(ways) if turn % 2 == 0 else list(ways)[::-1]
             rounds.append({name: await run(ways[name], callers=callers, requests=requests) for name in order})

@@ -57,7 +57,7 @@ async def fill(settings: Settings, lines: list[dict[str, str]]) -> None:
         await store.interactions.insert_interactions(session, interactions, heldout_share=settings.heldout_share)
 
 
-class Caller:
+class LiveCaller:
     """One caller, and how long its requests took beside what."""
 
     def __init__(self, client: httpx.AsyncClient, *, tokens: int) -> None:
@@ -93,7 +93,7 @@ async def measure(
 
 
 async def compare(options: argparse.Namespace, client: httpx.AsyncClient, console: Console) -> None:
-    caller = Caller(client, tokens=options.tokens)
+    caller = LiveCaller(client, tokens=options.tokens)
     for _ in range(3):
         await caller.ask("warm-up")
     for _ in range(options.requests):

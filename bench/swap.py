@@ -42,7 +42,7 @@ _PATIENCE_S = 60.0
 
 
 @dataclass
-class Traffic:
+class SwapTraffic:
     """What callers saw in one phase."""
 
     latencies: list[float] = field(default_factory=list)
@@ -61,7 +61,7 @@ class Callers:
         self._client = client
         self._tokens = tokens
         self._texts = texts
-        self.traffic = Traffic()
+        self.traffic = SwapTraffic()
         self._awaited: tuple[int, float, asyncio.Future[float]] | None = None
 
     async def first_answer_of(self, version: int) -> float:
@@ -141,14 +141,14 @@ async def compare(
 
     tasks = [asyncio.create_task(callers.call()) for _ in range(options.callers)]
     took: list[tuple[float, float]] = []
-    rounds: list[tuple[Traffic, Traffic]] = []
+    rounds: list[tuple[SwapTraffic, SwapTraffic]] = []
     per_round = options.swaps // options.rounds
     try:
         await swap(database, callers, 1)
         for number in range(options.rounds):
-            quiet = callers.traffic = Traffic()
+            quiet = callers.traffic = SwapTraffic()
             await asyncio.sleep(options.spacing * per_round)
-            busy = callers.traffic = Traffic()
+            busy = callers.traffic = SwapTraffic()
             for turn in range(per_round):
                 began = time.perf_counter()
                 took.append(await swap(database, callers, 2 - (number * per_round + turn) % 2))
@@ -164,7 +164,7 @@ async def compare(
 
 def show(
     options: argparse.Namespace,
-    rounds: list[tuple[Traffic, Traffic]],
+    rounds: list[tuple[SwapTraffic, SwapTraffic]],
     took: list[tuple[float, float]],
     console: Console,
 ) -> None:

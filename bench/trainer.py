@@ -57,7 +57,7 @@ EPOCHS = 2
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What one side says of one round. Memory in bytes: resident when loaded, and the peak since then.
+    """What one side says of one round. MemoryMeter in bytes: resident when loaded, and the peak since then.
 
     Processor time tells the two apart also on a machine that others use.
     """
@@ -84,7 +84,7 @@ def groups_of(options: argparse.Namespace) -> list[Group]:
     return groups
 
 
-class Memory:
+class MemoryMeter:
     """Resident memory of this process, from /proc."""
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ class Clock:
     def __init__(self) -> None:
         self._wall, self._cpu = time.perf_counter(), time.process_time()
 
-    def report(self, memory: Memory) -> None:
+    def report(self, memory: MemoryMeter) -> None:
         seconds, cpu_seconds = time.perf_counter() - self._wall, time.process_time() - self._cpu
         found = Round(seconds=seconds, cpu_seconds=cpu_seconds, loaded=memory.loaded, peak=memory.peak())
         print(json.dumps(asdict(found)), flush=True)
@@ -123,7 +123,7 @@ def our_side(options: argparse.Namespace) -> None:
     )
     learner = Learner(policy, our_config(options), kl_coefficient=KL)
     groups = groups_of(options)
-    memory = Memory()
+    memory = MemoryMeter()
     for step in range(options.rounds):
         wait_for_turn()
         clock = Clock()
@@ -228,12 +228,12 @@ def trl_side(options: argparse.Namespace) -> None:
     class Turns(TrainerCallback):  # type: ignore[misc]
         """Waits before a round's first step and reports after its last."""
 
-        memory: Memory
+        memory: MemoryMeter
         clock: Clock
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.global_step == 0:
-                self.memory = Memory()
+                self.memory = MemoryMeter()
             if state.global_step % steps == 0:
                 wait_for_turn()
                 self.clock = Clock()

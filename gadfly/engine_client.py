@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import httpx
 import orjson
@@ -99,9 +99,9 @@ class Engine:
     def __init__(self, url: str, *, timeout_s: float, transport: httpx.AsyncBaseTransport | None = None) -> None:
         self.url = url
         self.in_flight = 0
-        # Monotonic seconds; until then others are tried first.
-        self.down_until = 0.0  # after a failed connection
-        self.full_until = 0.0  # after a refusal
+        # Monotonic seconds; until then other engines are tried first.
+        self._down_until = 0.0  # after a failed connection
+        self._full_until = 0.0  # after a refusal
         self.drops = 0  # connections that failed: after one, this may be another process at the same address
         self._timeout_s = timeout_s
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=60)
@@ -117,6 +117,24 @@ class Engine:
 
     async def aclose(self) -> None:
         await self._client.aclose()
+
+    @property
+    def is_reachable(self) -> bool:
+        """Whether the last connection did not fail, or failed some seconds ago."""
+        return self._down_until <= time.monotonic()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the engine is reachable and has not refused a request in the last seconds."""
+        return self.is_reachable and self._full_until <= time.monotonic()
+
+    def note_refusal(self) -> None:
+        """Prefer other engines for some seconds: one that refuses quickly would look the least busy."""
+        self._full_until = time.monotonic() + _SHUNNED_S
+
+    def note_room(self) -> None:
+        """Take back `note_refusal`: the engine serves now what it lacked."""
+        self._full_until = 0.0
 
     async def chat(
         self, prompt: Prompt, *, model: str, sampling: Sampling, on_text: OnText | None = None
@@ -310,16 +328,16 @@ class Engine:
             yield
         except httpx.ConnectError as error:
             self.drops += 1
-            self.down_until = time.monotonic() + _SHUNNED_S
+            self._down_until = time.monotonic() + _SHUNNED_S
             raise _NotTaken(f"no engine answers at {self.url}") from error
         except httpx.TimeoutException as error:
             if isinstance(error, httpx.ConnectTimeout):
-                self.down_until = time.monotonic() + _SHUNNED_S
+                self._down_until = time.monotonic() + _SHUNNED_S
                 raise _NotTaken(f"no engine answers at {self.url}") from error
             raise EngineTimeout(f"the engine took longer than {self._timeout_s:g} s") from error
         except httpx.TransportError as error:
             self.drops += 1
-            self.down_until = time.monotonic() + _SHUNNED_S
+            self._down_until = time.monotonic() + _SHUNNED_S
             raise EngineUnavailable(f"the engine at {self.url} broke off: {type(error).__name__}") from error
         finally:
             self.in_flight -= 1
@@ -333,37 +351,42 @@ class _NotServed(_NotTaken):
     """The engine lacks the adapter, as one does that was started anew."""
 
 
-Restore = Callable[[Engine, str], Awaitable[None]]
-"""Called with an engine and the name of an adapter that it lacks: has the engine serve it, or raises why it cannot."""
+class Router(Protocol):
+    """Decides which engines may answer under a model's name."""
 
-MayServe = Callable[[Engine, str], bool]
-"""Whether requests for a model may go to an engine, whatever that engine says it serves."""
+    def may_serve(self, engine: Engine, model: str) -> bool:
+        """Whether requests for a model may go to an engine, whatever that engine itself says it serves."""
+
+    async def restore(self, engine: Engine, model: str) -> None:
+        """Make an engine serve a model that it lacks.
+
+        Raises:
+            EngineUnavailable: it cannot.
+        """
 
 
 class EnginePool:
-    """The engines of a deployment: each request goes to the reachable one with the least at work.
+    """The engines of a deployment: each request goes to the reachable one with the fewest requests in flight.
 
-    With `may_serve`, an engine counts as lacking the models that it says no to. With `restore`, a request for an
-    adapter that no engine with room serves waits until one of them serves it.
+    Where no engine with room serves a model, the router may make one of them serve it, and the request waits for that.
     """
 
-    def __init__(self, engines: Sequence[Engine]) -> None:
-        if not engines:
+    def __init__(self, members: Sequence[Engine], router: Router | None = None) -> None:
+        if not members:
             raise ValueError("a pool needs at least one engine")
-        self.engines = tuple(engines)
-        self.may_serve: MayServe = lambda engine, model: True
-        self.restore: Restore | None = None
+        self.members = tuple(members)
+        self._router = router
 
     @classmethod
     def connect(cls, urls: Sequence[str], *, timeout_s: float) -> Self:
         return cls([Engine(url, timeout_s=timeout_s) for url in urls])
 
     async def aclose(self) -> None:
-        await asyncio.gather(*(engine.aclose() for engine in self.engines))
+        await asyncio.gather(*(engine.aclose() for engine in self.members))
 
     @property
     def in_flight(self) -> int:
-        return sum(engine.in_flight for engine in self.engines)
+        return sum(engine.in_flight for engine in self.members)
 
     async def chat(
         self, prompt: Prompt, *, model: str, sampling: Sampling, on_text: OnText | None = None
@@ -389,29 +412,27 @@ class EnginePool:
         return await self._first(lambda engine: engine.tokenize(prompt), ACTOR)
 
     async def _first(self, call: Callable[[Engine], Awaitable[T]], model: str) -> T:
-        now = time.monotonic()
-        order = sorted(self.engines, key=lambda each: (max(each.down_until, each.full_until) > now, each.in_flight))
-        without: list[Engine] = []
+        lacking: list[Engine] = []
         refusal: EngineUnavailable | None = None
-        for engine in order:
-            if not self.may_serve(engine, model):
-                without.append(engine)
+        for engine in sorted(self.members, key=lambda each: (not each.has_room, each.in_flight)):
+            if self._router is not None and not self._router.may_serve(engine, model):
+                lacking.append(engine)
                 continue
             try:
                 return await call(engine)
             except _NotTaken as error:
-                engine.full_until = time.monotonic() + _SHUNNED_S  # it refuses quickly, so it would look the least busy
+                engine.note_refusal()
                 refusal = refusal or error
                 if isinstance(error, _NotServed):
-                    without.append(engine)
-        if self.restore is not None:
-            for engine in without * 2:  # twice round: the adapter may be taken away again before the call
+                    lacking.append(engine)
+        if self._router is not None:
+            for engine in lacking * 2:  # two rounds: the adapter may be unloaded again before the call
                 try:
-                    await self.restore(engine, model)
+                    await self._router.restore(engine, model)
                 except EngineUnavailable as error:
                     refusal = error
                     continue
-                engine.full_until = 0.0
+                engine.note_room()
                 try:
                     return await call(engine)
                 except _NotTaken as error:

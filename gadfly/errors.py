@@ -1,8 +1,18 @@
-"""The errors that core raises. Core knows no status codes: `service/errors.py` maps each of these to one."""
+"""The errors that Gadfly raises. `service/errors.py` maps each of them to a status code."""
+
+from copy import copy
+from typing import Self
 
 
 class GadflyError(Exception):
     """Root of the family. The message is one sentence for a person."""
+
+    def again(self, message: str | None = None) -> Self:
+        """A copy to raise: an error with all its values, and another message if one is given."""
+        copied = copy(self)
+        if message is not None:
+            copied.args = (message,)
+        return copied.with_traceback(None)
 
 
 class BadSettings(GadflyError):

@@ -215,7 +215,7 @@ class Swap:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Receipt:
+class SwapReceipt:
     """What one replica of the service proved and did in one swap: hashes, deltas, engines, leases, times."""
 
     id: UUID
@@ -233,7 +233,7 @@ class CriticHistory:
     outcome: GateOutcome | None
     gate: dict[str, Any] | None  # the gate's report
     swaps: list[Swap]  # the newest first
-    receipts: list[Receipt]  # the newest first
+    receipts: list[SwapReceipt]  # the newest first
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -200,6 +200,16 @@ class Settings(BaseSettings):
         """Whether only this machine can reach the service."""
         return is_loopback(self.host)
 
+    def require_addresses(self) -> tuple[str, tuple[str, ...]]:
+        """The addresses of the database, with its password, and of the engines.
+
+        Raises:
+            BadSettings: one is not set.
+        """
+        if self.database_url is None or not self.engine_urls:
+            raise BadSettings("GADFLY_DATABASE_URL and GADFLY_ENGINE_URLS must be set; `gadfly up` sets both")
+        return self.database_url.get_secret_value(), self.engine_urls
+
     @property
     def service_url(self) -> str:
         host = "127.0.0.1" if self.host in ("0.0.0.0", "") else "[::1]" if self.host == "::" else self.host

@@ -22,7 +22,7 @@ from gadfly.lab import report
 from gadfly.lab.arena import Sizes
 from gadfly.lab.rows import BASE, QUICK, QUICK_CHANGES, QUICK_SIZES, ROWS
 from gadfly.lab.study import AnotherStudy, Study, read
-from gadfly.lab.world import Split
+from gadfly.lab.world import LabSplit
 from gadfly.training import TrainConfig
 
 MODEL = Path(__file__).with_name("model")
@@ -46,7 +46,7 @@ def run(study: Study, names: list[str], seeds: list[int], workers: int, console:
 
 def line(result: dict[str, Any]) -> str:
     """A row's numbers on the in-domain test, at its last checkpoint, in percent."""
-    found = result["last"][Split.IN_DOMAIN.value]
+    found = result["last"][LabSplit.IN_DOMAIN.value]
     names = ("accuracy_refined", "discrimination", "discrimination_right", "discrimination_wrong", "coverage")
     titles = ("Acc@Refine", "Acc@Dis", "right", "wrong", "coverage")
     rates = ", ".join(
@@ -59,7 +59,7 @@ def line(result: dict[str, Any]) -> str:
 
 def wrong_signs(results: list[dict[str, Any]]) -> list[str]:
     """What the method promises and a quick run does not show, a sentence each."""
-    by_row = {result["row"]: result["last"][Split.IN_DOMAIN.value] for result in results}
+    by_row = {result["row"]: result["last"][LabSplit.IN_DOMAIN.value] for result in results}
 
     def rate(name: str, of: str) -> float:
         return float(by_row[name][of]["value"])

@@ -15,11 +15,11 @@ from gadfly.concurrency import gather
 from gadfly.engine_client import ACTOR, Sampling
 from gadfly.grading import Grade, Grader
 from gadfly.lab import world
-from gadfly.lab.world import Problem, Split
+from gadfly.lab.world import LabSplit, WordProblem
 from gadfly.prompts import PromptSet
 from gadfly.store.training_data import LabelledAnswer
 from gadfly.trainer.data import Item, Origin, seed_of
-from gadfly.trainer.engines import Engines
+from gadfly.trainer.engines import RunEngines
 from gadfly.trainer.pool import sample_pool
 from gadfly.training import TrainConfig
 
@@ -51,16 +51,16 @@ class Arena:
 
     learn: list[Item]
     validate: list[LabelledAnswer]
-    tests: dict[Split, list[LabelledAnswer]]
+    tests: dict[LabSplit, list[LabelledAnswer]]
 
     @property
-    def accuracy(self) -> dict[Split, float]:
+    def accuracy(self) -> dict[LabSplit, float]:
         """Share of the tests' answers that are right: the actor without a critic."""
         return {split: sum(each.is_right for each in found) / len(found) for split, found in self.tests.items()}
 
     @classmethod
     async def open(
-        cls, folder: Path, engines: Engines, prompts: PromptSet, grader: Grader, sizes: Sizes, *, seed: int
+        cls, folder: Path, engines: RunEngines, prompts: PromptSet, grader: Grader, sizes: Sizes, *, seed: int
     ) -> Self:
         """The arena in an existing folder, made there if it is not: the same seed gives the same answers."""
         path = folder / "arena.json"
@@ -71,12 +71,14 @@ class Arena:
         return cls(
             learn=[Item.from_json(each) for each in kept["learn"]],
             validate=[Item.from_json(each).to_answer() for each in kept["validate"]],
-            tests={Split(name): [Item.from_json(each).to_answer() for each in kept["tests"][name]] for name in Split},
+            tests={
+                LabSplit(name): [Item.from_json(each).to_answer() for each in kept["tests"][name]] for name in LabSplit
+            },
         )
 
 
-async def _make(engines: Engines, prompts: PromptSet, grader: Grader, sizes: Sizes, seed: int) -> dict[str, Any]:
-    in_domain = world.problems(Split.IN_DOMAIN, sizes.learn + sizes.validate + sizes.test, seed=seed)
+async def _make(engines: RunEngines, prompts: PromptSet, grader: Grader, sizes: Sizes, seed: int) -> dict[str, Any]:
+    in_domain = world.problems(LabSplit.IN_DOMAIN, sizes.learn + sizes.validate + sizes.test, seed=seed)
     learn, rest = in_domain[: sizes.learn], in_domain[sizes.learn :]
     config = TrainConfig(
         pool_questions=sizes.learn, pool_samples=sizes.samples, pool_temperature=TEMPERATURE,
@@ -84,9 +86,9 @@ async def _make(engines: Engines, prompts: PromptSet, grader: Grader, sizes: Siz
     )  # fmt: skip
     pool = await sample_pool(engines, prompts, grader, [_asked(each) for each in learn], config, seed=seed)
     tests = {
-        Split.IN_DOMAIN: rest[sizes.validate :],
-        Split.LONGER: world.problems(Split.LONGER, sizes.out_of_domain, seed=seed),
-        Split.LARGER: world.problems(Split.LARGER, sizes.out_of_domain, seed=seed),
+        LabSplit.IN_DOMAIN: rest[sizes.validate :],
+        LabSplit.LONGER: world.problems(LabSplit.LONGER, sizes.out_of_domain, seed=seed),
+        LabSplit.LARGER: world.problems(LabSplit.LARGER, sizes.out_of_domain, seed=seed),
     }
     return {
         "learn": [item.to_json() for item in pool.items],
@@ -98,7 +100,7 @@ async def _make(engines: Engines, prompts: PromptSet, grader: Grader, sizes: Siz
     }
 
 
-def _asked(problem: Problem) -> Item:
+def _asked(problem: WordProblem) -> Item:
     """A question with its right answer, as a row that somebody logged."""
     identity = uuid5(NAMESPACE_URL, problem.text)
     return Item(
@@ -113,11 +115,13 @@ def _asked(problem: Problem) -> Item:
     )
 
 
-async def _answers(engines: Engines, prompts: PromptSet, grader: Grader, problems: Sequence[Problem]) -> list[Item]:
+async def _answers(
+    engines: RunEngines, prompts: PromptSet, grader: Grader, problems: Sequence[WordProblem]
+) -> list[Item]:
     """One answer of the actor to each question; one without a final answer is a wrong one."""
     turn = asyncio.Semaphore(engines.at_once(1))
 
-    async def answer(problem: Problem) -> str:
+    async def answer(problem: WordProblem) -> str:
         async with turn:
             sampling = Sampling(
                 max_tokens=MAX_ANSWER_TOKENS, temperature=TEMPERATURE, seed=seed_of("first answer", problem.text)

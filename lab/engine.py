@@ -63,7 +63,7 @@ class Sampled:
 
 
 @dataclass(slots=True)
-class _Waiting:
+class _Queued:
     asked: Generation
     answer: asyncio.Future[list[Sampled]]
 
@@ -206,11 +206,11 @@ class Batcher:
 
     def __init__(self, generator: Generator) -> None:
         self.generator = generator
-        self._waiting: list[_Waiting] = []
+        self._waiting: list[_Queued] = []
         self._worker: asyncio.Task[None] | None = None
 
     async def generate(self, asked: Generation) -> list[Sampled]:
-        waiting = _Waiting(asked, asyncio.get_running_loop().create_future())
+        waiting = _Queued(asked, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
@@ -231,11 +231,11 @@ class Batcher:
                 if not each.answer.done():
                     each.answer.set_result(found)
 
-    def _next_batch(self) -> list[_Waiting]:
+    def _next_batch(self) -> list[_Queued]:
         """The oldest request, and those behind it for the same model and of the same kind that there is room for."""
         self._waiting = [each for each in self._waiting if not each.answer.done()] or self._waiting[:1]
         first = self._waiting[0].asked
-        batch: list[_Waiting] = []
+        batch: list[_Queued] = []
         rows = 0
         for each in self._waiting:
             alike = each.asked.model == first.model and (each.asked.max_tokens == 1) == (first.max_tokens == 1)

@@ -29,7 +29,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from gadfly import prompts
 from gadfly.lab import tokens, world
 from gadfly.lab.muon import Muon
-from gadfly.lab.world import Split
+from gadfly.lab.world import LabSplit
 from gadfly.prompts import Prompt
 
 PROMPTS = prompts.load("bare@1")
@@ -42,7 +42,7 @@ CARELESS = world.Care(overlooks=0.5, overlooks_far=0.25, suspects=0.1, errs=0.2)
 
 _FOLLOWED = world.Care(overlooks=0.3, overlooks_far=0.3, suspects=0.25, errs=0.3)
 """The critic whose critiques rewriting is learned from."""
-_SPLITS = {Split.IN_DOMAIN: 0.8, Split.LONGER: 0.1, Split.LARGER: 0.1}
+_SPLITS = {LabSplit.IN_DOMAIN: 0.8, LabSplit.LONGER: 0.1, LabSplit.LARGER: 0.1}
 """What is seen of each split: out of domain is what no critic is reinforced on, not what nobody has heard of."""
 _SLIPS = ((0.0, False), (0.2, False), (0.5, False), (0.7, True))
 """A chance for each step of an answer that is judged or rewritten, and whether it is wild: who only ever sees numbers
@@ -79,12 +79,12 @@ class Example:
     reply: str
 
 
-def solving(rng: random.Random, split: Split, steps: int, share: float = 0.0) -> Example:
+def solving(rng: random.Random, split: LabSplit, steps: int, share: float = 0.0) -> Example:
     one = world.problem(rng, split, steps=steps)
     return Example(PROMPTS.solve(question=one.text), world.solution(world.slip(rng, one, share=share)))
 
 
-def refining(rng: random.Random, split: Split, steps: int, care: world.Care) -> Example:
+def refining(rng: random.Random, split: LabSplit, steps: int, care: world.Care) -> Example:
     one = world.problem(rng, split, steps=steps)
     answer = _slipped(rng, one)
     judgements = world.judge(rng, answer, care)
@@ -92,12 +92,12 @@ def refining(rng: random.Random, split: Split, steps: int, care: world.Care) -> 
     return Example(prompt, world.solution(world.refine(one, judgements)))
 
 
-def _slipped(rng: random.Random, problem: world.Problem) -> list[world.Equation]:
+def _slipped(rng: random.Random, problem: world.WordProblem) -> list[world.Equation]:
     share, wild = rng.choice(_SLIPS)
     return world.slip(rng, problem, share=share, wild=wild)
 
 
-def critiquing(rng: random.Random, split: Split, steps: int, care: world.Care = world.PERFECT) -> Example:
+def critiquing(rng: random.Random, split: LabSplit, steps: int, care: world.Care = world.PERFECT) -> Example:
     one = world.problem(rng, split, steps=steps)
     answer = _slipped(rng, one)
     return Example(
@@ -106,7 +106,7 @@ def critiquing(rng: random.Random, split: Split, steps: int, care: world.Care = 
     )
 
 
-Task = Callable[[random.Random, Split, int], Example]
+Task = Callable[[random.Random, LabSplit, int], Example]
 
 
 class Encoder:

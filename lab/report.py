@@ -10,7 +10,7 @@ import matplotlib as mpl
 from matplotlib import pyplot as plt
 
 from gadfly.lab.rows import ROWS, Row
-from gadfly.lab.world import Split
+from gadfly.lab.world import LabSplit
 
 mpl.use("Agg")
 
@@ -40,7 +40,7 @@ class Mean:
         return f"{100 * self.value:.1f}" + ("" if self.half is None else f" ± {100 * self.half:.1f}")
 
 
-def _rate(split: Split, name: str, checkpoint: str = "last") -> Callable[[Result], float | None]:
+def _rate(split: LabSplit, name: str, checkpoint: str = "last") -> Callable[[Result], float | None]:
     def read(result: Result) -> float | None:
         found = result[checkpoint][split.value][name]
         return None if found is None else float(found["value"])
@@ -48,7 +48,7 @@ def _rate(split: Split, name: str, checkpoint: str = "last") -> Callable[[Result
     return read
 
 
-_IN = Split.IN_DOMAIN
+_IN = LabSplit.IN_DOMAIN
 _COLUMNS = (
     ("Acc@Refine", _rate(_IN, "accuracy_refined")),
     ("Δ", _rate(_IN, "delta")),
@@ -63,7 +63,7 @@ _COLUMNS = (
 )
 _OUT_OF_DOMAIN = tuple(
     (f"{split.value}: {title}", _rate(split, name))
-    for split in (Split.LONGER, Split.LARGER)
+    for split in (LabSplit.LONGER, LabSplit.LARGER)
     for title, name in (("Acc", "accuracy_before"), ("Acc@Refine", "accuracy_refined"), ("Acc@Dis", "discrimination"))
 )
 _BEST = tuple(

@@ -21,17 +21,17 @@ from gadfly.lab import sampling
 from gadfly.lab.arena import Arena
 from gadfly.lab.engine import Generator, connect
 from gadfly.lab.rows import Method, Row, config
-from gadfly.lab.world import Split
+from gadfly.lab.world import LabSplit
 from gadfly.prompts import PromptSet
 from gadfly.store.training_data import LabelledAnswer
 from gadfly.trainer.data import draw
-from gadfly.trainer.engines import Engines
+from gadfly.trainer.engines import RunEngines
 from gadfly.trainer.learn import Learning, load_adapter
 from gadfly.trainer.measure.evaluate import Bench, evaluate, without_critic
 from gadfly.trainer.measure.metrics import Judged, measure
 from gadfly.trainer.report import Report
 from gadfly.trainer.rl.policy import Policy
-from gadfly.trainer.rl.processes import Crew, make_accelerator
+from gadfly.trainer.rl.processes import ProcessGroup, make_accelerator
 from gadfly.trainer.rollouts import Collector
 from gadfly.trainer.workspace import Lines, Workspace, publish_folder
 from gadfly.training import EventKind, Stage, TrainConfig
@@ -81,8 +81,8 @@ class Lab:
     base: TrainConfig
     sampled: int  # of the test's answers, for more than one sample each
 
-    def engines(self, name: str) -> Engines:
-        return Engines(EnginePool([connect(self.generator)]), uuid5(NAMESPACE_URL, name), self.generator.rows)
+    def engines(self, name: str) -> RunEngines:
+        return RunEngines(EnginePool([connect(self.generator)]), uuid5(NAMESPACE_URL, name), self.generator.rows)
 
     async def result(self, row: Row, seed: int) -> dict[str, Any]:
         """The row's numbers with this seed: found, or made now."""
@@ -110,15 +110,17 @@ class Lab:
         asked = config(row, self.base, seed=seed)
         workspace = Workspace.of(folder, engines.run_id)
         report = LabReport(workspace=workspace, steps=asked.steps)
-        crew = Crew(Policy(self.model, rank=RANK, alpha=asked.lora_alpha, seed=seed), asked, make_accelerator(cpu=True))
+        processes = ProcessGroup(
+            Policy(self.model, rank=RANK, alpha=asked.lora_alpha, seed=seed), asked, make_accelerator(cpu=True)
+        )
         collector = Collector(engines=engines, prompts=self.prompts, grader=self.grader, config=asked)
         if not workspace.final.exists():
             if row.method is Method.STAR:
-                await self._star(crew, engines, collector, report, asked)
+                await self._star(processes, engines, collector, report, asked)
             else:
                 await Learning(
                     config=asked,
-                    crew=crew,
+                    processes=processes,
                     engines=engines,
                     collector=collector,
                     workspace=workspace,
@@ -137,7 +139,7 @@ class Lab:
         best = last
         if best_point is not last_point:
             name, _ = await load_adapter(engines, report.snapshots / f"{best_point['step']:05}", label="best")
-            best = await self._test(engines, name, (Split.IN_DOMAIN,))
+            best = await self._test(engines, name, (LabSplit.IN_DOMAIN,))
             await engines.unload(name)
         events = list(report.events.read())
         shutil.rmtree(workspace.path / "rollouts")
@@ -153,7 +155,7 @@ class Lab:
         }
 
     async def _star(
-        self, crew: Crew, engines: Engines, collector: Collector, report: LabReport, asked: TrainConfig
+        self, processes: ProcessGroup, engines: RunEngines, collector: Collector, report: LabReport, asked: TrainConfig
     ) -> None:
         """Rounds of fine-tuning on own critiques that led to a right refinement, each from what the last one made.
 
@@ -164,10 +166,10 @@ class Lab:
         for number in range(_STAR_ROUNDS):
             done = workspace.path / f"round-{number}"
             if done.exists():
-                crew.load_adapter(done)
+                processes.load_adapter(done)
                 continue
             began = time.perf_counter()
-            crew.save_adapter(workspace.path / "round.new")
+            processes.save_adapter(workspace.path / "round.new")
             publish_folder(workspace.path / "round.new", workspace.adapter(number * steps))
             name, sha256 = await load_adapter(engines, workspace.adapter(number * steps), label=f"{number}")
             pairs = []
@@ -193,30 +195,30 @@ class Lab:
                     if rollout.refined is Grade.RIGHT and rollout.finish_reason == "stop"
                 ]
             await engines.unload(name)
-            learned = crew.warm_start(list(dict.fromkeys(pairs)))
+            learned = processes.warm_start(list(dict.fromkeys(pairs)))
             numbers = {"kept": float(len(pairs)), "loss": learned[-1]["loss"]}
             await report.step((number + 1) * steps - 1, numbers, seconds=time.perf_counter() - began)
-            crew.save_adapter(workspace.path / "round.new")
+            processes.save_adapter(workspace.path / "round.new")
             publish_folder(workspace.path / "round.new", done)
-        crew.save_adapter(workspace.path / "final.new")
+        processes.save_adapter(workspace.path / "final.new")
         publish_folder(workspace.path / "final.new", workspace.final)
 
-    async def _point(self, engines: Engines, folder: Path) -> dict[str, Any]:
+    async def _point(self, engines: RunEngines, folder: Path) -> dict[str, Any]:
         name, _ = await load_adapter(engines, folder, label=f"snapshot-{folder.name}")
         found = await self._validated(engines, name)
         await engines.unload(name)
         return found | {"step": int(folder.name)}
 
-    async def _validated(self, engines: Engines, name: str) -> dict[str, Any]:
+    async def _validated(self, engines: RunEngines, name: str) -> dict[str, Any]:
         return {"metrics": measure(await self._judge(engines, name, self.arena.validate)).to_json()}
 
-    async def _test(self, engines: Engines, name: str, splits: Iterable[Split] = Split) -> dict[str, Any]:
+    async def _test(self, engines: RunEngines, name: str, splits: Iterable[LabSplit] = LabSplit) -> dict[str, Any]:
         return {
             split.value: measure(await self._judge(engines, name, self.arena.tests[split])).to_json()
             for split in splits
         }
 
-    async def _samples(self, engines: Engines, name: str, seed: int) -> list[dict[str, Any]]:
+    async def _samples(self, engines: RunEngines, name: str, seed: int) -> list[dict[str, Any]]:
         tokenizer = self.generator.tokenizer
         found = await sampling.with_critic(
             self._bench(engines),
@@ -229,9 +231,9 @@ class Lab:
 
     @property
     def _sampled(self) -> Sequence[LabelledAnswer]:
-        return self.arena.tests[Split.IN_DOMAIN][: self.sampled]
+        return self.arena.tests[LabSplit.IN_DOMAIN][: self.sampled]
 
-    def _bench(self, engines: Engines) -> Bench:
+    def _bench(self, engines: RunEngines) -> Bench:
         return Bench(
             engines=engines.pool,
             prompts=self.prompts,
@@ -241,7 +243,7 @@ class Lab:
             concurrency=engines.at_once(sampling.SAMPLES),
         )
 
-    async def _judge(self, engines: Engines, name: str, answers: Sequence[LabelledAnswer]) -> list[Judged]:
+    async def _judge(self, engines: RunEngines, name: str, answers: Sequence[LabelledAnswer]) -> list[Judged]:
         return await evaluate(
             engines.pool,
             self.prompts,

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gadfly.lab import world
-from gadfly.lab.world import Problem
+from gadfly.lab.world import WordProblem
 
 mpl.use("Agg")
 
@@ -25,7 +25,7 @@ mpl.use("Agg")
 class Asked:
     """A question, an answer to it, and whether that is right."""
 
-    problem: Problem
+    problem: WordProblem
     response: str
     is_right: bool
 

@@ -25,7 +25,7 @@ from gadfly.lab.rows import row
 from gadfly.lab.runs import Lab
 from gadfly.tether import end_with_parent
 from gadfly.trainer.base_model import base_sha256
-from gadfly.trainer.engines import Engines
+from gadfly.trainer.engines import RunEngines
 from gadfly.training import TrainConfig
 
 Result = dict[str, Any]
@@ -85,7 +85,7 @@ class Study:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     async def lab(self, generator: Generator, grader: Grader) -> Lab:
-        engines = Engines(EnginePool([connect(generator)]), uuid5(NAMESPACE_URL, str(self.folder)), generator.rows)
+        engines = RunEngines(EnginePool([connect(generator)]), uuid5(NAMESPACE_URL, str(self.folder)), generator.rows)
         prompt_set = prompts.load(PROMPTS)
         arena = await Arena.open(self.folder, engines, prompt_set, grader, self.sizes, seed=0)
         return Lab(

@@ -35,7 +35,7 @@ _VERBS = {
 }
 
 
-class Split(StrEnum):
+class LabSplit(StrEnum):
     """Where a question comes from. The last two are out of the domain that is trained on."""
 
     IN_DOMAIN = "in_domain"
@@ -54,9 +54,9 @@ class Range:
 
 
 RANGES = {
-    Split.IN_DOMAIN: Range(steps=(2, 3), start=(5, 60), operand=(2, 12), largest=99),
-    Split.LONGER: Range(steps=(4, 5), start=(5, 60), operand=(2, 12), largest=99),
-    Split.LARGER: Range(steps=(2, 3), start=(5, 60), operand=(13, 25), largest=99),
+    LabSplit.IN_DOMAIN: Range(steps=(2, 3), start=(5, 60), operand=(2, 12), largest=99),
+    LabSplit.LONGER: Range(steps=(4, 5), start=(5, 60), operand=(2, 12), largest=99),
+    LabSplit.LARGER: Range(steps=(2, 3), start=(5, 60), operand=(13, 25), largest=99),
 }
 
 
@@ -77,7 +77,7 @@ class Operation:
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class WordProblem:
     """A question and what it asks for."""
 
     text: str
@@ -129,7 +129,7 @@ class Judgement:
         return f"Step sentence: {self.step}\nExplanation: {self.again}\nCorrectness of the step: {word}\n"
 
 
-def problem(rng: random.Random, split: Split = Split.IN_DOMAIN, *, steps: int | None = None) -> Problem:
+def problem(rng: random.Random, split: LabSplit = LabSplit.IN_DOMAIN, *, steps: int | None = None) -> WordProblem:
     """A question of this split, of so many `steps` or of any number that the split allows.
 
     Every value on the way is positive and no larger than the split's largest.
@@ -146,14 +146,14 @@ def problem(rng: random.Random, split: Split = Split.IN_DOMAIN, *, steps: int | 
         operations.append(operation)
         sentences.append(f"{pronoun} {rng.choice(_VERBS[operation.sign]).format(n=operation.operand)}.")
     sentences.append(f"How many {thing} does {small} have?")
-    return Problem(text=" ".join(sentences), start=start, operations=tuple(operations))
+    return WordProblem(text=" ".join(sentences), start=start, operations=tuple(operations))
 
 
-def problems(split: Split, count: int, *, seed: int, without: Sequence[str] = ()) -> list[Problem]:
+def problems(split: LabSplit, count: int, *, seed: int, without: Sequence[str] = ()) -> list[WordProblem]:
     """Different questions of a split, none of them in `without`."""
     rng = random.Random(f"{split} {seed}")
     known = set(without)
-    found: list[Problem] = []
+    found: list[WordProblem] = []
     while len(found) < count:
         one = problem(rng, split)
         if one.text not in known:
@@ -183,12 +183,12 @@ def solution(equations: Sequence[Equation]) -> str:
     return " ".join(map(str, equations)) + f" The answer is {equations[-1].result}."
 
 
-def solve(of: Problem) -> list[Equation]:
+def solve(of: WordProblem) -> list[Equation]:
     """The right answer."""
     return slip(random.Random(0), of, share=0.0)
 
 
-def slip(rng: random.Random, of: Problem, *, share: float, wild: bool = False) -> list[Equation]:
+def slip(rng: random.Random, of: WordProblem, *, share: float, wild: bool = False) -> list[Equation]:
     """An answer that goes wrong at each step with a chance of `share`, and goes on from there.
 
     Somebody careless writes a number that is `near`, somebody `wild` any number.
@@ -199,7 +199,7 @@ def slip(rng: random.Random, of: Problem, *, share: float, wild: bool = False) -
     for place, operation in enumerate(of.operations):
         result = operation.apply(value)
         if rng.random() < share:
-            wrong = rng.randint(1, RANGES[Split.IN_DOMAIN].largest) if wild else near(rng, result)
+            wrong = rng.randint(1, RANGES[LabSplit.IN_DOMAIN].largest) if wild else near(rng, result)
             if _stays_writable(wrong, of.operations[place + 1 :]):
                 result = wrong
         equations.append(Equation(value, operation.sign, operation.operand, result))
@@ -263,7 +263,7 @@ def critique(judgements: Sequence[Judgement]) -> str:
     return "".join(map(str, judgements)) + f"Correctness of the final answer: {word}"
 
 
-def refine(of: Problem, judgements: Sequence[Judgement]) -> list[Equation]:
+def refine(of: WordProblem, judgements: Sequence[Judgement]) -> list[Equation]:
     """The answer of an actor that follows its critique to the letter, right or wrong.
 
     A step that still begins as it did takes what the critique works it out to; a step whose number changed before it

@@ -36,10 +36,9 @@ async def refuse_open_door(settings: Settings) -> None:
     if settings.is_loopback:
         log.warning("open_to_this_machine", detail="listening on loopback: without keys, anybody on it is let in")
         return
-    if settings.database_url is None:
-        raise BadSettings("the service needs GADFLY_DATABASE_URL")
+    database_url, _ = settings.require_addresses()
     deadline = time.monotonic() + _WAIT_FOR_DATABASE_S
-    async with Database.of(settings, settings.database_url.get_secret_value()) as database:
+    async with Database.of(settings, database_url) as database:
         while True:
             try:
                 async with database.session() as session:

@@ -1,4 +1,4 @@
-"""Everything one service process holds, built once and closed in order."""
+"""The parts of one service process: built once, wired here, and closed in order."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -8,21 +8,14 @@ from typing import Self
 import structlog
 
 from gadfly import prompts
-from gadfly.engine_client import EnginePool
-from gadfly.errors import BadSettings, StoreUnavailable
+from gadfly.engine_client import Engine
+from gadfly.errors import StoreUnavailable
 from gadfly.grading import Grader
 from gadfly.service.answering.answer import Answerer
-from gadfly.service.answering.idempotency import Requests
-from gadfly.service.critics.leases import Leases
-from gadfly.service.critics.loader import Loader
-from gadfly.service.critics.pointers import Critics
-from gadfly.service.critics.receipts import Receipts
-from gadfly.service.critics.replicas import Replicas
-from gadfly.service.critics.swapper import Swapper
-from gadfly.service.critics.upkeep import Tender
-from gadfly.service.critics.watch import Watch
+from gadfly.service.answering.idempotency import Idempotency
+from gadfly.service.critics.serving import CriticServing
 from gadfly.service.health import Health
-from gadfly.service.history import Memory
+from gadfly.service.history import History
 from gadfly.service.keyring import Keyring
 from gadfly.service.metrics import Metrics
 from gadfly.service.recording.recorder import Recorder
@@ -33,41 +26,44 @@ from gadfly.store.database import Database, require_current_schema
 log = structlog.get_logger(__name__)
 
 _RETRY_S = 1.0
-_GRADING_PATIENCE_S = 30.0  # references that take long to compare must not hold up everybody for ever
+_GRADING_PATIENCE_S = 30.0  # references that take long to compare must not block all other grading
 
 
 @dataclass(kw_only=True)
 class Service:
+    """The parts of one process of the service."""
+
     settings: Settings
     metrics: Metrics
-    critics: Critics
-    swapper: Swapper
+    critics: CriticServing
     keyring: Keyring
-    memory: Memory
-    requests: Requests
+    history: History
     answerer: Answerer
     health: Health
     runs: Runs
-    _tender: Tender
-    _watch: Watch
+    _requests: Idempotency
     _database: Database
     _grader: Grader
     _stack: AsyncExitStack
 
     @classmethod
     async def open(cls, settings: Settings, metrics: Metrics) -> Self:
-        """Build everything. Nothing outside has to be up yet: `run` waits for it.
+        """Build every part. Postgres and the engines may still be unavailable: `run` waits for them.
 
         Raises:
             BadSettings: no database or engine address, or an unknown prompt set.
         """
-        if settings.database_url is None or not settings.engine_urls:
-            raise BadSettings("the service needs GADFLY_DATABASE_URL and GADFLY_ENGINE_URLS; `gadfly up` sets both")
+        database_url, engine_urls = settings.require_addresses()
         prompt_set = prompts.load(settings.prompts)
-        async with AsyncExitStack() as stack:  # closes what was opened when a later part fails
-            database = await stack.enter_async_context(Database.of(settings, settings.database_url.get_secret_value()))
-            engines = EnginePool.connect(settings.engine_urls, timeout_s=settings.engine_timeout_s)
-            stack.push_async_callback(engines.aclose)
+        async with AsyncExitStack() as stack:  # closes the opened parts when a later one fails
+            database = await stack.enter_async_context(Database.of(settings, database_url))
+            critics = CriticServing(
+                settings=settings,
+                database=database,
+                engines=[Engine(url, timeout_s=settings.engine_timeout_s) for url in engine_urls],
+                metrics=metrics,
+            )
+            stack.push_async_callback(critics.aclose)
             grader = await stack.enter_async_context(
                 Grader(timeout_s=settings.grade_timeout_s, patience_s=_GRADING_PATIENCE_S)
             )
@@ -79,83 +75,41 @@ class Service:
                     spool_max_bytes=settings.spool_max_bytes,
                 )
             )
-            critics = Critics(database)
-            leases = Leases(limit=settings.max_in_flight, metrics=metrics)
-            replicas = Replicas(database)
-            loader = Loader(settings=settings, engines=engines, critics=critics, replicas=replicas, metrics=metrics)
-            engines.may_serve, engines.restore = loader.may_serve, loader.restore
-            receipts = Receipts(database=database, loader=loader, leases=leases, replicas=replicas)
-            stack.push_async_callback(receipts.aclose)
-            tender = Tender(
-                engines=engines,
-                critics=critics,
-                loader=loader,
-                leases=leases,
-                replicas=replicas,
-                receipts=receipts,
-            )
-            swapper = Swapper(
-                database=database,
-                engines=engines,
-                critics=critics,
-                loader=loader,
-                leases=leases,
-                replicas=replicas,
-                receipts=receipts,
-                tender=tender,
-                metrics=metrics,
-            )
-            answerer = Answerer(
-                settings=settings,
-                engines=engines,
-                prompts=prompt_set,
-                critics=critics,
-                grader=grader,
-                recorder=recorder,
-                metrics=metrics,
-                loader=loader,
-                leases=leases,
-            )
+            requests = Idempotency(database, recorder)
             return cls(
                 settings=settings,
                 metrics=metrics,
                 critics=critics,
-                swapper=swapper,
                 keyring=Keyring(database, open_without_keys=settings.is_loopback),
-                memory=Memory(database, recorder),
-                requests=Requests(database, recorder),
-                answerer=answerer,
-                health=Health(
-                    database=database,
-                    engines=engines,
+                history=History(database, recorder),
+                answerer=Answerer(
+                    settings=settings,
+                    prompts=prompt_set,
                     critics=critics,
+                    grader=grader,
                     recorder=recorder,
-                    leases=leases,
-                    loader=loader,
-                    tender=tender,
-                    swapper=swapper,
-                    replicas=replicas,
+                    requests=requests,
                     metrics=metrics,
                 ),
+                health=Health(database=database, critics=critics, recorder=recorder, metrics=metrics),
                 runs=Runs(database, settings=settings, metrics=metrics),
-                _tender=tender,
-                _watch=Watch(database, critics, is_on=settings.auto_rollback),
+                _requests=requests,
                 _database=database,
                 _grader=grader,
                 _stack=stack.pop_all(),
             )
 
     async def run(self) -> None:
-        """Wait for the database, settle which critic is live, start the grader; then keep what needs keeping, until
+        """Wait for Postgres, read which critic is live, start the grader; then run the background work until
         cancelled.
 
         Raises:
-            Conflict: the database's critics stand on another base model.
+            Conflict: the critics in the database are adapters of another base model.
         """
         while not self.health.running:
             try:
                 await require_current_schema(self._database)
-                live = await self.critics.start(base_model=self.settings.model)
+                live = await self.critics.start()
                 await self.keyring.start()
                 await self._grader.start()
                 self.health.running = True
@@ -163,22 +117,13 @@ class Service:
             except StoreUnavailable as error:
                 log.warning("waiting_for_database", reason=str(error))
                 await asyncio.sleep(_RETRY_S)
-        try:
-            await asyncio.gather(
-                self.requests.keep_claims(),
-                self.critics.keep_fresh(),
-                self.critics.keep_listening(),
-                self.swapper.keep_beating(),
-                self.swapper.keep_swapping(),
-                self._tender.keep_tending(),
-                self._watch.keep_watching(),
-            )
-        finally:
-            await self.swapper.leave()
+        await asyncio.gather(self._requests.keep_claims(), self.critics.run())
 
     def require_started(self) -> None:
-        """Raises:
-        StoreUnavailable: the database has not answered since this process began, so the live critic is not known.
+        """Refuse work before the live critic is known.
+
+        Raises:
+            StoreUnavailable: Postgres has not answered since this process started.
         """
         if not self.health.running:
             raise StoreUnavailable("the service is starting: it waits for its database", retry_after_s=2.0)

@@ -9,16 +9,11 @@ from uuid import UUID
 from pydantic import BaseModel, Field
 from sqlalchemy import text
 
-from gadfly.engine_client import Engine, EnginePool
+from gadfly.engine_client import Engine
 from gadfly.errors import GadflyError
 from gadfly.records import Pointer, Swap, SwapKind, SwapStatus
-from gadfly.service.answering.single_flight import Shared
-from gadfly.service.critics.leases import Leases
-from gadfly.service.critics.loader import Loader
-from gadfly.service.critics.pointers import Critics
-from gadfly.service.critics.replicas import Replicas
-from gadfly.service.critics.swapper import Swapper
-from gadfly.service.critics.upkeep import Tender
+from gadfly.service.answering.single_flight import SingleFlight
+from gadfly.service.critics.serving import CriticServing
 from gadfly.service.metrics import Metrics
 from gadfly.service.recording.recorder import Recorder
 from gadfly.settings import without_password
@@ -111,33 +106,15 @@ class Health:
     What it says needs no key, so it names versions and no reasons: those may hold admins' texts, and paths.
     """
 
-    def __init__(
-        self,
-        *,
-        database: Database,
-        engines: EnginePool,
-        critics: Critics,
-        recorder: Recorder,
-        leases: Leases,
-        loader: Loader,
-        tender: Tender,
-        swapper: Swapper,
-        replicas: Replicas,
-        metrics: Metrics,
-    ) -> None:
+    def __init__(self, *, database: Database, critics: CriticServing, recorder: Recorder, metrics: Metrics) -> None:
         self._database = database
-        self._engines = engines
         self._critics = critics
+        self._engines = critics.engines.members
         self._recorder = recorder
-        self._leases = leases
-        self._loader = loader
-        self._tender = tender
-        self._swapper = swapper
-        self._replicas = replicas
         self._metrics = metrics
         self._started_at = time.monotonic()
         self._last: tuple[float, Readiness] | None = None
-        self._checks: Shared[Readiness] = Shared()
+        self._checks: SingleFlight[Readiness] = SingleFlight()
         self.running = False
 
     async def check(self) -> Readiness:
@@ -163,7 +140,7 @@ class Health:
 
     async def _check_engines(self) -> str:
         # Ready means that requests can be answered, so one living engine of many is enough.
-        outcomes = await asyncio.gather(*(engine.probe() for engine in self._engines.engines), return_exceptions=True)
+        outcomes = await asyncio.gather(*(engine.probe() for engine in self._engines), return_exceptions=True)
         failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         if len(failures) == len(outcomes):
             raise failures[0]
@@ -175,31 +152,30 @@ class Health:
         return "answers"
 
     async def _check_critic(self) -> str:
-        live = await self._critics.resolve("live")
-        engines = self._engines.engines
-        served = await asyncio.gather(*map(_models, engines))
+        live = await self._critics.pointers.resolve("live")
+        served = await asyncio.gather(*map(_models, self._engines))
         if not any(
-            live.engine_name in names and self._loader.may_serve(engine, live.engine_name)
-            for engine, names in zip(engines, served, strict=True)
+            live.engine_name in names and self._critics.loader.may_serve(engine, live.engine_name)
+            for engine, names in zip(self._engines, served, strict=True)
         ):
             raise GadflyError(
                 "; ".join(
                     [
                         f"no engine serves the live critic {live.engine_name} as it was published",
-                        *filter(None, [self._swapper.problem]),
+                        *filter(None, [self._critics.swapper.problem]),
                     ]
                 )
             )
-        lacking = len(self._tender.lacking)
+        lacking = len(self._critics.upkeep.lacking)
         return f"version {live.version} is served as {live.engine_name}" + (
-            f"; {lacking} of {len(engines)} engines lack it, and the log says why" if lacking else ""
+            f"; {lacking} of {len(self._engines)} engines lack it, and the log says why" if lacking else ""
         )
 
     def _check_swap(self) -> Check:
         """The last swap, as every replica knows it, and whether this one has followed."""
-        last = self._critics.swaps.last
-        if self._swapper.problem is not None:
-            ok, detail = False, self._swapper.problem
+        last = self._critics.pointers.swaps.last
+        if self._critics.swapper.problem is not None:
+            ok, detail = False, self._critics.swapper.problem
         elif last is None:
             ok, detail = True, "no swap yet"
         elif last.status is SwapStatus.REFUSED:
@@ -214,9 +190,9 @@ class Health:
         return State(
             status="running" if self.running else "starting",
             uptime_s=round(now - self._started_at, 3),
-            live_critic=self._critics.known_live,
-            pointers=self._critics.pointers,
-            swap=SwapState.of(self._critics.swaps.pending or self._critics.swaps.last),
+            live_critic=self._critics.pointers.known_live,
+            pointers=self._critics.pointers.current,
+            swap=SwapState.of(self._critics.pointers.swaps.pending or self._critics.pointers.swaps.last),
             replicas=[
                 ReplicaState(
                     id=replica.id,
@@ -224,17 +200,17 @@ class Health:
                     in_flight=_by_version(replica.leases),
                     problem=replica.problem,
                 )
-                for replica in self._replicas.known
+                for replica in self._critics.replicas.known
             ],
-            in_flight=_by_version(self._leases.counts),
+            in_flight=_by_version(self._critics.leases.counts),
             engines=[
                 EngineState(
                     url=without_password(engine.url),
                     in_flight=engine.in_flight,
-                    reachable=engine.down_until <= now,
-                    critics=self._loader.proven_on(engine),
+                    reachable=engine.is_reachable,
+                    critics=self._critics.loader.proven_on(engine),
                 )
-                for engine in self._engines.engines
+                for engine in self._engines
             ],
             records_pending=self._recorder.pending,
             spool=SpoolState(

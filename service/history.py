@@ -11,7 +11,7 @@ from gadfly.store.database import Database
 from gadfly.store.interactions import Filters, Page
 
 
-class Memory:
+class History:
     """Reads and forgets interactions, each within the rows that its caller may see."""
 
     def __init__(self, database: Database, recorder: Recorder) -> None:

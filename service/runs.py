@@ -15,7 +15,7 @@ from gadfly import store
 from gadfly.errors import Conflict, StoreUnavailable
 from gadfly.planning import Plan, plan
 from gadfly.records import Split
-from gadfly.service.answering.single_flight import Shared
+from gadfly.service.answering.single_flight import SingleFlight
 from gadfly.service.keyring import Caller
 from gadfly.service.metrics import Metrics
 from gadfly.settings import Settings
@@ -44,7 +44,7 @@ class Runs:
         self._database = database
         self._settings = settings
         self._metrics = metrics
-        self._pages: Shared[_Page] = Shared()
+        self._pages: SingleFlight[_Page] = SingleFlight()
         self._one_read = asyncio.Semaphore()
         self._stopping = asyncio.Event()
 

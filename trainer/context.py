@@ -1,4 +1,4 @@
-"""What both halves of a run work with, opened once and closed in order."""
+"""What both phases of a run work with, opened once and closed in order."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -18,7 +18,7 @@ from gadfly.records import CriticVersion
 from gadfly.settings import Settings
 from gadfly.store.database import Database
 from gadfly.trainer.base_model import model_location
-from gadfly.trainer.engines import REQUEST_LIMIT_S, Engines
+from gadfly.trainer.engines import REQUEST_LIMIT_S, RunEngines
 from gadfly.trainer.patience import in_session
 from gadfly.trainer.report import Reporter
 from gadfly.trainer.rl.policy import Policy
@@ -28,13 +28,13 @@ from gadfly.training import Run
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Tools:
-    """What both halves work with."""
+class RunContext:
+    """What both phases work with."""
 
     settings: Settings
     run: Run
     database: Database
-    engines: Engines
+    engines: RunEngines
     prompts: PromptSet
     grader: Grader
     workspace: Workspace
@@ -66,27 +66,24 @@ class Tools:
 
 
 @asynccontextmanager
-async def open_tools(settings: Settings, run_id: UUID, *, role: str | None) -> AsyncIterator[Tools]:
-    """Everything that a half needs, closed in order."""
-    if settings.database_url is None or not settings.engine_urls:
-        raise BadSettings("the trainer needs GADFLY_DATABASE_URL and GADFLY_ENGINE_URLS; `gadfly up` sets both")
+async def open_context(settings: Settings, run_id: UUID, *, role: str | None) -> AsyncIterator[RunContext]:
+    """Everything that a phase needs, closed in order."""
+    database_url, engine_urls = settings.require_addresses()
     async with AsyncExitStack() as stack:
-        database = await stack.enter_async_context(
-            Database.of(settings, settings.database_url.get_secret_value(), role=role)
-        )
-        pool = EnginePool.connect(settings.engine_urls, timeout_s=max(settings.engine_timeout_s, REQUEST_LIMIT_S))
+        database = await stack.enter_async_context(Database.of(settings, database_url, role=role))
+        pool = EnginePool.connect(engine_urls, timeout_s=max(settings.engine_timeout_s, REQUEST_LIMIT_S))
         stack.push_async_callback(pool.aclose)
         grader = await stack.enter_async_context(Grader(timeout_s=settings.grade_timeout_s))
 
         if role is not None:
             await _require_role(database, role)
         run = await in_session(database, lambda session: store.runs.read_run(session, run_id))
-        engines = Engines(pool, run_id, settings.engine_max_num_seqs)
+        engines = RunEngines(pool, run_id, settings.engine_max_num_seqs)
         stack.push_async_callback(engines.unload_all)
         workspace = Workspace.of(settings.home, run_id)
         report = Reporter(run_id=run_id, database=database, workspace=workspace, steps=run.config.steps)
         stack.callback(report.close)
-        yield Tools(
+        yield RunContext(
             settings=settings,
             run=run,
             database=database,

@@ -29,7 +29,7 @@ _WORKED_S = 30.0
 
 
 @dataclass(slots=True)
-class Engines:
+class RunEngines:
     """Every engine of the deployment. What a run loads is loaded on all, since any may get a rollout."""
 
     pool: EnginePool
@@ -40,7 +40,7 @@ class Engines:
 
     def at_once(self, samples: int) -> int:
         """How many requests of `samples` samples keep all engines busy: more would only wait in their queues."""
-        return max(1, len(self.pool.engines) * self.sequences // samples)
+        return max(1, len(self.pool.members) * self.sequences // samples)
 
     def name(self, label: str) -> str:
         """The engine's name for an adapter of this run. A run that is resumed may load the same folder again."""
@@ -59,7 +59,7 @@ class Engines:
     async def unload(self, name: str) -> None:
         """Nobody asks for `name` any more: its requests have ended. An engine that is away has forgotten it anyway."""
         self._loaded.pop(name, None)
-        for engine in self.pool.engines:
+        for engine in self.pool.members:
             try:
                 await engine.unload_adapter(name)
             except (EngineUnavailable, EngineTimeout) as error:
@@ -99,7 +99,7 @@ class Engines:
             pass  # it is still away, which the next try will say
 
     async def _load_again(self) -> None:
-        loads = [(engine, name, path) for name, path in self._loaded.items() for engine in self.pool.engines]
+        loads = [(engine, name, path) for name, path in self._loaded.items() for engine in self.pool.members]
         await gather(*(engine.load_adapter(name, path) for engine, name, path in loads))
 
 
@@ -110,7 +110,7 @@ def name_prefix(run_id: UUID) -> str:
 
 async def sweep(pool: EnginePool, run_id: UUID) -> None:
     """Unload what a run that was killed left on the engines."""
-    for engine in pool.engines:
+    for engine in pool.members:
         try:
             for name in await engine.models():
                 if name.startswith(name_prefix(run_id)):

@@ -15,12 +15,12 @@ from gadfly.errors import GadflyError
 from gadfly.grading import Grade
 from gadfly.store.training_data import LabelledAnswer
 from gadfly.trainer.data import Item, draw
-from gadfly.trainer.engines import Engines
+from gadfly.trainer.engines import RunEngines
 from gadfly.trainer.measure import metrics
 from gadfly.trainer.measure.alarms import Alarm, Alarms, ScoredCritique, step_examples, step_statistics
 from gadfly.trainer.measure.evaluate import evaluate
 from gadfly.trainer.report import Report
-from gadfly.trainer.rl.processes import Crew, StageSetting
+from gadfly.trainer.rl.processes import ProcessGroup, StageSetting
 from gadfly.trainer.rollouts import Collector, RolloutGroup
 from gadfly.trainer.workspace import Workspace, publish_folder
 from gadfly.training import Stage, TrainConfig
@@ -60,8 +60,8 @@ class Learning:
     """One run's learning, from where its workspace says it is."""
 
     config: TrainConfig
-    crew: Crew
-    engines: Engines
+    processes: ProcessGroup
+    engines: RunEngines
     collector: Collector
     workspace: Workspace
     report: Report
@@ -83,7 +83,7 @@ class Learning:
         for planned in plan[done:]:
             began = time.perf_counter()
             if planned.is_first:
-                self.crew.begin_stage(self._setting(plan, planned))
+                self.processes.begin_stage(self._setting(plan, planned))
                 alarms.begin_stage()
                 rewards = []
             if planned.stage is not stage:
@@ -111,7 +111,7 @@ class Learning:
                 kept=self.workspace.rollouts(planned.step),
             )
             sampled = time.perf_counter()
-            learned = self.crew.update([group.to_group() for group in groups], planned.step)
+            learned = self.processes.update([group.to_group() for group in groups], planned.step)
 
             critiques = scored(groups)
             numbers = {**step_statistics(critiques), **refinements(groups), **learned, "sampling_s": sampled - began}
@@ -136,27 +136,27 @@ class Learning:
         if checkpoint is None:
             return 0, Alarms(self.config.alarms), []
         done = int(checkpoint.name)
-        self.crew.restore(checkpoint, self._setting(plan, plan[done - 1]))
+        self.processes.restore(checkpoint, self._setting(plan, plan[done - 1]))
         state = self.workspace.read(f"checkpoints/{checkpoint.name}/loop.json")
         assert state is not None
         return done, Alarms.from_json(self.config.alarms, state["alarms"]), state["rewards"]
 
     def _save(self, planned: Planned, alarms: Alarms, rewards: Sequence[float]) -> None:
         folder = self.workspace.begin_checkpoint(planned.step + 1)
-        self.crew.save(folder)
+        self.processes.save(folder)
         self.workspace.write(f"checkpoints/{folder.name}/loop.json", {"alarms": alarms.to_json(), "rewards": rewards})
         self.workspace.finish_checkpoint(folder)
 
     def _finish(self) -> None:
         unfinished = self.workspace.path / "final.new"
-        self.crew.save_adapter(unfinished)
+        self.processes.save_adapter(unfinished)
         publish_folder(unfinished, self.workspace.final)
 
     async def _load(self, step: int, *, instead_of: str | None) -> tuple[str, str]:
         """Have the engines serve the policy as it is now; its name there and the hash of its weights."""
         folder = self.workspace.adapter(step)
         unfinished = folder.with_suffix(".new")
-        self.crew.save_adapter(unfinished)
+        self.processes.save_adapter(unfinished)
         publish_folder(unfinished, folder)
         return await load_adapter(self.engines, folder, label=f"{step:05}", instead_of=instead_of)
 
@@ -198,7 +198,9 @@ class Learning:
             raise AlarmRaised(alarm)
 
 
-async def load_adapter(engines: Engines, folder: Path, *, label: str, instead_of: str | None = None) -> tuple[str, str]:
+async def load_adapter(
+    engines: RunEngines, folder: Path, *, label: str, instead_of: str | None = None
+) -> tuple[str, str]:
     """Load a folder under a name that says what is in it, and unload what it takes the place of."""
     sha256 = file_sha256(folder / WEIGHTS)
     name = engines.name(f"{label}-{sha256[:12]}")

@@ -14,7 +14,7 @@ from gadfly.errors import PromptTooLong, UnreadableReference
 from gadfly.grading import Grade, Grader
 from gadfly.prompts import PromptSet
 from gadfly.trainer.data import Item, seed_of
-from gadfly.trainer.engines import ROLLOUT_PRIORITY, Engines
+from gadfly.trainer.engines import ROLLOUT_PRIORITY, RunEngines
 from gadfly.training import TrainConfig
 
 
@@ -28,7 +28,7 @@ class Pool:
 
 
 async def sample_pool(
-    engines: Engines, prompts: PromptSet, grader: Grader, items: Sequence[Item], config: TrainConfig, *, seed: int
+    engines: RunEngines, prompts: PromptSet, grader: Grader, items: Sequence[Item], config: TrainConfig, *, seed: int
 ) -> Pool:
     """Have the actor answer each question that has a reference, once per question whatever it has logged answers.
 

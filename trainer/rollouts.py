@@ -17,7 +17,7 @@ from gadfly.grading import Grade, Grader
 from gadfly.prompts import PromptSet
 from gadfly.refinement import rewrite
 from gadfly.trainer.data import Item, seed_of
-from gadfly.trainer.engines import ROLLOUT_PRIORITY, Engines
+from gadfly.trainer.engines import ROLLOUT_PRIORITY, RunEngines
 from gadfly.trainer.rl.packing import Group
 from gadfly.trainer.rl.rewards import score
 from gadfly.trainer.workspace import Lines
@@ -99,7 +99,7 @@ class RolloutGroup:
 class Collector:
     """Everything that collecting needs."""
 
-    engines: Engines
+    engines: RunEngines
     prompts: PromptSet
     grader: Grader
     config: TrainConfig

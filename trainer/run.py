@@ -1,6 +1,6 @@
-"""The two phases of a training run: `python -m gadfly.trainer.run learn RUN`, then `... prove RUN`.
+"""The two phases of a training run: `python -m gadfly.trainer.run learn RUN`, then `... evaluate RUN`.
 
-The first half learns and works as a database role that cannot read held-out rows. The second half measures the result
+The first phase learns and works as a database role that cannot read held-out rows. The second phase measures the result
 on held-out rows, decides, publishes and asks for the swap; it changes no weight. Each can be killed at any moment and
 begun again: what is done is in the run's folder.
 """
@@ -19,11 +19,11 @@ import torch
 from gadfly import logs, store
 from gadfly.errors import EngineTimeout, EngineUnavailable, GadflyError, StoreUnavailable
 from gadfly.settings import Settings
-from gadfly.trainer.context import Tools, open_tools
-from gadfly.trainer.evaluate_and_publish import prove
+from gadfly.trainer.context import RunContext, open_context
+from gadfly.trainer.evaluate_and_publish import evaluate_and_publish
 from gadfly.trainer.learn import Learning, load_adapter
-from gadfly.trainer.phases import Half, leave_reason
-from gadfly.trainer.rl.processes import Crew, make_accelerator
+from gadfly.trainer.phases import Phase, leave_reason
+from gadfly.trainer.rl.processes import ProcessGroup, make_accelerator
 from gadfly.trainer.selection import selection
 from gadfly.trainer.warm_start import WarmStarter
 from gadfly.trainer.workspace import Workspace
@@ -33,37 +33,37 @@ log = structlog.get_logger(__name__)
 _NICENESS = 19  # who answers requests goes first
 
 
-async def learn(tools: Tools, crew: Crew) -> None:
+async def learn(context: RunContext, processes: ProcessGroup) -> None:
     """Select, sample first answers, warm up, stage I, stage II."""
-    run, workspace = tools.run, tools.workspace
+    run, workspace = context.run, context.workspace
     if workspace.final.exists():
         return
-    chosen = await selection(tools)
+    chosen = await selection(context)
     start = chosen.start
     start_name = start.engine_name
     if start.adapter_path is not None:
-        folder = tools.published(start)
-        crew.load_adapter(folder)
-        start_name, _ = await load_adapter(tools.engines, folder, label="start")
-    collector = tools.collector()
+        folder = context.published(start)
+        processes.load_adapter(folder)
+        start_name, _ = await load_adapter(context.engines, folder, label="start")
+    collector = context.collector()
     await WarmStarter(
         config=run.config,
-        crew=crew,
-        engines=tools.engines,
+        processes=processes,
+        engines=context.engines,
         collector=collector,
         workspace=workspace,
-        report=tools.report,
+        report=context.report,
         items=chosen.learn,
     ).run(start_name)
     if start_name != start.engine_name:
-        await tools.engines.unload(start_name)
+        await context.engines.unload(start_name)
     await Learning(
         config=run.config,
-        crew=crew,
-        engines=tools.engines,
+        processes=processes,
+        engines=context.engines,
         collector=collector,
         workspace=workspace,
-        report=tools.report,
+        report=context.report,
         learn=chosen.learn,
         validate=[item.to_answer() for item in chosen.validate],
     ).run()
@@ -73,21 +73,21 @@ async def _learn(settings: Settings, run_id: UUID) -> None:
     accelerator = make_accelerator(cpu=not torch.cuda.is_available())
     if not accelerator.is_main_process:
         # Only the base model's place and the run's config are needed to do what the first process does.
-        async with open_tools(settings, run_id, role=store.runs.TRAINING_ROLE) as tools:
-            crew = Crew(tools.load_policy(), tools.run.config, accelerator)
-        crew.follow()
+        async with open_context(settings, run_id, role=store.runs.TRAINING_ROLE) as context:
+            processes = ProcessGroup(context.load_policy(), context.run.config, accelerator)
+        processes.follow()
         return
-    async with open_tools(settings, run_id, role=store.runs.TRAINING_ROLE) as tools:
-        crew = Crew(tools.load_policy(), tools.run.config, accelerator)
+    async with open_context(settings, run_id, role=store.runs.TRAINING_ROLE) as context:
+        processes = ProcessGroup(context.load_policy(), context.run.config, accelerator)
         try:
-            await learn(tools, crew)
+            await learn(context, processes)
         finally:
-            crew.stop()
+            processes.stop()
 
 
-async def _prove(settings: Settings, run_id: UUID) -> None:
-    async with open_tools(settings, run_id, role=None) as tools:
-        await prove(tools)
+async def _evaluate(settings: Settings, run_id: UUID) -> None:
+    async with open_context(settings, run_id, role=None) as context:
+        await evaluate_and_publish(context)
 
 
 def settle_in(settings: Settings) -> None:
@@ -98,26 +98,28 @@ def settle_in(settings: Settings) -> None:
 
 
 def leads() -> bool:
-    """Whether this is the only process of its half, or the first of those that `accelerate launch` started."""
+    """Whether this is the only process of its phase, or the first of those that `accelerate launch` started."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m gadfly.trainer.run", description=__doc__)
-    parser.add_argument("half", type=Half, choices=list(Half))
+    parser.add_argument("phase", type=Phase, choices=list(Phase))
     parser.add_argument("run", type=UUID)
     options = parser.parse_args(arguments)
     settings = Settings.load()
     logs.configure(settings)
     structlog.contextvars.bind_contextvars(run=str(options.run))
     settle_in(settings)
-    half = _learn if options.half is Half.LEARN else _prove
+    phase = _learn if options.phase is Phase.LEARN else _evaluate
     workspace = Workspace.of(settings.home, options.run)
     try:
         with workspace.exclusive() if leads() else nullcontext():
-            asyncio.run(half(settings, options.run))
+            asyncio.run(phase(settings, options.run))
     except (StoreUnavailable, EngineUnavailable, EngineTimeout) as error:
-        log.error("run_broke_off", reason=str(error))  # it is begun again: what is away may come back
+        log.error(
+            "run_broke_off", reason=str(error)
+        )  # the worker starts the phase again: an unavailable part may come back
         return 1
     except GadflyError as error:
         log.error("run_failed", reason=str(error))

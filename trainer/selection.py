@@ -14,7 +14,7 @@ from gadfly.errors import BadInput, Conflict
 from gadfly.records import CriticVersion
 from gadfly.store.training_data import LabelledAnswer
 from gadfly.trainer.base_model import base_sha256
-from gadfly.trainer.context import Tools
+from gadfly.trainer.context import RunContext
 from gadfly.trainer.data import Item
 from gadfly.trainer.manifest import make_manifest, select_answers, split_for_validation
 from gadfly.trainer.patience import in_session
@@ -34,25 +34,25 @@ class Selection:
     validate: list[Item]
 
 
-async def selection(tools: Tools) -> Selection:
+async def selection(context: RunContext) -> Selection:
     """The run's selection: as it was decided, or decided now.
 
     Raises:
         BadInput: there is nothing to learn from.
         Conflict: the run reproduces another, and what that one learned from is not there any more.
     """
-    await tools.report.stage(Stage.SELECT, step=0)
-    kept = tools.workspace.read(_FILE)
+    await context.report.stage(Stage.SELECT, step=0)
+    kept = context.workspace.read(_FILE)
     if kept is None:
-        kept = await _decide(tools)
-        tools.workspace.write(_FILE, kept)
-        await tools.report.note("answers to learn from", **kept["counts"])
-    if tools.run.manifest is None:
+        kept = await _decide(context)
+        context.workspace.write(_FILE, kept)
+        await context.report.note("answers to learn from", **kept["counts"])
+    if context.run.manifest is None:
         await in_session(
-            tools.database, lambda session: store.runs.save_manifest(session, tools.run.id, kept["manifest"])
+            context.database, lambda session: store.runs.save_manifest(session, context.run.id, kept["manifest"])
         )
     start = await in_session(
-        tools.database, lambda session: store.critics.resolve_critic(session, kept["manifest"]["start"]["version"])
+        context.database, lambda session: store.critics.resolve_critic(session, kept["manifest"]["start"]["version"])
     )
     return Selection(
         start=start,
@@ -61,8 +61,8 @@ async def selection(tools: Tools) -> Selection:
     )
 
 
-async def _decide(tools: Tools) -> dict[str, Any]:
-    run, config = tools.run, tools.run.config
+async def _decide(context: RunContext) -> dict[str, Any]:
+    run, config = context.run, context.run.config
 
     async def read(session: AsyncSession) -> tuple[Run | None, CriticVersion, list[LabelledAnswer]]:
         original = None if run.reproduces is None else await store.runs.read_run(session, run.reproduces)
@@ -70,27 +70,27 @@ async def _decide(tools: Tools) -> dict[str, Any]:
         start = await store.critics.resolve_critic(session, recorded["start"]["version"] if recorded else "live")
         return original, start, await select_answers(session, run, original)
 
-    original, start, answers = await in_session(tools.database, read, limit_s=_QUERY_LIMIT_S)
+    original, start, answers = await in_session(context.database, read, limit_s=_QUERY_LIMIT_S)
     manifest = make_manifest(
         config=config,
         answers=answers,
         start=start,
-        base_model=tools.settings.model,
-        base_sha256=base_sha256(tools.location),
-        prompt_set=tools.prompts.name,
-        rank=tools.settings.adapter_rank,
-        engine_versions=dict(zip(tools.settings.engine_urls, await _engine_versions(tools), strict=True)),
+        base_model=context.settings.model,
+        base_sha256=base_sha256(context.location),
+        prompt_set=context.prompts.name,
+        rank=context.settings.adapter_rank,
+        engine_versions=dict(zip(context.settings.engine_urls, await _engine_versions(context), strict=True)),
         threads=torch.get_num_threads(),
         reproduces=run.reproduces,
     )
     if original is not None and original.manifest is not None:
         _check_same(original.manifest, manifest)
     learn_from, validate = split_for_validation(answers, config)
-    logged = await fitting(tools, [Item.logged(answer) for answer in learn_from])
-    validated = await fitting(tools, [Item.logged(answer) for answer in validate])
-    await tools.report.stage(Stage.POOL, step=0)
-    pool = await sample_pool(tools.engines, tools.prompts, tools.grader, logged, config, seed=config.seed)
-    pooled = await fitting(tools, pool.items)
+    logged = await fitting(context, [Item.logged(answer) for answer in learn_from])
+    validated = await fitting(context, [Item.logged(answer) for answer in validate])
+    await context.report.stage(Stage.POOL, step=0)
+    pool = await sample_pool(context.engines, context.prompts, context.grader, logged, config, seed=config.seed)
+    pooled = await fitting(context, pool.items)
     learn = [*logged, *pooled]
     with_reference = sum(item.reference is not None for item in learn)
     if not learn or (not with_reference and not config.steps_stage_1):
@@ -117,25 +117,25 @@ async def _decide(tools: Tools) -> dict[str, Any]:
     }
 
 
-async def fitting(tools: Tools, items: Sequence[Item]) -> list[Item]:
+async def fitting(context: RunContext, items: Sequence[Item]) -> list[Item]:
     """Those items whose critique fits the model: prompt and the longest critique."""
-    room = tools.settings.engine_max_model_len - tools.run.config.max_critique_tokens
-    turn = asyncio.Semaphore(tools.engines.at_once(1))
+    room = context.settings.engine_max_model_len - context.run.config.max_critique_tokens
+    turn = asyncio.Semaphore(context.engines.at_once(1))
 
     async def length(item: Item) -> int:
-        prompt = tools.prompts.critique(question=item.question, response=item.response)
+        prompt = context.prompts.critique(question=item.question, response=item.response)
         async with turn:
-            return len(await tools.engines.patiently(lambda: tools.engines.pool.tokenize(prompt)))
+            return len(await context.engines.patiently(lambda: context.engines.pool.tokenize(prompt)))
 
     lengths = await gather(*map(length, items))
     return [item for item, tokens in zip(items, lengths, strict=True) if tokens <= room]
 
 
-async def _engine_versions(tools: Tools) -> list[str]:
+async def _engine_versions(context: RunContext) -> list[str]:
     async def ask() -> list[str]:
-        return await gather(*(engine.version() for engine in tools.engines.pool.engines))
+        return await gather(*(engine.version() for engine in context.engines.pool.members))
 
-    return await tools.engines.patiently(ask)
+    return await context.engines.patiently(ask)
 
 
 def _check_same(original: dict[str, Any], manifest: dict[str, Any]) -> None:

@@ -18,9 +18,9 @@ from gadfly.engine_client import Sampling
 from gadfly.errors import GadflyError, PromptTooLong
 from gadfly.grading import Grade
 from gadfly.trainer.data import Item, draw, seed_of
-from gadfly.trainer.engines import ROLLOUT_PRIORITY, Engines
+from gadfly.trainer.engines import ROLLOUT_PRIORITY, RunEngines
 from gadfly.trainer.report import Report
-from gadfly.trainer.rl.processes import Crew
+from gadfly.trainer.rl.processes import ProcessGroup
 from gadfly.trainer.rl.rewards import states_the_truth
 from gadfly.trainer.rl.sft import Pair
 from gadfly.trainer.rollouts import Collector, Rollout, RolloutGroup
@@ -59,8 +59,8 @@ class WarmStarter:
     """Everything that a warm start needs."""
 
     config: TrainConfig
-    crew: Crew
-    engines: Engines
+    processes: ProcessGroup
+    engines: RunEngines
     collector: Collector
     workspace: Workspace
     report: Report
@@ -76,7 +76,7 @@ class WarmStarter:
             return
         done = self.workspace.path / "warm"
         if done.exists():
-            self.crew.load_adapter(done)
+            self.processes.load_adapter(done)
             return
         await self.report.stage(Stage.WARM_START, step=0)
         groups = await self._critiques(name)
@@ -96,10 +96,10 @@ class WarmStarter:
                 f"{len(examples) // 2} have steps that a verdict can follow, which is too few to learn the format "
                 "from: use more `warm_start_prompts` or `max_critique_tokens`, another prompt set or a larger model"
             )
-        for epoch, learned in enumerate(self.crew.warm_start(examples), start=1):
+        for epoch, learned in enumerate(self.processes.warm_start(examples), start=1):
             await self.report.note("warm start", epoch=epoch, **learned)
         unfinished = self.workspace.path / "warm.new"
-        self.crew.save_adapter(unfinished)
+        self.processes.save_adapter(unfinished)
         publish_folder(unfinished, done)
 
     async def _critiques(self, name: str) -> list[RolloutGroup]:

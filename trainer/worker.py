@@ -31,7 +31,7 @@ from gadfly.store.runs import QUEUE, TASK
 from gadfly.tether import tether
 from gadfly.trainer.engines import sweep
 from gadfly.trainer.patience import in_session
-from gadfly.trainer.phases import Half, take_reason
+from gadfly.trainer.phases import Phase, take_reason
 from gadfly.trainer.workspace import Workspace
 from gadfly.training import Run, RunStatus, TrainConfig, Trigger
 
@@ -61,10 +61,8 @@ class Worker:
         """Raises:
         BadSettings: no database or engine address.
         """
-        if settings.database_url is None or not settings.engine_urls:
-            raise BadSettings("the trainer needs GADFLY_DATABASE_URL and GADFLY_ENGINE_URLS; `gadfly up` sets both")
-        url = settings.database_url.get_secret_value()
-        engines = EnginePool.connect(settings.engine_urls, timeout_s=settings.engine_timeout_s)
+        url, engine_urls = settings.require_addresses()
+        engines = EnginePool.connect(engine_urls, timeout_s=settings.engine_timeout_s)
         try:
             async with Database.of(settings, url) as database:
                 yield cls(settings=settings, database=database, engines=engines, url=url)
@@ -145,23 +143,23 @@ class Worker:
         log.info("run_requested", run=str(requested.run.id), trigger=trigger.value)
 
     async def train(self, run_id: UUID) -> None:
-        """See one run through: learn, prove, and say how it ended."""
+        """See one run through: learn, evaluate, and record how it ended."""
         run = await self._begin(run_id)
         if run.status is not RunStatus.RUNNING:
             return
         log.info("run_begins", run=str(run_id), attempt=run.attempt)
         status, error = RunStatus.SUCCEEDED, None
-        for half in Half:
-            status, error = await self._half(half, run_id)
+        for phase in Phase:
+            status, error = await self._phase(phase, run_id)
             if status is not RunStatus.SUCCEEDED:
                 break
         await self._end(run_id, status, error)
 
-    async def _half(self, half: Half, run_id: UUID) -> tuple[RunStatus, str | None]:
-        """One half of a run, begun again after a crash as long as it gets anywhere."""
+    async def _phase(self, phase: Phase, run_id: UUID) -> tuple[RunStatus, str | None]:
+        """One phase of a run, begun again after a crash as long as it gets anywhere."""
         crashes, last_step = 0, -1
         while True:
-            code = await self._child(half, run_id)
+            code = await self._child(phase, run_id)
             run = await self._read(run_id)
             if run.version is None and run.cancel_requested_at is not None:
                 return RunStatus.CANCELLED, None
@@ -179,14 +177,14 @@ class Worker:
                     f"its process ended {crashes} times in a row without a step between: {how}. What it said last: "
                     f"{last_line(log_file)} ({log_file})"
                 )
-            log.warning("run_crashed", run=str(run_id), half=half.value, how=how, crashes=crashes)
+            log.warning("run_crashed", run=str(run_id), phase=phase.value, how=how, crashes=crashes)
             await asyncio.sleep(_RETRY_S)
 
-    async def _child(self, half: Half, run_id: UUID) -> int:
-        """Run one half in a process of its own; its exit status, negative for a signal. Ends it on a cancellation."""
+    async def _child(self, phase: Phase, run_id: UUID) -> int:
+        """Run one phase in a process of its own; its exit status, negative for a signal. Ends it on a cancellation."""
         with Workspace.of(self.settings.home, run_id).log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
-                *self._command(half, run_id),
+                *self._command(phase, run_id),
                 env={**os.environ, **self.settings.to_environment()},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
@@ -204,9 +202,9 @@ class Worker:
             await _end_group(process)
             await sweep(self.engines, run_id)
 
-    def _command(self, half: Half, run_id: UUID) -> list[str]:
-        program = ["gadfly.trainer.run", half.value, str(run_id)]
-        if half is Half.LEARN and self.settings.train_processes > 1:
+    def _command(self, phase: Phase, run_id: UUID) -> list[str]:
+        program = ["gadfly.trainer.run", phase.value, str(run_id)]
+        if phase is Phase.LEARN and self.settings.train_processes > 1:
             launch = [sys.executable, "-P", "-m", "accelerate.commands.launch", "--multi_gpu"]  # which means torchrun
             launch += ["--num_machines", "1", "--num_processes", str(self.settings.train_processes)]
             launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]

@@ -86,7 +86,7 @@ def request_body(question: str | None, response: str | None, given: Mapping[str,
     return body
 
 
-class Service:
+class ServiceClient:
     """The service that these settings mean, with `settings.key`."""
 
     def __init__(self, settings: Settings, *, transport: httpx.BaseTransport | None = None) -> None:
@@ -197,7 +197,7 @@ def problem_text(document: Mapping[str, Any], *, retry_after: str | None = None)
     return f"{document.get('title')}: {text}"
 
 
-def ask(service: Service, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+def ask(service: ServiceClient, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Ask, print the text as it comes, and return the result.
 
     Raises:

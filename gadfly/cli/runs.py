@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from gadfly.cli.asking import Event, Service, ServiceAway
+from gadfly.cli.asking import Event, ServiceAway, ServiceClient
 from gadfly.cli.terminal import out, plain, seconds
 from gadfly.errors import BadInput
 from gadfly.training import EventKind, RunStatus, TrainConfig
@@ -66,7 +66,7 @@ def read_changes(file: Path | None, pairs: Sequence[str]) -> dict[str, Any]:
     return changes
 
 
-def find_run(service: Service, name: str) -> str:
+def find_run(service: ServiceClient, name: str) -> str:
     """The id of the run that `name` is, or begins.
 
     Raises:
@@ -181,14 +181,14 @@ def show_plan(plan: Mapping[str, Any]) -> None:
 # --------------------------------------------------------------------------------------------------------- following
 
 
-def follow(service: Service, run_id: str, *, console: Console = out) -> int:
+def follow(service: ServiceClient, run_id: str, *, console: Console = out) -> int:
     """Show a run while it works, until it is over; the exit status: 0 when it succeeded, else 1.
 
     Raises:
         ServiceError: the service does not run, refuses, or stayed away for ten minutes.
     """
     run = service.get(f"/admin/runs/{run_id}")
-    with Watch(console, run) as watch:
+    with RunDisplay(console, run) as watch:
         for event in events_of(service, run_id, on_away=watch.away):
             watch.show(event)
     run = service.get(f"/admin/runs/{run_id}")
@@ -198,7 +198,7 @@ def follow(service: Service, run_id: str, *, console: Console = out) -> int:
     return 0 if run["status"] == RunStatus.SUCCEEDED else 1
 
 
-def follow_json(service: Service, run_id: str) -> int:
+def follow_json(service: ServiceClient, run_id: str) -> int:
     """Print a run's events as JSON, one a line, until it is over; the exit status as of `follow`."""
     for event in events_of(service, run_id, on_away=lambda error: None):
         line = {"id": event.id, "event": event.name, **event.data}
@@ -206,7 +206,7 @@ def follow_json(service: Service, run_id: str) -> int:
     return 0 if service.get(f"/admin/runs/{run_id}")["status"] == RunStatus.SUCCEEDED else 1
 
 
-def events_of(service: Service, run_id: str, *, on_away: Any) -> Iterator[Event]:
+def events_of(service: ServiceClient, run_id: str, *, on_away: Any) -> Iterator[Event]:
     """Every event of a run until it is over, each once, however often the connection breaks.
 
     Raises:
@@ -236,7 +236,7 @@ def events_of(service: Service, run_id: str, *, on_away: Any) -> Iterator[Event]
         time.sleep(_AGAIN_S)
 
 
-class Watch:
+class RunDisplay:
     """What is seen of a run: a bar in a terminal, a line a step elsewhere, and a line for whatever matters."""
 
     def __init__(self, console: Console, run: Mapping[str, Any]) -> None:

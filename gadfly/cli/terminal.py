@@ -51,7 +51,7 @@ def seconds(duration_s: float) -> str:
     return f"{duration_s / 3600:.0f} h" if duration_s < 172_800 else f"{duration_s / 86400:.0f} days"
 
 
-class Step:
+class ProgressStep:
     """One step of a longer task, while it is under way."""
 
     def __init__(self, console: Console, name: str, doing: str) -> None:
@@ -96,9 +96,9 @@ class Step:
 
 
 @contextmanager
-def step(name: str, doing: str, *, console: Console = err) -> Iterator[Step]:
+def step(name: str, doing: str, *, console: Console = err) -> Iterator[ProgressStep]:
     """Show one step of a longer task: a spinner in a terminal, plain lines elsewhere."""
-    current = Step(console, name, doing)
+    current = ProgressStep(console, name, doing)
     try:
         yield current
     except BaseException:

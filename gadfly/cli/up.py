@@ -19,7 +19,7 @@ from pathlib import Path
 from gadfly.cli.probes import accepts_connections, engine_endpoint, get, why_not_ready
 from gadfly.cli.processes import IsReady, Program, ProgramFailed, Supervisor
 from gadfly.cli.running import RunState, clean_leftovers, exclusive
-from gadfly.cli.terminal import Step, err, out, step
+from gadfly.cli.terminal import ProgressStep, err, out, step
 from gadfly.errors import BadSettings, StoreUnavailable
 from gadfly.settings import ENV_PREFIX, Settings
 
@@ -336,7 +336,7 @@ def _accepts(url: str) -> IsReady:
     return probe
 
 
-def _serves(service_url: str, progress: Step) -> IsReady:
+def _serves(service_url: str, progress: ProgressStep) -> IsReady:
     """Whether the service can do its work. After a while, that it runs is enough: engines elsewhere may come later."""
     began = time.monotonic()
 

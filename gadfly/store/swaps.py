@@ -8,7 +8,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly.errors import Conflict, NotFound
-from gadfly.records import Receipt, Swap, SwapKind, SwapStatus, new_id, now
+from gadfly.records import Swap, SwapKind, SwapReceipt, SwapStatus, new_id, now
 from gadfly.store.critics import pointed_version, require_version, set_pointer
 from gadfly.store.mapping import record_of, values_of
 from gadfly.store.tables import CriticPointerRow, SwapReceiptRow, SwapRow
@@ -181,7 +181,7 @@ async def list_swaps(session: AsyncSession, version: int, *, limit: int = 100) -
     return [record_of(Swap, row) for row in rows]
 
 
-async def insert_receipt(session: AsyncSession, receipt: Receipt) -> None:
+async def insert_receipt(session: AsyncSession, receipt: SwapReceipt) -> None:
     """Keep what a replica did in a swap; what it says later takes the place of what it said before."""
     statement = insert(SwapReceiptRow).values(values_of(SwapReceiptRow, receipt))
     await session.execute(
@@ -192,7 +192,7 @@ async def insert_receipt(session: AsyncSession, receipt: Receipt) -> None:
     )
 
 
-async def receipts(session: AsyncSession, version: int, *, limit: int = 100) -> list[Receipt]:
+async def receipts(session: AsyncSession, version: int, *, limit: int = 100) -> list[SwapReceipt]:
     """What replicas proved and did when a version went live, the newest first."""
     rows = await session.scalars(
         select(SwapReceiptRow)
@@ -200,4 +200,4 @@ async def receipts(session: AsyncSession, version: int, *, limit: int = 100) -> 
         .order_by(SwapReceiptRow.created_at.desc(), SwapReceiptRow.id.desc())
         .limit(limit)
     )
-    return [record_of(Receipt, row) for row in rows]
+    return [record_of(SwapReceipt, row) for row in rows]

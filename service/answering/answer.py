@@ -1,6 +1,7 @@
-"""What a /critique and a /refine do, from the request to the durable record.
+"""Answers /critique and /refine: from the request to the durable record.
 
-No transaction is open while the engine works: the critic and the episode are read before, the record is written after.
+No transaction is open while the engine generates: the critic and the episode are read before, and the record is written
+after.
 """
 
 import asyncio
@@ -9,215 +10,129 @@ import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from functools import partial
+from typing import Any, Protocol
 from uuid import UUID
 
 import structlog
 
 from gadfly.adapters import BadAdapter
 from gadfly.concurrency import gather
-from gadfly.critique import critique, majority_verdict, supplied_critique
-from gadfly.engine_client import EnginePool, Sampling
-from gadfly.errors import AdapterRefused, BadInput, EngineUnavailable, NotFound, StoreUnavailable, UnreadableReference
+from gadfly.critique import critique, majority_verdict
+from gadfly.engine_client import Sampling
+from gadfly.errors import AdapterRefused, EngineUnavailable, UnreadableReference
 from gadfly.grading import Grade, Grader, group_by_answer
 from gadfly.prompts import PromptSet
-from gadfly.records import CriticVersion, Critique, Feedback, FeedbackSource, Interaction, Kind, Usage, new_id, now
-from gadfly.refinement import Chain, OnPiece, Role, refine_chain
+from gadfly.records import Feedback, FeedbackSource, Interaction, Kind, Usage, new_id, now
+from gadfly.refinement import Chain, Role, refine_chain
 from gadfly.seeds import seed_of_sample
-from gadfly.service.critics.leases import Leases
-from gadfly.service.critics.loader import Loader
-from gadfly.service.critics.pointers import Critics
+from gadfly.service.answering.idempotency import Idempotency
+from gadfly.service.answering.limits import check_limits
+from gadfly.service.answering.prepare import Preparation, Prepared
+from gadfly.service.critics.serving import CriticServing
+from gadfly.service.keyring import Caller
 from gadfly.service.metrics import Metrics
 from gadfly.service.recording.recorder import Recorder
 from gadfly.service.wire.answers import CritiqueRequest, Options, RefineRequest
 from gadfly.service.wire.feedback import FeedbackRequest
 from gadfly.settings import Settings
-from gadfly.store.split import question_hash
 
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Prepared:
-    """A request that has been checked, with everything that had to be read before the engine works."""
+class Listener(Protocol):
+    """Is told how an answer proceeds, while it is generated."""
 
-    interaction_id: UUID
-    episode_id: UUID
-    key_id: UUID | None
-    critic: CriticVersion
-    is_named: bool  # the request names this version, and not only what it stands for
-    sampling: Sampling
-    first_critique: Critique | None = None
+    async def on_critic(self, version: int) -> None:
+        """The version that answers is known; called once, first. Not called for a repeated request id."""
+
+    async def on_piece(self, role: Role, round: int, sample: int, text: str) -> None:
+        """More of a text was generated."""
 
 
 class Answerer:
-    """Everything that answering needs."""
+    """Answers /critique, /refine and /feedback."""
 
     def __init__(
         self,
         *,
         settings: Settings,
-        engines: EnginePool,
         prompts: PromptSet,
-        critics: Critics,
+        critics: CriticServing,
         grader: Grader,
         recorder: Recorder,
+        requests: Idempotency,
         metrics: Metrics,
-        loader: Loader,
-        leases: Leases,
     ) -> None:
         self._settings = settings
-        self._engines = engines
         self._prompts = prompts
         self._critics = critics
         self._grader = grader
         self._recorder = recorder
+        self._requests = requests
         self._metrics = metrics
-        self._loader = loader
-        self.leases = leases
+        self._preparation = Preparation(settings=settings, critics=critics.pointers, grader=grader, recorder=recorder)
 
-    def check_limits(self, body: Options | FeedbackRequest) -> None:
-        """Refuse what the settings do not allow.
-
-        Raises:
-            BadInput: names the field and the limit.
-        """
-        limits = {
-            "n": self._settings.max_samples,
-            "samples": self._settings.max_samples,
-            "rounds": self._settings.max_rounds,
-            "max_tokens": self._settings.engine_max_model_len - 1,
-        }
-        for name, limit in limits.items():
-            value = getattr(body, name, None)
-            if value is not None and value > limit:
-                raise BadInput(f"{name} must be at most {limit}", field=name)
-        if isinstance(body, CritiqueRequest) and body.n > 1 and self._temperature(body) == 0:
-            raise BadInput("n above 1 needs a temperature above 0: all would be the same", field="n")
-        if isinstance(body, RefineRequest) and body.samples > 1 and body.refine_temperature == 0:
-            has_critique = body.critique is not None or body.critique_id is not None
-            if self._temperature(body) == 0 or (has_critique and body.rounds == 1):
-                raise BadInput(
-                    "samples above 1 need a refine_temperature above 0 here: all would be the same", field="samples"
-                )
-        for name in ("question", "response", "critique", "reference", "edited_response", "comment"):
-            value = getattr(body, name, None)
-            if value is not None and len(value) > self._settings.max_text_chars:
-                raise BadInput(f"{name} must be at most {self._settings.max_text_chars:,} characters", field=name)
-
-    async def prepare(self, body: Options, *, key_id: UUID | None, scope: UUID | None) -> Prepared:
-        """Check a request and read what it refers to.
+    async def answer(self, caller: Caller, body: Options, *, listener: Listener | None = None) -> Interaction:
+        """The record of the answer, once it is durable: a new one, or that of the first request with this request id.
 
         Raises:
-            BadInput: a reference that cannot be read, or an episode about another question.
-            NotFound: no such critic, or no such critique for this caller.
-            StoreUnavailable: the database is away and the request refers to something in it; or to an episode that may
-                still wait for it.
+            BadInput: a limit is exceeded, or the request id belongs to another request.
         """
-        if body.reference is not None:
-            await self._grader.check_reference(body.reference)
-        pinned = None
-        if body.episode_id is not None:
-            pinned = await self._pinned(body.episode_id, question=body.question, scope=scope)
-        choice = pinned if pinned is not None and body.critic == "live" else body.critic
-        critic = await self._critics.resolve(choice)
-        first_critique = None
-        if isinstance(body, RefineRequest):
-            if body.critique is not None:
-                first_critique = supplied_critique(body.critique)
-            elif body.critique_id is not None:
-                first_critique = await self._earlier_critique(body.critique_id, question=body.question, scope=scope)
-        return Prepared(
-            interaction_id=new_id(),
-            episode_id=body.episode_id or new_id(),
-            key_id=key_id,
-            critic=critic,
-            is_named=isinstance(body.critic, int),
-            sampling=Sampling(
-                n=body.n if isinstance(body, CritiqueRequest) else 1,
-                temperature=self._temperature(body),
-                max_tokens=body.max_tokens or self._settings.max_tokens,
-                seed=body.seed,
-            ),
-            first_critique=first_critique,
-        )
+        check_limits(self._settings, body)
+        if body.request_id is None:
+            return await self._work(caller, body, None, listener)
+        fingerprint = fingerprint_of(body)
+        work = partial(self._work, caller, body, fingerprint, listener)
+        return await self._requests.once(caller, body.request_id, fingerprint, work)
 
-    async def _earlier_critique(self, critique_id: UUID, *, question: str, scope: UUID | None) -> Critique:
-        try:
-            return await self._critics.earlier_critique(critique_id, question=question, scope=scope)
-        except NotFound:
-            if self._recorder.spooled:
-                raise StoreUnavailable("this critique may still wait to be stored; try again in a moment") from None
-            raise
-
-    async def _pinned(self, episode_id: UUID, *, question: str, scope: UUID | None) -> int | None:
-        """`Critics.pinned`, of an episode that waits in the spool too.
-
-        Raises:
-            StoreUnavailable: records wait in the spool, and it may be that its own is on the way to the database.
-        """
-        may_wait = self._recorder.spooled > 0  # asked first: what waited may be in the database by then
-        spooled = await self._recorder.lookup_episode(episode_id)
-        if spooled is not None:
-            if scope not in (None, spooled.key_id):
-                raise NotFound(f"there is no episode {episode_id} of yours")
-            if question_hash(spooled.question) != question_hash(question):
-                raise BadInput("this episode is about another question", field="episode_id")
-            return spooled.critic_version
-        pinned = await self._critics.pinned(episode_id, question=question, scope=scope)
-        if pinned is None and may_wait:
-            raise StoreUnavailable("this episode may still wait to be stored; try again in a moment")
-        return pinned
-
-    def _temperature(self, body: Options | FeedbackRequest) -> float:
-        given = getattr(body, "temperature", None)
-        return self._settings.temperature if given is None else given
-
-    async def critique(
-        self, body: CritiqueRequest, prepared: Prepared, *, fingerprint: str | None, on_piece: OnPiece | None = None
+    async def _work(
+        self, caller: Caller, body: Options, fingerprint: str | None, listener: Listener | None
     ) -> Interaction:
-        """Judge one answer, and keep it. Returns once the record is durable."""
+        prepared = await self._preparation.prepare(body, caller)
+        if listener is not None:
+            await listener.on_critic(prepared.critic.version)
         started = time.perf_counter()
+        match body:
+            case CritiqueRequest():
+                answered = await self._critique(body, prepared, listener)
+            case RefineRequest():
+                answered = await self._refine(body, prepared, listener)
+            case _:
+                raise AssertionError(type(body))
+        interaction = replace(answered, fingerprint=fingerprint, latency_ms=(time.perf_counter() - started) * 1000)
+        await self._keep(interaction)
+        return interaction
 
-        async def on_text(sample: int, text: str) -> None:
-            assert on_piece is not None
-            await on_piece(Role.CRITIQUE, 0, sample, text)
-
+    async def _critique(self, body: CritiqueRequest, prepared: Prepared, listener: Listener | None) -> Interaction:
         async with self._lease(prepared):
             critiques = await critique(
-                self._engines,
+                self._critics.engines,
                 self._prompts,
                 model=prepared.critic.engine_name,
                 question=body.question,
                 response=body.response,
                 sampling=prepared.sampling,
-                on_text=None if on_piece is None else on_text,
+                on_text=None if listener is None else partial(listener.on_piece, Role.CRITIQUE, 0),
             )
         [grade] = await self._grades([body.response], body.reference)
-        interaction = replace(
-            self._record(Kind.CRITIQUE, body, prepared, fingerprint),
+        return replace(
+            self._record(Kind.CRITIQUE, body, prepared),
             grade=grade,
             parameters=_parameters(prepared) | {"n": body.n},
             verdict=majority_verdict(tuple(item.verdict for item in critiques)),
             usage=_total(critiques),
-            latency_ms=(time.perf_counter() - started) * 1000,
             critiques=critiques,
         )
-        await self._keep(interaction)
-        return interaction
 
-    async def refine(
-        self, body: RefineRequest, prepared: Prepared, *, fingerprint: str | None, on_piece: OnPiece | None = None
-    ) -> Interaction:
-        """Rewrite one answer with the critic's help, and keep it. Returns once the record is durable."""
-        started = time.perf_counter()
+    async def _refine(self, body: RefineRequest, prepared: Prepared, listener: Listener | None) -> Interaction:
         actor = replace(prepared.sampling, temperature=body.refine_temperature)
         async with self._lease(prepared):
             chains = await gather(
                 *(
                     refine_chain(
-                        self._engines,
+                        self._critics.engines,
                         self._prompts,
                         critic=prepared.critic.engine_name,
                         question=body.question,
@@ -229,7 +144,7 @@ class Answerer:
                         sample=sample,
                         first_critique=prepared.first_critique
                         and replace(prepared.first_critique, id=new_id(), sample=sample),
-                        on_piece=on_piece,
+                        on_piece=None if listener is None else listener.on_piece,
                     )
                     for sample in range(body.samples)
                 )
@@ -248,26 +163,24 @@ class Answerer:
         }
         if body.critique_id is not None:
             parameters["critique_id"] = str(body.critique_id)
-        interaction = replace(
-            self._record(Kind.REFINE, body, prepared, fingerprint),
+        return replace(
+            self._record(Kind.REFINE, body, prepared),
             grade=grade,
             parameters=parameters,
             verdict=chosen.critiques[-1].verdict,
             refined_response=chosen.text,
             stop_reason=chosen.stopped,
             usage=_total((*critiques, *refinements)),
-            latency_ms=(time.perf_counter() - started) * 1000,
             critiques=critiques,
             refinements=refinements,
         )
-        await self._keep(interaction)
-        return interaction
 
     async def feedback(self, body: FeedbackRequest, interaction: Interaction, *, key_id: UUID | None) -> Feedback:
-        """Keep what was said about an interaction. A repeat of the newest feedback returns that one.
+        """Store feedback about an interaction. A repeat of the newest feedback returns that one.
 
         Raises:
-            UnreadableReference: the reference cannot be read; nothing is kept.
+            BadInput: a limit is exceeded.
+            UnreadableReference: the reference cannot be read; nothing is stored.
         """
         texts = [interaction.response, *(item.text for item in interaction.refinements)]
         grade, *refined = await self._grades(texts, body.reference)
@@ -308,7 +221,7 @@ class Answerer:
         commonest = max(groups, key=len)  # max keeps the first of equals
         return chains[commonest[0]], len(commonest)
 
-    def _record(self, kind: Kind, body: Options, prepared: Prepared, fingerprint: str | None) -> Interaction:
+    def _record(self, kind: Kind, body: Options, prepared: Prepared) -> Interaction:
         return Interaction(
             id=prepared.interaction_id,
             kind=kind,
@@ -316,7 +229,7 @@ class Answerer:
             episode_id=prepared.episode_id,
             key_id=prepared.key_id,
             request_id=body.request_id,
-            fingerprint=fingerprint,
+            fingerprint=None,
             question=body.question,
             response=body.response,
             reference=body.reference,
@@ -340,24 +253,24 @@ class Answerer:
             try:
                 await asyncio.shield(recording)
             except asyncio.CancelledError:
-                # The caller has gone, the record is kept all the same. Its request id must not be free before that.
+                # The caller disconnected; the record is stored all the same. Its request id must stay taken until then.
                 await asyncio.wait((recording,))
                 raise
         self._metrics.observe(interaction)
 
     @asynccontextmanager
     async def _lease(self, prepared: Prepared) -> AsyncIterator[None]:
-        """Keep a critic for a request, and have it served first where it is not: of an episode from before a swap.
+        """Hold a critic for a request. One that no engine serves, such as an earlier episode's, is loaded first.
 
         Raises:
-            EngineUnavailable: no engine serves it as it was published; nothing that this caller could mend.
-            AdapterRefused, BadAdapter: the same, of a critic that the caller chose by its number.
+            EngineUnavailable: no engine serves it as it was published; the caller cannot mend that.
+            AdapterRefused, BadAdapter: the same, for a critic that the caller chose by its number.
         """
         critic = prepared.critic
-        is_live = critic.version == self._critics.known_live
-        with self.leases.take(critic.version, is_pinned=not is_live):
+        is_live = critic.version == self._critics.pointers.known_live
+        with self._critics.leases.take(critic.version, is_pinned=not is_live):
             try:
-                await self._loader.ready(critic)
+                await self._critics.loader.ready(critic)
                 yield
             except (AdapterRefused, BadAdapter) as error:
                 if prepared.is_named and not is_live:

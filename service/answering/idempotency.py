@@ -15,7 +15,7 @@ import structlog
 from gadfly import store
 from gadfly.errors import BadInput, Conflict, StoreUnavailable
 from gadfly.records import Interaction
-from gadfly.service.answering.single_flight import Shared
+from gadfly.service.answering.single_flight import SingleFlight
 from gadfly.service.keyring import Caller
 from gadfly.service.recording.recorder import Recorder
 from gadfly.store.claims import Claimed, Done, Held
@@ -29,14 +29,14 @@ _LEASE_S = 15.0
 _POLL_S = 0.2
 
 
-class Requests:
+class Idempotency:
     """Runs work at most once per (key, request id)."""
 
     def __init__(self, database: Database, recorder: Recorder) -> None:
         self._database = database
         self._recorder = recorder
         self._owner = uuid4()
-        self._shared: Shared[Interaction] = Shared()
+        self._shared: SingleFlight[Interaction] = SingleFlight()
         self._fingerprints: dict[tuple[UUID | None, str], str] = {}
         self._claims: set[UUID] = set()
 

@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Shared(Generic[T]):
+class SingleFlight(Generic[T]):
     """Runs started under a key; whoever joins the same key waits for the same run."""
 
     def __init__(self) -> None:

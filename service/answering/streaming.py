@@ -1,18 +1,20 @@
-"""How an answer leaves: at once as JSON, or piece by piece as server-sent events; and what a disconnect does."""
+"""Server-sent events of answers and of training runs, and the end of the work when the client disconnects."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import orjson
 import structlog
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
-from pydantic import BaseModel
 
-from gadfly.refinement import OnPiece, Role
+from gadfly.records import Interaction
+from gadfly.refinement import Role
+from gadfly.service.answering.answer import Listener
 from gadfly.service.errors import describe
+from gadfly.service.wire.answers import result_of
 from gadfly.training import RunEvent
 
 log = structlog.get_logger(__name__)
@@ -22,11 +24,11 @@ T = TypeVar("T")
 HEARTBEAT_S = 15.0
 _HEARTBEAT = b": still at work\n\n"
 _HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
-CLIENT_CLOSED_REQUEST = 499  # nginx's number for it; nobody is there to read it
+CLIENT_CLOSED_REQUEST = 499  # nginx's number; no client is left to read it
 
 
 async def until_disconnect(request: Request, work: Awaitable[T]) -> T | None:
-    """The result of `work`, or None when the client went away first: `work` is then cancelled, and the engine free."""
+    """The result of `work`; None when the client disconnected first: `work` is then cancelled, and the engine free."""
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(request))
     try:
@@ -47,31 +49,33 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-async def answer_json(request: Request, work: Awaitable[BaseModel], *, headers: Mapping[str, str]) -> Response:
-    """The result as one JSON document. `headers` are read when it is there."""
-    result = await until_disconnect(request, work)
-    if result is None:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
-    return Response(result.model_dump_json(), media_type="application/json", headers=headers)
+def critic_header(version: int | None) -> dict[str, str]:
+    """The header that names the critic of an answer, where it is known."""
+    return {} if version is None else {"x-gadfly-critic": f"critic@{version}"}
 
 
-async def answer_events(
-    request: Request, work: Callable[[OnPiece], Awaitable[BaseModel]], *, headers: Mapping[str, str]
-) -> Response:
-    """The result as server-sent events: `text` as it comes, then one `result`, or one `error` with a problem document.
+class Work(Protocol):
+    """Generates an answer and tells the listener how it proceeds."""
 
-    The answer begins with its first event, so what fails before that is refused with a status like any other request.
-    The final `result` is sent after its record is durable, like any other answer. A comment goes out every
-    `HEARTBEAT_S` seconds of silence, so that proxies keep the connection. `headers` are read when the answer begins.
+    def __call__(self, *, listener: Listener) -> Awaitable[Interaction]: ...
+
+
+async def answer_events(request: Request, work: Work) -> Response:
+    """The answer as server-sent events: `text` as it comes, then one `result`, or one `error` with a problem document.
+
+    The response begins with its first event, so a failure before that has a status code like any other refusal. The
+    final `result` is sent after its record is durable. After `HEARTBEAT_S` seconds without an event a comment is sent,
+    so that proxies keep the connection.
     """
-    events = _events(work)
+    answer = _Answer(work)
+    events = answer.events()
     first = await until_disconnect(request, anext(events))
     if first is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     return StreamingResponse(
         _continued(first, events),
         media_type="text/event-stream",
-        headers={**_HEADERS, **headers},
+        headers={**_HEADERS, **critic_header(answer.critic)},
     )
 
 
@@ -98,7 +102,7 @@ async def _kept_alive(pieces: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
             if piece is None:
                 return
             yield piece
-    finally:  # the client went away, or all is said
+    finally:  # the client disconnected, or every event was sent
         if upcoming is not None and not upcoming.done():
             upcoming.cancel()
             await asyncio.gather(upcoming, return_exceptions=True)
@@ -116,43 +120,60 @@ async def _continued(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerato
             yield event
 
 
-async def _events(work: Callable[[OnPiece], Awaitable[BaseModel]]) -> AsyncGenerator[bytes]:
-    pieces: asyncio.Queue[bytes] = asyncio.Queue()
-    has_begun = False
+class _Answer:
+    """One answer as a stream of events. `critic` is known before the first of them."""
 
-    async def on_piece(role: Role, round: int, sample: int, text: str) -> None:
-        pieces.put_nowait(_event("text", {"role": role.value, "round": round, "sample": sample, "text": text}))
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._pieces: asyncio.Queue[bytes] = asyncio.Queue()
+        self.critic: int | None = None
 
-    task = asyncio.ensure_future(work(on_piece))
-    getter: asyncio.Task[bytes] | None = None
-    try:
-        while not task.done() or not pieces.empty():
-            getter = asyncio.ensure_future(pieces.get())
-            done, _ = await asyncio.wait((getter, task), timeout=HEARTBEAT_S, return_when=asyncio.FIRST_COMPLETED)
-            if getter in done:
-                has_begun = True
-                yield getter.result()
-            else:
-                getter.cancel()
-                if not done:
-                    has_begun = True
-                    yield _HEARTBEAT
+    async def on_critic(self, version: int) -> None:
+        self.critic = version
+
+    async def on_piece(self, role: Role, round: int, sample: int, text: str) -> None:
+        piece = {"role": role.value, "round": round, "sample": sample, "text": text}
+        self._pieces.put_nowait(_event("text", piece))
+
+    async def events(self) -> AsyncGenerator[bytes]:
+        """All events. An error before the first is raised; a later one is the last event.
+
+        A comment may come first, while the engine is busy for long: `critic` is then known unless the request waits
+        for another one with the same request id.
+        """
+        has_begun = False
+        task = asyncio.ensure_future(self._work(listener=self))
+        getter: asyncio.Task[bytes] | None = None
         try:
-            yield _event("result", (await task).model_dump_json().encode())
-        except Exception as error:
-            if not has_begun:
-                raise
-            document, _ = describe(error)
-            if document.status >= 500:
-                log.error("stream_failed", exc_info=error)
-            yield _event("error", document.model_dump_json(exclude_none=True).encode())
-    finally:  # the client went away, or all is said
-        if getter is not None:
-            getter.cancel()
-        if not task.done():
-            log.info("client_disconnected")
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            while not task.done() or not self._pieces.empty():
+                getter = asyncio.ensure_future(self._pieces.get())
+                done, _ = await asyncio.wait((getter, task), timeout=HEARTBEAT_S, return_when=asyncio.FIRST_COMPLETED)
+                if getter in done:
+                    has_begun = True
+                    yield getter.result()
+                else:
+                    getter.cancel()
+                    if not done:
+                        has_begun = True
+                        yield _HEARTBEAT
+            try:
+                interaction = await task
+                self.critic = interaction.critic_version
+                yield _event("result", result_of(interaction).model_dump_json().encode())
+            except Exception as error:
+                if not has_begun:
+                    raise
+                document, _ = describe(error)
+                if document.status >= 500:
+                    log.error("stream_failed", exc_info=error)
+                yield _event("error", document.model_dump_json(exclude_none=True).encode())
+        finally:  # the client disconnected, or every event was sent
+            if getter is not None:
+                getter.cancel()
+            if not task.done():
+                log.info("client_disconnected")
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
 
 
 def _event(name: str, data: bytes | dict[str, Any], *, id: int | None = None) -> bytes:

@@ -11,7 +11,7 @@ import structlog
 from gadfly import prompts
 from gadfly.adapters import AdapterFolder, BadAdapter
 from gadfly.concurrency import gather
-from gadfly.engine_client import Engine, EnginePool, ReplyTokens, Sampling
+from gadfly.engine_client import Engine, ReplyTokens, Sampling
 from gadfly.errors import (
     AdapterRefused,
     BadInput,
@@ -23,8 +23,8 @@ from gadfly.errors import (
     TooBusy,
 )
 from gadfly.records import CriticVersion
-from gadfly.service.answering.single_flight import Shared
-from gadfly.service.critics.pointers import Critics
+from gadfly.service.answering.single_flight import SingleFlight
+from gadfly.service.critics.pointers import CriticPointers
 from gadfly.service.critics.replicas import Replicas
 from gadfly.service.critics.verification import Deltas, Proof, compare, require_adapter
 from gadfly.service.metrics import Metrics
@@ -64,17 +64,23 @@ class Loader:
     """Loads critics into engines, and believes none that did not prove itself on the engine that is to answer."""
 
     def __init__(
-        self, *, settings: Settings, engines: EnginePool, critics: Critics, replicas: Replicas, metrics: Metrics
+        self,
+        *,
+        settings: Settings,
+        engines: Sequence[Engine],
+        pointers: CriticPointers,
+        replicas: Replicas,
+        metrics: Metrics,
     ) -> None:
         self._settings = settings
         self._engines = engines
-        self._critics = critics
+        self._pointers = pointers
         self._replicas = replicas
         self._metrics = metrics
         self._proven: dict[tuple[str, int], int] = {}  # by engine and version, the engine's drops when it was proven
         self._refused: dict[tuple[str, int], _Refusal] = {}  # by engine (`_FILES` for all) and version
-        self._work: Shared[Proof] = Shared()
-        self._folders: Shared[AdapterFolder] = Shared()
+        self._work: SingleFlight[Proof] = SingleFlight()
+        self._folders: SingleFlight[AdapterFolder] = SingleFlight()
         self._wanted: Counter[int] = Counter()  # versions that requests wait for
 
     def proven_on(self, engine: Engine) -> list[int]:
@@ -85,7 +91,7 @@ class Loader:
 
     def is_proven(self, version: int) -> bool:
         """Whether some engine has proven a version."""
-        return any(version in self.proven_on(engine) for engine in self._engines.engines)
+        return any(version in self.proven_on(engine) for engine in self._engines)
 
     def may_serve(self, engine: Engine, name: str) -> bool:
         """Whether requests may be sent to an engine under this name: of a critic's only where it has proven it."""
@@ -112,7 +118,7 @@ class Loader:
             self._wanted[critic.version] -= 1
 
     def _require_room(self, critic: CriticVersion) -> None:
-        pointed = {*self._critics.pointers.values(), self._critics.serving}
+        pointed = {*self._pointers.current.values(), self._pointers.serving}
         if critic.version in pointed:
             return
         others = {version for _, version in self._proven} | {version for version, by in self._wanted.items() if by}
@@ -128,7 +134,7 @@ class Loader:
         version = version_of(name)
         if version is None:
             raise EngineUnavailable(f"no engine serves {name}")
-        critic = await self._critics.resolve(version)
+        critic = await self._pointers.resolve(version)
         self.recall_refusal(critic, engine)
         self.forget(engine, version)
         await self.prove_on(engine, critic, await self.read_folder(critic))
@@ -143,11 +149,11 @@ class Loader:
         elif self.is_proven(critic.version):
             return
         else:
-            urls = [_FILES, *(each.url for each in self._engines.engines)]
+            urls = [_FILES, *(each.url for each in self._engines)]
         for url in urls:
             refusal = self._refused.get((url, critic.version))
             if refusal is not None and time.monotonic() - refusal.at < _BELIEVED_S:
-                raise type(refusal.error)(str(refusal.error))
+                raise refusal.error.again()
 
     async def prove(self, critic: CriticVersion, *, must_be_all: bool) -> list[Proof]:
         """Have every engine serve a critic and prove it: all of them (`must_be_all`), or at least one.
@@ -163,7 +169,7 @@ class Loader:
         if critic.adapter_path is None:
             return []
         folder = await self.read_folder(critic)
-        proving = [asyncio.ensure_future(self.prove_on(engine, critic, folder)) for engine in self._engines.engines]
+        proving = [asyncio.ensure_future(self.prove_on(engine, critic, folder)) for engine in self._engines]
         try:
             await _wait_for(proving, all_of_them=must_be_all)
         finally:
@@ -220,7 +226,7 @@ class Loader:
                 proof = await _load_and_probe(engine, critic, folder, attempt)
         except (BadAdapter, AdapterRefused) as error:
             self._metrics.loads.labels("refused").inc()
-            refused = type(error)(f"{where}: {error}")
+            refused = error.again(f"{where}: {error}")
             self._refused[engine.url, critic.version] = _Refusal(time.monotonic(), refused)
             log.warning("critic_not_proven", critic=critic.engine_name, engine=where, reason=str(error))
             await asyncio.shield(self._take_back(engine, critic, attempt))
@@ -230,7 +236,7 @@ class Loader:
             await asyncio.shield(self._take_back(engine, critic, attempt))
             if isinstance(error, TimeoutError):
                 raise EngineTimeout(f"{where}: {critic.engine_name} was not proven in {_PATIENCE_S:g} s") from error
-            raise type(error)(f"{where}: {error}") from error
+            raise error.again(f"{where}: {error}") from error
         self._metrics.loads.labels("proven").inc()
         self._proven[engine.url, critic.version] = attempt.drops
         self._refused.pop((engine.url, critic.version), None)
@@ -252,7 +258,7 @@ class Loader:
             return 0, 0
         folder = await self.read_folder(critic)
         asked = wrong = 0
-        for engine in self._engines.engines:
+        for engine in self._engines:
             if critic.version not in self.proven_on(engine):
                 continue
             for probe, reply in zip(folder.probe.probes, await _replies(engine, critic, folder, 0), strict=True):
@@ -275,7 +281,7 @@ class Loader:
 
     async def unload_everywhere(self, critic: CriticVersion) -> None:
         """`unload` on every engine."""
-        await gather(*(self.unload(engine, critic) for engine in self._engines.engines))
+        await gather(*(self.unload(engine, critic) for engine in self._engines))
 
     def forget(self, engine: Engine, version: int) -> None:
         """Take note that an engine does not serve a version any more."""

@@ -30,7 +30,7 @@ class Swaps:
     last_done: Swap | None = None
 
 
-class Critics:
+class CriticPointers:
     """Resolves `live`, `candidate` or a version to a critic.
 
     Pointers are read again every second, and when a notice comes, beside the requests, which therefore never wait for
@@ -48,7 +48,7 @@ class Critics:
         self._asked = 0  # readings that were asked for, and how many of them the last one began after
         self._told = 0
         self._failure: StoreUnavailable | None = None  # of the last reading
-        self.pointers: dict[Pointer, int] = {}
+        self.current: dict[Pointer, int] = {}
         self.swaps = Swaps()
         self.serving: int | None = None
         self.refreshed = asyncio.Event()  # set after each reading, for whoever acts on it to clear
@@ -56,7 +56,7 @@ class Critics:
     @property
     def known_live(self) -> int | None:
         """The version that answers as live here; None before the first read."""
-        return self.pointers.get("live") if self.serving is None else self.serving
+        return self.current.get("live") if self.serving is None else self.serving
 
     @property
     def age_s(self) -> float:
@@ -88,13 +88,13 @@ class Critics:
             if choice not in self._versions:
                 raise NotFound(f"there is no critic version {choice}")
             return self._versions[choice]
-        if not self.pointers:
+        if not self.current:
             await self.refresh()
         if choice == "live" and self.serving is not None:
             return self._versions[self.serving]
-        if choice not in self.pointers:
+        if choice not in self.current:
             raise Conflict(f"there is no {choice} critic now")
-        return self._versions[self.pointers[choice]]
+        return self._versions[self.current[choice]]
 
     async def pinned(self, episode_id: UUID, *, question: str, scope: UUID | None) -> int | None:
         """The version that an episode stays on; None for a new episode.
@@ -130,7 +130,7 @@ class Critics:
     async def read_all(self) -> tuple[list[CriticVersion], dict[Pointer, int]]:
         """Every version, newest first, and which of them each pointer names."""
         await self.refresh()
-        return list(self._versions.values()), self.pointers
+        return list(self._versions.values()), self.current
 
     async def history(self, critic: CriticVersion) -> CriticHistory:
         """The gate's report, the swaps and the receipts of a version.
@@ -180,7 +180,7 @@ class Critics:
             pointers = await store.critics.read_pointers(session)
             versions = await store.critics.list_critic_versions(session)
         self._versions = {critic.version: critic for critic in versions}
-        self.pointers, self.swaps = pointers, swaps
+        self.current, self.swaps = pointers, swaps
         self._read_at = time.monotonic()
         self.refreshed.set()
 

@@ -10,7 +10,7 @@ import structlog
 
 from gadfly import store
 from gadfly.errors import GadflyError, StoreUnavailable
-from gadfly.records import CriticVersion, Receipt, Swap, new_id, now
+from gadfly.records import CriticVersion, Swap, SwapReceipt, new_id, now
 from gadfly.service.critics.leases import Following, Leases
 from gadfly.service.critics.loader import Loader
 from gadfly.service.critics.replicas import Replicas
@@ -35,7 +35,7 @@ class Handover:
     moved_at: datetime
 
 
-class Receipts:
+class SwapReceipts:
     """Writes this replica's receipts: at the move, when the critic that was left has no request any more, and when it
     is unloaded.
 
@@ -50,7 +50,7 @@ class Receipts:
         self._leases = leases
         self._replicas = replicas
         self._tasks: set[asyncio.Task[None]] = set()
-        self._open: dict[int, Receipt] = {}  # by the version that was left, until that is unloaded
+        self._open: dict[int, SwapReceipt] = {}  # by the version that was left, until that is unloaded
 
     async def aclose(self) -> None:
         for task in self._tasks:
@@ -60,7 +60,7 @@ class Receipts:
     def begin(self, handover: Handover) -> None:
         """Write the receipt of a handover that has just been; the rest follows by itself."""
         at_work = self._leases.follow(handover.left.version)
-        receipt = Receipt(
+        receipt = SwapReceipt(
             id=new_id(),
             swap_id=handover.swap.id,
             replica_id=self._replicas.id,
@@ -84,7 +84,7 @@ class Receipts:
         if receipt is not None:
             await self._save(_with_times(receipt, unloaded_at=now()))
 
-    async def _follow(self, handover: Handover, receipt: Receipt, at_work: Following, failed: int) -> None:
+    async def _follow(self, handover: Handover, receipt: SwapReceipt, at_work: Following, failed: int) -> None:
         await self._save(receipt)
         mixed = await self._mixed(handover)
         await at_work.all_ended()
@@ -107,7 +107,7 @@ class Receipts:
             return None
         return {"probes": probes, "mixed": mixed} if probes else None
 
-    async def _save(self, receipt: Receipt) -> None:
+    async def _save(self, receipt: SwapReceipt) -> None:
         while True:
             try:
                 async with self._database.session() as session:
@@ -137,6 +137,6 @@ def _details(handover: Handover, *, in_flight: int) -> dict[str, Any]:
     }
 
 
-def _with_times(receipt: Receipt, **times: datetime) -> Receipt:
+def _with_times(receipt: SwapReceipt, **times: datetime) -> SwapReceipt:
     added = {name: at.isoformat() for name, at in times.items()}
     return replace(receipt, details=receipt.details | {"times": receipt.details["times"] | added})

@@ -14,15 +14,15 @@ from uuid import UUID
 import structlog
 
 from gadfly import store
-from gadfly.engine_client import EnginePool
+from gadfly.engine_client import Engine
 from gadfly.errors import GadflyError, StoreUnavailable
 from gadfly.records import CriticVersion, Swap, SwapKind, SwapStatus, now
 from gadfly.service.critics.leases import Leases
 from gadfly.service.critics.loader import Loader
-from gadfly.service.critics.pointers import Critics
-from gadfly.service.critics.receipts import Handover, Receipts
+from gadfly.service.critics.pointers import CriticPointers
+from gadfly.service.critics.receipts import Handover, SwapReceipts
 from gadfly.service.critics.replicas import Replicas
-from gadfly.service.critics.upkeep import PINNED_S, Tender
+from gadfly.service.critics.upkeep import PINNED_S, EngineUpkeep
 from gadfly.service.critics.verification import Proof
 from gadfly.service.metrics import Metrics
 from gadfly.settings import without_password
@@ -41,18 +41,18 @@ class Swapper:
         self,
         *,
         database: Database,
-        engines: EnginePool,
-        critics: Critics,
+        engines: Sequence[Engine],
+        pointers: CriticPointers,
         loader: Loader,
         leases: Leases,
         replicas: Replicas,
-        receipts: Receipts,
-        tender: Tender,
+        receipts: SwapReceipts,
+        tender: EngineUpkeep,
         metrics: Metrics,
     ) -> None:
         self._database = database
         self._engines = engines
-        self._critics = critics
+        self._pointers = pointers
         self._loader = loader
         self._leases = leases
         self._replicas = replicas
@@ -85,7 +85,7 @@ class Swapper:
             swap = await store.swaps.request_swap(
                 session, version=version, kind=kind, from_version=from_version, key_id=key_id, reason=reason
             )
-        self._critics.hurry()
+        self._pointers.hurry()
         with suppress(TimeoutError):
             async with asyncio.timeout(patience_s):
                 while swap.status is SwapStatus.PENDING:
@@ -100,8 +100,8 @@ class Swapper:
     async def keep_swapping(self) -> None:
         """Do pending swaps and follow the pointer after every reading of it, until cancelled."""
         while True:
-            await self._critics.refreshed.wait()
-            self._critics.refreshed.clear()
+            await self._pointers.refreshed.wait()
+            self._pointers.refreshed.clear()
             try:
                 await self._follow()
             except StoreUnavailable:
@@ -111,11 +111,11 @@ class Swapper:
 
     async def keep_beating(self) -> None:
         """Tell the other replicas what this one does, until cancelled."""
-        urls = tuple(without_password(engine.url) for engine in self._engines.engines)
+        urls = tuple(without_password(engine.url) for engine in self._engines)
         while True:
             try:
                 await self._replicas.beat(
-                    live=self._critics.serving,
+                    live=self._pointers.serving,
                     leases=self._leases.used_within(PINNED_S),
                     engines=urls,
                     problem=self.problem,
@@ -133,17 +133,17 @@ class Swapper:
     # ------------------------------------------------------------------------------------------------------ a swap
 
     async def _follow(self) -> None:
-        if self._critics.serving is None:
+        if self._pointers.serving is None:
             await self._adopt()
-        pending = self._critics.swaps.pending
+        pending = self._pointers.swaps.pending
         if pending is not None and self._replicas.is_eldest:
             await self._do(pending)
-            await self._critics.refresh()
-        if self._critics.pointers["live"] != self._critics.serving:
+            await self._pointers.refresh()
+        if self._pointers.current["live"] != self._pointers.serving:
             await self._adopt()
 
     async def _do(self, swap: Swap) -> None:
-        critic = await self._critics.resolve(swap.version)
+        critic = await self._pointers.resolve(swap.version)
         began_at = now()
         try:
             # Back must be possible with a broken engine; what was live before was proven there before.
@@ -174,7 +174,7 @@ class Swapper:
         try:
             while not proving.done():
                 await asyncio.wait((proving,), timeout=_POLL_S)
-                pending = self._critics.swaps.pending
+                pending = self._pointers.swaps.pending
                 if not proving.done() and (pending is None or pending.id != swap.id):
                     log.info("swap_superseded", version=swap.version, kind=swap.kind.value)
                     self._metrics.swaps.labels(swap.kind.value, SwapStatus.REFUSED.value).inc()
@@ -200,7 +200,7 @@ class Swapper:
     async def _adopt(self) -> None:
         """Answer with what the live pointer names, once it is proven here; until then with what answered before."""
         began_at = now()
-        critic = await self._critics.resolve(self._critics.pointers["live"])
+        critic = await self._pointers.resolve(self._pointers.current["live"])
         try:
             self._loader.recall_refusal(critic)
             proofs = await self._loader.prove(critic, must_be_all=False)
@@ -208,25 +208,25 @@ class Swapper:
             raise
         except GadflyError as error:
             self._metrics.adoptions.labels("failed").inc()
-            serving = self._critics.serving
+            serving = self._pointers.serving
             still = "" if serving is None else f", still answering with {serving}"
             self.problem = f"the live critic {critic.version} is not served here; the log says why{still}"
             log.warning("live_critic_not_served", critic=critic.engine_name, reason=str(error), still=serving)
             return
-        if self._critics.pointers["live"] != critic.version:
-            self._critics.hurry()  # the pointer moved on in the meantime: the next reading says where to
+        if self._pointers.current["live"] != critic.version:
+            self._pointers.hurry()  # the pointer moved on in the meantime: the next reading says where to
             return
-        if self._critics.serving is None:
+        if self._pointers.serving is None:
             self._begin(critic)
             return
-        swap = self._critics.swaps.last_done
+        swap = self._pointers.swaps.last_done
         if swap is None or swap.version != critic.version:
-            await self._critics.refresh()  # the pointer was moved without a swap
+            await self._pointers.refresh()  # the pointer was moved without a swap
             return
         self._serve(swap, critic, proofs, began_at=began_at, proved_at=now())
 
     def _begin(self, critic: CriticVersion) -> None:
-        self._critics.serving = critic.version
+        self._pointers.serving = critic.version
         self.problem = None
         self._metrics.live.set(critic.version)
         self._metrics.adoptions.labels("done").inc()
@@ -234,11 +234,11 @@ class Swapper:
     def _serve(
         self, swap: Swap, critic: CriticVersion, proofs: Sequence[Proof], *, began_at: datetime, proved_at: datetime
     ) -> None:
-        left = self._critics.known_live
+        left = self._pointers.known_live
         self._begin(critic)  # every request that is resolved from here on gets the new critic
         if left is None or left == critic.version:
             return
-        known = self._critics.known(left)
+        known = self._pointers.known(left)
         assert known is not None
         self._receipts.begin(
             Handover(

@@ -3,15 +3,16 @@ anew finds the live critic by itself.
 """
 
 import asyncio
+from collections.abc import Sequence
 
 import structlog
 
-from gadfly.engine_client import Engine, EnginePool
+from gadfly.engine_client import Engine
 from gadfly.errors import EngineError, EngineTimeout, GadflyError
 from gadfly.service.critics.leases import Leases
 from gadfly.service.critics.loader import Loader, version_of
-from gadfly.service.critics.pointers import Critics
-from gadfly.service.critics.receipts import Receipts
+from gadfly.service.critics.pointers import CriticPointers
+from gadfly.service.critics.receipts import SwapReceipts
 from gadfly.service.critics.replicas import FRESH_S, Replicas
 from gadfly.settings import without_password
 
@@ -22,21 +23,21 @@ PINNED_S = 300.0  # how long an episode's critic stays loaded after its last req
 log = structlog.get_logger(__name__)
 
 
-class Tender:
+class EngineUpkeep:
     """Looks after the engines of this replica."""
 
     def __init__(
         self,
         *,
-        engines: EnginePool,
-        critics: Critics,
+        engines: Sequence[Engine],
+        pointers: CriticPointers,
         loader: Loader,
         leases: Leases,
         replicas: Replicas,
-        receipts: Receipts,
+        receipts: SwapReceipts,
     ) -> None:
         self._engines = engines
-        self._critics = critics
+        self._pointers = pointers
         self._loader = loader
         self._leases = leases
         self._replicas = replicas
@@ -46,7 +47,7 @@ class Tender:
 
     async def keep_tending(self) -> None:
         """Look after all engines again and again, until cancelled."""
-        engines = self._engines.engines
+        engines = self._engines
         while True:
             outcomes = await asyncio.gather(*map(self._tend, engines), return_exceptions=True)
             for engine, outcome in zip(engines, outcomes, strict=True):
@@ -56,9 +57,9 @@ class Tender:
 
     def in_use(self, *, with_candidate: bool) -> set[int]:
         """The versions that somebody answers with, may go back to, or has requests of on any replica."""
-        used = {version for name, version in self._critics.pointers.items() if with_candidate or name != "candidate"}
+        used = {version for name, version in self._pointers.current.items() if with_candidate or name != "candidate"}
         used |= set(self._leases.used_within(PINNED_S)) | self._replicas.others_use()
-        return used if self._critics.serving is None else used | {self._critics.serving}
+        return used if self._pointers.serving is None else used | {self._pointers.serving}
 
     async def _tend(self, engine: Engine) -> None:
         try:
@@ -72,11 +73,11 @@ class Tender:
             if version not in served:  # it was started anew, or another replica unloaded it
                 self._loader.forget(engine, version)
         await self._have_live_served(engine)
-        if max(self._critics.age_s, self._replicas.age_s) < FRESH_S:
+        if max(self._pointers.age_s, self._replicas.age_s) < FRESH_S:
             await self._tidy(engine, served)
 
     async def _have_live_served(self, engine: Engine) -> None:
-        critic = None if self._critics.serving is None else self._critics.known(self._critics.serving)
+        critic = None if self._pointers.serving is None else self._pointers.known(self._pointers.serving)
         if critic is None or critic.adapter_path is None or critic.version in self._loader.proven_on(engine):
             self.lacking.discard(engine.url)
             return
@@ -93,9 +94,9 @@ class Tender:
     async def _tidy(self, engine: Engine, served: set[int]) -> None:
         """Unload what nobody has used for a while. What is no version of this deployment is left alone."""
         at = asyncio.get_running_loop().time()
-        unused = {version for version in served if self._critics.known(version)} - self.in_use(with_candidate=True)
-        if self._critics.swaps.pending is not None:
-            unused.discard(self._critics.swaps.pending.version)
+        unused = {version for version in served if self._pointers.known(version)} - self.in_use(with_candidate=True)
+        if self._pointers.swaps.pending is not None:
+            unused.discard(self._pointers.swaps.pending.version)
         for url, version in list(self._unused_since):
             if url == engine.url and version not in unused:
                 del self._unused_since[url, version]
@@ -103,6 +104,6 @@ class Tender:
             if at - self._unused_since.setdefault((engine.url, version), at) < _UNUSED_S:
                 continue
             del self._unused_since[engine.url, version]
-            await self._loader.unload(engine, await self._critics.resolve(version))
+            await self._loader.unload(engine, await self._pointers.resolve(version))
             log.info("critic_unloaded", version=version, engine=without_password(engine.url))
             await self._receipts.note_unloaded(version)

@@ -29,7 +29,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from gadfly import store
 from gadfly.errors import Conflict, StoreUnavailable
 from gadfly.records import CriticVersion, SwapKind
-from gadfly.service.critics.pointers import Critics
+from gadfly.service.critics.pointers import CriticPointers
 from gadfly.store.database import Database
 
 MARGIN = 0.1  # H1: so much of the accuracy is lost
@@ -93,12 +93,12 @@ def sequential_test(
     return Evidence(decision=decision, outcomes=count, right=right, log_ratio=log_ratio)
 
 
-class Watch:
+class RollbackWatch:
     """Tests the live critic of a deployment, one replica at a time, and asks for the way back when it is worse."""
 
-    def __init__(self, database: Database, critics: Critics, *, is_on: bool) -> None:
+    def __init__(self, database: Database, pointers: CriticPointers, *, is_on: bool) -> None:
         self._database = database
-        self._critics = critics
+        self._pointers = pointers
         self._is_on = is_on
 
     async def keep_watching(self) -> None:
@@ -117,16 +117,16 @@ class Watch:
 
         Only a critic that the gate or an admin promoted is tested: going back is not undone by itself.
         """
-        last = self._critics.swaps.last_done
-        pointers = self._critics.pointers
+        last = self._pointers.swaps.last_done
+        pointers = self._pointers.current
         if last is None or last.kind not in (SwapKind.GATE, SwapKind.PROMOTE) or last.version != pointers.get("live"):
             return None
         if pointers.get("previous") != last.from_version:
             return None
-        pending = self._critics.swaps.pending
+        pending = self._pointers.swaps.pending
         if pending is not None and pending.kind in (SwapKind.ROLLBACK, SwapKind.WATCH):
             return None  # the way back is asked for already
-        live = await self._critics.resolve(last.version)
+        live = await self._pointers.resolve(last.version)
         async with self._database.session() as session:
             if not await store.watch.lock_watch(session):
                 return None

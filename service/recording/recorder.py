@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Receipt:
+class Acknowledgement:
     """Proof that a record is durable.
 
     `record` is what is kept: for feedback that repeats what the same key said last, that earlier feedback. In the spool
@@ -51,11 +51,11 @@ class Receipt:
 
 
 @dataclass(frozen=True, slots=True)
-class _Waiting:
+class _Pending:
     record: Record
-    receipt: asyncio.Future[Receipt]
+    receipt: asyncio.Future[Acknowledgement]
 
-    def resolve(self, receipt: Receipt) -> None:
+    def resolve(self, receipt: Acknowledgement) -> None:
         if not self.receipt.done():  # its caller may have gone; the record is kept all the same
             self.receipt.set_result(receipt)
 
@@ -77,7 +77,7 @@ class Recorder:
         self._heldout_share = heldout_share
         self._spool = Spool(spool, max_bytes=spool_max_bytes)
         self._files = ThreadPoolExecutor(1, thread_name_prefix="spool")
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: deque[_Pending] = deque()
         self._has_waiting = asyncio.Event()
         self._has_spooled = asyncio.Event()
         self._order = (
@@ -138,7 +138,7 @@ class Recorder:
         self._files.shutdown()
         self._tasks = []
 
-    async def record(self, record: Record) -> Receipt:
+    async def record(self, record: Record) -> Acknowledgement:
         """Return once the record is durable.
 
         Raises:
@@ -149,7 +149,7 @@ class Recorder:
         """
         if self._is_closing or not self._tasks:
             raise StoreUnavailable("the service is stopping")
-        waiting = _Waiting(record, asyncio.get_running_loop().create_future())
+        waiting = _Pending(record, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         self._has_waiting.set()
         return await waiting.receipt
@@ -184,7 +184,7 @@ class Recorder:
                 else:
                     self._has_waiting.clear()
 
-    async def _write(self, group: Sequence[_Waiting]) -> None:
+    async def _write(self, group: Sequence[_Pending]) -> None:
         self.groups += 1
         if self._spool.is_empty:
             group = await self._commit(group)
@@ -199,9 +199,9 @@ class Recorder:
         else:
             self._has_spooled.set()
             for waiting in group:
-                waiting.resolve(Receipt(waiting.record, is_spooled=True))
+                waiting.resolve(Acknowledgement(waiting.record, is_spooled=True))
 
-    async def _commit(self, group: Sequence[_Waiting]) -> Sequence[_Waiting]:
+    async def _commit(self, group: Sequence[_Pending]) -> Sequence[_Pending]:
         """Store a group in Postgres; return what could not be stored because Postgres is away."""
         started = time.perf_counter()
         try:
@@ -220,7 +220,7 @@ class Recorder:
             return []
         self.last_commit_s = time.perf_counter() - started
         for waiting, item in zip(group, stored, strict=True):
-            waiting.resolve(Receipt(item.record, is_repeat=item.is_repeat))
+            waiting.resolve(Acknowledgement(item.record, is_repeat=item.is_repeat))
         return []
 
     async def _store(self, records: Sequence[Record]) -> list[Stored]:

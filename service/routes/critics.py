@@ -15,7 +15,7 @@ router = APIRouter(tags=["critics"], responses=problems(401, 404, 422, 503))
 @router.get("/critics", summary="List critics", response_model=list[CriticVersionView])
 async def list_critics(caller: CallerDep, service: ServiceDep) -> list[CriticVersionView]:
     """Every critic version, newest first, and which of them are live, candidate and previous."""
-    versions, pointers = await service.critics.read_all()
+    versions, pointers = await service.critics.pointers.read_all()
     return [version_view(critic, pointers) for critic in versions]
 
 
@@ -27,7 +27,7 @@ async def read_critic(
 
     Swaps' reasons and engines' addresses are for admins.
     """
-    critic = await service.critics.resolve(version)
-    history = await service.critics.history(critic)
-    _, pointers = await service.critics.read_all()
+    critic = await service.critics.pointers.resolve(version)
+    history = await service.critics.pointers.history(critic)
+    _, pointers = await service.critics.pointers.read_all()
     return history_view(critic, pointers, history, for_admin=caller.tier is Tier.ADMIN)

@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter
 
+from gadfly.service.answering.limits import check_limits
 from gadfly.service.dependencies import CallerDep, ServiceDep
 from gadfly.service.routes.docs import problems
 from gadfly.service.routes.json import StrictJsonRoute
@@ -13,10 +14,10 @@ router = APIRouter(route_class=StrictJsonRoute, tags=["feedback"], responses=pro
 @router.post("/feedback", summary="Say what was right", response_model=FeedbackView)
 async def post_feedback(body: FeedbackRequest, caller: CallerDep, service: ServiceDep) -> FeedbackView:
     """Say what was right or wrong about an interaction, weeks later if need be. Appended, never overwritten."""
-    service.answerer.check_limits(body)
+    check_limits(service.settings, body)
     if body.interaction_id is not None:
-        interaction = await service.memory.find(caller, body.interaction_id)
+        interaction = await service.history.find(caller, body.interaction_id)
     else:
         assert body.request_id is not None
-        interaction = await service.memory.find_by_request_id(caller, body.request_id)
+        interaction = await service.history.find_by_request_id(caller, body.request_id)
     return FeedbackView.of(await service.answerer.feedback(body, interaction, key_id=caller.key_id))

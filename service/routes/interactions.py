@@ -18,7 +18,7 @@ async def list_interactions(
     query: Annotated[InteractionQuery, Query()], caller: CallerDep, service: ServiceDep
 ) -> InteractionPage:
     """A page of interactions, newest first: the caller's own, or everybody's for an admin."""
-    page = await service.memory.page(caller, _filters(query), cursor=query.cursor, limit=query.limit)
+    page = await service.history.page(caller, _filters(query), cursor=query.cursor, limit=query.limit)
     return InteractionPage(
         items=[summary_of(interaction) for interaction in page.interactions], next_cursor=page.next_cursor
     )
@@ -27,14 +27,14 @@ async def list_interactions(
 @router.get("/interactions/{interaction_id}", summary="Read an interaction", response_model=InteractionView)
 async def read_interaction(interaction_id: UUID, caller: CallerDep, service: ServiceDep) -> InteractionView:
     """One interaction with its result and the feedback so far."""
-    interaction, feedback = await service.memory.read(caller, interaction_id)
+    interaction, feedback = await service.history.read(caller, interaction_id)
     return view_of(interaction, feedback)
 
 
 @router.delete("/interactions/{interaction_id}", summary="Forget an interaction", status_code=204)
 async def delete_interaction(interaction_id: UUID, caller: CallerDep, service: ServiceDep) -> Response:
     """Forget one interaction: its texts, critiques, refinements and feedback are gone for good."""
-    await service.memory.forget(caller, interaction_id)
+    await service.history.forget(caller, interaction_id)
     return Response(status_code=204)
 
 

@@ -29,7 +29,7 @@ router = APIRouter(
 async def promote(body: PromoteRequest, admin: AdminDep, service: ServiceDep, response: Response) -> SwapView:
     """Have a version answer from now on, once every engine has proven it. Refused, nothing changes."""
     service.require_started()
-    swap = await service.swapper.request(
+    swap = await service.critics.swapper.request(
         version=body.version,
         kind=SwapKind.PROMOTE,
         key_id=admin.key_id,
@@ -46,7 +46,7 @@ async def rollback(body: RollbackRequest, admin: AdminDep, service: ServiceDep, 
     Doing it again goes back to where one was, unless `from_version` says which critic is to be left.
     """
     service.require_started()
-    swap = await service.swapper.request(
+    swap = await service.critics.swapper.request(
         version=None,
         kind=SwapKind.ROLLBACK,
         from_version=body.from_version,

@@ -10,7 +10,7 @@ import pytest
 
 from gadfly.cli import asking
 from gadfly.cli.asking import (
-    Service,
+    ServiceClient,
     ServiceError,
     ask,
     problem_text,
@@ -49,8 +49,8 @@ REFINEMENT: dict[str, Any] = {
 }
 
 
-def service(handler: Any, **settings: Any) -> Service:
-    return Service(Settings(**settings), transport=httpx.MockTransport(handler))
+def service(handler: Any, **settings: Any) -> ServiceClient:
+    return ServiceClient(Settings(**settings), transport=httpx.MockTransport(handler))
 
 
 def events(*pairs: tuple[str, dict[str, Any]]) -> bytes:

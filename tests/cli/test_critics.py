@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from gadfly.cli import critics
-from gadfly.cli.asking import Service, ServiceError
+from gadfly.cli.asking import ServiceClient, ServiceError
 from gadfly.settings import Settings
 
 ZERO: dict[str, Any] = {
@@ -48,8 +48,8 @@ HISTORY = SEVEN | {
 }
 
 
-def service(handler: Any) -> Service:
-    return Service(Settings(), transport=httpx.MockTransport(handler))
+def service(handler: Any) -> ServiceClient:
+    return ServiceClient(Settings(), transport=httpx.MockTransport(handler))
 
 
 def test_lists_critics_with_their_pointers(capsys: pytest.CaptureFixture[str]) -> None:

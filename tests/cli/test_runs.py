@@ -21,9 +21,9 @@ from typer.testing import CliRunner, Result
 
 from gadfly import store
 from gadfly.cli import runs
-from gadfly.cli.asking import Event, Service, ServiceAway, ServiceError
+from gadfly.cli.asking import Event, ServiceAway, ServiceClient, ServiceError
 from gadfly.cli.main import app
-from gadfly.cli.runs import Watch, events_of, find_run, read_changes, show_plan, show_run, show_runs
+from gadfly.cli.runs import RunDisplay, events_of, find_run, read_changes, show_plan, show_run, show_runs
 from gadfly.errors import BadInput
 from gadfly.grading import Grade
 from gadfly.settings import Settings
@@ -102,8 +102,8 @@ def test_what_is_no_option(tmp_path: Path, content: str | None, pairs: list[str]
         read_changes(tmp_path / "none.json", [])
 
 
-def fake(handler: Callable[[httpx.Request], httpx.Response]) -> Service:
-    return Service(Settings(), transport=httpx.MockTransport(handler))
+def fake(handler: Callable[[httpx.Request], httpx.Response]) -> ServiceClient:
+    return ServiceClient(Settings(), transport=httpx.MockTransport(handler))
 
 
 IDS = ["0193aaaa-2", "0193aaaa-1", "0193bbbb-1"]
@@ -184,7 +184,7 @@ def test_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
 
 def watched(*events: tuple[str, dict[str, Any]], terminal: bool = False) -> str:
     console = Console(file=io.StringIO(), force_terminal=terminal, width=150, soft_wrap=True, highlight=False)
-    with Watch(console, {**RUN, "status": "queued", "progress": {"stage": None, "step": 0, "steps": 4}}) as watch:
+    with RunDisplay(console, {**RUN, "status": "queued", "progress": {"stage": None, "step": 0, "steps": 4}}) as watch:
         for number, (name, data) in enumerate(events):
             watch.show(Event(number + 1, name, {"at": "2030-01-01T12:00:00Z", **data}))
         watch._progress.refresh()

@@ -53,7 +53,7 @@ def expected_logprobs(model: torch.nn.Module, reply: Reply) -> list[float]:
 async def test_requests_computed_together_have_the_log_probabilities_of_each_alone(
     pool: EnginePool, model: Path, adapter: Path
 ) -> None:
-    await pool.engines[0].load_adapter("critic@1", adapter)
+    await pool.members[0].load_adapter("critic@1", adapter)
     sampling = Sampling(n=3, temperature=0.7, max_tokens=24, seed=5, with_tokens=True)
     base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     # peft changes the model that it is given, so each has its own.
@@ -79,7 +79,7 @@ async def test_verdict_words_are_read_over_the_whole_vocabulary(pool: EnginePool
     p_correct, p_wrong = await pool.read_labels(prompt, model=ACTOR, after=":", first="Correct", second="Wrong")
     [reply] = await pool.chat(prompt, model=ACTOR, sampling=Sampling(max_tokens=1, with_tokens=True))
     assert reply.tokens is not None
-    labels = await pool.engines[0].label_tokens(after=":", first="Correct", second="Wrong")
+    labels = await pool.members[0].label_tokens(after=":", first="Correct", second="Wrong")
     reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     with torch.no_grad():
         logprobs = reference(input_ids=torch.tensor([reply.tokens.prompt])).logits[0, -1].log_softmax(-1)
@@ -88,7 +88,7 @@ async def test_verdict_words_are_read_over_the_whole_vocabulary(pool: EnginePool
 
 
 async def test_refusals_are_those_of_vllm(pool: EnginePool, adapter: Path, tmp_path: Path) -> None:
-    engine = pool.engines[0]
+    engine = pool.members[0]
     assert await engine.load_adapter("critic@1", adapter)
     assert not await engine.load_adapter("critic@1", adapter), "it is served already"
     assert await engine.models() == {ACTOR, "critic@1"}

@@ -37,7 +37,7 @@ def test_its_page_names_its_weights() -> None:
 
 
 async def test_it_solves_imperfectly(pool: EnginePool) -> None:
-    problems = world.problems(world.Split.IN_DOMAIN, 96, seed=11)
+    problems = world.problems(world.LabSplit.IN_DOMAIN, 96, seed=11)
     replies = [
         await pool.chat(
             PROMPTS.solve(question=one.text), model=ACTOR, sampling=Sampling(max_tokens=64, temperature=1.0, seed=place)
@@ -55,7 +55,7 @@ async def test_it_solves_imperfectly(pool: EnginePool) -> None:
 async def test_it_follows_its_critique_right_or_wrong(pool: EnginePool, care: Care) -> None:
     rng = random.Random(3)
     followed = 0
-    for one in world.problems(world.Split.IN_DOMAIN, 48, seed=12):
+    for one in world.problems(world.LabSplit.IN_DOMAIN, 48, seed=12):
         answer = world.slip(rng, one, share=0.3)
         judgements = world.judge(rng, answer, care)
         prompt = PROMPTS.refine(question=one.text, response=world.solution(answer), critique=world.critique(judgements))
@@ -65,7 +65,7 @@ async def test_it_follows_its_critique_right_or_wrong(pool: EnginePool, care: Ca
 
 
 async def test_its_critic_keeps_the_format(pool: EnginePool) -> None:
-    for one in world.problems(world.Split.IN_DOMAIN, 24, seed=13):
+    for one in world.problems(world.LabSplit.IN_DOMAIN, 24, seed=13):
         [found] = await sample_critiques(
             pool, PROMPTS, model=ACTOR, question=one.text, response=world.solution(world.solve(one)),
             sampling=Sampling(max_tokens=128),

@@ -5,10 +5,10 @@ import random
 import pytest
 
 from gadfly.lab import tokens, world
-from gadfly.lab.world import Care, Equation, Judgement, Operation, Problem, Split
+from gadfly.lab.world import Care, Equation, Judgement, LabSplit, Operation, WordProblem
 from gadfly.verdict import Verdict, parse_critique
 
-TOM = Problem(text="", start=37, operations=(Operation("+", 25), Operation("-", 14)))
+TOM = WordProblem(text="", start=37, operations=(Operation("+", 25), Operation("-", 14)))
 WRONG = [Equation(37, "+", 25, 72), Equation(72, "-", 14, 58)]
 
 
@@ -58,8 +58,8 @@ def test_near_numbers_can_be_written() -> None:
         assert all(0 < each <= world.LARGEST_WRITTEN for each in found)
 
 
-@pytest.mark.parametrize("split", list(Split))
-def test_questions_stay_within_their_split(split: Split) -> None:
+@pytest.mark.parametrize("split", list(LabSplit))
+def test_questions_stay_within_their_split(split: LabSplit) -> None:
     within = world.RANGES[split]
     found = world.problems(split, 300, seed=1)
     assert len({each.text for each in found}) == 300

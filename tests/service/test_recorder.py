@@ -19,7 +19,7 @@ from sqlalchemy import text
 
 from gadfly.errors import Conflict, NotFound, SpoolFull, StoreUnavailable
 from gadfly.records import Interaction, new_id
-from gadfly.service.recording.recorder import Receipt, Recorder
+from gadfly.service.recording.recorder import Acknowledgement, Recorder
 from gadfly.service.recording.spool import Spool
 from gadfly.store.critics import ensure_version_zero
 from gadfly.store.database import Database, migrate
@@ -71,12 +71,12 @@ async def until_replayed(recorder: Recorder, limit_s: float = 30.0) -> None:
 async def test_what_is_acknowledged_is_committed(url: str, database: Database, tmp_path: Path) -> None:
     async with recording(url, tmp_path) as recorder:
         interaction = make_interaction(refined=True)
-        assert await recorder.record(interaction) == Receipt(interaction)
+        assert await recorder.record(interaction) == Acknowledgement(interaction)
         async with database.session() as session:
             assert await read_interaction(session, interaction.id, scope=None) == interaction
         feedback = make_feedback(interaction.id, correct=True)
-        assert await recorder.record(feedback) == Receipt(feedback)
-        assert await recorder.record(replace(feedback, id=new_id())) == Receipt(feedback, is_repeat=True)
+        assert await recorder.record(feedback) == Acknowledgement(feedback)
+        assert await recorder.record(replace(feedback, id=new_id())) == Acknowledgement(feedback, is_repeat=True)
         assert recorder.last_commit_s > 0
 
 
@@ -115,7 +115,7 @@ async def test_callers_that_leave_do_not_break_their_group(url: str, tmp_path: P
         for task in tasks[::2]:
             task.cancel()
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-        assert [isinstance(outcome, Receipt) for outcome in outcomes] == [False, True] * 10
+        assert [isinstance(outcome, Acknowledgement) for outcome in outcomes] == [False, True] * 10
     assert set(await stored_ids(url)) == {item.id for item in interactions}
 
 
@@ -124,7 +124,7 @@ async def test_closing_writes_what_waits_and_takes_no_more(url: str, tmp_path: P
         tasks = [asyncio.create_task(recorder.record(make_interaction())) for _ in range(300)]
         await asyncio.sleep(0)
         await recorder.close()
-        assert all(isinstance(receipt, Receipt) for receipt in await asyncio.gather(*tasks))
+        assert all(isinstance(receipt, Acknowledgement) for receipt in await asyncio.gather(*tasks))
         with pytest.raises(StoreUnavailable, match="stopping"):
             await recorder.record(make_interaction())
     assert len(await stored_ids(url)) == 300
@@ -196,8 +196,8 @@ async def test_spooled_interactions_can_be_looked_up_and_spoken_about(server: Po
     async with recording(server.url, tmp_path) as recorder:
         assert await recorder.lookup(interaction.id) is None
         await asyncio.to_thread(server.stop)
-        assert await recorder.record(interaction) == Receipt(interaction, is_spooled=True)
-        assert await recorder.record(feedback) == Receipt(feedback, is_spooled=True)
+        assert await recorder.record(interaction) == Acknowledgement(interaction, is_spooled=True)
+        assert await recorder.record(feedback) == Acknowledgement(feedback, is_spooled=True)
         assert await recorder.lookup(interaction.id) == interaction
         assert await recorder.lookup_request("r", key_id=None) == interaction
         assert await recorder.lookup(new_id()) is None

@@ -8,7 +8,7 @@ import pytest
 
 from gadfly.errors import Conflict
 from gadfly.records import Interaction, Tier
-from gadfly.service.answering.idempotency import Requests
+from gadfly.service.answering.idempotency import Idempotency
 from gadfly.service.keyring import Caller
 from gadfly.service.recording.recorder import Recorder
 from gadfly.settings import Settings
@@ -75,7 +75,7 @@ async def test_of_two_results_the_first_stored_counts(database: Database, tmp_pa
     first = make_interaction(request_id="one", fingerprint="same")
     caller = Caller(key_id=None, tier=Tier.ADMIN)
     async with Recorder(database, tmp_path, heldout_share=0.2, spool_max_bytes=2**20) as recorder:
-        requests = Requests(database, recorder)
+        requests = Idempotency(database, recorder)
 
         async def work() -> Interaction:
             await recorder.record(first)

@@ -24,10 +24,10 @@ from gadfly.engine_client import Engine, EnginePool, Sampling
 from gadfly.errors import AdapterRefused, Conflict, EngineTimeout, EngineUnavailable, TooBusy
 from gadfly.grading import Grade
 from gadfly.prompts import Message, Prompt
-from gadfly.records import CriticVersion, Receipt, SwapKind, SwapStatus, Tier, new_id, now
+from gadfly.records import CriticVersion, SwapKind, SwapReceipt, SwapStatus, Tier, new_id, now
 from gadfly.service.critics import loader
 from gadfly.service.critics.loader import Loader
-from gadfly.service.critics.pointers import Critics
+from gadfly.service.critics.pointers import CriticPointers
 from gadfly.service.critics.replicas import Replicas
 from gadfly.service.metrics import Metrics
 from gadfly.settings import Settings
@@ -111,7 +111,7 @@ class FakeEngine:
 class Fleet:
     """Two fake engines, a pool over them, and a loader that knows one version with an adapter."""
 
-    def __init__(self, a: FakeEngine, b: FakeEngine, pool: EnginePool, loader: Loader, critics: Critics) -> None:
+    def __init__(self, a: FakeEngine, b: FakeEngine, pool: EnginePool, loader: Loader, critics: CriticPointers) -> None:
         self.a, self.b, self.pool, self.loader, self.critics = a, b, pool, loader, critics
         self.critic: CriticVersion
 
@@ -128,11 +128,11 @@ async def fleet(
     tmp_path: Path, database_url: str, database: Database, published: PublishedAdapter
 ) -> AsyncIterator[Fleet]:
     a, b = FakeEngine("a", published), FakeEngine("b", published)
-    pool = EnginePool([a.engine, b.engine])
-    critics, metrics = Critics(database), Metrics()
+    critics, metrics = CriticPointers(database), Metrics()
     settings = make_settings(tmp_path, database_url, "http://a", "http://b")
-    loader = Loader(settings=settings, engines=pool, critics=critics, replicas=Replicas(database), metrics=metrics)
-    pool.may_serve, pool.restore = loader.may_serve, loader.restore
+    engines = (a.engine, b.engine)
+    loader = Loader(settings=settings, engines=engines, pointers=critics, replicas=Replicas(database), metrics=metrics)
+    pool = EnginePool(engines, router=loader)
     fleet = Fleet(a, b, pool, loader, critics)
     await critics.start(base_model="tiny")
     fleet.critic = await insert_version(database, published)
@@ -422,7 +422,7 @@ async def test_without_a_key_no_reasons_are_shown(
         proof = {"engine": "unix:///secret/engine.sock", "vllm": "0.32"}
         await store.swaps.insert_receipt(
             session,
-            Receipt(
+            SwapReceipt(
                 id=new_id(),
                 swap_id=swap.id,
                 replica_id=new_id(),

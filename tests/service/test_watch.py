@@ -9,8 +9,8 @@ from sqlalchemy import text
 from gadfly import store
 from gadfly.grading import Grade
 from gadfly.records import Interaction, SwapKind, SwapStatus
-from gadfly.service.critics.pointers import Critics
-from gadfly.service.critics.watch import Decision, Watch, sequential_test
+from gadfly.service.critics.pointers import CriticPointers
+from gadfly.service.critics.watch import Decision, RollbackWatch, sequential_test
 from gadfly.store.database import Database
 from gadfly.training import GateOutcome, TrainConfig, Trigger
 from gadfly.verdict import Verdict
@@ -79,9 +79,9 @@ async def _move(session: Any, version: int, kind: SwapKind) -> None:
 async def look(seeded: Database, *records: Interaction) -> Any:
     async with seeded.session() as session:
         await store.interactions.insert_records(session, records, heldout_share=0.2)
-    critics = Critics(seeded)
+    critics = CriticPointers(seeded)
     await critics.refresh()
-    return await Watch(seeded, critics, is_on=True).look()
+    return await RollbackWatch(seeded, critics, is_on=True).look()
 
 
 def said(version: int, *, is_right: bool) -> Interaction:

@@ -1,7 +1,6 @@
 """The engine client against answers that a healthy engine does not give; healthy ones are in tests/service."""
 
 import asyncio
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -189,7 +188,7 @@ async def test_a_pool_asks_another_engine_when_one_does_not_take_it(status: int)
     pool = EnginePool([full, engine(lambda _: httpx.Response(200, json=ANSWER))])
     [reply] = await pool.chat(PROMPT, model="critic@3", sampling=ONE)
     assert reply.text == "4"
-    assert full.full_until > time.monotonic()  # its quick refusals must not make it the favourite
+    assert not full.has_room  # its quick refusals must not make it the favourite
     with pytest.raises(EngineUnavailable):
         await EnginePool([full, refusing(status)]).chat(PROMPT, model="critic@3", sampling=ONE)
 
@@ -255,7 +254,7 @@ async def test_a_request_waits_until_an_engine_serves_its_adapter_again() -> Non
     [reply] = await pool.chat(PROMPT, model="critic@3", sampling=ONE)
     assert reply.text == "4"
     assert (forgetful.restored, forgetful.asked) == (["critic@3"], 3)
-    assert forgetful.engine.full_until == 0.0
+    assert forgetful.engine.has_room
 
 
 async def test_an_engine_that_serves_it_is_asked_before_one_is_restored() -> None:

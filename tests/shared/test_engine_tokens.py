@@ -70,7 +70,7 @@ async def test_a_sampled_critique_has_the_stated_verdict_or_none(engines: Engine
 async def test_adapters_come_and_go(engines: EnginePool, critic_model: Path, tmp_path: Path) -> None:
     from tests.support.tiny_models import random_adapter  # noqa: PLC0415  # torch takes seconds to import
 
-    [engine] = engines.engines
+    [engine] = engines.members
     folder = random_adapter(tmp_path / "adapter", model=critic_model, seed=1)
     await engine.load_adapter("critic@900", folder)
     await engine.load_adapter("critic@900", folder)  # a repeat is none
@@ -91,7 +91,7 @@ async def test_an_engine_that_cannot_load_says_why(
 ) -> None:
     from tests.support.tiny_models import random_adapter  # noqa: PLC0415  # torch takes seconds to import
 
-    [engine] = engines.engines
+    [engine] = engines.members
     folder = tmp_path / "adapter"
     if fault != "missing":
         random_adapter(folder, model=critic_model, seed=1, rank=64 if fault == "rank" else 8)

@@ -10,7 +10,7 @@ from sqlalchemy import text
 from gadfly import store
 from gadfly.errors import Conflict, NotFound
 from gadfly.grading import Grade
-from gadfly.records import Receipt, Replica, SwapKind, SwapStatus, new_id, now
+from gadfly.records import Replica, SwapKind, SwapReceipt, SwapStatus, new_id, now
 from gadfly.store.database import Database
 from gadfly.verdict import Verdict
 from tests.support.records import make_critique, make_feedback, make_interaction
@@ -156,14 +156,14 @@ async def test_swaps_are_listed_newest_first(seeded: Database) -> None:
 
 async def test_a_receipt_says_last_what_it_says(seeded: Database) -> None:
     swap = (await swap_to(seeded, 1)).swap
-    first = Receipt(
+    first = SwapReceipt(
         id=new_id(), swap_id=swap.id, replica_id=new_id(), version=1, created_at=now(), details={"lost": None}
     )
-    other = Receipt(id=new_id(), swap_id=swap.id, replica_id=new_id(), version=1, created_at=now(), details={})
+    other = SwapReceipt(id=new_id(), swap_id=swap.id, replica_id=new_id(), version=1, created_at=now(), details={})
     async with seeded.session() as session:
         for receipt in (first, other):
             await store.swaps.insert_receipt(session, receipt)
-        later = Receipt(
+        later = SwapReceipt(
             id=new_id(),
             swap_id=swap.id,
             replica_id=first.replica_id,

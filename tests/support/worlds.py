@@ -108,9 +108,9 @@ async def read(database: Database, run_id: UUID) -> Run:
         return await store.runs.read_run(session, run_id)
 
 
-def start_half(settings: Settings, half: str, run_id: UUID, *, log: Path) -> subprocess.Popen[bytes]:
+def start_phase(settings: Settings, phase: str, run_id: UUID, *, log: Path) -> subprocess.Popen[bytes]:
     """`python -m gadfly.trainer.run` as the trainer starts it."""
-    return _start(settings, ["gadfly.trainer.run", half, str(run_id)], log)
+    return _start(settings, ["gadfly.trainer.run", phase, str(run_id)], log)
 
 
 def start_trainer(settings: Settings, *, log: Path) -> subprocess.Popen[bytes]:

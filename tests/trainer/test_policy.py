@@ -198,7 +198,7 @@ async def test_the_engine_says_what_the_policy_says(engine_url: str, critic_mode
     folder, name = tmp_path / "adapter", f"numerics-{tmp_path.name}"
     policy.save_adapter(folder)
     pool = EnginePool.connect([engine_url], timeout_s=60)
-    [engine] = pool.engines
+    [engine] = pool.members
     prompt = PROMPTS.critique(question="What is 1 + 1?", response="It is 3. WRONGMARK")
     await engine.load_adapter(name, folder)
     try:

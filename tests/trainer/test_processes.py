@@ -15,11 +15,11 @@ from tests.support.two_processes import PROMPT
 from tests.trainer.test_learner import CONFIG, rows
 
 REPOSITORY = Path(__file__).parents[2]
-Metrics = list[dict[str, float]]
+CriticMetrics = list[dict[str, float]]
 
 
 @pytest.fixture(scope="module")
-def alone(model: Path) -> tuple[Policy, Metrics]:
+def alone(model: Path) -> tuple[Policy, CriticMetrics]:
     """What one process comes to."""
     policy = policy_of(model)
     learner = Learner(policy, CONFIG, kl_coefficient=0.05)
@@ -27,7 +27,9 @@ def alone(model: Path) -> tuple[Policy, Metrics]:
 
 
 @pytest.mark.parametrize("kind", ["whole", "fsdp"])
-def test_two_processes_do_what_one_does(model: Path, tmp_path: Path, alone: tuple[Policy, Metrics], kind: str) -> None:
+def test_two_processes_do_what_one_does(
+    model: Path, tmp_path: Path, alone: tuple[Policy, CriticMetrics], kind: str
+) -> None:
     """Over gloo on CPU, through a save and a load; unequal shares are part of it: minibatches of three groups."""
     done = subprocess.run(
         [

@@ -26,8 +26,8 @@ async def _learn(settings: Settings, database: Database, tmp_path: Path, *, kill
     workspace = Workspace.of(settings.home, run.id)
     log = tmp_path / f"{run.id}.log"
     for name in kills:
-        _kill_when(workspace.path / name, worlds.start_half(settings, "learn", run.id, log=log), log)
-    process = worlds.start_half(settings, "learn", run.id, log=log)
+        _kill_when(workspace.path / name, worlds.start_phase(settings, "learn", run.id, log=log), log)
+    process = worlds.start_phase(settings, "learn", run.id, log=log)
     assert process.wait(240) == 0, log.read_text()
     return file_sha256(workspace.final / WEIGHTS)
 

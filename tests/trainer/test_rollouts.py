@@ -10,7 +10,7 @@ from gadfly.engine_client import ACTOR, EnginePool
 from gadfly.grading import Grade, Grader
 from gadfly.prompts import load
 from gadfly.trainer.data import Item, Origin
-from gadfly.trainer.engines import Engines, sweep
+from gadfly.trainer.engines import RunEngines, sweep
 from gadfly.trainer.pool import sample_pool
 from gadfly.trainer.rollouts import Collector
 from gadfly.trainer.workspace import Lines
@@ -39,16 +39,16 @@ ITEMS = [item(1, worlds.RIGHT, is_right=True), item(2, worlds.WRONG, is_right=Fa
 
 
 @pytest.fixture
-async def engines(engine_url: str) -> AsyncIterator[Engines]:
+async def engines(engine_url: str) -> AsyncIterator[RunEngines]:
     pool = EnginePool.connect([engine_url], timeout_s=60)
-    found = Engines(pool, uuid4(), 32, patience_s=5)
+    found = RunEngines(pool, uuid4(), 32, patience_s=5)
     yield found
     await found.unload_all()
     await pool.aclose()
 
 
 @pytest.fixture
-async def collector(engines: Engines) -> AsyncIterator[Collector]:
+async def collector(engines: RunEngines) -> AsyncIterator[Collector]:
     async with Grader(timeout_s=5) as grader:
         yield Collector(engines=engines, prompts=PROMPTS, grader=grader, config=CONFIG)
 
@@ -92,7 +92,7 @@ async def test_what_was_sampled_is_not_sampled_again(collector: Collector, tmp_p
     assert other == first
 
 
-async def test_the_actor_answers_each_question_with_a_reference_once(engines: Engines) -> None:
+async def test_the_actor_answers_each_question_with_a_reference_once(engines: RunEngines) -> None:
     items = [*ITEMS, item(1, "another answer", is_right=False), item(3, "no reference", is_right=True, reference=None)]
     config = CONFIG.model_copy(update={"pool_samples": 3, "pool_questions": 10})
     async with Grader(timeout_s=5) as grader:
@@ -106,12 +106,12 @@ async def test_the_actor_answers_each_question_with_a_reference_once(engines: En
     assert len({(found.question_hash, found.response) for found in pool.items}) == len(pool.items)
 
 
-async def test_a_killed_runs_adapters_are_swept(engines: Engines, critic_model: Path, tmp_path: Path) -> None:
+async def test_a_killed_runs_adapters_are_swept(engines: RunEngines, critic_model: Path, tmp_path: Path) -> None:
     from tests.support.tiny_models import random_adapter  # noqa: PLC0415  # torch takes seconds to import
 
     folder = random_adapter(tmp_path / "adapter", model=critic_model, seed=3)
     await engines.load(engines.name("00000-abc"), folder)
-    [engine] = engines.pool.engines
+    [engine] = engines.pool.members
     assert engines.name("00000-abc") in await engine.models()
     await sweep(engines.pool, engines.run_id)
     assert engines.name("00000-abc") not in await engine.models()

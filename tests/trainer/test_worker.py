@@ -68,7 +68,7 @@ def _tail(log: Path) -> str:
 
 
 def child_of(process: subprocess.Popen[bytes], word: str) -> psutil.Process:
-    """The process of a run's half below the trainer."""
+    """The process of a run's phase below the trainer."""
     [found] = [child for child in psutil.Process(process.pid).children() if word in child.cmdline()]
     return found
 
@@ -76,7 +76,7 @@ def child_of(process: subprocess.Popen[bytes], word: str) -> psutil.Process:
 async def loaded(engine_url: str, run_id: UUID) -> list[str]:
     pool = EnginePool.connect([engine_url], timeout_s=30)
     try:
-        return [name for name in await pool.engines[0].models() if name.startswith(f"{PREFIX}{run_id}")]
+        return [name for name in await pool.members[0].models() if name.startswith(f"{PREFIX}{run_id}")]
     finally:
         await pool.aclose()
 

@@ -133,7 +133,7 @@ class Calibration:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Metrics:
+class CriticMetrics:
     """All rates of one evaluation. `joint` rates are per item, `conditional` ones per item of the class."""
 
     items: int
@@ -256,8 +256,8 @@ def _served(item: Judged) -> Verdict | None:
     return item.served
 
 
-def measure(items: Sequence[Judged], *, confidence: float = 0.95) -> Metrics:
-    """Every rate of an evaluation. Which items count in which rate is said beside the fields of `Metrics`."""
+def measure(items: Sequence[Judged], *, confidence: float = 0.95) -> CriticMetrics:
+    """Every rate of an evaluation. Which items count in which rate is said beside the fields of `CriticMetrics`."""
     refined = [item for item in items if item.refined is not None]
     now_right = [item.refined is Grade.RIGHT for item in refined]
     fixed = sum(is_right and not item.was_right for item, is_right in zip(refined, now_right, strict=True))
@@ -278,7 +278,7 @@ def measure(items: Sequence[Judged], *, confidence: float = 0.95) -> Metrics:
     def rate(hits: int, of: int) -> Proportion | None:
         return proportion(hits, of, confidence=confidence)
 
-    return Metrics(
+    return CriticMetrics(
         items=len(items),
         questions=len({item.question_hash for item in items}),
         too_long=sum(item.is_too_long for item in items),

@@ -38,7 +38,7 @@ class StageSetting:
     steps: int
 
 
-class Crew:
+class ProcessGroup:
     """Policy and learner in every process. Only the first process calls; the others are in `follow`."""
 
     def __init__(self, policy: Policy, config: TrainConfig, accelerator: Accelerator) -> None:

@@ -1,0 +1,43 @@
+"""Limits of a request that the settings decide; the wire shapes check the rest."""
+
+from gadfly.errors import BadInput
+from gadfly.service.wire.answers import CritiqueRequest, Options, RefineRequest
+from gadfly.service.wire.feedback import FeedbackRequest
+from gadfly.settings import Settings
+
+_TEXTS = ("question", "response", "critique", "reference", "edited_response", "comment")
+
+
+def check_limits(settings: Settings, body: Options | FeedbackRequest) -> None:
+    """Refuse what the settings do not allow.
+
+    Raises:
+        BadInput: names the field and the limit.
+    """
+    limits = {
+        "n": settings.max_samples,
+        "samples": settings.max_samples,
+        "rounds": settings.max_rounds,
+        "max_tokens": settings.engine_max_model_len - 1,
+    }
+    for name, limit in limits.items():
+        value = getattr(body, name, None)
+        if value is not None and value > limit:
+            raise BadInput(f"{name} must be at most {limit}", field=name)
+    if isinstance(body, CritiqueRequest) and body.n > 1 and temperature_of(settings, body) == 0:
+        raise BadInput("n above 1 needs a temperature above 0: all would be the same", field="n")
+    if isinstance(body, RefineRequest) and body.samples > 1 and body.refine_temperature == 0:
+        has_critique = body.critique is not None or body.critique_id is not None
+        if temperature_of(settings, body) == 0 or (has_critique and body.rounds == 1):
+            raise BadInput(
+                "samples above 1 need a refine_temperature above 0 here: all would be the same", field="samples"
+            )
+    for name in _TEXTS:
+        value = getattr(body, name, None)
+        if value is not None and len(value) > settings.max_text_chars:
+            raise BadInput(f"{name} must be at most {settings.max_text_chars:,} characters", field=name)
+
+
+def temperature_of(settings: Settings, body: Options) -> float:
+    """The sampling temperature of the critic: the request's, or the deployment's."""
+    return settings.temperature if body.temperature is None else body.temperature

@@ -1,0 +1,108 @@
+"""What must be read before the engine generates: the critic, the episode, an earlier critique."""
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from gadfly.critique import supplied_critique
+from gadfly.engine_client import Sampling
+from gadfly.errors import BadInput, NotFound, StoreUnavailable
+from gadfly.grading import Grader
+from gadfly.records import CriticVersion, Critique, new_id
+from gadfly.service.answering.limits import temperature_of
+from gadfly.service.critics.pointers import CriticPointers
+from gadfly.service.keyring import Caller
+from gadfly.service.recording.recorder import Recorder
+from gadfly.service.wire.answers import CritiqueRequest, Options, RefineRequest
+from gadfly.settings import Settings
+from gadfly.store.split import question_hash
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """A checked request, and the records that had to be read before the engine generates."""
+
+    interaction_id: UUID
+    episode_id: UUID
+    key_id: UUID | None
+    critic: CriticVersion
+    is_named: bool  # the request names this version by its number, not by a pointer
+    sampling: Sampling
+    first_critique: Critique | None = None
+
+
+class Preparation:
+    """Turns a request into a `Prepared` one."""
+
+    def __init__(self, *, settings: Settings, critics: CriticPointers, grader: Grader, recorder: Recorder) -> None:
+        self._settings = settings
+        self._critics = critics
+        self._grader = grader
+        self._recorder = recorder
+
+    async def prepare(self, body: Options, caller: Caller) -> Prepared:
+        """Check a request and read the records it refers to.
+
+        Raises:
+            BadInput: the reference cannot be read, or the episode is about another question.
+            NotFound: no such critic, or no such critique for this caller.
+            StoreUnavailable: Postgres is unavailable and the request refers to a stored record, or the episode may
+                still wait in the spool.
+        """
+        if body.reference is not None:
+            await self._grader.check_reference(body.reference)
+        pinned = None
+        if body.episode_id is not None:
+            pinned = await self._pinned(body.episode_id, question=body.question, scope=caller.scope)
+        choice = pinned if pinned is not None and body.critic == "live" else body.critic
+        critic = await self._critics.resolve(choice)
+        first_critique = None
+        if isinstance(body, RefineRequest):
+            if body.critique is not None:
+                first_critique = supplied_critique(body.critique)
+            elif body.critique_id is not None:
+                first_critique = await self._earlier_critique(
+                    body.critique_id, question=body.question, scope=caller.scope
+                )
+        return Prepared(
+            interaction_id=new_id(),
+            episode_id=body.episode_id or new_id(),
+            key_id=caller.key_id,
+            critic=critic,
+            is_named=isinstance(body.critic, int),
+            sampling=Sampling(
+                n=body.n if isinstance(body, CritiqueRequest) else 1,
+                temperature=temperature_of(self._settings, body),
+                max_tokens=body.max_tokens or self._settings.max_tokens,
+                seed=body.seed,
+            ),
+            first_critique=first_critique,
+        )
+
+    async def _earlier_critique(self, critique_id: UUID, *, question: str, scope: UUID | None) -> Critique:
+        try:
+            return await self._critics.earlier_critique(critique_id, question=question, scope=scope)
+        except NotFound:
+            if self._recorder.spooled:
+                raise StoreUnavailable("this critique may still wait to be stored; try again in a moment") from None
+            raise
+
+    async def _pinned(self, episode_id: UUID, *, question: str, scope: UUID | None) -> int | None:
+        """The version that an episode is pinned to, also of an episode that waits in the spool.
+
+        Raises:
+            StoreUnavailable: records wait in the spool, and the episode may be one of them.
+        """
+        may_wait = (
+            self._recorder.spooled > 0
+        )  # read first: a record that waits now may be in the database a moment later
+        spooled = await self._recorder.lookup_episode(episode_id)
+        if spooled is not None:
+            if scope not in (None, spooled.key_id):
+                raise NotFound(f"there is no episode {episode_id} of yours")
+            if question_hash(spooled.question) != question_hash(question):
+                raise BadInput("this episode is about another question", field="episode_id")
+            return spooled.critic_version
+        pinned = await self._critics.pinned(episode_id, question=question, scope=scope)
+        if pinned is None and may_wait:
+            raise StoreUnavailable("this episode may still wait to be stored; try again in a moment")
+        return pinned

@@ -1,0 +1,80 @@
+"""Everything about serving critics in one process of the service, wired and owned in one place."""
+
+import asyncio
+from collections.abc import Sequence
+
+from gadfly.engine_client import Engine, EnginePool
+from gadfly.records import CriticVersion
+from gadfly.service.critics.leases import Leases
+from gadfly.service.critics.loader import Loader
+from gadfly.service.critics.pointers import CriticPointers
+from gadfly.service.critics.receipts import SwapReceipts
+from gadfly.service.critics.replicas import Replicas
+from gadfly.service.critics.swapper import Swapper
+from gadfly.service.critics.upkeep import EngineUpkeep
+from gadfly.service.critics.watch import RollbackWatch
+from gadfly.service.metrics import Metrics
+from gadfly.settings import Settings
+from gadfly.store.database import Database
+
+
+class CriticServing:
+    """Pointers, leases, loading, swaps and the rollback watch over the engines of a deployment."""
+
+    def __init__(self, *, settings: Settings, database: Database, engines: Sequence[Engine], metrics: Metrics) -> None:
+        self._settings = settings
+        self.pointers = CriticPointers(database)
+        self.leases = Leases(limit=settings.max_in_flight, metrics=metrics)
+        self.replicas = Replicas(database)
+        self.loader = Loader(
+            settings=settings, engines=engines, pointers=self.pointers, replicas=self.replicas, metrics=metrics
+        )
+        self.engines = EnginePool(engines, router=self.loader)
+        self._receipts = SwapReceipts(database=database, loader=self.loader, leases=self.leases, replicas=self.replicas)
+        self.upkeep = EngineUpkeep(
+            engines=engines,
+            pointers=self.pointers,
+            loader=self.loader,
+            leases=self.leases,
+            replicas=self.replicas,
+            receipts=self._receipts,
+        )
+        self.swapper = Swapper(
+            database=database,
+            engines=engines,
+            pointers=self.pointers,
+            loader=self.loader,
+            leases=self.leases,
+            replicas=self.replicas,
+            receipts=self._receipts,
+            tender=self.upkeep,
+            metrics=metrics,
+        )
+        self._watch = RollbackWatch(database, self.pointers, is_on=settings.auto_rollback)
+
+    async def start(self) -> CriticVersion:
+        """Read which critic is live, and return it.
+
+        Raises:
+            StoreUnavailable: Postgres is unavailable.
+            Conflict: the critics in the database are adapters of another base model.
+        """
+        return await self.pointers.start(base_model=self._settings.model)
+
+    async def run(self) -> None:
+        """Follow the pointers, swap, keep the engines in order and watch live traffic, until cancelled."""
+        try:
+            await asyncio.gather(
+                self.pointers.keep_fresh(),
+                self.pointers.keep_listening(),
+                self.swapper.keep_beating(),
+                self.swapper.keep_swapping(),
+                self.upkeep.keep_tending(),
+                self._watch.keep_watching(),
+            )
+        finally:
+            await self.swapper.leave()
+
+    async def aclose(self) -> None:
+        await self._receipts.aclose()
+        await self.engines.aclose()

@@ -1,1 +1,0 @@
-"""Helpers of the tests: real engines, databases, services and models, and made-up records."""
