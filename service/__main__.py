@@ -3,7 +3,6 @@
 import asyncio
 import socket
 import sys
-import time
 from contextlib import suppress
 from typing import Any
 
@@ -13,6 +12,7 @@ from fastapi import FastAPI
 
 from gadfly import logs, store
 from gadfly.errors import BadSettings, GadflyError, StoreUnavailable
+from gadfly.repeating import retry
 from gadfly.service.app import create_app
 from gadfly.settings import Settings
 from gadfly.store.database import Database
@@ -37,20 +37,18 @@ async def refuse_open_door(settings: Settings) -> None:
         log.warning("open_to_this_machine", detail="listening on loopback: without keys, anybody on it is let in")
         return
     database_url, _ = settings.require_addresses()
-    deadline = time.monotonic() + _WAIT_FOR_DATABASE_S
     async with Database.of(settings, database_url) as database:
-        while True:
-            try:
-                async with database.session() as session:
-                    if await store.keys.has_keys(session):
-                        return
-                    raise BadSettings(
-                        f"refusing to listen on {settings.host} without keys: run `gadfly keys create --tier admin`"
-                    )
-            except StoreUnavailable:
-                if time.monotonic() >= deadline:
-                    raise
-                await asyncio.sleep(1.0)
+
+        async def has_keys() -> bool:
+            async with database.session() as session:
+                return await store.keys.has_keys(session)
+
+        if not await retry(
+            has_keys, on=StoreUnavailable, every_s=1.0, limit_s=_WAIT_FOR_DATABASE_S, event="waiting_for_database"
+        ):
+            raise BadSettings(
+                f"refusing to listen on {settings.host} without keys: run `gadfly keys create --tier admin`"
+            )
 
 
 def server_options(settings: Settings) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from gadfly import prompts
 from gadfly.engine_client import Engine
 from gadfly.errors import StoreUnavailable
 from gadfly.grading import Grader
+from gadfly.repeating import retry
 from gadfly.service.answering.answer import Answerer
 from gadfly.service.answering.idempotency import Idempotency
 from gadfly.service.critics.serving import CriticServing
@@ -106,18 +107,16 @@ class Service:
         Raises:
             Conflict: the critics in the database are adapters of another base model.
         """
-        while not self.health.running:
-            try:
-                await require_current_schema(self._database)
-                live = await self.critics.start()
-                await self.keyring.start()
-                await self._grader.start()
-                self.health.running = True
-                log.info("service_started", live_critic=live.version, prompts=self.settings.prompts)
-            except StoreUnavailable as error:
-                log.warning("waiting_for_database", reason=str(error))
-                await asyncio.sleep(_RETRY_S)
+        await retry(self._start, on=StoreUnavailable, every_s=_RETRY_S, event="waiting_for_database")
         await asyncio.gather(self._requests.keep_claims(), self.critics.run())
+
+    async def _start(self) -> None:
+        await require_current_schema(self._database)
+        live = await self.critics.start()
+        await self.keyring.start()
+        await self._grader.start()
+        self.health.running = True
+        log.info("service_started", live_critic=live.version, prompts=self.settings.prompts)
 
     def require_started(self) -> None:
         """Refuse work before the live critic is known.

@@ -1,19 +1,16 @@
-"""Waiting for a database that is away."""
+"""Waiting for Postgres while it is unavailable."""
 
-import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-import structlog
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly.errors import StoreUnavailable
+from gadfly.repeating import retry
 from gadfly.store.database import Database
 
 T = TypeVar("T")
-log = structlog.get_logger(__name__)
 
 _PATIENCE_S = 900.0
 _RETRY_S = 2.0
@@ -22,7 +19,7 @@ _RETRY_S = 2.0
 async def in_session(
     database: Database, work: Callable[[AsyncSession], Awaitable[T]], *, limit_s: float | None = None
 ) -> T:
-    """Do `work` in a transaction of its own, and again while the database is away. Raises as `patiently`.
+    """Do `work` in a transaction of its own, and again while Postgres is unavailable. Raises as `patiently`.
 
     With `limit_s` a statement may take that long instead of the usual seconds.
     """
@@ -37,17 +34,9 @@ async def in_session(
 
 
 async def patiently(work: Callable[[], Awaitable[T]]) -> T:
-    """Do `work`, and again while the database is away: hours of training must not end over its restart.
+    """Do `work`, and again while Postgres is unavailable: its restart must not end hours of training.
 
     Raises:
-        StoreUnavailable: it stayed away for a quarter of an hour.
+        StoreUnavailable: it stayed unavailable for a quarter of an hour.
     """
-    deadline = time.monotonic() + _PATIENCE_S
-    while True:
-        try:
-            return await work()
-        except StoreUnavailable as error:
-            if time.monotonic() > deadline:
-                raise
-            log.warning("database_away", reason=str(error))
-            await asyncio.sleep(_RETRY_S)
+    return await retry(work, on=StoreUnavailable, every_s=_RETRY_S, limit_s=_PATIENCE_S, event="waiting_for_database")

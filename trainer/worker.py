@@ -14,6 +14,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from uuid import UUID
 
@@ -25,6 +26,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from gadfly import store
 from gadfly.engine_client import EnginePool
 from gadfly.errors import BadInput, BadSettings, NotFound, StoreUnavailable
+from gadfly.repeating import repeat, retry
 from gadfly.settings import Settings
 from gadfly.store.database import Database, require_current_schema
 from gadfly.store.runs import QUEUE, TASK
@@ -80,7 +82,6 @@ class Worker:
         app = self.make_app()
         async with app.open_async():
             keeper = asyncio.create_task(self._keep_queue(app))
-            keeper.add_done_callback(_stop_if_failed)
             log.info("trainer_started", schedule=self.settings.train_schedule or None)
             try:
                 await app.run_worker_async(
@@ -257,34 +258,24 @@ class Worker:
             return False
 
     async def _wait_for_database(self) -> None:
-        while True:
-            try:
-                return await require_current_schema(self.database)
-            except StoreUnavailable as error:
-                log.warning("waiting_for_database", reason=str(error))
-                await asyncio.sleep(_RETRY_S)
+        await retry(
+            partial(require_current_schema, self.database),
+            on=StoreUnavailable,
+            every_s=_RETRY_S,
+            event="waiting_for_database",
+        )
 
     async def _keep_queue(self, app: procrastinate.App) -> None:
         """Give the jobs of workers that died back to the queue, and a job to every run that lost its own."""
-        while True:
-            try:
-                for job in await app.job_manager.get_stalled_jobs(seconds_since_heartbeat=_STALLED_S):
-                    log.warning("run_was_interrupted", job=job.id)
-                    await app.job_manager.retry_job(job)
-                async with self.database.session() as session:
-                    await store.runs.enqueue_lost_runs(session)
-            except StoreUnavailable as error:
-                log.warning("queue_not_kept", reason=str(error))
-            except procrastinate.exceptions.ConnectorException as error:
-                log.warning("queue_not_kept", reason=str(error))
-            await asyncio.sleep(_HEARTBEAT_S)
 
+        async def restore() -> None:
+            for job in await app.job_manager.get_stalled_jobs(seconds_since_heartbeat=_STALLED_S):
+                log.warning("run_was_interrupted", job=job.id)
+                await app.job_manager.retry_job(job)
+            async with self.database.session() as session:
+                await store.runs.enqueue_lost_runs(session)
 
-def _stop_if_failed(keeper: "asyncio.Task[None]") -> None:
-    error = None if keeper.cancelled() else keeper.exception()
-    if error is not None:
-        log.error("queue_not_kept", exc_info=error)
-        signal.raise_signal(signal.SIGTERM)  # whoever supervises starts it again
+        await repeat(restore, wait=partial(asyncio.sleep, _HEARTBEAT_S), failure="queue_not_kept")
 
 
 def last_line(path: Path) -> str:

@@ -8,6 +8,7 @@ Postgres is away only the first of these holds, and records in the spool count a
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from uuid import UUID, uuid4
 
 import structlog
@@ -15,6 +16,7 @@ import structlog
 from gadfly import store
 from gadfly.errors import BadInput, Conflict, StoreUnavailable
 from gadfly.records import Interaction
+from gadfly.repeating import repeat
 from gadfly.service.answering.single_flight import SingleFlight
 from gadfly.service.keyring import Caller
 from gadfly.service.recording.recorder import Recorder
@@ -136,17 +138,13 @@ class Idempotency:
             log.warning("claim_left_to_its_lease", claim_id=str(claim_id))
 
     async def keep_claims(self) -> None:
-        """Renew the leases of all work under way, until cancelled."""
-        while True:
-            await asyncio.sleep(_LEASE_S / 3)
-            if self._claims:
-                try:
-                    async with self._database.session() as session:
-                        await store.claims.extend_claims(session, self._owner, tuple(self._claims), lease_s=_LEASE_S)
-                except StoreUnavailable:
-                    log.warning("claims_not_extended", claims=len(self._claims))
-                except Exception:  # work goes on without its claims; a replica must not end over them
-                    log.exception("claims_not_extended", claims=len(self._claims))
+        """Renew the leases of all work in progress, until cancelled."""
+        await repeat(self._extend_claims, wait=partial(asyncio.sleep, _LEASE_S / 3), failure="claims_not_extended")
+
+    async def _extend_claims(self) -> None:
+        if self._claims:
+            async with self._database.session() as session:
+                await store.claims.extend_claims(session, self._owner, tuple(self._claims), lease_s=_LEASE_S)
 
 
 def _must_equal(known: str | None, fingerprint: str) -> None:

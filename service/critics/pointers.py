@@ -13,6 +13,7 @@ import structlog
 from gadfly import store
 from gadfly.errors import BadInput, Conflict, NotFound, StoreUnavailable
 from gadfly.records import CriticHistory, CriticVersion, Critique, Pointer, Swap, Usage
+from gadfly.repeating import repeat
 from gadfly.store.database import Database
 from gadfly.store.split import question_hash
 
@@ -51,7 +52,7 @@ class CriticPointers:
         self.current: dict[Pointer, int] = {}
         self.swaps = Swaps()
         self.serving: int | None = None
-        self.refreshed = asyncio.Event()  # set after each reading, for whoever acts on it to clear
+        self._refreshed = asyncio.Event()  # set after each reading, for whoever acts on it to clear
 
     @property
     def known_live(self) -> int | None:
@@ -182,7 +183,7 @@ class CriticPointers:
         self._versions = {critic.version: critic for critic in versions}
         self.current, self.swaps = pointers, swaps
         self._read_at = time.monotonic()
-        self.refreshed.set()
+        self._refreshed.set()
 
     def hurry(self) -> None:
         """Have the next reading done now."""
@@ -190,17 +191,18 @@ class CriticPointers:
 
     async def keep_fresh(self) -> None:
         """Read again and again, until cancelled."""
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_REFRESH_S):
-                    await self._hurry.wait()
-            self._hurry.clear()
-            try:
-                await self.refresh()
-            except StoreUnavailable:
-                log.warning("critics_not_refreshed")
-            except Exception:  # what was read stays true, and a replica must not end over a database that is changing
-                log.exception("critics_not_refreshed")
+        await repeat(self.refresh, wait=self._hurry_or_tick, failure="critics_not_refreshed")
+
+    async def next_reading(self) -> None:
+        """Wait for the next reading of the pointers. For one waiter."""
+        await self._refreshed.wait()
+        self._refreshed.clear()
+
+    async def _hurry_or_tick(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_REFRESH_S):
+                await self._hurry.wait()
+        self._hurry.clear()
 
     async def keep_listening(self) -> None:
         """Hurry whenever a swap was asked for or is over, until cancelled."""

@@ -11,6 +11,7 @@ import structlog
 from gadfly import store
 from gadfly.errors import GadflyError, StoreUnavailable
 from gadfly.records import CriticVersion, Swap, SwapReceipt, new_id, now
+from gadfly.repeating import retry
 from gadfly.service.critics.leases import Following, Leases
 from gadfly.service.critics.loader import Loader
 from gadfly.service.critics.replicas import Replicas
@@ -108,13 +109,11 @@ class SwapReceipts:
         return {"probes": probes, "mixed": mixed} if probes else None
 
     async def _save(self, receipt: SwapReceipt) -> None:
-        while True:
-            try:
-                async with self._database.session() as session:
-                    await store.swaps.insert_receipt(session, receipt)
-                return
-            except StoreUnavailable:
-                await asyncio.sleep(_RETRY_S)
+        async def insert() -> None:
+            async with self._database.session() as session:
+                await store.swaps.insert_receipt(session, receipt)
+
+        await retry(insert, on=StoreUnavailable, every_s=_RETRY_S, event="receipt_waits_for_database")
 
 
 def _details(handover: Handover, *, in_flight: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from uuid import UUID
 
 import structlog
@@ -17,6 +18,7 @@ from gadfly import store
 from gadfly.engine_client import Engine
 from gadfly.errors import GadflyError, StoreUnavailable
 from gadfly.records import CriticVersion, Swap, SwapKind, SwapStatus, now
+from gadfly.repeating import repeat
 from gadfly.service.critics.leases import Leases
 from gadfly.service.critics.loader import Loader
 from gadfly.service.critics.pointers import CriticPointers
@@ -99,32 +101,21 @@ class Swapper:
 
     async def keep_swapping(self) -> None:
         """Do pending swaps and follow the pointer after every reading of it, until cancelled."""
-        while True:
-            await self._pointers.refreshed.wait()
-            self._pointers.refreshed.clear()
-            try:
-                await self._follow()
-            except StoreUnavailable:
-                log.warning("swap_waits_for_database")
-            except Exception:  # the old critic goes on, and a replica must not end over a new one
-                log.exception("swap_failed")
+        await repeat(self._follow, wait=self._pointers.next_reading, failure="swap_failed")
 
     async def keep_beating(self) -> None:
         """Tell the other replicas what this one does, until cancelled."""
         urls = tuple(without_password(engine.url) for engine in self._engines)
-        while True:
-            try:
-                await self._replicas.beat(
-                    live=self._pointers.serving,
-                    leases=self._leases.used_within(PINNED_S),
-                    engines=urls,
-                    problem=self.problem,
-                )
-            except StoreUnavailable:
-                log.warning("replica_not_heard")
-            except Exception:  # as above
-                log.exception("replica_not_heard")
-            await asyncio.sleep(_TICK_S)
+
+        async def beat() -> None:
+            await self._replicas.beat(
+                live=self._pointers.serving,
+                leases=self._leases.used_within(PINNED_S),
+                engines=urls,
+                problem=self.problem,
+            )
+
+        await repeat(beat, wait=partial(asyncio.sleep, _TICK_S), failure="replica_not_heard")
 
     async def leave(self) -> None:
         """Tell the other replicas that this one ends."""

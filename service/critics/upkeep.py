@@ -4,11 +4,13 @@ anew finds the live critic by itself.
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 
 import structlog
 
 from gadfly.engine_client import Engine
 from gadfly.errors import EngineError, EngineTimeout, GadflyError
+from gadfly.repeating import repeat
 from gadfly.service.critics.leases import Leases
 from gadfly.service.critics.loader import Loader, version_of
 from gadfly.service.critics.pointers import CriticPointers
@@ -46,14 +48,16 @@ class EngineUpkeep:
         self.lacking: set[str] = set()  # engines that do not serve the critic that answers here
 
     async def keep_tending(self) -> None:
-        """Look after all engines again and again, until cancelled."""
+        """Reconcile every engine once a second, until cancelled."""
         engines = self._engines
-        while True:
+
+        async def round() -> None:
             outcomes = await asyncio.gather(*map(self._tend, engines), return_exceptions=True)
             for engine, outcome in zip(engines, outcomes, strict=True):
                 if isinstance(outcome, Exception):
                     log.error("engine_not_tended", engine=without_password(engine.url), exc_info=outcome)
-            await asyncio.sleep(_TICK_S)
+
+        await repeat(round, wait=partial(asyncio.sleep, _TICK_S), failure="engines_not_tended")
 
     def in_use(self, *, with_candidate: bool) -> set[int]:
         """The versions that somebody answers with, may go back to, or has requests of on any replica."""

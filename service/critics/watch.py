@@ -21,14 +21,16 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly import store
-from gadfly.errors import Conflict, StoreUnavailable
+from gadfly.errors import Conflict
 from gadfly.records import CriticVersion, SwapKind
+from gadfly.repeating import repeat
 from gadfly.service.critics.pointers import CriticPointers
 from gadfly.store.database import Database
 
@@ -102,15 +104,9 @@ class RollbackWatch:
         self._is_on = is_on
 
     async def keep_watching(self) -> None:
-        """Look at what live traffic says now and then, until cancelled."""
-        while self._is_on:
-            await asyncio.sleep(_EVERY_S)
-            try:
-                await self.look()
-            except StoreUnavailable:
-                log.warning("watch_waits_for_database")
-            except Exception:  # a replica must not end over what it cannot tell
-                log.exception("watch_failed")
+        """Test the live critic every ten seconds, until cancelled."""
+        if self._is_on:
+            await repeat(self.look, wait=partial(asyncio.sleep, _EVERY_S), failure="watch_failed")
 
     async def look(self) -> Evidence | None:
         """Test the live critic with what is known now. None where there is nothing to test, or another replica does.
