@@ -24,7 +24,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install up test check lab lab-quick format clean
+.PHONY: help install up test test-fast check lab lab-quick format clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -36,6 +36,9 @@ up: $(STAMP) ## Run everything here: database, engine, service (ARGS="--port 900
 
 test: $(STAMP) ## Run the tests (ARGS="tests/cli -k doctor")
 	$(PYTHON) -m pytest $(ARGS)
+
+test-fast: $(STAMP) ## Run the tests that start no engine, database or model: about a minute
+	$(PYTHON) -m pytest -m fast $(ARGS)
 
 check: $(STAMP) ## Format, lint, types, the arrows between packages, migration drift
 	.venv/bin/ruff format --check .

@@ -12,8 +12,24 @@ from gadfly.store.database import Database, migrate
 from tests.support.engines import start_engine
 from tests.support.postgres import PostgresServer
 
+_NEEDS = {  # marker -> the fixtures that start what it names
+    "engine": {"engine_url", "tiny_engine", "bare_engine", "bare_engines", "engine", "both"},
+    "database": {"postgres", "own_postgres"},
+    "model": {"critic_model", "tiny", "model"},
+}
 _TEMPLATE = "template_gadfly"
 _numbers = itertools.count()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test with what it starts, so that `-m fast` selects the tests that start nothing."""
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        needs = [marker for marker, starting in _NEEDS.items() if fixtures & starting]
+        for marker in needs:
+            item.add_marker(marker)
+        if not needs and item.get_closest_marker("slow") is None:
+            item.add_marker("fast")
 
 
 @pytest.fixture(scope="session")

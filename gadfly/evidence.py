@@ -1,0 +1,106 @@
+"""Evidence that adds up: tests of a mean that stay valid however often they are looked at.
+
+A test starts with a wealth of 1 and bets it on the next observation: on x in [-1, 1] it multiplies the wealth by
+1 + lambda (x - null). If the mean, given all earlier observations, is at most `null`, no bet gains on average, and by
+Ville's inequality the wealth ever reaches 1/alpha with a probability of at most alpha. So a test may be looked at after
+every observation, for as many nights as it takes, and its error is counted once. The bet sizes are a fixed grid with
+equal shares of the wealth, so none has to be chosen.
+
+Source: I. Waudby-Smith and A. Ramdas, "Estimating means of bounded random variables by betting", Journal of the Royal
+Statistical Society B 86 (2024), arXiv 2010.09686; products of e-values over nights: A. Ramdas, P. Grünwald, V. Vovk and
+G. Shafer, "Game-theoretic statistics and safe anytime-valid inference", Statistical Science 38 (2023), arXiv
+2210.01948.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Self
+
+_BETS = 8
+_SMALLEST_BET = 0.15  # smaller ones need thousands of observations to gain anything
+_LARGEST_BET = 0.9  # of the bet at which one observation could take all wealth
+_LOG_LIMIT = 700.0  # exp of more is infinite
+
+
+class MeanTest:
+    """Evidence that the mean of observations in [-1, 1] lies above `null`.
+
+    Observations may depend on earlier ones: what must hold under the null hypothesis is that each one's mean, given
+    those before it, is at most `null`.
+    """
+
+    def __init__(self, null: float = 0.0) -> None:
+        if not -1 < null < 1:
+            raise ValueError("the null mean must lie between -1 and 1")
+        self.null = null
+        self.count = 0
+        ratio = (_LARGEST_BET / (1 + null) / _SMALLEST_BET) ** (1 / (_BETS - 1))
+        self._bets = [_SMALLEST_BET * ratio**number for number in range(_BETS)]
+        self._logs = [0.0] * _BETS
+
+    @classmethod
+    def of(cls, observations: Iterable[float], *, null: float = 0.0) -> Self:
+        """The test after these observations."""
+        test = cls(null)
+        for observation in observations:
+            test.add(observation)
+        return test
+
+    def add(self, observation: float) -> None:
+        """Bet on one observation.
+
+        Raises:
+            ValueError: it lies outside [-1, 1].
+        """
+        if not -1 <= observation <= 1:
+            raise ValueError(f"an observation must lie in [-1, 1], and this is {observation}")
+        self.count += 1
+        for number, bet in enumerate(self._bets):
+            self._logs[number] += math.log1p(bet * (observation - self.null))
+
+    @property
+    def log_wealth(self) -> float:
+        """ln of the wealth, the e-value of all observations so far."""
+        top = max(self._logs)
+        return top + math.log(math.fsum(math.exp(log - top) for log in self._logs) / len(self._logs))
+
+    @property
+    def wealth(self) -> float:
+        return math.exp(min(self.log_wealth, _LOG_LIMIT))
+
+    def rejects(self, alpha: float) -> bool:
+        """Whether the mean is shown to lie above `null`, with an error of at most `alpha` over all looks."""
+        return self.log_wealth >= -math.log(alpha)
+
+
+def lower_bound(observations: Sequence[float], *, alpha: float, precision: float = 1e-3) -> float:
+    """A bound below the mean, valid at every look at once: the means up to it are all rejected.
+
+    Returns -1 where nothing is rejected.
+    """
+    low, high = -1.0, 1.0  # the wealth against a null falls as the null rises
+    while high - low > precision:
+        middle = (low + high) / 2
+        if MeanTest.of(observations, null=middle).rejects(alpha):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def interval(observations: Sequence[float], *, alpha: float) -> tuple[float, float]:
+    """A confidence sequence for the mean: at all looks together it misses the mean with a probability <= `alpha`."""
+    return (
+        lower_bound(observations, alpha=alpha / 2),
+        -lower_bound([-observation for observation in observations], alpha=alpha / 2),
+    )
+
+
+def combined_wealth(tests: Sequence[MeanTest], shares: Sequence[float]) -> float:
+    """The wealth of bets on several tests at once; `shares` of the first wealth, which sum to 1.
+
+    Under all null hypotheses together its error is controlled as that of one test, whatever the tests' dependence.
+    """
+    if not math.isclose(math.fsum(shares), 1.0):
+        raise ValueError("the shares must sum to 1")
+    return math.fsum(share * test.wealth for test, share in zip(tests, shares, strict=True))
