@@ -148,6 +148,8 @@ def test_every_setting_and_option_is_in_the_reference() -> None:
         assert f"| `{variable_of(name)}` |" in settings
     for name in OPTIONS:
         assert name == "alarms" or f"| `{name}` |" in training
+    for line in (settings + training).splitlines():
+        assert not line.endswith("|  |"), f"{line}: its meaning is missing"
 
 
 def test_every_route_command_metric_and_error_is_in_the_reference() -> None:
