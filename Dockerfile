@@ -19,6 +19,7 @@ RUN if ls ${UV_FIND_LINKS:-/nowhere}/torch-*.whl >/dev/null 2>&1; then torch="";
 COPY gadfly gadfly
 COPY trainer trainer
 COPY migrations migrations
+COPY LICENSE NOTICE ./
 CMD ["python", "-m", "gadfly.engine", "--uds", "/run/gadfly/engine.sock"]
 
 FROM base AS trainer-gpu
@@ -26,18 +27,21 @@ RUN uv pip install --no-cache --python /opt/gadfly/bin/python --constraint const
 COPY gadfly gadfly
 COPY trainer trainer
 COPY migrations migrations
+COPY LICENSE NOTICE ./
 CMD ["python", "-m", "gadfly.trainer"]
 
 FROM base AS service
 COPY gadfly gadfly
 COPY service service
 COPY migrations migrations
+COPY LICENSE NOTICE ./
 CMD ["python", "-m", "gadfly.service"]
 
 FROM vllm/vllm-openai:v0.32.0 AS engine-gpu
 WORKDIR /app
 COPY pyproject.toml constraints.txt README.md ./
 COPY gadfly gadfly
+COPY LICENSE NOTICE ./
 # The image brings vLLM and what vLLM needs, which must stay as it is: of our own dependencies only these are missing.
 RUN python3 -m pip install --no-cache-dir --no-deps --constraint constraints.txt \
     pydantic-settings python-dotenv gguf accelerate httpx httpx-sse orjson uuid-utils --editable .

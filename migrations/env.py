@@ -1,12 +1,19 @@
-"""Alembic's entry: runs migrations on the connection that `gadfly.store.database` passes, in its transaction."""
+"""Alembic's entry. It runs migrations in one transaction: that of `gadfly.store.database`, or its own.
 
+`gadfly migrate` passes a connection. The command `alembic` passes none, so the connection goes to GADFLY_DATABASE_URL.
+"""
+
+from logging.config import fileConfig
 from typing import Any, Literal
 
 from alembic import context
 from alembic.autogenerate.api import AutogenContext
+from alembic.util import CommandError
 from sqlalchemy import Connection, text
 
-from gadfly.store.database import VERSION_TABLE
+from gadfly.errors import GadflyError
+from gadfly.settings import Settings
+from gadfly.store.database import VERSION_TABLE, is_ours, migrating
 from gadfly.store.tables import StoredJson, StoredText, Table
 
 
@@ -20,15 +27,44 @@ def render(kind: str, item: Any, context: AutogenContext) -> str | Literal[False
     return False
 
 
-connection: Connection = context.config.attributes["connection"]
-# A migration that waits for a lock makes every query behind it wait too: it gives up and is tried again instead.
-connection.execute(text("SET LOCAL lock_timeout = '5s'"))
-context.configure(
-    connection=connection,
-    target_metadata=Table.metadata,
-    version_table=VERSION_TABLE,
-    compare_type=True,
-    compare_server_default=True,
-    render_item=render,
-)
-context.run_migrations()
+def run(connection: Connection) -> None:
+    """Do what the Alembic command in progress asks for."""
+    # A migration that waits for a lock makes every query behind it wait too: it gives up and is tried again instead.
+    connection.execute(text("SET LOCAL lock_timeout = '5s'"))
+    context.configure(
+        connection=connection,
+        target_metadata=Table.metadata,
+        version_table=VERSION_TABLE,
+        include_object=is_ours,
+        compare_type=True,
+        compare_server_default=True,
+        render_item=render,
+    )
+    context.run_migrations()
+
+
+def run_command() -> None:
+    """The same for `alembic` on a command line.
+
+    Raises:
+        CommandError: no database is named or it is unavailable, or the statements were only to be printed.
+    """
+    if context.config.config_file_name is not None:
+        fileConfig(context.config.config_file_name, disable_existing_loggers=False)
+    if context.is_offline_mode():
+        raise CommandError("--sql is not supported: migrations read the database that they change")
+    try:
+        url = Settings.load().database_url
+        if url is None:
+            raise CommandError("set GADFLY_DATABASE_URL; `gadfly migrate` brings the embedded Postgres up to date")
+        with migrating(url.get_secret_value()) as connection:
+            run(connection)
+    except GadflyError as error:
+        raise CommandError(str(error)) from error
+
+
+given: Connection | None = context.config.attributes.get("connection")
+if given is None:
+    run_command()
+else:
+    run(given)

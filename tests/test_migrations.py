@@ -1,9 +1,13 @@
 """The schema: up, down, up again; what the tables say; replicas that migrate at once; another release's schema."""
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from alembic import command
@@ -13,6 +17,8 @@ from gadfly.errors import StoreUnavailable
 from gadfly.store.database import Database, migrate, migration_config, require_current_schema, schema_state
 from gadfly.store.tables import Table
 from tests.support.postgres import PostgresServer
+
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -57,6 +63,11 @@ def test_drift_is_seen_and_other_programs_tables_are_none(database_url: str) -> 
         connection.execute(text("ALTER TABLE interactions DROP COLUMN latency_ms"))
     (drift,) = schema_state(database_url).drift
     assert "latency_ms" in drift
+
+
+def test_a_new_migration_leaves_the_job_queue_alone(database_url: str) -> None:
+    with _transaction(database_url) as connection:
+        command.check(migration_config(connection))
 
 
 def test_every_migration_goes_down_and_up_again(empty_url: str) -> None:
@@ -108,3 +119,52 @@ async def test_another_releases_schema_is_refused(database: Database, empty_url:
         with pytest.raises(StoreUnavailable, match="nothing"):
             await require_current_schema(empty)
     assert not (await asyncio.to_thread(schema_state, empty_url)).is_current
+
+
+def _alembic(*arguments: str, url: str | None) -> "subprocess.CompletedProcess[str]":
+    """The command `alembic` with the repository's alembic.ini, from another folder."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GADFLY_")}
+    if url is not None:
+        environment["GADFLY_DATABASE_URL"] = url
+    return subprocess.run(
+        [sys.executable, "-m", "alembic", "-c", str(REPOSITORY / "alembic.ini"), *arguments],
+        cwd=REPOSITORY.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_alembic_itself_migrates_the_database_of_the_settings(empty_url: str) -> None:
+    def run(*arguments: str) -> str:
+        done = _alembic(*arguments, url=empty_url)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert run("current") == ""
+    run("upgrade", "head")
+    state = schema_state(empty_url)
+    assert (state.is_current, state.drift) == (True, ())
+    assert run("current").strip() == f"{state.head} (head)"
+    assert f"{state.head} (head)" in run("history")
+    run("check")
+    run("downgrade", "-1")
+    assert not schema_state(empty_url).is_current
+    migrate(empty_url)
+    assert schema_state(empty_url).is_current
+
+
+UNABLE = [  # arguments, database, what the sentence says
+    (("current",), None, "set GADFLY_DATABASE_URL"),
+    (("current",), "postgresql://127.0.0.1:1/nothing", "Postgres is unavailable"),
+    (("upgrade", "head", "--sql"), "postgresql://127.0.0.1:1/nothing", "--sql is not supported"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "url", "sentence"), UNABLE)
+def test_alembic_says_in_a_sentence_why_it_cannot(arguments: tuple[str, ...], url: str | None, sentence: str) -> None:
+    done = _alembic(*arguments, url=url)
+    assert done.returncode != 0
+    assert sentence in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr

@@ -205,6 +205,19 @@ def migration_config(connection: Connection) -> Config:
     return config
 
 
+@contextmanager
+def migrating(url: str) -> Generator[Connection]:
+    """One transaction in which the schema may change, after those of other replicas that began before.
+
+    Raises:
+        StoreUnavailable: Postgres is unavailable, or another migration took longer than a minute.
+    """
+    with _connection(url) as connection:
+        connection.execute(text(f"SET LOCAL lock_timeout = '{_MIGRATION_PATIENCE_S}s'"))
+        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
+        yield connection
+
+
 def migrate(url: str) -> None:
     """Bring the schema up to date, in one transaction. Replicas that do it at once wait for each other.
 
@@ -212,9 +225,7 @@ def migrate(url: str) -> None:
         StoreUnavailable: Postgres is away, something holds a lock that the migration needs, or the schema is newer than
             this release.
     """
-    with _connection(url) as connection:
-        connection.execute(text(f"SET LOCAL lock_timeout = '{_MIGRATION_PATIENCE_S}s'"))
-        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
+    with migrating(url) as connection:
         try:
             command.upgrade(migration_config(connection), "head")
         except CommandError as error:
@@ -236,7 +247,7 @@ def schema_state(url: str) -> SchemaState:
             connection,
             opts={
                 "version_table": VERSION_TABLE,
-                "include_object": _is_ours,
+                "include_object": is_ours,
                 "compare_type": True,
                 "compare_server_default": True,
             },
@@ -281,6 +292,6 @@ def _connection(url: str) -> Generator[Connection]:
         engine.dispose()
 
 
-def _is_ours(item: Any, name: str | None, kind: str, reflected: bool, counterpart: Any) -> bool:
-    # A Postgres of the user's own may hold other tables: they are no drift.
+def is_ours(item: Any, name: str | None, kind: str, reflected: bool, counterpart: Any) -> bool:
+    """Whether Alembic compares an item. Tables of the job queue and of other programs in the database are no drift."""
     return not (kind == "table" and reflected and counterpart is None)

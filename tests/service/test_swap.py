@@ -51,7 +51,7 @@ pytestmark = pytest.mark.timeout(600)  # the first test waits for two engines to
 _homes = itertools.count()
 
 
-class RunEngines:
+class Engines:
     """Two engines, of which a test may kill one and start it again."""
 
     def __init__(self, model: Path, home: Path) -> None:
@@ -74,15 +74,15 @@ class RunEngines:
 
 
 @pytest.fixture(scope="module")
-def both(critic_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunEngines]:
-    engines = RunEngines(critic_model, tmp_path_factory.mktemp("engines"))
+def both(critic_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
+    engines = Engines(critic_model, tmp_path_factory.mktemp("engines"))
     yield engines
     engines.a.kill()
     engines.b.kill()
 
 
 @pytest.fixture
-def engines(both: RunEngines) -> Iterator[RunEngines]:
+def engines(both: Engines) -> Iterator[Engines]:
     yield both
     both.forget_adapters()
 
@@ -94,7 +94,7 @@ def published(critic_model: Path, tmp_path_factory: pytest.TempPathFactory) -> l
 
 
 @pytest.fixture(scope="module")
-def texts(both: RunEngines, published: list[PublishedAdapter]) -> dict[int, str]:
+def texts(both: Engines, published: list[PublishedAdapter]) -> dict[int, str]:
     """What each version answers to `ASK`, asked of an engine under names that no service knows."""
     prompt = prompts.load(PROMPTS).critique(question=ASK["question"], response=ASK["response"])
 
@@ -154,7 +154,7 @@ class World:
 
 
 @pytest.fixture
-async def settings(tmp_path: Path, database_url: str, engines: RunEngines) -> Settings:
+async def settings(tmp_path: Path, database_url: str, engines: Engines) -> Settings:
     return make_settings(tmp_path, database_url, engines.a.url)
 
 
@@ -301,7 +301,7 @@ AFTERWARDS: dict[str, Change] = {
 @pytest.mark.parametrize(("published_as", "then", "says"), REFUSALS)
 async def test_what_is_not_what_was_published_is_refused(
     world: World,
-    engines: RunEngines,
+    engines: Engines,
     published: list[PublishedAdapter],
     critic_model: Path,
     tmp_path: Path,
@@ -447,7 +447,7 @@ async def test_labelled_traffic_that_shows_a_worse_critic_brings_the_old_one_bac
 
 
 async def test_two_replicas_on_two_engines_both_swap(
-    world: World, engines: RunEngines, tmp_path: Path, published: list[PublishedAdapter]
+    world: World, engines: Engines, tmp_path: Path, published: list[PublishedAdapter]
 ) -> None:
     other = world.settings.model_copy(update={"home": tmp_path / "other", "engine_urls": (engines.b.url,)})
     async with serving(other) as client:
@@ -471,7 +471,7 @@ async def _live_critics(client: httpx.AsyncClient) -> list[int]:
 
 
 async def test_a_replica_that_cannot_follow_says_so_and_goes_on(
-    world: World, engines: RunEngines, tmp_path: Path, published: list[PublishedAdapter]
+    world: World, engines: Engines, tmp_path: Path, published: list[PublishedAdapter]
 ) -> None:
     shared = world.settings.adapters_folder / "run"
     shutil.copytree(published[2].folder, shared)
@@ -496,7 +496,7 @@ async def test_a_replica_that_cannot_follow_says_so_and_goes_on(
         assert (await replica.ready())["swap"]["ok"]
 
 
-async def test_an_episode_stays_on_its_critic(world: World, engines: RunEngines) -> None:
+async def test_an_episode_stays_on_its_critic(world: World, engines: Engines) -> None:
     await world.promoted(1)
     episode = str(new_id())
     assert await world.text(episode_id=episode) == world.texts[1]
@@ -516,7 +516,7 @@ async def test_an_episode_stays_on_its_critic(world: World, engines: RunEngines)
 
 
 async def test_an_engine_that_lost_an_adapter_gets_it_back_within_the_request(
-    world: World, engines: RunEngines
+    world: World, engines: Engines
 ) -> None:
     await world.promoted(1)
     for _ in range(5):
@@ -525,7 +525,7 @@ async def test_an_engine_that_lost_an_adapter_gets_it_back_within_the_request(
         assert set(texts) == {world.texts[1]}
 
 
-async def test_a_service_that_starts_finds_the_live_critic(world: World, engines: RunEngines, tmp_path: Path) -> None:
+async def test_a_service_that_starts_finds_the_live_critic(world: World, engines: Engines, tmp_path: Path) -> None:
     await world.promoted(1)
     engines.forget_adapters()
     settings = world.settings.model_copy(update={"home": tmp_path / "new"})
@@ -537,7 +537,7 @@ async def test_an_engine_that_dies_half_way_refuses_the_swap_and_then_finds_the_
     tmp_path: Path,
     database_url: str,
     database: Database,
-    engines: RunEngines,
+    engines: Engines,
     published: list[PublishedAdapter],
     texts: dict[int, str],
 ) -> None:
@@ -583,7 +583,7 @@ async def test_a_service_killed_in_a_swap_does_it_when_it_is_back(
     tmp_path: Path,
     database_url: str,
     database: Database,
-    engines: RunEngines,
+    engines: Engines,
     published: list[PublishedAdapter],
     texts: dict[int, str],
 ) -> None:

@@ -240,17 +240,19 @@ class Forgetful:
             return httpx.Response(404, json={"error": {"message": "The model does not exist."}})
         return httpx.Response(200, json=ANSWER)
 
-    async def restore(self, lacking: Engine, name: str) -> None:
-        assert lacking is self.engine
-        self.restored.append(name)
+    def may_serve(self, engine: Engine, model: str) -> bool:
+        return True
+
+    async def restore(self, engine: Engine, model: str) -> None:
+        assert engine is self.engine
+        self.restored.append(model)
 
 
 async def test_a_request_waits_until_an_engine_serves_its_adapter_again() -> None:
     forgetful = Forgetful()
-    pool = EnginePool([forgetful.engine])
     with pytest.raises(EngineUnavailable, match="does not serve this now"):
-        await pool.chat(PROMPT, model="critic@3", sampling=ONE)
-    pool.restore = forgetful.restore
+        await EnginePool([forgetful.engine]).chat(PROMPT, model="critic@3", sampling=ONE)
+    pool = EnginePool([forgetful.engine], router=forgetful)
     [reply] = await pool.chat(PROMPT, model="critic@3", sampling=ONE)
     assert reply.text == "4"
     assert (forgetful.restored, forgetful.asked) == (["critic@3"], 3)
@@ -259,17 +261,18 @@ async def test_a_request_waits_until_an_engine_serves_its_adapter_again() -> Non
 
 async def test_an_engine_that_serves_it_is_asked_before_one_is_restored() -> None:
     forgetful = Forgetful()
-    pool = EnginePool([forgetful.engine, engine(lambda _: httpx.Response(200, json=ANSWER))])
-    pool.restore = forgetful.restore
+    well = engine(lambda _: httpx.Response(200, json=ANSWER))
+    pool = EnginePool([forgetful.engine, well], router=forgetful)
     await pool.chat(PROMPT, model="critic@3", sampling=ONE)
     assert (forgetful.restored, forgetful.asked) == ([], 1)
 
 
 async def test_why_an_adapter_cannot_be_served_again_is_the_answer() -> None:
-    async def refuse(lacking: Engine, name: str) -> None:
-        raise AdapterRefused(f"{name} is spoilt")
+    class Refusing(Forgetful):
+        async def restore(self, engine: Engine, model: str) -> None:
+            raise AdapterRefused(f"{model} is spoilt")
 
-    pool = EnginePool([Forgetful().engine])
-    pool.restore = refuse
+    refusing = Refusing()
+    pool = EnginePool([refusing.engine], router=refusing)
     with pytest.raises(AdapterRefused, match="critic@3 is spoilt"):
         await pool.chat(PROMPT, model="critic@3", sampling=ONE)
