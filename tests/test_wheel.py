@@ -11,6 +11,8 @@ import pytest
 
 from tests.support.postgres import PostgresServer
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 LINKED = ("service", "trainer", "migrations", "lab")
 

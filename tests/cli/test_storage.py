@@ -147,6 +147,7 @@ def test_migrate_makes_the_schema_and_check_changes_nothing(postgres: PostgresSe
     assert "latency_ms" in drifted.stderr
 
 
+@pytest.mark.database
 def test_without_an_address_the_embedded_database_is_used_and_stopped_again(tmp_path: Path) -> None:
     for _ in range(2):
         result = CliRunner().invoke(app, ["keys", "create", "--if-none", "--home", str(tmp_path)])

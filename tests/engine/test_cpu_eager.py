@@ -5,6 +5,8 @@ import shutil
 import pytest
 import torch
 
+pytestmark = pytest.mark.engine
+
 ROWS = [
     (torch.tensor([[0.0, 1.0, 2.0]]), [1.0], [2], "one row, one likelier"),
     (torch.tensor([[3.0, 3.0, 3.0]]), [3.0], [3], "ties count"),

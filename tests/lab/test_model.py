@@ -17,6 +17,8 @@ from gadfly.lab.world import PERFECT, Care
 from gadfly.trainer.base_model import base_sha256
 from gadfly.verdict import Verdict
 
+pytestmark = pytest.mark.model
+
 
 @pytest.fixture(scope="module")
 def generator() -> Generator:

@@ -515,9 +515,7 @@ async def test_an_episode_stays_on_its_critic(world: World, engines: Engines) ->
     assert "critic@1" in _served(engines.a), "the episode may go on"
 
 
-async def test_an_engine_that_lost_an_adapter_gets_it_back_within_the_request(
-    world: World, engines: Engines
-) -> None:
+async def test_an_engine_that_lost_an_adapter_gets_it_back_within_the_request(world: World, engines: Engines) -> None:
     await world.promoted(1)
     for _ in range(5):
         engines.a.unload_adapter("critic@1")

@@ -20,6 +20,8 @@ from gadfly.errors import BadSettings, StoreUnavailable
 from gadfly.store.embedded import EmbeddedPostgres
 from tests.support.postgres import PostgresServer
 
+pytestmark = pytest.mark.database
+
 
 @pytest.fixture
 def home() -> Iterator[Path]:
