@@ -22,6 +22,12 @@ _LARGEST_BET = 0.9  # of the bet at which one observation could take all wealth
 _LOG_LIMIT = 700.0  # exp of more is infinite
 
 
+def bets(null: float) -> list[float]:
+    """The bet sizes against a null mean, rising by a constant factor."""
+    ratio = (_LARGEST_BET / (1 + null) / _SMALLEST_BET) ** (1 / (_BETS - 1))
+    return [_SMALLEST_BET * ratio**number for number in range(_BETS)]
+
+
 class MeanTest:
     """Evidence that the mean of observations in [-1, 1] lies above `null`.
 
@@ -34,8 +40,7 @@ class MeanTest:
             raise ValueError("the null mean must lie between -1 and 1")
         self.null = null
         self.count = 0
-        ratio = (_LARGEST_BET / (1 + null) / _SMALLEST_BET) ** (1 / (_BETS - 1))
-        self._bets = [_SMALLEST_BET * ratio**number for number in range(_BETS)]
+        self._bets = bets(null)
         self._logs = [0.0] * _BETS
 
     @classmethod

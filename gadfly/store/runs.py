@@ -249,6 +249,17 @@ async def save_gate(session: AsyncSession, id: UUID, outcome: GateOutcome, repor
     await session.execute(update(TrainingRunRow).where(TrainingRunRow.id == id).values(outcome=outcome, gate=report))
 
 
+async def gate_reports(session: AsyncSession, live: int) -> list[tuple[int, dict[str, Any]]]:
+    """The versions that were measured against a live critic, each with its gate's report, oldest first."""
+    rows = await session.execute(
+        select(CriticVersionRow.version, TrainingRunRow.gate)
+        .join(CriticVersionRow, CriticVersionRow.run_id == TrainingRunRow.id)
+        .where(type_coerce(TrainingRunRow.gate, JSONB)["live"].as_integer() == live)
+        .order_by(CriticVersionRow.version)
+    )
+    return [(version, gate) for version, gate in rows if gate is not None]
+
+
 def _runs() -> Any:
     published = aliased(CriticVersionRow)
     return select(TrainingRunRow, published.version).outerjoin(published, published.run_id == TrainingRunRow.id)

@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy import case, exists, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from gadfly.records import Split
+from gadfly.records import Kind, Split
 from gadfly.store.labels import Label, LabelSource, is_labelled
 from gadfly.store.tables import FeedbackRow, InteractionRow, QuestionRow, TrainingRunRow
 
@@ -79,6 +79,31 @@ async def labelled_answers(session: AsyncSession, split: Split, *, limit: int) -
             newest_given_at[same] = row.given_at
             found[same] = replace(found[same], is_right=row.is_right, source=LabelSource(row.source))
     return list(found.values())
+
+
+async def traffic_counts(session: AsyncSession) -> tuple[int, int]:
+    """Labelled answers of the deployment's own traffic, right and wrong ones: what callers sent, not what was imported.
+
+    Only what callers sent has the class shares that callers see; imported rows count where callers have sent none.
+    """
+    label = Label()
+    rows = await session.execute(
+        label.joined(
+            select(
+                (InteractionRow.kind == Kind.IMPORT).label("is_import"),
+                label.is_right.label("is_right"),
+                func.count().label("count"),
+            ).select_from(InteractionRow)
+        )
+        .where(label.exists)
+        .group_by("is_import", "is_right")
+    )
+    counts = {(row.is_import, row.is_right): row.count for row in rows}
+    for is_import in (False, True):
+        found = counts.get((is_import, True), 0), counts.get((is_import, False), 0)
+        if any(found):
+            return found
+    return 0, 0
 
 
 async def has_labels(session: AsyncSession, split: Split, *, with_reference: bool = False) -> bool:

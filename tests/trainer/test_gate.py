@@ -1,4 +1,4 @@
-"""The gate: constructed critics for every outcome, and whether its intervals and promotions hold what they promise."""
+"""The gate: constructed critics for every outcome, and what its numbers are worth in simulation."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -8,13 +8,24 @@ from uuid import UUID
 import numpy as np
 import pytest
 
+from gadfly.evidence import MeanTest
 from gadfly.grading import Grade
-from gadfly.trainer.measure.gate import Axis, decide
+from gadfly.trainer.measure.gate import (
+    LOSS_ERROR,
+    MARGIN_ERROR,
+    Axis,
+    Evidence,
+    Traffic,
+    Unit,
+    decide,
+    units_of,
+    wealth_needed,
+)
 from gadfly.trainer.measure.metrics import Judged
 from gadfly.training import GateOutcome, TrainConfig
 from gadfly.verdict import Verdict
 
-CONFIG = TrainConfig(seed=3, gate_margin=0.02)
+CONFIG = TrainConfig(gate_margin=0.1)
 PROMOTE, REJECT, UNKNOWN = GateOutcome.PROMOTE, GateOutcome.REJECT, GateOutcome.NOT_ENOUGH_EVIDENCE
 
 
@@ -46,112 +57,136 @@ def first(count: int, of: int) -> list[bool]:
     return [number < count for number in range(of)]
 
 
-BOTH = [True] * 40 + [False] * 40  # 40 right answers, then 40 wrong ones
-LIVE = critic(BOTH, first(60, 80), first(30, 80))  # all right ones and half of the wrong ones judged rightly
+BOTH = [True] * 80 + [False] * 80  # 80 right answers, then 80 wrong ones
+LIVE = critic(BOTH, first(120, 160), first(60, 160))  # judges all right ones and half of the wrong ones correctly
+
+
+def asked_again(items: Sequence[Judged], sample: int) -> list[Judged]:
+    return [replace(item, sample=sample) for item in items]
+
+
+# ------------------------------------------------------------------------------------------------------ observations
+
+
+def test_a_unit_holds_both_classes_of_whole_questions() -> None:
+    # Question 0 has an answer of each class, 1 and 2 a right one, 3 and 4 and 5 a wrong one.
+    classes, questions = [True, False, True, True, False, False, False], [0, 0, 1, 2, 3, 4, 5]
+    before = critic(classes, [False] * 7, [False, None, False, None, None, None, True], questions=questions)
+    after = critic(
+        classes,
+        [True, False, True, False, True, True, False],
+        [True, None, False, None, None, None, False],
+        questions=questions,
+    )
+    found = units_of(before, after)
+    assert found == [
+        Unit(right=1.0, wrong=0.0, helpful=1.0),  # question 0, alone
+        Unit(right=1.0, wrong=0.5, helpful=-0.5),  # question 1 with 3 and 5: helpful 0 over right, -1 over wrong
+        Unit(right=0.0, wrong=1.0, helpful=None),  # question 2 with 4
+    ]
+
+
+def test_samples_of_an_answer_are_averaged() -> None:
+    before = [*critic([True, False], [True, True]), *asked_again(critic([True, False], [False, True]), 1)]
+    after = [*critic([True, False], [True, False]), *asked_again(critic([True, False], [True, True]), 1)]
+    assert units_of(before, after) == [Unit(right=0.5, wrong=-0.5, helpful=None)]
+
+
+def test_one_class_alone_shows_nothing() -> None:
+    assert units_of(critic([True] * 3, [True] * 3), critic([True] * 3, [False] * 3)) == []
+
+
+def test_what_a_unit_says_on_each_axis() -> None:
+    unit = Unit(right=-0.2, wrong=0.6, helpful=0.4)
+    assert unit.balanced == pytest.approx(0.2)
+    assert unit.both == pytest.approx(0.3)
+    assert unit.at_share(0.9) == pytest.approx(-0.12)
+    assert Unit(right=-0.2, wrong=0.6, helpful=None).both == pytest.approx(0.2)
+    assert Unit.from_json(json.loads(json.dumps(unit.to_json()))) == unit
+
+
+# ----------------------------------------------------------------------------------------------------------- outcomes
 
 
 def test_a_proven_gain_without_a_loss_is_promoted() -> None:
-    report = decide(LIVE, critic(BOTH, first(70, 80), first(30, 80)), CONFIG)
+    report = decide(LIVE, critic(BOTH, first(150, 160), first(60, 160)), CONFIG)
     assert report.outcome is PROMOTE
     found = report.numbers["discriminability"]
-    assert found["live"] == pytest.approx((1 + 20 / 40) / 2)
-    assert found["candidate"] == pytest.approx((1 + 30 / 40) / 2)
-    assert found["difference"] == pytest.approx(10 / 40 / 2)
-    assert (found["gained"], found["lost"], found["items"], found["questions"]) == (10, 0, 80, 80)
-    assert found["p_better"] == 1 / 2**10  # all ten changes on one side, of all signs
-    # Ten of 40 with the rate p = 1/4: standard deviation of the halved mean, sqrt(3/16 / 40) / 2
-    assert found["error"] == pytest.approx((3 / 16 / 40) ** 0.5 / 2, rel=0.1)
-    assert 0.05 < found["low"] < 0.125 < found["high"] < 0.2
-    assert "better in discriminability" in report.reasons[-1]
-    assert "Changes on less than 4.5 % of questions" in report.reasons[1]  # 1 - 0.025 ** (1 / 80)
+    assert found["live"] == pytest.approx((1 + 40 / 80) / 2)
+    assert found["candidate"] == pytest.approx((1 + 70 / 80) / 2)
+    assert found["difference"] == pytest.approx(30 / 80 / 2)
+    assert found["units"] == 80
+    expected = MeanTest.of([0.0] * 40 + [0.5] * 30 + [0.0] * 10).wealth
+    assert found["gain"] == pytest.approx(expected)
+    assert found["low"] < found["difference"] < found["high"]
+    assert report.numbers["wealth"] >= report.numbers["wealth_needed"] == pytest.approx(25.0)
+    assert "A gain is proven" in report.reasons[-1]
 
 
 def test_a_gain_in_helpfulness_is_promoted_too() -> None:
-    report = decide(LIVE, critic(BOTH, first(60, 80), first(45, 80)), CONFIG)
+    report = decide(LIVE, critic(BOTH, first(120, 160), first(120, 160)), CONFIG)
     assert report.outcome is PROMOTE
-    assert report.numbers["helpfulness"]["difference"] == pytest.approx(15 / 80)
+    assert report.numbers["helpfulness"]["difference"] > 0.3
 
 
 def test_helpfulness_is_not_bought_with_discriminability() -> None:
-    report = decide(LIVE, critic(BOTH, first(50, 80), first(60, 80)), CONFIG)
+    report = decide(LIVE, critic(BOTH, first(85, 160), first(140, 160)), CONFIG)
     assert report.numbers["helpfulness"]["low"] > 0
     assert report.outcome is REJECT
-    assert report.reasons[-1] == (
-        "The candidate is worse in discriminability. A gain in helpfulness does not pay for that."
-    )
+    assert report.reasons[-1] == "The candidate is worse in discriminability."
 
 
 def test_nor_the_other_way_round() -> None:
-    report = decide(LIVE, critic(BOTH, first(70, 80), first(15, 80)), CONFIG)
+    report = decide(LIVE, critic(BOTH, first(150, 160), first(10, 160)), CONFIG)
     assert report.outcome is REJECT
     assert "worse in helpfulness" in report.reasons[-1]
 
 
 def test_always_saying_correct_is_no_gain() -> None:
-    mostly_right = [True] * 180 + [False] * 20
-    live = critic(mostly_right, [number % 4 > 0 for number in range(200)])
+    mostly_right = [True] * 180 + [False] * 40
+    live = critic(mostly_right, [number % 4 > 0 for number in range(220)])
     flatterer = critic(mostly_right, mostly_right)
     report = decide(live, flatterer, CONFIG)
-    assert report.numbers["candidate"]["discrimination"]["value"] == 0.9  # the plain rate rose from 0.75
-    assert report.numbers["discriminability"]["difference"] == pytest.approx(0.5 - 0.75)
+    assert report.numbers["candidate"]["discrimination"]["value"] > 0.81  # the plain rate rose from 0.75
+    assert report.numbers["discriminability"]["difference"] == pytest.approx(0.5 - 0.75, abs=0.01)
     assert report.outcome is REJECT
 
 
+def test_what_the_deployments_own_traffic_would_lose() -> None:
+    """97 % and 45 % of right and wrong answers judged correctly before, 85 % and 80 % after."""
+    classes = [True] * 400 + [False] * 400
+    live = critic(classes, [*first(388, 400), *first(180, 400)])
+    candidate = critic(classes, [*first(340, 400), *first(320, 400)])
+    assert decide(live, candidate, CONFIG).outcome is PROMOTE
+    report = decide(live, candidate, CONFIG, traffic=Traffic(right=950, wrong=50))
+    assert report.outcome is REJECT
+    assert "worse in utility" in report.reasons[-1]
+    low, high = report.numbers["utility"]
+    assert low["difference"] > high["difference"] == pytest.approx(-0.12 * 0.962 + 0.35 * 0.038, abs=0.01)
+    balanced = decide(live, candidate, CONFIG, traffic=Traffic(right=500, wrong=500))
+    assert balanced.outcome is PROMOTE
+
+
 def test_a_gain_beside_an_uncertain_loss_waits() -> None:
-    changed = [number in (70, 71) or 2 <= number < 30 for number in range(80)]
-    report = decide(LIVE, critic(BOTH, first(70, 80), changed), CONFIG)
-    assert (report.numbers["helpfulness"]["gained"], report.numbers["helpfulness"]["lost"]) == (2, 2)
+    few = [*range(2), *range(80, 82)]
+    live = [replace(item, refined=None) if number % 80 >= 25 else item for number, item in enumerate(LIVE)]
+    candidate = [
+        replace(item, refined=None if item.refined is None else Grade.WRONG if number in few else item.refined)
+        for number, item in enumerate(critic(BOTH, first(150, 160), first(60, 160)))
+    ]
+    candidate = [replace(item, refined=None) if number % 80 >= 25 else item for number, item in enumerate(candidate)]
+    report = decide(live, candidate, CONFIG)
     assert report.outcome is UNKNOWN
-    more = int(report.reasons[-1].partition("roughly ")[2].split()[0])
-    # 80 answers with an error of sqrt(4) / 80 and a margin of 0.02: 80 * ((1.96 + 0.84) * 0.025 / 0.02) ** 2 - 80
-    assert more == pytest.approx(901, rel=0.15)
-
-
-def test_few_changes_may_be_chance() -> None:
-    report = decide(LIVE, critic(BOTH, first(64, 80), first(30, 80)), CONFIG)
-    found = report.numbers["discriminability"]
-    assert found["low"] > 0  # what the bootstrap alone would promote
-    assert found["p_better"] == 1 / 16
-    assert report.outcome is UNKNOWN
-    assert "may be chance (p = 0.062)" in report.reasons[0]
-
-
-def axis(**numbers: float) -> Axis:
-    """A difference that is neither a gain nor a loss, but for these numbers."""
-    shares = {"live": 0.7, "candidate": 0.7, "difference": 0.0, "low": -0.2, "high": 0.2, "error": 0.1, "p_better": 0.5}
-    return Axis(name="discriminability", items=80, questions=80, gained=5, lost=5, **(shares | numbers))
-
-
-PROOFS = [  # low end of the interval, p_better, is it a proven gain at 95 %, why this row exists
-    (0.01, 0.001, True, "both agree"),
-    (0.01, 0.025, True, "the limit itself: half of 5 %"),
-    (0.01, 0.026, False, "the randomisation test does not agree"),
-    (0.0, 0.001, False, "the interval holds no difference"),
-    (-0.01, 0.001, False, "the interval holds a loss, however small p is"),
-]
-
-
-@pytest.mark.parametrize(("low", "p_better", "is_better", "why"), PROOFS)
-def test_a_gain_is_proven_by_interval_and_randomisation_test(
-    low: float, p_better: float, is_better: bool, why: str
-) -> None:
-    assert axis(low=low, p_better=p_better).is_better(0.95) is is_better, why
-
-
-LOSSES = [(-0.01, True, "all of it is a loss"), (0.0, False, "no difference is in it"), (0.1, False, "a gain is in it")]
-
-
-@pytest.mark.parametrize(("high", "is_worse", "why"), LOSSES)
-def test_a_loss_is_proven_by_the_interval(high: float, is_worse: bool, why: str) -> None:
-    assert axis(high=high).is_worse is is_worse, why
+    assert "is not ruled out in helpfulness" in report.reasons[-2]
+    assert "fresh held-out answers" in report.reasons[-1]
 
 
 def test_equal_critics_are_not_promoted() -> None:
     report = decide(LIVE, LIVE, CONFIG)
     assert report.outcome is UNKNOWN
     assert report.numbers["discriminability"]["difference"] == 0
-    assert report.numbers["discriminability"]["p_better"] == 1
-    assert "equal within the margin" in report.reasons[-1]
+    assert report.numbers["wealth"] == pytest.approx(1.0)
+    assert "No gain is proven yet" in report.reasons[-2]
 
 
 def test_too_few_of_a_class() -> None:
@@ -166,32 +201,111 @@ def test_too_few_of_a_class() -> None:
 
 @pytest.mark.parametrize("references", [0, 19])
 def test_without_references_discriminability_decides_alone(references: int) -> None:
-    live = critic(BOTH, first(60, 80), [True if number < references else None for number in range(80)])
-    candidate = critic(BOTH, first(70, 80), [False if number < references else None for number in range(80)])
+    live = critic(BOTH, first(120, 160), [True if number < references else None for number in range(160)])
+    candidate = critic(BOTH, first(150, 160), [False if number < references else None for number in range(160)])
     report = decide(live, candidate, CONFIG)
     assert report.outcome is PROMOTE
-    assert "discriminability decides alone" in report.reasons[1]
+    assert report.numbers["helpfulness"] is None
+    assert any("Helpfulness does not count" in reason for reason in report.reasons)
+
+
+def test_a_class_under_the_floor_is_not_promoted() -> None:
+    config = CONFIG.model_copy(update={"gate_floor": 0.9})
+    candidate = critic(BOTH, first(150, 160), first(60, 160))
+    report = decide(LIVE, candidate, config)
+    assert report.outcome is UNKNOWN
+    assert any("Of the wrong answers the candidate judges 87.5 % rightly" in reason for reason in report.reasons)
+    assert decide(LIVE, candidate, CONFIG.model_copy(update={"gate_floor": 0.87})).outcome is PROMOTE
+
+
+def test_a_chain_of_small_losses_ends_at_the_anchor() -> None:
+    anchor = critic(BOTH, first(120, 160), first(100, 160))  # as good in verdicts as live, and better in helpfulness
+    candidate = critic(BOTH, first(150, 160), first(60, 160))
+    assert decide(LIVE, candidate, CONFIG).outcome is PROMOTE
+    report = decide(LIVE, candidate, CONFIG, anchor=anchor)
+    assert report.outcome is REJECT
+    assert report.reasons[-1] == "The candidate is worse in helpfulness against the anchor."
+    assert decide(LIVE, candidate, CONFIG, anchor=LIVE).outcome is PROMOTE
 
 
 def test_answers_to_one_question_are_one_piece_of_evidence() -> None:
-    alone = decide(LIVE, critic(BOTH, first(70, 80), first(30, 80)), CONFIG)
-    questions = [number // 10 for number in range(80)]  # the ten gained answers are those of one question
-    live = [replace(item, question_hash=bytes([q])) for item, q in zip(LIVE, questions, strict=True)]
-    candidate = critic(BOTH, first(70, 80), first(30, 80), questions=questions)
-    candidate = [replace(item, question_hash=bytes([q])) for item, q in zip(candidate, questions, strict=True)]
-    together = decide(live, candidate, CONFIG)
-    assert together.numbers["discriminability"]["difference"] == alone.numbers["discriminability"]["difference"]
-    assert together.numbers["discriminability"]["p_better"] == 0.5
-    assert (alone.outcome, together.outcome) == (PROMOTE, UNKNOWN)
+    candidate = critic(BOTH, first(150, 160), first(60, 160))
+    questions = [number % 80 // 10 for number in range(160)]
+
+    def asked(items: Sequence[Judged]) -> list[Judged]:
+        return [replace(item, question_hash=bytes([q])) for item, q in zip(items, questions, strict=True)]
+
+    together = decide(asked(LIVE), asked(candidate), CONFIG)
+    assert together.numbers["discriminability"]["difference"] == pytest.approx(30 / 160)
+    assert together.numbers["discriminability"]["units"] == 8
+    assert together.outcome is UNKNOWN
 
 
-def test_the_same_seed_gives_the_same_numbers_in_any_order() -> None:
-    candidate = critic(BOTH, first(70, 80), first(34, 80))
+# ----------------------------------------------------------------------------------------------------- many nights
+
+
+def night(number: int, verdicts: int) -> list[Judged]:
+    """20 right and 20 wrong answers to questions of this night's own."""
+    questions = [1000 * number + each for each in range(40)]
+    items = critic([True] * 20 + [False] * 20, first(verdicts, 40), questions=questions)
+    return [replace(item, answer_id=UUID(int=1000 * number + index)) for index, item in enumerate(items)]
+
+
+def test_evidence_adds_up_over_nights() -> None:
+    outcomes, past = [], None
+    for number in range(12):
+        report = decide(night(number, 30), night(number, 33), CONFIG, past=past)
+        outcomes.append(report.outcome)
+        past = Evidence.from_json(json.loads(json.dumps(report.numbers["evidence"])))
+        if report.outcome is not UNKNOWN:
+            break
+    assert outcomes[0] is UNKNOWN
+    assert outcomes[-1] is PROMOTE
+    assert 2 <= len(outcomes) <= 10
+    assert past is not None
+    assert (past.nights, past.right, past.wrong) == (len(outcomes), 20 * len(outcomes), 20 * len(outcomes))
+    units = [unit.balanced for unit in past.units]
+    assert report.numbers["discriminability"]["gain"] == pytest.approx(MeanTest.of(units).wealth)
+
+
+def test_a_question_counts_once() -> None:
+    past = Evidence.from_json(decide(night(1, 30), night(1, 33), CONFIG).numbers["evidence"])
+    with pytest.raises(ValueError, match="no new evidence"):
+        decide(night(1, 30), night(1, 33), CONFIG, past=past)
+
+
+def test_later_lineages_need_more() -> None:
+    needed = [wealth_needed(CONFIG, lineage) for lineage in range(1, 200)]
+    assert needed[0] == pytest.approx(25.0)
+    assert needed == sorted(needed)
+    assert sum(1 / each for each in needed) <= 0.05
+    report = decide(LIVE, critic(BOTH, first(150, 160), first(60, 160)), CONFIG, past=Evidence(lineage=3))
+    assert report.numbers["wealth_needed"] == pytest.approx(needed[2])
+    assert report.numbers["evidence"]["lineage"] == 3
+
+
+# ------------------------------------------------------------------------------------------------------------- limits
+
+
+def axis(**numbers: float) -> Axis:
+    shares = {"difference": 0.0, "low": -0.2, "high": 0.2, "gain": 1.0, "within_margin": 1.0, "loss": 1.0}
+    return Axis(name="discriminability", units=80, live=None, candidate=None, **(shares | numbers))
+
+
+@pytest.mark.parametrize(("wealth", "proven"), [(1 / LOSS_ERROR, True), (1 / LOSS_ERROR - 1e-6, False)])
+def test_a_loss_is_proven_at_its_limit(wealth: float, proven: bool) -> None:
+    assert axis(loss=wealth).is_worse is proven
+
+
+@pytest.mark.parametrize(("wealth", "ruled_out"), [(1 / MARGIN_ERROR, True), (1 / MARGIN_ERROR - 1e-6, False)])
+def test_a_margin_is_ruled_out_at_its_limit(wealth: float, ruled_out: bool) -> None:
+    assert axis(within_margin=wealth).is_within_margin is ruled_out
+
+
+def test_the_order_of_items_does_not_matter() -> None:
+    candidate = critic(BOTH, first(150, 160), first(64, 160))
     report = decide(LIVE, candidate, CONFIG)
     assert decide(LIVE[::-1], candidate[3:] + candidate[:3], CONFIG).to_json() == report.to_json()
-    other = decide(LIVE, candidate, CONFIG.model_copy(update={"seed": 4})).numbers["discriminability"]
-    assert other["difference"] == report.numbers["discriminability"]["difference"]
-    assert other["error"] != report.numbers["discriminability"]["error"]
     assert json.loads(json.dumps(report.to_json())) == report.to_json()
 
 
@@ -211,51 +325,24 @@ def test_only_identical_items_are_compared(change: Callable[[list[Judged]], list
         decide(LIVE, change(LIVE), CONFIG)
 
 
-# ------------------------------------------------------------------------------------------- what the numbers are worth
-
-
-def simulated(random: np.random.Generator, *, gain: float) -> tuple[list[Judged], list[Judged]]:
-    """50 questions of 4 answers. Whether a question is easy is shared by its answers, and by both critics."""
-    questions = np.repeat(np.arange(50), 4)
-    was_right = random.random(200) < 0.5
-    easy = np.repeat(random.random(50) < 0.6, 4)
-    rates = np.where(easy, 0.85, 0.35)
-    # A change befalls a whole question: its answers win or lose together half of the time.
-    shift = np.repeat(random.choice([-0.3, 0.3], size=50), 4) + gain
-    live = random.random(200) < rates
-    candidate = random.random(200) < np.clip(rates * 0.4 + 0.3 + shift, 0, 1)
-    listed = [bool(value) for value in was_right]
-    return (
-        critic(listed, [bool(v) for v in live], questions=[int(q) for q in questions]),
-        critic(listed, [bool(v) for v in candidate], questions=[int(q) for q in questions]),
-    )
-
-
-def test_intervals_cover_the_true_difference() -> None:
-    random = np.random.default_rng(11)
-    config = TrainConfig(bootstrap_resamples=300, gate_min_items=1)
-    # Rates: live 0.6 * 0.85 + 0.4 * 0.35 = 0.65; candidate 0.4 * 0.65 + 0.3 + 0.05, nothing clipped.
-    truth = 0.4 * 0.65 + 0.3 + 0.05 - 0.65
-    covered = 0
-    for _ in range(300):
-        found = decide(*simulated(random, gain=0.05), config).numbers["discriminability"]
-        covered += found["low"] <= truth <= found["high"]
-    assert 0.90 <= covered / 300 <= 0.98  # nominal 0.95, standard error 0.013
-
-
-def test_an_equal_candidate_is_rarely_promoted() -> None:
-    """25 questions of 4 answers that change together: there the interval alone would promote 6 % instead of 2.5 %."""
+def test_an_equal_candidate_is_rarely_promoted_over_many_nights() -> None:
+    """Nightly candidates that are as good as the live critic, each on fresh answers: 5 % of deployments at most."""
     random = np.random.default_rng(12)
-    config = TrainConfig(bootstrap_resamples=300)
-    questions = [number // 4 for number in range(100)]
-    promoted = by_interval = 0
-    for _ in range(400):
-        right = [bool(value) for value in random.random(100) < 0.5]
-        base = random.random(100) < 0.6
-        flips = np.repeat(random.random((2, 25)) < 0.2, 4, axis=1)
-        live, candidate = (critic(right, [bool(v) for v in base ^ each], questions=questions) for each in flips)
-        report = decide(live, candidate, config)
-        promoted += report.outcome is PROMOTE
-        by_interval += report.numbers["discriminability"]["low"] > 0
-    assert promoted / 400 <= 0.025
-    assert by_interval / 400 > 0.04
+    promoted = 0
+    for _ in range(40):
+        past = None
+        for number in range(15):
+            live, candidate = (
+                [
+                    replace(item, stated=item.stated if random.random() < 0.7 else Verdict.UNPARSED)
+                    for item in night(number, 40)
+                ]
+                for _ in range(2)
+            )
+            report = decide(live, candidate, CONFIG, past=past)
+            past = Evidence.from_json(report.numbers["evidence"])
+            if report.outcome is PROMOTE:
+                promoted += 1
+            if report.outcome is not UNKNOWN:
+                break
+    assert promoted / 40 <= 0.05

@@ -1,143 +1,133 @@
-"""May the candidate answer in place of the live critic? Two axes, three outcomes, on the same held-out answers.
+"""May the candidate answer in place of the live critic? Decided by evidence that adds up over nights.
 
-Discriminability is balanced verdict accuracy: the mean over answers that are right and answers that are wrong, of the
-verdict as stated. Helpfulness is accuracy after refinement, over answers with a reference. Both are compared as paired
-differences, candidate - live, with a percentile interval from a bootstrap over questions: answers to one question fail
-together, so the question is what varies independently. Why these rules: docs/decisions/the-gate.md.
+Candidate and live critic judge the same held-out answers at the served temperature, several samples an answer. Four
+axes are compared, candidate - live: discriminability is verdict accuracy, balanced over right and wrong answers;
+helpfulness is accuracy after refinement, over answers with a reference; utility is verdict accuracy at the share of
+right answers that the deployment's own traffic has, at both ends of that share's interval. What decides is a bet on
+each axis (`gadfly.evidence`): its error is counted once over all nights. Why these rules: docs/decisions/the-gate.md.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from statistics import NormalDist
-from typing import Any
+from typing import Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
+from gadfly.evidence import MeanTest, interval
 from gadfly.grading import Grade
-from gadfly.trainer.measure.metrics import Judged, measure, z_score
+from gadfly.trainer.measure.metrics import Judged, measure, proportion
 from gadfly.training import GateOutcome, TrainConfig
 
-POWER = 0.8  # the chance to show a real difference, where the report says how many answers that takes
+MARGIN_ERROR = 0.1  # chance to take a loss of the margin for a smaller one, per axis
+LOSS_ERROR = 0.05  # chance to reject a candidate that lost nothing, per axis
+LEAST_TRAFFIC = 30  # labelled answers of the deployment, from which on their share of right ones counts
 
-_CHUNK = 256  # resamples drawn at once: bounds memory
-_AXES = ("discriminability", "helpfulness")
+_FIRST_SHARE = 0.8  # of the error budget, for the first lineage of candidates under one live critic
+_SHARES = {  # of the first wealth that is bet on a gain, by what it is bet on
+    "discriminability": 0.15,
+    "helpfulness": 0.15,
+    "both": 0.5,
+    "utility": 0.2,
+}
 
-Floats = NDArray[np.float64]
+
+# ------------------------------------------------------------------------------------------------------- observations
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Axis:
-    """One paired comparison. Accuracies and differences are shares in [0, 1] and [-1, 1]."""
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What a few questions show: changes from live to candidate, each a mean in [-1, 1].
 
-    name: str
-    items: int
-    questions: int
-    live: float
-    candidate: float
-    difference: float
-    low: float  # of the difference
-    high: float
-    error: float  # standard deviation of the bootstrapped differences
-    gained: int  # answers on which only the candidate is right
-    lost: int  # answers on which only the live critic is right
-    p_better: float  # chance of this difference or a greater one if the two critics were interchangeable
+    A unit holds answers of both classes, so that every axis is a weighted mean of its numbers. Answers to one question
+    are right or wrong together, so they are never in two units.
+    """
 
-    def is_better(self, confidence: float) -> bool:
-        """Whether a gain is proven: by the interval, and by the randomisation test, which holds for few changes too."""
-        return self.low > 0 and self.p_better <= (1 - confidence) / 2
+    right: float  # change in verdict accuracy over right answers
+    wrong: float  # over wrong answers
+    helpful: float | None  # change in accuracy after refinement; None without a reference
+
+    def at_share(self, right_share: float) -> float:
+        """The change in verdict accuracy where this share of all answers is right."""
+        return right_share * self.right + (1 - right_share) * self.wrong
 
     @property
-    def is_worse(self) -> bool:
-        return self.high < 0
+    def balanced(self) -> float:
+        return self.at_share(0.5)
+
+    @property
+    def both(self) -> float:
+        return self.balanced if self.helpful is None else (self.balanced + self.helpful) / 2
+
+    def to_json(self) -> list[float | None]:
+        return [_short(self.right), _short(self.wrong), None if self.helpful is None else _short(self.helpful)]
+
+    @classmethod
+    def from_json(cls, values: Sequence[float | None]) -> Self:
+        right, wrong, helpful = values
+        assert right is not None
+        assert wrong is not None
+        return cls(right, wrong, helpful)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GateReport:
-    """What the gate says, the numbers that decided, and the same in sentences."""
+@dataclass(slots=True)
+class _Question:
+    right: list[float] = field(default_factory=list)
+    wrong: list[float] = field(default_factory=list)
+    helpful_right: list[float] = field(default_factory=list)
+    helpful_wrong: list[float] = field(default_factory=list)
 
-    outcome: GateOutcome
-    numbers: dict[str, Any]
-    reasons: list[str]
+    def __add__(self, other: "_Question") -> "_Question":
+        return _Question(
+            self.right + other.right,
+            self.wrong + other.wrong,
+            self.helpful_right + other.helpful_right,
+            self.helpful_wrong + other.helpful_wrong,
+        )
 
-    def to_json(self) -> dict[str, Any]:
-        return {"outcome": self.outcome.value, "numbers": self.numbers, "reasons": self.reasons}
+    def to_unit(self) -> Unit:
+        helpful = [_mean(changes) for changes in (self.helpful_right, self.helpful_wrong) if changes]
+        return Unit(_mean(self.right), _mean(self.wrong), _mean(helpful) if helpful else None)
 
 
-def decide(live: Sequence[Judged], candidate: Sequence[Judged], config: TrainConfig) -> GateReport:
-    """Compare two critics on the answers that both judged, in any order.
+def units_of(before: Sequence[Judged], after: Sequence[Judged]) -> list[Unit]:
+    """The changes from one critic to another, in units of whole questions, in the order of the questions' hashes.
 
-    - Fewer than `gate_min_items` right or wrong answers: not enough evidence.
-    - A proven loss (the interval lies below 0) on either axis: reject, whatever the other axis gained.
-    - A proven gain on one axis, and no axis whose interval reaches below -`gate_margin`: promote.
-    - Else: not enough evidence, and how many more answers would be.
-
-    With fewer than `gate_min_items` references, discriminability decides alone.
+    A question with answers of both classes is a unit of its own. Of the others, those of the rarer class are dealt the
+    questions of the commoner class; where one class is missing, there is no unit.
 
     Raises:
         ValueError: the two did not judge the same items, or one was not asked for a verdict.
     """
-    pairs = _paired(live, candidate)
-    right = sum(one.was_right for one, _ in pairs)
-    wrong = len(pairs) - right
-    refined = [(one, other) for one, other in pairs if one.refined is not None]
-    discriminability = _compare(
-        "discriminability",
-        [_Pair(one.question_hash, one.was_right, one.is_verdict_right, other.is_verdict_right) for one, other in pairs],
-        config,
-    )
-    helpfulness = _compare(
-        "helpfulness",
-        [
-            _Pair(one.question_hash, True, one.refined is Grade.RIGHT, other.refined is Grade.RIGHT)
-            for one, other in refined
-        ],
-        config,
-    )
-    numbers = {
-        "items": len(pairs),
-        "right": right,
-        "wrong": wrong,
-        "questions": len({one.question_hash for one, _ in pairs}),
-        "with_reference": len(refined),
-        "confidence": config.gate_confidence,
-        "margin": config.gate_margin,
-        "min_items": config.gate_min_items,
-        "resamples": config.bootstrap_resamples,
-        "seed": config.seed,
-        "discriminability": None if discriminability is None else asdict(discriminability),
-        "helpfulness": None if helpfulness is None else asdict(helpfulness),
-        "live": measure(live, confidence=config.gate_confidence).to_json(),
-        "candidate": measure(candidate, confidence=config.gate_confidence).to_json(),
-    }
-
-    if discriminability is None or min(right, wrong) < config.gate_min_items:
-        lacks = [
-            f"{config.gate_min_items - count} more {name} ones"
-            for name, count in (("right", right), ("wrong", wrong))
-            if count < config.gate_min_items
+    questions: dict[bytes, _Question] = {}
+    answers: dict[tuple[bytes, str], list[tuple[Judged, Judged]]] = {}
+    for one, other in paired(before, after):
+        answers.setdefault((one.question_hash, str(one.answer_id)), []).append((one, other))
+    for (hash_, _), samples in sorted(answers.items()):
+        question = questions.setdefault(hash_, _Question())
+        was_right = samples[0][0].was_right
+        verdict = _mean([other.is_verdict_right - one.is_verdict_right for one, other in samples])
+        (question.right if was_right else question.wrong).append(verdict)
+        refined = [
+            (other.refined is Grade.RIGHT) - (one.refined is Grade.RIGHT)
+            for one, other in samples
+            if one.refined is not None
         ]
-        reason = (
-            f"Of the held-out answers {right} are right and {wrong} are wrong, and the gate needs "
-            f"{config.gate_min_items} of each: {' and '.join(lacks)}."
-        )
-        return GateReport(outcome=GateOutcome.NOT_ENOUGH_EVIDENCE, numbers=numbers, reasons=[reason])
-
-    axes, reasons = [discriminability], [_sentence(discriminability, config)]
-    if helpfulness is not None and len(refined) >= config.gate_min_items:
-        axes.append(helpfulness)
-        reasons.append(_sentence(helpfulness, config))
-    else:
-        count = f"only {len(refined)} held-out answers have" if refined else "no held-out answer has"
-        reasons.append(f"Helpfulness does not count, since {count} a reference: discriminability decides alone.")
-    outcome, why = _outcome(axes, config)
-    return GateReport(outcome=outcome, numbers=numbers, reasons=reasons + why)
+        if refined:
+            (question.helpful_right if was_right else question.helpful_wrong).append(_mean(refined))
+    whole = [question for question in questions.values() if question.right and question.wrong]
+    right = [question for question in questions.values() if not question.wrong]
+    wrong = [question for question in questions.values() if not question.right]
+    rarer, commoner = sorted((right, wrong), key=len)
+    groups = list(rarer)
+    for number, question in enumerate(commoner if rarer else ()):
+        groups[number % len(groups)] += question
+    return [group.to_unit() for group in (*whole, *groups)]
 
 
-def _paired(live: Sequence[Judged], candidate: Sequence[Judged]) -> list[tuple[Judged, Judged]]:
-    ours, theirs = ({item.key: item for item in items} for items in (live, candidate))
-    if len(ours) != len(live) or len(theirs) != len(candidate):
+def paired(before: Sequence[Judged], after: Sequence[Judged]) -> list[tuple[Judged, Judged]]:
+    """The items of two critics side by side, in the order of their keys. Raises as `units_of`."""
+    ours, theirs = ({item.key: item for item in items} for items in (before, after))
+    if len(ours) != len(before) or len(theirs) != len(after):
         raise ValueError("an item was judged twice by one critic")
     if ours.keys() != theirs.keys():
         raise ValueError(f"the critics judged different items: {len(ours.keys() ^ theirs.keys())} have no counterpart")
@@ -152,140 +142,430 @@ def _paired(live: Sequence[Judged], candidate: Sequence[Judged]) -> list[tuple[J
     return pairs
 
 
-# ------------------------------------------------------------------------------------------------------- the comparison
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evidence:
+    """All observations of a lineage of candidates under one live critic: of earlier nights, and of this one.
+
+    A lineage is a candidate and those that later runs made from it. `lineage` counts the lineages under this live
+    critic, from 1; each may spend a share of the error budget.
+    """
+
+    units: tuple[Unit, ...] = ()
+    anchored: tuple[Unit, ...] = ()  # changes from the anchor to the candidate
+    right: int = 0  # answers seen, by class
+    wrong: int = 0
+    questions: frozenset[str] = frozenset()  # the first bytes of their hashes (hex); none is counted twice
+    nights: int = 0
+    lineage: int = 1
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "units": [unit.to_json() for unit in self.units],
+            "anchored": [unit.to_json() for unit in self.anchored],
+            "right": self.right,
+            "wrong": self.wrong,
+            "questions": sorted(self.questions),
+            "nights": self.nights,
+            "lineage": self.lineage,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        return cls(
+            units=tuple(map(Unit.from_json, values["units"])),
+            anchored=tuple(map(Unit.from_json, values["anchored"])),
+            right=values["right"],
+            wrong=values["wrong"],
+            questions=frozenset(values["questions"]),
+            nights=values["nights"],
+            lineage=values["lineage"],
+        )
+
+    def with_night(
+        self, live: Sequence[Judged], candidate: Sequence[Judged], anchor: Sequence[Judged] | None
+    ) -> "Evidence":
+        """This evidence and a night's, on questions that it does not hold yet.
+
+        Raises:
+            ValueError: as `units_of`, or a question counts already.
+        """
+        questions = {question_key(item.question_hash) for item in live}
+        if questions & self.questions:
+            raise ValueError("an answer to a question that was judged before is no new evidence")
+        classes = {item.answer_id: item.was_right for item in live}
+        return Evidence(
+            units=(*self.units, *units_of(live, candidate)),
+            anchored=(*self.anchored, *(units_of(anchor, candidate) if anchor is not None else ())),
+            right=self.right + sum(classes.values()),
+            wrong=self.wrong + len(classes) - sum(classes.values()),
+            questions=self.questions | questions,
+            nights=self.nights + 1,
+            lineage=self.lineage,
+        )
+
+
+def question_key(question_hash: bytes) -> str:
+    """How `Evidence` names a question: 16 hex digits, enough to tell millions apart."""
+    return question_hash[:8].hex()
 
 
 @dataclass(frozen=True, slots=True)
-class _Pair:
-    """One answer under both critics. Accuracy is the mean over classes of the accuracy within each."""
+class Traffic:
+    """Labelled answers of the deployment's own traffic."""
 
-    question: bytes
-    is_right: bool  # the class
-    live: bool
-    candidate: bool
+    right: int
+    wrong: int
+
+    def share_interval(self, confidence: float) -> tuple[float, float]:
+        """Wilson's interval of the share of right answers."""
+        share = proportion(self.right, self.right + self.wrong, confidence=confidence)
+        assert share is not None
+        return share.low, share.high
 
 
-def _compare(name: str, pairs: Sequence[_Pair], config: TrainConfig) -> Axis | None:
-    """The comparison on one axis; None without items, and for discriminability without both classes."""
-    classes = (True,) if name == "helpfulness" else (True, False)
-    index = {question: number for number, question in enumerate(sorted({pair.question for pair in pairs}))}
-    # C classes, Q questions
-    items_CQ, live_CQ, candidate_CQ = (np.zeros((len(classes), len(index))) for _ in range(3))
-    for pair in pairs:
-        at = classes.index(pair.is_right), index[pair.question]
-        items_CQ[at] += 1
-        live_CQ[at] += pair.live
-        candidate_CQ[at] += pair.candidate
-    items_C = items_CQ.sum(axis=1)
-    if not items_C.all():
-        return None
-    change_CQ = candidate_CQ - live_CQ
-    random = np.random.default_rng([config.seed, _AXES.index(name)])
-    differences = _bootstrap(change_CQ, items_CQ, config.bootstrap_resamples, random)
-    low, high = np.quantile(differences, [(1 - config.gate_confidence) / 2, (1 + config.gate_confidence) / 2])
-    shares_Q = (change_CQ / items_C[:, None]).mean(axis=0)
+# ----------------------------------------------------------------------------------------------------------- the axes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Axis:
+    """One comparison over all evidence. Accuracies and differences are shares in [0, 1] and [-1, 1].
+
+    `live` and `candidate` are of this night alone. The wealths are e-values: 20 is an error of at most 1 in 20, however
+    often the evidence is looked at.
+    """
+
+    name: str
+    units: int
+    live: float | None
+    candidate: float | None
+    difference: float
+    low: float  # of the difference: a confidence sequence
+    high: float
+    gain: float  # wealth against "no gain"
+    within_margin: float  # wealth against "a loss of the margin or more"
+    loss: float  # wealth against "no loss"
+
+    @property
+    def is_worse(self) -> bool:
+        return self.loss >= 1 / LOSS_ERROR
+
+    @property
+    def is_within_margin(self) -> bool:
+        return self.within_margin >= 1 / MARGIN_ERROR
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GateReport:
+    """The gate's decision, the numbers that decided, and the same in sentences."""
+
+    outcome: GateOutcome
+    numbers: dict[str, Any]
+    reasons: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"outcome": self.outcome.value, "numbers": self.numbers, "reasons": self.reasons}
+
+
+def decide(
+    live: Sequence[Judged],
+    candidate: Sequence[Judged],
+    config: TrainConfig,
+    *,
+    anchor: Sequence[Judged] | None = None,
+    past: Evidence | None = None,
+    traffic: Traffic | None = None,
+) -> GateReport:
+    """Add a night's items to the evidence of earlier nights, and decide.
+
+    - Fewer than `gate_min_items` right or wrong answers: not enough evidence.
+    - A proven loss on any axis: reject, even if other axes gained.
+    - A proven gain, no axis where a loss of `gate_margin` is still possible, and no class under `gate_floor`: promote.
+    - Else: not enough evidence. The next run starts from this candidate and adds fresh answers.
+
+    With fewer than `gate_min_items` referenced answers helpfulness does not count; with fewer than `LEAST_TRAFFIC`
+    labelled answers of the deployment's own, neither does utility.
+
+    Args:
+        live: this night's items, at the served temperature. No question of theirs may be in `past`.
+        candidate: the same items, in any order.
+        config: margin, confidence and the other options of the gate.
+        anchor: the same items, judged by a fixed critic that no chain of small losses may fall behind; None where that
+            is the live one.
+        past: the evidence of the candidates that this one was made from, under the same live critic.
+        traffic: labelled answers of the deployment's own traffic, by class.
+
+    Raises:
+        ValueError: the critics did not judge the same items, or one was not asked for a verdict.
+    """
+    evidence = (past or Evidence()).with_night(live, candidate, anchor)
+    helpful = [unit.helpful for unit in evidence.units if unit.helpful is not None]
+    axes = _axes(evidence, live, candidate, config, traffic)
+    anchored = _anchored(evidence, config)
+    measured = {
+        name: measure(items, confidence=config.gate_confidence)
+        for name, items in (("live", live), ("candidate", candidate))
+    }
+    needed = wealth_needed(config, evidence.lineage)
+    wealth = _gain(evidence, axes)
+    by_name = {axis.name: axis for axis in axes}
+    numbers = {
+        "items": len({item.answer_id for item in live}),
+        "right": evidence.right,
+        "wrong": evidence.wrong,
+        "questions": len({item.question_hash for item in live}),
+        "with_reference": len({item.answer_id for item in live if item.refined is not None}),
+        "confidence": config.gate_confidence,
+        "margin": config.gate_margin,
+        "min_items": config.gate_min_items,
+        "samples": config.gate_samples,
+        "seed": config.seed,
+        "wealth": wealth,
+        "wealth_needed": needed,
+        "discriminability": _plain(by_name.get("discriminability")),
+        "helpfulness": _plain(by_name.get("helpfulness")),
+        "utility": [_plain(axis) for axis in axes if axis.name.startswith("utility")],
+        "anchor": [_plain(axis) for axis in anchored],
+        "traffic": None if traffic is None else asdict(traffic),
+        "live": measured["live"].to_json(),
+        "candidate": measured["candidate"].to_json(),
+        "evidence": evidence.to_json(),
+    }
+
+    if not axes or min(evidence.right, evidence.wrong) < config.gate_min_items:
+        return GateReport(
+            outcome=GateOutcome.NOT_ENOUGH_EVIDENCE, numbers=numbers, reasons=[_too_few(evidence, config)]
+        )
+    reasons = [_sentence(axis, evidence) for axis in axes]
+    if "helpfulness" not in by_name:
+        count = f"only {len(helpful)} units have" if helpful else "no held-out answer has"
+        reasons.append(f"Helpfulness does not count, since {count} a reference.")
+    if traffic is None:
+        reasons.append(
+            f"Utility on the deployment's own traffic does not count: fewer than {LEAST_TRAFFIC} of its answers have "
+            "a label."
+        )
+    low_classes = _below_floor(measured["candidate"].to_json(), config)
+    outcome, why = _outcome(axes, anchored, low_classes, wealth=wealth, needed=needed, config=config)
+    return GateReport(outcome=outcome, numbers=numbers, reasons=reasons + why)
+
+
+def wealth_needed(config: TrainConfig, lineage: int) -> float:
+    """The evidence of a gain that the n-th lineage under one live critic needs.
+
+    The error budget, 1 - `gate_confidence`, is shared out over all lineages that there may be, most of it to the first.
+    """
+    share = _FIRST_SHARE if lineage == 1 else (1 - _FIRST_SHARE) * 6 / math.pi**2 / (lineage - 1) ** 2
+    return 1 / ((1 - config.gate_confidence) * share)
+
+
+def _axes(
+    evidence: Evidence,
+    live: Sequence[Judged],
+    candidate: Sequence[Judged],
+    config: TrainConfig,
+    traffic: Traffic | None,
+) -> list[Axis]:
+    units = evidence.units
+    if not units:
+        return []
+    before, after = _by_class(live), _by_class(candidate)
+    axes = [
+        _axis("discriminability", [unit.balanced for unit in units], config, _at(before, 0.5), _at(after, 0.5)),
+    ]
+    helpful = [unit.helpful for unit in units if unit.helpful is not None]
+    references = len({item.answer_id for item in live if item.refined is not None})
+    if helpful and (references >= config.gate_min_items or len(helpful) >= config.gate_min_items):
+        axes.append(_axis("helpfulness", helpful, config, _refined(live), _refined(candidate)))
+    if traffic is not None:
+        low, high = traffic.share_interval(config.gate_confidence)
+        axes += [
+            _axis(
+                f"utility at {100 * share:.0f} % right answers",
+                [unit.at_share(share) for unit in units],
+                config,
+                _at(before, share),
+                _at(after, share),
+            )
+            for share in (low, high)
+        ]
+    return axes
+
+
+def _anchored(evidence: Evidence, config: TrainConfig) -> list[Axis]:
+    units = evidence.anchored
+    if not units:
+        return []
+    axes = [_axis("discriminability against the anchor", [unit.balanced for unit in units], config)]
+    helpful = [unit.helpful for unit in units if unit.helpful is not None]
+    if len(helpful) >= config.gate_min_items:
+        axes.append(_axis("helpfulness against the anchor", helpful, config))
+    return axes
+
+
+def _axis(
+    name: str,
+    observations: Sequence[float],
+    config: TrainConfig,
+    live: float | None = None,
+    candidate: float | None = None,
+) -> Axis:
+    low, high = interval(observations, alpha=1 - config.gate_confidence)
     return Axis(
         name=name,
-        items=len(pairs),
-        questions=len(index),
-        live=float((live_CQ.sum(axis=1) / items_C).mean()),
-        candidate=float((candidate_CQ.sum(axis=1) / items_C).mean()),
-        difference=float(shares_Q.sum()),
-        low=float(low),
-        high=float(high),
-        error=float(differences.std()),
-        gained=sum(pair.candidate and not pair.live for pair in pairs),
-        lost=sum(pair.live and not pair.candidate for pair in pairs),
-        p_better=_p_better(shares_Q, config.bootstrap_resamples, random),
+        units=len(observations),
+        live=live,
+        candidate=candidate,
+        difference=_mean(observations),
+        low=low,
+        high=high,
+        gain=MeanTest.of(observations).wealth,
+        within_margin=MeanTest.of(observations, null=-config.gate_margin).wealth,
+        loss=MeanTest.of([-observation for observation in observations]).wealth,
     )
 
 
-def _bootstrap(change_CQ: Floats, items_CQ: Floats, resamples: int, random: np.random.Generator) -> Floats:
-    """Differences over resampled questions. A resample that misses a class has none and is left out."""
-    questions = items_CQ.shape[1]
-    found = []
-    for start in range(0, resamples, _CHUNK):
-        count = min(_CHUNK, resamples - start)
-        times_RQ = random.multinomial(questions, np.full(questions, 1 / questions), size=count).astype(float)
-        items_RC = times_RQ @ items_CQ.T
-        whole = items_RC.all(axis=1)
-        found.append(((times_RQ @ change_CQ.T)[whole] / items_RC[whole]).mean(axis=1))
-    return np.concatenate(found)
+def _gain(evidence: Evidence, axes: Sequence[Axis]) -> float:
+    """The wealth of one bet, shared out over all axes, on there being any gain."""
+    tests = {
+        "discriminability": [MeanTest.of(unit.balanced for unit in evidence.units)],
+        "both": [MeanTest.of(unit.both for unit in evidence.units)],
+        "helpfulness": [
+            MeanTest.of(unit.helpful for unit in evidence.units if unit.helpful is not None)
+            for axis in axes
+            if axis.name == "helpfulness"
+        ],
+    }
+    wealths = {name: found[0].wealth for name, found in tests.items() if found}
+    utility = [axis.gain for axis in axes if axis.name.startswith("utility")]
+    if utility:  # the smaller one: a gain at every share that the traffic may have
+        wealths["utility"] = min(utility)
+    if "helpfulness" not in wealths:  # then `both` is discriminability
+        wealths["both"] = wealths["discriminability"]
+    total = math.fsum(_SHARES[name] for name in wealths)
+    return math.fsum(_SHARES[name] / total * wealth for name, wealth in wealths.items())
 
 
-def _p_better(shares_Q: Floats, resamples: int, random: np.random.Generator) -> float:
-    """One-sided paired randomisation test: were the critics interchangeable, each question's change could have had the
-    other sign. All signs when they are few, else `resamples` draws of them.
-    """
-    changes = shares_Q[shares_Q != 0]
-    observed = changes.sum() - 1e-12  # the same sum in another order may round otherwise
-    if len(changes) == 0:
-        return 1.0
-    if 2 ** len(changes) <= resamples:
-        numbers = np.arange(2 ** len(changes))[:, None] >> np.arange(len(changes))
-        return float(((1 - 2.0 * (numbers & 1)) @ changes >= observed).mean())
-    reached = 0
-    for start in range(0, resamples, _CHUNK):
-        signs = 1 - 2.0 * random.integers(0, 2, size=(min(_CHUNK, resamples - start), len(changes)))
-        reached += int((signs @ changes >= observed).sum())
-    return (1 + reached) / (1 + resamples)
+# ----------------------------------------------------------------------------------------------------------- the rule
 
 
-# ------------------------------------------------------------------------------------------------------------- the rule
-
-
-def _outcome(axes: Sequence[Axis], config: TrainConfig) -> tuple[GateOutcome, list[str]]:
-    worse = [axis.name for axis in axes if axis.is_worse]
-    better = [axis.name for axis in axes if axis.is_better(config.gate_confidence)]
-    uncertain = [axis for axis in axes if axis.low < -config.gate_margin]
+def _outcome(
+    axes: Sequence[Axis],
+    anchored: Sequence[Axis],
+    low_classes: Sequence[str],
+    *,
+    wealth: float,
+    needed: float,
+    config: TrainConfig,
+) -> tuple[GateOutcome, list[str]]:
+    worse = [axis.name for axis in (*axes, *anchored) if axis.is_worse]
     if worse:
-        bought = f" A gain in {' and '.join(better)} does not pay for that." if better else ""
-        return GateOutcome.REJECT, [f"The candidate is worse in {' and '.join(worse)}.{bought}"]
-    if better and not uncertain:
-        others = " and ".join(axis.name for axis in axes if axis.name not in better)
-        rest = f" and shows no loss beyond the margin in {others}" if others else ""
-        return GateOutcome.PROMOTE, [f"The candidate is better in {' and '.join(better)}{rest}."]
-    return GateOutcome.NOT_ENOUGH_EVIDENCE, [
-        *([f"The candidate is better in {' and '.join(better)}."] if better else ["No gain is proven."]),
-        *(_lack(axis, better, config) for axis in (uncertain if better else axes)),
+        return GateOutcome.REJECT, [f"The candidate is worse in {' and '.join(worse)}."]
+    has_gained = wealth >= needed
+    open_axes = [axis for axis in (*axes, *anchored) if not axis.is_within_margin]
+    if has_gained and not open_axes and not low_classes:
+        return GateOutcome.PROMOTE, [
+            f"A gain is proven (evidence {wealth:.3g}, needed {needed:.3g}), and a loss of "
+            f"{100 * config.gate_margin:g} points is ruled out on every axis."
+        ]
+    reasons = [
+        f"A gain is proven (evidence {wealth:.3g}, needed {needed:.3g})."
+        if has_gained
+        else f"No gain is proven yet: the evidence is {wealth:.3g} and {needed:.3g} is needed."
     ]
-
-
-def _lack(axis: Axis, better: Sequence[str], config: TrainConfig) -> str:
-    """What it would take to decide about an axis that was not: a proven gain, or a loss beyond the margin ruled out."""
-    margin = config.gate_margin
-    if better:
-        if axis.difference <= -margin:
-            return f"In {axis.name} it lost as much as the margin or more; more answers would hardly rule that out."
-        return (
-            f"In {axis.name} a loss beyond the margin of {100 * margin:g} points is not ruled out: "
-            f"{_more(axis, axis.difference + margin, config)} would."
-        )
-    if -margin <= axis.low and axis.high <= margin:
-        return f"In {axis.name} the critics are equal within the margin; more answers would hardly change that."
-    if axis.difference <= 0:
-        return f"In {axis.name} there is no gain that more answers could prove."
-    return f"A gain of this size in {axis.name} would be proven by {_more(axis, axis.difference, config)}."
-
-
-def _more(axis: Axis, distance: float, config: TrainConfig) -> str:
-    """Answers beyond those there are that a difference of `distance` takes, if their variance stays as observed."""
-    if axis.error == 0:
-        return "more answers"
-    needed = axis.items * ((z_score(config.gate_confidence) + NormalDist().inv_cdf(POWER)) * axis.error / distance) ** 2
-    return f"roughly {max(1, math.ceil(needed) - axis.items)} more held-out answers"
-
-
-def _sentence(axis: Axis, config: TrainConfig) -> str:
-    text = (
-        f"{axis.name.capitalize()}: {100 * axis.live:.1f} % live, {100 * axis.candidate:.1f} % candidate, on "
-        f"{axis.items} answers to {axis.questions} questions; difference {100 * axis.difference:+.1f} points "
-        f"[{100 * axis.low:+.1f}, {100 * axis.high:+.1f}], {axis.gained} answers gained and {axis.lost} lost."
+    if open_axes:
+        names = " and ".join(axis.name for axis in open_axes)
+        reasons.append(f"A loss of {100 * config.gate_margin:g} points is not ruled out in {names}.")
+    reasons += low_classes
+    more = max((_more(axis, has_gained=has_gained, needed=needed, config=config) for axis in axes), default=0)
+    reasons.append(
+        f"The next run starts from this candidate and adds fresh held-out answers; roughly {more} more would decide."
+        if more
+        else "The next run starts from this candidate and adds fresh held-out answers."
     )
-    if axis.gained == axis.lost == 0:
-        # An interval without width claims too much: an event that n questions did not show can have this probability.
-        unseen = 1 - ((1 - config.gate_confidence) / 2) ** (1 / axis.questions)
-        text += f" Changes on less than {100 * unseen:.1f} % of questions would have gone unseen."
-    elif axis.low > 0 and not axis.is_better(config.gate_confidence):
-        text += f" On so few changes that may be chance (p = {axis.p_better:.3f})."
-    return text
+    return GateOutcome.NOT_ENOUGH_EVIDENCE, reasons
+
+
+def _more(axis: Axis, *, has_gained: bool, needed: float, config: TrainConfig) -> int:
+    """Answers beyond the present ones that would decide about an axis, if its difference and spread stay as they are.
+
+    A bet on a mean m with variance v gains about m^2 / 2v nats per unit, and a unit holds at least two answers.
+    """
+    distance = axis.difference + config.gate_margin if has_gained or axis.difference <= 0 else axis.difference
+    if distance <= 0 or axis.units < 2 or axis.high <= axis.low:
+        return 0
+    width = (axis.high - axis.low) / 2
+    variance = axis.units * (width / NormalDist().inv_cdf(0.997)) ** 2
+    units = 2 * variance * math.log(max(needed, 1 / MARGIN_ERROR)) / distance**2
+    return max(0, 2 * (math.ceil(units) - axis.units))
+
+
+def _below_floor(candidate: Mapping[str, Any], config: TrainConfig) -> list[str]:
+    if config.gate_floor is None:
+        return []
+    found = []
+    for name, key in (("right", "discrimination_right"), ("wrong", "discrimination_wrong")):
+        share = candidate.get(key)
+        if share is not None and share["value"] < config.gate_floor:
+            found.append(
+                f"Of the {name} answers the candidate judges {100 * share['value']:.1f} % rightly, and the floor is "
+                f"{100 * config.gate_floor:g} %."
+            )
+    return found
+
+
+def _too_few(evidence: Evidence, config: TrainConfig) -> str:
+    lacks = [
+        f"{config.gate_min_items - count} more {name} ones"
+        for name, count in (("right", evidence.right), ("wrong", evidence.wrong))
+        if count < config.gate_min_items
+    ]
+    return (
+        f"Of the held-out answers {evidence.right} are right and {evidence.wrong} are wrong, and the gate needs "
+        f"{config.gate_min_items} of each: {' and '.join(lacks) or 'more questions of both kinds'}."
+    )
+
+
+def _sentence(axis: Axis, evidence: Evidence) -> str:
+    tonight = (
+        ""
+        if axis.live is None or axis.candidate is None
+        else f" {100 * axis.live:.1f} % live, {100 * axis.candidate:.1f} % candidate;"
+    )
+    nights = f" over {evidence.nights} runs" if evidence.nights > 1 else ""
+    return (
+        f"{axis.name[0].upper()}{axis.name[1:]}:{tonight} difference {100 * axis.difference:+.1f} points "
+        f"[{100 * axis.low:+.1f}, {100 * axis.high:+.1f}] on {axis.units} units{nights}."
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ numbers
+
+
+def _by_class(items: Sequence[Judged]) -> dict[bool, list[bool]]:
+    found: dict[bool, list[bool]] = {True: [], False: []}
+    for item in items:
+        found[item.was_right].append(item.is_verdict_right)
+    return found
+
+
+def _at(by_class: Mapping[bool, Sequence[bool]], share: float) -> float | None:
+    if not by_class[True] or not by_class[False]:
+        return None
+    return share * _mean(by_class[True]) + (1 - share) * _mean(by_class[False])
+
+
+def _refined(items: Sequence[Judged]) -> float | None:
+    refined = [item.refined is Grade.RIGHT for item in items if item.refined is not None]
+    return _mean(refined) if refined else None
+
+
+def _plain(axis: Axis | None) -> dict[str, Any] | None:
+    return None if axis is None else asdict(axis)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _short(value: float) -> float:
+    return round(value, 6)

@@ -1,0 +1,198 @@
+"""How often the gate is wrong, and how often it sees a gain: `python -m bench.gate [--runs 400]`.
+
+Simulated deployments with a run every night, decided by the gate's own rule (`gadfly.trainer.measure.gate`) on fresh
+held-out answers. Each answer has its own chance under either critic, so that samples of one answer agree more than
+samples of two; a gain or a loss moves all chances. Every number is a share of deployments, with the standard error of
+a share in brackets. Prints Markdown tables.
+"""
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gadfly.evidence import bets
+from gadfly.trainer.measure.gate import LOSS_ERROR, MARGIN_ERROR, wealth_needed
+from gadfly.training import TrainConfig
+
+Floats = NDArray[np.float64]
+
+NIGHT = 50  # fresh held-out answers a night, half of them right
+SPREAD, OWN = 2.0, 0.5  # of the answers' logits, and of each critic's own part of them
+CONFIG = TrainConfig()
+
+
+class Wealth:
+    """`gadfly.evidence.MeanTest` for D deployments at once."""
+
+    def __init__(self, deployments: int, null: float = 0.0) -> None:
+        self._null = null
+        self._bets = bets(null)
+        self._logs = np.zeros((deployments, len(self._bets)))
+
+    def add(self, observations_DU: Floats) -> None:
+        for number, bet in enumerate(self._bets):
+            self._logs[:, number] += np.log1p(bet * (observations_DU - self._null)).sum(axis=1)
+
+    def restart(self, which_D: NDArray[np.bool_]) -> None:
+        self._logs[which_D] = 0.0
+
+    @property
+    def value(self) -> Floats:
+        top = self._logs.max(axis=1)
+        return np.exp(np.minimum(top + np.log(np.exp(self._logs - top[:, None]).mean(axis=1)), 700.0))
+
+
+@cache
+def shift_of(difference: float) -> float:
+    """How far all logits move when the mean chance rises by `difference`."""
+    random = np.random.default_rng(1)
+    logits = 1.0 + random.normal(0, math.hypot(SPREAD, OWN), 100_000)
+    before = (1 / (1 + np.exp(-logits))).mean()
+    low, high = -4.0, 4.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        if (1 / (1 + np.exp(-(logits + middle)))).mean() - before < difference:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def changes(random: np.random.Generator, deployments: int, answers: int, before: Floats, after: Floats) -> Floats:
+    """Changes in the share of right samples of each answer, between critics that differ by so much from version 0."""
+    logits = 1.0 + random.normal(0, SPREAD, (deployments, answers))
+    shares = []
+    for differences_D in (before, after):
+        moved = np.array([shift_of(round(float(each), 3)) for each in differences_D])
+        own = random.normal(0, OWN, (deployments, answers))
+        shares.append(random.binomial(CONFIG.gate_samples, 1 / (1 + np.exp(-(logits + moved[:, None] + own)))))
+    return (shares[1] - shares[0]) / CONFIG.gate_samples
+
+
+class Deployments:
+    """D deployments, each with a live critic, a lineage of candidates and its evidence.
+
+    Accuracies are differences from version 0, the anchor.
+    """
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.random = np.random.default_rng(seed)
+        self.count = count
+        self.live = np.zeros((2, count))  # discriminability, helpfulness
+        self.promotions = np.zeros(count, dtype=int)
+        self.rejections = np.zeros(count, dtype=int)
+        self._lineage = np.ones(count, dtype=int)
+        self._gains = [Wealth(count) for _ in range(3)]
+        self._margins = [Wealth(count, -CONFIG.gate_margin) for _ in range(2)]
+        self._losses = [Wealth(count) for _ in range(2)]
+        self._anchored = [Wealth(count, -CONFIG.gate_margin) for _ in range(2)]
+        self._anchored_losses = [Wealth(count) for _ in range(2)]
+
+    def night(self, gains: tuple[float, float], answers: int) -> None:
+        """One run whose candidate differs from the live critic by `gains`."""
+        units = answers // 2
+        candidate = self.live + np.array(gains)[:, None]
+        observed, anchored = [], []
+        for axis in range(2):
+            before, after = self.live[axis], candidate[axis]
+            observed.append(sum(changes(self.random, self.count, units, before, after) for _ in range(2)) / 2)
+            anchor = np.zeros(self.count)
+            anchored.append(sum(changes(self.random, self.count, units, anchor, after) for _ in range(2)) / 2)
+        for wealth, values in zip(self._gains, (*observed, (observed[0] + observed[1]) / 2), strict=True):
+            wealth.add(values)
+        for tests, sign, values in (
+            (self._margins, 1, observed),
+            (self._losses, -1, observed),
+            (self._anchored, 1, anchored),
+            (self._anchored_losses, -1, anchored),
+        ):
+            for test, each in zip(tests, values, strict=True):
+                test.add(sign * each)
+        self._decide(candidate)
+
+    def _decide(self, candidate: Floats) -> None:
+        # Without labelled traffic of its own, a deployment bets on these three; the shares are the gate's.
+        gain = (0.15 * self._gains[0].value + 0.15 * self._gains[1].value + 0.5 * self._gains[2].value) / 0.8
+        needed = np.array([wealth_needed(CONFIG, int(lineage)) for lineage in self._lineage])
+        moved = np.abs(self.live).sum(axis=0) > 0  # else the anchor is the live critic
+        within = np.all([test.value >= 1 / MARGIN_ERROR for test in self._margins], axis=0)
+        within &= ~moved | np.all([test.value >= 1 / MARGIN_ERROR for test in self._anchored], axis=0)
+        worse = np.any([test.value >= 1 / LOSS_ERROR for test in self._losses], axis=0)
+        worse |= moved & np.any([test.value >= 1 / LOSS_ERROR for test in self._anchored_losses], axis=0)
+        promoted = (gain >= needed) & within & ~worse
+        self.rejections += worse
+        self.promotions += promoted
+        self.live[:, promoted] = candidate[:, promoted]
+        self._lineage = np.where(promoted, 1, self._lineage + worse)
+        for test in (*self._gains, *self._margins, *self._losses, *self._anchored, *self._anchored_losses):
+            test.restart(promoted | worse)
+
+
+def share(flags: NDArray[np.bool_]) -> str:
+    value = float(flags.mean())
+    error = math.sqrt(max(value * (1 - value), 1 / len(flags)) / len(flags))
+    return f"{100 * value:.1f} % ({100 * error:.1f})"
+
+
+def false_promotions(runs: int) -> list[str]:
+    rows = []
+    for nights in (50, 365):
+        for answers in (10, NIGHT):
+            deployments = Deployments(runs, seed=nights + answers)
+            for _ in range(nights):
+                deployments.night((0.0, 0.0), answers)
+            rows.append(f"| {nights} | {answers} | {share(deployments.promotions > 0)} |")
+    return ["| nights | fresh answers a night | promoted at least once, no true difference |", "|---|---|---|", *rows]
+
+
+def power(runs: int) -> list[str]:
+    rows = []
+    for name, gains in (
+        ("+2 on both axes", (0.02, 0.02)),
+        ("+5 on both axes", (0.05, 0.05)),
+        ("+10 on both axes", (0.1, 0.1)),
+        ("+5 on one, 0 on the other", (0.05, 0.0)),
+        ("-3 on both axes", (-0.03, -0.03)),
+        ("+5 on one, -3 on the other", (0.05, -0.03)),
+    ):
+        cells = []
+        for total in (100, 400, 1000):
+            promoted = np.zeros(runs, dtype=bool)
+            deployments = Deployments(runs, seed=total)
+            for _ in range(total // NIGHT):
+                deployments.night(gains, NIGHT)
+                promoted |= deployments.promotions > 0
+            cells.append(share(promoted))
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return ["| true difference | 100 answers | 400 answers | 1,000 answers |", "|---|---|---|---|", *rows]
+
+
+def drift(runs: int) -> list[str]:
+    deployments = Deployments(runs, seed=9)
+    for _ in range(50):
+        deployments.night((0.04, -0.02), 400)
+    gained, lost = deployments.live.mean(axis=1)
+    return [
+        "| after 50 nights of +4 discriminability and -2 helpfulness, 400 answers a night | mean |",
+        "|---|---|",
+        f"| discriminability against version 0 | {100 * gained:+.1f} points |",
+        f"| helpfulness against version 0 | {100 * lost:+.1f} points |",
+        f"| promotions | {deployments.promotions.mean():.2f} |",
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=400, help="simulated deployments per row")
+    options = parser.parse_args(arguments)
+    tables: list[Callable[[int], list[str]]] = [false_promotions, power, drift]
+    for table in tables:
+        print("\n".join(table(options.runs)), end="\n\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
