@@ -97,7 +97,10 @@ class Finished:
 
 
 async def move_pointer(session: AsyncSession, swap_id: UUID) -> Finished:
-    """Do a pending swap, in one transaction: `previous` names what was live, `live` the new version.
+    """Do a pending swap, in one transaction: `live` names the new version, and `previous` the version to go back to.
+
+    After a promotion that is the version that was live; after a rollback it is the one before the restored version, so
+    that a second rollback does not bring back what the first one took away.
 
     A candidate that goes live is no candidate any more. Replicas that do it at once wait for each other, and one does
     it. When `live` is not what it was when the swap was asked for, the swap is refused.
@@ -113,12 +116,46 @@ async def move_pointer(session: AsyncSession, swap_id: UUID) -> Finished:
             SwapStatus.REFUSED,
             f"version {live} went live in the meantime, and this was to follow {row.from_version}",
         )
-    await set_pointer(session, "previous", live)
+    await _set_previous(session, await _good_before(session, row.version) if row.kind in _BACK else live)
     await set_pointer(session, "live", row.version)
     await session.execute(
         delete(CriticPointerRow).where(CriticPointerRow.name == "candidate", CriticPointerRow.version == row.version)
     )
     return await finish_swap(session, swap_id, SwapStatus.DONE, row.reason)
+
+
+async def _set_previous(session: AsyncSession, version: int | None) -> None:
+    if version is None:
+        await session.execute(delete(CriticPointerRow).where(CriticPointerRow.name == "previous"))
+    else:
+        await set_pointer(session, "previous", version)
+
+
+async def _good_before(session: AsyncSession, version: int) -> int | None:
+    """The version that a rollback from `version` goes to: the one it was promoted over.
+
+    Never one that the deployment was rolled back from: of those, the one before is meant.
+    """
+    bad = set(
+        await session.scalars(
+            select(SwapRow.from_version).where(SwapRow.status == SwapStatus.DONE, SwapRow.kind.in_(_BACK))
+        )
+    )
+    seen: set[int] = set()
+    while version not in seen:
+        seen.add(version)
+        before = await session.scalar(
+            select(SwapRow.from_version)
+            .where(SwapRow.version == version, SwapRow.status == SwapStatus.DONE, SwapRow.kind.not_in(_BACK))
+            .order_by(SwapRow.finished_at.desc(), SwapRow.id.desc())
+            .limit(1)
+        )
+        if before is None:
+            return None
+        if before not in bad:
+            return before
+        version = before
+    return None
 
 
 async def finish_swap(session: AsyncSession, swap_id: UUID, status: SwapStatus, reason: str | None) -> Finished:

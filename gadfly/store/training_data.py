@@ -92,13 +92,13 @@ async def traffic_counts(session: AsyncSession) -> tuple[int, int]:
             select(
                 (InteractionRow.kind == Kind.IMPORT).label("is_import"),
                 label.is_right.label("is_right"),
-                func.count().label("count"),
+                func.count().label("answers"),
             ).select_from(InteractionRow)
         )
         .where(label.exists)
         .group_by("is_import", "is_right")
     )
-    counts = {(row.is_import, row.is_right): row.count for row in rows}
+    counts = {(row.is_import, row.is_right): int(row.answers) for row in rows}
     for is_import in (False, True):
         found = counts.get((is_import, True), 0), counts.get((is_import, False), 0)
         if any(found):

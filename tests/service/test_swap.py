@@ -193,9 +193,11 @@ async def test_a_promotion_and_the_way_back(world: World, published: list[Publis
     assert await world.text() == world.texts[1]
     critics = {item["version"]: item for item in (await world.client.get("/critics")).json()}
     assert critics[1]["pointers"] == ["live"]
-    assert critics[2]["pointers"] == ["previous"]
-    again = await world.client.post("/admin/rollback", json={})  # back from going back
-    assert again.json()["version"] == 2
+    assert critics[2]["pointers"] == []
+    assert critics[0]["pointers"] == ["previous"]
+    again = await world.client.post("/admin/rollback", json={})
+    assert again.json()["version"] == 0, "a second rollback does not bring the bad version back"
+    await world.promoted(2)
 
     [receipt] = [item for item in await world.receipts(2, count=2) if item["details"]["from_version"] == 1][:1]
     details = receipt["details"]
@@ -209,9 +211,9 @@ async def test_a_promotion_and_the_way_back(world: World, published: list[Publis
     assert details["mixed"] == {"probes": 4, "mixed": 0}
     ready = await world.ready()
     assert ready["ready"]
-    assert ready["swap"] == {"ok": True, "detail": "version 2 followed 1", "seconds": 0.0}
+    assert ready["swap"] == {"ok": True, "detail": "version 2 followed 0", "seconds": 0.0}
     metrics = (await world.client.get("/metrics")).text
-    assert 'gadfly_swaps_total{kind="promote",outcome="done"} 2.0' in metrics
+    assert 'gadfly_swaps_total{kind="promote",outcome="done"} 3.0' in metrics
     assert 'gadfly_swaps_total{kind="rollback",outcome="done"} 2.0' in metrics
     assert "gadfly_live_critic 2.0" in metrics
 

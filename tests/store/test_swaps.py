@@ -59,13 +59,25 @@ async def test_a_swap_moves_live_and_previous_in_one_step(seeded: Database) -> N
     assert await pointers(seeded) == {"live": 2, "previous": 1, "candidate": 3}, "another candidate stays one"
 
 
-async def test_a_rollback_goes_back_and_forth(seeded: Database) -> None:
+async def test_a_second_rollback_does_not_bring_the_bad_version_back(seeded: Database) -> None:
     await swap_to(seeded, 1)
     await swap_to(seeded, 2)
     await swap_to(seeded, None, SwapKind.ROLLBACK)
-    assert await pointers(seeded) == {"live": 1, "previous": 2}
-    await swap_to(seeded, 2, SwapKind.WATCH)
-    assert await pointers(seeded) == {"live": 2, "previous": 1}
+    assert await pointers(seeded) == {"live": 1, "previous": 0}
+    await swap_to(seeded, None, SwapKind.WATCH)
+    assert await pointers(seeded) == {"live": 0}
+    with pytest.raises(Conflict, match="no critic to go back to"):
+        await swap_to(seeded, None, SwapKind.ROLLBACK)
+
+
+async def test_a_rollback_passes_over_a_version_that_was_rolled_back_from(seeded: Database) -> None:
+    await swap_to(seeded, 1)
+    await swap_to(seeded, None, SwapKind.ROLLBACK)  # 1 is bad
+    await swap_to(seeded, 1)  # a person tries it again, deliberately
+    await swap_to(seeded, 2)
+    await swap_to(seeded, 3)
+    await swap_to(seeded, None, SwapKind.ROLLBACK)
+    assert await pointers(seeded) == {"live": 2, "previous": 0}
 
 
 @pytest.mark.parametrize(
