@@ -19,8 +19,9 @@ import httpx
 import orjson
 from httpx_sse import EventSource
 
+from gadfly.control_tokens import may_hold_control_tokens, neutralise, reserved_strings
 from gadfly.errors import AdapterRefused, BadInput, EngineError, EngineTimeout, EngineUnavailable, PromptTooLong
-from gadfly.prompts import Prompt
+from gadfly.prompts import Message, Prompt
 from gadfly.records import Usage
 
 ACTOR = "base"  # the name that the base weights are served under
@@ -113,6 +114,7 @@ class Engine:
             base_url="http://engine" if url.startswith("unix://") else url,
             timeout=httpx.Timeout(timeout_s, connect=_CONNECT_TIMEOUT_S),
         )
+        self._reserved: tuple[int, frozenset[str] | None] | None = None  # `drops` when it was read, and the strings
         self._labels: dict[tuple[str, str, str], LabelTokens] = {}
 
     async def aclose(self) -> None:
@@ -146,7 +148,7 @@ class Engine:
             EngineUnavailable: no connection, overload, no such model now, or the engine died on the way.
             EngineTimeout: it took longer than the client's limit.
         """
-        body = _chat_body(prompt, model=model, sampling=sampling)
+        body = _chat_body(await self._guarded(prompt), model=model, sampling=sampling)
         if on_text is None:
             answer = await self._post("/v1/chat/completions", body)
             choices = sorted(answer["choices"], key=lambda choice: choice["index"])
@@ -202,7 +204,7 @@ class Engine:
         """
         labels = await self.label_tokens(after=after, first=first, second=second)
         body = _chat_body(
-            prompt.continued(prompt.opener + labels.bridge),
+            await self._guarded(prompt.continued(prompt.opener + labels.bridge)),
             model=model,
             sampling=Sampling(max_tokens=1, priority=priority),
         ) | {
@@ -235,10 +237,28 @@ class Engine:
 
     async def tokenize(self, prompt: Prompt) -> tuple[int, ...]:
         """The tokens of a prompt as `chat` would send them to the model."""
-        body = _chat_body(prompt, model=ACTOR, sampling=Sampling())
+        body = _chat_body(await self._guarded(prompt), model=ACTOR, sampling=Sampling())
         wanted = {"model", "messages", "continue_final_message", "add_generation_prompt"}
         kept = {name: value for name, value in body.items() if name in wanted}
         return tuple((await self._post("/tokenize", kept))["tokens"])
+
+    async def _guarded(self, prompt: Prompt) -> Prompt:
+        """The prompt without control tokens in its texts, so that no text can begin a turn of its own."""
+        texts = [message.content for message in prompt.messages] + [prompt.opener]
+        if not any(map(may_hold_control_tokens, texts)):
+            return prompt
+        reserved = await self._reserved_strings()
+        messages = tuple(Message(each.role, neutralise(each.content, reserved)) for each in prompt.messages)
+        return Prompt(messages, neutralise(prompt.opener, reserved))
+
+    async def _reserved_strings(self) -> frozenset[str] | None:
+        """The control tokens of the engine's tokenizer; None where the engine does not report them."""
+        if self._reserved is None or self._reserved[0] != self.drops:  # after a drop it may be another process
+            async with self._request_errors():
+                response = await self._client.get("/tokenizer_info", timeout=_PROBE_TIMEOUT_S)
+            tokens = response.json().get("added_tokens_decoder") if response.status_code == httpx.codes.OK else None
+            self._reserved = self.drops, None if tokens is None else reserved_strings(tokens.values())
+        return self._reserved[1]
 
     async def _tokenize(self, text: str) -> list[int]:
         answer = await self._post("/tokenize", {"model": ACTOR, "prompt": text, "add_special_tokens": False})

@@ -147,6 +147,7 @@ def _common_arguments(settings: Settings) -> list[str]:
         # What is sampled would then not be what the trainer takes it for. Its end-of-turn tokens still count.
         *("--generation-config", "vllm"),
         *("--middleware", WARM_UP),
+        "--enable-tokenizer-info-endpoint",  # the clients keep the tokenizer's control tokens out of callers' texts
         "--disable-uvicorn-access-log",
         "--disable-fastapi-docs",
     ]

@@ -74,6 +74,10 @@ def test_a_step_without_a_verdict_is_still_a_step() -> None:
     assert [(step.text, step.verdict) for step in parsed.steps] == [(name, Verdict.UNPARSED) for name in "abc"]
 
 
+def test_an_explanation_before_the_verdict_is_not_the_verdicts() -> None:
+    assert parse_critique(f"Explanation: too early\n{FINAL}: Wrong").explanation == ""
+
+
 @given(st.text(alphabet=st.sampled_from(list("Correctness of the final answer: Wrong\n*-# \t"))))
 def test_any_text_is_read(text: str) -> None:
     parse_critique(text)
