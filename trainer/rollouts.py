@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from gadfly.concurrency import gather
-from gadfly.critique import SampledCritique, sample_critiques
-from gadfly.engine_client import Sampling
+from gadfly.critique import sample_critiques
+from gadfly.engine_client import Reply, Sampling
 from gadfly.errors import PromptTooLong
 from gadfly.grading import Grade, Grader
 from gadfly.prompts import PromptSet
@@ -22,7 +22,7 @@ from gadfly.trainer.rl.packing import Group
 from gadfly.trainer.rl.rewards import score
 from gadfly.trainer.workspace import Lines
 from gadfly.training import Stage, TrainConfig
-from gadfly.verdict import Verdict, count_verdicts
+from gadfly.verdict import Verdict, count_verdicts, parse_critique
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,7 +131,7 @@ class Collector:
         return await gather(*(one(place, item) for place, item in enumerate(items)))
 
     async def _group(self, item: Item, *, stage: Stage, model: str, seed: str) -> RolloutGroup:
-        sampled = await sample_critiques(
+        replies = await sample_critiques(
             self.engines.pool,
             self.prompts,
             model=model,
@@ -146,22 +146,20 @@ class Collector:
                 with_tokens=True,
             ),
         )
-        grades: Sequence[Grade | None] = [None] * len(sampled)
+        grades: Sequence[Grade | None] = [None] * len(replies)
         if stage is Stage.STAGE_2:
-            assert item.reference is not None
-            grades = await self._refined(item, sampled)
-        rollouts = tuple(
-            self._scored(item, stage, critique, grade) for critique, grade in zip(sampled, grades, strict=True)
-        )
-        assert sampled[0].reply.tokens is not None
-        return RolloutGroup(item=item, prompt=sampled[0].reply.tokens.prompt, rollouts=rollouts)
+            grades = await self._refine(item, [reply.text for reply in replies])
+        rollouts = tuple(self._score(item, stage, reply, grade) for reply, grade in zip(replies, grades, strict=True))
+        assert replies[0].tokens is not None
+        return RolloutGroup(item=item, prompt=replies[0].tokens.prompt, rollouts=rollouts)
 
-    async def _refined(self, item: Item, sampled: Sequence[SampledCritique]) -> list[Grade]:
-        """One greedy refinement by the frozen actor per critique, graded (arXiv 2510.24320, section 4.2)."""
+    async def _refine(self, item: Item, critiques: Sequence[str]) -> list[Grade]:
+        """The grade of one greedy refinement by the frozen actor per critique (arXiv 2510.24320, section 4.2)."""
+        assert item.reference is not None
         sampling = Sampling(max_tokens=self.config.max_answer_tokens, priority=ROLLOUT_PRIORITY)
-        different = list(dict.fromkeys(critique.text for critique in sampled))  # greedy: equal critiques, equal answers
+        different = list(dict.fromkeys(critiques))  # greedy: equal critiques have equal refinements
 
-        async def rewritten(critique: str) -> str:
+        async def refinement(critique: str) -> str:
             try:
                 reply = await rewrite(
                     self.engines.pool,
@@ -172,35 +170,34 @@ class Collector:
                     sampling=sampling,
                 )
             except PromptTooLong:
-                return ""  # a critique that leaves the actor no room helped nobody
+                return ""  # a critique that leaves the actor no room is of no help
             return reply.text.strip()
 
-        texts = await gather(*map(rewritten, different))
-        assert item.reference is not None
-        found = await self.grader.grade_all([(text, item.reference) for text in texts])
+        texts = await gather(*map(refinement, different))
         grades: dict[str, Grade] = {}
-        for text, grade in zip(different, found, strict=True):
-            if isinstance(grade, Exception):  # a reference was read before it was stored: this one changed its meaning
+        graded = await self.grader.grade_all([(text, item.reference) for text in texts])
+        for critique, grade in zip(different, graded, strict=True):
+            if isinstance(grade, Exception):  # readable when it was stored: the grading rules have changed since
                 raise grade
-            grades[text] = grade
-        return [grades[critique.text] for critique in sampled]
+            grades[critique] = grade
+        return [grades[critique] for critique in critiques]
 
-    def _scored(self, item: Item, stage: Stage, critique: SampledCritique, refined: Grade | None) -> Rollout:
-        tokens = critique.reply.tokens
-        assert tokens is not None
+    def _score(self, item: Item, stage: Stage, reply: Reply, refined: Grade | None) -> Rollout:
+        assert reply.tokens is not None
+        verdict = parse_critique(reply.text).verdict
         return Rollout(
-            text=critique.text,
-            verdict=critique.parsed.verdict,
-            verdict_lines=count_verdicts(critique.text),
-            finish_reason=critique.reply.finish_reason,
-            tokens=tokens.reply,
-            logprobs=tokens.logprobs,
+            text=reply.text,
+            verdict=verdict,
+            verdict_lines=count_verdicts(reply.text),
+            finish_reason=reply.finish_reason,
+            tokens=reply.tokens.reply,
+            logprobs=reply.tokens.logprobs,
             refined=refined,
             score=score(
                 self.config.profile,
                 self.config.helpfulness,
                 stage=stage,
-                verdict=critique.parsed.verdict,
+                verdict=verdict,
                 was_right=item.is_right,
                 refined_right=None if refined is None else refined is Grade.RIGHT,
                 discrimination_weight=self.config.discrimination_weight,

@@ -9,7 +9,7 @@ from gadfly.critique import sample_critiques
 from gadfly.engine_client import ACTOR, EnginePool, Sampling
 from gadfly.errors import AdapterRefused
 from gadfly.prompts import load
-from gadfly.verdict import Verdict
+from gadfly.verdict import Verdict, parse_critique
 
 PROMPTS = load("stepwise@1")
 
@@ -60,11 +60,11 @@ async def test_a_sampled_critique_has_the_stated_verdict_or_none(engines: Engine
         response="It is 3. WRONGMARK",
         sampling=Sampling(max_tokens=64, with_tokens=True),
     )
-    assert judged.parsed.verdict is Verdict.INCORRECT
+    assert parse_critique(judged.text).verdict is Verdict.INCORRECT
     [cut] = await sample_critiques(
         engines, PROMPTS, model=ACTOR, question="1 + 1?", response="3", sampling=Sampling(max_tokens=2)
     )
-    assert cut.parsed.verdict is Verdict.UNPARSED
+    assert parse_critique(cut.text).verdict is Verdict.UNPARSED
 
 
 async def test_adapters_come_and_go(engines: EnginePool, critic_model: Path, tmp_path: Path) -> None:
