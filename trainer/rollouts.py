@@ -150,8 +150,7 @@ class Collector:
         if stage is Stage.STAGE_2:
             grades = await self._refine(item, [reply.text for reply in replies])
         rollouts = tuple(self._score(item, stage, reply, grade) for reply, grade in zip(replies, grades, strict=True))
-        assert replies[0].tokens is not None
-        return RolloutGroup(item=item, prompt=replies[0].tokens.prompt, rollouts=rollouts)
+        return RolloutGroup(item=item, prompt=replies[0].prompt_tokens, rollouts=rollouts)
 
     async def _refine(self, item: Item, critiques: Sequence[str]) -> list[Grade]:
         """The grade of one greedy refinement by the frozen actor per critique (arXiv 2510.24320, section 4.2)."""
@@ -183,15 +182,14 @@ class Collector:
         return [grades[critique] for critique in critiques]
 
     def _score(self, item: Item, stage: Stage, reply: Reply, refined: Grade | None) -> Rollout:
-        assert reply.tokens is not None
         verdict = parse_critique(reply.text).verdict
         return Rollout(
             text=reply.text,
             verdict=verdict,
             verdict_lines=count_verdicts(reply.text),
             finish_reason=reply.finish_reason,
-            tokens=reply.tokens.reply,
-            logprobs=reply.tokens.logprobs,
+            tokens=reply.tokens,
+            logprobs=reply.logprobs,
             refined=refined,
             score=score(
                 self.config.profile,

@@ -168,16 +168,15 @@ class WarmStarter:
             )
         except PromptTooLong:
             return None
-        assert reply.tokens is not None
         length = len(group.prompt)
         verdict = parse_critique(begun + reply.text).verdict
-        is_whole = reply.finish_reason == "stop" and reply.tokens.prompt[:length] == group.prompt
+        is_whole = reply.finish_reason == "stop" and reply.prompt_tokens[:length] == group.prompt
         if verdict is Verdict.UNPARSED or not is_whole:
             return None
         # The engine's own tokens of what was begun, and those it went on with.
         return Written(
             item=group.item,
-            pair=(group.prompt, reply.tokens.prompt[length:] + reply.tokens.reply),
+            pair=(group.prompt, reply.prompt_tokens[length:] + reply.tokens),
             verdict=verdict,
             refined=None,
             is_told=is_told,
