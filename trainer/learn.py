@@ -13,10 +13,10 @@ from pathlib import Path
 from gadfly.adapters import WEIGHTS, file_sha256
 from gadfly.errors import GadflyError
 from gadfly.store.training_data import LabelledAnswer
-from gadfly.trainer.data import Item, draw
+from gadfly.trainer.data import draw
 from gadfly.trainer.engines import RunEngines
 from gadfly.trainer.measure import metrics
-from gadfly.trainer.measure.alarms import Alarm, Alarms, step_examples, step_statistics
+from gadfly.trainer.measure.alarms import Alarm, Alarms, AlarmState, step_examples, step_statistics
 from gadfly.trainer.measure.evaluate import evaluate
 from gadfly.trainer.report import Report
 from gadfly.trainer.rl.processes import ProcessGroup, StageSetting
@@ -54,6 +54,14 @@ def schedule(config: TrainConfig, *, has_references: bool) -> list[Planned]:
     return planned
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoopState:
+    """The part of a checkpoint that the loop itself needs."""
+
+    alarms: AlarmState
+    rewards: list[float]  # mean scores of the steps since the last validation
+
+
 @dataclass(kw_only=True)
 class Learning:
     """One run's learning, from where its workspace says it is."""
@@ -64,7 +72,7 @@ class Learning:
     collector: Collector
     workspace: Workspace
     report: Report
-    learn: Sequence[Item]  # what is learned from
+    learn: Sequence[LabelledAnswer]  # what is learned from
     validate: Sequence[LabelledAnswer]  # what is never learned from
 
     async def run(self) -> None:
@@ -107,7 +115,7 @@ class Learning:
                 model=loaded,
                 adapter_sha256=sha256,
                 seed=f"{seed} {planned.step}",
-                kept=self.workspace.rollouts(planned.step),
+                file=self.workspace.rollouts(planned.step),
             )
             sampled = time.perf_counter()
             learned = self.processes.update([group.to_group() for group in groups], planned.step)
@@ -135,14 +143,14 @@ class Learning:
             return 0, Alarms(self.config.alarms), []
         done = int(checkpoint.name)
         self.processes.restore(checkpoint, self._setting(plan, plan[done - 1]))
-        state = self.workspace.read(f"checkpoints/{checkpoint.name}/loop.json")
+        state = self.workspace.read(f"checkpoints/{checkpoint.name}/loop.json", LoopState)
         assert state is not None
-        return done, Alarms.from_json(self.config.alarms, state["alarms"]), state["rewards"]
+        return done, Alarms(self.config.alarms, state.alarms), state.rewards
 
-    def _save(self, planned: Planned, alarms: Alarms, rewards: Sequence[float]) -> None:
+    def _save(self, planned: Planned, alarms: Alarms, rewards: list[float]) -> None:
         folder = self.workspace.begin_checkpoint(planned.step + 1)
         self.processes.save(folder)
-        self.workspace.write(f"checkpoints/{folder.name}/loop.json", {"alarms": alarms.to_json(), "rewards": rewards})
+        self.workspace.write(f"checkpoints/{folder.name}/loop.json", LoopState(alarms=alarms.state, rewards=rewards))
         self.workspace.finish_checkpoint(folder)
 
     def _finish(self) -> None:

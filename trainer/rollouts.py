@@ -7,7 +7,7 @@ log-probabilities. A group that is complete is kept on disk, so that a killed ru
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from pathlib import Path
 
 from gadfly.concurrency import gather
 from gadfly.critique import sample_critiques
@@ -16,7 +16,8 @@ from gadfly.errors import PromptTooLong
 from gadfly.grading import Grade, Grader
 from gadfly.prompts import PromptSet
 from gadfly.refinement import rewrite
-from gadfly.trainer.data import Item, seed_of
+from gadfly.store.training_data import LabelledAnswer
+from gadfly.trainer.data import StoredAnswer, seed_of
 from gadfly.trainer.engines import ROLLOUT_PRIORITY, RunEngines
 from gadfly.trainer.rl.packing import Group
 from gadfly.trainer.rl.rewards import score
@@ -43,7 +44,7 @@ class Rollout:
 class RolloutGroup:
     """The critiques of one answer: a group of the leave-one-out baseline."""
 
-    item: Item
+    item: StoredAnswer
     prompt: tuple[int, ...]
     rollouts: tuple[Rollout, ...]
 
@@ -55,44 +56,14 @@ class RolloutGroup:
             scores=tuple(rollout.score for rollout in self.rollouts),
         )
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "item": self.item.to_json(),
-            "prompt": self.prompt,
-            "rollouts": [
-                {
-                    "text": rollout.text,
-                    "verdict": rollout.verdict,
-                    "verdict_lines": rollout.verdict_lines,
-                    "finish_reason": rollout.finish_reason,
-                    "tokens": rollout.tokens,
-                    "logprobs": rollout.logprobs,
-                    "refined": rollout.refined,
-                    "score": rollout.score,
-                }
-                for rollout in self.rollouts
-            ],
-        }
 
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Self:
-        return cls(
-            item=Item.from_json(values["item"]),
-            prompt=tuple(values["prompt"]),
-            rollouts=tuple(
-                Rollout(
-                    text=each["text"],
-                    verdict=Verdict(each["verdict"]),
-                    verdict_lines=each["verdict_lines"],
-                    finish_reason=each["finish_reason"],
-                    tokens=tuple(each["tokens"]),
-                    logprobs=tuple(each["logprobs"]),
-                    refined=None if each["refined"] is None else Grade(each["refined"]),
-                    score=each["score"],
-                )
-                for each in values["rollouts"]
-            ),
-        )
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeptGroup:
+    """A group as a step's file holds it."""
+
+    place: int  # in the step
+    adapter: str  # the hash of the adapter that the group was sampled with
+    group: RolloutGroup
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,32 +76,30 @@ class Collector:
     config: TrainConfig
 
     async def collect(
-        self, items: Sequence[Item], *, stage: Stage, model: str, adapter_sha256: str, seed: str, kept: Lines
+        self, items: Sequence[LabelledAnswer], *, stage: Stage, model: str, adapter_sha256: str, seed: str, file: Path
     ) -> list[RolloutGroup]:
-        """The groups of one step, in the order of `items`, from `kept` where they were sampled before.
+        """The groups of one step, in the order of `items`. Groups that `file` holds are not sampled again.
 
-        `adapter_sha256` is of the adapter behind `model`: what was kept under other weights is sampled anew.
+        `adapter_sha256` is the hash of the adapter that is served as `model`; groups sampled with another one are
+        sampled again.
         """
-        known = {
-            line["place"]: RolloutGroup.from_json(line["group"])
-            for line in kept.read()
-            if line["adapter"] == adapter_sha256
-        }
+        kept = Lines(file, KeptGroup)
+        known = {line.place: line.group for line in kept.read() if line.adapter == adapter_sha256}
         turn = asyncio.Semaphore(self.engines.at_once(self.config.samples_per_prompt))
 
-        async def one(place: int, item: Item) -> RolloutGroup:
+        async def one(place: int, item: LabelledAnswer) -> RolloutGroup:
             if place in known and known[place].item == item:
                 return known[place]
             async with turn:
                 group = await self.engines.patiently(
                     lambda: self._group(item, stage=stage, model=model, seed=f"{seed} {place}")
                 )
-            kept.append({"place": place, "adapter": adapter_sha256, "group": group.to_json()})
+            kept.append(KeptGroup(place=place, adapter=adapter_sha256, group=group))
             return group
 
         return await gather(*(one(place, item) for place, item in enumerate(items)))
 
-    async def _group(self, item: Item, *, stage: Stage, model: str, seed: str) -> RolloutGroup:
+    async def _group(self, item: LabelledAnswer, *, stage: Stage, model: str, seed: str) -> RolloutGroup:
         replies = await sample_critiques(
             self.engines.pool,
             self.prompts,
@@ -152,7 +121,7 @@ class Collector:
         rollouts = tuple(self._score(item, stage, reply, grade) for reply, grade in zip(replies, grades, strict=True))
         return RolloutGroup(item=item, prompt=replies[0].prompt_tokens, rollouts=rollouts)
 
-    async def _refine(self, item: Item, critiques: Sequence[str]) -> list[Grade]:
+    async def _refine(self, item: LabelledAnswer, critiques: Sequence[str]) -> list[Grade]:
         """The grade of one greedy refinement by the frozen actor per critique (arXiv 2510.24320, section 4.2)."""
         assert item.reference is not None
         sampling = Sampling(max_tokens=self.config.max_answer_tokens, priority=ROLLOUT_PRIORITY)
@@ -181,7 +150,7 @@ class Collector:
             grades[critique] = grade
         return [grades[critique] for critique in critiques]
 
-    def _score(self, item: Item, stage: Stage, reply: Reply, refined: Grade | None) -> Rollout:
+    def _score(self, item: LabelledAnswer, stage: Stage, reply: Reply, refined: Grade | None) -> Rollout:
         verdict = parse_critique(reply.text).verdict
         return Rollout(
             text=reply.text,

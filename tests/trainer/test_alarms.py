@@ -5,10 +5,12 @@ import math
 from uuid import UUID
 
 import pytest
+from pydantic import TypeAdapter
 
 from gadfly.grading import Grade
-from gadfly.trainer.data import Item, Origin
-from gadfly.trainer.measure.alarms import Alarm, Alarms, step_examples, step_statistics
+from gadfly.store.labels import LabelSource
+from gadfly.store.training_data import LabelledAnswer
+from gadfly.trainer.measure.alarms import Alarm, Alarms, AlarmState, step_examples, step_statistics
 from gadfly.trainer.rollouts import Rollout, RolloutGroup
 from gadfly.training import AlarmLimits
 from gadfly.verdict import count_verdicts, parse_critique
@@ -21,15 +23,14 @@ def group(
 ) -> RolloutGroup:
     """A group of critiques, each given as its text, its score and its number of tokens."""
     return RolloutGroup(
-        item=Item(
-            key="",
+        item=LabelledAnswer(
             interaction_id=UUID(int=7),
             question_hash=b"",
             question="What is 24 - 3?",
             response="It is 21." if is_right else "It is 27.",
             is_right=is_right,
+            source=LabelSource.REFERENCE,
             reference=reference,
-            origin=Origin.LOGGED,
         ),
         prompt=(1,),
         rollouts=tuple(
@@ -114,6 +115,12 @@ BEYOND = [  # alarm, statistic, a value within its limit, one at it, one beyond
 ]
 
 
+def stored(alarms: Alarms) -> AlarmState:
+    """The state after a checkpoint and a restart."""
+    adapter = TypeAdapter(AlarmState)
+    return adapter.validate_json(adapter.dump_json(alarms.state))
+
+
 def run(alarms: Alarms, statistic: str, values: list[float]) -> list[Alarm | None]:
     return [alarms.observe(step, {statistic: value}) for step, value in enumerate(values, start=1)]
 
@@ -137,9 +144,9 @@ def test_an_alarm_goes_off_after_its_patience(
 def test_a_critic_that_began_by_calling_all_correct_has_not_drifted() -> None:
     alarms = Alarms(LIMITS)
     assert run(alarms, "verdict_drift", [0.5, 0.5, 0.5]) == [None] * 3
-    resumed = Alarms.from_json(LIMITS, alarms.to_json())
+    resumed = Alarms(LIMITS, stored(alarms))
     assert run(resumed, "verdict_drift", [0.5, 0.5, 0.4]) == [None] * 3
-    resumed = Alarms.from_json(LIMITS, resumed.to_json())
+    resumed = Alarms(LIMITS, stored(resumed))
     assert run(resumed, "verdict_drift", [0.5, 0.5])[1] is not None
 
 
@@ -214,14 +221,10 @@ def test_a_resumed_run_counts_on() -> None:
     for step in (1, 2):
         alarms.observe(step, {"kl": math.inf, "mean_tokens": 10.0})
         alarms.observe_validation(step, reward=step, accuracy=-step)
-    state = json.loads(json.dumps(alarms.to_json(), allow_nan=False))
-    resumed = Alarms.from_json(AlarmLimits(patience=3, no_gain=2), state)
-    assert resumed.to_json() == alarms.to_json()
+    resumed = Alarms(AlarmLimits(patience=3, no_gain=2), stored(alarms))
+    assert resumed.state == alarms.state
     for each in (alarms, resumed):
         found = each.observe(3, {"kl": 3.0, "mean_tokens": 40.0})
         assert found is not None
         assert found.evidence["values"] == ["inf", "inf", 3.0]
         assert each.observe_validation(3, reward=3, accuracy=-3) is not None
-    assert Alarms.from_json(LIMITS, json.loads(json.dumps(Alarms(LIMITS).to_json()))).to_json() == (
-        Alarms(LIMITS).to_json()
-    )

@@ -7,11 +7,13 @@ update. An alarm goes off after `patience` steps in a row, and brings its number
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from pydantic import PlainSerializer
 
 from gadfly.grading import Grade
-from gadfly.trainer.data import Item
+from gadfly.store.training_data import LabelledAnswer
 from gadfly.trainer.measure.leakage import leaks_gold
 from gadfly.trainer.rl.rewards import states_the_truth
 from gadfly.trainer.rollouts import Rollout, RolloutGroup
@@ -100,11 +102,11 @@ def step_examples(groups: Sequence[RolloutGroup]) -> dict[str, list[str]]:
     }
 
 
-def _critiques(groups: Sequence[RolloutGroup]) -> list[tuple[Item, Rollout]]:
+def _critiques(groups: Sequence[RolloutGroup]) -> list[tuple[LabelledAnswer, Rollout]]:
     return [(group.item, rollout) for group in groups for rollout in group.rollouts]
 
 
-def _leaks(critiques: Sequence[tuple[Item, Rollout]]) -> list[tuple[Item, Rollout, bool]]:
+def _leaks(critiques: Sequence[tuple[LabelledAnswer, Rollout]]) -> list[tuple[LabelledAnswer, Rollout, bool]]:
     """The critiques of wrong answers with a reference, and whether each gives the reference away."""
     return [
         (
@@ -175,16 +177,32 @@ _WATCHES = (  # of several alarms in one step the first is told: the likelier ca
 )
 
 
-class Alarms:
-    """Watches a run step by step. Its state survives a restart as JSON, so a resumed run counts on."""
+def _plain(value: float) -> float | str:
+    """A number as JSON knows it: NaN and infinities become text."""
+    return value if math.isfinite(value) else str(value)
 
-    def __init__(self, limits: AlarmLimits) -> None:
+
+Number = Annotated[float, PlainSerializer(_plain, return_type=Any, when_used="json")]
+
+
+@dataclass(kw_only=True, slots=True)
+class AlarmState:
+    """What the alarms remember between steps. Stored with every checkpoint."""
+
+    first_tokens: float | None = None
+    # By alarm: (step, value) of the latest steps in a row beyond the limit.
+    streaks: dict[str, list[tuple[int, Number]]] = field(default_factory=dict)
+    was_within: set[str] = field(default_factory=set)  # alarms whose limit was kept once
+    last_validation: tuple[Number, Number] | None = None  # reward, accuracy
+    no_gain: list[tuple[int, Number, Number]] = field(default_factory=list)  # step, reward, accuracy
+
+
+class Alarms:
+    """Watches a run step by step. With the `state` of an earlier process it continues that one's counts."""
+
+    def __init__(self, limits: AlarmLimits, state: AlarmState | None = None) -> None:
         self._limits = limits
-        self._first_tokens: float | None = None
-        self._streaks: dict[str, list[tuple[int, float]]] = {}  # by alarm: (step, value) beyond the limit, in a row
-        self._was_within: set[str] = set()  # alarms whose limit was kept once
-        self._last_validation: tuple[float, float] | None = None  # reward, accuracy
-        self._no_gain: list[tuple[int, float, float]] = []  # step, reward, accuracy
+        self.state = state or AlarmState()
 
     def observe(
         self, step: int, statistics: Mapping[str, float], examples: Mapping[str, Sequence[str]] = _NO_EXAMPLES
@@ -201,13 +219,13 @@ class Alarms:
             if limit is None or value is None:
                 continue
             if not watch.is_beyond(value, limit):
-                self._streaks.pop(watch.name, None)
-                self._was_within.add(watch.name)
+                self.state.streaks.pop(watch.name, None)
+                self.state.was_within.add(watch.name)
                 continue
-            if watch.must_begin_within and watch.name not in self._was_within:
+            if watch.must_begin_within and watch.name not in self.state.was_within:
                 continue
-            streak = [*self._streaks.get(watch.name, []), (step, value)][-self._limits.patience :]
-            self._streaks[watch.name] = streak
+            streak = [*self.state.streaks.get(watch.name, []), (step, value)][-self._limits.patience :]
+            self.state.streaks[watch.name] = streak
             if len(streak) == self._limits.patience and raised is None:
                 raised = _alarm(watch, limit, streak, examples.get(watch.name, ()))
         return raised
@@ -217,14 +235,14 @@ class Alarms:
 
         The alarm goes off when, `no_gain` times in a row, accuracy fell while reward rose.
         """
-        before, self._last_validation = self._last_validation, (reward, accuracy)
+        before, self.state.last_validation = self.state.last_validation, (reward, accuracy)
         if self._limits.no_gain is None or before is None:
             return None
         if not (reward > before[0] and accuracy < before[1]):
-            self._no_gain = []
+            self.state.no_gain = []
             return None
-        self._no_gain = [*self._no_gain, (step, reward, accuracy)][-self._limits.no_gain :]
-        if len(self._no_gain) < self._limits.no_gain:
+        self.state.no_gain = [*self.state.no_gain, (step, reward, accuracy)][-self._limits.no_gain :]
+        if len(self.state.no_gain) < self._limits.no_gain:
             return None
         message = (
             f"Accuracy on validation questions fell {self._limits.no_gain} times in a row while the reward rose, to "
@@ -232,50 +250,26 @@ class Alarms:
         )
         evidence = {
             "limit": self._limits.no_gain,
-            "steps": [each[0] for each in self._no_gain],
-            "rewards": [_plain(each[1]) for each in self._no_gain],
-            "accuracies": [_plain(each[2]) for each in self._no_gain],
+            "steps": [each[0] for each in self.state.no_gain],
+            "rewards": [_plain(each[1]) for each in self.state.no_gain],
+            "accuracies": [_plain(each[2]) for each in self.state.no_gain],
             "examples": [],
         }
         return Alarm(name="no_gain", message=message, evidence=evidence)
 
     def begin_stage(self) -> None:
         """Forget what the next stage cannot be compared with: its reward and its anchor are others."""
-        self._streaks = {}
-        self._last_validation = None
-        self._no_gain = []
+        self.state.streaks = {}
+        self.state.last_validation = None
+        self.state.no_gain = []
 
     def _growth(self, statistics: Mapping[str, float]) -> dict[str, float]:
         tokens = statistics.get("mean_tokens")
         if tokens is None:
             return {}
-        if self._first_tokens is None:
-            self._first_tokens = max(tokens, 1.0)
-        return {"length_growth": tokens / self._first_tokens}
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "first_tokens": self._first_tokens,
-            "streaks": {
-                name: [[step, _plain(value)] for step, value in streak] for name, streak in self._streaks.items()
-            },
-            "was_within": sorted(self._was_within),
-            "last_validation": None if self._last_validation is None else [*map(_plain, self._last_validation)],
-            "no_gain": [[step, _plain(reward), _plain(accuracy)] for step, reward, accuracy in self._no_gain],
-        }
-
-    @classmethod
-    def from_json(cls, limits: AlarmLimits, values: Mapping[str, Any]) -> Self:
-        alarms = cls(limits)
-        alarms._first_tokens = values["first_tokens"]
-        alarms._streaks = {
-            name: [(step, float(value)) for step, value in streak] for name, streak in values["streaks"].items()
-        }
-        last = values["last_validation"]
-        alarms._was_within = set(values["was_within"])
-        alarms._last_validation = None if last is None else (float(last[0]), float(last[1]))
-        alarms._no_gain = [(step, float(reward), float(accuracy)) for step, reward, accuracy in values["no_gain"]]
-        return alarms
+        if self.state.first_tokens is None:
+            self.state.first_tokens = max(tokens, 1.0)
+        return {"length_growth": tokens / self.state.first_tokens}
 
 
 def _alarm(watch: _Watch, limit: float, streak: Sequence[tuple[int, float]], examples: Sequence[str]) -> Alarm:
@@ -290,8 +284,3 @@ def _alarm(watch: _Watch, limit: float, streak: Sequence[tuple[int, float]], exa
         "examples": list(examples[:EXAMPLES]),
     }
     return Alarm(name=watch.name, message=message, evidence=evidence)
-
-
-def _plain(value: float) -> float | str:
-    """A number as JSON knows it: what is none ("nan", "inf") becomes text."""
-    return value if math.isfinite(value) else str(value)
