@@ -4,14 +4,14 @@ The service answers with it, the trainer samples with it, the evaluation measure
 served.
 """
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 from gadfly.concurrency import gather
 from gadfly.engine_client import EnginePool, OnText, Reply, Sampling
 from gadfly.errors import PromptTooLong
 from gadfly.prompts import Prompt, PromptSet
 from gadfly.records import Critique, Usage, new_id
-from gadfly.verdict import VERDICT_FIELD, ParsedCritique, Verdict, VerdictSource, parse_critique
+from gadfly.verdict import VERDICT_FIELD, Verdict, VerdictSource, parse_critique
 
 VERDICT_PREFIX = f"{VERDICT_FIELD}:"
 
@@ -54,29 +54,17 @@ async def critique(
     )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SampledCritique:
-    """A critique as it was sampled: what it says, and the tokens it is made of."""
-
-    text: str
-    parsed: ParsedCritique
-    reply: Reply
-
-
 async def sample_critiques(
     engines: EnginePool, prompts: PromptSet, *, model: str, question: str, response: str, sampling: Sampling
-) -> tuple[SampledCritique, ...]:
-    """`critique` without the reading of the verdict's probability: what the trainer learns from.
+) -> tuple[Reply, ...]:
+    """Sample critiques for the trainer: `critique` without reading the verdict's probability.
 
-    A critique that states no verdict stays without one: an unparsed verdict never earns. Raises as `critique`.
+    The text of a reply is the whole critique, opener included. A critique that states no verdict stays without one,
+    since an unparsed verdict earns nothing. Raises as `critique`.
     """
     prompt = prompts.critique(question=question, response=response)
     replies = await engines.chat(prompt, model=model, sampling=sampling)
-    texts = [prompt.opener + reply.text for reply in replies]
-    return tuple(
-        SampledCritique(text=text, parsed=parse_critique(text), reply=reply)
-        for text, reply in zip(texts, replies, strict=True)
-    )
+    return tuple(replace(reply, text=prompt.opener + reply.text) for reply in replies)
 
 
 async def _stream(

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
@@ -63,26 +63,20 @@ class Sampling:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ReplyTokens:
-    """What was sampled, as the engine's own token ids: the record of a reply, of which its text is a view.
-
-    `reply` ends with the end-of-turn token unless the reply was cut. `logprobs` are in nats, one per token of `reply`,
-    over the full vocabulary at temperature 1 whatever the sampling was (vLLM's raw_logprobs).
-    """
-
-    prompt: tuple[int, ...]
-    reply: tuple[int, ...]
-    logprobs: tuple[float, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Reply:
-    """One sampled reply, without the opener. `usage` counts the prompt on sample 0 only: n samples share it."""
+    """One sampled reply, without the opener. `usage` counts the prompt on sample 0 only: n samples share it.
+
+    The last three fields are the engine's own record of the reply, of which the text is a view; they are empty without
+    `Sampling.with_tokens`. `tokens` ends with the end-of-turn token unless the reply was cut. `logprobs` are in nats,
+    one per token, over the full vocabulary at temperature 1 whatever the sampling was (vLLM's raw_logprobs).
+    """
 
     text: str
     finish_reason: str | None
     usage: Usage
-    tokens: ReplyTokens | None = None
+    prompt_tokens: tuple[int, ...] = ()
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,12 +147,22 @@ class Engine:
             answer = await self._post("/v1/chat/completions", body)
             choices = sorted(answer["choices"], key=lambda choice: choice["index"])
             counts = [len(choice.get("token_ids") or ()) for choice in choices]
-            return _replies(
+            replies = _replies(
                 [choice["message"]["content"] or "" for choice in choices],
                 [choice["finish_reason"] for choice in choices],
                 counts,
                 answer["usage"],
-                [_tokens(answer["prompt_token_ids"], choice) for choice in choices] if sampling.with_tokens else None,
+            )
+            if not sampling.with_tokens:
+                return replies
+            return tuple(
+                replace(
+                    reply,
+                    prompt_tokens=tuple(answer["prompt_token_ids"]),
+                    tokens=tuple(choice["token_ids"]),
+                    logprobs=tuple(item["logprob"] for item in choice["logprobs"]["content"]),
+                )
+                for reply, choice in zip(replies, choices, strict=True)
             )
         return await self._stream(body, sampling.n, on_text)
 
@@ -484,11 +488,7 @@ def _chat_body(prompt: Prompt, *, model: str, sampling: Sampling) -> dict[str, A
 
 
 def _replies(
-    texts: Sequence[str],
-    reasons: Sequence[str | None],
-    counts: Sequence[int],
-    usage: dict[str, int],
-    tokens: Sequence[ReplyTokens] | None = None,
+    texts: Sequence[str], reasons: Sequence[str | None], counts: Sequence[int], usage: dict[str, int]
 ) -> tuple[Reply, ...]:
     _refuse_aborted(reasons)
     if len(texts) == 1:
@@ -498,17 +498,8 @@ def _replies(
             text=text,
             finish_reason=reason,
             usage=Usage(prompt_tokens=usage["prompt_tokens"] if index == 0 else 0, completion_tokens=count),
-            tokens=None if tokens is None else tokens[index],
         )
         for index, (text, reason, count) in enumerate(zip(texts, reasons, counts, strict=True))
-    )
-
-
-def _tokens(prompt: Sequence[int], choice: dict[str, Any]) -> ReplyTokens:
-    return ReplyTokens(
-        prompt=tuple(prompt),
-        reply=tuple(choice["token_ids"]),
-        logprobs=tuple(item["logprob"] for item in choice["logprobs"]["content"]),
     )
 
 

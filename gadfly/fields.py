@@ -4,7 +4,7 @@ import math
 from typing import Annotated, Any
 
 import orjson
-from pydantic import AfterValidator, Field, JsonValue
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, PlainSerializer
 
 MAX_METADATA_BYTES = 16_384
 MAX_METADATA_DEPTH = 100
@@ -62,3 +62,10 @@ FilledText = Annotated[str, Field(min_length=1), AfterValidator(_not_blank), Aft
 
 Metadata = Annotated[dict[str, JsonValue], AfterValidator(_storable_metadata)]
 """A JSON object of at most 16 KiB as UTF-8 and 100 levels, with texts that Postgres can hold and finite numbers."""
+
+HexBytes = Annotated[
+    bytes,
+    BeforeValidator(lambda value: bytes.fromhex(value) if isinstance(value, str) else value),
+    PlainSerializer(bytes.hex, when_used="json"),
+]
+"""Bytes that JSON holds as hexadecimal digits."""

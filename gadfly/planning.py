@@ -166,7 +166,7 @@ def evaluation_items(heldout: Sequence[LabelledAnswer], limit: int) -> list[Labe
 def _spread(answers: Sequence[LabelledAnswer]) -> list[LabelledAnswer]:
     """One answer of every question, then a second one of those that have it, and so on."""
     by_question: dict[bytes, list[LabelledAnswer]] = {}
-    for answer in sorted(answers, key=lambda each: (each.question_hash, each.interaction_id)):
+    for answer in sorted(answers, key=lambda each: (each.question_hash, each.id)):
         by_question.setdefault(answer.question_hash, []).append(answer)
     return [answer for turn in zip_longest(*by_question.values()) for answer in turn if answer is not None]
 

@@ -5,10 +5,9 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
 from uuid import NAMESPACE_URL, uuid5
 
-import orjson
+from pydantic import TypeAdapter
 
 from gadfly.adapters import write_durably
 from gadfly.concurrency import gather
@@ -17,8 +16,9 @@ from gadfly.grading import Grade, Grader
 from gadfly.lab import world
 from gadfly.lab.world import LabSplit, WordProblem
 from gadfly.prompts import PromptSet
+from gadfly.store.labels import LabelSource
 from gadfly.store.training_data import LabelledAnswer
-from gadfly.trainer.data import Item, Origin, seed_of
+from gadfly.trainer.data import StoredAnswer, seed_of
 from gadfly.trainer.engines import RunEngines
 from gadfly.trainer.pool import sample_pool
 from gadfly.training import TrainConfig
@@ -49,35 +49,30 @@ class Arena:
     one model: such an error is beyond any training of the critic. What it gets wrong by chance it can see.
     """
 
-    learn: list[Item]
-    validate: list[LabelledAnswer]
-    tests: dict[LabSplit, list[LabelledAnswer]]
+    learn: list[StoredAnswer]
+    validate: list[StoredAnswer]
+    tests: dict[LabSplit, list[StoredAnswer]]
 
     @property
     def accuracy(self) -> dict[LabSplit, float]:
         """Share of the tests' answers that are right: the actor without a critic."""
         return {split: sum(each.is_right for each in found) / len(found) for split, found in self.tests.items()}
 
-    @classmethod
+    @staticmethod
     async def open(
-        cls, folder: Path, engines: RunEngines, prompts: PromptSet, grader: Grader, sizes: Sizes, *, seed: int
-    ) -> Self:
+        folder: Path, engines: RunEngines, prompts: PromptSet, grader: Grader, sizes: Sizes, *, seed: int
+    ) -> "Arena":
         """The arena in an existing folder, made there if it is not: the same seed gives the same answers."""
         path = folder / "arena.json"
         if not path.exists():
-            found = await _make(engines, prompts, grader, sizes, seed)
-            write_durably(path, orjson.dumps(found))
-        kept = orjson.loads(path.read_bytes())
-        return cls(
-            learn=[Item.from_json(each) for each in kept["learn"]],
-            validate=[Item.from_json(each).to_answer() for each in kept["validate"]],
-            tests={
-                LabSplit(name): [Item.from_json(each).to_answer() for each in kept["tests"][name]] for name in LabSplit
-            },
-        )
+            write_durably(path, _ARENA.dump_json(await _make(engines, prompts, grader, sizes, seed)))
+        return _ARENA.validate_json(path.read_bytes())
 
 
-async def _make(engines: RunEngines, prompts: PromptSet, grader: Grader, sizes: Sizes, seed: int) -> dict[str, Any]:
+_ARENA = TypeAdapter(Arena)
+
+
+async def _make(engines: RunEngines, prompts: PromptSet, grader: Grader, sizes: Sizes, seed: int) -> Arena:
     in_domain = world.problems(LabSplit.IN_DOMAIN, sizes.learn + sizes.validate + sizes.test, seed=seed)
     learn, rest = in_domain[: sizes.learn], in_domain[sizes.learn :]
     config = TrainConfig(
@@ -90,34 +85,29 @@ async def _make(engines: RunEngines, prompts: PromptSet, grader: Grader, sizes: 
         LabSplit.LONGER: world.problems(LabSplit.LONGER, sizes.out_of_domain, seed=seed),
         LabSplit.LARGER: world.problems(LabSplit.LARGER, sizes.out_of_domain, seed=seed),
     }
-    return {
-        "learn": [item.to_json() for item in pool.items],
-        "validate": [item.to_json() for item in await _answers(engines, prompts, grader, rest[: sizes.validate])],
-        "tests": {
-            split.value: [item.to_json() for item in await _answers(engines, prompts, grader, problems)]
-            for split, problems in tests.items()
-        },
-    }
+    return Arena(
+        learn=pool.items,
+        validate=await _answers(engines, prompts, grader, rest[: sizes.validate]),
+        tests={split: await _answers(engines, prompts, grader, problems) for split, problems in tests.items()},
+    )
 
 
-def _asked(problem: WordProblem) -> Item:
-    """A question with its right answer, as a row that somebody logged."""
-    identity = uuid5(NAMESPACE_URL, problem.text)
-    return Item(
-        key=str(identity),
-        interaction_id=identity,
+def _asked(problem: WordProblem) -> LabelledAnswer:
+    """A question with its right answer, as if it had been logged."""
+    return LabelledAnswer(
+        interaction_id=uuid5(NAMESPACE_URL, problem.text),
         question_hash=hashlib.sha256(problem.text.encode()).digest(),
         question=problem.text,
         response=world.solution(world.solve(problem)),
         is_right=True,
+        source=LabelSource.REFERENCE,
         reference=str(problem.answer),
-        origin=Origin.LOGGED,
     )
 
 
 async def _answers(
     engines: RunEngines, prompts: PromptSet, grader: Grader, problems: Sequence[WordProblem]
-) -> list[Item]:
+) -> list[LabelledAnswer]:
     """One answer of the actor to each question; one without a final answer is a wrong one."""
     turn = asyncio.Semaphore(engines.at_once(1))
 
@@ -132,6 +122,6 @@ async def _answers(
     texts = await gather(*map(answer, problems))
     grades = await grader.grade_all([(text, str(each.answer)) for text, each in zip(texts, problems, strict=True)])
     return [
-        _asked(problem).pooled(0, text, is_right=grade is Grade.RIGHT)
+        _asked(problem).sampled(0, text, is_right=grade is Grade.RIGHT)
         for problem, text, grade in zip(problems, texts, grades, strict=True)
     ]

@@ -48,8 +48,8 @@ class LabReport(Report):
     quiet: bool = True
 
     @property
-    def events(self) -> Lines:
-        return Lines(self.workspace.path / "events.jsonl")
+    def events(self) -> Lines[dict[str, Any]]:
+        return Lines(self.workspace.path / "events.jsonl", dict[str, Any])
 
     @property
     def snapshots(self) -> Path:
@@ -186,7 +186,7 @@ class Lab:
                     model=name,
                     adapter_sha256=sha256,
                     seed=f"{asked.seed} star {step}",
-                    kept=workspace.rollouts(step),
+                    file=workspace.rollouts(step),
                 )
                 pairs += [
                     (group.prompt, rollout.tokens)

@@ -1,82 +1,28 @@
-"""What a run learns from: labelled answers, the actor's own first answers beside them, and who is drawn when."""
+"""Which answers of a run are drawn when, and how a run's files hold them."""
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from enum import StrEnum
-from typing import Any, Self
-from uuid import UUID, uuid5
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
 
 from gadfly.store.labels import LabelSource
 from gadfly.store.training_data import LabelledAnswer
 
 
-class Origin(StrEnum):
-    LOGGED = "logged"
-    POOL = "pool"  # the actor sampled it for this run
+def _upgraded(values: Any) -> Any:
+    """The fields of an answer in a file of release 0.1.0, which held the sample in `key` and no source of the label."""
+    if isinstance(values, dict) and "key" in values:
+        sample = values["key"].partition("/")[2]
+        return values | {"sample": int(sample) if sample else None, "source": LabelSource.REFERENCE}
+    return values
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Item:
-    """An answer to judge. `key` names it within the run; `reference` is there when it can serve stage II."""
-
-    key: str
-    interaction_id: UUID  # the logged row, for a pooled answer the row whose question and reference it has
-    question_hash: bytes
-    question: str
-    response: str
-    is_right: bool
-    reference: str | None
-    origin: Origin
-
-    @classmethod
-    def logged(cls, answer: LabelledAnswer) -> Self:
-        return cls(
-            key=str(answer.interaction_id),
-            interaction_id=answer.interaction_id,
-            question_hash=answer.question_hash,
-            question=answer.question,
-            response=answer.response,
-            is_right=answer.is_right,
-            reference=answer.reference,
-            origin=Origin.LOGGED,
-        )
-
-    def pooled(self, sample: int, response: str, *, is_right: bool) -> "Item":
-        """The same question with an answer of the actor's."""
-        return replace(
-            self, key=f"{self.interaction_id}/{sample}", response=response, is_right=is_right, origin=Origin.POOL
-        )
-
-    def to_answer(self) -> LabelledAnswer:
-        """The item as an evaluation takes it, under an id of its own: judgements of two critics are paired by it."""
-        pooled = self.origin is Origin.POOL
-        return LabelledAnswer(
-            interaction_id=uuid5(self.interaction_id, self.key) if pooled else self.interaction_id,
-            question_hash=self.question_hash,
-            question=self.question,
-            response=self.response,
-            is_right=self.is_right,
-            source=LabelSource.REFERENCE,
-            reference=self.reference,
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"interaction_id": str(self.interaction_id), "question_hash": self.question_hash.hex()}
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Self:
-        return cls(
-            **values
-            | {
-                "interaction_id": UUID(values["interaction_id"]),
-                "question_hash": bytes.fromhex(values["question_hash"]),
-                "origin": Origin(values["origin"]),
-            }
-        )
+StoredAnswer = Annotated[LabelledAnswer, BeforeValidator(_upgraded)]
+"""A labelled answer in a file of a run's folder."""
 
 
-def draw(items: Sequence[Item], *, seed: str, step: int, count: int, balance: bool) -> list[Item]:
+def draw(items: Sequence[LabelledAnswer], *, seed: str, step: int, count: int, balance: bool) -> list[LabelledAnswer]:
     """The items of one step: a pure function of its arguments, so that a resumed run draws what an unbroken one drew.
 
     Items are dealt from shuffled decks, each used up before it is shuffled anew. With `balance` there is a deck of
@@ -95,7 +41,7 @@ def draw(items: Sequence[Item], *, seed: str, step: int, count: int, balance: bo
     return [next(chosen_right) if place % 2 == 0 else next(chosen_wrong) for place in places]
 
 
-def _dealt(items: Sequence[Item], seed: str, first: int, count: int) -> Iterator[Item]:
+def _dealt(items: Sequence[LabelledAnswer], seed: str, first: int, count: int) -> Iterator[LabelledAnswer]:
     deck_number, deck = -1, list(items)
     for place in range(first, first + count):
         number, position = divmod(place, len(items))

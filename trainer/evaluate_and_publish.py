@@ -1,6 +1,8 @@
 """The second phase of a run: measure on held-out answers, decide, publish, and ask for the swap."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -12,7 +14,7 @@ from gadfly.planning import evaluation_items
 from gadfly.records import CriticVersion, Split, SwapKind
 from gadfly.store.training_data import LabelledAnswer
 from gadfly.trainer.context import RunContext
-from gadfly.trainer.data import Item
+from gadfly.trainer.data import StoredAnswer
 from gadfly.trainer.learn import load_adapter
 from gadfly.trainer.measure.evaluate import evaluate
 from gadfly.trainer.measure.gate import GateReport, decide
@@ -24,6 +26,14 @@ from gadfly.trainer.workspace import Lines
 from gadfly.training import GateOutcome, Stage
 
 _QUERY_LIMIT_S = 300.0  # for reading all labelled answers of a large deployment
+_POOL = "evaluation/pool.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeldoutPool:
+    """The actor's own answers to held-out questions, as the run's folder stores them."""
+
+    pool: list[StoredAnswer]
 
 
 async def evaluate_and_publish(context: RunContext) -> None:
@@ -106,20 +116,12 @@ async def heldout_items(context: RunContext) -> list[LabelledAnswer]:
         lambda session: store.training_data.labelled_answers(session, Split.HELDOUT, limit=config.max_questions),
         limit_s=_QUERY_LIMIT_S,
     )
-    kept = context.workspace.read("evaluation/pool.json")
+    kept = context.workspace.read(_POOL, HeldoutPool)
     if kept is None:
-        pool = await sample_pool(
-            context.engines,
-            context.prompts,
-            context.grader,
-            [Item.logged(answer) for answer in logged],
-            config,
-            seed=config.seed,
-        )
-        kept = {"pool": [item.to_json() for item in pool.items]}
-        context.workspace.write("evaluation/pool.json", kept)
-    pooled = [Item.from_json(values).to_answer() for values in kept["pool"]]
-    return evaluation_items([*logged, *pooled], config.evaluation_items)
+        pool = await sample_pool(context.engines, context.prompts, context.grader, logged, config, seed=config.seed)
+        kept = HeldoutPool(pool=pool.items)
+        context.workspace.write(_POOL, kept)
+    return evaluation_items([*logged, *kept.pool], config.evaluation_items)
 
 
 async def measure(context: RunContext, live: CriticVersion, items: Sequence[LabelledAnswer]) -> GateReport:
@@ -137,11 +139,12 @@ async def measure(context: RunContext, live: CriticVersion, items: Sequence[Labe
     return decide(before, after, context.run.config)
 
 
-async def _judge(context: RunContext, model: str, items: Sequence[LabelledAnswer], kept: Lines) -> list[Judged]:
-    done = {judged.key: judged for judged in map(Judged.from_json, kept.read())}
+async def _judge(context: RunContext, model: str, items: Sequence[LabelledAnswer], file: Path) -> list[Judged]:
+    kept = Lines(file, Judged)
+    done = {judged.key: judged for judged in kept.read()}
 
     async def on_item(judged: Judged) -> None:
-        kept.append(judged.to_json())
+        kept.append(judged)
         done[judged.key] = judged
 
     return await context.engines.patiently(

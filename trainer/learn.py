@@ -12,16 +12,15 @@ from pathlib import Path
 
 from gadfly.adapters import WEIGHTS, file_sha256
 from gadfly.errors import GadflyError
-from gadfly.grading import Grade
 from gadfly.store.training_data import LabelledAnswer
-from gadfly.trainer.data import Item, draw
+from gadfly.trainer.data import draw
 from gadfly.trainer.engines import RunEngines
 from gadfly.trainer.measure import metrics
-from gadfly.trainer.measure.alarms import Alarm, Alarms, ScoredCritique, step_examples, step_statistics
+from gadfly.trainer.measure.alarms import Alarm, Alarms, AlarmState, step_examples, step_statistics
 from gadfly.trainer.measure.evaluate import evaluate
 from gadfly.trainer.report import Report
 from gadfly.trainer.rl.processes import ProcessGroup, StageSetting
-from gadfly.trainer.rollouts import Collector, RolloutGroup
+from gadfly.trainer.rollouts import Collector
 from gadfly.trainer.workspace import Workspace, publish_folder
 from gadfly.training import Stage, TrainConfig
 
@@ -55,6 +54,14 @@ def schedule(config: TrainConfig, *, has_references: bool) -> list[Planned]:
     return planned
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoopState:
+    """The part of a checkpoint that the loop itself needs."""
+
+    alarms: AlarmState
+    rewards: list[float]  # mean scores of the steps since the last validation
+
+
 @dataclass(kw_only=True)
 class Learning:
     """One run's learning, from where its workspace says it is."""
@@ -65,7 +72,7 @@ class Learning:
     collector: Collector
     workspace: Workspace
     report: Report
-    learn: Sequence[Item]  # what is learned from
+    learn: Sequence[LabelledAnswer]  # what is learned from
     validate: Sequence[LabelledAnswer]  # what is never learned from
 
     async def run(self) -> None:
@@ -108,16 +115,15 @@ class Learning:
                 model=loaded,
                 adapter_sha256=sha256,
                 seed=f"{seed} {planned.step}",
-                kept=self.workspace.rollouts(planned.step),
+                file=self.workspace.rollouts(planned.step),
             )
             sampled = time.perf_counter()
             learned = self.processes.update([group.to_group() for group in groups], planned.step)
 
-            critiques = scored(groups)
-            numbers = {**step_statistics(critiques), **refinements(groups), **learned, "sampling_s": sampled - began}
+            numbers = {**step_statistics(groups), **learned, "sampling_s": sampled - began}
             rewards.append(numbers["mean_score"])
             await self.report.step(planned.step, numbers, seconds=time.perf_counter() - began)
-            await self._raise(alarms.observe(planned.step, numbers, step_examples(critiques)))
+            await self._raise(alarms.observe(planned.step, numbers, step_examples(groups)))
             is_last = planned.step + 1 == len(plan)
             if is_last or (planned.step + 1) % self.config.checkpoint_every == 0:
                 self._save(planned, alarms, rewards)
@@ -137,14 +143,14 @@ class Learning:
             return 0, Alarms(self.config.alarms), []
         done = int(checkpoint.name)
         self.processes.restore(checkpoint, self._setting(plan, plan[done - 1]))
-        state = self.workspace.read(f"checkpoints/{checkpoint.name}/loop.json")
+        state = self.workspace.read(f"checkpoints/{checkpoint.name}/loop.json", LoopState)
         assert state is not None
-        return done, Alarms.from_json(self.config.alarms, state["alarms"]), state["rewards"]
+        return done, Alarms(self.config.alarms, state.alarms), state.rewards
 
-    def _save(self, planned: Planned, alarms: Alarms, rewards: Sequence[float]) -> None:
+    def _save(self, planned: Planned, alarms: Alarms, rewards: list[float]) -> None:
         folder = self.workspace.begin_checkpoint(planned.step + 1)
         self.processes.save(folder)
-        self.workspace.write(f"checkpoints/{folder.name}/loop.json", {"alarms": alarms.to_json(), "rewards": rewards})
+        self.workspace.write(f"checkpoints/{folder.name}/loop.json", LoopState(alarms=alarms.state, rewards=rewards))
         self.workspace.finish_checkpoint(folder)
 
     def _finish(self) -> None:
@@ -208,37 +214,3 @@ async def load_adapter(
     if instead_of is not None and instead_of != name:
         await engines.unload(instead_of)
     return name, sha256
-
-
-def scored(groups: Sequence[RolloutGroup]) -> list[ScoredCritique]:
-    """One step's critiques as its statistics take them."""
-    return [
-        ScoredCritique(
-            group=number,
-            question=group.item.question,
-            response=group.item.response,
-            reference=group.item.reference,
-            was_right=group.item.is_right,
-            text=rollout.text,
-            tokens=len(rollout.tokens),
-            score=rollout.score,
-            source=str(group.item.interaction_id),
-        )
-        for number, group in enumerate(groups)
-        for rollout in group.rollouts
-    ]
-
-
-def refinements(groups: Sequence[RolloutGroup]) -> dict[str, float]:
-    """What the actor made of one step's critiques, as shares of each class; nothing in stage I."""
-    found: dict[str, float] = {}
-    for name, was_right in (("kept_right", True), ("fixed_wrong", False)):
-        graded = [
-            rollout.refined is Grade.RIGHT
-            for group in groups
-            for rollout in group.rollouts
-            if rollout.refined is not None and group.item.is_right is was_right
-        ]
-        if graded:
-            found[name] = sum(graded) / len(graded)
-    return found

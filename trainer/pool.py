@@ -13,7 +13,8 @@ from gadfly.engine_client import ACTOR, Sampling
 from gadfly.errors import PromptTooLong, UnreadableReference
 from gadfly.grading import Grade, Grader
 from gadfly.prompts import PromptSet
-from gadfly.trainer.data import Item, seed_of
+from gadfly.store.training_data import LabelledAnswer
+from gadfly.trainer.data import seed_of
 from gadfly.trainer.engines import ROLLOUT_PRIORITY, RunEngines
 from gadfly.training import TrainConfig
 
@@ -22,13 +23,19 @@ from gadfly.training import TrainConfig
 class Pool:
     """What the actor answered, and how many of its answers could not be used."""
 
-    items: list[Item]
+    items: list[LabelledAnswer]
     without_answer: int  # it stated none; such a text says nothing about a critic
     unreadable: int  # questions whose reference no rule reads
 
 
 async def sample_pool(
-    engines: RunEngines, prompts: PromptSet, grader: Grader, items: Sequence[Item], config: TrainConfig, *, seed: int
+    engines: RunEngines,
+    prompts: PromptSet,
+    grader: Grader,
+    items: Sequence[LabelledAnswer],
+    config: TrainConfig,
+    *,
+    seed: int,
 ) -> Pool:
     """Have the actor answer each question that has a reference, once per question whatever it has logged answers.
 
@@ -39,7 +46,7 @@ async def sample_pool(
     chosen = questions[::-1][: config.pool_questions] if config.pool_samples else []
     turn = asyncio.Semaphore(engines.at_once(config.pool_samples or 1))
 
-    async def answers(item: Item) -> list[str]:
+    async def answers(item: LabelledAnswer) -> list[str]:
         async with turn:
             try:
                 replies = await engines.patiently(
@@ -64,7 +71,7 @@ async def sample_pool(
         (item, place, text) for item, texts in zip(chosen, sampled, strict=True) for place, text in enumerate(texts)
     ]
     grades = await grader.grade_all([(text, item.reference or "") for item, _, text in rows])
-    found: list[Item] = []
+    found: list[LabelledAnswer] = []
     without, unreadable = 0, set()
     for (item, place, text), grade in zip(rows, grades, strict=True):
         if isinstance(grade, UnreadableReference):
@@ -72,5 +79,5 @@ async def sample_pool(
         elif grade is Grade.NO_ANSWER or not text:
             without += 1
         else:
-            found.append(item.pooled(place, text, is_right=grade is Grade.RIGHT))
+            found.append(item.sampled(place, text, is_right=grade is Grade.RIGHT))
     return Pool(items=found, without_answer=without, unreadable=len(unreadable))

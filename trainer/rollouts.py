@@ -7,22 +7,23 @@ log-probabilities. A group that is complete is kept on disk, so that a killed ru
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from pathlib import Path
 
 from gadfly.concurrency import gather
-from gadfly.critique import SampledCritique, sample_critiques
-from gadfly.engine_client import Sampling
+from gadfly.critique import sample_critiques
+from gadfly.engine_client import Reply, Sampling
 from gadfly.errors import PromptTooLong
 from gadfly.grading import Grade, Grader
 from gadfly.prompts import PromptSet
 from gadfly.refinement import rewrite
-from gadfly.trainer.data import Item, seed_of
+from gadfly.store.training_data import LabelledAnswer
+from gadfly.trainer.data import StoredAnswer, seed_of
 from gadfly.trainer.engines import ROLLOUT_PRIORITY, RunEngines
 from gadfly.trainer.rl.packing import Group
 from gadfly.trainer.rl.rewards import score
 from gadfly.trainer.workspace import Lines
 from gadfly.training import Stage, TrainConfig
-from gadfly.verdict import Verdict, count_verdicts
+from gadfly.verdict import Verdict, count_verdicts, parse_critique
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +44,7 @@ class Rollout:
 class RolloutGroup:
     """The critiques of one answer: a group of the leave-one-out baseline."""
 
-    item: Item
+    item: StoredAnswer
     prompt: tuple[int, ...]
     rollouts: tuple[Rollout, ...]
 
@@ -55,44 +56,14 @@ class RolloutGroup:
             scores=tuple(rollout.score for rollout in self.rollouts),
         )
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "item": self.item.to_json(),
-            "prompt": self.prompt,
-            "rollouts": [
-                {
-                    "text": rollout.text,
-                    "verdict": rollout.verdict,
-                    "verdict_lines": rollout.verdict_lines,
-                    "finish_reason": rollout.finish_reason,
-                    "tokens": rollout.tokens,
-                    "logprobs": rollout.logprobs,
-                    "refined": rollout.refined,
-                    "score": rollout.score,
-                }
-                for rollout in self.rollouts
-            ],
-        }
 
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Self:
-        return cls(
-            item=Item.from_json(values["item"]),
-            prompt=tuple(values["prompt"]),
-            rollouts=tuple(
-                Rollout(
-                    text=each["text"],
-                    verdict=Verdict(each["verdict"]),
-                    verdict_lines=each["verdict_lines"],
-                    finish_reason=each["finish_reason"],
-                    tokens=tuple(each["tokens"]),
-                    logprobs=tuple(each["logprobs"]),
-                    refined=None if each["refined"] is None else Grade(each["refined"]),
-                    score=each["score"],
-                )
-                for each in values["rollouts"]
-            ),
-        )
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeptGroup:
+    """A group as a step's file holds it."""
+
+    place: int  # in the step
+    adapter: str  # the hash of the adapter that the group was sampled with
+    group: RolloutGroup
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,33 +76,31 @@ class Collector:
     config: TrainConfig
 
     async def collect(
-        self, items: Sequence[Item], *, stage: Stage, model: str, adapter_sha256: str, seed: str, kept: Lines
+        self, items: Sequence[LabelledAnswer], *, stage: Stage, model: str, adapter_sha256: str, seed: str, file: Path
     ) -> list[RolloutGroup]:
-        """The groups of one step, in the order of `items`, from `kept` where they were sampled before.
+        """The groups of one step, in the order of `items`. Groups that `file` holds are not sampled again.
 
-        `adapter_sha256` is of the adapter behind `model`: what was kept under other weights is sampled anew.
+        `adapter_sha256` is the hash of the adapter that is served as `model`; groups sampled with another one are
+        sampled again.
         """
-        known = {
-            line["place"]: RolloutGroup.from_json(line["group"])
-            for line in kept.read()
-            if line["adapter"] == adapter_sha256
-        }
+        kept = Lines(file, KeptGroup)
+        known = {line.place: line.group for line in kept.read() if line.adapter == adapter_sha256}
         turn = asyncio.Semaphore(self.engines.at_once(self.config.samples_per_prompt))
 
-        async def one(place: int, item: Item) -> RolloutGroup:
+        async def one(place: int, item: LabelledAnswer) -> RolloutGroup:
             if place in known and known[place].item == item:
                 return known[place]
             async with turn:
                 group = await self.engines.patiently(
                     lambda: self._group(item, stage=stage, model=model, seed=f"{seed} {place}")
                 )
-            kept.append({"place": place, "adapter": adapter_sha256, "group": group.to_json()})
+            kept.append(KeptGroup(place=place, adapter=adapter_sha256, group=group))
             return group
 
         return await gather(*(one(place, item) for place, item in enumerate(items)))
 
-    async def _group(self, item: Item, *, stage: Stage, model: str, seed: str) -> RolloutGroup:
-        sampled = await sample_critiques(
+    async def _group(self, item: LabelledAnswer, *, stage: Stage, model: str, seed: str) -> RolloutGroup:
+        replies = await sample_critiques(
             self.engines.pool,
             self.prompts,
             model=model,
@@ -146,22 +115,19 @@ class Collector:
                 with_tokens=True,
             ),
         )
-        grades: Sequence[Grade | None] = [None] * len(sampled)
+        grades: Sequence[Grade | None] = [None] * len(replies)
         if stage is Stage.STAGE_2:
-            assert item.reference is not None
-            grades = await self._refined(item, sampled)
-        rollouts = tuple(
-            self._scored(item, stage, critique, grade) for critique, grade in zip(sampled, grades, strict=True)
-        )
-        assert sampled[0].reply.tokens is not None
-        return RolloutGroup(item=item, prompt=sampled[0].reply.tokens.prompt, rollouts=rollouts)
+            grades = await self._refine(item, [reply.text for reply in replies])
+        rollouts = tuple(self._score(item, stage, reply, grade) for reply, grade in zip(replies, grades, strict=True))
+        return RolloutGroup(item=item, prompt=replies[0].prompt_tokens, rollouts=rollouts)
 
-    async def _refined(self, item: Item, sampled: Sequence[SampledCritique]) -> list[Grade]:
-        """One greedy refinement by the frozen actor per critique, graded (arXiv 2510.24320, section 4.2)."""
+    async def _refine(self, item: LabelledAnswer, critiques: Sequence[str]) -> list[Grade]:
+        """The grade of one greedy refinement by the frozen actor per critique (arXiv 2510.24320, section 4.2)."""
+        assert item.reference is not None
         sampling = Sampling(max_tokens=self.config.max_answer_tokens, priority=ROLLOUT_PRIORITY)
-        different = list(dict.fromkeys(critique.text for critique in sampled))  # greedy: equal critiques, equal answers
+        different = list(dict.fromkeys(critiques))  # greedy: equal critiques have equal refinements
 
-        async def rewritten(critique: str) -> str:
+        async def refinement(critique: str) -> str:
             try:
                 reply = await rewrite(
                     self.engines.pool,
@@ -172,35 +138,33 @@ class Collector:
                     sampling=sampling,
                 )
             except PromptTooLong:
-                return ""  # a critique that leaves the actor no room helped nobody
+                return ""  # a critique that leaves the actor no room is of no help
             return reply.text.strip()
 
-        texts = await gather(*map(rewritten, different))
-        assert item.reference is not None
-        found = await self.grader.grade_all([(text, item.reference) for text in texts])
+        texts = await gather(*map(refinement, different))
         grades: dict[str, Grade] = {}
-        for text, grade in zip(different, found, strict=True):
-            if isinstance(grade, Exception):  # a reference was read before it was stored: this one changed its meaning
+        graded = await self.grader.grade_all([(text, item.reference) for text in texts])
+        for critique, grade in zip(different, graded, strict=True):
+            if isinstance(grade, Exception):  # readable when it was stored: the grading rules have changed since
                 raise grade
-            grades[text] = grade
-        return [grades[critique.text] for critique in sampled]
+            grades[critique] = grade
+        return [grades[critique] for critique in critiques]
 
-    def _scored(self, item: Item, stage: Stage, critique: SampledCritique, refined: Grade | None) -> Rollout:
-        tokens = critique.reply.tokens
-        assert tokens is not None
+    def _score(self, item: LabelledAnswer, stage: Stage, reply: Reply, refined: Grade | None) -> Rollout:
+        verdict = parse_critique(reply.text).verdict
         return Rollout(
-            text=critique.text,
-            verdict=critique.parsed.verdict,
-            verdict_lines=count_verdicts(critique.text),
-            finish_reason=critique.reply.finish_reason,
-            tokens=tokens.reply,
-            logprobs=tokens.logprobs,
+            text=reply.text,
+            verdict=verdict,
+            verdict_lines=count_verdicts(reply.text),
+            finish_reason=reply.finish_reason,
+            tokens=reply.tokens,
+            logprobs=reply.logprobs,
             refined=refined,
             score=score(
                 self.config.profile,
                 self.config.helpfulness,
                 stage=stage,
-                verdict=critique.parsed.verdict,
+                verdict=verdict,
                 was_right=item.is_right,
                 refined_right=None if refined is None else refined is Grade.RIGHT,
                 discrimination_weight=self.config.discrimination_weight,

@@ -24,7 +24,7 @@ from gadfly.trainer.evaluate_and_publish import evaluate_and_publish
 from gadfly.trainer.learn import Learning, load_adapter
 from gadfly.trainer.phases import Phase, leave_reason
 from gadfly.trainer.rl.processes import ProcessGroup, make_accelerator
-from gadfly.trainer.selection import selection
+from gadfly.trainer.selection import select
 from gadfly.trainer.warm_start import WarmStarter
 from gadfly.trainer.workspace import Workspace
 
@@ -38,8 +38,7 @@ async def learn(context: RunContext, processes: ProcessGroup) -> None:
     run, workspace = context.run, context.workspace
     if workspace.final.exists():
         return
-    chosen = await selection(context)
-    start = chosen.start
+    selection, start = await select(context)
     start_name = start.engine_name
     if start.adapter_path is not None:
         folder = context.published(start)
@@ -53,7 +52,7 @@ async def learn(context: RunContext, processes: ProcessGroup) -> None:
         collector=collector,
         workspace=workspace,
         report=context.report,
-        items=chosen.learn,
+        items=selection.learn,
     ).run(start_name)
     if start_name != start.engine_name:
         await context.engines.unload(start_name)
@@ -64,8 +63,8 @@ async def learn(context: RunContext, processes: ProcessGroup) -> None:
         collector=collector,
         workspace=workspace,
         report=context.report,
-        learn=chosen.learn,
-        validate=[item.to_answer() for item in chosen.validate],
+        learn=selection.learn,
+        validate=selection.validate,
     ).run()
 
 

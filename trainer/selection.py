@@ -15,7 +15,7 @@ from gadfly.records import CriticVersion
 from gadfly.store.training_data import LabelledAnswer
 from gadfly.trainer.base_model import base_sha256
 from gadfly.trainer.context import RunContext
-from gadfly.trainer.data import Item
+from gadfly.trainer.data import StoredAnswer
 from gadfly.trainer.manifest import make_manifest, select_answers, split_for_validation
 from gadfly.trainer.patience import in_session
 from gadfly.trainer.pool import sample_pool
@@ -27,41 +27,37 @@ _QUERY_LIMIT_S = 300.0  # for reading all labelled answers of a large deployment
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Selection:
-    """What is learned from, what measures progress and is never learned from, and the critic to begin with."""
+    """The answers of a run, as its folder stores them."""
 
-    start: CriticVersion
-    learn: list[Item]
-    validate: list[Item]
+    manifest: dict[str, Any]
+    learn: list[StoredAnswer]
+    validate: list[StoredAnswer]  # they measure progress and are never learned from
+    counts: dict[str, int]
 
 
-async def selection(context: RunContext) -> Selection:
-    """The run's selection: as it was decided, or decided now.
+async def select(context: RunContext) -> tuple[Selection, CriticVersion]:
+    """The run's answers, decided at the first call, and the critic that it starts from.
 
     Raises:
         BadInput: there is nothing to learn from.
-        Conflict: the run reproduces another, and what that one learned from is not there any more.
+        Conflict: the run reproduces another one whose answers are gone or changed.
     """
     await context.report.stage(Stage.SELECT, step=0)
-    kept = context.workspace.read(_FILE)
-    if kept is None:
-        kept = await _decide(context)
-        context.workspace.write(_FILE, kept)
-        await context.report.note("answers to learn from", **kept["counts"])
+    selection = context.workspace.read(_FILE, Selection)
+    if selection is None:
+        selection = await _decide(context)
+        context.workspace.write(_FILE, selection)
+        await context.report.note("answers to learn from", **selection.counts)
+    manifest = selection.manifest
     if context.run.manifest is None:
-        await in_session(
-            context.database, lambda session: store.runs.save_manifest(session, context.run.id, kept["manifest"])
-        )
+        await in_session(context.database, lambda session: store.runs.save_manifest(session, context.run.id, manifest))
     start = await in_session(
-        context.database, lambda session: store.critics.resolve_critic(session, kept["manifest"]["start"]["version"])
+        context.database, lambda session: store.critics.resolve_critic(session, manifest["start"]["version"])
     )
-    return Selection(
-        start=start,
-        learn=[Item.from_json(values) for values in kept["learn"]],
-        validate=[Item.from_json(values) for values in kept["validate"]],
-    )
+    return selection, start
 
 
-async def _decide(context: RunContext) -> dict[str, Any]:
+async def _decide(context: RunContext) -> Selection:
     run, config = context.run, context.run.config
 
     async def read(session: AsyncSession) -> tuple[Run | None, CriticVersion, list[LabelledAnswer]]:
@@ -86,8 +82,8 @@ async def _decide(context: RunContext) -> dict[str, Any]:
     if original is not None and original.manifest is not None:
         _check_same(original.manifest, manifest)
     learn_from, validate = split_for_validation(answers, config)
-    logged = await fitting(context, [Item.logged(answer) for answer in learn_from])
-    validated = await fitting(context, [Item.logged(answer) for answer in validate])
+    logged = await fitting(context, learn_from)
+    validated = await fitting(context, validate)
     await context.report.stage(Stage.POOL, step=0)
     pool = await sample_pool(context.engines, context.prompts, context.grader, logged, config, seed=config.seed)
     pooled = await fitting(context, pool.items)
@@ -98,31 +94,30 @@ async def _decide(context: RunContext) -> dict[str, Any]:
         raise BadInput(
             f"there are no {what} to learn from besides those that measure progress: log more, or fewer of them"
         )
-    counts = {
-        "logged": len(logged),
-        "pool": len(pooled),
-        "right": sum(item.is_right for item in learn),
-        "wrong": sum(not item.is_right for item in learn),
-        "with_reference": with_reference,
-        "validation": len(validated),
-        "too_long": len(learn_from) + len(validate) + len(pool.items) - len(learn) - len(validated),
-        "pool_without_answer": pool.without_answer,
-        "unreadable_references": pool.unreadable,
-    }
-    return {
-        "manifest": manifest,
-        "learn": [item.to_json() for item in learn],
-        "validate": [item.to_json() for item in validated],
-        "counts": counts,
-    }
+    return Selection(
+        manifest=manifest,
+        learn=learn,
+        validate=validated,
+        counts={
+            "logged": len(logged),
+            "pool": len(pooled),
+            "right": sum(item.is_right for item in learn),
+            "wrong": sum(not item.is_right for item in learn),
+            "with_reference": with_reference,
+            "validation": len(validated),
+            "too_long": len(learn_from) + len(validate) + len(pool.items) - len(learn) - len(validated),
+            "pool_without_answer": pool.without_answer,
+            "unreadable_references": pool.unreadable,
+        },
+    )
 
 
-async def fitting(context: RunContext, items: Sequence[Item]) -> list[Item]:
+async def fitting(context: RunContext, items: Sequence[LabelledAnswer]) -> list[LabelledAnswer]:
     """Those items whose critique fits the model: prompt and the longest critique."""
     room = context.settings.engine_max_model_len - context.run.config.max_critique_tokens
     turn = asyncio.Semaphore(context.engines.at_once(1))
 
-    async def length(item: Item) -> int:
+    async def length(item: LabelledAnswer) -> int:
         prompt = context.prompts.critique(question=item.question, response=item.response)
         async with turn:
             return len(await context.engines.patiently(lambda: context.engines.pool.tokenize(prompt)))

@@ -17,7 +17,8 @@ from gadfly.critique import VERDICT_PREFIX
 from gadfly.engine_client import Sampling
 from gadfly.errors import GadflyError, PromptTooLong
 from gadfly.grading import Grade
-from gadfly.trainer.data import Item, draw, seed_of
+from gadfly.store.training_data import LabelledAnswer
+from gadfly.trainer.data import draw, seed_of
 from gadfly.trainer.engines import ROLLOUT_PRIORITY, RunEngines
 from gadfly.trainer.report import Report
 from gadfly.trainer.rl.processes import ProcessGroup
@@ -43,7 +44,7 @@ class FormatUnknown(GadflyError):
 class Written:
     """A critique of an item with exactly one verdict, as the tokens to learn."""
 
-    item: Item
+    item: LabelledAnswer
     pair: Pair
     verdict: Verdict
     refined: Grade | None  # None: not refined
@@ -64,7 +65,7 @@ class WarmStarter:
     collector: Collector
     workspace: Workspace
     report: Report
-    items: Sequence[Item]
+    items: Sequence[LabelledAnswer]
 
     async def run(self, name: str) -> None:
         """Fine-tune the policy if it needs it; `name` is what the engines serve the critic at the start under.
@@ -118,7 +119,7 @@ class WarmStarter:
             model=name,
             adapter_sha256="start",
             seed=f"{self.config.seed} warm start",
-            kept=self.workspace.warm_start,
+            file=self.workspace.warm_start,
         )
 
     async def _finished(self, name: str, groups: Sequence[RolloutGroup]) -> list[Written]:
@@ -147,7 +148,7 @@ class WarmStarter:
         finished = await gather(*(one(*each) for each in asked))
         return [each for each in finished if each is not None]
 
-    def _word(self, item: Item) -> str:
+    def _word(self, item: LabelledAnswer) -> str:
         prompts = self.collector.prompts
         return prompts.correct if item.is_right else prompts.incorrect
 
@@ -168,16 +169,15 @@ class WarmStarter:
             )
         except PromptTooLong:
             return None
-        assert reply.tokens is not None
         length = len(group.prompt)
         verdict = parse_critique(begun + reply.text).verdict
-        is_whole = reply.finish_reason == "stop" and reply.tokens.prompt[:length] == group.prompt
+        is_whole = reply.finish_reason == "stop" and reply.prompt_tokens[:length] == group.prompt
         if verdict is Verdict.UNPARSED or not is_whole:
             return None
         # The engine's own tokens of what was begun, and those it went on with.
         return Written(
             item=group.item,
-            pair=(group.prompt, reply.tokens.prompt[length:] + reply.tokens.reply),
+            pair=(group.prompt, reply.prompt_tokens[length:] + reply.tokens),
             verdict=verdict,
             refined=None,
             is_told=is_told,

@@ -19,14 +19,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Generic, TypeVar
 from uuid import UUID
 
-import orjson
+from pydantic import TypeAdapter
 
 from gadfly.adapters import sync, write_durably
 
 _KEPT_CHECKPOINTS = 2
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +66,9 @@ class Workspace:
             yield
 
     @property
-    def warm_start(self) -> "Lines":
+    def warm_start(self) -> Path:
         """The critiques that a warm start chooses from."""
-        return Lines(self.path / "rollouts" / "warm_start.jsonl")
+        return self.path / "rollouts" / "warm_start.jsonl"
 
     @property
     def final(self) -> Path:
@@ -76,25 +78,26 @@ class Workspace:
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
 
-    def rollouts(self, step: int) -> "Lines":
-        return Lines(self.path / "rollouts" / f"{step:05}.jsonl")
+    def rollouts(self, step: int) -> Path:
+        return self.path / "rollouts" / f"{step:05}.jsonl"
 
-    def evaluation(self, name: str) -> "Lines":
-        return Lines(self.path / "evaluation" / f"{name}.jsonl")
+    def evaluation(self, name: str) -> Path:
+        return self.path / "evaluation" / f"{name}.jsonl"
 
     def adapter(self, step: int) -> Path:
         return self.path / "adapters" / f"{step:05}"
 
-    def read(self, name: str) -> dict[str, Any] | None:
-        """A JSON document of the run, None when it was not written yet."""
+    def read(self, name: str, kind: type[T]) -> T | None:
+        """A JSON document of the run, None before it is written."""
         try:
-            document: dict[str, Any] = orjson.loads((self.path / name).read_bytes())
+            content = (self.path / name).read_bytes()
         except FileNotFoundError:
             return None
-        return document
+        return TypeAdapter(kind).validate_json(content)
 
-    def write(self, name: str, document: dict[str, Any]) -> None:
-        write_durably(self.path / name, orjson.dumps(document))
+    def write(self, name: str, document: object) -> None:
+        """Write a dataclass as a JSON document of the run."""
+        write_durably(self.path / name, TypeAdapter(type(document)).dump_json(document))
 
     def newest_checkpoint(self) -> Path | None:
         """The last checkpoint that was finished: how many steps are done is its name."""
@@ -131,27 +134,28 @@ class Workspace:
         (self.path / "selection.json").unlink(missing_ok=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Lines:
-    """A file of JSON lines that grows; a line that was cut by a crash is as if it had not been written."""
+class Lines(Generic[T]):
+    """A growing file of JSON lines, one item each. A line that a crash cut off is dropped."""
 
-    path: Path
+    def __init__(self, path: Path, kind: type[T]) -> None:
+        self._path = path
+        self._adapter = TypeAdapter(kind)
 
-    def read(self) -> Iterator[dict[str, Any]]:
+    def read(self) -> Iterator[T]:
         try:
-            content = self.path.read_bytes()
+            content = self._path.read_bytes()
         except FileNotFoundError:
             return
         whole, newline, cut = content.rpartition(b"\n")
         if cut:
-            os.truncate(self.path, len(whole) + len(newline))
+            os.truncate(self._path, len(whole) + len(newline))
         for line in whole.split(b"\n") if whole else ():
-            yield orjson.loads(line)
+            yield self._adapter.validate_json(line)
 
-    def append(self, document: dict[str, Any]) -> None:
-        """Add a line that is on disk when this returns."""
-        with self.path.open("ab") as file:
-            file.write(orjson.dumps(document) + b"\n")
+    def append(self, item: T) -> None:
+        """Add a line. It is on disk when this returns."""
+        with self._path.open("ab") as file:
+            file.write(self._adapter.dump_json(item) + b"\n")
             file.flush()
             os.fsync(file.fileno())
 

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from uuid import UUID
+from typing import Self
+from uuid import UUID, uuid5
 
 from sqlalchemy import case, exists, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from gadfly.fields import HexBytes
 from gadfly.records import Kind, Split
 from gadfly.store.labels import Label, LabelSource, is_labelled
 from gadfly.store.tables import FeedbackRow, InteractionRow, QuestionRow, TrainingRunRow
@@ -15,15 +17,30 @@ from gadfly.store.tables import FeedbackRow, InteractionRow, QuestionRow, Traini
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelledAnswer:
-    """An answer that somebody gave to a question, and whether it is right."""
+    """An answer to a question, and whether it is right: a logged one, or one that the actor sampled for a run."""
 
-    interaction_id: UUID
-    question_hash: bytes
+    interaction_id: UUID  # of a sampled answer, the interaction whose question and reference it has
+    question_hash: HexBytes
     question: str
     response: str
     is_right: bool
     source: LabelSource
     reference: str | None  # the newest known; with it the answer also serves stage II
+    sample: int | None = None  # the number of a sampled answer; None: logged
+
+    @property
+    def key(self) -> str:
+        """Names the answer within a run."""
+        return str(self.interaction_id) if self.sample is None else f"{self.interaction_id}/{self.sample}"
+
+    @property
+    def id(self) -> UUID:
+        """Names the answer in an evaluation, where the judgements of two critics are paired by it."""
+        return self.interaction_id if self.sample is None else uuid5(self.interaction_id, self.key)
+
+    def sampled(self, sample: int, response: str, *, is_right: bool) -> Self:
+        """The same question with an answer that the actor sampled and that was graded against the reference."""
+        return replace(self, sample=sample, response=response, is_right=is_right, source=LabelSource.REFERENCE)
 
 
 async def labelled_answers(session: AsyncSession, split: Split, *, limit: int) -> list[LabelledAnswer]:

@@ -11,7 +11,7 @@ import structlog
 from gadfly import prompts
 from gadfly.adapters import AdapterFolder, BadAdapter
 from gadfly.concurrency import gather
-from gadfly.engine_client import Engine, ReplyTokens, Sampling
+from gadfly.engine_client import Engine, Reply, Sampling
 from gadfly.errors import (
     AdapterRefused,
     BadInput,
@@ -339,9 +339,7 @@ async def _probe(engine: Engine, critic: CriticVersion, folder: AdapterFolder) -
     return deltas
 
 
-async def _replies(
-    engine: Engine, critic: CriticVersion, folder: AdapterFolder, priority: int
-) -> Sequence[ReplyTokens]:
+async def _replies(engine: Engine, critic: CriticVersion, folder: AdapterFolder, priority: int) -> Sequence[Reply]:
     prompt_set = prompts.load(folder.probe.prompt_set)
     asked = await gather(
         *(
@@ -353,8 +351,7 @@ async def _replies(
             for probe in folder.probe.probes
         )
     )
-    tokens = [reply.tokens for [reply] in asked]
-    return [item for item in tokens if item is not None]
+    return [reply for [reply] in asked]
 
 
 def version_of(name: str) -> int | None:

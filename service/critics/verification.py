@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gadfly.adapters import BadAdapter, Probe
-from gadfly.engine_client import ReplyTokens
+from gadfly.engine_client import Reply
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +33,7 @@ class Proof:
     probe_s: float
 
 
-def compare(probes: Sequence[Probe], replies: Sequence[ReplyTokens], *, tolerance: float) -> Deltas:
+def compare(probes: Sequence[Probe], replies: Sequence[Reply], *, tolerance: float) -> Deltas:
     """How far replies are from what the trainer's weights and the base model's give, token by token.
 
     Raises:
@@ -42,12 +42,12 @@ def compare(probes: Sequence[Probe], replies: Sequence[ReplyTokens], *, toleranc
     tokens, from_trainer, from_base = 0, 0.0, 0.0
     for number, (probe, reply) in enumerate(zip(probes, replies, strict=True), start=1):
         where = f"probe {number} of {len(probes)}"
-        if reply.prompt != probe.prompt_tokens:
+        if reply.prompt_tokens != probe.prompt_tokens:
             raise BadAdapter(f"{where}: the engine reads the prompt as other tokens than the trainer")
         length = len(probe.tokens)
-        if reply.reply[:length] != probe.tokens:
+        if reply.tokens[:length] != probe.tokens:
             equal = 0
-            while equal < min(length, len(reply.reply)) and reply.reply[equal] == probe.tokens[equal]:
+            while equal < min(length, len(reply.tokens)) and reply.tokens[equal] == probe.tokens[equal]:
                 equal += 1
             raise BadAdapter(
                 f"{where}: the engine answers other tokens than the trainer's weights, after {equal} equal"

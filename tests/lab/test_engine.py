@@ -42,12 +42,11 @@ def asked(number: int) -> Prompt:
 
 
 def expected_logprobs(model: torch.nn.Module, reply: Reply) -> list[float]:
-    assert reply.tokens is not None
-    ids = torch.tensor([[*reply.tokens.prompt, *reply.tokens.reply]])
+    ids = torch.tensor([[*reply.prompt_tokens, *reply.tokens]])
     with torch.no_grad():
         logprobs = model(input_ids=ids).logits[0].log_softmax(-1)
-    start = len(reply.tokens.prompt)
-    return [float(logprobs[start + place - 1, token]) for place, token in enumerate(reply.tokens.reply)]
+    start = len(reply.prompt_tokens)
+    return [float(logprobs[start + place - 1, token]) for place, token in enumerate(reply.tokens)]
 
 
 async def test_requests_computed_together_have_the_log_probabilities_of_each_alone(
@@ -61,10 +60,9 @@ async def test_requests_computed_together_have_the_log_probabilities_of_each_alo
     for name, reference in ((ACTOR, base), ("critic@1", adapted)):
         found = await gather(*(pool.chat(asked(number), model=name, sampling=sampling) for number in range(6)))
         for replies in found:
-            assert len({reply.tokens.reply for reply in replies if reply.tokens}) > 1, "samples differ"
+            assert len({reply.tokens for reply in replies}) > 1, "samples differ"
             for reply in replies:
-                assert reply.tokens is not None
-                assert reply.tokens.logprobs == pytest.approx(expected_logprobs(reference, reply), abs=1e-4)
+                assert reply.logprobs == pytest.approx(expected_logprobs(reference, reply), abs=1e-4)
 
 
 async def test_a_sample_depends_on_its_seed_and_not_on_its_company(pool: EnginePool) -> None:
@@ -78,11 +76,10 @@ async def test_verdict_words_are_read_over_the_whole_vocabulary(pool: EnginePool
     prompt = asked(3).continued("Step sentence: 6.\nCorrectness of the final answer:")
     p_correct, p_wrong = await pool.read_labels(prompt, model=ACTOR, after=":", first="Correct", second="Wrong")
     [reply] = await pool.chat(prompt, model=ACTOR, sampling=Sampling(max_tokens=1, with_tokens=True))
-    assert reply.tokens is not None
     labels = await pool.members[0].label_tokens(after=":", first="Correct", second="Wrong")
     reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     with torch.no_grad():
-        logprobs = reference(input_ids=torch.tensor([reply.tokens.prompt])).logits[0, -1].log_softmax(-1)
+        logprobs = reference(input_ids=torch.tensor([reply.prompt_tokens])).logits[0, -1].log_softmax(-1)
     assert math.log(p_correct) == pytest.approx(float(logprobs[labels.first]), abs=1e-4)
     assert math.log(p_wrong) == pytest.approx(float(logprobs[labels.second]), abs=1e-4)
 

@@ -15,7 +15,7 @@ from gadfly.lab.engine import Generator, connect
 from gadfly.lab.pretrain import PROMPTS
 from gadfly.lab.world import PERFECT, Care
 from gadfly.trainer.base_model import base_sha256
-from gadfly.verdict import Verdict
+from gadfly.verdict import Verdict, parse_critique
 
 pytestmark = pytest.mark.model
 
@@ -72,5 +72,6 @@ async def test_its_critic_keeps_the_format(pool: EnginePool) -> None:
             pool, PROMPTS, model=ACTOR, question=one.text, response=world.solution(world.solve(one)),
             sampling=Sampling(max_tokens=128),
         )  # fmt: skip
-        assert found.parsed.verdict is not Verdict.UNPARSED
-        assert len(found.parsed.steps) == len(one.operations)
+        parsed = parse_critique(found.text)
+        assert parsed.verdict is not Verdict.UNPARSED
+        assert len(parsed.steps) == len(one.operations)

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from gadfly.adapters import BadAdapter, Probe
-from gadfly.engine_client import ReplyTokens
+from gadfly.engine_client import Reply
+from gadfly.records import Usage
 from gadfly.service.critics.verification import Deltas, compare, require_adapter
 
 PROBE = Probe(
@@ -13,9 +14,9 @@ PROBE = Probe(
 )
 
 
-def reply(**changes: Any) -> ReplyTokens:
-    values: dict[str, Any] = {"prompt": (1, 2), "reply": (5, 6, 7), "logprobs": (-0.5, -0.25, -9.0)}
-    return ReplyTokens(**(values | changes))
+def reply(**changes: Any) -> Reply:
+    values: dict[str, Any] = {"prompt_tokens": (1, 2), "tokens": (5, 6, 7), "logprobs": (-0.5, -0.25, -9.0)}
+    return Reply(text="", finish_reason="stop", usage=Usage(), **(values | changes))
 
 
 def test_an_equal_answer_is_proof() -> None:
@@ -26,17 +27,17 @@ def test_an_equal_answer_is_proof() -> None:
 
 
 CASES = [  # the reply, what is said
-    (reply(prompt=(1, 3)), "probe 1 of 1: the engine reads the prompt as other tokens"),
-    (reply(reply=(5, 7, 7)), "other tokens than the trainer's weights, after 1 equal"),
-    (reply(reply=(5,), logprobs=(-0.5,)), "other tokens than the trainer's weights, after 1 equal"),
-    (reply(reply=(), logprobs=()), "after 0 equal"),
+    (reply(prompt_tokens=(1, 3)), "probe 1 of 1: the engine reads the prompt as other tokens"),
+    (reply(tokens=(5, 7, 7)), "other tokens than the trainer's weights, after 1 equal"),
+    (reply(tokens=(5,), logprobs=(-0.5,)), "other tokens than the trainer's weights, after 1 equal"),
+    (reply(tokens=(), logprobs=()), "after 0 equal"),
     (reply(logprobs=(-0.5, -0.5, -9.0)), "0.25 nats from the trainer's"),
     (reply(logprobs=(float("nan"), -0.25, -9.0)), "nats from the trainer's"),
 ]
 
 
 @pytest.mark.parametrize(("answer", "says"), CASES)
-def test_another_answer_is_none(answer: ReplyTokens, says: str) -> None:
+def test_another_answer_is_none(answer: Reply, says: str) -> None:
     with pytest.raises(BadAdapter, match=says):
         compare([PROBE], [answer], tolerance=0.1)
 

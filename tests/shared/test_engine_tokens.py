@@ -9,7 +9,7 @@ from gadfly.critique import sample_critiques
 from gadfly.engine_client import ACTOR, EnginePool, Sampling
 from gadfly.errors import AdapterRefused
 from gadfly.prompts import load
-from gadfly.verdict import Verdict
+from gadfly.verdict import Verdict, parse_critique
 
 PROMPTS = load("stepwise@1")
 
@@ -27,14 +27,13 @@ async def test_a_reply_carries_its_tokens(engines: EnginePool) -> None:
     replies = await engines.chat(prompt, model=ACTOR, sampling=sampling)
     again = await engines.chat(prompt, model=ACTOR, sampling=sampling)
     for reply, repeat in zip(replies, again, strict=True):
-        assert reply.tokens is not None
-        assert reply.tokens == repeat.tokens
-        assert len(reply.tokens.reply) == len(reply.tokens.logprobs) == reply.usage.completion_tokens
-        assert all(value <= 0 for value in reply.tokens.logprobs)
+        assert (reply.tokens, reply.logprobs) == (repeat.tokens, repeat.logprobs)
+        assert 0 < len(reply.tokens) == len(reply.logprobs) == reply.usage.completion_tokens
+        assert all(value <= 0 for value in reply.logprobs)
     assert {reply.finish_reason for reply in replies} == {"stop"}
-    ends = {reply.tokens.reply[-1] for reply in replies if reply.tokens is not None}
+    ends = {reply.tokens[-1] for reply in replies}
     assert len(ends) == 1  # the end-of-turn token is part of the record, so that ending is learned too
-    assert len({reply.tokens.prompt for reply in replies if reply.tokens is not None}) == 1
+    assert len({reply.prompt_tokens for reply in replies}) == 1
 
 
 async def test_log_probabilities_do_not_depend_on_the_temperature(engines: EnginePool) -> None:
@@ -45,10 +44,8 @@ async def test_log_probabilities_do_not_depend_on_the_temperature(engines: Engin
     [warm] = await engines.chat(
         prompt, model=ACTOR, sampling=Sampling(temperature=0.0, max_tokens=4, seed=1, with_tokens=True)
     )
-    assert cool.tokens is not None
-    assert warm.tokens is not None
-    assert cool.tokens.reply == warm.tokens.reply
-    assert cool.tokens.logprobs == pytest.approx(warm.tokens.logprobs, abs=1e-5)
+    assert cool.tokens == warm.tokens
+    assert cool.logprobs == pytest.approx(warm.logprobs, abs=1e-5)
 
 
 async def test_a_sampled_critique_has_the_stated_verdict_or_none(engines: EnginePool) -> None:
@@ -60,11 +57,11 @@ async def test_a_sampled_critique_has_the_stated_verdict_or_none(engines: Engine
         response="It is 3. WRONGMARK",
         sampling=Sampling(max_tokens=64, with_tokens=True),
     )
-    assert judged.parsed.verdict is Verdict.INCORRECT
+    assert parse_critique(judged.text).verdict is Verdict.INCORRECT
     [cut] = await sample_critiques(
         engines, PROMPTS, model=ACTOR, question="1 + 1?", response="3", sampling=Sampling(max_tokens=2)
     )
-    assert cut.parsed.verdict is Verdict.UNPARSED
+    assert parse_critique(cut.text).verdict is Verdict.UNPARSED
 
 
 async def test_callers_texts_hold_no_control_tokens(engines: EnginePool) -> None:
@@ -97,7 +94,7 @@ async def test_adapters_come_and_go(engines: EnginePool, critic_model: Path, tmp
     sampling = Sampling(max_tokens=8, with_tokens=True)
     [with_adapter] = await engines.chat(prompt, model="critic@900", sampling=sampling)
     [base] = await engines.chat(prompt, model=ACTOR, sampling=sampling)
-    assert with_adapter.tokens != base.tokens
+    assert with_adapter.logprobs != base.logprobs
     await engine.unload_adapter("critic@900")
     await engine.unload_adapter("critic@900")
     assert "critic@900" not in await engine.models()

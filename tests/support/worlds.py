@@ -115,7 +115,7 @@ def start_phase(settings: Settings, phase: str, run_id: UUID, *, log: Path) -> s
 
 def start_trainer(settings: Settings, *, log: Path) -> subprocess.Popen[bytes]:
     """`python -m gadfly.trainer`."""
-    return _start(settings, ["trainer"], log)
+    return _start(settings, ["gadfly.trainer"], log)
 
 
 def _start(settings: Settings, module: list[str], log: Path) -> subprocess.Popen[bytes]:

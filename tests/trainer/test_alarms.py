@@ -2,39 +2,61 @@
 
 import json
 import math
+from uuid import UUID
 
 import pytest
+from pydantic import TypeAdapter
 
-from gadfly.trainer.measure.alarms import Alarm, Alarms, ScoredCritique, step_examples, step_statistics
+from gadfly.grading import Grade
+from gadfly.store.labels import LabelSource
+from gadfly.store.training_data import LabelledAnswer
+from gadfly.trainer.measure.alarms import Alarm, Alarms, AlarmState, step_examples, step_statistics
+from gadfly.trainer.rollouts import Rollout, RolloutGroup
 from gadfly.training import AlarmLimits
+from gadfly.verdict import count_verdicts, parse_critique
 
 FINAL = "Correctness of the final answer:"
 
 
-def critique(
-    group: int, text: str, *, was_right: bool, score: float = 0.0, tokens: int = 10, reference: str | None = "21"
-) -> ScoredCritique:
-    return ScoredCritique(
-        group=group,
-        question="What is 24 - 3?",
-        response="It is 21." if was_right else "It is 27.",
-        reference=reference,
-        was_right=was_right,
-        text=text,
-        tokens=tokens,
-        score=score,
+def group(
+    *critiques: tuple[str, float, int], is_right: bool, reference: str | None = "21", refined: Grade | None = None
+) -> RolloutGroup:
+    """A group of critiques, each given as its text, its score and its number of tokens."""
+    return RolloutGroup(
+        item=LabelledAnswer(
+            interaction_id=UUID(int=7),
+            question_hash=b"",
+            question="What is 24 - 3?",
+            response="It is 21." if is_right else "It is 27.",
+            is_right=is_right,
+            source=LabelSource.REFERENCE,
+            reference=reference,
+        ),
+        prompt=(1,),
+        rollouts=tuple(
+            Rollout(
+                text=text,
+                verdict=parse_critique(text).verdict,
+                verdict_lines=count_verdicts(text),
+                finish_reason="stop",
+                tokens=(2,) * tokens,
+                logprobs=(-1.0,) * tokens,
+                refined=refined,
+                score=score,
+            )
+            for text, score, tokens in critiques
+        ),
     )
 
 
 STEP = [
-    critique(0, f"{FINAL} Correct", was_right=True, score=1, tokens=10),
-    critique(0, f"{FINAL} Wrong", was_right=True, score=0, tokens=20),
-    critique(1, f"{FINAL} Correct", was_right=False, score=0, tokens=30),
-    critique(1, f"{FINAL} Correct\n{FINAL} Wrong", was_right=False, score=0, tokens=40),
-    critique(2, f"{FINAL} Wrong\nExplanation: It is 21.", was_right=False, score=1, tokens=50),
-    critique(2, "I cannot say.", was_right=False, score=0, tokens=60),
-    critique(3, f"{FINAL} Correct", was_right=True, score=1, tokens=70),
-    critique(3, f"{FINAL} Wrong\nExplanation: It is 21.", was_right=False, score=1, tokens=80, reference=None),
+    group((f"{FINAL} Correct", 1, 10), (f"{FINAL} Wrong", 0, 20), is_right=True, refined=Grade.RIGHT),
+    group(
+        (f"{FINAL} Correct", 0, 30), (f"{FINAL} Correct\n{FINAL} Wrong", 0, 40), is_right=False, refined=Grade.NO_ANSWER
+    ),
+    group((f"{FINAL} Wrong\nExplanation: It is 21.", 1, 50), ("I cannot say.", 0, 60), is_right=False),
+    group((f"{FINAL} Correct", 1, 70), is_right=True, refined=Grade.WRONG),
+    group((f"{FINAL} Wrong\nExplanation: It is 21.", 1, 80), is_right=False, reference=None),
 ]
 
 
@@ -45,13 +67,15 @@ def test_a_step_by_hand() -> None:
             "mean_tokens": 45,
             "no_verdict": 2 / 8,  # two verdicts are none
             "double_verdict": 1 / 8,
-            "zero_advantage": 2 / 4,  # groups 1 and 3
+            "zero_advantage": 3 / 5,  # groups 1, 3 and 4
             "called_correct": 3 / 6,
             "share_right": 3 / 6,
             "verdict_drift": 0,
             "discrimination_right": 2 / 3,
             "discrimination_wrong": 2 / 5,
             "discrimination_balanced": (2 / 3 + 2 / 5) / 2,
+            "kept_right": 2 / 3,
+            "fixed_wrong": 0 / 2,  # group 2 was not refined
             "answer_leakage": 1 / 4,  # of the wrong ones the fifth has no reference
         }
     )
@@ -59,20 +83,21 @@ def test_a_step_by_hand() -> None:
 
 def test_what_cannot_be_measured_is_left_out() -> None:
     assert step_statistics([]) == {}
-    silent = step_statistics([critique(0, "Hm.", was_right=True)])
+    silent = step_statistics([group(("Hm.", 0, 1), is_right=True)])
     assert silent["no_verdict"] == 1
     assert silent.keys().isdisjoint(
         {"verdict_drift", "discrimination_wrong", "discrimination_balanced", "answer_leakage"}
     )
 
 
-def test_examples_are_what_the_alarm_is_about() -> None:
+def test_examples_show_the_cause_of_the_alarm_and_name_the_interaction() -> None:
     found = step_examples(STEP)
-    assert found["no_verdict"] == [STEP[3].text, STEP[5].text]
-    assert found["double_verdict"] == [STEP[3].text]
-    assert found["verdict_drift"] == [STEP[1].text, STEP[2].text]
-    assert found["answer_leakage"] == [STEP[4].text]
-    assert found["length_growth"] == [STEP[7].text, STEP[6].text, STEP[5].text]
+    texts = [f"{UUID(int=7)}: {rollout.text}" for each in STEP for rollout in each.rollouts]
+    assert found["no_verdict"] == [texts[3], texts[5]]
+    assert found["double_verdict"] == [texts[3]]
+    assert found["verdict_drift"] == [texts[1], texts[2]]
+    assert found["answer_leakage"] == [texts[4]]
+    assert found["length_growth"] == [texts[7], texts[6], texts[5]]
 
 
 LIMITS = AlarmLimits(patience=2)
@@ -88,6 +113,12 @@ BEYOND = [  # alarm, statistic, a value within its limit, one at it, one beyond
     ("kl", "kl", 0.1, 2.0, math.nan),
     ("entropy", "entropy", 0.1, 0.005, math.nan),
 ]
+
+
+def stored(alarms: Alarms) -> AlarmState:
+    """The state after a checkpoint and a restart."""
+    adapter = TypeAdapter(AlarmState)
+    return adapter.validate_json(adapter.dump_json(alarms.state))
 
 
 def run(alarms: Alarms, statistic: str, values: list[float]) -> list[Alarm | None]:
@@ -113,9 +144,9 @@ def test_an_alarm_goes_off_after_its_patience(
 def test_a_critic_that_began_by_calling_all_correct_has_not_drifted() -> None:
     alarms = Alarms(LIMITS)
     assert run(alarms, "verdict_drift", [0.5, 0.5, 0.5]) == [None] * 3
-    resumed = Alarms.from_json(LIMITS, alarms.to_json())
+    resumed = Alarms(LIMITS, stored(alarms))
     assert run(resumed, "verdict_drift", [0.5, 0.5, 0.4]) == [None] * 3
-    resumed = Alarms.from_json(LIMITS, resumed.to_json())
+    resumed = Alarms(LIMITS, stored(resumed))
     assert run(resumed, "verdict_drift", [0.5, 0.5])[1] is not None
 
 
@@ -190,14 +221,10 @@ def test_a_resumed_run_counts_on() -> None:
     for step in (1, 2):
         alarms.observe(step, {"kl": math.inf, "mean_tokens": 10.0})
         alarms.observe_validation(step, reward=step, accuracy=-step)
-    state = json.loads(json.dumps(alarms.to_json(), allow_nan=False))
-    resumed = Alarms.from_json(AlarmLimits(patience=3, no_gain=2), state)
-    assert resumed.to_json() == alarms.to_json()
+    resumed = Alarms(AlarmLimits(patience=3, no_gain=2), stored(alarms))
+    assert resumed.state == alarms.state
     for each in (alarms, resumed):
         found = each.observe(3, {"kl": 3.0, "mean_tokens": 40.0})
         assert found is not None
         assert found.evidence["values"] == ["inf", "inf", 3.0]
         assert each.observe_validation(3, reward=3, accuracy=-3) is not None
-    assert Alarms.from_json(LIMITS, json.loads(json.dumps(Alarms(LIMITS).to_json()))).to_json() == (
-        Alarms(LIMITS).to_json()
-    )

@@ -4,27 +4,31 @@ from collections import Counter
 from uuid import UUID
 
 import pytest
+from pydantic import TypeAdapter
 
-from gadfly.trainer.data import Item, Origin, draw, seed_of
+from gadfly.store.labels import LabelSource
+from gadfly.store.training_data import LabelledAnswer
+from gadfly.trainer.data import StoredAnswer, draw, seed_of
 
 
-def items(right: int, wrong: int) -> list[Item]:
+def items(right: int, wrong: int) -> list[LabelledAnswer]:
     return [
-        Item(
-            key=str(number),
+        LabelledAnswer(
             interaction_id=UUID(int=number),
             question_hash=number.to_bytes(32),
             question=f"{number}?",
             response=str(number),
             is_right=number < right,
+            source=LabelSource.PERSON,
             reference=None,
-            origin=Origin.LOGGED,
         )
         for number in range(right + wrong)
     ]
 
 
-def deal(found: list[Item], steps: int, count: int, *, seed: str = "0", balance: bool = True) -> list[list[Item]]:
+def deal(
+    found: list[LabelledAnswer], steps: int, count: int, *, seed: str = "0", balance: bool = True
+) -> list[list[LabelledAnswer]]:
     return [draw(found, seed=seed, step=step, count=count, balance=balance) for step in range(steps)]
 
 
@@ -41,14 +45,14 @@ def test_right_and_wrong_answers_come_equally_often(count: int) -> None:
 
 
 def test_nobody_comes_again_before_everybody_came_once() -> None:
-    drawn = [item.key for step in deal(items(6, 6), 4, 6) for item in step]
+    drawn = [item.response for step in deal(items(6, 6), 4, 6) for item in step]
     assert len(set(drawn[:12])) == 12
     assert len(set(drawn[12:])) == 12
     assert drawn[:12] != drawn[12:]
 
 
 def test_one_class_alone_is_drawn_as_it_is() -> None:
-    drawn = [item.key for step in deal(items(4, 0), 2, 2) for item in step]
+    drawn = [item.response for step in deal(items(4, 0), 2, 2) for item in step]
     assert sorted(drawn) == ["0", "1", "2", "3"]
 
 
@@ -57,9 +61,37 @@ def test_without_balance_classes_come_as_often_as_they_are() -> None:
     assert Counter(item.is_right for item in drawn) == {True: 2, False: 8}
 
 
-def test_items_survive_the_disk() -> None:
-    for item in (items(1, 0)[0], items(1, 0)[0].pooled(2, "other", is_right=False)):
-        assert Item.from_json(item.to_json()) == item
+STORED = TypeAdapter(StoredAnswer)
+
+
+def test_an_answer_read_from_a_file_is_the_answer_written() -> None:
+    [logged] = items(1, 0)
+    for answer in (logged, logged.sampled(2, "other", is_right=False)):
+        assert STORED.validate_json(STORED.dump_json(answer)) == answer
+
+
+@pytest.mark.parametrize(("key", "origin", "sample"), [("", "logged", None), ("/2", "pool", 2)])
+def test_answers_in_files_of_the_first_release_are_read(key: str, origin: str, sample: int | None) -> None:
+    id = UUID(int=5)
+    old = {
+        "key": f"{id}{key}",
+        "interaction_id": str(id),
+        "question_hash": "ff" * 32,
+        "question": "1 + 1?",
+        "response": "2",
+        "is_right": True,
+        "reference": None,
+        "origin": origin,
+    }
+    answer = STORED.validate_python(old)
+    assert (answer.sample, answer.key, answer.question_hash) == (sample, old["key"], b"\xff" * 32)
+
+
+def test_a_sampled_answer_has_an_id_of_its_own() -> None:
+    [logged] = items(1, 0)
+    assert logged.id == logged.interaction_id
+    ids = {logged.id, *(logged.sampled(number, "other", is_right=False).id for number in (0, 1))}
+    assert len(ids) == 3
 
 
 def test_seeds_differ_in_any_part() -> None:

@@ -184,7 +184,7 @@ def test_shares_are_whole_groups_of_about_equal_work() -> None:
 
 def test_the_learning_rate_rises_and_falls() -> None:
     rates = [cosine(step, steps=7, warmup=1, peak=2.0, final=0.1) for step in range(8)]
-    # Phase the peak, then a cosine over five steps: 0.1 + 0.9 x (1 + cos(i x 36 degrees)) / 2, times the peak.
+    # Half the peak, then a cosine over five steps: 0.1 + 0.9 x (1 + cos(i x 36 degrees)) / 2, times the peak.
     expected = [1.0] + [2 * (0.1 + 0.9 * (1 + math.cos(math.pi * i / 5)) / 2) for i in range(6)] + [0.2]
     assert rates == pytest.approx(expected)
     assert cosine(0, steps=1, warmup=0, peak=2.0, final=0.1) == 2.0

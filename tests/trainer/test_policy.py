@@ -203,23 +203,21 @@ async def test_the_engine_says_what_the_policy_says(engine_url: str, critic_mode
     await engine.load_adapter(name, folder)
     try:
         sampling = Sampling(n=4, temperature=1.0, max_tokens=40, seed=2, with_tokens=True)
-        said = [reply.tokens for reply in await pool.chat(prompt, model=name, sampling=sampling)]
-        base = [reply.tokens for reply in await pool.chat(prompt, model=ACTOR, sampling=sampling)]
+        adapted = await pool.chat(prompt, model=name, sampling=sampling)
+        base = await pool.chat(prompt, model=ACTOR, sampling=sampling)
         [greedy] = await pool.chat(prompt, model=name, sampling=Sampling(max_tokens=12, with_tokens=True))
     finally:
         await engine.unload_adapter(name)
         await pool.aclose()
-    for which, replies in ((Which.POLICY, said), (Which.BASE, base)):
-        tokens = [reply for reply in replies if reply is not None]
-        assert len(tokens) == 4
-        [row] = pack([Group.given(tokens[0].prompt, *(reply.reply for reply in tokens))], 1)
+    for which, replies in ((Which.POLICY, adapted), (Which.BASE, base)):
+        assert len(replies) == 4
+        [row] = pack([Group.given(replies[0].prompt_tokens, *(reply.tokens for reply in replies))], 1)
         with torch.no_grad():
             found, _ = policy.forward(row, which)
-        expected = [value for reply in tokens for value in reply.logprobs]
+        expected = [value for reply in replies for value in reply.logprobs]
         assert found.tolist() == pytest.approx(expected, abs=1e-3)
-    assert greedy.tokens is not None
-    again = policy.greedy(greedy.tokens.prompt, 12)
+    again = policy.greedy(greedy.prompt_tokens, 12)
     close = next((place for place, lead in enumerate(again.leads) if lead < 0.01), len(again.tokens))
     assert close > 0
-    assert again.tokens[:close] == greedy.tokens.reply[:close]
-    assert again.logprobs[:close] == pytest.approx(greedy.tokens.logprobs[:close], abs=1e-3)
+    assert again.tokens[:close] == greedy.tokens[:close]
+    assert again.logprobs[:close] == pytest.approx(greedy.logprobs[:close], abs=1e-3)

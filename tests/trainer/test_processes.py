@@ -36,7 +36,7 @@ def test_two_processes_do_what_one_does(
             *(sys.executable, "-m", "accelerate.commands.launch"),
             *("--multi_gpu", "--num_processes", "2", "--num_machines", "1"),  # multi_gpu: how it says torchrun
             *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
-            *("--module", "tests.trainer.two_processes", str(model), str(tmp_path), kind),
+            *("--module", "tests.support.two_processes", str(model), str(tmp_path), kind),
         ],
         cwd=REPOSITORY,
         capture_output=True,

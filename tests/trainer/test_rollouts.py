@@ -9,10 +9,11 @@ import pytest
 from gadfly.engine_client import ACTOR, EnginePool
 from gadfly.grading import Grade, Grader
 from gadfly.prompts import load
-from gadfly.trainer.data import Item, Origin
+from gadfly.store.labels import LabelSource
+from gadfly.store.training_data import LabelledAnswer
 from gadfly.trainer.engines import RunEngines, sweep
 from gadfly.trainer.pool import sample_pool
-from gadfly.trainer.rollouts import Collector
+from gadfly.trainer.rollouts import Collector, KeptGroup, Rollout, RolloutGroup
 from gadfly.trainer.workspace import Lines
 from gadfly.training import Stage, TrainConfig
 from gadfly.verdict import Verdict
@@ -22,16 +23,15 @@ PROMPTS = load("stepwise@1")
 CONFIG = TrainConfig.read(worlds.GLANCE)
 
 
-def item(number: int, response: str, *, is_right: bool, reference: str | None = worlds.REFERENCE) -> Item:
-    return Item(
-        key=str(number),
+def item(number: int, response: str, *, is_right: bool, reference: str | None = worlds.REFERENCE) -> LabelledAnswer:
+    return LabelledAnswer(
         interaction_id=UUID(int=number),
         question_hash=number.to_bytes(32),
         question=f"Question {number}: how many days has a week?",
         response=response,
         is_right=is_right,
+        source=LabelSource.REFERENCE,
         reference=reference,
-        origin=Origin.LOGGED,
     )
 
 
@@ -55,7 +55,7 @@ async def collector(engines: RunEngines) -> AsyncIterator[Collector]:
 
 async def test_stage_1_pays_for_the_verdict_and_asks_no_actor(collector: Collector, tmp_path: Path) -> None:
     groups = await collector.collect(
-        ITEMS, stage=Stage.STAGE_1, model=ACTOR, adapter_sha256="a", seed="0", kept=Lines(tmp_path / "0.jsonl")
+        ITEMS, stage=Stage.STAGE_1, model=ACTOR, adapter_sha256="a", seed="0", file=tmp_path / "0.jsonl"
     )
     assert [group.item for group in groups] == ITEMS
     for group in groups:
@@ -70,7 +70,7 @@ async def test_stage_1_pays_for_the_verdict_and_asks_no_actor(collector: Collect
 
 async def test_stage_2_refines_each_critique_and_adds_what_it_is_worth(collector: Collector, tmp_path: Path) -> None:
     groups = await collector.collect(
-        ITEMS, stage=Stage.STAGE_2, model=ACTOR, adapter_sha256="a", seed="0", kept=Lines(tmp_path / "0.jsonl")
+        ITEMS, stage=Stage.STAGE_2, model=ACTOR, adapter_sha256="a", seed="0", file=tmp_path / "0.jsonl"
     )
     for group in groups:
         right = Verdict.CORRECT if group.item.is_right else Verdict.INCORRECT
@@ -80,15 +80,15 @@ async def test_stage_2_refines_each_critique_and_adds_what_it_is_worth(collector
 
 
 async def test_what_was_sampled_is_not_sampled_again(collector: Collector, tmp_path: Path) -> None:
-    kept = Lines(tmp_path / "0.jsonl")
-    first = await collector.collect(ITEMS, stage=Stage.STAGE_1, model=ACTOR, adapter_sha256="a", seed="0", kept=kept)
+    file = tmp_path / "0.jsonl"
+    first = await collector.collect(ITEMS, stage=Stage.STAGE_1, model=ACTOR, adapter_sha256="a", seed="0", file=file)
     again = await collector.collect(
-        ITEMS, stage=Stage.STAGE_1, model="no such model", adapter_sha256="a", seed="0", kept=kept
+        ITEMS, stage=Stage.STAGE_1, model="no such model", adapter_sha256="a", seed="0", file=file
     )
     assert again == first
-    size = kept.path.stat().st_size
-    other = await collector.collect(ITEMS, stage=Stage.STAGE_1, model=ACTOR, adapter_sha256="b", seed="0", kept=kept)
-    assert kept.path.stat().st_size > size  # other weights: sampled anew, from the same seeds
+    size = file.stat().st_size
+    other = await collector.collect(ITEMS, stage=Stage.STAGE_1, model=ACTOR, adapter_sha256="b", seed="0", file=file)
+    assert file.stat().st_size > size  # other weights: sampled anew, from the same seeds
     assert other == first
 
 
@@ -101,7 +101,7 @@ async def test_the_actor_answers_each_question_with_a_reference_once(engines: Ru
     assert pool == again
     assert {found.question_hash for found in pool.items} <= {items[0].question_hash, items[1].question_hash}
     for found in pool.items:
-        assert found.origin is Origin.POOL
+        assert found.sample is not None
         assert found.is_right == ("7" in found.response)
     assert len({(found.question_hash, found.response) for found in pool.items}) == len(pool.items)
 
@@ -115,3 +115,24 @@ async def test_a_killed_runs_adapters_are_swept(engines: RunEngines, critic_mode
     assert engines.name("00000-abc") in await engine.models()
     await sweep(engines.pool, engines.run_id)
     assert engines.name("00000-abc") not in await engine.models()
+
+
+def test_a_group_read_from_a_file_is_the_group_written(tmp_path: Path) -> None:
+    rollout = Rollout(
+        text="Correctness of the final answer: Wrong",
+        verdict=Verdict.INCORRECT,
+        verdict_lines=1,
+        finish_reason=None,
+        tokens=(5, 6),
+        logprobs=(-0.1 - 0.2, -1 / 3),
+        refined=Grade.NO_ANSWER,
+        score=0.2,
+    )
+    kept = KeptGroup(
+        place=3,
+        adapter="ab",
+        group=RolloutGroup(item=ITEMS[0].sampled(1, "7", is_right=True), prompt=(1,), rollouts=(rollout,)),
+    )
+    lines = Lines(tmp_path / "0.jsonl", KeptGroup)
+    lines.append(kept)
+    assert list(lines.read()) == [kept]

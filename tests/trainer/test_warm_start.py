@@ -91,7 +91,7 @@ async def test_a_critic_without_the_format_is_taught_it(
         steps_stage_2=0,
     )
     log = tmp_path / "log"
-    process = worlds.start_half(settings, "learn", run.id, log=log)
+    process = worlds.start_phase(settings, "learn", run.id, log=log)
     assert process.wait(200) == 0, log.read_text()
     async with database.session() as session:
         events = await store.runs.events_after(session, run.id, after=0)

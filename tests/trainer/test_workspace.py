@@ -5,7 +5,7 @@ from uuid import UUID
 
 import pytest
 
-from gadfly.trainer.workspace import Workspace
+from gadfly.trainer.workspace import Lines, Workspace
 
 RUN = UUID(int=7)
 
@@ -16,11 +16,11 @@ def workspace(tmp_path: Path) -> Workspace:
 
 
 def test_lines_that_were_cut_are_not_there(workspace: Workspace) -> None:
-    lines = workspace.rollouts(3)
+    lines = Lines(workspace.rollouts(3), dict)
     assert list(lines.read()) == []
     lines.append({"a": 1})
     lines.append({"b": 2})
-    with lines.path.open("ab") as file:
+    with workspace.rollouts(3).open("ab") as file:
         file.write(b'{"c": ')
     assert list(lines.read()) == [{"a": 1}, {"b": 2}]
     lines.append({"d": 4})  # after the cut one, not into it
@@ -48,7 +48,7 @@ def test_a_checkpoint_counts_when_it_is_whole(workspace: Workspace) -> None:
 
 def test_old_checkpoints_and_what_only_they_needed_go(workspace: Workspace) -> None:
     for step in range(8):
-        workspace.rollouts(step).append({})
+        workspace.rollouts(step).touch()
         workspace.adapter(step).mkdir()
     for steps_done in (2, 4, 6, 8):
         _checkpoint(workspace, steps_done)
@@ -60,9 +60,8 @@ def test_old_checkpoints_and_what_only_they_needed_go(workspace: Workspace) -> N
 
 
 def test_texts_are_forgotten_and_the_result_is_kept(workspace: Workspace) -> None:
-    workspace.rollouts(0).append({"text": "private"})
-    workspace.evaluation("live").append({"text": "private"})
-    workspace.write("selection.json", {"text": "private"})
+    for path in (workspace.rollouts(0), workspace.evaluation("live"), workspace.path / "selection.json"):
+        path.write_text("private")
     workspace.final.mkdir()
     (workspace.final / "adapter").write_text("weights")
     workspace.forget_texts()

@@ -7,129 +7,116 @@ update. An alarm goes off after `patience` steps in a row, and brings its number
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
+from pydantic import PlainSerializer
+
+from gadfly.grading import Grade
+from gadfly.store.training_data import LabelledAnswer
 from gadfly.trainer.measure.leakage import leaks_gold
 from gadfly.trainer.rl.rewards import states_the_truth
+from gadfly.trainer.rollouts import Rollout, RolloutGroup
 from gadfly.training import AlarmLimits
-from gadfly.verdict import Verdict, count_verdicts, parse_critique
+from gadfly.verdict import Verdict
 
 EXAMPLES = 3  # texts an alarm shows
 _EXAMPLE_CHARS = 500  # of a text that an alarm shows
 _NO_EXAMPLES: Mapping[str, Sequence[str]] = {}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ScoredCritique:
-    """One sampled critique with what it earned. Critiques of one `group` share question and answer."""
-
-    group: int
-    question: str
-    response: str
-    reference: str | None
-    was_right: bool
-    text: str
-    tokens: int
-    score: float
-    source: str = ""  # the interaction it is about: whoever forgets that one forgets the examples that name it
-
-
 # ----------------------------------------------------------------------------------------------------------- statistics
 
 
-def step_statistics(critiques: Sequence[ScoredCritique]) -> dict[str, float]:
-    """One step's rollouts in numbers. What has no item to be measured on is left out.
+def step_statistics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    """The statistics of one step's rollouts. A statistic with nothing to measure is left out.
 
-    - `mean_score`, `mean_tokens`
-    - `no_verdict`, `double_verdict`: shares of critiques; both are unparsed
-    - `called_correct`, `share_right`, `verdict_drift`: of critiques with a verdict, the share that says correct, the
-      share whose answer is right, and how far these are apart
+    - `mean_score`, `mean_tokens`: per critique
+    - `no_verdict`, `double_verdict`: shares of critiques; both kinds are unparsed
+    - `called_correct`, `share_right`, `verdict_drift`: of the critiques with a verdict, the share that states correct,
+      the share whose answer is right, and the distance between the two
     - `discrimination_right`, `discrimination_wrong`, `discrimination_balanced`: right verdicts by class, and their mean
-    - `answer_leakage`: of critiques of wrong answers with a reference, the share that gives it away
+    - `kept_right`, `fixed_wrong`: right refinements by class, in stage II
+    - `answer_leakage`: of the critiques of wrong answers with a reference, the share that gives the reference away
     - `zero_advantage`: share of groups whose scores are all equal, from which nothing is learned
     """
+    critiques = _critiques(groups)
     if not critiques:
         return {}
-    verdicts = [parse_critique(critique.text).verdict for critique in critiques]
-    parsed = [pair for pair in zip(critiques, verdicts, strict=True) if pair[1] is not Verdict.UNPARSED]
+    parsed = [(item, rollout) for item, rollout in critiques if rollout.verdict is not Verdict.UNPARSED]
     statistics = {
-        "mean_score": _mean([critique.score for critique in critiques]),
-        "mean_tokens": _mean([critique.tokens for critique in critiques]),
+        "mean_score": _mean([rollout.score for _, rollout in critiques]),
+        "mean_tokens": _mean([len(rollout.tokens) for _, rollout in critiques]),
         "no_verdict": 1 - len(parsed) / len(critiques),
-        "double_verdict": _mean([count_verdicts(critique.text) > 1 for critique in critiques]),
-        "zero_advantage": _mean([len(scores) == 1 for scores in _scores_by_group(critiques).values()]),
+        "double_verdict": _mean([rollout.verdict_lines > 1 for _, rollout in critiques]),
+        "zero_advantage": _mean([len({rollout.score for rollout in group.rollouts}) == 1 for group in groups]),
     }
     if parsed:
-        called_correct = _mean([verdict is Verdict.CORRECT for _, verdict in parsed])
-        share_right = _mean([critique.was_right for critique, _ in parsed])
+        called_correct = _mean([rollout.verdict is Verdict.CORRECT for _, rollout in parsed])
+        share_right = _mean([item.is_right for item, _ in parsed])
         statistics |= {
             "called_correct": called_correct,
             "share_right": share_right,
             "verdict_drift": abs(called_correct - share_right),
         }
-    for name, kind in (("discrimination_right", True), ("discrimination_wrong", False)):
-        found = [
-            states_the_truth(verdict, was_right=kind)
-            for critique, verdict in zip(critiques, verdicts, strict=True)
-            if critique.was_right is kind
-        ]
-        if found:
-            statistics[name] = _mean(found)
+    for is_right, discrimination, refinement in (
+        (True, "discrimination_right", "kept_right"),
+        (False, "discrimination_wrong", "fixed_wrong"),
+    ):
+        of_class = [rollout for item, rollout in critiques if item.is_right is is_right]
+        refined = [rollout.refined is Grade.RIGHT for rollout in of_class if rollout.refined is not None]
+        if of_class:
+            statistics[discrimination] = _mean(
+                [states_the_truth(rollout.verdict, was_right=is_right) for rollout in of_class]
+            )
+        if refined:
+            statistics[refinement] = sum(refined) / len(refined)
     if "discrimination_right" in statistics and "discrimination_wrong" in statistics:
         both = statistics["discrimination_right"], statistics["discrimination_wrong"]
         statistics["discrimination_balanced"] = _mean(both)
-    leaks = [leaks for _, leaks in _leaks(critiques)]
+    leaks = [leaks for _, _, leaks in _leaks(critiques)]
     if leaks:
         statistics["answer_leakage"] = _mean(leaks)
     return statistics
 
 
-def step_examples(critiques: Sequence[ScoredCritique]) -> dict[str, list[str]]:
-    """Up to `EXAMPLES` critiques of one step for each alarm about texts: those that it would be about."""
-    verdicts = [(critique, parse_critique(critique.text).verdict) for critique in critiques]
-    mistaken = [
-        critique
-        for critique, verdict in verdicts
-        if verdict is not Verdict.UNPARSED and not states_the_truth(verdict, was_right=critique.was_right)
-    ]
+def step_examples(groups: Sequence[RolloutGroup]) -> dict[str, list[str]]:
+    """For each alarm about texts, up to `EXAMPLES` critiques of one step that show its cause."""
+    critiques = _critiques(groups)
     shown = {
-        "verdict_drift": mistaken,
-        "length_growth": sorted(critiques, key=lambda critique: -critique.tokens),
-        "answer_leakage": [critique for critique, leaks in _leaks(critiques) if leaks],
-        "no_verdict": [critique for critique, verdict in verdicts if verdict is Verdict.UNPARSED],
-        "double_verdict": [critique for critique in critiques if count_verdicts(critique.text) > 1],
+        "verdict_drift": [
+            (item, rollout)
+            for item, rollout in critiques
+            if rollout.verdict is not Verdict.UNPARSED
+            and not states_the_truth(rollout.verdict, was_right=item.is_right)
+        ],
+        "length_growth": sorted(critiques, key=lambda critique: -len(critique[1].tokens)),
+        "answer_leakage": [(item, rollout) for item, rollout, leaks in _leaks(critiques) if leaks],
+        "no_verdict": [(item, rollout) for item, rollout in critiques if rollout.verdict is Verdict.UNPARSED],
+        "double_verdict": [(item, rollout) for item, rollout in critiques if rollout.verdict_lines > 1],
     }
-    return {name: [_example(each) for each in found[:EXAMPLES]] for name, found in shown.items()}
+    # The interaction is named so that the examples can be deleted with it.
+    return {
+        name: [f"{item.interaction_id}: {rollout.text[:_EXAMPLE_CHARS]}" for item, rollout in found[:EXAMPLES]]
+        for name, found in shown.items()
+    }
 
 
-def _example(critique: ScoredCritique) -> str:
-    text = critique.text[:_EXAMPLE_CHARS]
-    return f"{critique.source}: {text}" if critique.source else text
+def _critiques(groups: Sequence[RolloutGroup]) -> list[tuple[LabelledAnswer, Rollout]]:
+    return [(group.item, rollout) for group in groups for rollout in group.rollouts]
 
 
-def _leaks(critiques: Sequence[ScoredCritique]) -> list[tuple[ScoredCritique, bool]]:
-    """Critiques of wrong answers that have a reference, and whether they give it away."""
+def _leaks(critiques: Sequence[tuple[LabelledAnswer, Rollout]]) -> list[tuple[LabelledAnswer, Rollout, bool]]:
+    """The critiques of wrong answers with a reference, and whether each gives the reference away."""
     return [
         (
-            critique,
-            leaks_gold(
-                critique.text,
-                question=critique.question,
-                response=critique.response,
-                reference=critique.reference,
-            ),
+            item,
+            rollout,
+            leaks_gold(rollout.text, question=item.question, response=item.response, reference=item.reference),
         )
-        for critique in critiques
-        if not critique.was_right and critique.reference is not None
+        for item, rollout in critiques
+        if not item.is_right and item.reference is not None
     ]
-
-
-def _scores_by_group(critiques: Sequence[ScoredCritique]) -> dict[int, set[float]]:
-    groups: dict[int, set[float]] = {}
-    for critique in critiques:
-        groups.setdefault(critique.group, set()).add(critique.score)
-    return groups
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -190,16 +177,32 @@ _WATCHES = (  # of several alarms in one step the first is told: the likelier ca
 )
 
 
-class Alarms:
-    """Watches a run step by step. Its state survives a restart as JSON, so a resumed run counts on."""
+def _plain(value: float) -> float | str:
+    """A number as JSON knows it: NaN and infinities become text."""
+    return value if math.isfinite(value) else str(value)
 
-    def __init__(self, limits: AlarmLimits) -> None:
+
+Number = Annotated[float, PlainSerializer(_plain, return_type=Any, when_used="json")]
+
+
+@dataclass(kw_only=True, slots=True)
+class AlarmState:
+    """What the alarms remember between steps. Stored with every checkpoint."""
+
+    first_tokens: float | None = None
+    # By alarm: (step, value) of the latest steps in a row beyond the limit.
+    streaks: dict[str, list[tuple[int, Number]]] = field(default_factory=dict)
+    was_within: set[str] = field(default_factory=set)  # alarms whose limit was kept once
+    last_validation: tuple[Number, Number] | None = None  # reward, accuracy
+    no_gain: list[tuple[int, Number, Number]] = field(default_factory=list)  # step, reward, accuracy
+
+
+class Alarms:
+    """Watches a run step by step. With the `state` of an earlier process it continues that one's counts."""
+
+    def __init__(self, limits: AlarmLimits, state: AlarmState | None = None) -> None:
         self._limits = limits
-        self._first_tokens: float | None = None
-        self._streaks: dict[str, list[tuple[int, float]]] = {}  # by alarm: (step, value) beyond the limit, in a row
-        self._was_within: set[str] = set()  # alarms whose limit was kept once
-        self._last_validation: tuple[float, float] | None = None  # reward, accuracy
-        self._no_gain: list[tuple[int, float, float]] = []  # step, reward, accuracy
+        self.state = state or AlarmState()
 
     def observe(
         self, step: int, statistics: Mapping[str, float], examples: Mapping[str, Sequence[str]] = _NO_EXAMPLES
@@ -216,13 +219,13 @@ class Alarms:
             if limit is None or value is None:
                 continue
             if not watch.is_beyond(value, limit):
-                self._streaks.pop(watch.name, None)
-                self._was_within.add(watch.name)
+                self.state.streaks.pop(watch.name, None)
+                self.state.was_within.add(watch.name)
                 continue
-            if watch.must_begin_within and watch.name not in self._was_within:
+            if watch.must_begin_within and watch.name not in self.state.was_within:
                 continue
-            streak = [*self._streaks.get(watch.name, []), (step, value)][-self._limits.patience :]
-            self._streaks[watch.name] = streak
+            streak = [*self.state.streaks.get(watch.name, []), (step, value)][-self._limits.patience :]
+            self.state.streaks[watch.name] = streak
             if len(streak) == self._limits.patience and raised is None:
                 raised = _alarm(watch, limit, streak, examples.get(watch.name, ()))
         return raised
@@ -232,14 +235,14 @@ class Alarms:
 
         The alarm goes off when, `no_gain` times in a row, accuracy fell while reward rose.
         """
-        before, self._last_validation = self._last_validation, (reward, accuracy)
+        before, self.state.last_validation = self.state.last_validation, (reward, accuracy)
         if self._limits.no_gain is None or before is None:
             return None
         if not (reward > before[0] and accuracy < before[1]):
-            self._no_gain = []
+            self.state.no_gain = []
             return None
-        self._no_gain = [*self._no_gain, (step, reward, accuracy)][-self._limits.no_gain :]
-        if len(self._no_gain) < self._limits.no_gain:
+        self.state.no_gain = [*self.state.no_gain, (step, reward, accuracy)][-self._limits.no_gain :]
+        if len(self.state.no_gain) < self._limits.no_gain:
             return None
         message = (
             f"Accuracy on validation questions fell {self._limits.no_gain} times in a row while the reward rose, to "
@@ -247,50 +250,26 @@ class Alarms:
         )
         evidence = {
             "limit": self._limits.no_gain,
-            "steps": [each[0] for each in self._no_gain],
-            "rewards": [_plain(each[1]) for each in self._no_gain],
-            "accuracies": [_plain(each[2]) for each in self._no_gain],
+            "steps": [each[0] for each in self.state.no_gain],
+            "rewards": [_plain(each[1]) for each in self.state.no_gain],
+            "accuracies": [_plain(each[2]) for each in self.state.no_gain],
             "examples": [],
         }
         return Alarm(name="no_gain", message=message, evidence=evidence)
 
     def begin_stage(self) -> None:
         """Forget what the next stage cannot be compared with: its reward and its anchor are others."""
-        self._streaks = {}
-        self._last_validation = None
-        self._no_gain = []
+        self.state.streaks = {}
+        self.state.last_validation = None
+        self.state.no_gain = []
 
     def _growth(self, statistics: Mapping[str, float]) -> dict[str, float]:
         tokens = statistics.get("mean_tokens")
         if tokens is None:
             return {}
-        if self._first_tokens is None:
-            self._first_tokens = max(tokens, 1.0)
-        return {"length_growth": tokens / self._first_tokens}
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "first_tokens": self._first_tokens,
-            "streaks": {
-                name: [[step, _plain(value)] for step, value in streak] for name, streak in self._streaks.items()
-            },
-            "was_within": sorted(self._was_within),
-            "last_validation": None if self._last_validation is None else [*map(_plain, self._last_validation)],
-            "no_gain": [[step, _plain(reward), _plain(accuracy)] for step, reward, accuracy in self._no_gain],
-        }
-
-    @classmethod
-    def from_json(cls, limits: AlarmLimits, values: Mapping[str, Any]) -> Self:
-        alarms = cls(limits)
-        alarms._first_tokens = values["first_tokens"]
-        alarms._streaks = {
-            name: [(step, float(value)) for step, value in streak] for name, streak in values["streaks"].items()
-        }
-        last = values["last_validation"]
-        alarms._was_within = set(values["was_within"])
-        alarms._last_validation = None if last is None else (float(last[0]), float(last[1]))
-        alarms._no_gain = [(step, float(reward), float(accuracy)) for step, reward, accuracy in values["no_gain"]]
-        return alarms
+        if self.state.first_tokens is None:
+            self.state.first_tokens = max(tokens, 1.0)
+        return {"length_growth": tokens / self.state.first_tokens}
 
 
 def _alarm(watch: _Watch, limit: float, streak: Sequence[tuple[int, float]], examples: Sequence[str]) -> Alarm:
@@ -305,8 +284,3 @@ def _alarm(watch: _Watch, limit: float, streak: Sequence[tuple[int, float]], exa
         "examples": list(examples[:EXAMPLES]),
     }
     return Alarm(name=watch.name, message=message, evidence=evidence)
-
-
-def _plain(value: float) -> float | str:
-    """A number as JSON knows it: what is none ("nan", "inf") becomes text."""
-    return value if math.isfinite(value) else str(value)

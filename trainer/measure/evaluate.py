@@ -216,7 +216,7 @@ async def several_samples(
     async def one(answer: LabelledAnswer) -> Samples:
         chains = await gather(*(chain(answer, sample) for sample in range(samples)))
         texts, tokens = [text for text, _ in chains], [tokens for _, tokens in chains]
-        return await graded_samples(bench.grader, answer, references[answer.interaction_id], texts, tokens)
+        return await graded_samples(bench.grader, answer, references[answer.id], texts, tokens)
 
     return await bench.each(one, answers)
 
@@ -238,7 +238,7 @@ async def graded_samples(
         for member in members:
             groups[member] = number
     return Samples(
-        answer_id=answer.interaction_id,
+        answer_id=answer.id,
         question_hash=answer.question_hash,
         groups=tuple(groups),
         rights=tuple(grade is Grade.RIGHT for grade in grades),
@@ -260,7 +260,7 @@ class _Turn:
 
 def _item(answer: LabelledAnswer) -> Judged:
     """An answer that nobody has judged yet."""
-    return Judged(answer_id=answer.interaction_id, question_hash=answer.question_hash, was_right=answer.is_right)
+    return Judged(answer_id=answer.id, question_hash=answer.question_hash, was_right=answer.is_right)
 
 
 def _kept(answer: LabelledAnswer) -> Judged:
@@ -326,7 +326,7 @@ async def _finished(item: Judged, on_item: OnItem | None) -> Judged:
 
 
 def _need_references(answers: Sequence[LabelledAnswer]) -> dict[UUID, str]:
-    references = {answer.interaction_id: answer.reference for answer in answers if answer.reference is not None}
+    references = {answer.id: answer.reference for answer in answers if answer.reference is not None}
     if len(references) < len(answers):
         raise ValueError("every answer needs a reference of its own")
     return references

@@ -13,11 +13,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
-from typing import Any, Self
+from typing import Any
 from uuid import UUID
 
 import numpy as np
 
+from gadfly.fields import HexBytes
 from gadfly.grading import Grade
 from gadfly.trainer.rl.rewards import states_the_truth
 from gadfly.verdict import Verdict
@@ -37,7 +38,7 @@ class Judged:
     """
 
     answer_id: UUID
-    question_hash: bytes
+    question_hash: HexBytes
     was_right: bool
     stated: Verdict | None = None
     served: Verdict | None = None
@@ -67,23 +68,6 @@ class Judged:
         if self.p_correct is None or self.p_incorrect is None or self.p_correct + self.p_incorrect <= 0:
             return None
         return self.p_correct / (self.p_correct + self.p_incorrect)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"answer_id": str(self.answer_id), "question_hash": self.question_hash.hex()}
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Self:
-        stated, served, refined = values["stated"], values["served"], values["refined"]
-        return cls(
-            **values
-            | {
-                "answer_id": UUID(values["answer_id"]),
-                "question_hash": bytes.fromhex(values["question_hash"]),
-                "stated": None if stated is None else Verdict(stated),
-                "served": None if served is None else Verdict(served),
-                "refined": None if refined is None else Grade(refined),
-            }
-        )
 
 
 # ---------------------------------------------------------------------------------------------------------------- rates
@@ -331,9 +315,6 @@ class SampleMetrics:
     any_hit: Proportion  # Pass@K as published: any of the first K is right
     pass_unbiased: Estimate  # Pass@K as estimated from all samples (Chen et al. 2021, arXiv 2107.03374)
     mean_tokens: float  # of the first K, per answer
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
