@@ -1,8 +1,10 @@
 """The second phase of a run: measure on held-out answers, decide, publish, and ask for the swap."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -17,7 +19,7 @@ from gadfly.trainer.context import RunContext
 from gadfly.trainer.data import StoredAnswer
 from gadfly.trainer.learn import load_adapter
 from gadfly.trainer.measure.evaluate import evaluate
-from gadfly.trainer.measure.gate import GateReport, decide
+from gadfly.trainer.measure.gate import LEAST_TRAFFIC, Evidence, GateReport, Traffic, decide, question_key
 from gadfly.trainer.measure.metrics import Judged
 from gadfly.trainer.patience import in_session
 from gadfly.trainer.pool import sample_pool
@@ -50,7 +52,8 @@ async def evaluate_and_publish(context: RunContext) -> None:
         return
     await context.report.stage(Stage.EVALUATE, step=run.progress.step)
     live = await in_session(context.database, lambda session: store.critics.resolve_critic(session, "live"))
-    report = await measure(context, live, await heldout_items(context))
+    history = await _history(context, live)
+    report = await measure(context, history, await heldout_items(context, history.past))
     await context.report.gate(report.outcome, report.to_json() | {"live": live.version})
 
     await context.report.stage(Stage.PUBLISH, step=run.progress.step)
@@ -108,40 +111,106 @@ async def _enter(
     return version, "the swap was asked for"
 
 
-async def heldout_items(context: RunContext) -> list[LabelledAnswer]:
-    """Held-out answers that both critics judge: the logged ones and the actor's own, both classes alike."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _History:
+    """What the gate knows before this run measures anything."""
+
+    live: CriticVersion
+    anchor: CriticVersion | None  # a fixed critic that small losses may not add up against; None: it is the live one
+    past: Evidence
+    traffic: Traffic | None
+
+
+async def _history(context: RunContext, live: CriticVersion) -> _History:
+    assert context.run.manifest is not None
+    start = context.run.manifest["start"]["version"]
+
+    async def read(session: AsyncSession) -> _History:
+        reports = await store.runs.gate_reports(session, live.version)
+        past = _past(dict(reports), start=start, live=live.version)
+        best = _best(await store.runs.promoted_reports(session))
+        anchor = None if best == live.version else await store.critics.resolve_critic(session, best)
+        right, wrong = await store.training_data.traffic_counts(session)
+        traffic = Traffic(right, wrong) if right + wrong >= LEAST_TRAFFIC else None
+        return _History(live=live, anchor=anchor, past=past, traffic=traffic)
+
+    return await in_session(context.database, read, limit_s=_QUERY_LIMIT_S)
+
+
+def _past(reports: Mapping[int, dict[str, Any]], *, start: int, live: int) -> Evidence:
+    """The evidence of the lineage that starts with version `start`; `reports` are those against the live critic."""
+    known = {version: gate["numbers"].get("evidence") for version, gate in reports.items()}
+    if start != live and known.get(start) is not None:
+        return Evidence.from_json(known[start])
+    # Reports of earlier releases hold no evidence; each of them was a look of its own.
+    begun = sum(evidence is None or evidence["nights"] <= 1 for evidence in known.values())
+    return Evidence(lineage=begun + 1)
+
+
+def _best(promoted: Mapping[int, dict[str, Any]]) -> int:
+    """The version that was measured best among those that have been live; version 0 where none was measured."""
+
+    def merit(gate: Mapping[str, Any]) -> float:
+        measured = gate["numbers"]["candidate"]
+        rates = (measured["discrimination_balanced"], measured["accuracy_refined"])
+        return math.fsum(rate["value"] for rate in rates if rate is not None)
+
+    return max(promoted, key=lambda version: (merit(promoted[version]), -version), default=0)
+
+
+async def heldout_items(context: RunContext, past: Evidence) -> list[LabelledAnswer]:
+    """Held-out answers that the critics judge: the logged ones and the actor's own, both classes alike.
+
+    Answers to questions that the lineage was not judged by yet come alone; where there are none, those that there are
+    show the critics' rates.
+    """
     config = context.run.config
     logged = await in_session(
         context.database,
         lambda session: store.training_data.labelled_answers(session, Split.HELDOUT, limit=config.max_questions),
         limit_s=_QUERY_LIMIT_S,
     )
+    fresh = [answer for answer in logged if question_key(answer.question_hash) not in past.questions]
     kept = context.workspace.read(_POOL, HeldoutPool)
     if kept is None:
-        pool = await sample_pool(context.engines, context.prompts, context.grader, logged, config, seed=config.seed)
+        asked = fresh or logged
+        pool = await sample_pool(context.engines, context.prompts, context.grader, asked, config, seed=config.seed)
         kept = HeldoutPool(pool=pool.items)
         context.workspace.write(_POOL, kept)
-    return evaluation_items([*logged, *kept.pool], config.evaluation_items)
+    return evaluation_items([*(fresh or logged), *kept.pool], config.evaluation_items)
 
 
-async def measure(context: RunContext, live: CriticVersion, items: Sequence[LabelledAnswer]) -> GateReport:
-    """Both critics on the same items, through the engine; what was judged before an interruption stays judged."""
+async def measure(context: RunContext, history: _History, items: Sequence[LabelledAnswer]) -> GateReport:
+    """All critics on the same items, at the served temperature; items judged before an interruption stay judged."""
     final, _ = await load_adapter(context.engines, context.workspace.final, label="final")
-    live_name = ACTOR
-    if live.adapter_path is not None:
-        live_name, _ = await load_adapter(context.engines, context.published(live), label="live")
-    judged = {
-        name: await _judge(context, model, items, context.workspace.evaluation(name))
-        for name, model in ((f"live-{live.version}", live_name), ("candidate", final))
-    }
+    names = {"candidate": final, f"live-{history.live.version}": await _served(context, history.live, label="live")}
+    if history.anchor is not None:
+        names[f"anchor-{history.anchor.version}"] = await _served(context, history.anchor, label="anchor")
+    judged = [await _judge(context, model, items, context.workspace.evaluation(name)) for name, model in names.items()]
     await context.engines.unload_all()
-    before, after = judged.values()
-    return decide(before, after, context.run.config)
+    candidate, live, *anchor = judged
+    return decide(
+        live,
+        candidate,
+        context.run.config,
+        anchor=anchor[0] if anchor else None,
+        past=history.past,
+        traffic=history.traffic,
+    )
+
+
+async def _served(context: RunContext, critic: CriticVersion, *, label: str) -> str:
+    """The name under which the engine serves a published critic to this run."""
+    if critic.adapter_path is None:
+        return ACTOR
+    name, _ = await load_adapter(context.engines, context.published(critic), label=label)
+    return name
 
 
 async def _judge(context: RunContext, model: str, items: Sequence[LabelledAnswer], file: Path) -> list[Judged]:
     kept = Lines(file, Judged)
     done = {judged.key: judged for judged in kept.read()}
+    config, temperature = context.run.config, context.settings.temperature
 
     async def on_item(judged: Judged) -> None:
         kept.append(judged)
@@ -154,10 +223,13 @@ async def _judge(context: RunContext, model: str, items: Sequence[LabelledAnswer
             context.grader,
             items,
             model=model,
-            max_critique_tokens=context.run.config.max_critique_tokens,
-            max_answer_tokens=context.run.config.max_answer_tokens,
+            max_critique_tokens=config.max_critique_tokens,
+            max_answer_tokens=config.max_answer_tokens,
             concurrency=context.engines.at_once(1),
             with_refinement=True,
+            samples=config.gate_samples if temperature > 0 else 1,  # greedy samples would all be the same
+            temperature=temperature,
+            seed=config.seed,
             done=done,
             on_item=on_item,
         )

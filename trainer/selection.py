@@ -19,7 +19,7 @@ from gadfly.trainer.data import StoredAnswer
 from gadfly.trainer.manifest import make_manifest, select_answers, split_for_validation
 from gadfly.trainer.patience import in_session
 from gadfly.trainer.pool import sample_pool
-from gadfly.training import Run, Stage
+from gadfly.training import GateOutcome, Run, Stage
 
 _FILE = "selection.json"
 _QUERY_LIMIT_S = 300.0  # for reading all labelled answers of a large deployment
@@ -63,7 +63,11 @@ async def _decide(context: RunContext) -> Selection:
     async def read(session: AsyncSession) -> tuple[Run | None, CriticVersion, list[LabelledAnswer]]:
         original = None if run.reproduces is None else await store.runs.read_run(session, run.reproduces)
         recorded = original.manifest if original is not None else None
-        start = await store.critics.resolve_critic(session, recorded["start"]["version"] if recorded else "live")
+        start = (
+            await store.critics.resolve_critic(session, recorded["start"]["version"])
+            if recorded
+            else await _start(session, continue_candidate=config.continue_candidate)
+        )
         return original, start, await select_answers(session, run, original)
 
     original, start, answers = await in_session(context.database, read, limit_s=_QUERY_LIMIT_S)
@@ -110,6 +114,23 @@ async def _decide(context: RunContext) -> Selection:
             "unreadable_references": pool.unreadable,
         },
     )
+
+
+async def _start(session: AsyncSession, *, continue_candidate: bool) -> CriticVersion:
+    """The critic that a run begins with: the live one, or the candidate that the gate has not decided about.
+
+    A candidate that was measured against another live critic is not continued: its evidence does not count any more.
+    """
+    live = await store.critics.resolve_critic(session, "live")
+    pointers = await store.critics.read_pointers(session)
+    if not continue_candidate or "candidate" not in pointers:
+        return live
+    candidate = await store.critics.resolve_critic(session, "candidate")
+    if candidate.run_id is None or live.prompt_set not in (None, candidate.prompt_set):
+        return live
+    run = await store.runs.read_run(session, candidate.run_id)
+    is_open = run.outcome is GateOutcome.NOT_ENOUGH_EVIDENCE and (run.gate or {}).get("live") == live.version
+    return candidate if is_open else live
 
 
 async def fitting(context: RunContext, items: Sequence[LabelledAnswer]) -> list[LabelledAnswer]:

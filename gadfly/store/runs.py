@@ -4,15 +4,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, select, text, type_coerce, update
+from sqlalchemy import exists, func, select, text, type_coerce, update
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased, defer
 
 from gadfly.errors import Conflict, NotFound
-from gadfly.records import new_id, now
+from gadfly.records import SwapStatus, new_id, now
 from gadfly.store.mapping import record_of
-from gadfly.store.tables import CriticVersionRow, RunEventRow, TrainingRunRow
+from gadfly.store.tables import CriticVersionRow, RunEventRow, SwapRow, TrainingRunRow
 from gadfly.training import EventKind, GateOutcome, Progress, Run, RunEvent, RunStatus, TrainConfig, Trigger
 
 TRAINING_ROLE = "gadfly_training"
@@ -258,6 +258,19 @@ async def gate_reports(session: AsyncSession, live: int) -> list[tuple[int, dict
         .order_by(CriticVersionRow.version)
     )
     return [(version, gate) for version, gate in rows if gate is not None]
+
+
+async def promoted_reports(session: AsyncSession) -> dict[int, dict[str, Any]]:
+    """The gate's report of every version that has been live and was measured."""
+    rows = await session.execute(
+        select(CriticVersionRow.version, TrainingRunRow.gate)
+        .join(CriticVersionRow, CriticVersionRow.run_id == TrainingRunRow.id)
+        .where(
+            TrainingRunRow.gate.is_not(None),
+            exists().where(SwapRow.version == CriticVersionRow.version, SwapRow.status == SwapStatus.DONE),
+        )
+    )
+    return {version: gate for version, gate in rows if gate is not None}
 
 
 def _runs() -> Any:

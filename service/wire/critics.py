@@ -94,7 +94,7 @@ def history_view(
         critic,
         pointers=_names_of(critic, pointers),
         outcome=history.outcome,
-        gate=history.gate,
+        gate=history.gate and _without_evidence(history.gate),
         swaps=swaps,
         receipts=receipts,
     )
@@ -102,6 +102,12 @@ def history_view(
 
 def _names_of(critic: CriticVersion, pointers: Mapping[Pointer, int]) -> list[Pointer]:
     return sorted(name for name, version in pointers.items() if version == critic.version)
+
+
+def _without_evidence(gate: dict[str, Any]) -> dict[str, Any]:
+    """The report without its observations, which later runs read and people do not."""
+    numbers = {name: value for name, value in gate["numbers"].items() if name != "evidence"}
+    return gate | {"numbers": numbers}
 
 
 def _without_engines(details: dict[str, Any]) -> dict[str, Any]:

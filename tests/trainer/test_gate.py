@@ -269,9 +269,14 @@ def test_evidence_adds_up_over_nights() -> None:
 
 
 def test_a_question_counts_once() -> None:
-    past = Evidence.from_json(decide(night(1, 30), night(1, 33), CONFIG).numbers["evidence"])
-    with pytest.raises(ValueError, match="no new evidence"):
-        decide(night(1, 30), night(1, 33), CONFIG, past=past)
+    first_report = decide(night(1, 30), night(1, 33), CONFIG)
+    past = Evidence.from_json(first_report.numbers["evidence"])
+    again = decide(night(1, 30), night(1, 33), CONFIG, past=past)
+    assert again.numbers["evidence"] == first_report.numbers["evidence"]
+    assert again.numbers["items"] == 40, "its rates are measured all the same"
+    both = decide([*night(1, 30), *night(2, 30)], [*night(1, 33), *night(2, 33)], CONFIG, past=past)
+    assert both.numbers["evidence"]["right"] == 40
+    assert both.numbers["evidence"]["nights"] == 2
 
 
 def test_later_lineages_need_more() -> None:

@@ -75,6 +75,9 @@ async def evaluate(
     max_answer_tokens: int,
     concurrency: int,
     with_refinement: bool,
+    samples: int = 1,
+    temperature: float = 0.0,
+    seed: int = 0,
     priority: int = 10,
     done: Mapping[str, Judged] = _NOTHING_DONE,
     on_item: OnItem | None = None,
@@ -82,7 +85,9 @@ async def evaluate(
     """Have `model` judge every answer and, `with_refinement`, the frozen actor rewrite those that have a reference.
 
     This is what the gate compares: the paper's soft gate, in which the actor rewrites whatever the verdict. Items come
-    in the order of `answers`; those whose key is in `done` are taken from there.
+    in the order of `answers`; those whose key is in `done` are taken from there. With `samples` above 1 each answer is
+    judged that often at `temperature`, its samples one after another; sample k of an answer has the same seed under
+    every critic.
 
     Raises:
         EngineError: the engine does not answer.
@@ -98,14 +103,23 @@ async def evaluate(
         priority=priority,
     )
 
-    async def one(answer: LabelledAnswer) -> Judged:
-        known = done.get(_item(answer).key)
-        if known is not None:
-            return known
-        turn = await _turn(bench, bench.prompts, answer, _item(answer), model=model, rewrites=with_refinement)
-        return await _finished(turn.item, on_item)
+    async def one(answer: LabelledAnswer) -> list[Judged]:
+        found = []
+        for sample in range(samples):
+            item = replace(_item(answer), sample=sample)
+            if item.key in done:
+                found.append(done[item.key])
+                continue
+            sampling = bench.sampling(
+                max_critique_tokens, temperature=temperature, seed=seed_of_sample(seed, sample) if temperature else None
+            )
+            turn = await _turn(
+                bench, bench.prompts, answer, item, model=model, rewrites=with_refinement, sampling=sampling
+            )
+            found.append(await _finished(turn.item, on_item))
+        return found
 
-    return await bench.each(one, answers)
+    return [item for items in await bench.each(one, answers) for item in items]
 
 
 def without_critic(answers: Sequence[LabelledAnswer]) -> list[Judged]:
@@ -270,9 +284,16 @@ def _kept(answer: LabelledAnswer) -> Judged:
 
 
 async def _turn(
-    bench: Bench, prompts: PromptSet, answer: LabelledAnswer, item: Judged, *, model: str, rewrites: bool
+    bench: Bench,
+    prompts: PromptSet,
+    answer: LabelledAnswer,
+    item: Judged,
+    *,
+    model: str,
+    rewrites: bool,
+    sampling: Sampling | None = None,
 ) -> _Turn:
-    """Judge one answer greedily and, when it `rewrites` and there is a reference, rewrite and grade it."""
+    """Judge one answer, greedily without `sampling`; with `rewrites` and a reference, rewrite it and grade that."""
     rewrites = rewrites and answer.reference is not None
     refined = Grade.NO_ANSWER if rewrites else None
     try:
@@ -282,7 +303,7 @@ async def _turn(
             model=model,
             question=answer.question,
             response=answer.response,
-            sampling=bench.sampling(bench.max_critique_tokens),
+            sampling=sampling or bench.sampling(bench.max_critique_tokens),
             round=item.round,
         )
     except PromptTooLong:

@@ -184,24 +184,30 @@ class Evidence:
     def with_night(
         self, live: Sequence[Judged], candidate: Sequence[Judged], anchor: Sequence[Judged] | None
     ) -> "Evidence":
-        """This evidence and a night's, on questions that it does not hold yet.
+        """This evidence and a night's. Answers to questions that it holds already add nothing to it.
 
         Raises:
-            ValueError: as `units_of`, or a question counts already.
+            ValueError: as `units_of`.
         """
-        questions = {question_key(item.question_hash) for item in live}
-        if questions & self.questions:
-            raise ValueError("an answer to a question that was judged before is no new evidence")
-        classes = {item.answer_id: item.was_right for item in live}
+        paired(live, candidate)
+        fresh, fresh_candidate = self._fresh(live), self._fresh(candidate)
+        if not fresh:
+            return self
+        questions = {question_key(item.question_hash) for item in fresh}
+        classes = {item.answer_id: item.was_right for item in fresh}
+        anchored = units_of(self._fresh(anchor), fresh_candidate) if anchor is not None else []
         return Evidence(
-            units=(*self.units, *units_of(live, candidate)),
-            anchored=(*self.anchored, *(units_of(anchor, candidate) if anchor is not None else ())),
+            units=(*self.units, *units_of(fresh, fresh_candidate)),
+            anchored=(*self.anchored, *anchored),
             right=self.right + sum(classes.values()),
             wrong=self.wrong + len(classes) - sum(classes.values()),
             questions=self.questions | questions,
             nights=self.nights + 1,
             lineage=self.lineage,
         )
+
+    def _fresh(self, items: Sequence[Judged]) -> list[Judged]:
+        return [item for item in items if question_key(item.question_hash) not in self.questions]
 
 
 def question_key(question_hash: bytes) -> str:
@@ -286,7 +292,8 @@ def decide(
     labelled answers of the deployment's own, neither does utility.
 
     Args:
-        live: this night's items, at the served temperature. No question of theirs may be in `past`.
+        live: this night's items, at the served temperature. Those of questions that `past` holds count in the rates
+            of this night, and not as evidence.
         candidate: the same items, in any order.
         config: margin, confidence and the other options of the gate.
         anchor: the same items, judged by a fixed critic that no chain of small losses may fall behind; None where that
