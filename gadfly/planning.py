@@ -6,11 +6,13 @@ questions and its held-out answers with the same functions, so that the plan is 
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import zip_longest
 from statistics import NormalDist
 from typing import Any
 from uuid import UUID
+
+from pydantic import TypeAdapter
 
 from gadfly.store.training_data import LabelledAnswer, source_counts
 from gadfly.training import TrainConfig
@@ -69,10 +71,12 @@ class Plan:
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        values = asdict(self)
-        for name in ("train_ids", "validation_ids", "heldout_ids"):
-            values[name] = [str(id) for id in values[name]]
-        return values | {"warnings": list(self.warnings), "notes": list(self.notes)}
+        """The plan as JSON values."""
+        values: dict[str, Any] = _PLAN.dump_python(self, mode="json")
+        return values
+
+
+_PLAN = TypeAdapter(Plan)
 
 
 def plan(

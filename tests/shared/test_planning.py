@@ -4,10 +4,14 @@ import hashlib
 import json
 from uuid import UUID
 
+import orjson
 import pytest
+from pydantic import TypeAdapter
 
 from gadfly.planning import (
     DISCORDANCE,
+    Plan,
+    Portion,
     detectable_balanced,
     detectable_difference,
     evaluation_items,
@@ -144,6 +148,43 @@ def test_a_plan_counts_what_it_would_use() -> None:
     assert found.seconds == pytest.approx(8 * (40 + 2 * 60 / 64))
     assert found.warnings == ()
     assert json.loads(json.dumps(found.to_json()))["train_ids"][0] == str(UUID(int=1))
+
+
+PORTION_JSON = '{"answers":3,"questions":2,"right":2,"wrong":1,"by_source":{"person":1,"import":0,"reference":2}}'
+PLAN_JSON = (
+    '{"train_ids":["00000000-0000-0000-0000-000000000001","00000000-0000-0000-0000-000000000002"],'
+    '"validation_ids":[],"heldout_ids":["00000000-0000-0000-0000-000000000003"],'
+    f'"stage_1":{PORTION_JSON},"stage_2":{PORTION_JSON},"pool_answers":8,"validation":{PORTION_JSON},'
+    f'"heldout":{PORTION_JSON},"heldout_with_reference":{PORTION_JSON},"steps":40,'
+    '"detectable_discriminability":0.125,"detectable_helpfulness":null,"questions_for_margin":629,'
+    '"assumed_discordance":0.2,"power":0.8,"seconds":1.5,"warnings":["few answers"],"notes":["ü","n"]}'
+)
+
+
+def test_plan_json_keeps_its_form() -> None:
+    portion = Portion(answers=3, questions=2, right=2, wrong=1, by_source={"person": 1, "import": 0, "reference": 2})
+    written = Plan(
+        train_ids=(UUID(int=1), UUID(int=2)),
+        validation_ids=(),
+        heldout_ids=(UUID(int=3),),
+        stage_1=portion,
+        stage_2=portion,
+        pool_answers=8,
+        validation=portion,
+        heldout=portion,
+        heldout_with_reference=portion,
+        steps=40,
+        detectable_discriminability=0.125,
+        detectable_helpfulness=None,
+        questions_for_margin=629,
+        assumed_discordance=0.2,
+        power=0.8,
+        seconds=1.5,
+        warnings=("few answers",),
+        notes=("ü", "n"),
+    )
+    assert orjson.dumps(written.to_json()).decode() == PLAN_JSON
+    assert TypeAdapter(Plan).validate_json(PLAN_JSON) == written
 
 
 def test_validation_questions_are_not_learned_from() -> None:
