@@ -108,17 +108,19 @@ class AdapterFolder:
             if name not in marker.files:
                 raise BadAdapter(f"{path} has no {name}")
         if marker.base_model != base_model:
-            raise BadAdapter(f"the adapter stands on the model {marker.base_model}, and {base_model} is served")
+            raise BadAdapter(f"the adapter was trained on the model {marker.base_model}, but {base_model} is served")
         rank = _check_config(path / CONFIG)
         if rank != marker.rank or rank > max_rank:
-            raise BadAdapter(f"the adapter has rank {rank}, and at most {max_rank} is served")
+            raise BadAdapter(
+                f"the adapter has rank {rank}, its marker {marker.rank}, and the largest rank served is {max_rank}"
+            )
         _check_weights(path / WEIGHTS, rank)
         try:
             probe = ProbeRecord.model_validate_json((path / PROBE).read_bytes())
         except ValidationError as error:
-            raise BadAdapter(f"{path / PROBE} is no probe record: {error.errors()[0]['msg']}") from error
+            raise BadAdapter(f"{path / PROBE} is not a probe record: {error.errors()[0]['msg']}") from error
         if not probe.probes or not all(item.tokens for item in probe.probes):
-            raise BadAdapter(f"{path / PROBE} proves nothing: it is empty")
+            raise BadAdapter(f"{path / PROBE} proves nothing: it has no tokens to compare")
         return cls(path, marker, probe)
 
 
@@ -131,11 +133,11 @@ def read_marker(path: Path) -> Marker:
     try:
         marker = Marker.model_validate_json((path / MARKER).read_bytes())
     except OSError:
-        raise BadAdapter(f"{path} is no published adapter: it has no {MARKER}") from None
+        raise BadAdapter(f"{path} is not a published adapter: it has no {MARKER}") from None
     except ValidationError as error:
         raise BadAdapter(f"{path / MARKER} cannot be read: {error.errors()[0]['msg']}") from error
     if marker.format != FORMAT:
-        raise BadAdapter(f"{path} has format {marker.format}, and this release knows {FORMAT}")
+        raise BadAdapter(f"{path} has format {marker.format}; this release reads format {FORMAT}")
     if WEIGHTS not in marker.files:
         raise BadAdapter(f"{path} has no {WEIGHTS}")
     return marker
@@ -190,9 +192,9 @@ def _check_config(path: Path) -> int:
         config: dict[str, Any] = orjson.loads(path.read_bytes())
         rank, modules = int(config["r"]), set(config["target_modules"])
     except (ValueError, KeyError, TypeError) as error:
-        raise BadAdapter(f"{path} is no PEFT configuration: {error}") from error
+        raise BadAdapter(f"{path} is not a PEFT configuration: {error}") from error
     if config.get("peft_type") != "LORA":
-        raise BadAdapter(f"{path} is no LoRA adapter")
+        raise BadAdapter(f"{path} is not a LoRA adapter")
     if not modules <= set(TARGET_MODULES):
         raise BadAdapter(
             f"the adapter changes {sorted(modules - set(TARGET_MODULES))}, which the engine does not serve"
@@ -214,7 +216,7 @@ def read_safetensors_header(path: Path) -> tuple[dict[str, dict[str, Any]], int]
             raise ValueError("it has no header")
         header = json.loads(file.read(length))
     if not isinstance(header, dict):
-        raise ValueError("its header is no object")
+        raise ValueError("its header is not an object")
     tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
     return tensors, path.stat().st_size - 8 - length
 
@@ -224,10 +226,10 @@ def _check_weights(path: Path, rank: int) -> None:
     try:
         tensors, size = read_safetensors_header(path)
     except (OSError, ValueError) as error:
-        raise BadAdapter(f"{path} is no safetensors file: {error}") from error
+        raise BadAdapter(f"{path} is not a safetensors file: {error}") from error
     if not tensors or max(entry["data_offsets"][1] for entry in tensors.values()) != size:
-        raise BadAdapter(f"{path} is not whole")
+        raise BadAdapter(f"{path} is incomplete")
     for name, entry in tensors.items():
         axis = 0 if ".lora_A." in name else 1 if ".lora_B." in name else None
         if axis is None or len(entry["shape"]) != 2 or entry["shape"][axis] != rank:
-            raise BadAdapter(f"{path}: {name} has the shape {entry['shape']}, which is no LoRA matrix of rank {rank}")
+            raise BadAdapter(f"{path}: {name} has the shape {entry['shape']}, not that of a LoRA matrix of rank {rank}")

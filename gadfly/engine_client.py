@@ -179,7 +179,9 @@ class Engine:
                     break
                 chunk = orjson.loads(event.data)
                 if "error" in chunk:
-                    raise EngineUnavailable(f"the engine broke off: {chunk['error'].get('message', 'no reason given')}")
+                    raise EngineUnavailable(
+                        f"the engine aborted the reply: {chunk['error'].get('message', 'no reason given')}"
+                    )
                 usage = chunk.get("usage") or usage
                 for choice in chunk["choices"]:
                     piece = choice["delta"].get("content") or ""
@@ -227,7 +229,7 @@ class Engine:
             while common < min(len(one), len(two)) and one[common] == two[common]:
                 common += 1
             if common == min(len(one), len(two)):
-                raise EngineError(f"the model's tokens cannot tell {first!r} from {second!r}")
+                raise EngineError(f"the model's tokens do not distinguish {first!r} from {second!r}")
             shared = (await self._post("/detokenize", {"model": ACTOR, "tokens": one[:common]}))["prompt"]
             bridge = shared[shared.rindex(after) + len(after) :] if after in shared else ""
             known = self._labels[after, first, second] = LabelTokens(bridge, one[common], two[common])
@@ -338,7 +340,9 @@ class Engine:
         except httpx.TransportError as error:
             self.drops += 1
             self._down_until = time.monotonic() + _SHUNNED_S
-            raise EngineUnavailable(f"the engine at {self.url} broke off: {type(error).__name__}") from error
+            raise EngineUnavailable(
+                f"the connection to the engine at {self.url} failed: {type(error).__name__}"
+            ) from error
         finally:
             self.in_flight -= 1
 
@@ -437,7 +441,7 @@ class EnginePool:
                     return await call(engine)
                 except _NotTaken as error:
                     refusal = error
-        raise refusal or _NotServed(f"no engine may serve {model} now")
+        raise refusal or _NotServed(f"no engine can serve {model} at present")
 
 
 def _chat_body(prompt: Prompt, *, model: str, sampling: Sampling) -> dict[str, Any]:
@@ -510,12 +514,12 @@ def _raise_for(status: int, content: bytes) -> None:
     message, parameter = _message(content)
     match status:
         case 404:
-            raise _NotServed(f"the engine does not serve this now: {message}")
+            raise _NotServed(f"the engine does not serve this at present: {message}")
         case 400 if parameter in ("input_tokens", "max_tokens"):
             raise PromptTooLong(f"the text does not fit the model: {message.partition(' (parameter=')[0]}")
         case 400 | 422:
             raise BadInput(f"the engine refused the request: {message}")
         case 429 | 503:
-            raise _NotTaken("the engine accepts no more work now", retry_after_s=2.0)
+            raise _NotTaken("the engine accepts no more requests at present", retry_after_s=2.0)
         case _:
-            raise EngineUnavailable(f"the engine answered {status}: {message[:200]}")
+            raise EngineUnavailable(f"the engine answered with status {status}: {message[:200]}")

@@ -60,7 +60,7 @@ class MeanTest:
 
     @property
     def log_wealth(self) -> float:
-        """ln of the wealth, the e-value of all observations so far."""
+        """Natural logarithm of the wealth, which is the e-value of all observations so far."""
         top = max(self._logs)
         return top + math.log(math.fsum(math.exp(log - top) for log in self._logs) / len(self._logs))
 

@@ -241,16 +241,16 @@ def _warnings(
 ) -> list[str]:
     warnings = []
     if not learn and not judged:
-        return ["There is no labelled answer: send feedback, or references with the requests."]
+        return ["There are no labelled answers: send feedback, or references with the requests."]
     if not learn:
         warnings.append("All labelled answers are on the held-out side: there is nothing to learn from.")
     if not judged:
-        warnings.append("All labelled answers are on the train side: nothing is held out, so no critic is promoted.")
+        warnings.append("All labelled answers are on the train side: without held-out answers no critic is promoted.")
     samples_more = bool(referenced) and config.pool_questions * config.pool_samples > 0
     for name, count in (("right", Portion.of(learn).right), ("wrong", Portion.of(learn).wrong)):
         if learn and count == 0:
             pool = "; the actor's own answers may add some" if samples_more else ""
-            warnings.append(f"No answer to learn from is {name}, so its critiques teach to say one thing only{pool}.")
+            warnings.append(f"No answer to learn from is {name}, so the critic learns only one verdict{pool}.")
     if learn and not referenced and config.steps_stage_2:
         warnings.append("No answer to learn from has a reference: stage II cannot run.")
     found = Portion.of(judged)
@@ -260,13 +260,13 @@ def _warnings(
             end = (
                 "the actor's own answers to these questions may add some."
                 if judges_more
-                else "whatever is learned, no critic is promoted."
+                else "without them no critic is promoted."
             )
             warnings.append(f"{count} held-out answers are {name} and the gate needs {config.gate_min_items}: {end}")
     if judged and len(judged_referenced) < config.gate_min_items:
         warnings.append(
-            f"{len(judged_referenced)} held-out answers have a reference, and {config.gate_min_items} are needed for "
-            "helpfulness to count: discriminability decides alone."
+            f"{len(judged_referenced)} held-out answers have a reference and helpfulness needs "
+            f"{config.gate_min_items}: discriminability alone decides."
         )
     return warnings
 
@@ -277,22 +277,24 @@ def _notes(
     notes = []
     for name, difference in zip(("discriminability", "helpfulness"), detectable, strict=True):
         if difference is None:
-            notes.append(f"In {name} the held-out answers would hardly prove any gain.")
+            notes.append(f"The held-out answers are too few to detect a gain in {name}.")
         else:
             notes.append(
-                f"In {name} a gain of {100 * difference:.1f} points would be proven in {100 * POWER:.0f} % of cases, "
+                f"A gain of {100 * difference:.1f} points in {name} would be detected in {100 * POWER:.0f} % of cases, "
                 f"at {100 * config.gate_confidence:g} % confidence."
             )
     if helpfulness_counts:
         margin = pairs_to_rule_out(config.gate_margin, confidence=config.gate_confidence)
-        takes = "nothing proves" if margin is None else f"takes some {margin} questions to prove"
         notes.append(
-            f"That an axis without a gain lost no more than the margin of {100 * config.gate_margin:g} points {takes}."
+            "With a margin of 0 points no number of questions proves that an axis without a gain has no loss."
+            if margin is None
+            else f"About {margin} questions are needed to prove that an axis without a gain lost no more than the "
+            f"margin of {100 * config.gate_margin:g} points."
         )
     notes.append(
-        f"That assumes that the critics differ on {100 * DISCORDANCE:.0f} % of answers and counts each question once: "
+        f"This assumes that the critics differ on {100 * DISCORDANCE:.0f} % of answers, and counts each question once: "
         "answers to one question tend to fail together."
     )
     if seconds is None:
-        notes.append("How long it takes is not known: no earlier run has finished a step.")
+        notes.append("The duration is not known: no earlier run has finished a step.")
     return notes

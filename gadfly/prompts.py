@@ -98,7 +98,7 @@ def load(name: str) -> PromptSet:
         BadSettings: there is no such set; the message lists those there are.
     """
     if name not in available():
-        raise BadSettings(f"there is no prompt set {name!r}; there are {', '.join(available())}")
+        raise BadSettings(f"there is no prompt set {name!r}; the prompt sets are {', '.join(available())}")
     data = tomllib.loads(files("gadfly").joinpath("prompt_sets", f"{name}.toml").read_text(encoding="utf-8"))
     critique, refine = data["critique"], data["refine"]
     return PromptSet(

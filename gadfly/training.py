@@ -97,17 +97,21 @@ class AlarmLimits(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    verdict_drift: Share | None = Field(0.45, description="|share called correct - share that is correct|.")
-    length_growth: float | None = Field(3.0, gt=1, description="Mean tokens of a critique against the first step's.")
-    answer_leakage: Share | None = Field(0.9, description="Share of critiques of wrong answers that state the gold.")
+    verdict_drift: Share | None = Field(0.45, description="|share judged correct - share that is correct|.")
+    length_growth: float | None = Field(3.0, gt=1, description="Mean tokens of a critique, relative to the first step.")
+    answer_leakage: Share | None = Field(
+        0.9, description="Share of critiques of wrong answers that state the reference."
+    )
     no_verdict: Share | None = Field(0.9, description="Share without exactly one final verdict.")
     double_verdict: Share | None = Field(0.5, description="Share with more than one final verdict.")
     kl: float | None = Field(2.0, gt=0, description="Mean summed k1 KL of a critique to the stage's anchor, in nats.")
-    entropy: float | None = Field(0.005, ge=0, description="Least mean entropy of a token, in nats.")
+    entropy: float | None = Field(0.005, ge=0, description="Lowest mean entropy of a token, in nats.")
     zero_advantage: Share | None = Field(0.98, description="Share of groups whose scores are all equal.")
     logprob_gap: float | None = Field(0.1, gt=0, description="Mean |engine - trainer| log-probability of a token.")
-    no_gain: int | None = Field(5, ge=1, description="Validations in a row whose accuracy fell while reward rose.")
-    patience: int = Field(5, ge=1, description="Steps in a row beyond a limit before the run is stopped.")
+    no_gain: int | None = Field(
+        5, ge=1, description="Consecutive validations in which accuracy fell while reward rose."
+    )
+    patience: int = Field(5, ge=1, description="Consecutive steps beyond a limit before the run is stopped.")
 
 
 class TrainConfig(BaseModel):
@@ -115,7 +119,7 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    seed: int = Field(0, ge=0, lt=2**31, description="Of every draw: answers, samples, order, resampling.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of every draw: answers, samples, order, resampling.")
 
     # Rewards
     profile: RewardProfile = RewardProfile.PAPER
@@ -127,56 +131,68 @@ class TrainConfig(BaseModel):
     skip_zero_advantage: bool = Field(False, description="Leave groups whose scores are all equal out of the update.")
 
     # Schedule
-    cycles: int = Field(1, ge=1, description="How often stage I and II are run after each other (table 2: 2).")
+    cycles: int = Field(1, ge=1, description="How often stages I and II are run in turn (2 in table 2).")
     steps_stage_1: int = Field(20, ge=0, description="Rollout steps of stage I. The paper's 500 need a GPU.")
     steps_stage_2: int = Field(20, ge=0, description="Rollout steps of stage II.")
 
     # Rollouts
-    prompts_per_step: int = Field(16, ge=1, description="Question-answer pairs a step. The paper's is 64.")
+    prompts_per_step: int = Field(16, ge=1, description="Question-answer pairs per step. The paper's is 64.")
     samples_per_prompt: int = Field(4, ge=2, description="Critiques per pair: the group of the leave-one-out mean.")
     temperature: float = Field(0.7, gt=0, le=2, description="Sampling temperature of critiques.")
-    max_critique_tokens: int = Field(512, ge=1, description="Longest critique.")
-    max_answer_tokens: int = Field(512, ge=1, description="Of a first answer and of a refinement.")
+    max_critique_tokens: int = Field(512, ge=1, description="Maximum tokens of a critique.")
+    max_answer_tokens: int = Field(512, ge=1, description="Maximum tokens of a first answer or a refinement.")
 
     # Answers
     pool_samples: int = Field(4, ge=0, description="First answers the actor samples per question. The paper's is 10.")
-    pool_questions: int = Field(256, ge=0, description="Questions with a reference that the actor answers anew.")
+    pool_questions: int = Field(
+        256, ge=0, description="Questions with a reference for which the actor samples new answers."
+    )
     pool_temperature: float = Field(0.7, gt=0, le=2, description="Sampling temperature of first answers.")
     balance: bool = Field(True, description="Draw right and wrong answers equally often.")
-    max_questions: int = Field(4096, ge=1, description="Most questions a run learns from; the newest are taken.")
-    validation_share: float = Field(0.1, ge=0, lt=0.5, description="Of the training questions, never learned from.")
+    max_questions: int = Field(
+        4096, ge=1, description="Maximum questions that a run learns from; the newest are taken."
+    )
+    validation_share: float = Field(
+        0.1, ge=0, lt=0.5, description="Share of the training questions reserved for validation."
+    )
     validate_every: int = Field(5, ge=0, description="Steps between validations; 0: never.")
-    validation_items: int = Field(32, ge=0, description="Most answers of one validation, half of each class.")
+    validation_items: int = Field(32, ge=0, description="Maximum answers of one validation, half of each class.")
 
     # Optimiser
     inner_epochs: int = Field(2, ge=1, description="Passes over the critiques of a step.")
     minibatches: int = Field(4, ge=1, description="Optimiser steps per inner epoch.")
-    clip: float = Field(0.2, gt=0, description="Clip of the probability ratio, as in PPO.")
-    learning_rate: float = Field(2e-5, gt=0, description="An adapter's; the paper's 5e-7 is for all weights.")
+    clip: float = Field(0.2, gt=0, description="Clipping range of the probability ratio, as in PPO.")
+    learning_rate: float = Field(2e-5, gt=0, description="For an adapter; the paper's 5e-7 is for all weights.")
     final_learning_rate: Share = Field(0.1, description="Share of the peak that the cosine ends at.")
     warmup_steps: int = Field(1, ge=0, description="Rollout steps over which the learning rate rises.")
-    beta_1: float = Field(0.9, ge=0, lt=1, description="AdamW's, of the mean.")
-    beta_2: float = Field(0.95, ge=0, lt=1, description="AdamW's, of the mean square.")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's.")
+    beta_1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the mean.")
+    beta_2: float = Field(0.95, ge=0, lt=1, description="AdamW's decay of the mean square.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
-    lora_alpha: int = Field(32, ge=1, description="The adapter is scaled by this over its rank.")
-    importance_cap: float | None = Field(2.0, gt=0, description="Truncates the weight trainer/engine; null: none.")
-    micro_batch_tokens: int = Field(2048, ge=1, description="Most tokens of one forward pass.")
-    gradient_checkpointing: bool = Field(False, description="Less memory for a second forward pass.")
+    lora_alpha: int = Field(32, ge=1, description="The adapter is scaled by this divided by its rank.")
+    importance_cap: float | None = Field(2.0, gt=0, description="Upper bound of the weight trainer/engine; null: none.")
+    micro_batch_tokens: int = Field(2048, ge=1, description="Maximum tokens of one forward pass.")
+    gradient_checkpointing: bool = Field(False, description="Saves memory at the cost of a second forward pass.")
     checkpoint_every: int = Field(2, ge=1, description="Steps between checkpoints.")
 
     # Warm start
-    warm_start: WarmStart = Field(WarmStart.AUTO, description="Whether the format of critiques is taught first.")
-    warm_start_below: Share = Field(0.5, description="auto: when fewer critiques state exactly one verdict.")
-    warm_start_prompts: int = Field(64, ge=1, description="Pairs the critic writes critiques of, to be filtered.")
+    warm_start: WarmStart = Field(
+        WarmStart.AUTO, description="Whether fine-tuning teaches the format of critiques first."
+    )
+    warm_start_below: Share = Field(
+        0.5, description="auto: warm start when a smaller share states exactly one verdict."
+    )
+    warm_start_prompts: int = Field(
+        64, ge=1, description="Pairs for which the critic writes critiques, to be filtered."
+    )
     warm_start_epochs: int = Field(2, ge=1, description="The paper's is 5, on 6,000 critiques.")
-    warm_start_learning_rate: float = Field(1e-4, gt=0, description="Peak of the fine-tuning.")
+    warm_start_learning_rate: float = Field(1e-4, gt=0, description="Peak learning rate of the fine-tuning.")
 
     # Gate
-    evaluation_items: int = Field(400, ge=1, description="Most held-out answers that both critics judge.")
-    gate_confidence: float = Field(0.95, gt=0.5, lt=1, description="Of the intervals of both axes.")
-    gate_margin: Share = Field(0.05, description="Loss on one axis that a gain on the other may cost.")
-    gate_min_items: int = Field(20, ge=1, description="Least held-out answers of each class, right and wrong.")
+    evaluation_items: int = Field(400, ge=1, description="Maximum held-out answers that both critics judge.")
+    gate_confidence: float = Field(0.95, gt=0.5, lt=1, description="Confidence of the intervals of both axes.")
+    gate_margin: Share = Field(0.05, description="Accepted loss on one axis for a gain on the other.")
+    gate_min_items: int = Field(20, ge=1, description="Fewest held-out answers of each class, right and wrong.")
     bootstrap_resamples: int = Field(2000, ge=100, description="Draws for intervals and the randomisation test.")
 
     alarms: AlarmLimits = AlarmLimits()
@@ -243,7 +259,7 @@ def read_config_file(path: Path | None) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise BadInput(f"the training config {path} cannot be read: {error}") from error
     if not isinstance(values, dict):
-        raise BadInput(f"the training config {path} is no JSON object")
+        raise BadInput(f"the training config {path} is not a JSON object")
     return values
 
 

@@ -294,7 +294,7 @@ def _stated_reference(text: str) -> str:
     if boxes:
         end = box_end(text, boxes[-1].end())
         if not may_precede(text[: boxes[-1].start()]) or not may_follow(sentence_after(text, end + 1)):
-            raise UnreadableReference(f"The reference boxes a part of its answer, {text[-60:]!r}; box all of it.")
+            raise UnreadableReference(f"The reference boxes only part of its answer, {text[-60:]!r}; box all of it.")
         return text[boxes[-1].end() : end].strip()
     triggers = list(TRIGGER.finditer(text))
     if triggers:
@@ -307,12 +307,12 @@ _ABOUT = re.compile(r"^(?:[=≈~]|(?:about|approximately|approx\.|roughly)(?=\s)
 
 
 def _no_expression(text: str) -> UnreadableReference:
-    return UnreadableReference(f"The reference {text[:60]!r} is not an expression that can be read; send plain LaTeX.")
+    return UnreadableReference(f"The reference {text[:60]!r} is not a readable expression; send plain LaTeX.")
 
 
 def _essay(text: str) -> UnreadableReference:
     return UnreadableReference(
-        f"The reference has {len(text)} characters and states no answer that can be found; send the answer alone, "
+        f"The reference has {len(text)} characters and no recognisable answer; send the answer alone, "
         "or end it with '#### ANSWER'."
     )
 
@@ -366,7 +366,7 @@ def classify_reference(text: str) -> Reference:
             raise _no_expression(stated)
     folded = comparable_text(stated)
     if not folded:
-        raise UnreadableReference(f"The reference {stated[:60]!r} holds no letter or digit; send the answer.")
+        raise UnreadableReference(f"The reference {stated[:60]!r} contains no letter or digit; send the answer.")
     if len(stated) > _MAX_TEXT_CHARS:
         raise _essay(stated)
     return Reference(stated, Text(folded))

@@ -201,7 +201,7 @@ class Grader:
             async with asyncio.timeout(self._patience_s):
                 await self._lock.acquire()
         except TimeoutError:
-            raise TooBusy("too many answers wait to be graded", retry_after_s=5.0) from None
+            raise TooBusy("too many answers are waiting to be graded", retry_after_s=5.0) from None
         try:
             yield
         finally:
@@ -224,7 +224,7 @@ class Grader:
                 ready = await self._message(self._child, _START_LIMIT_S)
             except (_Died, TimeoutError):
                 await self._kill()
-                raise RuntimeError("the grading process does not start; its reason is on standard error") from None
+                raise RuntimeError("the grading process does not start; the reason is on standard error") from None
             assert ready == {"ready": True}
         return self._child
 

@@ -34,7 +34,7 @@ async def ensure_version_zero(session: AsyncSession, base_model: str) -> CriticV
     zero = await resolve_critic(session, 0)
     if zero.base_model != base_model:
         raise Conflict(
-            f"the database's critics stand on the model {zero.base_model}, not {base_model}: use that model, "
+            f"the critics in the database are based on the model {zero.base_model}, not {base_model}: use that model, "
             "or another database"
         )
     return zero

@@ -171,7 +171,7 @@ def _refuse_dead(connection: Any, record: Any, proxy: Any) -> None:
 
 def _translated(error: DBAPIError | PoolTimeout) -> Exception:
     if isinstance(error, PoolTimeout):
-        return StoreUnavailable("Postgres is unavailable: every connection stayed taken", retry_after_s=1.0)
+        return StoreUnavailable("Postgres is unavailable: all connections are in use", retry_after_s=1.0)
     is_away = (
         error.connection_invalidated
         or isinstance(error, OperationalError | InterfaceError)
@@ -229,9 +229,7 @@ def migrate(url: str) -> None:
         try:
             command.upgrade(migration_config(connection), "head")
         except CommandError as error:
-            raise StoreUnavailable(
-                f"the database's schema was made by another release, newer than this one: {error}"
-            ) from error
+            raise StoreUnavailable(f"the database's schema belongs to a newer release: {error}") from error
 
 
 def schema_state(url: str) -> SchemaState:
@@ -268,7 +266,7 @@ async def require_current_schema(database: Database) -> None:
         current = await connection.run_sync(_current_revision)
     if current != head:
         raise StoreUnavailable(
-            f"the database's schema is at {current or 'nothing'} and this release needs {head}: run `gadfly migrate`"
+            f"the database's schema has revision {current or 'none'}; this release needs {head}: run `gadfly migrate`"
         )
 
 

@@ -225,7 +225,7 @@ class EmbeddedPostgres:
         if found != str(TARGET_POSTGRES_VERSION):
             raise BadSettings(
                 f"{self.data} was written by Postgres {found} and this release runs Postgres "
-                f"{TARGET_POSTGRES_VERSION}: take a pg_dump with the release that wrote it, and restore that in a new "
+                f"{TARGET_POSTGRES_VERSION}: make a pg_dump with the release that wrote it and restore it into a new "
                 "GADFLY_HOME"
             )
 
@@ -274,7 +274,7 @@ class EmbeddedPostgres:
         found = folder.lstat()
         # The folder for temporary files is everybody's: another user may have put something there first.
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != owner or found.st_mode & 0o077:
-            raise StoreUnavailable(f"{folder} belongs to somebody else: remove it, or choose a shorter GADFLY_HOME")
+            raise StoreUnavailable(f"{folder} belongs to another user: remove it, or choose a shorter GADFLY_HOME")
 
     def _pid_file(self) -> list[str]:
         try:
@@ -353,7 +353,8 @@ def _account() -> pwd.struct_passwd | None:
         account: pwd.struct_passwd = ensure_user_exists(_SYSTEM_USER)
     except (OSError, subprocess.CalledProcessError) as error:
         raise StoreUnavailable(
-            f"Postgres does not run as root and the user {_SYSTEM_USER} cannot be made: make it, or run as another user"
+            f"Postgres refuses to run as root, and the user {_SYSTEM_USER} cannot be created: create it, or run as "
+            "another user"
         ) from error
     return account
 

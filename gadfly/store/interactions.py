@@ -457,7 +457,7 @@ async def find_episode(session: AsyncSession, id: UUID, *, scope: Scope) -> Epis
     if scope is not None and not await session.scalar(
         select(exists().where(InteractionRow.episode_id == id, *_in_scope(scope)))
     ):
-        raise NotFound(f"there is no episode {id} of yours")
+        raise NotFound(f"you have no episode {id}")
     return Episode(row.question_hash, row.critic_version)
 
 
@@ -514,7 +514,7 @@ def _read_cursor(cursor: str) -> tuple[datetime, UUID]:
             raise ValueError(created_at)
         return moment, UUID(id)
     except ValueError as error:
-        raise BadInput("the cursor is not one that a page ended with", field="cursor") from error
+        raise BadInput("the cursor was not returned with a page", field="cursor") from error
 
 
 def _to_interaction(row: InteractionRow, *, is_whole: bool = True) -> Interaction:

@@ -76,7 +76,7 @@ async def request_run(
         assert row is not None
         run = await read_run(session, row.id)
         if run.config != config:
-            raise Conflict(f"the request id {request_id!r} stands for a run with another config")
+            raise Conflict(f"the request id {request_id!r} belongs to a run with another config")
         return Requested(run, True)
     await append_event(session, id, EventKind.STATUS, {"status": RunStatus.QUEUED.value})
     await enqueue_run(session, id)

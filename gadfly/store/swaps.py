@@ -48,12 +48,10 @@ async def request_swap(
     if kind in _BACK:
         previous = await pointed_version(session, "previous")
         if previous is None:
-            still = (
-                "" if under_way is None else f"; the swap to version {under_way.version} has not moved it and goes on"
-            )
+            still = "" if under_way is None else f"; the swap to version {under_way.version} is still in progress"
             raise Conflict(f"there is no critic to go back to: none was live before this one{still}")
         if version not in (None, previous):
-            raise Conflict(f"a rollback goes to version {previous}, the one before, and not to {version}")
+            raise Conflict(f"a rollback goes to version {previous}, the previous one, not to version {version}")
         version = previous
     if version is None:
         raise NotFound("a swap needs a version")
@@ -78,7 +76,7 @@ async def request_swap(
         ).returning(SwapRow)
     )
     if row is None:
-        raise Conflict("another swap is under way")
+        raise Conflict("another swap is in progress")
     await _notify(session)
     return record_of(Swap, row)
 
@@ -111,7 +109,7 @@ async def move_pointer(session: AsyncSession, swap_id: UUID) -> Finished:
             session,
             swap_id,
             SwapStatus.REFUSED,
-            f"version {live} went live in the meantime, and this was to follow {row.from_version}",
+            f"version {live} went live in the meantime; this swap was requested from version {row.from_version}",
         )
     await set_pointer(session, "previous", live)
     await set_pointer(session, "live", row.version)

@@ -277,11 +277,11 @@ Change = Callable[[Path], None]
 REFUSALS = [  # what is published, what becomes of it, and what is said of it
     ("good", "weights missing", "cannot be read"),
     ("good", "configuration missing", "cannot be read"),
-    ("good", "marker missing", "no published adapter"),
-    ("good", "all missing", "no published adapter"),
+    ("good", "marker missing", "not a published adapter"),
+    ("good", "all missing", "not a published adapter"),
     ("good", "weights corrupt", "its hash differs"),
     ("another rank", "kept", "rank 32"),
-    ("another base", "kept", "stands on the model another"),
+    ("another base", "kept", "was trained on the model another"),
     ("another prompt", "kept", "other tokens than the trainer"),
     ("another token", "kept", "other tokens than the trainer's"),
     ("other log-probabilities", "kept", "nats from the trainer's"),
@@ -515,9 +515,7 @@ async def test_an_episode_stays_on_its_critic(world: World, engines: Engines) ->
     assert "critic@1" in _served(engines.a), "the episode may go on"
 
 
-async def test_an_engine_that_lost_an_adapter_gets_it_back_within_the_request(
-    world: World, engines: Engines
-) -> None:
+async def test_an_engine_that_lost_an_adapter_gets_it_back_within_the_request(world: World, engines: Engines) -> None:
     await world.promoted(1)
     for _ in range(5):
         engines.a.unload_adapter("critic@1")

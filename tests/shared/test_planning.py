@@ -200,13 +200,13 @@ def test_validation_questions_are_not_learned_from() -> None:
 @pytest.mark.parametrize(
     ("train", "heldout", "sentences"),
     [
-        ([], [], ["There is no labelled answer"]),
+        ([], [], ["There are no labelled answers"]),
         ([], answers(30, 30), ["on the held-out side"]),
         (answers(30, 30), [], ["on the train side"]),
         (
             answers(30, 0),
             answers(30, 30, start=100),
-            ["is wrong, so its critiques teach to say one thing only; the actor"],
+            ["is wrong, so the critic learns only one verdict; the actor"],
         ),
         (answers(0, 30), answers(30, 30, start=100), ["is right, so"]),
         (
@@ -222,7 +222,7 @@ def test_validation_questions_are_not_learned_from() -> None:
         (
             answers(30, 30, reference=None),
             answers(30, 19, start=100, reference=None),
-            ["stage II cannot run", "needs 20: whatever is learned", "0 held-out answers have a reference"],
+            ["stage II cannot run", "needs 20: without them no critic", "0 held-out answers have a reference"],
         ),
     ],
 )

@@ -102,7 +102,7 @@ async def test_one_swap_at_a_time(seeded: Database) -> None:
     outcomes = await asyncio.gather(*map(ask, (1, 2, 3)), return_exceptions=True)
     assert outcomes.count(None) == 1
     refusals = [outcome for outcome in outcomes if outcome is not None]
-    assert [str(refusal) for refusal in refusals] == ["another swap is under way"] * 2
+    assert [str(refusal) for refusal in refusals] == ["another swap is in progress"] * 2
     assert all(isinstance(refusal, Conflict) for refusal in refusals)
 
 
