@@ -1,8 +1,8 @@
-"""The adapter folder: what the trainer publishes and the service proves before it serves it.
+"""The adapter folder, which the trainer publishes and the service proves before serving it.
 
-A folder holds one immutable adapter in PEFT's format, the probe record and, written last, the marker `adapter.json`:
-without it the folder does not exist for anybody. The marker names the hash of every other file, so a file that was
-cut, changed or swapped is refused before an engine sees it.
+A folder holds one immutable adapter in PEFT's format, the probe record and the marker `adapter.json`. The marker is
+written last: a folder without it counts as absent. It names the hash of every other file, so a truncated, changed or
+replaced file is refused before an engine reads it.
 """
 
 import hashlib
@@ -23,21 +23,21 @@ WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""The projections an adapter changes: those that `engine/command.py` lets vLLM wrap."""
+"""The projections that an adapter changes: those that `gadfly/engine/command.py` lets vLLM wrap."""
 
 FORMAT = 1
-_LARGEST_HEADER = 100_000_000  # bytes of a safetensors header, as the format says
+_LARGEST_HEADER = 100_000_000  # bytes of a safetensors header, the format's own limit
 _CHUNK = 2**20
 
 
 class BadAdapter(GadflyError):
-    """An adapter folder that must not be served; the message says why."""
+    """An adapter folder that must not be served; the message gives the reason."""
 
 
 class Probe(BaseModel):
-    """One prompt of the probe set, and what the trainer's own weights answer to it greedily.
+    """One prompt of the probe set, with the greedy answer of the trainer's own weights.
 
-    `tokens` stops before the first token whose lead over the second is small: there two correct programs may differ.
+    `tokens` ends before the first token whose lead over the second is small: there two correct programs may differ.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,7 +51,7 @@ class Probe(BaseModel):
 
 
 class ProbeRecord(BaseModel):
-    """What must come back when the adapter answers through the serving path."""
+    """The expected answers of the adapter through the serving path."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -61,7 +61,7 @@ class ProbeRecord(BaseModel):
 
 
 class Marker(BaseModel):
-    """What an adapter is. Written last, read first."""
+    """The identity of an adapter. Written last, read first."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -81,7 +81,7 @@ class Marker(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class AdapterFolder:
-    """A folder that was checked."""
+    """A folder that passed every check."""
 
     path: Path
     marker: Marker
@@ -89,20 +89,20 @@ class AdapterFolder:
 
     @classmethod
     def read(cls, path: Path, *, base_model: str, max_rank: int) -> Self:
-        """Check a folder file by file. Reads every byte once.
+        """Check a folder file by file. Every byte is read once.
 
         Raises:
-            BadAdapter: it is incomplete, changed, not PEFT's format, of another base, or of a higher rank.
+            BadAdapter: it is incomplete, changed, not in PEFT's format, for another base model, or of a higher rank.
         """
         marker = read_marker(path)
         for name, expected in sorted(marker.files.items()):
             if Path(name).name != name:
                 raise BadAdapter(f"the adapter's marker names a file outside its folder: {name!r}")
             try:
-                found = file_sha256(path / name)
+                actual = file_sha256(path / name)
             except OSError as error:
                 raise BadAdapter(f"{path / name} cannot be read: {error.strerror}") from error
-            if found != expected:
+            if actual != expected:
                 raise BadAdapter(f"{path / name} is not the file that was published: its hash differs")
         for name in (WEIGHTS, CONFIG, PROBE):
             if name not in marker.files:
@@ -128,7 +128,7 @@ def read_marker(path: Path) -> Marker:
     """The marker of a folder.
 
     Raises:
-        BadAdapter: the folder or the marker is missing, or is none.
+        BadAdapter: the folder or its marker is missing or invalid.
     """
     try:
         marker = Marker.model_validate_json((path / MARKER).read_bytes())
@@ -144,7 +144,7 @@ def read_marker(path: Path) -> Marker:
 
 
 def seal(path: Path, *, run_id: str, base_model: str, base_sha256: str, prompt_set: str, rank: int) -> Marker:
-    """Write the marker of a complete folder: last, at once, and durable."""
+    """Write the marker of a complete folder: last, atomically and durably."""
     names = sorted(item.name for item in path.iterdir() if item.is_file() and item.name != MARKER)
     marker = Marker(
         run_id=run_id,
@@ -162,7 +162,7 @@ def seal(path: Path, *, run_id: str, base_model: str, base_sha256: str, prompt_s
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Replace a file in one step, on disk when this returns."""
+    """Replace a file atomically; it is on disk when this returns."""
     unfinished = path.with_name(path.name + ".new")
     unfinished.write_bytes(content)
     sync(unfinished)
@@ -171,7 +171,7 @@ def write_durably(path: Path, content: bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have the kernel write a file or a folder's entries to disk."""
+    """Flush a file, or a folder's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -203,11 +203,11 @@ def _check_config(path: Path) -> int:
 
 
 def read_safetensors_header(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
-    """Each tensor's `dtype`, `shape` and `data_offsets`, and how many bytes of data follow the header.
+    """Each tensor's `dtype`, `shape` and `data_offsets`, and the number of data bytes after the header.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no safetensors file.
+        ValueError: it is not a safetensors file.
     """
     with path.open("rb") as file:
         start = file.read(8)
@@ -222,7 +222,7 @@ def read_safetensors_header(path: Path) -> tuple[dict[str, dict[str, Any]], int]
 
 
 def _check_weights(path: Path, rank: int) -> None:
-    """Shapes as PEFT writes them: lora_A is (rank, in), lora_B is (out, rank). Only the header is parsed."""
+    """Check the shapes that PEFT writes: lora_A is (rank, in), lora_B is (out, rank). Only the header is parsed."""
     try:
         tensors, size = read_safetensors_header(path)
     except (OSError, ValueError) as error:

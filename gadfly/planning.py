@@ -1,7 +1,7 @@
-"""What a training run would do, before it does it: which answers, how many for what, what its gate could detect.
+"""The plan of a training run before it starts: its answers, their number per stage, what its gate can detect.
 
-Pure and of the standard library, because a dry run answers with it from the service. The trainer draws its validation
-questions and its held-out answers with the same functions, so that the plan is what happens.
+Pure functions, because the service answers a dry run with them. The trainer selects its validation questions and its
+held-out answers with the same functions, so that a run follows its plan.
 """
 
 import math
@@ -17,13 +17,13 @@ from pydantic import TypeAdapter
 from gadfly.store.training_data import LabelledAnswer, source_counts
 from gadfly.training import TrainConfig
 
-POWER = 0.8  # the chance with which the gate would show a difference of the size named
+POWER = 0.8  # the probability that the gate detects a difference of the given size
 DISCORDANCE = 0.2  # assumed share of answers on which candidate and live critic differ
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Portion:
-    """Some answers, counted."""
+    """Counts over a set of answers."""
 
     answers: int
     questions: int
@@ -45,25 +45,24 @@ class Portion:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What a run would learn from and be measured on. Detectable differences are shares; None: too few answers for any.
+    """The answers that a run learns from and is measured on. Detectable differences are shares; None: too few answers.
 
-    `seconds` is an estimate for sampling and learning in both stages and for the evaluation; None without an earlier
-    run to go by.
+    `seconds` estimates sampling and learning in both stages and the evaluation; None without an earlier run as a basis.
     """
 
     train_ids: tuple[UUID, ...]  # learned from
     validation_ids: tuple[UUID, ...]  # of the train side, never learned from
-    heldout_ids: tuple[UUID, ...]  # what both critics judge
+    heldout_ids: tuple[UUID, ...]  # judged by both critics
     stage_1: Portion  # all labelled
     stage_2: Portion  # those with a reference
-    pool_answers: int  # first answers that the actor is to sample, beside these
+    pool_answers: int  # first answers that the actor samples in addition
     validation: Portion
     heldout: Portion
     heldout_with_reference: Portion
     steps: int
     detectable_discriminability: float | None
     detectable_helpfulness: float | None
-    questions_for_margin: int | None  # that rule out a loss beyond the margin on an axis that did not change
+    questions_for_margin: int | None  # needed to rule out a loss beyond the margin on an axis that did not change
     assumed_discordance: float
     power: float
     seconds: float | None
@@ -86,9 +85,9 @@ def plan(
     *,
     seconds_per_step_history: float | None,
 ) -> Plan:
-    """What a run with `config` would do with the labelled answers of either side of the training wall.
+    """The plan of a run with `config` over the labelled answers on either side of the training wall.
 
-    `seconds_per_step_history` is what a rollout step took in an earlier run with steps of the same size.
+    `seconds_per_step_history` is the duration of a rollout step in an earlier run with steps of the same size.
     """
     share = config.validation_share if config.validates else 0.0
     learn, validate = validation_split(train, share)
@@ -132,12 +131,12 @@ def _questions(answers: Sequence[LabelledAnswer], *, is_right: bool) -> int:
 
 
 def _seconds(per_step: float, judged: int, config: TrainConfig) -> float:
-    # Sampling is what takes the time, so an evaluation counts as the steps that write as many critiques.
+    # Sampling dominates the duration, so an evaluation counts as the steps that write as many critiques.
     evaluation = 2 * judged / (config.prompts_per_step * config.samples_per_prompt)
     return per_step * (config.steps + evaluation)
 
 
-# ------------------------------------------------------------------------------------------------ who is drawn for what
+# ----------------------------------------------------------------------------------------------------------- selection
 
 
 def validation_split(
@@ -145,8 +144,8 @@ def validation_split(
 ) -> tuple[list[LabelledAnswer], list[LabelledAnswer]]:
     """Answers to learn from and answers to validate on, in order; about `share` of the questions are the latter's.
 
-    By the question's hash, so the same in every run, and whole questions on one side. The bytes are not those that
-    decide between train and held-out: those of train questions are all above one bound.
+    The question's hash decides, so the split is the same in every run and all answers to a question are on one side.
+    Other bytes of the hash decide between train and held-out: for train questions those are all above one bound.
     """
     learn: list[LabelledAnswer] = []
     validate: list[LabelledAnswer] = []
@@ -157,10 +156,10 @@ def validation_split(
 
 
 def evaluation_items(heldout: Sequence[LabelledAnswer], limit: int) -> list[LabelledAnswer]:
-    """At most `limit` held-out answers for both critics to judge: both classes alike, as many questions as can be.
+    """At most `limit` held-out answers for both critics to judge: classes balanced, from as many questions as possible.
 
-    What one class lacks is taken from the other. The order of questions is that of their hashes: the same answers give
-    the same selection, and it favours neither new questions nor old ones.
+    A shortage in one class is filled from the other. Questions are ordered by hash: the same answers give the same
+    selection, and it favours neither new nor old questions.
     """
     right, wrong = (_spread([answer for answer in heldout if answer.is_right is kind]) for kind in (True, False))
     of_right = max(min(len(right), (limit + 1) // 2), min(len(right), limit - len(wrong)))
@@ -168,18 +167,18 @@ def evaluation_items(heldout: Sequence[LabelledAnswer], limit: int) -> list[Labe
 
 
 def _spread(answers: Sequence[LabelledAnswer]) -> list[LabelledAnswer]:
-    """One answer of every question, then a second one of those that have it, and so on."""
+    """One answer of every question, then a second one of every question that has two, and so on."""
     by_question: dict[bytes, list[LabelledAnswer]] = {}
     for answer in sorted(answers, key=lambda each: (each.question_hash, each.interaction_id)):
         by_question.setdefault(answer.question_hash, []).append(answer)
     return [answer for turn in zip_longest(*by_question.values()) for answer in turn if answer is not None]
 
 
-# --------------------------------------------------------------------------------------------- what could be detected
+# ---------------------------------------------------------------------------------------------- detectable differences
 
 
 def needed_pairs(difference: float, *, confidence: float, discordance: float = DISCORDANCE) -> float:
-    """Paired items that show `difference` with power `POWER`, where `discordance` of them differ at all.
+    """Paired items needed to detect `difference` with power `POWER`, when a share `discordance` of them differ.
 
     McNemar's test in normal approximation, two-sided: n = (z_a sqrt(d) + z_b sqrt(d - D^2))^2 / D^2, for a difference D
     and a discordance d (Connor 1987, Sample size for testing differences in proportions for the paired-sample design,
@@ -192,9 +191,9 @@ def needed_pairs(difference: float, *, confidence: float, discordance: float = D
 
 
 def detectable_difference(pairs: float, *, confidence: float, discordance: float = DISCORDANCE) -> float | None:
-    """The smallest difference that `pairs` items show with power `POWER`: `needed_pairs` solved for the difference.
+    """The smallest difference detected by `pairs` items with power `POWER`: `needed_pairs` solved for the difference.
 
-    None when not even a difference as large as the discordance, all of one sign, would show.
+    None when even a difference as large as the discordance, all of one sign, would not be detected.
     """
     if pairs <= 0 or needed_pairs(discordance, confidence=confidence, discordance=discordance) > pairs:
         return None
@@ -209,9 +208,9 @@ def detectable_difference(pairs: float, *, confidence: float, discordance: float
 
 
 def detectable_balanced(*, right: int, wrong: int, confidence: float, discordance: float = DISCORDANCE) -> float | None:
-    """The same for a difference that is the mean of the differences in two classes.
+    """The same for the mean of the differences in two classes.
 
-    Its variance, d/4 (1/right + 1/wrong), is that of one class of 4 / (1/right + 1/wrong) items.
+    Its variance, d/4 (1/right + 1/wrong), equals that of one class of 4 / (1/right + 1/wrong) items.
     """
     if right == 0 or wrong == 0:
         return None
@@ -220,7 +219,7 @@ def detectable_balanced(*, right: int, wrong: int, confidence: float, discordanc
 
 def pairs_to_rule_out(margin: float, *, confidence: float, discordance: float = DISCORDANCE) -> int | None:
     """Paired items whose interval stays above -`margin` with power `POWER` when there is no difference: n = d ((z_a +
-    z_b) / margin)^2, the same approximation. None for a margin of 0, which nothing rules out.
+    z_b) / margin)^2, in the same approximation. None for a margin of 0, for which no number suffices.
     """
     if margin == 0:
         return None
@@ -229,7 +228,7 @@ def pairs_to_rule_out(margin: float, *, confidence: float, discordance: float = 
     return math.ceil(discordance * (z / margin) ** 2)
 
 
-# --------------------------------------------------------------------------------------------------------- in sentences
+# -------------------------------------------------------------------------------------------------- warnings and notes
 
 
 def _warnings(
@@ -253,9 +252,9 @@ def _warnings(
             warnings.append(f"No answer to learn from is {name}, so the critic learns only one verdict{pool}.")
     if learn and not referenced and config.steps_stage_2:
         warnings.append("No answer to learn from has a reference: stage II cannot run.")
-    found = Portion.of(judged)
+    held_out = Portion.of(judged)
     judges_more = bool(judged_referenced) and config.pool_questions * config.pool_samples > 0
-    for name, count in (("right", found.right), ("wrong", found.wrong)):
+    for name, count in (("right", held_out.right), ("wrong", held_out.wrong)):
         if judged and count < config.gate_min_items:
             end = (
                 "the actor's own answers to these questions may add some."

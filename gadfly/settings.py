@@ -1,4 +1,4 @@
-"""Where a deployment runs and with what limits: `GADFLY_*` in the environment, each also a command-line flag.
+"""The settings of a deployment: `GADFLY_*` in the environment, each also a command-line flag.
 
 Settings are built once, at the edge (`cli/` or a process's own `__main__`), and passed down. No other module reads the
 environment, and importing a file needs no configuration.
@@ -28,7 +28,7 @@ from gadfly.errors import BadSettings
 from gadfly.prompts import available
 
 ENV_PREFIX = "GADFLY_"
-# Variables with the prefix that are not for `Settings`: the Makefile's, the mark of a run of `gadfly up`, the tests'.
+# Variables with the prefix that are not settings: of the Makefile, of `gadfly up` to mark its processes, of the tests.
 _NOT_SETTINGS = frozenset({"EXTRA", "RUN_MARK", "TEST_ENGINE_URL"})
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
@@ -161,7 +161,7 @@ class Settings(BaseSettings):
     @field_validator("engine_args", "train_launch_args")
     @classmethod
     def _splits(cls, arguments: str) -> str:
-        shlex.split(arguments)  # its ValueError says what is open: a quotation, an escape
+        shlex.split(arguments)  # its ValueError names the fault: an open quotation, an escape
         return arguments
 
     @field_validator("database_url")
@@ -185,8 +185,8 @@ class Settings(BaseSettings):
         """The settings in force: flags over environment over defaults.
 
         Raises:
-            BadSettings: names each bad value and what it should be, in one sentence a person can act on; or a variable
-                that is no setting, which would otherwise have no effect and say nothing.
+            BadSettings: a value is invalid, or a variable is not a setting and would silently have no effect. The
+                message names each one and the valid values.
         """
         for variable in os.environ:
             name = variable.upper().removeprefix(ENV_PREFIX)
@@ -207,7 +207,7 @@ class Settings(BaseSettings):
 
     @property
     def adapters_folder(self) -> Path:
-        """Where published critics lie."""
+        """The folder of published critics."""
         return self.adapters or self.home / "adapters"
 
     @property
@@ -231,7 +231,7 @@ class Settings(BaseSettings):
         return self.url or f"http://{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{self.port}"
 
     def to_environment(self) -> dict[str, str]:
-        """These settings as variables for a child process. Secrets are in it: never print it."""
+        """These settings as variables for a child process. They include secrets: never print them."""
         values: dict[str, str] = {}
         for name in type(self).model_fields:
             value = getattr(self, name)
@@ -245,7 +245,7 @@ class Settings(BaseSettings):
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host's name or address stays on this machine."""
+    """Whether a host name or address refers to this machine only."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -253,7 +253,7 @@ def is_loopback(host: str) -> bool:
 
 
 def without_password(url: str) -> str:
-    """A URL without the password in it: neither before the host nor among the parameters."""
+    """A URL with its password masked, before the host and among the parameters."""
     scheme, separator, rest = url.partition("://")
     if not separator:
         return url

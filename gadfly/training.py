@@ -1,8 +1,8 @@
-"""What a training run is asked to do, and what is known of one: shared by whoever asks for it and whoever does it.
+"""Configuration and state of training runs, shared by the service, the trainer and the command line.
 
-`Settings` says where a deployment runs, `TrainConfig` what one run tries; no name is in both. Defaults are those of
-Critique-RL (arXiv 2510.24320, section 5.1 and the code released with it) wherever a default of theirs fits a LoRA
-adapter on one machine; where one does not, the field says so.
+`Settings` describes a deployment, `TrainConfig` one run; no name is in both. Defaults are those of Critique-RL (arXiv
+2510.24320, section 5.1 and the code released with it) where they fit a LoRA adapter on one machine; the description of
+a field notes where they do not.
 """
 
 import json
@@ -20,14 +20,14 @@ from gadfly.errors import BadInput
 
 
 class RewardProfile(StrEnum):
-    """How rewards are coded. The paper and the code released with it differ."""
+    """The encoding of rewards. The paper and the code released with it differ."""
 
     PAPER = "paper"  # 0/1; stage II adds b1 for a right verdict
     RELEASED = "released"  # -1/+1; in stage II a wrong or missing verdict replaces the whole score by -1
 
 
 class Helpfulness(StrEnum):
-    """What stage II pays for, from whether the answer was right before and after the refinement (equations 4-6)."""
+    """The reward of stage II, from the correctness of the answer before and after the refinement (equations 4-6)."""
 
     REFINE = "r_refine"
     DELTA = "r_delta"
@@ -35,15 +35,15 @@ class Helpfulness(StrEnum):
 
 
 class Baseline(StrEnum):
-    """What a critique's score is compared with."""
+    """The value that a critique's score is compared with."""
 
-    LEAVE_ONE_OUT = "leave_one_out"  # the mean of the others of its group: RLOO, the paper's
+    LEAVE_ONE_OUT = "leave_one_out"  # the mean of the others in its group: RLOO, the paper's
     GROUP_NORM = "group_norm"  # the group's mean, in units of its standard deviation: GRPO, as CTRL trains
-    BATCH_MEAN = "batch_mean"  # the mean of the step's scores: what a value that knows no question would say
+    BATCH_MEAN = "batch_mean"  # the mean of the step's scores, like a value function that ignores the question
 
 
 class Stage(StrEnum):
-    """Where a run is, in the order in which a run goes through them (I and II once per cycle)."""
+    """The stages of a run, in order (I and II once per cycle)."""
 
     SELECT = "select"
     POOL = "pool"  # the actor samples first answers
@@ -57,7 +57,7 @@ class Stage(StrEnum):
 class RunStatus(StrEnum):
     QUEUED = "queued"
     RUNNING = "running"
-    SUCCEEDED = "succeeded"  # it went to its end; what the gate said is `outcome`
+    SUCCEEDED = "succeeded"  # it ran to its end; `outcome` is the gate's decision
     FAILED = "failed"
     CANCELLED = "cancelled"
 
@@ -67,11 +67,11 @@ class RunStatus(StrEnum):
 
 
 class Trigger(StrEnum):
-    """Who asked for a run."""
+    """The reason for a run."""
 
     ADMIN = "admin"
     SCHEDULE = "schedule"
-    LABELS = "labels"  # enough new labels came in
+    LABELS = "labels"  # enough new labels arrived
     REPRODUCE = "reproduce"
 
 
@@ -93,7 +93,7 @@ _MOST_STEPS = 1_000_000
 
 
 class AlarmLimits(BaseModel):
-    """What stops a run. Each is measured over one step's rollouts; None switches an alarm off."""
+    """Limits that stop a run. Each is measured over one step's rollouts; None disables an alarm."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -115,7 +115,7 @@ class AlarmLimits(BaseModel):
 
 
 class TrainConfig(BaseModel):
-    """Everything that a run tries. Lengths in tokens, shares in [0, 1]."""
+    """The options of a run. Lengths in tokens, shares in [0, 1]."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -209,7 +209,7 @@ class TrainConfig(BaseModel):
 
     @property
     def validates(self) -> bool:
-        """Whether some of the training questions are kept for measuring progress."""
+        """Whether some of the training questions are reserved for measuring progress."""
         return self.validate_every > 0 and self.validation_items > 1 and self.validation_share > 0
 
     @property
@@ -219,7 +219,7 @@ class TrainConfig(BaseModel):
 
     @classmethod
     def read(cls, values: dict[str, Any]) -> Self:
-        """A config from what a caller sent.
+        """A config from a caller's values.
 
         Raises:
             BadInput: names the first bad field.
@@ -233,7 +233,7 @@ class TrainConfig(BaseModel):
 
     @classmethod
     def effective(cls, file: Path | None, changes: Mapping[str, Any]) -> Self:
-        """What a run is to try: the defaults, changed by a deployment's file, changed by whoever asks for the run.
+        """The config of a run: the defaults, overridden by the deployment's file, overridden by the caller's `changes`.
 
         Raises:
             BadInput: the file cannot be used, or names the first bad field of `changes`.
@@ -247,10 +247,10 @@ class TrainConfig(BaseModel):
 
 
 def read_config_file(path: Path | None) -> dict[str, Any]:
-    """The options of a deployment's own training config: what its file says, nothing when there is none.
+    """The options in a deployment's training config file; empty without a file.
 
     Raises:
-        BadInput: the file cannot be read, or is no JSON object.
+        BadInput: the file cannot be read, or is not a JSON object.
     """
     if path is None:
         return {}
@@ -276,7 +276,7 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """How far a run is. `steps` counts rollout steps over all stages and cycles."""
+    """The progress of a run. `steps` counts rollout steps over all stages and cycles."""
 
     stage: Stage | None = None
     step: int = 0
@@ -286,7 +286,7 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
-    """A training run, as the database knows it."""
+    """A training run, as stored."""
 
     id: UUID
     status: RunStatus
@@ -298,10 +298,10 @@ class Run:
     request_id: str | None  # idempotency key, unique per caller
     config: TrainConfig
     reproduces: UUID | None
-    attempt: int  # how often the work was begun
+    attempt: int  # how often the run was started
     cancel_requested_at: datetime | None
     progress: Progress
-    manifest: dict[str, Any] | None  # row ids, seeds, hashes, versions: what it takes to do the run again
+    manifest: dict[str, Any] | None  # row ids, seeds, hashes, versions: everything needed to reproduce the run
     gate: dict[str, Any] | None  # the gate's report
     outcome: GateOutcome | None
     version: int | None  # the critic it published
@@ -321,7 +321,7 @@ class EventKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunEvent:
-    """Something that happened in a run. Ids rise within a run: an event stream resumes after the last one seen."""
+    """An event of a run. Ids increase within a run: an event stream resumes after the last one received."""
 
     id: int
     run_id: UUID
