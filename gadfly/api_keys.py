@@ -1,7 +1,7 @@
-"""API keys: made here, shown once, kept only as a digest.
+"""API keys: made here, shown once, stored only as a digest.
 
-A secret is 32 random bytes, so nobody can try them all and a fast hash is sound. (Slow hashes are for passwords, which
-people choose.) The same secret always has the same digest, so a key is found by an index.
+A secret is 32 random bytes, which cannot be guessed by trial, so a fast hash is sound. (Slow hashes are for passwords,
+which people choose.) The digest is not salted, so that an index finds the key.
 """
 
 import hashlib
@@ -18,14 +18,14 @@ _HINT_CHARS = len(_PREFIX) + 5
 
 
 def digest(secret: str) -> bytes:
-    """What is kept of a secret: its SHA-256, 32 bytes."""
+    """The stored form of a secret: its SHA-256, 32 bytes."""
     return hashlib.sha256(secret.encode(errors="surrogatepass")).digest()
 
 
 async def issue_key(
     session: AsyncSession, *, name: str, tier: Tier, expires_at: datetime | None = None
 ) -> tuple[Key, str]:
-    """Make a key; return it with its secret, which nobody can read again."""
+    """Make a key; return it with its secret, which cannot be read again."""
     secret = _PREFIX + secrets.token_urlsafe(32)
     key = Key(
         id=new_id(),

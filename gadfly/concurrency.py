@@ -1,4 +1,4 @@
-"""Doing several things at once and ending together."""
+"""Run several awaitables concurrently and end them together."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -8,9 +8,9 @@ T = TypeVar("T")
 
 
 async def gather(*work: Awaitable[T]) -> list[T]:
-    """The results of all, in order. When one fails the others are cancelled, and have ended when its error is raised.
+    """The results, in order. When one fails, the others are cancelled and have ended before its error is raised.
 
-    `asyncio.gather` would leave them running for nobody, and `asyncio.TaskGroup` would wrap the error.
+    `asyncio.gather` would leave the others running, and `asyncio.TaskGroup` would wrap the error.
     """
     tasks = [asyncio.ensure_future(item) for item in work]
     try:

@@ -1,7 +1,6 @@
 """One pipeline for every critique: prompt -> sample -> parse -> read the verdict's probability.
 
-The service answers with it, the trainer samples with it, the evaluation measures with it: what is trained is what is
-served.
+The service, the trainer and the evaluation share it, so that the trained behaviour is the served behaviour.
 """
 
 from dataclasses import replace
@@ -15,7 +14,7 @@ from gadfly.verdict import VERDICT_FIELD, Verdict, VerdictSource, parse_critique
 
 VERDICT_PREFIX = f"{VERDICT_FIELD}:"
 
-_CUT_CHARS = 100  # of a critique that leaves its verdict no room: the verdict field takes about ten tokens
+_CUT_CHARS = 100  # to cut when a critique leaves no room for the verdict field, which takes about ten tokens
 
 
 async def critique(
@@ -30,11 +29,11 @@ async def critique(
     sample: int = 0,
     on_text: OnText | None = None,
 ) -> tuple[Critique, ...]:
-    """Sample `sampling.n` critiques of one answer and say how sure the critic is of each verdict.
+    """Sample `sampling.n` critiques of one answer, each with the critic's confidence in its verdict.
 
-    The text of a critique is kept to the letter. Its verdict is the stated one; a critique that states none, or more
-    than one, gets the likelier verdict as the engine reads it, and says so in `verdict_source`. `sample` numbers the
-    first critique. Raises the errors of `gadfly.engine_client.Engine.chat`.
+    The text of a critique is kept unchanged. Its verdict is the stated one; a critique that states none, or more than
+    one, gets the likelier verdict as read from the engine, and `verdict_source` records it. `sample` numbers the first
+    critique. Raises the errors of `gadfly.engine_client.Engine.chat`.
     """
     prompt = prompts.critique(question=question, response=response)
     if on_text is None:
@@ -70,7 +69,7 @@ async def sample_critiques(
 async def _stream(
     engines: EnginePool, prompt: Prompt, *, model: str, sampling: Sampling, on_text: OnText
 ) -> tuple[Reply, ...]:
-    # The opener goes out with a reply's first piece and not before: nothing is said that the engine may still refuse.
+    # The opener is sent with a reply's first piece, not earlier: until then the engine may refuse the request.
     unopened = set(range(sampling.n))
 
     async def on_piece(index: int, text: str) -> None:
@@ -79,7 +78,7 @@ async def _stream(
         await on_text(index, opener + text)
 
     replies = await engines.chat(prompt, model=model, sampling=sampling, on_text=on_piece)
-    for index in sorted(unopened) if prompt.opener else ():  # replies without a text
+    for index in sorted(unopened) if prompt.opener else ():  # empty replies
         await on_text(index, prompt.opener)
     return replies
 
@@ -128,17 +127,17 @@ async def _read_probabilities(
     model: str,
     priority: int,
 ) -> tuple[float, float] | tuple[None, None]:
-    """Probability of either verdict word after the verdict field, which is put after a text that does not have it.
+    """Probability of either verdict word after the verdict field, which is appended to a text that lacks it.
 
-    A second, one-token request: it costs a forward pass over tokens that the prefix cache holds, and exists whether or
-    not the text states a verdict. A critique that fills the model's context leaves the field no room; as much of its
-    end is then left out of the question as it takes. None when the prompt alone fills the context.
+    A second request, for one token: it costs a forward pass over tokens that the prefix cache holds, and works whether
+    or not the text states a verdict. When the critique leaves no room for the field in the model's context, its end is
+    cut in this request until the field fits. None when the prompt alone fills the context.
     """
-    asked = _with_field(text) if verdict_end is None else text[:verdict_end]
+    context = _with_field(text) if verdict_end is None else text[:verdict_end]
     while True:
         try:
             return await engines.read_labels(
-                prompt.continued(asked),
+                prompt.continued(context),
                 model=model,
                 after=":",
                 first=prompts.correct,
@@ -149,7 +148,7 @@ async def _read_probabilities(
             if not text:
                 return None, None
             text = text[: -max(_CUT_CHARS, len(text) // 10)]
-            asked = _with_field(text)
+            context = _with_field(text)
 
 
 def _with_field(text: str) -> str:
@@ -157,16 +156,14 @@ def _with_field(text: str) -> str:
 
 
 def read_verdict(p_correct: float | None, p_incorrect: float | None) -> tuple[Verdict, VerdictSource]:
-    """The likelier verdict; none when the engine gives neither word any probability, or both the same, or was not
-    asked.
-    """
+    """The likelier verdict; UNPARSED when the probabilities are equal, or were not read."""
     if p_correct is None or p_incorrect is None or p_correct == p_incorrect:
         return Verdict.UNPARSED, VerdictSource.NONE
     return (Verdict.CORRECT if p_correct > p_incorrect else Verdict.INCORRECT), VerdictSource.READ
 
 
 def supplied_critique(text: str) -> Critique:
-    """A critique that the caller brought: parsed like any other, but nothing is read from the engine."""
+    """A critique that the caller supplied: parsed like any other, without probabilities from the engine."""
     stated = parse_critique(text).verdict
     return Critique(
         id=new_id(),
@@ -184,7 +181,7 @@ def supplied_critique(text: str) -> Critique:
 
 
 def majority_verdict(verdicts: tuple[Verdict, ...]) -> Verdict:
-    """The verdict that more than half of the parsed ones share; a tie, or none parsed, is UNPARSED."""
+    """The verdict of more than half of the parsed ones; UNPARSED on a tie, or when none is parsed."""
     correct, incorrect = verdicts.count(Verdict.CORRECT), verdicts.count(Verdict.INCORRECT)
     if correct == incorrect:
         return Verdict.UNPARSED

@@ -1,7 +1,7 @@
-"""The one client of vLLM's server: chat completions, verdict reads, health; and a pool over several engines.
+"""The client of vLLM's server: chat completions, verdict reads, health; and a pool over several engines.
 
-Requests are OpenAI's chat completions with vLLM's extra fields; prompts are messages, so the chat template is the
-model's own and is applied in the engine. Retries and time limits exist only here.
+Requests are OpenAI's chat completions with vLLM's extra fields. Prompts are messages: the engine applies the model's
+own chat template. Retries and time limits exist only here.
 
 Source: vLLM 0.32, vllm/entrypoints/openai/chat_completion/protocol.py.
 """
@@ -24,15 +24,15 @@ from gadfly.errors import AdapterRefused, BadInput, EngineError, EngineTimeout, 
 from gadfly.prompts import Message, Prompt
 from gadfly.records import Usage
 
-ACTOR = "base"  # the name that the base weights are served under
+ACTOR = "base"  # the model name of the base weights
 
 OnText = Callable[[int, str], Awaitable[None]]
 """Called with (sample, new text) for each piece of a streamed reply."""
 
 T = TypeVar("T")
 
-# The whole distribution, at the request's temperature. An engine that another program started may take other values
-# from the model's generation_config.json, and log-probabilities do not show it: they ignore these values.
+# Sample from the whole distribution, at the request's temperature. An engine that another program started may default
+# to the model's generation_config.json, and log-probabilities would not reveal it: they ignore these values.
 _UNCHANGED = {
     "top_p": 1.0,
     "top_k": 0,
@@ -44,14 +44,14 @@ _UNCHANGED = {
 
 _CONNECT_TIMEOUT_S = 2.0
 _PROBE_TIMEOUT_S = 10.0
-_SHUNNED_S = 1.0  # how long an engine that did not take a request comes last
+_AVOIDED_S = 1.0  # how long other engines are preferred to one that did not take a request
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """How replies are drawn. `priority`: lower goes first; live traffic is 0, rollouts are above.
+    """How replies are sampled. `priority`: lower runs first; live traffic is 0, rollouts are higher.
 
-    `with_tokens` asks for the token ids of prompt and reply and the log-probability of each sampled token.
+    `with_tokens` requests the token ids of prompt and reply and the log-probability of each sampled token.
     """
 
     n: int = 1
@@ -81,7 +81,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class LabelTokens:
-    """How two words differ as tokens when they follow `after`: `bridge` is the text both share, then one id each."""
+    """The tokens in which two words differ after the text `after`: `bridge` is their common text, then one id each."""
 
     bridge: str
     first: int
@@ -97,7 +97,7 @@ class Engine:
         # Monotonic seconds; until then other engines are tried first.
         self._down_until = 0.0  # after a failed connection
         self._full_until = 0.0  # after a refusal
-        self.drops = 0  # connections that failed: after one, this may be another process at the same address
+        self.drops = 0  # failed connections: after one, another process may run at the same address
         self._timeout_s = timeout_s
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=60)
         if transport is None:
@@ -116,7 +116,7 @@ class Engine:
 
     @property
     def is_reachable(self) -> bool:
-        """Whether the last connection did not fail, or failed some seconds ago."""
+        """Whether the last connection succeeded, or failed some seconds ago."""
         return self._down_until <= time.monotonic()
 
     @property
@@ -125,11 +125,11 @@ class Engine:
         return self.is_reachable and self._full_until <= time.monotonic()
 
     def note_refusal(self) -> None:
-        """Prefer other engines for some seconds: one that refuses quickly would look the least busy."""
-        self._full_until = time.monotonic() + _SHUNNED_S
+        """Prefer other engines for some seconds: one that refuses quickly would appear the least busy."""
+        self._full_until = time.monotonic() + _AVOIDED_S
 
     def note_room(self) -> None:
-        """Take back `note_refusal`: the engine serves now what it lacked."""
+        """Undo `note_refusal`: the engine now serves the model it lacked."""
         self._full_until = 0.0
 
     async def chat(
@@ -138,8 +138,8 @@ class Engine:
         """Sample `sampling.n` replies to one prompt, in order of sample.
 
         Raises:
-            PromptTooLong: the prompt does not fit the context. (A completion that would not is cut short.)
-            EngineUnavailable: no connection, overload, no such model now, or the engine died on the way.
+            PromptTooLong: the prompt does not fit the context. (A completion that does not fit is cut short.)
+            EngineUnavailable: no connection, overload, no such model at present, or the engine died meanwhile.
             EngineTimeout: it took longer than the client's limit.
         """
         body = _chat_body(await self._guarded(prompt), model=model, sampling=sampling)
@@ -185,7 +185,9 @@ class Engine:
                     break
                 chunk = orjson.loads(event.data)
                 if "error" in chunk:
-                    raise EngineUnavailable(f"the engine broke off: {chunk['error'].get('message', 'no reason given')}")
+                    raise EngineUnavailable(
+                        f"the engine aborted the reply: {chunk['error'].get('message', 'no reason given')}"
+                    )
                 usage = chunk.get("usage") or usage
                 for choice in chunk["choices"]:
                     piece = choice["delta"].get("content") or ""
@@ -203,8 +205,8 @@ class Engine:
     ) -> tuple[float, float]:
         """Probability of each of two words as the reply's continuation, over the full vocabulary at temperature 1.
 
-        `prompt.opener` is the reply so far and ends with `after`. A word of several tokens counts by its first token
-        that the other word does not share. Raises as `chat`.
+        `prompt.opener` is the reply so far and ends with `after`. A word of several tokens is represented by its first
+        token that the other word does not share. Raises as `chat`.
         """
         labels = await self.label_tokens(after=after, first=first, second=second)
         body = _chat_body(
@@ -218,14 +220,14 @@ class Engine:
         }
         [choice] = (await self._post("/v1/chat/completions", body))["choices"]
         _refuse_aborted([choice["finish_reason"]])
-        found = {item["token"]: item["logprob"] for item in choice["logprobs"]["content"][0]["top_logprobs"]}
+        logprobs = {item["token"]: item["logprob"] for item in choice["logprobs"]["content"][0]["top_logprobs"]}
         try:
-            return math.exp(found[f"token_id:{labels.first}"]), math.exp(found[f"token_id:{labels.second}"])
+            return math.exp(logprobs[f"token_id:{labels.first}"]), math.exp(logprobs[f"token_id:{labels.second}"])
         except KeyError as error:
             raise EngineError(f"the engine did not report the probability of {error}") from None
 
     async def label_tokens(self, *, after: str, first: str, second: str) -> LabelTokens:
-        """Where two words part as tokens when they follow `after` and a space. Asked of the engine once."""
+        """The tokens in which two words differ when they follow `after` and a space. Read from the engine once."""
         known = self._labels.get((after, first, second))
         if known is None:
             one, two = await asyncio.gather(self._tokenize(f"{after} {first}"), self._tokenize(f"{after} {second}"))
@@ -233,7 +235,7 @@ class Engine:
             while common < min(len(one), len(two)) and one[common] == two[common]:
                 common += 1
             if common == min(len(one), len(two)):
-                raise EngineError(f"the model's tokens cannot tell {first!r} from {second!r}")
+                raise EngineError(f"the model's tokens do not distinguish {first!r} from {second!r}")
             shared = (await self._post("/detokenize", {"model": ACTOR, "tokens": one[:common]}))["prompt"]
             bridge = shared[shared.rindex(after) + len(after) :] if after in shared else ""
             known = self._labels[after, first, second] = LabelTokens(bridge, one[common], two[common])
@@ -269,20 +271,20 @@ class Engine:
         return list(answer["tokens"])
 
     async def probe(self) -> float:
-        """Generate one token and return how long it took, in seconds: the engine works, not only listens."""
+        """Generate one token and return the duration in seconds: shows that the engine works, not only listens."""
         started = time.monotonic()
         body = {"model": ACTOR, "prompt": "0", "max_tokens": 1, "temperature": 0, "priority": -1}
         await self._post("/v1/completions", body, timeout_s=_PROBE_TIMEOUT_S)
         return time.monotonic() - started
 
     async def load_adapter(self, name: str, path: Path) -> bool:
-        """Have the engine serve the adapter in a folder under `name`. False when it served that name already.
+        """Load the adapter in a folder under `name`. False when the engine served that name already.
 
-        Names are never reused, so that no block of the prefix cache can be another version's.
+        Names are never reused, so that no block of the prefix cache can belong to another version.
 
         Raises:
-            AdapterRefused: the engine cannot read it, or it does not fit: rank, shapes, modules.
-            EngineUnavailable: no connection, or the engine is dead, which it answers with the same status.
+            AdapterRefused: the engine cannot read it, or its rank, shapes or modules do not fit.
+            EngineUnavailable: no connection, or the engine is dead, for which it answers the same status.
             EngineTimeout: it took longer than the client's limit.
         """
         async with self._request_errors():
@@ -305,7 +307,7 @@ class Engine:
         return response.status_code == httpx.codes.OK
 
     async def unload_adapter(self, name: str) -> None:
-        """Have the engine take no new requests for an adapter; those under way finish on it. Unknown names are none.
+        """Unload an adapter for new requests; requests in flight finish on it. An unknown name is not an error.
 
         Raises as `load_adapter`.
         """
@@ -317,7 +319,7 @@ class Engine:
             _raise_for(response.status_code, response.content)
 
     async def version(self) -> str:
-        """The release of vLLM that the engine runs."""
+        """The engine's version of vLLM."""
         async with self._request_errors():
             response = await self._client.get("/version", timeout=_PROBE_TIMEOUT_S)
         if response.status_code != httpx.codes.OK:
@@ -352,47 +354,49 @@ class Engine:
             yield
         except httpx.ConnectError as error:
             self.drops += 1
-            self._down_until = time.monotonic() + _SHUNNED_S
+            self._down_until = time.monotonic() + _AVOIDED_S
             raise _NotTaken(f"no engine answers at {self.url}") from error
         except httpx.TimeoutException as error:
             if isinstance(error, httpx.ConnectTimeout):
-                self._down_until = time.monotonic() + _SHUNNED_S
+                self._down_until = time.monotonic() + _AVOIDED_S
                 raise _NotTaken(f"no engine answers at {self.url}") from error
             raise EngineTimeout(f"the engine took longer than {self._timeout_s:g} s") from error
         except httpx.TransportError as error:
             self.drops += 1
-            self._down_until = time.monotonic() + _SHUNNED_S
-            raise EngineUnavailable(f"the engine at {self.url} broke off: {type(error).__name__}") from error
+            self._down_until = time.monotonic() + _AVOIDED_S
+            raise EngineUnavailable(
+                f"the connection to the engine at {self.url} failed: {type(error).__name__}"
+            ) from error
         finally:
             self.in_flight -= 1
 
 
 class _NotTaken(EngineUnavailable):
-    """The engine was not reached, is full, or lacks the adapter: trying another repeats nothing."""
+    """The engine was not reached, is full, or lacks the adapter. It did not start: another engine may be tried."""
 
 
 class _NotServed(_NotTaken):
-    """The engine lacks the adapter, as one does that was started anew."""
+    """The engine lacks the adapter, for example after a restart."""
 
 
 class Router(Protocol):
-    """Decides which engines may answer under a model's name."""
+    """Decides which engines may serve a model."""
 
     def may_serve(self, engine: Engine, model: str) -> bool:
-        """Whether requests for a model may go to an engine, whatever that engine itself says it serves."""
+        """Whether requests for a model may go to an engine, regardless of the engine's own list of models."""
 
     async def restore(self, engine: Engine, model: str) -> None:
-        """Make an engine serve a model that it lacks.
+        """Load a model into an engine that lacks it.
 
         Raises:
-            EngineUnavailable: it cannot.
+            EngineUnavailable: it cannot be loaded.
         """
 
 
 class EnginePool:
     """The engines of a deployment: each request goes to the reachable one with the fewest requests in flight.
 
-    Where no engine with room serves a model, the router may make one of them serve it, and the request waits for that.
+    When no engine with room serves a model, the router may load it into one, and the request waits for that.
     """
 
     def __init__(self, members: Sequence[Engine], router: Router | None = None) -> None:
@@ -461,7 +465,7 @@ class EnginePool:
                     return await call(engine)
                 except _NotTaken as error:
                     refusal = error
-        raise refusal or _NotServed(f"no engine may serve {model} now")
+        raise refusal or _NotServed(f"no engine can serve {model} at present")
 
 
 def _chat_body(prompt: Prompt, *, model: str, sampling: Sampling) -> dict[str, Any]:
@@ -476,9 +480,9 @@ def _chat_body(prompt: Prompt, *, model: str, sampling: Sampling) -> dict[str, A
         **_UNCHANGED,
     }
     if sampling.n > 1 or sampling.with_tokens:
-        body["return_token_ids"] = True  # the usage of an answer is a sum; each sample's share is counted from these
+        body["return_token_ids"] = True  # usage is reported as a sum; each sample's share is counted from these
     if sampling.with_tokens:
-        body |= {"logprobs": True, "top_logprobs": 0}  # more than 0 would spoil, and be spoilt by, verdict reads
+        body |= {"logprobs": True, "top_logprobs": 0}  # more than 0 would interfere with verdict reads
     if sampling.seed is not None:
         body["seed"] = sampling.seed
     if prompt.opener:
@@ -504,12 +508,12 @@ def _replies(
 
 
 def _refuse_aborted(reasons: Sequence[str | None]) -> None:
-    if "abort" in reasons:  # an engine that is shutting down answers 200 to what it does not finish
+    if "abort" in reasons:  # an engine that is shutting down answers 200 to requests that it does not finish
         raise EngineUnavailable("the engine is shutting down")
 
 
 def _message(content: bytes) -> tuple[str, str | None]:
-    """What an error document says, and about which parameter."""
+    """The message of an error document, and the parameter that it is about."""
     try:
         error = orjson.loads(content)["error"]
         return str(error["message"]), error.get("param")
@@ -521,12 +525,12 @@ def _raise_for(status: int, content: bytes) -> None:
     message, parameter = _message(content)
     match status:
         case 404:
-            raise _NotServed(f"the engine does not serve this now: {message}")
+            raise _NotServed(f"the engine does not serve this at present: {message}")
         case 400 if parameter in ("input_tokens", "max_tokens"):
             raise PromptTooLong(f"the text does not fit the model: {message.partition(' (parameter=')[0]}")
         case 400 | 422:
             raise BadInput(f"the engine refused the request: {message}")
         case 429 | 503:
-            raise _NotTaken("the engine accepts no more work now", retry_after_s=2.0)
+            raise _NotTaken("the engine accepts no more requests at present", retry_after_s=2.0)
         case _:
-            raise EngineUnavailable(f"the engine answered {status}: {message[:200]}")
+            raise EngineUnavailable(f"the engine answered with status {status}: {message[:200]}")

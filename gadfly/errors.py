@@ -5,10 +5,10 @@ from typing import Self
 
 
 class GadflyError(Exception):
-    """Root of the family. The message is one sentence for a person."""
+    """Base of all errors. The message is one sentence for a person."""
 
     def again(self, message: str | None = None) -> Self:
-        """A copy to raise: an error with all its values, and another message if one is given."""
+        """A copy to raise again, with the same values; `message`, when given, replaces the message."""
         copied = copy(self)
         if message is not None:
             copied.args = (message,)
@@ -16,11 +16,11 @@ class GadflyError(Exception):
 
 
 class BadSettings(GadflyError):
-    """A setting has a value it cannot have."""
+    """A setting has an invalid value."""
 
 
 class BadInput(GadflyError):
-    """The caller sent something that cannot be used; `field` names where."""
+    """The caller sent invalid input; `field` names the field."""
 
     def __init__(self, message: str, *, field: str | None = None) -> None:
         super().__init__(message)
@@ -28,26 +28,26 @@ class BadInput(GadflyError):
 
 
 class UnreadableReference(BadInput):
-    """A reference answer that no rule can read: an error for whoever sent it, never a wrong answer."""
+    """A reference answer that no rule can read: an error for its sender, never a wrong answer."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, field="reference")
 
 
 class NotFound(GadflyError):
-    """The thing named does not exist, or is not the caller's to see."""
+    """The named thing does not exist, or the caller may not see it."""
 
 
 class Conflict(GadflyError):
-    """The request contradicts what is stored."""
+    """The request contradicts the stored state."""
 
 
 class EngineError(GadflyError):
-    """The engine answered something it should not have."""
+    """The engine gave an invalid answer."""
 
 
 class EngineUnavailable(EngineError):
-    """No engine can be reached or none accepts work now; `retry_after_s` says when to try again."""
+    """No engine can be reached, or none accepts requests at present; `retry_after_s` is the time to wait."""
 
     def __init__(self, message: str, *, retry_after_s: float = 5.0) -> None:
         super().__init__(message)
@@ -55,19 +55,19 @@ class EngineUnavailable(EngineError):
 
 
 class EngineTimeout(EngineError):
-    """A generation took longer than its limit."""
+    """A generation exceeded its time limit."""
 
 
 class AdapterRefused(EngineError):
-    """The engine will not serve an adapter; the message says why."""
+    """The engine does not serve an adapter; the message gives the reason."""
 
 
 class PromptTooLong(BadInput):
-    """Prompt and completion do not fit the model's context."""
+    """Prompt and completion exceed the model's context."""
 
 
 class StoreUnavailable(GadflyError):
-    """Postgres is away and the call cannot be answered without it."""
+    """Postgres is unavailable and the call cannot be answered without it."""
 
     def __init__(self, message: str, *, retry_after_s: float = 5.0) -> None:
         super().__init__(message)
@@ -75,11 +75,11 @@ class StoreUnavailable(GadflyError):
 
 
 class SpoolFull(StoreUnavailable):
-    """Postgres is away and the spool has no room, so nothing more can be acknowledged."""
+    """Postgres is unavailable and the spool is full, so no further request can be acknowledged."""
 
 
 class TooBusy(GadflyError):
-    """More requests are at work than the service allows."""
+    """More requests are in flight than the service allows."""
 
     def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
@@ -87,7 +87,7 @@ class TooBusy(GadflyError):
 
 
 class NotAllowed(GadflyError):
-    """No key, an unknown, expired or revoked key, or a key of the wrong tier."""
+    """No key; an unknown, expired or revoked key; or a key of the wrong tier."""
 
     def __init__(self, message: str, *, authenticated: bool = False) -> None:
         super().__init__(message)
@@ -95,4 +95,4 @@ class NotAllowed(GadflyError):
 
 
 class BodyTooLarge(GadflyError):
-    """A request body is larger than the service takes."""
+    """A request body exceeds the service's limit."""

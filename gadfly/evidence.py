@@ -1,10 +1,10 @@
-"""Evidence that adds up: tests of a mean that stay valid however often they are looked at.
+"""Evidence that accumulates: tests of a mean that stay valid however often they are checked.
 
 A test starts with a wealth of 1 and bets it on the next observation: on x in [-1, 1] it multiplies the wealth by
 1 + lambda (x - null). If the mean, given all earlier observations, is at most `null`, no bet gains on average, and by
-Ville's inequality the wealth ever reaches 1/alpha with a probability of at most alpha. So a test may be looked at after
-every observation, for as many nights as it takes, and its error is counted once. The bet sizes are a fixed grid with
-equal shares of the wealth, so none has to be chosen.
+Ville's inequality the wealth ever reaches 1/alpha with a probability of at most alpha. So a test may be checked after
+every observation, over any number of nights, with one error budget. The bet sizes are a fixed grid with equal shares of
+the wealth, so none needs to be chosen.
 
 Source: I. Waudby-Smith and A. Ramdas, "Estimating means of bounded random variables by betting", Journal of the Royal
 Statistical Society B 86 (2024), arXiv 2010.09686; products of e-values over nights: A. Ramdas, P. Grünwald, V. Vovk and
@@ -74,12 +74,12 @@ class MeanTest:
         return math.exp(min(self.log_wealth, _LOG_LIMIT))
 
     def rejects(self, alpha: float) -> bool:
-        """Whether the mean is shown to lie above `null`, with an error of at most `alpha` over all looks."""
+        """Whether the mean is shown to lie above `null`, with an error of at most `alpha` over all checks."""
         return self.log_wealth >= -math.log(alpha)
 
 
 def lower_bound(observations: Sequence[float], *, alpha: float, precision: float = 1e-3) -> float:
-    """A bound below the mean, valid at every look at once: the means up to it are all rejected.
+    """A lower bound of the mean, valid over all checks together: every mean up to it is rejected.
 
     Returns -1 where nothing is rejected.
     """
@@ -94,7 +94,7 @@ def lower_bound(observations: Sequence[float], *, alpha: float, precision: float
 
 
 def interval(observations: Sequence[float], *, alpha: float) -> tuple[float, float]:
-    """A confidence sequence for the mean: at all looks together it misses the mean with a probability <= `alpha`."""
+    """A confidence sequence for the mean: over all checks together it misses the mean with probability <= `alpha`."""
     return (
         lower_bound(observations, alpha=alpha / 2),
         -lower_bound([-observation for observation in observations], alpha=alpha / 2),
@@ -102,9 +102,10 @@ def interval(observations: Sequence[float], *, alpha: float) -> tuple[float, flo
 
 
 def combined_wealth(tests: Sequence[MeanTest], shares: Sequence[float]) -> float:
-    """The wealth of bets on several tests at once; `shares` of the first wealth, which sum to 1.
+    """The wealth of simultaneous bets on several tests; `shares` divide the initial wealth and sum to 1.
 
-    Under all null hypotheses together its error is controlled as that of one test, whatever the tests' dependence.
+    Under all null hypotheses together its error is controlled like that of one test, however the tests depend on
+    each other.
     """
     if not math.isclose(math.fsum(shares), 1.0):
         raise ValueError("the shares must sum to 1")

@@ -1,4 +1,4 @@
-"""Types of what comes in from outside, the same for HTTP requests and imported rows."""
+"""Types of external input, shared by HTTP requests and imported rows."""
 
 import math
 from typing import Annotated, Any
@@ -30,7 +30,7 @@ def _storable_metadata(value: dict[str, Any]) -> dict[str, Any]:
     _check(value, depth=0)
     try:
         size = len(orjson.dumps(value))
-    except TypeError as error:  # an integer that no 64 bits hold, which the API could not give back
+    except TypeError as error:  # an integer of more than 64 bits, which the API could not return
         raise ValueError(f"must be plain JSON: {error}") from None
     if size > MAX_METADATA_BYTES:
         raise ValueError(f"must not be larger than {MAX_METADATA_BYTES:,} bytes as UTF-8")
@@ -55,10 +55,10 @@ def _check(item: Any, *, depth: int) -> None:
 
 
 Text = Annotated[str, AfterValidator(_storable)]
-"""A text that Postgres can hold: valid Unicode without NUL."""
+"""A text that Postgres can store: valid Unicode without NUL."""
 
 FilledText = Annotated[str, Field(min_length=1), AfterValidator(_not_blank), AfterValidator(_storable)]
-"""A `Text` with more than white space in it."""
+"""A `Text` that is not only white space."""
 
 Metadata = Annotated[dict[str, JsonValue], AfterValidator(_storable_metadata)]
 """A JSON object of at most 16 KiB as UTF-8 and 100 levels, with texts that Postgres can hold and finite numbers."""

@@ -1,4 +1,4 @@
-"""Structured logs: one event a line, with the request's id, for people or for machines."""
+"""Structured logs: one event per line, with the request's id, for people or for machines."""
 
 import logging
 import sys
@@ -9,7 +9,7 @@ from gadfly.settings import LogFormat, Settings
 
 
 def configure(settings: Settings) -> None:
-    """Send everything, uvicorn's lines too, through structlog to standard error."""
+    """Send all log events, including uvicorn's, through structlog to standard error."""
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -23,7 +23,7 @@ def configure(settings: Settings) -> None:
     else:
         renderer = structlog.dev.ConsoleRenderer(
             colors=sys.stderr.isatty(),
-            exception_formatter=structlog.dev.plain_traceback,  # locals hold callers' texts
+            exception_formatter=structlog.dev.plain_traceback,  # without local variables: they hold callers' texts
         )
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -46,4 +46,4 @@ def configure(settings: Settings) -> None:
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logger = logging.getLogger(name)
         logger.handlers[:] = []
-        logger.propagate = name != "uvicorn.access"  # the edge logs each request with its id
+        logger.propagate = name != "uvicorn.access"  # the service logs each request itself, with its id

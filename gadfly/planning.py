@@ -1,27 +1,29 @@
-"""What a training run would do, before it does it: which answers, how many for what, what its gate could detect.
+"""The plan of a training run before it starts: its answers, their number per stage, what its gate can detect.
 
-Pure and of the standard library, because a dry run answers with it from the service. The trainer draws its validation
-questions and its held-out answers with the same functions, so that the plan is what happens.
+Pure functions, because the service answers a dry run with them. The trainer selects its validation questions and its
+held-out answers with the same functions, so that a run follows its plan.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import zip_longest
 from statistics import NormalDist
 from typing import Any
 from uuid import UUID
 
+from pydantic import TypeAdapter
+
 from gadfly.store.training_data import LabelledAnswer, source_counts
 from gadfly.training import TrainConfig
 
-POWER = 0.8  # the chance with which the gate would show a difference of the size named
+POWER = 0.8  # the probability that the gate detects a difference of the given size
 DISCORDANCE = 0.2  # assumed share of answers on which candidate and live critic differ
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Portion:
-    """Some answers, counted."""
+    """Counts over a set of answers."""
 
     answers: int
     questions: int
@@ -43,25 +45,24 @@ class Portion:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What a run would learn from and be measured on. Detectable differences are shares; None: too few answers for any.
+    """The answers that a run learns from and is measured on. Detectable differences are shares; None: too few answers.
 
-    `seconds` is an estimate for sampling and learning in both stages and for the evaluation; None without an earlier
-    run to go by.
+    `seconds` estimates sampling and learning in both stages and the evaluation; None without an earlier run as a basis.
     """
 
     train_ids: tuple[UUID, ...]  # learned from
     validation_ids: tuple[UUID, ...]  # of the train side, never learned from
-    heldout_ids: tuple[UUID, ...]  # what both critics judge
+    heldout_ids: tuple[UUID, ...]  # judged by both critics
     stage_1: Portion  # all labelled
     stage_2: Portion  # those with a reference
-    pool_answers: int  # first answers that the actor is to sample, beside these
+    pool_answers: int  # first answers that the actor samples in addition
     validation: Portion
     heldout: Portion
     heldout_with_reference: Portion
     steps: int
     detectable_discriminability: float | None
     detectable_helpfulness: float | None
-    questions_for_margin: int | None  # that rule out a loss beyond the margin on an axis that did not change
+    questions_for_margin: int | None  # needed to rule out a loss beyond the margin on an axis that did not change
     assumed_discordance: float
     power: float
     seconds: float | None
@@ -69,10 +70,12 @@ class Plan:
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        values = asdict(self)
-        for name in ("train_ids", "validation_ids", "heldout_ids"):
-            values[name] = [str(id) for id in values[name]]
-        return values | {"warnings": list(self.warnings), "notes": list(self.notes)}
+        """The plan as JSON values."""
+        values: dict[str, Any] = _PLAN.dump_python(self, mode="json")
+        return values
+
+
+_PLAN = TypeAdapter(Plan)
 
 
 def plan(
@@ -82,9 +85,9 @@ def plan(
     *,
     seconds_per_step_history: float | None,
 ) -> Plan:
-    """What a run with `config` would do with the labelled answers of either side of the training wall.
+    """The plan of a run with `config` over the labelled answers on either side of the training wall.
 
-    `seconds_per_step_history` is what a rollout step took in an earlier run with steps of the same size.
+    `seconds_per_step_history` is the duration of a rollout step in an earlier run with steps of the same size.
     """
     share = config.validation_share if config.validates else 0.0
     learn, validate = validation_split(train, share)
@@ -128,12 +131,12 @@ def _questions(answers: Sequence[LabelledAnswer], *, is_right: bool) -> int:
 
 
 def _seconds(per_step: float, judged: int, config: TrainConfig) -> float:
-    # Sampling is what takes the time, so an evaluation counts as the steps that write as many critiques.
+    # Sampling dominates the duration, so an evaluation counts as the steps that write as many critiques.
     evaluation = 2 * judged / (config.prompts_per_step * config.samples_per_prompt)
     return per_step * (config.steps + evaluation)
 
 
-# ------------------------------------------------------------------------------------------------ who is drawn for what
+# ----------------------------------------------------------------------------------------------------------- selection
 
 
 def validation_split(
@@ -141,8 +144,8 @@ def validation_split(
 ) -> tuple[list[LabelledAnswer], list[LabelledAnswer]]:
     """Answers to learn from and answers to validate on, in order; about `share` of the questions are the latter's.
 
-    By the question's hash, so the same in every run, and whole questions on one side. The bytes are not those that
-    decide between train and held-out: those of train questions are all above one bound.
+    The question's hash decides, so the split is the same in every run and all answers to a question are on one side.
+    Other bytes of the hash decide between train and held-out: for train questions those are all above one bound.
     """
     learn: list[LabelledAnswer] = []
     validate: list[LabelledAnswer] = []
@@ -153,10 +156,10 @@ def validation_split(
 
 
 def evaluation_items(heldout: Sequence[LabelledAnswer], limit: int) -> list[LabelledAnswer]:
-    """At most `limit` held-out answers for both critics to judge: both classes alike, as many questions as can be.
+    """At most `limit` held-out answers for both critics to judge: classes balanced, from as many questions as possible.
 
-    What one class lacks is taken from the other. The order of questions is that of their hashes: the same answers give
-    the same selection, and it favours neither new questions nor old ones.
+    A shortage in one class is filled from the other. Questions are ordered by hash: the same answers give the same
+    selection, and it favours neither new nor old questions.
     """
     right, wrong = (_spread([answer for answer in heldout if answer.is_right is kind]) for kind in (True, False))
     of_right = max(min(len(right), (limit + 1) // 2), min(len(right), limit - len(wrong)))
@@ -164,18 +167,18 @@ def evaluation_items(heldout: Sequence[LabelledAnswer], limit: int) -> list[Labe
 
 
 def _spread(answers: Sequence[LabelledAnswer]) -> list[LabelledAnswer]:
-    """One answer of every question, then a second one of those that have it, and so on."""
+    """One answer of every question, then a second one of every question that has two, and so on."""
     by_question: dict[bytes, list[LabelledAnswer]] = {}
     for answer in sorted(answers, key=lambda each: (each.question_hash, each.id)):
         by_question.setdefault(answer.question_hash, []).append(answer)
     return [answer for turn in zip_longest(*by_question.values()) for answer in turn if answer is not None]
 
 
-# --------------------------------------------------------------------------------------------- what could be detected
+# ---------------------------------------------------------------------------------------------- detectable differences
 
 
 def needed_pairs(difference: float, *, confidence: float, discordance: float = DISCORDANCE) -> float:
-    """Paired items that show `difference` with power `POWER`, where `discordance` of them differ at all.
+    """Paired items needed to detect `difference` with power `POWER`, when a share `discordance` of them differ.
 
     McNemar's test in normal approximation, two-sided: n = (z_a sqrt(d) + z_b sqrt(d - D^2))^2 / D^2, for a difference D
     and a discordance d (Connor 1987, Sample size for testing differences in proportions for the paired-sample design,
@@ -188,9 +191,9 @@ def needed_pairs(difference: float, *, confidence: float, discordance: float = D
 
 
 def detectable_difference(pairs: float, *, confidence: float, discordance: float = DISCORDANCE) -> float | None:
-    """The smallest difference that `pairs` items show with power `POWER`: `needed_pairs` solved for the difference.
+    """The smallest difference detected by `pairs` items with power `POWER`: `needed_pairs` solved for the difference.
 
-    None when not even a difference as large as the discordance, all of one sign, would show.
+    None when even a difference as large as the discordance, all of one sign, would not be detected.
     """
     if pairs <= 0 or needed_pairs(discordance, confidence=confidence, discordance=discordance) > pairs:
         return None
@@ -205,9 +208,9 @@ def detectable_difference(pairs: float, *, confidence: float, discordance: float
 
 
 def detectable_balanced(*, right: int, wrong: int, confidence: float, discordance: float = DISCORDANCE) -> float | None:
-    """The same for a difference that is the mean of the differences in two classes.
+    """The same for the mean of the differences in two classes.
 
-    Its variance, d/4 (1/right + 1/wrong), is that of one class of 4 / (1/right + 1/wrong) items.
+    Its variance, d/4 (1/right + 1/wrong), equals that of one class of 4 / (1/right + 1/wrong) items.
     """
     if right == 0 or wrong == 0:
         return None
@@ -216,7 +219,7 @@ def detectable_balanced(*, right: int, wrong: int, confidence: float, discordanc
 
 def pairs_to_rule_out(margin: float, *, confidence: float, discordance: float = DISCORDANCE) -> int | None:
     """Paired items whose interval stays above -`margin` with power `POWER` when there is no difference: n = d ((z_a +
-    z_b) / margin)^2, the same approximation. None for a margin of 0, which nothing rules out.
+    z_b) / margin)^2, in the same approximation. None for a margin of 0, for which no number suffices.
     """
     if margin == 0:
         return None
@@ -225,7 +228,7 @@ def pairs_to_rule_out(margin: float, *, confidence: float, discordance: float = 
     return math.ceil(discordance * (z / margin) ** 2)
 
 
-# --------------------------------------------------------------------------------------------------------- in sentences
+# -------------------------------------------------------------------------------------------------- warnings and notes
 
 
 def _warnings(
@@ -237,32 +240,32 @@ def _warnings(
 ) -> list[str]:
     warnings = []
     if not learn and not judged:
-        return ["There is no labelled answer: send feedback, or references with the requests."]
+        return ["There are no labelled answers: send feedback, or references with the requests."]
     if not learn:
         warnings.append("All labelled answers are on the held-out side: there is nothing to learn from.")
     if not judged:
-        warnings.append("All labelled answers are on the train side: nothing is held out, so no critic is promoted.")
+        warnings.append("All labelled answers are on the train side: without held-out answers no critic is promoted.")
     samples_more = bool(referenced) and config.pool_questions * config.pool_samples > 0
     for name, count in (("right", Portion.of(learn).right), ("wrong", Portion.of(learn).wrong)):
         if learn and count == 0:
             pool = "; the actor's own answers may add some" if samples_more else ""
-            warnings.append(f"No answer to learn from is {name}, so its critiques teach to say one thing only{pool}.")
+            warnings.append(f"No answer to learn from is {name}, so the critic learns only one verdict{pool}.")
     if learn and not referenced and config.steps_stage_2:
         warnings.append("No answer to learn from has a reference: stage II cannot run.")
-    found = Portion.of(judged)
+    held_out = Portion.of(judged)
     judges_more = bool(judged_referenced) and config.pool_questions * config.pool_samples > 0
-    for name, count in (("right", found.right), ("wrong", found.wrong)):
+    for name, count in (("right", held_out.right), ("wrong", held_out.wrong)):
         if judged and count < config.gate_min_items:
             end = (
                 "the actor's own answers to these questions may add some."
                 if judges_more
-                else "whatever is learned, no critic is promoted."
+                else "without them no critic is promoted."
             )
             warnings.append(f"{count} held-out answers are {name} and the gate needs {config.gate_min_items}: {end}")
     if judged and len(judged_referenced) < config.gate_min_items:
         warnings.append(
-            f"{len(judged_referenced)} held-out answers have a reference, and {config.gate_min_items} are needed for "
-            "helpfulness to count: discriminability decides alone."
+            f"{len(judged_referenced)} held-out answers have a reference and helpfulness needs "
+            f"{config.gate_min_items}: discriminability alone decides."
         )
     return warnings
 
@@ -273,22 +276,24 @@ def _notes(
     notes = []
     for name, difference in zip(("discriminability", "helpfulness"), detectable, strict=True):
         if difference is None:
-            notes.append(f"In {name} the held-out answers would hardly prove any gain.")
+            notes.append(f"The held-out answers are too few to detect a gain in {name}.")
         else:
             notes.append(
-                f"In {name} a gain of {100 * difference:.1f} points would be proven in {100 * POWER:.0f} % of cases, "
+                f"A gain of {100 * difference:.1f} points in {name} would be detected in {100 * POWER:.0f} % of cases, "
                 f"at {100 * config.gate_confidence:g} % confidence."
             )
     if helpfulness_counts:
         margin = pairs_to_rule_out(config.gate_margin, confidence=config.gate_confidence)
-        takes = "nothing proves" if margin is None else f"takes some {margin} questions to prove"
         notes.append(
-            f"That an axis without a gain lost no more than the margin of {100 * config.gate_margin:g} points {takes}."
+            "With a margin of 0 points no number of questions proves that an axis without a gain has no loss."
+            if margin is None
+            else f"About {margin} questions are needed to prove that an axis without a gain lost no more than the "
+            f"margin of {100 * config.gate_margin:g} points."
         )
     notes.append(
-        f"That assumes that the critics differ on {100 * DISCORDANCE:.0f} % of answers and counts each question once: "
+        f"This assumes that the critics differ on {100 * DISCORDANCE:.0f} % of answers, and counts each question once: "
         "answers to one question tend to fail together."
     )
     if seconds is None:
-        notes.append("How long it takes is not known: no earlier run has finished a step.")
+        notes.append("The duration is not known: no earlier run has finished a step.")
     return notes

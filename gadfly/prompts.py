@@ -1,6 +1,6 @@
-"""Prompt sets: what critic and actor are asked, as data with a version.
+"""Prompt sets: the prompts of critic and actor, as versioned data.
 
-A set is a file `prompt_sets/NAME@VERSION.toml`; a published version is never edited, because every interaction names
+A set is a file `prompt_sets/NAME@VERSION.toml`. A published version is never edited, because every interaction names
 the set that produced it. Messages go through the model's own chat template, in the engine. The field structure is
 that of the prompts released with Critique-RL (arXiv 2510.24320).
 """
@@ -26,21 +26,21 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Messages for the chat template; `opener` is text the reply is made to begin with (empty: none)."""
+    """Messages for the chat template; `opener` is the text that a reply is forced to begin with (empty: none)."""
 
     messages: tuple[Message, ...]
     opener: str = ""
 
     def continued(self, text: str) -> "Prompt":
-        """This prompt with `text` as the reply so far, to be continued rather than answered anew."""
+        """This prompt with `text` as the beginning of the reply, for the engine to continue."""
         return Prompt(self.messages, text)
 
 
 @dataclass(frozen=True, slots=True)
 class PromptSet:
-    """One version of everything that critic and actor are asked.
+    """One version of all prompts of critic and actor.
 
-    `correct` and `incorrect` are the words a critique uses for its verdicts.
+    `correct` and `incorrect` are the words of a critique's verdicts.
     """
 
     name: str
@@ -52,16 +52,16 @@ class PromptSet:
     _critique_starts_at: str
 
     def solve(self, *, question: str) -> Prompt:
-        """Ask the actor for a first answer: the turn that a refinement's conversation begins with."""
+        """The prompt for a first answer by the actor: the opening turns of a refinement's conversation."""
         first = next(place for place, message in enumerate(self._refine.messages) if message.role == "assistant")
         return _fill(Prompt(self._refine.messages[:first]), {"question": question})
 
     def critique(self, *, question: str, response: str) -> Prompt:
-        """Ask the critic to judge `response`. The opener, when there is one, is part of the critique's text."""
+        """The prompt for a critique of `response`. The opener, if any, is part of the critique's text."""
         return _fill(self._critique, {"question": question, "response": response})
 
     def refine(self, *, question: str, response: str, critique: str) -> Prompt:
-        """Ask the actor to rewrite `response` with `critique`. The opener is not part of the refined answer."""
+        """The prompt for a rewrite of `response` with `critique`. The opener is not part of the refined answer."""
         start = critique.find(self._critique_starts_at) if self._critique_starts_at else 0
         return _fill(
             self._refine, {"question": question, "response": response, "critique": critique[max(start, 0) :].strip()}
@@ -69,7 +69,7 @@ class PromptSet:
 
 
 def _fill(prompt: Prompt, values: Mapping[str, str]) -> Prompt:
-    # One pass, so that a slot's name inside a caller's text stays text.
+    # One pass, so that the name of a slot inside a caller's text is not replaced.
     return Prompt(
         tuple(
             Message(message.role, _SLOT.sub(lambda slot: values[slot[1]], message.content))
@@ -95,10 +95,10 @@ def load(name: str) -> PromptSet:
     """The prompt set `name@version`.
 
     Raises:
-        BadSettings: there is no such set; the message lists those there are.
+        BadSettings: there is no such set; the message lists the existing ones.
     """
     if name not in available():
-        raise BadSettings(f"there is no prompt set {name!r}; there are {', '.join(available())}")
+        raise BadSettings(f"there is no prompt set {name!r}; the prompt sets are {', '.join(available())}")
     data = tomllib.loads(files("gadfly").joinpath("prompt_sets", f"{name}.toml").read_text(encoding="utf-8"))
     critique, refine = data["critique"], data["refine"]
     return PromptSet(

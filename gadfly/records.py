@@ -1,7 +1,7 @@
-"""The records of a deployment, as plain values: queries return them and the recorder writes them.
+"""The records of a deployment, as plain values: queries return them and the recorder stores them.
 
 `gadfly/store/tables.py` defines their tables and `service/wire/` their HTTP shapes. The spool stores them as JSON, so
-every field can be represented in JSON, and a record read back equals the record written.
+every field has a JSON form, and a record read back equals the record written.
 """
 
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from gadfly.verdict import Verdict, VerdictSource
 
 
 class Kind(StrEnum):
-    """Where an interaction came from."""
+    """The origin of an interaction."""
 
     CRITIQUE = "critique"
     REFINE = "refine"
@@ -26,16 +26,16 @@ class Kind(StrEnum):
 
 
 class Split(StrEnum):
-    """Which side of the training wall a question is on, for ever."""
+    """The side of the training wall that a question is on, permanently."""
 
     TRAIN = "train"
     HELDOUT = "heldout"
 
 
 class SwapKind(StrEnum):
-    """Why the live pointer is to move."""
+    """The reason for a move of the live pointer."""
 
-    GATE = "gate"  # the gate says promote, and automatic promotion is on
+    GATE = "gate"  # the gate decided to promote, and automatic promotion is on
     PROMOTE = "promote"  # an admin
     ROLLBACK = "rollback"  # an admin
     WATCH = "watch"  # labelled live traffic shows that the new critic is worse
@@ -44,21 +44,21 @@ class SwapKind(StrEnum):
 class SwapStatus(StrEnum):
     PENDING = "pending"
     DONE = "done"  # the pointer moved
-    REFUSED = "refused"  # the old critic goes on
+    REFUSED = "refused"  # the old critic stays live
 
 
 class Tier(StrEnum):
-    """What a key may do: callers use the service and see their own rows, admins see and do everything."""
+    """The permissions of a key: callers use the service and see their own rows, admins may see and do everything."""
 
     CALLER = "caller"
     ADMIN = "admin"
 
 
 class StopReason(StrEnum):
-    """Why a refinement loop ended."""
+    """The reason why a refinement loop ended."""
 
-    ROUNDS = "rounds"  # every round asked for was run
-    JUDGED_CORRECT = "judged_correct"  # when=if_incorrect, and the critic calls the answer correct
+    ROUNDS = "rounds"  # every requested round was run
+    JUDGED_CORRECT = "judged_correct"  # when=if_incorrect, and the critic judged the answer correct
 
 
 class FeedbackSource(StrEnum):
@@ -67,7 +67,7 @@ class FeedbackSource(StrEnum):
 
 
 def new_id() -> UUID:
-    """A UUIDv7: unique, and in order of creation."""
+    """A UUIDv7: unique, and ordered by creation."""
     return uuid_utils.compat.uuid7()
 
 
@@ -77,7 +77,7 @@ def now() -> datetime:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Usage:
-    """Tokens, as the engine counted them."""
+    """Token counts, as reported by the engine."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -97,8 +97,8 @@ class Critique:
     round: int  # counts from 0
     sample: int  # counts from 0
     text: str
-    stated: Verdict  # what the text itself says: exactly one final verdict line, or UNPARSED
-    verdict: Verdict  # what the service reports: stated, else read from the engine
+    stated: Verdict  # the verdict in the text: that of exactly one final verdict line, or UNPARSED
+    verdict: Verdict  # the reported verdict: the stated one, else read from the engine
     verdict_source: VerdictSource
     p_correct: float | None  # probability of the verdict token "correct" after the verdict prefix, full vocabulary
     p_incorrect: float | None
@@ -141,13 +141,13 @@ class Interaction:
     episode_id: UUID
     key_id: UUID | None  # the caller's key; None in keyless mode and for imports
     request_id: str | None  # the caller's idempotency key, unique per caller
-    fingerprint: str | None  # sha256 (hex) of the request body that request_id stands for
+    fingerprint: str | None  # sha256 (hex) of the request body under this request_id
     question: str
     response: str
     reference: str | None
-    grade: Grade | None  # of `response`, against the newest reference known
+    grade: Grade | None  # of `response`, against the newest known reference
     metadata: dict[str, Any]
-    parameters: dict[str, Any]  # what was asked: n, temperature, max_tokens, seed, rounds, when, samples, ...
+    parameters: dict[str, Any]  # of the request: n, temperature, max_tokens, seed, rounds, when, samples, ...
     model: str | None  # the actor's name; None for imports
     prompt_set: str | None
     critic_version: int | None  # None for imports
@@ -163,7 +163,7 @@ class Interaction:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Feedback:
-    """What somebody said about an interaction. Appended, never overwritten; the newest label counts."""
+    """Feedback about an interaction. Appended, never overwritten; the newest label counts."""
 
     id: UUID
     interaction_id: UUID
@@ -191,7 +191,7 @@ class CriticVersion:
     adapter_sha256: str | None
     created_at: datetime
     run_id: UUID | None = None  # the training run that made it
-    prompt_set: str | None = None  # what it was trained under; None for version 0
+    prompt_set: str | None = None  # the prompts it was trained with; None for version 0
 
     @property
     def engine_name(self) -> str:
@@ -201,7 +201,7 @@ class CriticVersion:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Swap:
-    """One move of the live pointer, asked for, done or refused. `version` is where it is to point."""
+    """One move of the live pointer: pending, done or refused. `version` is its target."""
 
     id: UUID
     version: int
@@ -211,12 +211,12 @@ class Swap:
     requested_at: datetime
     finished_at: datetime | None
     key_id: UUID | None
-    reason: str | None  # why it was asked for, or why it was refused
+    reason: str | None  # for the request, or for the refusal
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SwapReceipt:
-    """What one replica of the service proved and did in one swap: hashes, deltas, engines, leases, times."""
+    """The evidence of one replica in one swap: hashes, deltas, engines, leases, times."""
 
     id: UUID
     swap_id: UUID
@@ -228,7 +228,7 @@ class SwapReceipt:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CriticHistory:
-    """What the gate decided about a critic version, and how the version went live."""
+    """The gate's decision about a critic version, and the swaps that made it live."""
 
     outcome: GateOutcome | None
     gate: dict[str, Any] | None  # the gate's report
@@ -238,25 +238,25 @@ class CriticHistory:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Replica:
-    """One process of the service, as it last said of itself."""
+    """One process of the service, as it last reported itself."""
 
     id: UUID
     started_at: datetime
     seen_at: datetime
-    live_version: int | None  # what it answers with
-    leases: dict[int, int]  # requests at work by version
+    live_version: int | None  # the version it answers with
+    leases: dict[int, int]  # requests in flight by version
     engines: tuple[str, ...]
-    problem: str | None  # why it does not answer with what the pointer says
+    problem: str | None  # why it does not answer with the version of the live pointer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Key:
-    """An API key as stored: the secret itself is only ever shown once, when it is made."""
+    """An API key as stored. The secret itself is shown once, when the key is made."""
 
     id: UUID
     name: str
     tier: Tier
-    hint: str  # the secret's first characters, to recognise it by
+    hint: str  # the secret's first characters, for recognition
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None

@@ -1,7 +1,7 @@
-"""The critique-refine loop: K rounds, each a critique and the actor's rewrite with it, on one critic throughout.
+"""The critique-refine loop: K rounds, each a critique and the actor's rewrite with it, with one critic throughout.
 
-Rounds are memoryless, as in the code released with Critique-RL (arXiv 2510.24320): each sees the question and the last
-answer. The paper's formula carries the whole history.
+Rounds are memoryless, as in the code released with Critique-RL (arXiv 2510.24320): each uses the question and the last
+answer. The paper's formula uses the whole history.
 """
 
 from collections.abc import Awaitable, Callable
@@ -17,7 +17,7 @@ from gadfly.verdict import Verdict
 
 
 class When(StrEnum):
-    """When the actor rewrites: always (the paper's soft gate), or only what the critic calls incorrect."""
+    """When the actor rewrites: always (the paper's soft gate), or only answers that the critic judges incorrect."""
 
     ALWAYS = "always"
     IF_INCORRECT = "if_incorrect"
@@ -34,7 +34,7 @@ OnPiece = Callable[[Role, int, int, str], Awaitable[None]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chain:
-    """One run of the loop. `text` is the answer it ends with: the last refinement, or the first answer if none ran."""
+    """One run of the loop. `text` is the final answer: the last refinement, or the first answer without one."""
 
     critiques: tuple[Critique, ...]
     refinements: tuple[Refinement, ...]
@@ -57,7 +57,7 @@ async def refine_chain(
     first_critique: Critique | None = None,
     on_piece: OnPiece | None = None,
 ) -> Chain:
-    """Run up to `rounds` rounds on `response`; `first_critique`, when given, stands for the critic in round 0.
+    """Run up to `rounds` rounds on `response`; `first_critique`, when given, replaces the critic in round 0.
 
     Raises the errors of `gadfly.engine_client.Engine.chat`.
     """
@@ -115,7 +115,7 @@ async def refine(
     sample: int = 0,
     on_piece: OnPiece | None = None,
 ) -> Refinement:
-    """Have the actor rewrite one answer with one critique. Not graded yet."""
+    """Have the actor rewrite one answer with one critique. The refinement is not graded yet."""
     reply = await rewrite(
         engines,
         prompts,
@@ -147,7 +147,7 @@ async def rewrite(
     sampling: Sampling,
     on_text: OnText | None = None,
 ) -> Reply:
-    """The actor's reply when it is asked to rewrite an answer with a critique."""
+    """The actor's reply to the prompt for a rewrite of an answer with a critique."""
     (reply,) = await engines.chat(
         prompts.refine(question=question, response=response, critique=critique),
         model=ACTOR,
@@ -158,7 +158,7 @@ async def rewrite(
 
 
 def _shifted(sampling: Sampling, round: int) -> Sampling:
-    """The same sampling with a seed of its own for each round, so that equal answers get new critiques."""
+    """The same sampling with a separate seed for each round, so that equal answers get new critiques."""
     return sampling if sampling.seed is None else replace(sampling, seed=seed_of_round(sampling.seed, round))
 
 

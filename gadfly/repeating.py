@@ -22,8 +22,8 @@ async def retry(
 ) -> T:
     """The result of `work`, which is called again after each error of type `on`.
 
-    Each failed attempt is logged under the event's name. With `limit_s`, the first error after that many seconds is
-    raised; without it, retrying does not end.
+    Each failed attempt is logged as `event`. With `limit_s`, the first error after that many seconds is raised; without
+    it, the retries do not end.
     """
 
     def warn(state: RetryCallState) -> None:
@@ -43,7 +43,7 @@ async def retry(
 async def repeat(work: Callable[[], Awaitable[object]], *, wait: Callable[[], Awaitable[object]], failure: str) -> None:
     """Do `work`, then `wait`, until cancelled.
 
-    An error is logged under the event's name and ends neither the loop nor the process: the next round tries again.
+    An error is logged as `failure` and ends neither the loop nor the process: the next round tries again.
     """
     while True:
         try:

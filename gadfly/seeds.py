@@ -1,4 +1,4 @@
-"""Seeds of the parts of one request: far enough apart that the parts of neighbouring requests do not share one."""
+"""Seeds for the parts of one request, spaced so that requests with neighbouring seeds do not share any."""
 
 _ROUND_STRIDE = 1_000_003
 _SAMPLE_STRIDE = 7_919

@@ -1,4 +1,4 @@
-"""Where a deployment runs and with what limits: `GADFLY_*` in the environment, each also a command-line flag.
+"""The settings of a deployment: `GADFLY_*` in the environment, each also a command-line flag.
 
 Settings are built once, at the edge (`cli/` or a process's own `__main__`), and passed down. No other module reads the
 environment, and importing a file needs no configuration.
@@ -28,7 +28,7 @@ from gadfly.errors import BadSettings
 from gadfly.prompts import available
 
 ENV_PREFIX = "GADFLY_"
-# Variables with the prefix that are not for `Settings`: the Makefile's, the mark of a run of `gadfly up`, the tests'.
+# Variables with the prefix that are not settings: of the Makefile, of `gadfly up` to mark its processes, of the tests.
 _NOT_SETTINGS = frozenset({"EXTRA", "RUN_MARK", "TEST_ENGINE_URL"})
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
@@ -65,67 +65,82 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore", frozen=True, env_ignore_empty=True)
 
-    home: Folder = Field(Path("~/.gadfly"), validate_default=True, description="Folder that keeps all local data.")
+    home: Folder = Field(Path("~/.gadfly"), validate_default=True, description="Folder for all local data.")
 
-    host: str = Field("127.0.0.1", description="Address the service listens on. Anything but loopback needs keys.")
-    port: int = Field(8400, ge=1, le=65535, description="Port the service listens on.")
+    host: str = Field(
+        "127.0.0.1", description="Address that the service listens on. Any address but loopback requires API keys."
+    )
+    port: int = Field(8400, ge=1, le=65535, description="Port that the service listens on.")
     log_format: LogFormat = Field(LogFormat.CONSOLE, description="Log lines for people (console) or machines (json).")
-    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least severe level logged.")
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Lowest level that is logged.")
 
     database_url: Annotated[SecretStr | None, BeforeValidator(_empty_is_unset)] = Field(
-        None, description="postgresql+psycopg://... of your own Postgres. Unset: an embedded one under GADFLY_HOME."
+        None, description="Your own Postgres, as postgresql+psycopg://... Unset: an embedded one under GADFLY_HOME."
     )
-    database_pool: int = Field(5, ge=2, le=100, description="Connections each service process may hold.")
-    database_timeout_s: float = Field(5.0, gt=0, description="How long a statement may wait for the database.")
+    database_pool: int = Field(5, ge=2, le=100, description="Maximum connections of each service process.")
+    database_timeout_s: float = Field(5.0, gt=0, description="Time limit of connecting, and of each statement.")
 
     engine_urls: Addresses = Field(
-        (), description="Comma-separated engines: http://host:port or unix:///path. Unset: `gadfly up` starts one."
+        (),
+        description="Comma-separated engines: http://host:port or unix:///path. Unset: `gadfly up` starts an engine.",
     )
-    engine_timeout_s: float = Field(300.0, gt=0, description="How long one generation may take.")
-    engine_device: Device = Field(Device.AUTO, description="Where the started engine computes.")
-    engine_dtype: str = Field("auto", description="Weights' type in the engine. auto: float32 on CPU, vLLM's on GPU.")
-    engine_max_model_len: int = Field(2048, ge=128, description="Longest prompt plus completion, in tokens.")
-    engine_max_num_seqs: int = Field(32, ge=1, description="Sequences the engine runs at once.")
-    engine_kv_cache_bytes: int = Field(512 * 2**20, ge=2**20, description="KV cache on CPU (a GPU takes a share).")
-    engine_max_queued: int = Field(256, ge=1, description="Requests an engine holds before it answers 503.")
-    engine_args: str = Field("", description="More vLLM flags for the started engine, as on a command line.")
+    engine_timeout_s: float = Field(300.0, gt=0, description="Time limit of one generation.")
+    engine_device: Device = Field(Device.AUTO, description="Device of the engine that `gadfly up` starts.")
+    engine_dtype: str = Field(
+        "auto", description="Data type of the weights. auto: float32 on CPU, vLLM's choice on GPU."
+    )
+    engine_max_model_len: int = Field(2048, ge=128, description="Maximum tokens of prompt and completion together.")
+    engine_max_num_seqs: int = Field(32, ge=1, description="Sequences that the engine runs concurrently.")
+    engine_kv_cache_bytes: int = Field(
+        512 * 2**20, ge=2**20, description="KV cache on CPU. (On GPU it is a share of memory.)"
+    )
+    engine_max_queued: int = Field(256, ge=1, description="Requests that an engine queues before it answers 503.")
+    engine_args: str = Field("", description="Additional vLLM flags for the engine that `gadfly up` starts.")
 
-    model: str = Field(DEFAULT_MODEL, description="Actor and critic's base: the default, a folder, or a hub id.")
-    prompts: str = Field("stepwise@1", description="Prompt set and its version.")
+    model: str = Field(DEFAULT_MODEL, description="Base model of actor and critic: the default, a folder, or a hub id.")
+    prompts: str = Field("stepwise@1", description="Prompt set, as name@version.")
     adapter_rank: int = Field(16, ge=1, le=512, description="LoRA rank of every critic of this deployment.")
-    adapter_slots: int = Field(4, ge=2, description="Critics the engine can serve in one step.")
+    adapter_slots: int = Field(4, ge=2, description="Critics that the engine can serve in one step.")
 
     adapters: Annotated[Folder | None, BeforeValidator(_empty_is_unset)] = Field(
-        None, description="Folder of the published critics, seen by trainer, service and engine. Unset: in GADFLY_HOME."
+        None, description="Folder of published critics, shared by trainer, service and engine. Unset: in GADFLY_HOME."
     )
-    auto_promote: bool = Field(True, description="Serve a new critic as soon as the gate says promote.")
-    auto_rollback: bool = Field(True, description="Go back when labelled live traffic shows that a critic is worse.")
+    auto_promote: bool = Field(True, description="Serve a new critic as soon as the gate decides to promote it.")
+    auto_rollback: bool = Field(
+        True, description="Roll back when labelled live traffic shows that the new critic is worse."
+    )
 
     train: bool = Field(True, description="Whether `gadfly up` starts the trainer.")
-    train_schedule: str = Field("", description="When to train, as a cron line (0 3 * * *). Empty: only when asked.")
-    train_after_labels: int = Field(0, ge=0, description="Train when this many labels are new. 0: only when asked.")
+    train_schedule: str = Field("", description="Training schedule in cron syntax (0 3 * * *). Empty: on request only.")
+    train_after_labels: int = Field(0, ge=0, description="Train after this many new labels. 0: on request only.")
     train_config: Annotated[Folder | None, BeforeValidator(_empty_is_unset)] = Field(
-        None, description="JSON file with the training options that differ from the defaults, for every run."
+        None, description="JSON file of training options that differ from the defaults, used by every run."
     )
-    train_processes: int = Field(1, ge=1, description="Processes (one per GPU) that a run trains with.")
-    train_launch_args: str = Field("", description="More of `accelerate launch` for several processes: --use_fsdp ...")
-    train_threads: int = Field(0, ge=0, description="CPU threads of a run. 0: all cores but one.")
+    train_processes: int = Field(1, ge=1, description="Processes of a training run, one per GPU.")
+    train_launch_args: str = Field(
+        "", description="Additional flags of `accelerate launch` for several processes: --use_fsdp ..."
+    )
+    train_threads: int = Field(0, ge=0, description="CPU threads of a training run. 0: all cores but one.")
 
     max_body_bytes: int = Field(2**20, ge=1024, description="Largest request body.")
     max_text_chars: int = Field(50_000, ge=100, description="Longest question, response, critique or comment.")
     max_samples: int = Field(16, ge=1, description="Largest `n` or `samples` of one request.")
     max_rounds: int = Field(8, ge=1, description="Largest `rounds` of one request.")
-    max_tokens: int = Field(512, ge=1, description="Tokens of a critique or refinement unless the request says.")
-    temperature: float = Field(0.7, ge=0, le=2, description="Sampling temperature unless the request says.")
-    max_in_flight: int = Field(256, ge=1, description="Requests at work at once; more are answered 429.")
+    max_tokens: int = Field(
+        512, ge=1, description="Maximum tokens of a critique or refinement, unless the request sets it."
+    )
+    temperature: float = Field(0.7, ge=0, le=2, description="Sampling temperature, unless the request sets it.")
+    max_in_flight: int = Field(256, ge=1, description="Maximum requests in flight; further ones are answered 429.")
 
     heldout_share: float = Field(0.2, gt=0, lt=1, description="Share of new questions that training never sees.")
-    spool_max_bytes: int = Field(2**30, ge=2**12, description="Disk the spool may take while Postgres is away.")
-    grade_timeout_s: float = Field(2.0, gt=0, description="How long comparing one answer with its reference may take.")
+    spool_max_bytes: int = Field(
+        2**30, ge=2**12, description="Disk space of the spool, used while Postgres is unavailable."
+    )
+    grade_timeout_s: float = Field(2.0, gt=0, description="Time limit of comparing one answer with its reference.")
 
-    url: str = Field("", description="Service that the command line talks to. Unset: http://HOST:PORT.")
+    url: str = Field("", description="Address of the service, for the command line. Unset: http://HOST:PORT.")
     key: Annotated[SecretStr | None, BeforeValidator(_empty_is_unset)] = Field(
-        None, description="Key that the command line sends."
+        None, description="API key that the command line sends."
     )
 
     @field_validator("engine_urls")
@@ -140,13 +155,13 @@ class Settings(BaseSettings):
     @classmethod
     def _is_there(cls, name: str) -> str:
         if name not in available():
-            raise ValueError(f"there is no prompt set {name!r}; there are {', '.join(available())}")
+            raise ValueError(f"there is no prompt set {name!r}; the prompt sets are {', '.join(available())}")
         return name
 
     @field_validator("engine_args", "train_launch_args")
     @classmethod
     def _splits(cls, arguments: str) -> str:
-        shlex.split(arguments)  # its ValueError says what is open: a quotation, an escape
+        shlex.split(arguments)  # its ValueError names the fault: an open quotation, an escape
         return arguments
 
     @field_validator("database_url")
@@ -170,15 +185,15 @@ class Settings(BaseSettings):
         """The settings in force: flags over environment over defaults.
 
         Raises:
-            BadSettings: names each bad value and what it should be, in one sentence a person can act on; or a variable
-                that is no setting, which would otherwise have no effect and say nothing.
+            BadSettings: a value is invalid, or a variable is not a setting and would silently have no effect. The
+                message names each one and the valid values.
         """
         for variable in os.environ:
             name = variable.upper().removeprefix(ENV_PREFIX)
             if name != variable.upper() and name.lower() not in cls.model_fields and name not in _NOT_SETTINGS:
                 near = difflib.get_close_matches(name.lower(), cls.model_fields, n=1)
                 hint = f": did you mean {ENV_PREFIX}{near[0].upper()}?" if near else "; `gadfly settings` lists them"
-                raise BadSettings(f"{variable} is no setting{hint}")
+                raise BadSettings(f"{variable} is not a setting{hint}")
         try:
             return cls(**{name: value for name, value in (flags or {}).items() if value is not None})
         except ValidationError as error:
@@ -192,7 +207,7 @@ class Settings(BaseSettings):
 
     @property
     def adapters_folder(self) -> Path:
-        """Where published critics lie."""
+        """The folder of published critics."""
         return self.adapters or self.home / "adapters"
 
     @property
@@ -216,7 +231,7 @@ class Settings(BaseSettings):
         return self.url or f"http://{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{self.port}"
 
     def to_environment(self) -> dict[str, str]:
-        """These settings as variables for a child process. Secrets are in it: never print it."""
+        """These settings as variables for a child process. They include secrets: never print them."""
         values: dict[str, str] = {}
         for name in type(self).model_fields:
             value = getattr(self, name)
@@ -230,7 +245,7 @@ class Settings(BaseSettings):
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host's name or address stays on this machine."""
+    """Whether a host name or address refers to this machine only."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -238,7 +253,7 @@ def is_loopback(host: str) -> bool:
 
 
 def without_password(url: str) -> str:
-    """A URL without the password in it: neither before the host nor among the parameters."""
+    """A URL with its password masked, before the host and among the parameters."""
     scheme, separator, rest = url.partition("://")
     if not separator:
         return url

@@ -1,4 +1,7 @@
-"""What Postgres can keep of a text. The service refuses the rest at its edge; what a model writes cannot be refused."""
+"""Text and JSON in the form that Postgres can store.
+
+The service refuses other input; a model's text cannot be refused, so it is replaced here.
+"""
 
 import math
 from typing import Any
@@ -7,7 +10,7 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 def storable_text(text: str) -> str:
-    """The text with NUL and lone surrogates, which no Postgres text can hold, replaced by U+FFFD."""
+    """The text with NUL and lone surrogates, which Postgres cannot store, replaced by U+FFFD."""
     if "\x00" in text:
         text = text.replace("\x00", REPLACEMENT)
     if text.isascii():
@@ -20,7 +23,7 @@ def storable_text(text: str) -> str:
 
 
 def storable_json(value: Any) -> Any:
-    """The JSON value with every string made storable, keys too, and what JSON cannot write (NaN, infinity) as null."""
+    """The JSON value with every string and key made storable, and NaN and infinity, which JSON lacks, as null."""
     match value:
         case str():
             return storable_text(value)

@@ -1,8 +1,8 @@
-"""Processes that end when the one that started them ends, however it ends.
+"""Processes that end when their parent process ends, however it ends.
 
-`python tether.py PARENT_PID PROGRAM ARGUMENT...` becomes PROGRAM, and ends when the process that started it ends. It is
-a script, because the kernel is asked between fork and exec, where Python code of a parent with threads must not run.
-Elsewhere than on Linux it only starts the program.
+`python tether.py PARENT_PID PROGRAM ARGUMENT...` becomes PROGRAM, and ends when its parent ends. It is a script,
+because the request to the kernel is made between fork and exec, where Python code of a parent with threads must not
+run. On systems other than Linux it only starts the program.
 """
 
 import ctypes
@@ -16,29 +16,29 @@ _PR_SET_PDEATHSIG = 1
 
 
 def tether() -> list[str]:
-    """What to put before a program's arguments so that it ends when this process ends, however it ends."""
+    """The command that, put before a program and its arguments, makes the program end with this process."""
     return [sys.executable, "-I", "-S", str(Path(__file__)), str(os.getpid())]
 
 
 def end_with_parent() -> None:
-    """Called in a process that multiprocessing spawned: the kernel ends it when the process that spawned it is gone.
+    """Have the kernel end this process, which multiprocessing spawned, when its parent ends.
 
-    A pool that is killed leaves its children working, or waiting for work for ever, with all the memory they hold. In a
-    process that nobody spawned this does nothing.
+    The children of a killed pool would otherwise run on, or wait for work indefinitely, with all the memory they hold.
+    In a process that multiprocessing did not spawn this does nothing.
     """
     parent = parent_process()
     if parent is None or sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent.pid:  # it was gone before the kernel was told
+    if os.getppid() != parent.pid:  # it ended before the request to the kernel
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def main(parent: int, program: list[str]) -> None:
     if sys.platform == "linux":
-        # Asked to end rather than killed: the engine ends its own processes, the database closes its files.
+        # SIGTERM rather than SIGKILL: the engine ends its own processes, the database closes its files.
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it ended before the kernel was asked
+        if os.getppid() != parent:  # it ended before the request to the kernel
             sys.exit(1)
     os.execvp(program[0], program)
 

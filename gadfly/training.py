@@ -1,8 +1,8 @@
-"""What a training run is asked to do, and what is known of one: shared by whoever asks for it and whoever does it.
+"""Configuration and state of training runs, shared by the service, the trainer and the command line.
 
-`Settings` says where a deployment runs, `TrainConfig` what one run tries; no name is in both. Defaults are those of
-Critique-RL (arXiv 2510.24320, section 5.1 and the code released with it) wherever a default of theirs fits a LoRA
-adapter on one machine; where one does not, the field says so.
+`Settings` describes a deployment, `TrainConfig` one run; no name is in both. Defaults are those of Critique-RL (arXiv
+2510.24320, section 5.1 and the code released with it) where they fit a LoRA adapter on one machine; the description of
+a field notes where they do not.
 """
 
 import json
@@ -20,14 +20,14 @@ from gadfly.errors import BadInput
 
 
 class RewardProfile(StrEnum):
-    """How rewards are coded. The paper and the code released with it differ."""
+    """The encoding of rewards. The paper and the code released with it differ."""
 
     PAPER = "paper"  # 0/1; stage II adds b1 for a right verdict
     RELEASED = "released"  # -1/+1; in stage II a wrong or missing verdict replaces the whole score by -1
 
 
 class Helpfulness(StrEnum):
-    """What stage II pays for, from whether the answer was right before and after the refinement (equations 4-6)."""
+    """The reward of stage II, from the correctness of the answer before and after the refinement (equations 4-6)."""
 
     REFINE = "r_refine"
     DELTA = "r_delta"
@@ -35,15 +35,15 @@ class Helpfulness(StrEnum):
 
 
 class Baseline(StrEnum):
-    """What a critique's score is compared with."""
+    """The value that a critique's score is compared with."""
 
-    LEAVE_ONE_OUT = "leave_one_out"  # the mean of the others of its group: RLOO, the paper's
+    LEAVE_ONE_OUT = "leave_one_out"  # the mean of the others in its group: RLOO, the paper's
     GROUP_NORM = "group_norm"  # the group's mean, in units of its standard deviation: GRPO, as CTRL trains
-    BATCH_MEAN = "batch_mean"  # the mean of the step's scores: what a value that knows no question would say
+    BATCH_MEAN = "batch_mean"  # the mean of the step's scores, like a value function that ignores the question
 
 
 class Stage(StrEnum):
-    """Where a run is, in the order in which a run goes through them (I and II once per cycle)."""
+    """The stages of a run, in order (I and II once per cycle)."""
 
     SELECT = "select"
     POOL = "pool"  # the actor samples first answers
@@ -57,7 +57,7 @@ class Stage(StrEnum):
 class RunStatus(StrEnum):
     QUEUED = "queued"
     RUNNING = "running"
-    SUCCEEDED = "succeeded"  # it went to its end; what the gate said is `outcome`
+    SUCCEEDED = "succeeded"  # it ran to its end; `outcome` is the gate's decision
     FAILED = "failed"
     CANCELLED = "cancelled"
 
@@ -67,11 +67,11 @@ class RunStatus(StrEnum):
 
 
 class Trigger(StrEnum):
-    """Who asked for a run."""
+    """The reason for a run."""
 
     ADMIN = "admin"
     SCHEDULE = "schedule"
-    LABELS = "labels"  # enough new labels came in
+    LABELS = "labels"  # enough new labels arrived
     REPRODUCE = "reproduce"
 
 
@@ -93,29 +93,33 @@ _MOST_STEPS = 1_000_000
 
 
 class AlarmLimits(BaseModel):
-    """What stops a run. Each is measured over one step's rollouts; None switches an alarm off."""
+    """Limits that stop a run. Each is measured over one step's rollouts; None disables an alarm."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    verdict_drift: Share | None = Field(0.45, description="|share called correct - share that is correct|.")
-    length_growth: float | None = Field(3.0, gt=1, description="Mean tokens of a critique against the first step's.")
-    answer_leakage: Share | None = Field(0.9, description="Share of critiques of wrong answers that state the gold.")
+    verdict_drift: Share | None = Field(0.45, description="|share judged correct - share that is correct|.")
+    length_growth: float | None = Field(3.0, gt=1, description="Mean tokens of a critique, relative to the first step.")
+    answer_leakage: Share | None = Field(
+        0.9, description="Share of critiques of wrong answers that state the reference."
+    )
     no_verdict: Share | None = Field(0.9, description="Share without exactly one final verdict.")
     double_verdict: Share | None = Field(0.5, description="Share with more than one final verdict.")
     kl: float | None = Field(2.0, gt=0, description="Mean summed k1 KL of a critique to the stage's anchor, in nats.")
-    entropy: float | None = Field(0.005, ge=0, description="Least mean entropy of a token, in nats.")
+    entropy: float | None = Field(0.005, ge=0, description="Lowest mean entropy of a token, in nats.")
     zero_advantage: Share | None = Field(0.98, description="Share of groups whose scores are all equal.")
     logprob_gap: float | None = Field(0.1, gt=0, description="Mean |engine - trainer| log-probability of a token.")
-    no_gain: int | None = Field(5, ge=1, description="Validations in a row whose accuracy fell while reward rose.")
-    patience: int = Field(5, ge=1, description="Steps in a row beyond a limit before the run is stopped.")
+    no_gain: int | None = Field(
+        5, ge=1, description="Consecutive validations in which accuracy fell while reward rose."
+    )
+    patience: int = Field(5, ge=1, description="Consecutive steps beyond a limit before the run is stopped.")
 
 
 class TrainConfig(BaseModel):
-    """Everything that a run tries. Lengths in tokens, shares in [0, 1]."""
+    """The options of a run. Lengths in tokens, shares in [0, 1]."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    seed: int = Field(0, ge=0, lt=2**31, description="Of every draw: answers, samples, order, resampling.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of every draw: answers, samples, order, resampling.")
 
     # Rewards
     profile: RewardProfile = RewardProfile.PAPER
@@ -127,50 +131,62 @@ class TrainConfig(BaseModel):
     skip_zero_advantage: bool = Field(False, description="Leave groups whose scores are all equal out of the update.")
 
     # Schedule
-    cycles: int = Field(1, ge=1, description="How often stage I and II are run after each other (table 2: 2).")
+    cycles: int = Field(1, ge=1, description="How often stages I and II are run in turn (2 in table 2).")
     steps_stage_1: int = Field(20, ge=0, description="Rollout steps of stage I. The paper's 500 need a GPU.")
     steps_stage_2: int = Field(20, ge=0, description="Rollout steps of stage II.")
 
     # Rollouts
-    prompts_per_step: int = Field(16, ge=1, description="Question-answer pairs a step. The paper's is 64.")
+    prompts_per_step: int = Field(16, ge=1, description="Question-answer pairs per step. The paper's is 64.")
     samples_per_prompt: int = Field(4, ge=2, description="Critiques per pair: the group of the leave-one-out mean.")
     temperature: float = Field(0.7, gt=0, le=2, description="Sampling temperature of critiques.")
-    max_critique_tokens: int = Field(512, ge=1, description="Longest critique.")
-    max_answer_tokens: int = Field(512, ge=1, description="Of a first answer and of a refinement.")
+    max_critique_tokens: int = Field(512, ge=1, description="Maximum tokens of a critique.")
+    max_answer_tokens: int = Field(512, ge=1, description="Maximum tokens of a first answer or a refinement.")
 
     # Answers
     pool_samples: int = Field(4, ge=0, description="First answers the actor samples per question. The paper's is 10.")
-    pool_questions: int = Field(256, ge=0, description="Questions with a reference that the actor answers anew.")
+    pool_questions: int = Field(
+        256, ge=0, description="Questions with a reference for which the actor samples new answers."
+    )
     pool_temperature: float = Field(0.7, gt=0, le=2, description="Sampling temperature of first answers.")
     balance: bool = Field(True, description="Draw right and wrong answers equally often.")
-    max_questions: int = Field(4096, ge=1, description="Most questions a run learns from; the newest are taken.")
-    validation_share: float = Field(0.1, ge=0, lt=0.5, description="Of the training questions, never learned from.")
+    max_questions: int = Field(
+        4096, ge=1, description="Maximum questions that a run learns from; the newest are taken."
+    )
+    validation_share: float = Field(
+        0.1, ge=0, lt=0.5, description="Share of the training questions reserved for validation."
+    )
     validate_every: int = Field(5, ge=0, description="Steps between validations; 0: never.")
-    validation_items: int = Field(32, ge=0, description="Most answers of one validation, half of each class.")
+    validation_items: int = Field(32, ge=0, description="Maximum answers of one validation, half of each class.")
 
     # Optimiser
     inner_epochs: int = Field(2, ge=1, description="Passes over the critiques of a step.")
     minibatches: int = Field(4, ge=1, description="Optimiser steps per inner epoch.")
-    clip: float = Field(0.2, gt=0, description="Clip of the probability ratio, as in PPO.")
-    learning_rate: float = Field(2e-5, gt=0, description="An adapter's; the paper's 5e-7 is for all weights.")
+    clip: float = Field(0.2, gt=0, description="Clipping range of the probability ratio, as in PPO.")
+    learning_rate: float = Field(2e-5, gt=0, description="For an adapter; the paper's 5e-7 is for all weights.")
     final_learning_rate: Share = Field(0.1, description="Share of the peak that the cosine ends at.")
     warmup_steps: int = Field(1, ge=0, description="Rollout steps over which the learning rate rises.")
-    beta_1: float = Field(0.9, ge=0, lt=1, description="AdamW's, of the mean.")
-    beta_2: float = Field(0.95, ge=0, lt=1, description="AdamW's, of the mean square.")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's.")
+    beta_1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the mean.")
+    beta_2: float = Field(0.95, ge=0, lt=1, description="AdamW's decay of the mean square.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
-    lora_alpha: int = Field(32, ge=1, description="The adapter is scaled by this over its rank.")
-    importance_cap: float | None = Field(2.0, gt=0, description="Truncates the weight trainer/engine; null: none.")
-    micro_batch_tokens: int = Field(2048, ge=1, description="Most tokens of one forward pass.")
-    gradient_checkpointing: bool = Field(False, description="Less memory for a second forward pass.")
+    lora_alpha: int = Field(32, ge=1, description="The adapter is scaled by this divided by its rank.")
+    importance_cap: float | None = Field(2.0, gt=0, description="Upper bound of the weight trainer/engine; null: none.")
+    micro_batch_tokens: int = Field(2048, ge=1, description="Maximum tokens of one forward pass.")
+    gradient_checkpointing: bool = Field(False, description="Saves memory at the cost of a second forward pass.")
     checkpoint_every: int = Field(2, ge=1, description="Steps between checkpoints.")
 
     # Warm start
-    warm_start: WarmStart = Field(WarmStart.AUTO, description="Whether the format of critiques is taught first.")
-    warm_start_below: Share = Field(0.5, description="auto: when fewer critiques state exactly one verdict.")
-    warm_start_prompts: int = Field(64, ge=1, description="Pairs the critic writes critiques of, to be filtered.")
+    warm_start: WarmStart = Field(
+        WarmStart.AUTO, description="Whether fine-tuning teaches the format of critiques first."
+    )
+    warm_start_below: Share = Field(
+        0.5, description="auto: warm start when a smaller share states exactly one verdict."
+    )
+    warm_start_prompts: int = Field(
+        64, ge=1, description="Pairs for which the critic writes critiques, to be filtered."
+    )
     warm_start_epochs: int = Field(2, ge=1, description="The paper's is 5, on 6,000 critiques.")
-    warm_start_learning_rate: float = Field(1e-4, gt=0, description="Peak of the fine-tuning.")
+    warm_start_learning_rate: float = Field(1e-4, gt=0, description="Peak learning rate of the fine-tuning.")
 
     # Gate
     evaluation_items: int = Field(400, ge=1, description="Most held-out answers that both critics judge.")
@@ -198,7 +214,7 @@ class TrainConfig(BaseModel):
 
     @property
     def validates(self) -> bool:
-        """Whether some of the training questions are kept for measuring progress."""
+        """Whether some of the training questions are reserved for measuring progress."""
         return self.validate_every > 0 and self.validation_items > 1 and self.validation_share > 0
 
     @property
@@ -208,7 +224,7 @@ class TrainConfig(BaseModel):
 
     @classmethod
     def read(cls, values: dict[str, Any]) -> Self:
-        """A config from what a caller sent.
+        """A config from a caller's values.
 
         Raises:
             BadInput: names the first bad field.
@@ -222,7 +238,7 @@ class TrainConfig(BaseModel):
 
     @classmethod
     def effective(cls, file: Path | None, changes: Mapping[str, Any]) -> Self:
-        """What a run is to try: the defaults, changed by a deployment's file, changed by whoever asks for the run.
+        """The config of a run: the defaults, overridden by the deployment's file, overridden by the caller's `changes`.
 
         Raises:
             BadInput: the file cannot be used, or names the first bad field of `changes`.
@@ -236,10 +252,10 @@ class TrainConfig(BaseModel):
 
 
 def read_config_file(path: Path | None) -> dict[str, Any]:
-    """The options of a deployment's own training config: what its file says, nothing when there is none.
+    """The options in a deployment's training config file; empty without a file.
 
     Raises:
-        BadInput: the file cannot be read, or is no JSON object.
+        BadInput: the file cannot be read, or is not a JSON object.
     """
     if path is None:
         return {}
@@ -248,7 +264,7 @@ def read_config_file(path: Path | None) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise BadInput(f"the training config {path} cannot be read: {error}") from error
     if not isinstance(values, dict):
-        raise BadInput(f"the training config {path} is no JSON object")
+        raise BadInput(f"the training config {path} is not a JSON object")
     return values
 
 
@@ -265,7 +281,7 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """How far a run is. `steps` counts rollout steps over all stages and cycles."""
+    """The progress of a run. `steps` counts rollout steps over all stages and cycles."""
 
     stage: Stage | None = None
     step: int = 0
@@ -275,7 +291,7 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
-    """A training run, as the database knows it."""
+    """A training run, as stored."""
 
     id: UUID
     status: RunStatus
@@ -287,10 +303,10 @@ class Run:
     request_id: str | None  # idempotency key, unique per caller
     config: TrainConfig
     reproduces: UUID | None
-    attempt: int  # how often the work was begun
+    attempt: int  # how often the run was started
     cancel_requested_at: datetime | None
     progress: Progress
-    manifest: dict[str, Any] | None  # row ids, seeds, hashes, versions: what it takes to do the run again
+    manifest: dict[str, Any] | None  # row ids, seeds, hashes, versions: everything needed to reproduce the run
     gate: dict[str, Any] | None  # the gate's report
     outcome: GateOutcome | None
     version: int | None  # the critic it published
@@ -310,7 +326,7 @@ class EventKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunEvent:
-    """Something that happened in a run. Ids rise within a run: an event stream resumes after the last one seen."""
+    """An event of a run. Ids increase within a run: an event stream resumes after the last one received."""
 
     id: int
     run_id: UUID

@@ -1,8 +1,8 @@
-"""The verdict of a critique and its steps, as the text states them.
+"""The verdicts of a critique and of its steps, as stated in the text.
 
 The shape of a critique is that of Critique-RL's released prompts (arXiv 2510.24320): per step a step sentence, its
 correctness and an explanation; then once the correctness of the final answer and an explanation. Only the final verdict
-counts, and only when there is exactly one: two verdicts are hedging, and hedging must not pay.
+counts, and only when there is exactly one: two verdicts are hedging, which must not be rewarded.
 """
 
 import re
@@ -17,10 +17,10 @@ class Verdict(StrEnum):
 
 
 class VerdictSource(StrEnum):
-    """Where a reported verdict comes from."""
+    """The source of a reported verdict."""
 
     STATED = "stated"  # the critique has exactly one final verdict line
-    READ = "read"  # it has not, so the likelier of the two verdict tokens was read from the engine
+    READ = "read"  # it has not, and the likelier of the two verdict tokens was read from the engine
     NONE = "none"  # neither: the verdict is UNPARSED
 
 
@@ -43,7 +43,7 @@ def _field(name: str) -> str:
     return rf"[ \t]{{0,40}}(?:[-*#>][ \t]{{0,8}}){{0,8}}{words}[ \t]{{0,8}}\*{{0,3}}[ \t]{{0,8}}:[ \t]*\*{{0,3}}[ \t]*"
 
 
-# A line that starts with the verdict field, whatever follows: one that names no verdict still counts as a second.
+# Any line that starts with the verdict field: a second one counts even if it names no verdict.
 _VERDICT_LINE = re.compile(rf"^{_field(VERDICT_FIELD)}(?P<word>[^\n]*)$", re.IGNORECASE | re.MULTILINE)
 _FIELD_LINE = re.compile(
     rf"^(?:(?P<step>{_field(STEP_FIELD)})|(?P<judged>{_field(STEP_VERDICT_FIELD)})"
@@ -63,10 +63,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class ParsedCritique:
-    """What a critique says.
+    """A parsed critique.
 
-    `verdict_end` is the offset right after the verdict field's colon of the one final verdict line, None without one:
-    the critique up to there is the context in which the engine is asked for the probability of either verdict.
+    `verdict_end` is the offset after the verdict field's colon in the only final verdict line, None without one: the
+    critique up to there is the context for the probability of either verdict.
     """
 
     steps: tuple[Step, ...]
@@ -76,12 +76,12 @@ class ParsedCritique:
 
 
 def read_word(text: str) -> Verdict:
-    """The verdict that the rest of a verdict line names: one word, case, marks and outer space ignored."""
+    """The verdict named by the rest of a verdict line: one word; case, marks and outer space are ignored."""
     return _MEANING.get(text.strip().strip("*_`\"'.!()[]").strip().casefold(), Verdict.UNPARSED)
 
 
 def count_verdicts(text: str) -> int:
-    """How many final verdict lines a critique has. One that names no verdict counts: more than one is hedging."""
+    """The number of final verdict lines in a critique. One that names no verdict counts: more than one is hedging."""
     return len(_VERDICT_LINE.findall(text))
 
 
@@ -89,7 +89,7 @@ def parse_critique(text: str) -> ParsedCritique:
     """Read steps and the final verdict of a critique.
 
     A text without exactly one final verdict line that names exactly one verdict is `Verdict.UNPARSED`; steps are read
-    anyway, as far as they keep the format.
+    regardless, as far as they follow the format.
     """
     fields = list(_FIELD_LINE.finditer(text))
     ends = [*(match.start() for match in fields), len(text)][1:]

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, text
 
 from gadfly.errors import GadflyError
 from gadfly.settings import Settings
-from gadfly.store.database import VERSION_TABLE, is_ours, migrating
+from gadfly.store.database import VERSION_TABLE, is_compared, migrating
 from gadfly.store.tables import StoredJson, StoredText, Table
 
 
@@ -35,7 +35,7 @@ def run(connection: Connection) -> None:
         connection=connection,
         target_metadata=Table.metadata,
         version_table=VERSION_TABLE,
-        include_object=is_ours,
+        include_object=is_compared,
         compare_type=True,
         compare_server_default=True,
         render_item=render,

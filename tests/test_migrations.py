@@ -95,7 +95,7 @@ def test_a_migration_does_not_queue_behind_a_lock_for_long(database_url: str) ->
 def test_a_schema_of_a_newer_release_is_one_sentence(database_url: str) -> None:
     with _transaction(database_url) as connection:
         connection.execute(text("UPDATE gadfly_schema SET version_num = 'ffff'"))
-    with pytest.raises(StoreUnavailable, match="newer than this one"):
+    with pytest.raises(StoreUnavailable, match="belongs to a newer release"):
         migrate(database_url)
 
 

@@ -1,8 +1,8 @@
-"""Is a response right? Grades against a reference, in a child process that is killed at its limit.
+"""Grades responses against references, in a child process that is killed at its limit.
 
-`gadfly.grading.answers` decides what counts as an answer and when two answers are the same. This module runs those
-rules on text from outside. sympy can run without end, or use all memory, on a short expression; ending its process is
-the only way to stop it (a thread would run on).
+`gadfly.grading.answers` decides which answer a response states, `gadfly.grading.kinds` when two answers are the same.
+This module runs those rules on text from outside. sympy can run without end, or use all memory, on a short expression;
+only ending its process stops it (a thread would run on).
 
     async with Grader(timeout_s=settings.grade_timeout_s) as grader:
         await grader.grade("So she makes 9 * 2 = $18. The answer is 18", "18")  # Grade.RIGHT
@@ -25,10 +25,10 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from gadfly.errors import TooBusy, UnreadableReference
-from gadfly.grading.answers import (
+from gadfly.grading.answers import extract_answer
+from gadfly.grading.kinds import (
     MAX_REFERENCE_CHARS,
     Reference,
-    extract_answer,
     is_same,
     is_sympy_loaded,
     load_sympy,
@@ -201,7 +201,7 @@ class Grader:
             async with asyncio.timeout(self._patience_s):
                 await self._lock.acquire()
         except TimeoutError:
-            raise TooBusy("too many answers wait to be graded", retry_after_s=5.0) from None
+            raise TooBusy("too many answers are waiting to be graded", retry_after_s=5.0) from None
         try:
             yield
         finally:
@@ -224,7 +224,7 @@ class Grader:
                 ready = await self._message(self._child, _START_LIMIT_S)
             except (_Died, TimeoutError):
                 await self._kill()
-                raise RuntimeError("the grading process does not start; its reason is on standard error") from None
+                raise RuntimeError("the grading process does not start; the reason is on standard error") from None
             assert ready == {"ready": True}
         return self._child
 

@@ -1,7 +1,7 @@
 """Where a response states its answer: behind a trigger such as "the answer is", in a box, or at its end.
 
-A statement that the text denies, supposes, takes back or goes on from is none. Pattern work only; what the stated text
-means is `gadfly.grading.answers`.
+A statement that the text denies, supposes, takes back or goes on from is none. Pattern work only;
+`gadfly.grading.answers` reads the stated text.
 """
 
 import re

@@ -1,6 +1,6 @@
 """Symbolic answers, by math-verify and sympy.
 
-Importing this takes seconds, so only `gadfly.grading.answers` does it, for the first reference that needs it. A call
+Importing this takes seconds, so only `gadfly.grading.kinds` does it, for the first reference that needs it. A call
 may never return, or use all memory: text from outside is compared in the child process of `gadfly.grading.process`.
 """
 

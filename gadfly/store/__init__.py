@@ -1,4 +1,4 @@
-"""The store: tables in Postgres, and all SQL, one module a subject: `store.runs.read_run(session, id)`.
+"""The store: tables in Postgres, and all SQL, with one module per subject: `store.runs.read_run(session, id)`.
 
 Every function takes a session and runs in its transaction.
 """

@@ -1,4 +1,4 @@
-"""Claims on request ids: among replicas that receive the same request, one works on it."""
+"""Claims on request ids: among replicas that receive the same request, exactly one processes it."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ from gadfly.store.tables import InteractionRow, RequestClaimRow
 
 
 async def end_claims(session: AsyncSession, interactions: Sequence[Interaction]) -> None:
+    """End the claims on the request ids of interactions that are now stored."""
     done = [(item.request_id, item.key_id) for item in interactions if item.request_id is not None]
     if done:
         await session.execute(
@@ -41,14 +42,14 @@ async def end_claims(session: AsyncSession, interactions: Sequence[Interaction])
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """The request id is the caller's to work on, until the lease runs out."""
+    """The caller may process the request id until the lease expires."""
 
     claim_id: UUID
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Another is at work on the request id; its lease lasts until `until` unless it is extended."""
+    """Another replica processes the request id; its lease lasts until `until` unless it is extended."""
 
     fingerprint: str
     until: datetime
@@ -56,7 +57,7 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The request id stands for an interaction that is stored already."""
+    """The interaction with this request id is stored already."""
 
     fingerprint: str | None
     interaction_id: UUID
@@ -71,9 +72,9 @@ async def claim_request(
     owner: UUID,
     lease_s: float,
 ) -> Claimed | Held | Done:
-    """Claim a request id for `lease_s` seconds, unless its work is done or another holds it.
+    """Claim a request id for `lease_s` seconds, unless it is done or another replica holds it.
 
-    A claim whose lease ran out is taken over. Storing the interaction ends the claim.
+    An expired claim is taken over. Storing the interaction ends the claim.
     """
     lease = func.clock_timestamp() + func.make_interval(0, 0, 0, 0, 0, 0, lease_s)
     statement = insert(RequestClaimRow).values(
@@ -86,8 +87,8 @@ async def claim_request(
             where=RequestClaimRow.expires_at <= func.clock_timestamp(),
         ).returning(RequestClaimRow.id)
     )
-    # Looked for after claiming: storing an interaction and ending its claim are one transaction, so whoever gets the
-    # claim sees what its last owner stored.
+    # Queried after claiming: storing an interaction and ending its claim are one transaction, so the new owner of a
+    # claim sees the interaction that the previous owner stored.
     done = (
         await session.execute(
             select(InteractionRow.fingerprint, InteractionRow.id).where(
@@ -108,18 +109,18 @@ async def claim_request(
             )
         )
     ).one_or_none()
-    if held is None:  # it ended between the two looks
+    if held is None:  # it ended between the two queries
         return Held(fingerprint, now())
     return Held(held.fingerprint, held.expires_at)
 
 
 async def extend_claims(session: AsyncSession, owner: UUID, claim_ids: Iterable[UUID], *, lease_s: float) -> set[UUID]:
-    """Renew the leases of claims that `owner` still holds; the rest were taken over or have ended."""
+    """Renew and return the claims that `owner` still holds; the others were taken over or have ended."""
     lease = func.clock_timestamp() + func.make_interval(0, 0, 0, 0, 0, 0, lease_s)
     renewed = await session.scalars(
         update(RequestClaimRow)
         .where(
-            # One that is being deleted needs no lease: waiting for it could be waiting in a circle.
+            # A claim that is being deleted needs no lease, and waiting for it could deadlock.
             RequestClaimRow.id.in_(
                 select(RequestClaimRow.id)
                 .where(RequestClaimRow.owner == owner, RequestClaimRow.id.in_(sorted(claim_ids)))
@@ -134,5 +135,5 @@ async def extend_claims(session: AsyncSession, owner: UUID, claim_ids: Iterable[
 
 
 async def release_claim(session: AsyncSession, claim_id: UUID) -> None:
-    """Give a claim up, for instance because the work failed: the next who asks may do it."""
+    """Give up a claim, for instance after a failure: the next caller may then process the request."""
     await session.execute(delete(RequestClaimRow).where(RequestClaimRow.id == claim_id))

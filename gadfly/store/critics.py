@@ -20,10 +20,10 @@ from gadfly.training import EventKind
 
 
 async def ensure_version_zero(session: AsyncSession, base_model: str) -> CriticVersion:
-    """Make the base model under the critic's prompt version 0, and live if nothing is; say what version 0 is.
+    """Store the base model under the critic's prompt as version 0, and make it live if no version is; return it.
 
     Raises:
-        Conflict: the database's critics stand on another base model.
+        Conflict: the critics in the database are based on another model.
     """
     await session.execute(
         insert(CriticVersionRow).values(version=0, base_model=base_model, created_at=now()).on_conflict_do_nothing()
@@ -34,7 +34,7 @@ async def ensure_version_zero(session: AsyncSession, base_model: str) -> CriticV
     zero = await resolve_critic(session, 0)
     if zero.base_model != base_model:
         raise Conflict(
-            f"the database's critics stand on the model {zero.base_model}, not {base_model}: use that model, "
+            f"the critics in the database are based on the model {zero.base_model}, not {base_model}: use that model, "
             "or another database"
         )
     return zero
@@ -68,7 +68,7 @@ async def list_critic_versions(session: AsyncSession) -> list[CriticVersion]:
 
 
 async def read_pointers(session: AsyncSession) -> dict[Pointer, int]:
-    """Which version each pointer that is set names."""
+    """The version that each pointer names; a pointer that is not set is absent."""
     rows = await session.execute(select(CriticPointerRow.name, CriticPointerRow.version))
     return {cast(Pointer, name): version for name, version in rows}
 
@@ -83,8 +83,10 @@ async def insert_critic(
     adapter_path: str,
     adapter_sha256: str,
 ) -> CriticVersion:
-    """The next version, made by a run. A run makes one: a repeat returns it."""
-    await session.execute(text("LOCK TABLE critic_versions IN SHARE ROW EXCLUSIVE MODE"))  # one number after another
+    """Store the next version, made by a run. A run makes one: a repeated call returns it."""
+    await session.execute(
+        text("LOCK TABLE critic_versions IN SHARE ROW EXCLUSIVE MODE")
+    )  # numbers are assigned one at a time
     known = await session.scalar(select(CriticVersionRow).where(CriticVersionRow.run_id == run_id))
     if known is None:
         newest = await session.scalar(select(func.max(CriticVersionRow.version)))
@@ -106,13 +108,13 @@ async def insert_critic(
     return record_of(CriticVersion, known)
 
 
-async def read_at_once(session: AsyncSession) -> None:
-    """Have everything that this transaction reads be of one moment. To be called before it reads."""
+async def use_snapshot(session: AsyncSession) -> None:
+    """Make all reads of this transaction see one snapshot of the database. To be called before the first read."""
     await session.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
 
 
 async def set_candidate(session: AsyncSession, version: int) -> None:
-    """Have `candidate` name a version.
+    """Point `candidate` at a version.
 
     Raises:
         NotFound: there is no such version.
@@ -122,11 +124,17 @@ async def set_candidate(session: AsyncSession, version: int) -> None:
 
 
 async def require_version(session: AsyncSession, version: int) -> None:
+    """Check that a version exists.
+
+    Raises:
+        NotFound: there is no such version.
+    """
     if await session.get(CriticVersionRow, version) is None:
         raise NotFound(f"there is no critic version {version}")
 
 
 async def set_pointer(session: AsyncSession, name: Pointer, version: int) -> None:
+    """Point `name` at a version, at the database's time."""
     statement = insert(CriticPointerRow).values(name=name, version=version, moved_at=func.clock_timestamp())
     await session.execute(
         statement.on_conflict_do_update(
@@ -137,5 +145,6 @@ async def set_pointer(session: AsyncSession, name: Pointer, version: int) -> Non
 
 
 async def pointed_version(session: AsyncSession, name: Pointer, *, lock: bool = False) -> int | None:
+    """The version that a pointer names, None if it is not set; with `lock`, it is locked until the transaction ends."""
     statement = select(CriticPointerRow.version).where(CriticPointerRow.name == name)
     return await session.scalar(statement.with_for_update() if lock else statement)

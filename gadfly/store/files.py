@@ -1,8 +1,8 @@
-"""Rows in from files, and everything out to files.
+"""Import of rows from files, and export of all rows to files.
 
 Import reads JSON Lines: `question` and `response`, and optionally `reference`, `correct`, `model`, `metadata`,
-`created_at` and `id`. Export writes one row per interaction, with its critiques, refinements and feedback in lists, its
-side of the training wall (`split`) and the label that counts (`label`: was `response` right?).
+`created_at` and `id`. Export writes one row per interaction, with lists of its critiques, refinements and feedback, its
+side of the training wall (`split`) and its label (`label`: is `response` right?).
 """
 
 import asyncio
@@ -40,10 +40,10 @@ _BATCH_ROWS = 300
 _BATCH_LIMIT_S = 120.0
 _EXPORT_ROWS = 500
 _EXPORT_LIMIT_S = 24 * 3600.0
-_NAMESPACE = UUID("1f6d9c0e-5d0b-5c3e-9a52-6b7c1f0a2d11")  # of ids made from an imported row's content
+_NAMESPACE = UUID("1f6d9c0e-5d0b-5c3e-9a52-6b7c1f0a2d11")  # of ids derived from an imported row's content
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
-_BYTES_PER_CHAR = 12  # of a character outside the first 65,536, written as two escapes
-_TOO_LONG = b"\n\n"  # stands for a line that is not even kept; no line has two ends
+_BYTES_PER_CHAR = 12  # of a character beyond the first 65,536, written as two escapes
+_TOO_LONG = b"\n\n"  # in place of a line that is too long to keep; no real line has two line ends
 
 # ------------------------------------------------------------------------------------------------------------- import
 
@@ -52,11 +52,11 @@ def _past(value: datetime) -> datetime:
     moment = value if value.tzinfo else value.replace(tzinfo=UTC)
     if not _EARLIEST <= moment <= now():
         raise ValueError("must lie between 1970 and now")
-    return moment.astimezone(UTC)  # one moment, however it was written
+    return moment.astimezone(UTC)  # the same moment in any notation is the same value
 
 
 class ImportRow(BaseModel):
-    """One line of a file to import. What has no field of its own belongs into `metadata`."""
+    """One line of a file to import. Other data of a row belongs in `metadata`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -71,7 +71,7 @@ class ImportRow(BaseModel):
 
     @property
     def interaction_id(self) -> UUID:
-        """Made from everything that was given but the label: the same row is the same interaction, however labelled."""
+        """Derived from all given fields but the label: the same row is the same interaction, with any label."""
         given = self.model_dump(mode="json", exclude={"correct"}, exclude_defaults=True)
         return uuid5(_NAMESPACE, json.dumps(given, sort_keys=True))
 
@@ -86,7 +86,7 @@ class Skipped:
 
 @dataclass(slots=True)
 class ImportReport:
-    """How many rows were added, were there already, and were skipped."""
+    """How many rows were added, were stored already, and were skipped."""
 
     added: int = 0
     known: int = 0
@@ -103,14 +103,14 @@ async def import_rows(
     on_skip: Callable[[Skipped], None],
     on_progress: Callable[[int], None] = lambda bytes_read: None,
 ) -> ImportReport:
-    """Import a file of JSON lines; importing it again adds only what is not there yet.
+    """Import a file of JSON lines; importing it again adds only the missing rows.
 
-    `on_skip` hears of each bad line, in order, `on_progress` how many bytes of the file are done. A row's `correct`
+    `on_skip` receives each bad line, in order, and `on_progress` the number of bytes read so far. A row's `correct`
     becomes feedback; its `reference` grades the response.
 
     Raises:
         BadInput: the file cannot be read.
-        StoreUnavailable: Postgres went away. What was imported stays, and the same import goes on from there.
+        StoreUnavailable: Postgres became unavailable. Imported rows stay, and a repeated import continues after them.
     """
     report = ImportReport()
     with _readable(path) as file:
@@ -159,7 +159,7 @@ async def _import_batch(
     feedback = [
         _to_feedback(id, correct)
         for id, correct in labels.items()
-        if id not in unreadable and known.get(id) is not correct  # an import must not outvote what was said since
+        if id not in unreadable and known.get(id) is not correct  # an import must not override later feedback
     ]
     async with database.session(limit_s=_BATCH_LIMIT_S) as session:
         added = await insert_interactions(session, interactions, heldout_share=heldout_share)
@@ -170,9 +170,9 @@ async def _import_batch(
 
 
 async def _grade(rows: Mapping[UUID, ImportRow], grader: Grader) -> dict[UUID, Grade | UnreadableReference]:
-    asked = [(id, row.response, row.reference) for id, row in rows.items() if row.reference is not None]
-    grades = await grader.grade_all([(response, reference) for _, response, reference in asked])
-    return {id: grade for (id, _, _), grade in zip(asked, grades, strict=True)}
+    referenced = [(id, row.response, row.reference) for id, row in rows.items() if row.reference is not None]
+    grades = await grader.grade_all([(response, reference) for _, response, reference in referenced])
+    return {id: grade for (id, _, _), grade in zip(referenced, grades, strict=True)}
 
 
 @contextmanager
@@ -205,8 +205,8 @@ def _read_row(line: bytes, max_text_chars: int) -> ImportRow | None:
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, problem["loc"]))
-        said = problem["msg"].removeprefix("Value error, ")
-        raise BadInput(f"{where}: {said}" if where else said) from None
+        message = problem["msg"].removeprefix("Value error, ")
+        raise BadInput(f"{where}: {message}" if where else message) from None
     for name in ("question", "response", "reference"):
         if len(getattr(row, name) or "") > max_text_chars:
             raise BadInput(f"{name}: must be at most {max_text_chars:,} characters")
@@ -348,14 +348,14 @@ async def export(
     filters: Filters,
     on_progress: Callable[[int], None] = lambda rows: None,
 ) -> int:
-    """Write the interactions that `filters` mean to `out`, oldest first; return how many.
+    """Write the interactions that match `filters` to `out`, oldest first; return their number.
 
-    The file appears whole or not at all, and shows one moment of the database. `on_progress` hears how many rows are
-    written.
+    The file appears complete or not at all, and shows one snapshot of the database. `on_progress` receives the number
+    of rows written so far.
 
     Raises:
         BadInput: the file cannot be written.
-        StoreUnavailable: Postgres is away.
+        StoreUnavailable: Postgres is unavailable.
     """
     rows = 0
     unfinished = out.with_name(f".{out.name}.{new_id().hex}")
@@ -427,7 +427,7 @@ def _to_row(logged: LoggedInteraction) -> dict[str, Any]:
 
 
 def _flat(names: list[str], record: Interaction | Critique | Refinement | Feedback) -> dict[str, Any]:
-    """The record's fields of these names as plain values, in this order; its tokens among them."""
+    """The record's fields of these names, token counts included, as plain values in this order."""
     row: dict[str, Any] = {}
     for name in names:
         holder = record.usage if name.endswith("_tokens") and not isinstance(record, Feedback) else record

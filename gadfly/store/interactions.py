@@ -57,14 +57,14 @@ from gadfly.training import EventKind
 from gadfly.verdict import Verdict
 
 Scope = UUID | None
-"""Whose rows a call may see: those of the key with this id, or everybody's (None)."""
+"""The rows that a call may see: those of the key with this id, or all (None)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What became of a record that was to be stored.
+    """The result of storing a record.
 
-    `record` is what is stored: for feedback that says again what the same key said last, that earlier feedback.
+    `record` is the stored record: for feedback that repeats the same key's last feedback, that earlier feedback.
     """
 
     record: Record
@@ -72,7 +72,7 @@ class Stored:
 
 
 async def insert_records(session: AsyncSession, records: Sequence[Record], *, heldout_share: float) -> list[Stored]:
-    """Store records, in order; a record that is stored already is left as it is. A few round trips, however many.
+    """Store records, in order; a record that is stored already stays unchanged. Takes a few round trips for any number.
 
     Raises:
         Conflict: the request id of an interaction belongs to another, or its episode to another question.
@@ -88,7 +88,7 @@ async def insert_records(session: AsyncSession, records: Sequence[Record], *, he
 async def insert_interactions(
     session: AsyncSession, interactions: Sequence[Interaction], *, heldout_share: float
 ) -> int:
-    """Store interactions with their critiques and refinements; say how many were not stored before.
+    """Store interactions with their critiques and refinements; return how many were new.
 
     Raises:
         Conflict: as `insert_records`.
@@ -96,7 +96,7 @@ async def insert_interactions(
     if not interactions:
         return 0
     hashes = {interaction.id: question_hash(interaction.question) for interaction in interactions}
-    # Every writer inserts in the same order, so that two that write the same rows wait for each other at most once.
+    # Every writer inserts in the same order, so that two writers of the same rows cannot deadlock.
     questions = {hash_: split_of(hash_, heldout_share) for hash_ in sorted(hashes.values())}
     await _insert_missing(
         session,
@@ -152,7 +152,7 @@ def _insertion(table: type[Table]) -> Insert:
 @cache
 def _episode_insertion() -> Insert:
     statement = insert(EpisodeRow)
-    # An imported episode has no critic until one speaks in it.
+    # An imported episode has no critic until its first critique.
     return statement.on_conflict_do_update(
         index_elements=[EpisodeRow.id],
         set_={"critic_version": statement.excluded.critic_version},
@@ -180,14 +180,14 @@ async def _insert_feedback(session: AsyncSession, feedback: Sequence[Feedback]) 
     if not feedback:
         return []
     ids = sorted({item.interaction_id for item in feedback})
-    # The lock makes two that say the same at once one after the other, so that the second sees the first.
-    found = await session.scalars(
+    # The lock serialises equal feedback that arrives concurrently, so that the second sees the first.
+    stored_ids = await session.scalars(
         select(InteractionRow.id)
         .where(InteractionRow.id.in_(ids))
         .order_by(InteractionRow.id)
         .with_for_update(key_share=True)
     )
-    if missing := set(ids).difference(found):
+    if missing := set(ids).difference(stored_ids):
         raise NotFound(f"there is no interaction {min(missing)}")
     rows = await session.scalars(
         select(FeedbackRow)
@@ -198,9 +198,9 @@ async def _insert_feedback(session: AsyncSession, feedback: Sequence[Feedback]) 
     newest = {(row.interaction_id, row.key_id): record_of(Feedback, row) for row in rows}
     stored: list[Stored] = []
     for item in feedback:
-        said = newest.get((item.interaction_id, item.key_id))
-        if said is not None and said.id != item.id and _content(said) == _content(item):
-            stored.append(Stored(said, True))
+        last = newest.get((item.interaction_id, item.key_id))
+        if last is not None and last.id != item.id and _content(last) == _content(item):
+            stored.append(Stored(last, True))
         else:
             newest[item.interaction_id, item.key_id] = item
             stored.append(Stored(item, False))
@@ -244,27 +244,27 @@ def _explained(error: IntegrityError) -> Exception:
 
 
 def _content(feedback: Feedback) -> tuple[Any, ...]:
-    said = (feedback.reference, feedback.edited_response, feedback.comment, feedback.metadata)
-    return (feedback.source, feedback.correct, feedback.rating, *map(storable_json, said))
+    free_form = (feedback.reference, feedback.edited_response, feedback.comment, feedback.metadata)
+    return (feedback.source, feedback.correct, feedback.rating, *map(storable_json, free_form))
 
 
 async def delete_interaction(session: AsyncSession, id: UUID, *, scope: Scope) -> None:
-    """Forget an interaction: its texts, critiques, refinements and feedback, and its episode if nothing is left in it.
+    """Delete an interaction: its texts, critiques, refinements and feedback, and its episode if that is then empty.
 
-    The question's hash stays, which holds no text: should the question return, it must not change sides.
+    The question's hash, which holds no text, stays: a question that returns must not change sides.
 
     Raises:
-        NotFound: there is none, or it is another key's.
+        NotFound: there is none, or it belongs to another key.
     """
     episode_id = await session.scalar(
         select(InteractionRow.episode_id).where(InteractionRow.id == id, *_in_scope(scope))
     )
     if episode_id is None:
         raise NotFound(f"there is no interaction {id}")
-    # Locked first: whoever adds to this episode now waits, and then makes it anew.
+    # Locked first: a writer that adds to this episode now waits, and then creates it again.
     await session.execute(select(EpisodeRow.id).where(EpisodeRow.id == episode_id).with_for_update())
     await session.execute(delete(InteractionRow).where(InteractionRow.id == id))
-    # Alarms of training runs show critiques, and name the interaction that each is about.
+    # Alarms of training runs quote critiques, each with the id of its interaction.
     await session.execute(
         delete(RunEventRow).where(
             RunEventRow.kind == EventKind.ALARM,
@@ -288,7 +288,7 @@ def _in_scope(scope: Scope) -> tuple[ColumnElement[bool], ...]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Filters:
-    """Which interactions are meant; None leaves a field open."""
+    """Conditions on interactions; None leaves a field unrestricted."""
 
     kind: Kind | None = None
     verdict: Verdict | None = None
@@ -301,21 +301,21 @@ class Filters:
     has_feedback: bool | None = None
 
     def conditions(self) -> tuple[ColumnElement[bool], ...]:
-        found: list[ColumnElement[bool]] = [
+        conditions: list[ColumnElement[bool]] = [
             getattr(InteractionRow, name) == value
             for name in ("kind", "verdict", "grade", "episode_id", "critic_version")
             if (value := getattr(self, name)) is not None
         ]
         if self.split is not None:
-            found.append(QuestionRow.split == self.split)
+            conditions.append(QuestionRow.split == self.split)
         if self.created_from is not None:
-            found.append(InteractionRow.created_at >= self.created_from)
+            conditions.append(InteractionRow.created_at >= self.created_from)
         if self.created_before is not None:
-            found.append(InteractionRow.created_at < self.created_before)
+            conditions.append(InteractionRow.created_at < self.created_before)
         if self.has_feedback is not None:
-            said = exists().where(FeedbackRow.interaction_id == InteractionRow.id)
-            found.append(said if self.has_feedback else ~said)
-        return tuple(found)
+            feedback = exists().where(FeedbackRow.interaction_id == InteractionRow.id)
+            conditions.append(feedback if self.has_feedback else ~feedback)
+        return tuple(conditions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,7 +330,7 @@ async def read_interaction(session: AsyncSession, id: UUID, *, scope: Scope) -> 
     """One interaction with its critiques and refinements.
 
     Raises:
-        NotFound: there is none, or it is another key's.
+        NotFound: there is none, or it belongs to another key.
     """
     row = await session.scalar(_whole().where(InteractionRow.id == id, *_in_scope(scope)))
     if row is None:
@@ -339,7 +339,7 @@ async def read_interaction(session: AsyncSession, id: UUID, *, scope: Scope) -> 
 
 
 async def find_by_request_id(session: AsyncSession, request_id: str, *, key_id: UUID | None) -> Interaction | None:
-    """The interaction that this key's request id stands for."""
+    """The interaction that this key requested with this request id."""
     row = await session.scalar(
         _whole().where(InteractionRow.request_id == request_id, InteractionRow.key_id.is_not_distinct_from(key_id))
     )
@@ -352,7 +352,7 @@ async def list_interactions(
     """Interactions without their critiques and refinements, newest first.
 
     Raises:
-        BadInput: the cursor is not one that a page ended with.
+        BadInput: no page returns such a cursor.
     """
     statement = _selected(select(InteractionRow), filters).where(*_in_scope(scope))
     if cursor is not None:
@@ -364,7 +364,7 @@ async def list_interactions(
 
 
 async def find_imported(session: AsyncSession, ids: Iterable[UUID]) -> dict[UUID, bool | None]:
-    """Which of these interactions are stored, each with the newest label that an import gave it."""
+    """The stored ones among these interactions, each with its newest label from an import."""
     rows = await session.execute(
         select(InteractionRow.id, FeedbackRow.correct)
         .ext(distinct_on(InteractionRow.id))
@@ -381,15 +381,15 @@ async def find_imported(session: AsyncSession, ids: Iterable[UUID]) -> dict[UUID
 
 
 async def find_critique(session: AsyncSession, id: UUID, *, scope: Scope) -> tuple[Critique, bytes] | None:
-    """A critique in an interaction that the caller may see, and the hash of the question it is about."""
-    found = (
+    """A critique in an interaction that the caller may see, and the hash of its question."""
+    row = (
         await session.execute(
             select(CritiqueRow, InteractionRow.question_hash)
             .join(InteractionRow, InteractionRow.id == CritiqueRow.interaction_id)
             .where(CritiqueRow.id == id, *_in_scope(scope))
         )
     ).one_or_none()
-    return None if found is None else (record_of(Critique, found[0]), found[1])
+    return None if row is None else (record_of(Critique, row[0]), row[1])
 
 
 async def feedback_of(session: AsyncSession, interaction_id: UUID) -> list[Feedback]:
@@ -404,18 +404,18 @@ async def feedback_of(session: AsyncSession, interaction_id: UUID) -> list[Feedb
 
 @dataclass(frozen=True, slots=True)
 class LoggedInteraction:
-    """An interaction with all that belongs to it."""
+    """An interaction with everything that belongs to it."""
 
     interaction: Interaction
     feedback: tuple[Feedback, ...]
     split: Split
-    label: bool | None  # whether the response is right, as `gadfly.store.labels` says
+    label: bool | None  # whether the response is right, by the rule of `gadfly.store.labels`
 
 
 async def stream_interactions(
     session: AsyncSession, filters: Filters, *, batch: int
 ) -> AsyncGenerator[list[LoggedInteraction]]:
-    """Interactions with all that belongs to them, oldest first, `batch` at a time; memory holds one batch."""
+    """Interactions with everything that belongs to them, oldest first, `batch` at a time; memory holds one batch."""
     label = Label()
     whole = _whole().options(selectinload(InteractionRow.feedback), joinedload(InteractionRow.question_row))
     statement = label.joined(_selected(whole, filters)).add_columns(label.is_right)
@@ -439,7 +439,7 @@ async def stream_interactions(
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """What an episode is bound to: one question, and one critic once a critic has spoken in it."""
+    """The bindings of an episode: one question, and one critic from the first critique on."""
 
     question_hash: bytes
     critic_version: int | None
@@ -449,7 +449,7 @@ async def find_episode(session: AsyncSession, id: UUID, *, scope: Scope) -> Epis
     """The episode with this id, None if there is none yet.
 
     Raises:
-        NotFound: it holds nothing that the caller may see.
+        NotFound: the caller may see none of its interactions.
     """
     row = await session.get(EpisodeRow, id)
     if row is None:
@@ -457,22 +457,22 @@ async def find_episode(session: AsyncSession, id: UUID, *, scope: Scope) -> Epis
     if scope is not None and not await session.scalar(
         select(exists().where(InteractionRow.episode_id == id, *_in_scope(scope)))
     ):
-        raise NotFound(f"there is no episode {id} of yours")
+        raise NotFound(f"you have no episode {id}")
     return Episode(row.question_hash, row.critic_version)
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How much a deployment remembers."""
+    """Numbers of stored rows."""
 
     interactions: dict[Kind, int]
     feedback: int
     questions: dict[Split, int]
-    labelled: dict[Split, int]  # interactions whose `response` somebody graded or called right or wrong
+    labelled: dict[Split, int]  # interactions whose `response` has a label
 
 
 async def count_rows(session: AsyncSession) -> Counts:
-    """Counts over whole tables: a second or so per few million rows."""
+    """Counts over whole tables: about a second per few million rows."""
     kinds = await session.execute(select(InteractionRow.kind, func.count()).group_by(InteractionRow.kind))
     splits = await session.execute(select(QuestionRow.split, func.count()).group_by(QuestionRow.split))
     labelled = await session.execute(
@@ -514,7 +514,7 @@ def _read_cursor(cursor: str) -> tuple[datetime, UUID]:
             raise ValueError(created_at)
         return moment, UUID(id)
     except ValueError as error:
-        raise BadInput("the cursor is not one that a page ended with", field="cursor") from error
+        raise BadInput("the cursor was not returned with a page", field="cursor") from error
 
 
 def _to_interaction(row: InteractionRow, *, is_whole: bool = True) -> Interaction:

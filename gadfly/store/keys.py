@@ -20,23 +20,23 @@ async def insert_key(session: AsyncSession, key: Key, digest: bytes) -> None:
 
 
 async def find_key(session: AsyncSession, digest: bytes) -> Key | None:
-    """The key with this secret, revoked and expired ones too."""
+    """The key with this digest, even if it is revoked or expired."""
     row = await session.scalar(select(KeyRow).where(KeyRow.digest == digest))
     return None if row is None else record_of(Key, row)
 
 
 async def has_keys(session: AsyncSession) -> bool:
-    """Whether a key was ever made, even if it is revoked or expired by now."""
+    """Whether a key was ever made, even if it is now revoked or expired."""
     return bool(await session.scalar(select(exists().where(KeyRow.id.is_not(None)))))
 
 
 async def list_keys(session: AsyncSession) -> list[Key]:
-    """All keys, oldest first, revoked and expired ones too."""
+    """All keys, oldest first, including revoked and expired ones."""
     return [record_of(Key, row) for row in await session.scalars(select(KeyRow).order_by(KeyRow.created_at, KeyRow.id))]
 
 
 async def revoke_key(session: AsyncSession, id: UUID) -> Key:
-    """End a key for ever. Revoking again changes nothing.
+    """Revoke a key permanently. Revoking it again changes nothing.
 
     Raises:
         NotFound: there is no such key.

@@ -1,7 +1,7 @@
-"""Which label counts for an answer: one rule for training, counting, the rollback watch, the dry run and the export.
+"""The label of an answer: one rule for training, counting, the rollback watch, the dry run and the export.
 
-Feedback that says `correct` counts more than a grade, however new the grade's reference is; of several, the newest
-counts. Without such feedback, the grade against the newest reference counts: `InteractionRow.grade`.
+Feedback with `correct` takes precedence over a grade, however new the grade's reference is; the newest such feedback
+decides. Without it, the grade against the newest reference decides: `InteractionRow.grade`.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from gadfly.store.tables import FeedbackRow, InteractionRow
 
 
 class LabelSource(StrEnum):
-    """Who says whether an answer is right."""
+    """The source of a label."""
 
     PERSON = "person"  # feedback with `correct`
     IMPORT = "import"  # an imported row with `correct`
@@ -27,18 +27,18 @@ class LabelSource(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """The feedback that decides, one row per interaction each."""
+    """The feedback that decides, each with at most one row per interaction."""
 
-    verdict: Subquery  # the newest that says `correct`
+    verdict: Subquery  # the newest with `correct`
     reference: Subquery  # the newest with a reference
-    newest: Subquery  # when the newest of either kind came
+    newest: Subquery  # the time of the newest of either kind
 
 
 class Label:
     """The label of an interaction as columns of a statement that selects from `InteractionRow`.
 
-    `joined` adds what the columns read. All are NULL where there is no label, except `reference`, which is the newest
-    known whether the answer was graded against it or not.
+    `joined` adds the tables that the columns read. All columns are NULL where there is no label, except `reference`:
+    the newest known one, whether or not the answer was graded against it.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class Label:
         )
         self.reference: ColumnElement[str | None] = func.coalesce(reference.reference, InteractionRow.reference)
         self.given_at: ColumnElement[Any] = verdict.created_at
-        """When the feedback came that says `correct`; NULL for a grade."""
+        """The time of the feedback with `correct`; NULL for a grade."""
         self.changed_at: ColumnElement[Any] = case(
             (
                 self.exists,
@@ -65,7 +65,7 @@ class Label:
             ),
             else_=None,
         )
-        """When the newest feedback came that could change the label; for a grade alone, when the answer was stored."""
+        """The time of the newest feedback that could change the label; for a grade alone, of the answer."""
         self.key_id: ColumnElement[Any] = case(
             (verdict.interaction_id.is_not(None), verdict.key_id),
             (reference.interaction_id.is_not(None), reference.key_id),
@@ -74,16 +74,16 @@ class Label:
         """The key of the caller who gave the label."""
 
     def joined(self, statement: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
-        """The statement, with the feedback that the columns read."""
+        """The statement, joined with the feedback that the columns read."""
         for part in (self._parts.verdict, self._parts.reference, self._parts.newest):
             statement = statement.outerjoin(part, part.c.interaction_id == InteractionRow.id)
         return statement
 
 
 def is_labelled() -> ColumnElement[bool]:
-    """Whether an interaction has a label, for statements that ask nothing else: it stops at the first feedback."""
-    said = exists().where(FeedbackRow.interaction_id == InteractionRow.id, FeedbackRow.correct.is_not(None))
-    return or_(InteractionRow.grade.is_not(None), said)
+    """Whether an interaction has a label, for statements that need nothing else: it stops at the first feedback."""
+    judged = exists().where(FeedbackRow.interaction_id == InteractionRow.id, FeedbackRow.correct.is_not(None))
+    return or_(InteractionRow.grade.is_not(None), judged)
 
 
 def _parts() -> _Parts:

@@ -1,4 +1,4 @@
-"""Replicas: the running processes of the service, as each of them reports itself."""
+"""Replicas: the running processes of the service, as they report themselves."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,11 +12,11 @@ from gadfly.records import Replica
 from gadfly.store.mapping import record_of
 from gadfly.store.tables import ReplicaRow
 
-_FORGOTTEN_S = 3600  # a replica that was not heard of for this long left without a word
+_EXPIRY_S = 3600  # a replica that has not reported for this long has ended without deleting its row
 
 
 async def upsert_replica(session: AsyncSession, replica: Replica) -> None:
-    """Note that a replica is alive and what it is doing. By the database's clock: replicas need not share one."""
+    """Store a replica's state, with the time of the database: replicas need not share a clock."""
     values: dict[str, Any] = {
         "live_version": replica.live_version,
         "leases": {str(version): count for version, count in replica.leases.items()},
@@ -30,11 +30,11 @@ async def upsert_replica(session: AsyncSession, replica: Replica) -> None:
             index_elements=[ReplicaRow.id], set_={name: statement.excluded[name] for name in values}
         )
     )
-    await session.execute(delete(ReplicaRow).where(ReplicaRow.seen_at < _ago(_FORGOTTEN_S)))
+    await session.execute(delete(ReplicaRow).where(ReplicaRow.seen_at < _ago(_EXPIRY_S)))
 
 
 async def fresh_replicas(session: AsyncSession, *, within_s: float) -> list[Replica]:
-    """The replicas that said something in the last seconds, the oldest first."""
+    """The replicas that reported within the last `within_s` seconds, the oldest first."""
     rows = await session.scalars(
         select(ReplicaRow).where(ReplicaRow.seen_at >= _ago(within_s)).order_by(ReplicaRow.started_at, ReplicaRow.id)
     )
@@ -50,7 +50,7 @@ async def fresh_replicas(session: AsyncSession, *, within_s: float) -> list[Repl
 
 
 async def drop_replica(session: AsyncSession, id: UUID) -> None:
-    """Forget a replica that ends."""
+    """Delete the row of a replica that ends."""
     await session.execute(delete(ReplicaRow).where(ReplicaRow.id == id))
 
 
@@ -59,6 +59,6 @@ def _ago(seconds: float) -> Any:
 
 
 def all_versions_in_use(replicas: Sequence[Replica]) -> set[int]:
-    """The versions that some replica answers with or has requests of."""
+    """The versions that any replica answers with or has requests in flight for."""
     used = {version for replica in replicas for version in replica.leases}
     return used | {replica.live_version for replica in replicas if replica.live_version is not None}

@@ -16,7 +16,7 @@ from gadfly.store.tables import CriticVersionRow, RunEventRow, SwapRow, Training
 from gadfly.training import EventKind, GateOutcome, Progress, Run, RunEvent, RunStatus, TrainConfig, Trigger
 
 TRAINING_ROLE = "gadfly_training"
-"""The database role that training code works as: row security hides held-out rows from it."""
+"""The database role of training code: row security hides held-out rows from it."""
 
 QUEUE = "training"
 TASK = "train"
@@ -26,7 +26,7 @@ _NO_RUN = "there is no training run {}"
 
 @dataclass(frozen=True, slots=True)
 class Requested:
-    """A run that was asked for; `is_repeat` when its request id had asked for it before."""
+    """A requested run; `is_repeat` when an earlier request with the same request id created it."""
 
     run: Run
     is_repeat: bool
@@ -44,7 +44,7 @@ async def request_run(
     """Store a run and put its job into the queue, in one transaction.
 
     Raises:
-        Conflict: the request id stands for a run with another config.
+        Conflict: the request id belongs to a run with another config.
     """
     id = new_id()
     values = {
@@ -76,7 +76,7 @@ async def request_run(
         assert row is not None
         run = await read_run(session, row.id)
         if run.config != config:
-            raise Conflict(f"the request id {request_id!r} stands for a run with another config")
+            raise Conflict(f"the request id {request_id!r} belongs to a run with another config")
         return Requested(run, True)
     await append_event(session, id, EventKind.STATUS, {"status": RunStatus.QUEUED.value})
     await enqueue_run(session, id)
@@ -84,7 +84,7 @@ async def request_run(
 
 
 async def enqueue_run(session: AsyncSession, run_id: UUID) -> None:
-    """Put a run's job into the queue, in this transaction. The lock lets one run work at a time, whoever asked."""
+    """Put a run's job into the queue, in this transaction. The lock admits one run at a time, whatever its trigger."""
     await session.execute(
         text(
             "SELECT procrastinate_defer_jobs_v1(ARRAY[ROW(CAST(:queue AS varchar), CAST(:task AS varchar), 0,"
@@ -96,7 +96,7 @@ async def enqueue_run(session: AsyncSession, run_id: UUID) -> None:
 
 
 async def enqueue_lost_runs(session: AsyncSession) -> list[UUID]:
-    """Give a job to every unfinished run that has none: its worker was stopped, or its job was removed by hand."""
+    """Queue a job for every unfinished run without one: its worker was stopped, or its job was removed manually."""
     lost = await session.scalars(
         text(
             "SELECT id FROM training_runs AS run WHERE status IN ('queued', 'running') AND NOT EXISTS (SELECT FROM"
@@ -104,10 +104,10 @@ async def enqueue_lost_runs(session: AsyncSession) -> list[UUID]:
             " ORDER BY id FOR UPDATE SKIP LOCKED"
         )
     )
-    found = list(lost)
-    for run_id in found:
+    run_ids = list(lost)
+    for run_id in run_ids:
         await enqueue_run(session, run_id)
-    return found
+    return run_ids
 
 
 async def read_run(session: AsyncSession, id: UUID) -> Run:
@@ -116,10 +116,10 @@ async def read_run(session: AsyncSession, id: UUID) -> Run:
     Raises:
         NotFound: there is none.
     """
-    found = (await session.execute(_runs().where(TrainingRunRow.id == id))).one_or_none()
-    if found is None:
+    row = (await session.execute(_runs().where(TrainingRunRow.id == id))).one_or_none()
+    if row is None:
         raise NotFound(_NO_RUN.format(id))
-    return _to_run(*found)
+    return _to_run(*row)
 
 
 async def list_runs(session: AsyncSession, *, limit: int, before: UUID | None = None) -> list[Run]:
@@ -132,7 +132,7 @@ async def list_runs(session: AsyncSession, *, limit: int, before: UUID | None = 
 
 
 async def run_status(session: AsyncSession, id: UUID) -> RunStatus:
-    """How one run stands.
+    """The status of one run.
 
     Raises:
         NotFound: there is none.
@@ -144,13 +144,13 @@ async def run_status(session: AsyncSession, id: UUID) -> RunStatus:
 
 
 async def unfinished_runs(session: AsyncSession) -> list[Run]:
-    """Runs that wait or are at work, the oldest first."""
+    """Runs that are queued or running, the oldest first."""
     statement = _runs().where(TrainingRunRow.status.in_([RunStatus.QUEUED, RunStatus.RUNNING]))
     return [_to_run(*row) for row in await session.execute(statement.order_by(TrainingRunRow.id))]
 
 
 async def begin_run(session: AsyncSession, id: UUID) -> Run:
-    """Note that the work of a run begins, for the first time or again. A run that is over is returned as it is."""
+    """Record that a run starts, for the first time or again. A finished run is returned unchanged."""
     attempt = await session.scalar(
         update(TrainingRunRow)
         .where(TrainingRunRow.id == id, TrainingRunRow.status.in_([RunStatus.QUEUED, RunStatus.RUNNING]))
@@ -167,7 +167,7 @@ async def begin_run(session: AsyncSession, id: UUID) -> Run:
 
 
 async def finish_run(session: AsyncSession, id: UUID, status: RunStatus, *, error: str | None = None) -> bool:
-    """End a run. False when it was over already."""
+    """End a run. False when it had ended already."""
     ended = await session.scalar(
         update(TrainingRunRow)
         .where(TrainingRunRow.id == id, TrainingRunRow.status.in_([RunStatus.QUEUED, RunStatus.RUNNING]))
@@ -180,11 +180,11 @@ async def finish_run(session: AsyncSession, id: UUID, status: RunStatus, *, erro
 
 
 async def request_cancel(session: AsyncSession, id: UUID) -> Run:
-    """Ask for a run's end. One that waits ends here, one at work is ended by whoever does it.
+    """Request the cancellation of a run. A queued run ends here, a running one is ended by its worker.
 
     Raises:
         NotFound: there is none.
-        Conflict: it is over.
+        Conflict: it has ended.
     """
     row = await session.get(TrainingRunRow, id, with_for_update=True)
     if row is None:
@@ -200,7 +200,7 @@ async def request_cancel(session: AsyncSession, id: UUID) -> Run:
 
 
 async def seconds_per_step(session: AsyncSession, config: TrainConfig) -> float | None:
-    """What a rollout step took on average in the newest run with steps of the same size, in seconds; None if none."""
+    """Mean seconds of a rollout step in the newest run with steps of the same size; None without such a run."""
     size = config.model_dump(
         mode="json",
         include={"prompts_per_step", "samples_per_prompt", "max_critique_tokens", "max_answer_tokens", "inner_epochs"},
@@ -221,13 +221,13 @@ async def seconds_per_step(session: AsyncSession, config: TrainConfig) -> float 
 
 
 async def is_cancel_requested(session: AsyncSession, id: UUID) -> bool:
-    """Whether somebody asked for a run's end."""
+    """Whether the cancellation of a run was requested."""
     statement = select(TrainingRunRow.cancel_requested_at.is_not(None)).where(TrainingRunRow.id == id)
     return bool(await session.scalar(statement))
 
 
 async def refuse_cancelled(session: AsyncSession, id: UUID) -> None:
-    """Hold a run in this transaction, so that a cancellation comes before what is done here or after it.
+    """Lock a run, so that a cancellation happens either before this transaction or after it.
 
     Raises:
         Conflict: it was cancelled.
@@ -290,9 +290,9 @@ def _to_run(row: TrainingRunRow, version: int | None, *, with_manifest: bool = T
 
 
 async def append_event(session: AsyncSession, run_id: UUID, kind: EventKind, data: dict[str, Any]) -> None:
-    """Add to what happened in a run.
+    """Append an event to a run.
 
-    One writer at a time: ids then become visible in their order, and whoever reads on after an id misses nothing.
+    One writer at a time: ids then become visible in order, and a reader that continues after an id misses nothing.
     """
     await session.execute(select(TrainingRunRow.id).where(TrainingRunRow.id == run_id).with_for_update(key_share=True))
     await session.execute(

@@ -1,9 +1,9 @@
-"""Which questions are the same question, and on which side of the training wall each one is.
+"""The identity of a question, and its side of the training wall.
 
-A duplicate must follow its twin, or the held-out set measures memory. So questions that differ only in how they were
-typed share one hash: Unicode form, case, white space, quotation marks and dashes, invisible characters, outer quotation
-marks, closing punctuation. Nothing that may carry a number is touched: signs, decimal points, thousands separators, a
-factorial's exclamation mark, and superscripts (5² stays apart from 52) all count.
+Duplicates must be on one side, or the held-out set measures memory. So questions that differ only in typography share
+one hash: Unicode form, case, white space, quotation marks and dashes, invisible characters, outer quotation marks,
+closing punctuation. Nothing that may be part of a number is changed: signs, decimal points, thousands separators, a
+factorial's exclamation mark, and superscripts (5² differs from 52) are all kept.
 """
 
 import hashlib
@@ -20,10 +20,10 @@ _CLOSING = " ?.,;:"
 
 
 def normalise_question(question: str) -> str:
-    """The form under which two askings of one question are equal."""
+    """The form in which all spellings of one question are equal."""
     text = unicodedata.normalize("NFC", storable_text(question)).translate(_TYPOGRAPHY)
     text = "".join(map(_compatible, text))
-    for _ in range(2):  # folding makes characters that normalise, and the other way round
+    for _ in range(2):  # case folding can produce characters to normalise, and vice versa
         text = unicodedata.normalize("NFKC", text.casefold()).translate(_TYPOGRAPHY)
     text = " ".join(text.split())
     return _trimmed(text) or text
@@ -35,7 +35,7 @@ def question_hash(question: str) -> bytes:
 
 
 def split_of(hash_: bytes, heldout_share: float) -> Split:
-    """The side a NEW question goes to. A question already stored keeps the side it has, whatever the share is now."""
+    """The side of a NEW question. A stored question keeps its side, whatever the share is now."""
     return Split.HELDOUT if int.from_bytes(hash_[:8]) < heldout_share * 2**64 else Split.TRAIN
 
 
@@ -56,7 +56,7 @@ def _compatible(char: str) -> str:
 
 
 def _trimmed(text: str) -> str:
-    # By index: cutting a new string for each of 25,000 pairs of quotes would hold up everybody for seconds.
+    # By index: a new string for each of 25,000 pairs of quotes would block the process for seconds.
     start, end = 0, len(text)
     while True:
         before = start, end
@@ -66,7 +66,7 @@ def _trimmed(text: str) -> str:
         while toneless > start and text[toneless - 1] == "!":
             toneless -= 1
         if toneless - start >= 2 and text[toneless - 2 : toneless].isalpha():
-            end = toneless  # after a word it is tone; after a digit, bracket or symbol a factorial
+            end = toneless  # after a word it is emphasis; after a digit, bracket or symbol a factorial
         if end - start > 1 and text[start] == text[end - 1] and text[start] in _QUOTES:
             start, end = start + 1, end - 1
             while start < end and text[start].isspace():

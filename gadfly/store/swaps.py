@@ -14,7 +14,7 @@ from gadfly.store.mapping import record_of, values_of
 from gadfly.store.tables import CriticPointerRow, SwapReceiptRow, SwapRow
 
 CHANNEL = "gadfly_swaps"
-"""Where a notice goes when a swap was asked for or is over (`Database.notices`)."""
+"""The channel of notices about swaps that were requested or have ended (`Database.notices`)."""
 
 _BACK = (SwapKind.ROLLBACK, SwapKind.WATCH)
 
@@ -28,18 +28,18 @@ async def request_swap(
     key_id: UUID | None = None,
     reason: str | None = None,
 ) -> Swap:
-    """Ask for the live pointer to move. The replicas of the service prove the version and do it.
+    """Request a move of the live pointer. The replicas of the service prove the version and move the pointer.
 
-    A rollback goes to what `previous` names; its `version` may be left out. It does not wait for a promotion that is
-    under way: that is refused in the same transaction. With `from_version`, that version must be live.
+    A rollback goes to the version of `previous`; its `version` may be omitted. It does not wait for a promotion in
+    progress: that is refused in the same transaction. With `from_version`, that version must be live.
 
     Raises:
         NotFound: there is no such version.
-        Conflict: another swap is under way, the version is live already, something else than `from_version` is live, or
-            there is nothing to go back to.
+        Conflict: another swap is in progress, the version is live already, another version than `from_version` is live,
+            or there is no version to go back to.
     """
-    # Before the pointers are read: a swap that is about to move them is then over, or does not move them any more.
-    under_way = await _lock_promotion(session) if kind in _BACK else None
+    # Before the pointers are read: a promotion about to move them has then ended, or can no longer move them.
+    promotion = await _lock_promotion(session) if kind in _BACK else None
     live = await pointed_version(session, "live")
     if live is None:
         raise Conflict("no critic is live yet: the service has not been started")
@@ -48,20 +48,18 @@ async def request_swap(
     if kind in _BACK:
         previous = await pointed_version(session, "previous")
         if previous is None:
-            still = (
-                "" if under_way is None else f"; the swap to version {under_way.version} has not moved it and goes on"
-            )
+            still = "" if promotion is None else f"; the swap to version {promotion.version} is still in progress"
             raise Conflict(f"there is no critic to go back to: none was live before this one{still}")
         if version not in (None, previous):
-            raise Conflict(f"a rollback goes to version {previous}, the one before, and not to {version}")
+            raise Conflict(f"a rollback goes to version {previous}, the previous one, not to version {version}")
         version = previous
     if version is None:
         raise NotFound("a swap needs a version")
     await require_version(session, version)
     if version == live:
         raise Conflict(f"version {version} is live already")
-    if under_way is not None:
-        await finish_swap(session, under_way.id, SwapStatus.REFUSED, "superseded by a rollback")
+    if promotion is not None:
+        await finish_swap(session, promotion.id, SwapStatus.REFUSED, "superseded by a rollback")
     statement = insert(SwapRow).values(
         id=new_id(),
         version=version,
@@ -78,7 +76,7 @@ async def request_swap(
         ).returning(SwapRow)
     )
     if row is None:
-        raise Conflict("another swap is under way")
+        raise Conflict("another swap is in progress")
     await _notify(session)
     return record_of(Swap, row)
 
@@ -90,10 +88,10 @@ async def _lock_promotion(session: AsyncSession) -> SwapRow | None:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """How a swap ended; `is_ours` when it was this call that ended it, and not another replica's before."""
+    """A swap that has ended; `ended_here` if by this call, rather than earlier by another replica."""
 
     swap: Swap
-    is_ours: bool
+    ended_here: bool
 
 
 async def move_pointer(session: AsyncSession, swap_id: UUID) -> Finished:
@@ -102,8 +100,8 @@ async def move_pointer(session: AsyncSession, swap_id: UUID) -> Finished:
     After a promotion that is the version that was live; after a rollback it is the one before the restored version, so
     that a second rollback does not bring back what the first one took away.
 
-    A candidate that goes live is no candidate any more. Replicas that do it at once wait for each other, and one does
-    it. When `live` is not what it was when the swap was asked for, the swap is refused.
+    A candidate that goes live is no longer the candidate. Replicas that do this concurrently wait for each other, and
+    one moves the pointer. If `live` has moved since the swap was requested, the swap is refused.
     """
     row = await _locked(session, swap_id)
     if row.status is not SwapStatus.PENDING:
@@ -114,7 +112,7 @@ async def move_pointer(session: AsyncSession, swap_id: UUID) -> Finished:
             session,
             swap_id,
             SwapStatus.REFUSED,
-            f"version {live} went live in the meantime, and this was to follow {row.from_version}",
+            f"version {live} went live in the meantime; this swap was requested from version {row.from_version}",
         )
     await _set_previous(session, await _good_before(session, row.version) if row.kind in _BACK else live)
     await set_pointer(session, "live", row.version)
@@ -159,14 +157,14 @@ async def _good_before(session: AsyncSession, version: int) -> int | None:
 
 
 async def finish_swap(session: AsyncSession, swap_id: UUID, status: SwapStatus, reason: str | None) -> Finished:
-    """End a pending swap with its reason; one that is over stays as it is."""
+    """End a pending swap with its reason; one that has ended stays unchanged."""
     row = await _locked(session, swap_id)
-    is_ours = row.status is SwapStatus.PENDING
-    if is_ours:
+    is_pending = row.status is SwapStatus.PENDING
+    if is_pending:
         row.status, row.reason, row.finished_at = status, reason, now()
         await session.flush()
         await _notify(session)
-    return Finished(record_of(Swap, row), is_ours)
+    return Finished(record_of(Swap, row), is_pending)
 
 
 async def _locked(session: AsyncSession, swap_id: UUID) -> SwapRow:
@@ -193,13 +191,13 @@ async def read_swap(session: AsyncSession, id: UUID) -> Swap:
 
 
 async def pending_swap(session: AsyncSession) -> Swap | None:
-    """The swap that is under way."""
+    """The swap in progress."""
     row = await session.scalar(select(SwapRow).where(SwapRow.status == SwapStatus.PENDING))
     return None if row is None else record_of(Swap, row)
 
 
 async def last_swap(session: AsyncSession, *, done: bool = False) -> Swap | None:
-    """The newest swap that is over, or with `done` the newest that moved the pointer."""
+    """The newest swap that has ended, or with `done` the newest that moved the pointer."""
     statement = select(SwapRow).where(SwapRow.status != SwapStatus.PENDING)
     if done:
         statement = statement.where(SwapRow.status == SwapStatus.DONE)
@@ -208,7 +206,7 @@ async def last_swap(session: AsyncSession, *, done: bool = False) -> Swap | None
 
 
 async def list_swaps(session: AsyncSession, version: int, *, limit: int = 100) -> list[Swap]:
-    """The swaps that were to make a version live, the newest first."""
+    """The requested swaps to a version, the newest first."""
     rows = await session.scalars(
         select(SwapRow)
         .where(SwapRow.version == version)
@@ -219,7 +217,7 @@ async def list_swaps(session: AsyncSession, version: int, *, limit: int = 100) -
 
 
 async def insert_receipt(session: AsyncSession, receipt: SwapReceipt) -> None:
-    """Keep what a replica did in a swap; what it says later takes the place of what it said before."""
+    """Store a replica's receipt of a swap; a later receipt replaces the details of an earlier one."""
     statement = insert(SwapReceiptRow).values(values_of(SwapReceiptRow, receipt))
     await session.execute(
         statement.on_conflict_do_update(
@@ -230,7 +228,7 @@ async def insert_receipt(session: AsyncSession, receipt: SwapReceipt) -> None:
 
 
 async def receipts(session: AsyncSession, version: int, *, limit: int = 100) -> list[SwapReceipt]:
-    """What replicas proved and did when a version went live, the newest first."""
+    """The replicas' receipts of swaps to a version, the newest first."""
     rows = await session.scalars(
         select(SwapReceiptRow)
         .where(SwapReceiptRow.version == version)

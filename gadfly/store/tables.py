@@ -1,7 +1,7 @@
-"""How a deployment's records lie in Postgres.
+"""The tables of a deployment's records in Postgres.
 
-Columns mirror `gadfly/records.py`; relations raise when they were not asked for, so no query hides in an attribute.
-A change here needs a migration: `python -m gadfly.migrations "what it does"`.
+Columns mirror `gadfly/records.py`. Relations raise unless they were loaded explicitly, so that no attribute hides a
+query. A change here needs a migration: `python -m gadfly.migrations "summary of the change"`.
 """
 
 from datetime import datetime
@@ -36,7 +36,7 @@ from gadfly.verdict import Verdict, VerdictSource
 
 
 class StoredText(TypeDecorator[str]):
-    """Text that never fails to be stored: see `gadfly/storable.py`."""
+    """Text that can always be stored: see `gadfly/storable.py`."""
 
     impl = Text
     cache_ok = True
@@ -46,7 +46,7 @@ class StoredText(TypeDecorator[str]):
 
 
 class StoredJson(TypeDecorator[Any]):
-    """JSON that never fails to be stored: see `gadfly/storable.py`."""
+    """JSON that can always be stored: see `gadfly/storable.py`."""
 
     impl = JSONB
     cache_ok = True
@@ -114,7 +114,7 @@ class Table(DeclarativeBase):
 
 
 class QuestionRow(Table):
-    """One question's side of the training wall. Holds no text, so it may outlive what was forgotten."""
+    """One question's side of the training wall. It holds no text, so it may outlive deleted interactions."""
 
     __tablename__ = "questions"
 
@@ -159,10 +159,10 @@ class KeyRow(Table):
 
 
 class EpisodeRow(Table):
-    """What is said about one question, on one critic. `critic_version` is null until a critic has spoken."""
+    """Interactions about one question, with one critic. `critic_version` is null until the first critique."""
 
     __tablename__ = "episodes"
-    __table_args__ = (UniqueConstraint("id", "question_hash"),)  # what interactions refer to: one episode, one question
+    __table_args__ = (UniqueConstraint("id", "question_hash"),)  # target of interactions: one episode, one question
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
     question_hash: Mapped[bytes] = mapped_column(ForeignKey("questions.hash"))
@@ -285,7 +285,7 @@ class FeedbackRow(Table):
 
 
 class RequestClaimRow(Table):
-    """Who is at work on a request id, so that replicas that get it at once do the work once."""
+    """The replica that processes a request id, so that replicas that receive it concurrently process it once."""
 
     __tablename__ = "request_claims"
     __table_args__ = (
@@ -356,7 +356,7 @@ class RunEventRow(Table):
 
 
 class SwapRow(Table):
-    """One move of the live pointer. At most one is pending: replicas that ask at once wait for each other."""
+    """One move of the live pointer. At most one is pending: concurrent requests wait for each other."""
 
     __tablename__ = "swaps"
     __table_args__ = (
@@ -388,7 +388,7 @@ class SwapReceiptRow(Table):
 
 
 class ReplicaRow(Table):
-    """A process of the service that said so lately; leases of all of them decide when a critic may be unloaded."""
+    """A process of the service that reported lately; the leases of all decide when a critic may be unloaded."""
 
     __tablename__ = "replicas"
 

@@ -1,4 +1,4 @@
-"""What a training run can learn from: labelled answers."""
+"""The data that a training run can learn from: labelled answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -44,11 +44,10 @@ class LabelledAnswer:
 
 
 async def labelled_answers(session: AsyncSession, split: Split, *, limit: int) -> list[LabelledAnswer]:
-    """Answers whose label is known, the newest first, each text once per question; of at most `limit` questions.
+    """Labelled answers, the newest first, each text once per question; of at most `limit` questions.
 
-    What was said about an answer counts more than its grade against a reference, the newest word more than an older,
-    also where it was said about another interaction with the same text. Grades are kept up to date when a newer
-    reference comes in.
+    Feedback about an answer takes precedence over its grade against a reference, and newer feedback over older, even
+    when it is about another interaction with the same text. A newer reference updates the grades.
     """
     label = Label()
     questions = (
@@ -75,13 +74,13 @@ async def labelled_answers(session: AsyncSession, split: Split, *, limit: int) -
         .where(InteractionRow.question_hash.in_(questions), label.exists)
         .order_by(InteractionRow.created_at.desc(), InteractionRow.id.desc())
     )
-    found: dict[tuple[bytes, str], LabelledAnswer] = {}
+    answers: dict[tuple[bytes, str], LabelledAnswer] = {}
     newest_given_at: dict[tuple[bytes, str], datetime] = {}
     for row in rows:
         same = (row.question_hash, row.response.strip())
-        newer = found.get(same)
+        newer = answers.get(same)
         if newer is None:
-            found[same] = LabelledAnswer(
+            answers[same] = LabelledAnswer(
                 interaction_id=row.id,
                 question_hash=row.question_hash,
                 question=row.question,
@@ -91,11 +90,11 @@ async def labelled_answers(session: AsyncSession, split: Split, *, limit: int) -
                 reference=row.reference,
             )
         else:
-            found[same] = replace(newer, reference=newer.reference or row.reference)
+            answers[same] = replace(newer, reference=newer.reference or row.reference)
         if row.given_at is not None and (same not in newest_given_at or row.given_at > newest_given_at[same]):
             newest_given_at[same] = row.given_at
-            found[same] = replace(found[same], is_right=row.is_right, source=LabelSource(row.source))
-    return list(found.values())
+            answers[same] = replace(answers[same], is_right=row.is_right, source=LabelSource(row.source))
+    return list(answers.values())
 
 
 async def traffic_counts(session: AsyncSession) -> tuple[int, int]:
@@ -124,7 +123,7 @@ async def traffic_counts(session: AsyncSession) -> tuple[int, int]:
 
 
 async def has_labels(session: AsyncSession, split: Split, *, with_reference: bool = False) -> bool:
-    """Whether any answer of this side is labelled (and a reference for it known)."""
+    """Whether any answer on this side has a label, and, if `with_reference`, a known reference."""
     statement = (
         select(InteractionRow.id)
         .join(QuestionRow, QuestionRow.hash == InteractionRow.question_hash)
@@ -143,25 +142,25 @@ async def has_labels(session: AsyncSession, split: Split, *, with_reference: boo
 
 
 async def count_new_labels(session: AsyncSession) -> int:
-    """Labelled train-split answers whose label came after the newest run was asked for."""
+    """Labelled train-split answers whose label is newer than the newest run."""
     since = select(func.max(TrainingRunRow.created_at)).scalar_subquery()
     label = Label()
-    # An imported row keeps its own time, which may be years ago; its question was stored when it came.
-    came_at = case((InteractionRow.grade.is_not(None), QuestionRow.created_at), else_=None)
+    # An imported row keeps its own time, which may be years ago; its question was stored at the import.
+    stored_at = case((InteractionRow.grade.is_not(None), QuestionRow.created_at), else_=None)
     count = await session.scalar(
         label.joined(select(func.count()).select_from(InteractionRow))
         .join(QuestionRow, QuestionRow.hash == InteractionRow.question_hash)
         .where(
             QuestionRow.split == Split.TRAIN,
             label.exists,
-            func.greatest(label.changed_at, came_at) > func.coalesce(since, text("'-infinity'::timestamptz")),
+            func.greatest(label.changed_at, stored_at) > func.coalesce(since, text("'-infinity'::timestamptz")),
         )
     )
     return count or 0
 
 
 def source_counts(answers: Sequence[LabelledAnswer]) -> dict[str, int]:
-    """How many answers each label source gave."""
+    """The number of answers from each label source."""
     counts = dict.fromkeys((source.value for source in LabelSource), 0)
     for answer in answers:
         counts[answer.source.value] += 1

@@ -1,4 +1,4 @@
-"""What the rollback watch reads: the verdicts of a critic on labelled live traffic."""
+"""The data of the rollback watch: a critic's verdicts on labelled live traffic."""
 
 from collections import Counter
 from datetime import datetime
@@ -15,32 +15,32 @@ from gadfly.store.tables import (
 )
 from gadfly.verdict import Verdict
 
-WATCH_LOCK = 0x6761_6477_6174  # "gadwat": one replica at a time looks at live traffic
-_PER_KEY = 3  # the outcomes that one key's labels made are at most one in so many, and one more
+WATCH_LOCK = 0x6761_6477_6174  # "gadwat": one replica at a time checks live traffic
+_PER_KEY = 3  # one key's labels decide at most one in this many outcomes, plus one
 
 
 async def lock_watch(session: AsyncSession) -> bool:
-    """Take the watch for this transaction. False when another replica has it."""
+    """Take the watch for this transaction. False when another replica holds it."""
     return bool(await session.scalar(select(func.pg_try_advisory_xact_lock(WATCH_LOCK))))
 
 
 async def live_since(session: AsyncSession) -> datetime | None:
-    """When the live pointer moved last."""
+    """The time of the live pointer's last move."""
     return await session.scalar(select(CriticPointerRow.moved_at).where(CriticPointerRow.name == "live"))
 
 
 async def verdict_outcomes(
     session: AsyncSession, version: int, *, since: datetime | None = None, limit: int = 10_000
 ) -> list[bool]:
-    """Whether a critic's verdicts on labelled live traffic were right, in the order in which their labels came.
+    """Whether a critic's verdicts on labelled live traffic were right, in the order in which their labels arrived.
 
-    An interaction counts once, by the first critique that the critic wrote of its response: by the verdict that it
-    states, and stating none is wrong. `gadfly.store.labels` says which label counts. A later call returns the earlier
-    outcomes in the same places, except those whose label changed.
+    An interaction counts once, by the verdict stated in the critic's first critique of its response; a critique without
+    a stated verdict counts as wrong. `gadfly.store.labels` defines the label. A later call returns the earlier outcomes
+    in the same positions, except those whose label changed.
 
-    No one caller's labels decide: an outcome whose label came with a key is left out where more than a third of those
-    before it are that key's already. So it takes three keys' labels, or labels without a key (of a service that has
-    none), to come to many outcomes.
+    No single caller's labels decide: an outcome whose label came with a key is left out if more than a third of the
+    outcomes before it already come from that key. So many outcomes require the labels of three keys, or labels without
+    a key (of a service without keys).
     """
     label = Label()
     statement = (

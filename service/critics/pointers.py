@@ -172,7 +172,7 @@ class CriticPointers:
 
     async def _read(self) -> None:
         async with self._database.session() as session:
-            await store.critics.read_at_once(session)
+            await store.critics.use_snapshot(session)
             swaps = Swaps(
                 await store.swaps.pending_swap(session),
                 await store.swaps.last_swap(session),

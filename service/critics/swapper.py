@@ -154,7 +154,7 @@ class Swapper:
         proved_at = now()
         async with self._database.session() as session:
             finished = await store.swaps.move_pointer(session, swap.id)
-        if finished.is_ours:
+        if finished.ended_here:
             self._count(finished.swap)
         if finished.swap.status is SwapStatus.DONE:
             self._serve(finished.swap, critic, proofs, began_at=began_at, proved_at=proved_at)
@@ -179,7 +179,7 @@ class Swapper:
     async def _refuse(self, swap: Swap, critic: CriticVersion, reason: str) -> None:
         async with self._database.session() as session:
             finished = await store.swaps.finish_swap(session, swap.id, SwapStatus.REFUSED, reason)
-        if finished.is_ours:
+        if finished.ended_here:
             self._count(finished.swap)
             if critic.version not in self._tender.in_use(with_candidate=False):
                 await self._loader.unload_everywhere(critic)

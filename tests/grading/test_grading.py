@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from gadfly.errors import UnreadableReference
 from gadfly.grading import Grade, Grader, extract_answer, grade, grade_many, read_reference
-from gadfly.grading.answers import Choice, Number, Text, YesNo
+from gadfly.grading.kinds import Choice, Number, Text, YesNo
 from gadfly.grading.numbers import Unread
 from gadfly.grading.text import MAX_RESPONSE_CHARS
 from tests.support.grading_cases import CASES, MATH_CASES, REFERENCES, UNREADABLE
@@ -185,7 +185,7 @@ def test_any_response_gets_a_grade(text: str) -> None:
 @given(text=PIECES)
 @settings(deadline=None)
 def test_any_reference_is_read_or_refused(text: str) -> None:
-    from gadfly.grading.answers import needs_sympy  # noqa: PLC0415
+    from gadfly.grading.kinds import needs_sympy  # noqa: PLC0415
 
     if not needs_sympy(text):  # those belong in the child
         try:

@@ -309,7 +309,7 @@ async def test_a_rollback_refuses_the_promotion_under_way(
     await insert_version(database, published)
     async with database.session() as session:
         first = await store.swaps.request_swap(session, version=1, kind=SwapKind.GATE)
-    with pytest.raises(Conflict, match=r"no critic to go back to.*the swap to version 1 has not moved it and goes on"):
+    with pytest.raises(Conflict, match=r"no critic to go back to.*the swap to version 1 is still in progress"):
         async with database.session() as session:
             await store.swaps.request_swap(session, kind=kind)
     async with database.session() as session:
@@ -323,7 +323,7 @@ async def test_a_rollback_refuses_the_promotion_under_way(
         over = await store.swaps.read_swap(session, promotion.id)
         assert (over.status, over.reason) == (SwapStatus.REFUSED, "superseded by a rollback")
         assert await store.swaps.pending_swap(session) == back
-    with pytest.raises(Conflict, match="another swap is under way"):  # one way back does not end another
+    with pytest.raises(Conflict, match="another swap is in progress"):  # one way back does not end another
         async with database.session() as session:
             await store.swaps.request_swap(session, kind=kind)
 

@@ -155,7 +155,7 @@ async def test_words_that_tokens_cannot_tell_apart_are_an_error() -> None:
     def handler(request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, json={"tokens": [1, 2], "prompt": "x"})
 
-    with pytest.raises(EngineError, match="cannot tell"):
+    with pytest.raises(EngineError, match="do not distinguish"):
         await engine(handler).label_tokens(after=":", first="Correct", second="Wrong")
 
 
@@ -250,7 +250,7 @@ class Forgetful:
 
 async def test_a_request_waits_until_an_engine_serves_its_adapter_again() -> None:
     forgetful = Forgetful()
-    with pytest.raises(EngineUnavailable, match="does not serve this now"):
+    with pytest.raises(EngineUnavailable, match="does not serve this at present"):
         await EnginePool([forgetful.engine]).chat(PROMPT, model="critic@3", sampling=ONE)
     pool = EnginePool([forgetful.engine], router=forgetful)
     [reply] = await pool.chat(PROMPT, model="critic@3", sampling=ONE)

@@ -4,10 +4,14 @@ import hashlib
 import json
 from uuid import UUID
 
+import orjson
 import pytest
+from pydantic import TypeAdapter
 
 from gadfly.planning import (
     DISCORDANCE,
+    Plan,
+    Portion,
     detectable_balanced,
     detectable_difference,
     evaluation_items,
@@ -146,6 +150,43 @@ def test_a_plan_counts_what_it_would_use() -> None:
     assert json.loads(json.dumps(found.to_json()))["train_ids"][0] == str(UUID(int=1))
 
 
+PORTION_JSON = '{"answers":3,"questions":2,"right":2,"wrong":1,"by_source":{"person":1,"import":0,"reference":2}}'
+PLAN_JSON = (
+    '{"train_ids":["00000000-0000-0000-0000-000000000001","00000000-0000-0000-0000-000000000002"],'
+    '"validation_ids":[],"heldout_ids":["00000000-0000-0000-0000-000000000003"],'
+    f'"stage_1":{PORTION_JSON},"stage_2":{PORTION_JSON},"pool_answers":8,"validation":{PORTION_JSON},'
+    f'"heldout":{PORTION_JSON},"heldout_with_reference":{PORTION_JSON},"steps":40,'
+    '"detectable_discriminability":0.125,"detectable_helpfulness":null,"questions_for_margin":629,'
+    '"assumed_discordance":0.2,"power":0.8,"seconds":1.5,"warnings":["few answers"],"notes":["ü","n"]}'
+)
+
+
+def test_plan_json_keeps_its_form() -> None:
+    portion = Portion(answers=3, questions=2, right=2, wrong=1, by_source={"person": 1, "import": 0, "reference": 2})
+    written = Plan(
+        train_ids=(UUID(int=1), UUID(int=2)),
+        validation_ids=(),
+        heldout_ids=(UUID(int=3),),
+        stage_1=portion,
+        stage_2=portion,
+        pool_answers=8,
+        validation=portion,
+        heldout=portion,
+        heldout_with_reference=portion,
+        steps=40,
+        detectable_discriminability=0.125,
+        detectable_helpfulness=None,
+        questions_for_margin=629,
+        assumed_discordance=0.2,
+        power=0.8,
+        seconds=1.5,
+        warnings=("few answers",),
+        notes=("ü", "n"),
+    )
+    assert orjson.dumps(written.to_json()).decode() == PLAN_JSON
+    assert TypeAdapter(Plan).validate_json(PLAN_JSON) == written
+
+
 def test_validation_questions_are_not_learned_from() -> None:
     train = answers(200, 200)
     found = plan(train, answers(30, 30, start=1000), TrainConfig(validation_share=0.1), seconds_per_step_history=None)
@@ -159,13 +200,13 @@ def test_validation_questions_are_not_learned_from() -> None:
 @pytest.mark.parametrize(
     ("train", "heldout", "sentences"),
     [
-        ([], [], ["There is no labelled answer"]),
+        ([], [], ["There are no labelled answers"]),
         ([], answers(30, 30), ["on the held-out side"]),
         (answers(30, 30), [], ["on the train side"]),
         (
             answers(30, 0),
             answers(30, 30, start=100),
-            ["is wrong, so its critiques teach to say one thing only; the actor"],
+            ["is wrong, so the critic learns only one verdict; the actor"],
         ),
         (answers(0, 30), answers(30, 30, start=100), ["is right, so"]),
         (
@@ -181,7 +222,7 @@ def test_validation_questions_are_not_learned_from() -> None:
         (
             answers(30, 30, reference=None),
             answers(30, 19, start=100, reference=None),
-            ["stage II cannot run", "needs 20: whatever is learned", "0 held-out answers have a reference"],
+            ["stage II cannot run", "needs 20: without them no critic", "0 held-out answers have a reference"],
         ),
     ],
 )

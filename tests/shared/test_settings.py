@@ -36,7 +36,7 @@ BAD = [  # settings, what the refusal names
     ({"max_tokens": "4096"}, "^max_tokens must be smaller"),
     (
         {"prompts": "stepwise@99"},
-        "GADFLY_PROMPTS: there is no prompt set 'stepwise@99'; there are bare@1, critique-rl@1, ",
+        "GADFLY_PROMPTS: there is no prompt set 'stepwise@99'; the prompt sets are bare@1, critique-rl@1, ",
     ),
 ]
 

@@ -75,7 +75,7 @@ def test_without_a_file_the_request_counts_alone() -> None:
     [
         (None, "cannot be read: .*No such file"),
         ("{", "cannot be read"),
-        ("[1]", "is no JSON object"),
+        ("[1]", "is not a JSON object"),
         ('{"sed": 1}', r"cannot be used: config\.sed"),
         ('{"learning_rate": NaN}', r"cannot be used: config\.learning_rate"),
     ],

@@ -269,7 +269,7 @@ async def test_a_request_id_is_one_run_of_its_key(seeded: Database) -> None:
     async with seeded.session() as session:
         again = await request_run(session, config=TrainConfig(), trigger=Trigger.ADMIN, request_id="r")
     assert (again.run, again.is_repeat) == (first, True)
-    with pytest.raises(Conflict, match="'r' stands for a run with another config"):
+    with pytest.raises(Conflict, match="'r' belongs to a run with another config"):
         await ask(seeded, request_id="r", config=TrainConfig(seed=1))
     hers = await ask(seeded, request_id="r", key_id=ann.id, config=TrainConfig(seed=1))
     assert hers.id != first.id

@@ -49,7 +49,7 @@ async def test_a_swap_moves_live_and_previous_in_one_step(seeded: Database) -> N
         await store.critics.set_candidate(session, 1)
     assert await pointers(seeded) == {"live": 0, "candidate": 1}
     finished = await swap_to(seeded, 1, SwapKind.GATE)
-    assert finished.is_ours
+    assert finished.ended_here
     assert finished.swap.status is SwapStatus.DONE
     assert finished.swap.finished_at is not None
     assert await pointers(seeded) == {"live": 1, "previous": 0}, "a candidate that is live is none any more"
@@ -114,7 +114,7 @@ async def test_one_swap_at_a_time(seeded: Database) -> None:
     outcomes = await asyncio.gather(*map(ask, (1, 2, 3)), return_exceptions=True)
     assert outcomes.count(None) == 1
     refusals = [outcome for outcome in outcomes if outcome is not None]
-    assert [str(refusal) for refusal in refusals] == ["another swap is under way"] * 2
+    assert [str(refusal) for refusal in refusals] == ["another swap is in progress"] * 2
     assert all(isinstance(refusal, Conflict) for refusal in refusals)
 
 
@@ -127,12 +127,12 @@ async def test_one_of_many_replicas_moves_the_pointer(seeded: Database) -> None:
             return await store.swaps.move_pointer(session, swap.id)
 
     finished = await asyncio.gather(*(move() for _ in range(5)))
-    assert sorted(item.is_ours for item in finished) == [False] * 4 + [True]
+    assert sorted(item.ended_here for item in finished) == [False] * 4 + [True]
     assert {item.swap.status for item in finished} == {SwapStatus.DONE}
     assert await pointers(seeded) == {"live": 1, "previous": 0}
     async with seeded.session() as session:
         late = await store.swaps.finish_swap(session, swap.id, SwapStatus.REFUSED, "too late")
-    assert not late.is_ours
+    assert not late.ended_here
     assert (late.swap.status, late.swap.reason) == (SwapStatus.DONE, "why")
 
 

@@ -3,7 +3,7 @@
 from fractions import Fraction
 
 from gadfly.grading import Grade
-from gadfly.grading.answers import Answer, Choice, Colon, Sequence, Symbolic, Text, YesNo
+from gadfly.grading.kinds import Answer, Choice, Colon, Sequence, Symbolic, Text, YesNo
 from gadfly.grading.numbers import Number
 
 RIGHT, WRONG, NO_ANSWER = Grade.RIGHT, Grade.WRONG, Grade.NO_ANSWER

@@ -7,16 +7,8 @@ bound: a formula that is written in another way than the reference passes unseen
 import re
 from functools import lru_cache
 
-from gadfly.grading.answers import (
-    Answer,
-    Choice,
-    Reference,
-    Symbolic,
-    YesNo,
-    classify_reference,
-    extract_answer,
-    is_same,
-)
+from gadfly.grading.answers import extract_answer
+from gadfly.grading.kinds import Answer, Choice, Reference, Symbolic, YesNo, classify_reference, is_same
 from gadfly.grading.numbers import Number, Unread, values_in
 from gadfly.grading.text import SIZES, tidy, unlatex
 from gadfly.verdict import parse_critique
