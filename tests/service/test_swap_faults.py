@@ -173,17 +173,20 @@ async def test_a_failed_connection_ends_a_proof(fleet: Fleet) -> None:
     assert fleet.loader.proven_on(fleet.b.engine) == [fleet.critic.version]
 
 
-async def test_an_adapter_taken_away_again_before_the_call_is_restored_once_more(fleet: Fleet) -> None:
+async def test_an_adapter_taken_away_again_before_the_call_is_restored_once_more(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await fleet.loader.prove(fleet.critic, must_be_all=True)
+    restore = fleet.loader.restore
     restored: list[str] = []
 
-    async def restore(engine: Engine, name: str) -> None:
+    async def restore_and_lose_the_first(engine: Engine, name: str) -> None:
         restored.append(engine.url)
-        await fleet.loader.restore(engine, name)
+        await restore(engine, name)
         if len(restored) == 1:
             await engine.unload_adapter(name)
 
-    fleet.pool.restore = restore
+    monkeypatch.setattr(fleet.loader, "restore", restore_and_lose_the_first)
     fleet.a.names.clear()
     fleet.b.names.clear()
     await fleet.ask()
@@ -270,14 +273,14 @@ async def test_readings_asked_for_together_end_in_order(fleet: Fleet, database: 
                 text("UPDATE critic_pointers SET version = :version WHERE name = 'live'"), {"version": version}
             )
         await fleet.critics.refresh()
-        assert fleet.critics.pointers["live"] == version
+        assert fleet.critics.current["live"] == version
 
     for number in range(10):
         earlier = [asyncio.create_task(fleet.critics.refresh()) for _ in range(5)]
         await asyncio.sleep(0)
         await move(number % 2)
         await asyncio.gather(*earlier)
-        assert fleet.critics.pointers["live"] == number % 2, "no reading that began before lands after"
+        assert fleet.critics.current["live"] == number % 2, "no reading that began before lands after"
 
 
 # ------------------------------------------------------------------------------------------------------------- way back
