@@ -20,11 +20,12 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any
 from uuid import UUID
 
 import structlog
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from gadfly.errors import SpoolFull, StoreUnavailable
 from gadfly.records import Feedback, Interaction, Record, new_id, now
@@ -37,12 +38,16 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 log = structlog.get_logger(__name__)
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """What a line holds: one of the two."""
+    """The content of a line: exactly one of the two, and JSON names only that one."""
 
-    interaction: Interaction | None = None
-    feedback: Feedback | None = None
+    interaction: Annotated[Interaction | None, Field(exclude_if=_is_none)] = None
+    feedback: Annotated[Feedback | None, Field(exclude_if=_is_none)] = None
 
 
 _LINE: TypeAdapter[_Line] = TypeAdapter(_Line)
@@ -199,7 +204,7 @@ class Spool:
 
     def reject(self, record: Record, reason: str) -> None:
         """Put aside, for a person to look at, a record that Postgres will never take."""
-        self._keep_aside(_to_json(record), reason)
+        self._keep_aside(json.loads(_to_json(record)), reason)
 
     def find(self, interaction_id: UUID) -> Interaction | None:
         """The spooled interaction with this id."""
@@ -322,14 +327,16 @@ class Spool:
         log.error("put a record aside that cannot be stored", reason=reason, path=str(path))
 
 
-def _to_json(record: Record) -> dict[str, Any]:
+def _to_json(record: Record) -> bytes:
     line = _Line(interaction=record) if isinstance(record, Interaction) else _Line(feedback=record)
-    value: dict[str, Any] = storable_json(_LINE.dump_python(line, mode="json"))
-    return {name: part for name, part in value.items() if part is not None}
+    try:
+        return _LINE.dump_json(line)
+    except PydanticSerializationError:  # a lone surrogate, which UTF-8 cannot hold: replaced as it is in Postgres
+        return json.dumps(storable_json(_LINE.dump_python(line, mode="json"))).encode()
 
 
 def _encode(record: Record) -> bytes:
-    body = json.dumps(_to_json(record), separators=(",", ":")).encode()
+    body = _to_json(record)
     return b"%08x %d %s\n" % (zlib.crc32(body), len(body), body)
 
 

@@ -7,15 +7,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
 from gadfly.errors import SpoolFull, StoreUnavailable
 from gadfly.grading import Grade
-from gadfly.records import Feedback, Interaction, Record, new_id
+from gadfly.records import Feedback, Interaction, Kind, Record, StopReason, Usage, new_id
 from gadfly.service.recording.spool import Spool
-from tests.support.records import make_feedback, make_interaction
+from tests.support.records import make_critique, make_feedback, make_interaction, make_refinement
 
 PLENTY = 2**30
 
@@ -72,6 +74,90 @@ def test_records_come_back_as_they_went_in_and_in_order(tmp_path: Path) -> None:
         assert drain(spool) == records
         assert (spool.records, spool.bytes, segments(tmp_path)) == (0, 0, [])
     assert list(tmp_path.iterdir()) == []
+
+
+# Two records as releases before this one wrote them, with escapes for all text beyond ASCII.
+EARLIER_LINES = (
+    rb'484269a5 1166 {"interaction":{"id":"01a222a2-0000-7000-8000-000000000001","kind":"refine",'
+    rb'"created_at":"2026-11-28T14:50:16.343019Z","episode_id":"01a222a2-0000-7000-8000-000000000002","key_id":null,'
+    rb'"request_id":"r","fingerprint":"f","question":"What is\n2 + 2?","response":"5","reference":"4","grade":"wrong",'
+    rb'"metadata":{"big":1267650600228229401496703205376,"deep":[null,1.5,{"\u00df":true}]},'
+    rb'"parameters":{"rounds":1},"model":"tiny","prompt_set":"stepwise@1","critic_version":0,"adapter_sha256":null,'
+    rb'"verdict":"incorrect","refined_response":"4","stop_reason":"rounds",'
+    rb'"usage":{"prompt_tokens":40,"completion_tokens":25},"latency_ms":12.5,'
+    rb'"critiques":[{"id":"01a222a2-0000-7000-8000-000000000003","round":0,"sample":0,"text":"Wrong\u2028\u00df",'
+    rb'"stated":"incorrect","verdict":"incorrect","verdict_source":"stated","p_correct":0.25,"p_incorrect":0.5,'
+    rb'"finish_reason":"stop","usage":{"prompt_tokens":10,"completion_tokens":20},"supplied":false}],'
+    rb'"refinements":[{"id":"01a222a2-0000-7000-8000-000000000004","round":0,"sample":0,'
+    rb'"critique_id":"01a222a2-0000-7000-8000-000000000003","text":"4","finish_reason":null,"grade":"right",'
+    rb'"usage":{"prompt_tokens":0,"completion_tokens":0}}]}}',
+    rb'e897017f 397 {"feedback":{"id":"01a222a2-0000-7000-8000-000000000005",'
+    rb'"interaction_id":"01a222a2-0000-7000-8000-000000000001","key_id":"01a222a2-0000-7000-8000-000000000006",'
+    rb'"created_at":"2026-11-28T14:50:17Z","source":"caller","correct":false,"reference":null,"edited_response":null,'
+    rb'"rating":null,"comment":"no","metadata":{},"grade":null,'
+    rb'"refinement_grades":{"01a222a2-0000-7000-8000-000000000004":"right"}}}',
+)
+
+
+def earlier_id(number: int) -> UUID:
+    return UUID(f"01a222a2-0000-7000-8000-{number:012d}")
+
+
+def earlier_records() -> list[Record]:
+    """The records of `EARLIER_LINES`."""
+    critique = make_critique(id=earlier_id(3), text="Wrong\u2028ß", p_correct=0.25, p_incorrect=0.5)
+    refinement = make_refinement(
+        critique.id, id=earlier_id(4), text="4", finish_reason=None, grade=Grade.RIGHT, usage=Usage()
+    )
+    interaction = make_interaction(
+        id=earlier_id(1),
+        kind=Kind.REFINE,
+        created_at=datetime(2026, 11, 28, 14, 50, 16, 343019, tzinfo=UTC),
+        episode_id=earlier_id(2),
+        request_id="r",
+        fingerprint="f",
+        question="What is\n2 + 2?",
+        response="5",
+        reference="4",
+        grade=Grade.WRONG,
+        metadata={"big": 2**100, "deep": [None, 1.5, {"ß": True}]},
+        parameters={"rounds": 1},
+        refined_response="4",
+        stop_reason=StopReason.ROUNDS,
+        critiques=(critique,),
+        refinements=(refinement,),
+    )
+    feedback = make_feedback(
+        interaction.id,
+        id=earlier_id(5),
+        key_id=earlier_id(6),
+        created_at=datetime(2026, 11, 28, 14, 50, 17, tzinfo=UTC),
+        correct=False,
+        comment="no",
+        refinement_grades={refinement.id: Grade.RIGHT},
+    )
+    return [interaction, feedback]
+
+
+def test_lines_of_earlier_releases_are_read(tmp_path: Path) -> None:
+    folder = tmp_path / "replica"
+    folder.mkdir()
+    (folder / "1.log").write_bytes(b"".join(line + b"\n" for line in EARLIER_LINES))
+    interaction, feedback = earlier_records()
+    with opened(tmp_path) as spool:
+        assert spool.find_request("r", key_id=None) == interaction
+        assert spool.find_feedback(interaction.id) == [feedback]
+        assert drain(spool) == [interaction, feedback]
+    assert not (tmp_path / "rejected.jsonl").exists()
+
+
+def test_lines_hold_the_same_json_as_those_of_earlier_releases(tmp_path: Path) -> None:
+    """So that an earlier release, started again, reads them too."""
+    with opened(tmp_path) as spool:
+        spool.append(earlier_records())
+        lines = segments(tmp_path)[0].read_bytes().splitlines()
+    for line, earlier in zip(lines, EARLIER_LINES, strict=True):
+        assert json.loads(line.split(b" ", 2)[2]) == json.loads(earlier.split(b" ", 2)[2])
 
 
 def test_what_was_appended_meanwhile_is_in_a_later_batch(tmp_path: Path) -> None:
