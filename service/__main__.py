@@ -26,7 +26,7 @@ _EXIT_BAD_SETTINGS = 2
 _EXIT_NOT_STARTED = 3
 
 
-async def refuse_open_door(settings: Settings) -> None:
+async def require_key_beyond_loopback(settings: Settings) -> None:
     """Make sure that a service which others can reach has a key.
 
     Raises:
@@ -80,7 +80,7 @@ def main() -> None:
     try:
         settings = Settings.load()
         logs.configure(settings)
-        asyncio.run(refuse_open_door(settings))
+        asyncio.run(require_key_beyond_loopback(settings))
         app = create_app(settings)
     except GadflyError as error:
         print(f"gadfly service: {error}", file=sys.stderr)

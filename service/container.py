@@ -108,7 +108,7 @@ class Service:
             Conflict: the critics in the database are adapters of another base model.
         """
         await retry(self._start, on=StoreUnavailable, every_s=_RETRY_S, event="waiting_for_database")
-        await asyncio.gather(self._requests.keep_claims(), self.critics.run())
+        await asyncio.gather(self._requests.run_claim_renewal(), self.critics.run())
 
     async def _start(self) -> None:
         await require_current_schema(self._database)

@@ -79,7 +79,7 @@ def describe(error: Exception) -> tuple[Problem, dict[str, str]]:
     return problem(500, "Internal error", "Something here is broken; the log of this request id says what."), headers
 
 
-def _is_json_unsaid(request: Request, error: RequestValidationError) -> bool:
+def _lacks_json_header(request: Request, error: RequestValidationError) -> bool:
     """Whether the body was not read as JSON, because it came as something else (curl sends forms unless told)."""
     kind = request.headers.get("content-type", "").partition(";")[0]
     return not kind.endswith("json") and any(item["loc"] == ("body",) for item in error.errors())
@@ -103,7 +103,7 @@ def install(app: FastAPI) -> None:
             }
             for item in error.errors()
         ]
-        if _is_json_unsaid(request, error):
+        if _lacks_json_header(request, error):
             fields = [{"field": "body", "message": "send the header content-type: application/json"}]
         detail = "; ".join(f"{item['field']}: {item['message']}" for item in fields[:5])
         return problem_response(problem(422, "Invalid input", detail, instance=request.url.path, fields=fields[:50]))

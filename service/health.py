@@ -19,7 +19,7 @@ from gadfly.service.recording.recorder import Recorder
 from gadfly.settings import without_password
 from gadfly.store.database import Database
 
-_BELIEVED_S = 1.0  # /readyz costs a token: asking more often gets the last answer
+_READY_VALID_S = 1.0  # /readyz costs a token: asking more often gets the last answer
 
 
 class Check(BaseModel):
@@ -119,7 +119,7 @@ class Health:
 
     async def check(self) -> Readiness:
         """Check everything now, or return a yes that is at most a second old."""
-        if self._last is not None and time.monotonic() - self._last[0] < _BELIEVED_S:
+        if self._last is not None and time.monotonic() - self._last[0] < _READY_VALID_S:
             return self._last[1]
         return await self._checks.run("readiness", self._check)
 

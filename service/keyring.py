@@ -27,7 +27,7 @@ class Caller:
         return None if self.tier is Tier.ADMIN else self.key_id
 
 
-ANYBODY = Caller(key_id=None, tier=Tier.ADMIN)
+LOCAL_ADMIN = Caller(key_id=None, tier=Tier.ADMIN)
 """The caller of a service on loopback that has no keys: whoever is on this machine owns it."""
 
 
@@ -58,7 +58,7 @@ class Keyring:
             if host is not None and not is_loopback(host):
                 # A page in a browser here can give its own name this machine's address, and then read what it gets.
                 raise NotAllowed(f"without keys this service answers to localhost and 127.0.0.1, not to {host!r}")
-            return ANYBODY
+            return LOCAL_ADMIN
         key = await self._find(digest(secret))
         if key is None or not key.is_active(now()):
             raise NotAllowed("this key is unknown, expired or revoked")

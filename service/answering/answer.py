@@ -72,7 +72,7 @@ class Answerer:
         self._recorder = recorder
         self._requests = requests
         self._metrics = metrics
-        self._preparation = Preparation(settings=settings, critics=critics.pointers, grader=grader, recorder=recorder)
+        self._preparation = Preparation(settings=settings, pointers=critics.pointers, grader=grader, recorder=recorder)
 
     async def answer(self, caller: Caller, body: Options, *, listener: Listener | None = None) -> Interaction:
         """The record of the answer, once it is durable: a new one, or that of the first request with this request id.

@@ -137,7 +137,7 @@ class Idempotency:
         except StoreUnavailable:
             log.warning("claim_left_to_its_lease", claim_id=str(claim_id))
 
-    async def keep_claims(self) -> None:
+    async def run_claim_renewal(self) -> None:
         """Renew the leases of all work in progress, until cancelled."""
         await repeat(self._extend_claims, wait=partial(asyncio.sleep, _LEASE_S / 3), failure="claims_not_extended")
 

@@ -33,9 +33,9 @@ class Prepared:
 class Preparation:
     """Turns a request into a `Prepared` one."""
 
-    def __init__(self, *, settings: Settings, critics: CriticPointers, grader: Grader, recorder: Recorder) -> None:
+    def __init__(self, *, settings: Settings, pointers: CriticPointers, grader: Grader, recorder: Recorder) -> None:
         self._settings = settings
-        self._critics = critics
+        self._pointers = pointers
         self._grader = grader
         self._recorder = recorder
 
@@ -54,7 +54,7 @@ class Preparation:
         if body.episode_id is not None:
             pinned = await self._pinned(body.episode_id, question=body.question, scope=caller.scope)
         choice = pinned if pinned is not None and body.critic == "live" else body.critic
-        critic = await self._critics.resolve(choice)
+        critic = await self._pointers.resolve(choice)
         first_critique = None
         if isinstance(body, RefineRequest):
             if body.critique is not None:
@@ -80,7 +80,7 @@ class Preparation:
 
     async def _earlier_critique(self, critique_id: UUID, *, question: str, scope: UUID | None) -> Critique:
         try:
-            return await self._critics.earlier_critique(critique_id, question=question, scope=scope)
+            return await self._pointers.earlier_critique(critique_id, question=question, scope=scope)
         except NotFound:
             if self._recorder.spooled:
                 raise StoreUnavailable("this critique may still wait to be stored; try again in a moment") from None
@@ -102,7 +102,7 @@ class Preparation:
             if question_hash(spooled.question) != question_hash(question):
                 raise BadInput("this episode is about another question", field="episode_id")
             return spooled.critic_version
-        pinned = await self._critics.pinned(episode_id, question=question, scope=scope)
+        pinned = await self._pointers.pinned(episode_id, question=question, scope=scope)
         if pinned is None and may_wait:
             raise StoreUnavailable("this episode may still wait to be stored; try again in a moment")
         return pinned

@@ -19,7 +19,7 @@ class Leases:
         self._limit = limit
         self._metrics = metrics
         self._numbers = count()
-        self._at_work: dict[int, int] = {}  # lease -> version
+        self._leases: dict[int, int] = {}  # lease -> version
         self._pinned_at: dict[int, float] = {}  # version -> monotonic seconds
         self._ended: dict[int, asyncio.Event] = {}  # by lease, for those that somebody waits for
         self.failed: Counter[int] = Counter()  # requests that the engine failed, by version
@@ -27,7 +27,7 @@ class Leases:
     @property
     def counts(self) -> Counter[int]:
         """Requests at work by version."""
-        return Counter(self._at_work.values())
+        return Counter(self._leases.values())
 
     @contextmanager
     def take(self, version: int, *, is_pinned: bool) -> Iterator[None]:
@@ -36,11 +36,11 @@ class Leases:
         Raises:
             TooBusy: as many requests as the service allows are at work.
         """
-        if len(self._at_work) >= self._limit:
+        if len(self._leases) >= self._limit:
             raise TooBusy(f"{self._limit} requests are at work already")
         lease = next(self._numbers)
         gauge = self._metrics.in_flight.labels(str(version))
-        self._at_work[lease] = version
+        self._leases[lease] = version
         gauge.inc()
         try:
             yield
@@ -48,17 +48,17 @@ class Leases:
             self.failed[version] += 1
             raise
         finally:
-            del self._at_work[lease]
+            del self._leases[lease]
             if lease in self._ended:
                 self._ended.pop(lease).set()
             if is_pinned:
                 self._pinned_at[version] = time.monotonic()
             gauge.dec()
 
-    def follow(self, version: int) -> "Following":
+    def in_flight(self, version: int) -> "InFlight":
         """The requests of a version that are at work now."""
-        leases = [lease for lease, its in self._at_work.items() if its == version]
-        return Following([self._ended.setdefault(lease, asyncio.Event()) for lease in leases])
+        leases = [lease for lease, its in self._leases.items() if its == version]
+        return InFlight([self._ended.setdefault(lease, asyncio.Event()) for lease in leases])
 
     def used_within(self, seconds: float) -> dict[int, int]:
         """Requests at work by version, and 0 for each version that lately had a pinned one: others may follow."""
@@ -67,7 +67,7 @@ class Leases:
 
 
 @dataclass(frozen=True, slots=True)
-class Following:
+class InFlight:
     """Some requests, and each one's end."""
 
     ends: list[asyncio.Event]

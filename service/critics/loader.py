@@ -34,7 +34,7 @@ _PATIENCE_S = 60.0  # for one engine to load and prove one adapter
 _LATE_S = 2.0  # how long other engines are waited for where one is enough
 _ATTEMPTS = 3  # an engine may be full for a moment
 _RETRY_S = 1.0
-_BELIEVED_S = 5.0  # how long a refusal counts before a request makes the attempt again
+_REFUSAL_VALID_S = 5.0  # how long a refusal counts before a request makes the attempt again
 _PROBE_PRIORITY = -1  # before all requests: a swap under load must not wait for its end
 
 _POINTERS = 3  # live, previous, candidate: each has its slot in an engine
@@ -109,7 +109,7 @@ class Loader:
         """
         if critic.adapter_path is None or self.is_proven(critic.version):
             return
-        self.recall_refusal(critic)
+        self.raise_recent_refusal(critic)
         self._require_room(critic)
         self._wanted[critic.version] += 1
         try:
@@ -135,11 +135,11 @@ class Loader:
         if version is None:
             raise EngineUnavailable(f"no engine serves {name}")
         critic = await self._pointers.resolve(version)
-        self.recall_refusal(critic, engine)
+        self.raise_recent_refusal(critic, engine)
         self.forget(engine, version)
         await self.prove_on(engine, critic, await self.read_folder(critic))
 
-    def recall_refusal(self, critic: CriticVersion, engine: Engine | None = None) -> None:
+    def raise_recent_refusal(self, critic: CriticVersion, engine: Engine | None = None) -> None:
         """Raise again what was found wrong with a critic a moment ago, instead of trying at every request.
 
         On one engine, or on any where none has proven it.
@@ -152,7 +152,7 @@ class Loader:
             urls = [_FILES, *(each.url for each in self._engines)]
         for url in urls:
             refusal = self._refused.get((url, critic.version))
-            if refusal is not None and time.monotonic() - refusal.at < _BELIEVED_S:
+            if refusal is not None and time.monotonic() - refusal.at < _REFUSAL_VALID_S:
                 raise refusal.error.again()
 
     async def prove(self, critic: CriticVersion, *, must_be_all: bool) -> list[Proof]:
@@ -229,11 +229,11 @@ class Loader:
             refused = error.again(f"{where}: {error}")
             self._refused[engine.url, critic.version] = _Refusal(time.monotonic(), refused)
             log.warning("critic_not_proven", critic=critic.engine_name, engine=where, reason=str(error))
-            await asyncio.shield(self._take_back(engine, critic, attempt))
+            await asyncio.shield(self._undo_load(engine, critic, attempt))
             raise refused from error
         except (EngineError, TimeoutError) as error:
             self._metrics.loads.labels("failed").inc()
-            await asyncio.shield(self._take_back(engine, critic, attempt))
+            await asyncio.shield(self._undo_load(engine, critic, attempt))
             if isinstance(error, TimeoutError):
                 raise EngineTimeout(f"{where}: {critic.engine_name} was not proven in {_PATIENCE_S:g} s") from error
             raise error.again(f"{where}: {error}") from error
@@ -243,7 +243,7 @@ class Loader:
         log.info("critic_proven", critic=critic.engine_name, engine=where, from_trainer=proof.deltas.from_trainer)
         return proof
 
-    async def _take_back(self, engine: Engine, critic: CriticVersion, attempt: _Attempt) -> None:
+    async def _undo_load(self, engine: Engine, critic: CriticVersion, attempt: _Attempt) -> None:
         if attempt.has_loaded and critic.version not in self._replicas.others_use():
             await self.unload(engine, critic)
         else:

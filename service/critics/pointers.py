@@ -44,10 +44,11 @@ class CriticPointers:
         self._database = database
         self._versions: dict[int, CriticVersion] = {}
         self._read_at = -math.inf
-        self._hurry = asyncio.Event()
+        self._refresh_requested = asyncio.Event()
         self._reading = asyncio.Lock()
-        self._asked = 0  # readings that were asked for, and how many of them the last one began after
-        self._told = 0
+        # Readings are numbered by request; one reading answers all requests made before it began.
+        self._requested_readings = 0
+        self._answered_readings = 0
         self._failure: StoreUnavailable | None = None  # of the last reading
         self.current: dict[Pointer, int] = {}
         self.swaps = Swaps()
@@ -156,17 +157,17 @@ class CriticPointers:
         Raises:
             StoreUnavailable: the database is away.
         """
-        self._asked += 1
-        mine = self._asked
+        self._requested_readings += 1
+        number = self._requested_readings
         async with self._reading:
-            if self._told < mine:
-                asked = self._asked
+            if self._answered_readings < number:
+                answered = self._requested_readings
                 try:
                     await self._read()
                     self._failure = None
                 except StoreUnavailable as error:
                     self._failure = error
-                self._told = asked
+                self._answered_readings = answered
             if self._failure is not None:
                 raise StoreUnavailable(str(self._failure), retry_after_s=self._failure.retry_after_s)
 
@@ -185,30 +186,30 @@ class CriticPointers:
         self._read_at = time.monotonic()
         self._refreshed.set()
 
-    def hurry(self) -> None:
+    def refresh_soon(self) -> None:
         """Have the next reading done now."""
-        self._hurry.set()
+        self._refresh_requested.set()
 
-    async def keep_fresh(self) -> None:
+    async def run_refresh(self) -> None:
         """Read again and again, until cancelled."""
-        await repeat(self.refresh, wait=self._hurry_or_tick, failure="critics_not_refreshed")
+        await repeat(self.refresh, wait=self._requested_or_due, failure="critics_not_refreshed")
 
     async def next_reading(self) -> None:
         """Wait for the next reading of the pointers. For one waiter."""
         await self._refreshed.wait()
         self._refreshed.clear()
 
-    async def _hurry_or_tick(self) -> None:
+    async def _requested_or_due(self) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(_REFRESH_S):
-                await self._hurry.wait()
-        self._hurry.clear()
+                await self._refresh_requested.wait()
+        self._refresh_requested.clear()
 
-    async def keep_listening(self) -> None:
+    async def run_listener(self) -> None:
         """Hurry whenever a swap was asked for or is over, until cancelled."""
         while True:
             try:
                 async for _ in self._database.notices(store.swaps.CHANNEL):
-                    self.hurry()
+                    self.refresh_soon()
             except StoreUnavailable:
                 await asyncio.sleep(_REFRESH_S)

@@ -12,7 +12,7 @@ from gadfly import store
 from gadfly.errors import GadflyError, StoreUnavailable
 from gadfly.records import CriticVersion, Swap, SwapReceipt, new_id, now
 from gadfly.repeating import retry
-from gadfly.service.critics.leases import Following, Leases
+from gadfly.service.critics.leases import InFlight, Leases
 from gadfly.service.critics.loader import Loader
 from gadfly.service.critics.replicas import Replicas
 from gadfly.service.critics.verification import Proof
@@ -60,16 +60,16 @@ class SwapReceipts:
 
     def begin(self, handover: Handover) -> None:
         """Write the receipt of a handover that has just been; the rest follows by itself."""
-        at_work = self._leases.follow(handover.left.version)
+        in_flight = self._leases.in_flight(handover.left.version)
         receipt = SwapReceipt(
             id=new_id(),
             swap_id=handover.swap.id,
             replica_id=self._replicas.id,
             version=handover.critic.version,
             created_at=handover.moved_at,
-            details=_details(handover, in_flight=len(at_work.ends)),
+            details=_details(handover, in_flight=len(in_flight.ends)),
         )
-        task = asyncio.create_task(self._follow(handover, receipt, at_work, self._failed(handover)))
+        task = asyncio.create_task(self._follow(handover, receipt, in_flight, self._failed(handover)))
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 
@@ -85,10 +85,10 @@ class SwapReceipts:
         if receipt is not None:
             await self._save(_with_times(receipt, unloaded_at=now()))
 
-    async def _follow(self, handover: Handover, receipt: SwapReceipt, at_work: Following, failed: int) -> None:
+    async def _follow(self, handover: Handover, receipt: SwapReceipt, in_flight: InFlight, failed: int) -> None:
         await self._save(receipt)
         mixed = await self._mixed(handover)
-        await at_work.all_ended()
+        await in_flight.all_ended()
         details = receipt.details | {"lost": self._failed(handover) - failed, "mixed": mixed}
         receipt = _with_times(replace(receipt, details=details), drained_at=now())
         self._open[handover.left.version] = receipt

@@ -47,7 +47,7 @@ class CriticServing:
             leases=self.leases,
             replicas=self.replicas,
             receipts=self._receipts,
-            tender=self.upkeep,
+            upkeep=self.upkeep,
             metrics=metrics,
         )
         self._watch = RollbackWatch(database, self.pointers, is_on=settings.auto_rollback)
@@ -65,12 +65,12 @@ class CriticServing:
         """Follow the pointers, swap, keep the engines in order and watch live traffic, until cancelled."""
         try:
             await asyncio.gather(
-                self.pointers.keep_fresh(),
-                self.pointers.keep_listening(),
-                self.swapper.keep_beating(),
-                self.swapper.keep_swapping(),
-                self.upkeep.keep_tending(),
-                self._watch.keep_watching(),
+                self.pointers.run_refresh(),
+                self.pointers.run_listener(),
+                self.swapper.run_heartbeat(),
+                self.swapper.run(),
+                self.upkeep.run(),
+                self._watch.run(),
             )
         finally:
             await self.swapper.leave()

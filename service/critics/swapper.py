@@ -49,7 +49,7 @@ class Swapper:
         leases: Leases,
         replicas: Replicas,
         receipts: SwapReceipts,
-        tender: EngineUpkeep,
+        upkeep: EngineUpkeep,
         metrics: Metrics,
     ) -> None:
         self._database = database
@@ -60,7 +60,7 @@ class Swapper:
         self._replicas = replicas
         self._metrics = metrics
         self._receipts = receipts
-        self._tender = tender
+        self._upkeep = upkeep
         self.problem: str | None = None  # why the live critic is not served here
 
     # ---------------------------------------------------------------------------------------------------- asked for
@@ -87,7 +87,7 @@ class Swapper:
             swap = await store.swaps.request_swap(
                 session, version=version, kind=kind, from_version=from_version, key_id=key_id, reason=reason
             )
-        self._pointers.hurry()
+        self._pointers.refresh_soon()
         with suppress(TimeoutError):
             async with asyncio.timeout(patience_s):
                 while swap.status is SwapStatus.PENDING:
@@ -99,11 +99,11 @@ class Swapper:
 
     # --------------------------------------------------------------------------------------------------- kept going
 
-    async def keep_swapping(self) -> None:
+    async def run(self) -> None:
         """Do pending swaps and follow the pointer after every reading of it, until cancelled."""
         await repeat(self._follow, wait=self._pointers.next_reading, failure="swap_failed")
 
-    async def keep_beating(self) -> None:
+    async def run_heartbeat(self) -> None:
         """Tell the other replicas what this one does, until cancelled."""
         urls = tuple(without_password(engine.url) for engine in self._engines)
 
@@ -181,7 +181,7 @@ class Swapper:
             finished = await store.swaps.finish_swap(session, swap.id, SwapStatus.REFUSED, reason)
         if finished.is_ours:
             self._count(finished.swap)
-            if critic.version not in self._tender.in_use(with_candidate=False):
+            if critic.version not in self._upkeep.in_use(with_candidate=False):
                 await self._loader.unload_everywhere(critic)
 
     def _count(self, swap: Swap) -> None:
@@ -193,7 +193,7 @@ class Swapper:
         began_at = now()
         critic = await self._pointers.resolve(self._pointers.current["live"])
         try:
-            self._loader.recall_refusal(critic)
+            self._loader.raise_recent_refusal(critic)
             proofs = await self._loader.prove(critic, must_be_all=False)
         except StoreUnavailable:
             raise
@@ -205,7 +205,7 @@ class Swapper:
             log.warning("live_critic_not_served", critic=critic.engine_name, reason=str(error), still=serving)
             return
         if self._pointers.current["live"] != critic.version:
-            self._pointers.hurry()  # the pointer moved on in the meantime: the next reading says where to
+            self._pointers.refresh_soon()  # the pointer moved on in the meantime: the next reading says where to
             return
         if self._pointers.serving is None:
             self._begin(critic)

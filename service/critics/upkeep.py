@@ -47,17 +47,17 @@ class EngineUpkeep:
         self._unused_since: dict[tuple[str, int], float] = {}  # by engine and version, in the loop's seconds
         self.lacking: set[str] = set()  # engines that do not serve the critic that answers here
 
-    async def keep_tending(self) -> None:
+    async def run(self) -> None:
         """Reconcile every engine once a second, until cancelled."""
         engines = self._engines
 
-        async def round() -> None:
-            outcomes = await asyncio.gather(*map(self._tend, engines), return_exceptions=True)
+        async def reconcile_all() -> None:
+            outcomes = await asyncio.gather(*map(self._reconcile, engines), return_exceptions=True)
             for engine, outcome in zip(engines, outcomes, strict=True):
                 if isinstance(outcome, Exception):
-                    log.error("engine_not_tended", engine=without_password(engine.url), exc_info=outcome)
+                    log.error("engine_not_reconciled", engine=without_password(engine.url), exc_info=outcome)
 
-        await repeat(round, wait=partial(asyncio.sleep, _TICK_S), failure="engines_not_tended")
+        await repeat(reconcile_all, wait=partial(asyncio.sleep, _TICK_S), failure="engines_not_reconciled")
 
     def in_use(self, *, with_candidate: bool) -> set[int]:
         """The versions that somebody answers with, may go back to, or has requests of on any replica."""
@@ -65,7 +65,7 @@ class EngineUpkeep:
         used |= set(self._leases.used_within(PINNED_S)) | self._replicas.others_use()
         return used if self._pointers.serving is None else used | {self._pointers.serving}
 
-    async def _tend(self, engine: Engine) -> None:
+    async def _reconcile(self, engine: Engine) -> None:
         try:
             served = {version for name in await engine.models() if (version := version_of(name)) is not None}
         except EngineTimeout:
@@ -76,17 +76,17 @@ class EngineUpkeep:
         for version in self._loader.proven_on(engine):
             if version not in served:  # it was started anew, or another replica unloaded it
                 self._loader.forget(engine, version)
-        await self._have_live_served(engine)
+        await self._load_live(engine)
         if max(self._pointers.age_s, self._replicas.age_s) < FRESH_S:
-            await self._tidy(engine, served)
+            await self._unload_unused(engine, served)
 
-    async def _have_live_served(self, engine: Engine) -> None:
+    async def _load_live(self, engine: Engine) -> None:
         critic = None if self._pointers.serving is None else self._pointers.known(self._pointers.serving)
         if critic is None or critic.adapter_path is None or critic.version in self._loader.proven_on(engine):
             self.lacking.discard(engine.url)
             return
         try:
-            self._loader.recall_refusal(critic, engine)
+            self._loader.raise_recent_refusal(critic, engine)
             await self._loader.prove_on(engine, critic, await self._loader.read_folder(critic))
             self.lacking.discard(engine.url)
         except GadflyError as error:
@@ -95,7 +95,7 @@ class EngineUpkeep:
                 log.warning("engine_lacks_live_critic", critic=critic.engine_name, engine=where, reason=str(error))
             self.lacking.add(engine.url)
 
-    async def _tidy(self, engine: Engine, served: set[int]) -> None:
+    async def _unload_unused(self, engine: Engine, served: set[int]) -> None:
         """Unload what nobody has used for a while. What is no version of this deployment is left alone."""
         at = asyncio.get_running_loop().time()
         unused = {version for version in served if self._pointers.known(version)} - self.in_use(with_candidate=True)

@@ -103,12 +103,12 @@ class RollbackWatch:
         self._pointers = pointers
         self._is_on = is_on
 
-    async def keep_watching(self) -> None:
+    async def run(self) -> None:
         """Test the live critic every ten seconds, until cancelled."""
         if self._is_on:
-            await repeat(self.look, wait=partial(asyncio.sleep, _EVERY_S), failure="watch_failed")
+            await repeat(self.check, wait=partial(asyncio.sleep, _EVERY_S), failure="watch_failed")
 
-    async def look(self) -> Evidence | None:
+    async def check(self) -> Evidence | None:
         """Test the live critic with what is known now. None where there is nothing to test, or another replica does.
 
         Only a critic that the gate or an admin promoted is tested: going back is not undone by itself.

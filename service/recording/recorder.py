@@ -31,7 +31,7 @@ _FIRST_RETRY_S = 0.2
 _LONGEST_RETRY_S = 5.0
 
 # What Postgres says of a record that it will say again. Anything else may pass: a wrong release, a missing right.
-_FOR_GOOD = (Conflict, NotFound, IntegrityError, DataError)
+_PERMANENT = (Conflict, NotFound, IntegrityError, DataError)
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -85,7 +85,7 @@ class Recorder:
         )  # held while a group goes to its place, and while the spool's last part is replayed
         self._tasks: list[asyncio.Task[None]] = []
         self._is_closing = False
-        self._at_once = _GROUP
+        self._batch_size = _GROUP
         self.groups = 0
         self.rejected = 0
         self.last_commit_s = 0.0
@@ -260,25 +260,25 @@ class Recorder:
     async def _replay_batch(self) -> None:
         batch = await self._with_files(self._spool.oldest)
         try:
-            for start in range(0, len(batch.records), self._at_once):
-                await self._store(batch.records[start : start + self._at_once])
+            for start in range(0, len(batch.records), self._batch_size):
+                await self._store(batch.records[start : start + self._batch_size])
         except StoreUnavailable:
             # What takes too long must not be tried unchanged for ever. What was stored already is not stored again.
-            self._at_once = max(1, self._at_once // 2)
+            self._batch_size = max(1, self._batch_size // 2)
             raise
-        except _FOR_GOOD:
+        except _PERMANENT:
             for record in batch.records:
                 await self._replay_one(record)
         await self._with_files(lambda: self._spool.remove(batch))
-        self._at_once = _GROUP
+        self._batch_size = _GROUP
 
     async def _replay_one(self, record: Record) -> None:
         reason = ""
-        for form in _forms(record):
+        for form in _variants(record):
             try:
                 await self._store([form])
                 return
-            except _FOR_GOOD as error:
+            except _PERMANENT as error:
                 reason = str(error)
         await self._with_files(lambda: self._spool.reject(record, reason))
         self.rejected += 1
@@ -287,7 +287,7 @@ class Recorder:
         return await asyncio.get_running_loop().run_in_executor(self._files, work)
 
 
-def _forms(record: Record) -> Iterator[Record]:
+def _variants(record: Record) -> Iterator[Record]:
     """A record as it was acknowledged, then without what others may have taken while it waited.
 
     Another replica answered the same request id, and both were acknowledged: the first stored keeps the id. So with an

@@ -111,8 +111,10 @@ class FakeEngine:
 class Fleet:
     """Two fake engines, a pool over them, and a loader that knows one version with an adapter."""
 
-    def __init__(self, a: FakeEngine, b: FakeEngine, pool: EnginePool, loader: Loader, critics: CriticPointers) -> None:
-        self.a, self.b, self.pool, self.loader, self.critics = a, b, pool, loader, critics
+    def __init__(
+        self, a: FakeEngine, b: FakeEngine, pool: EnginePool, loader: Loader, pointers: CriticPointers
+    ) -> None:
+        self.a, self.b, self.pool, self.loader, self.pointers = a, b, pool, loader, pointers
         self.critic: CriticVersion
 
     @property
@@ -128,15 +130,15 @@ async def fleet(
     tmp_path: Path, database_url: str, database: Database, published: PublishedAdapter
 ) -> AsyncIterator[Fleet]:
     a, b = FakeEngine("a", published), FakeEngine("b", published)
-    critics, metrics = CriticPointers(database), Metrics()
+    pointers, metrics = CriticPointers(database), Metrics()
     settings = make_settings(tmp_path, database_url, "http://a", "http://b")
     engines = (a.engine, b.engine)
-    loader = Loader(settings=settings, engines=engines, pointers=critics, replicas=Replicas(database), metrics=metrics)
+    loader = Loader(settings=settings, engines=engines, pointers=pointers, replicas=Replicas(database), metrics=metrics)
     pool = EnginePool(engines, router=loader)
-    fleet = Fleet(a, b, pool, loader, critics)
-    await critics.start(base_model="tiny")
+    fleet = Fleet(a, b, pool, loader, pointers)
+    await pointers.start(base_model="tiny")
     fleet.critic = await insert_version(database, published)
-    await critics.refresh()
+    await pointers.refresh()
     yield fleet
     await pool.aclose()
 
@@ -155,7 +157,7 @@ async def test_an_engine_that_did_not_prove_a_critic_gets_no_request_for_it(flee
     assert (fleet.a.answered + fleet.b.answered)[-1] == "base" or "base" in fleet.b.answered
 
     fleet.b.is_wrong = False
-    await asyncio.sleep(loader._BELIEVED_S)
+    await asyncio.sleep(loader._REFUSAL_VALID_S)
     fleet.a.fault = httpx.ConnectError("gone")  # the proven one: what is left has to prove itself first
     await fleet.ask()
     assert fleet.b.answered[-1] == fleet.name
@@ -247,14 +249,14 @@ async def test_only_so_many_old_critics_are_served(
     fleet: Fleet, database: Database, published: PublishedAdapter
 ) -> None:
     others = [await insert_version(database, published) for _ in range(2)]
-    await fleet.critics.refresh()
+    await fleet.pointers.refresh()
     await fleet.loader.ready(fleet.critic)  # four slots: one beside live, previous and candidate
     with pytest.raises(TooBusy) as refusal:
         await fleet.loader.ready(others[0])
     assert refusal.value.retry_after_s > 1
     async with database.session() as session:
         await store.critics.set_candidate(session, others[0].version)
-    await fleet.critics.refresh()
+    await fleet.pointers.refresh()
     await fleet.loader.ready(others[0])
     await fleet.loader.ready(fleet.critic)
 
@@ -272,15 +274,15 @@ async def test_readings_asked_for_together_end_in_order(fleet: Fleet, database: 
             await session.execute(
                 text("UPDATE critic_pointers SET version = :version WHERE name = 'live'"), {"version": version}
             )
-        await fleet.critics.refresh()
-        assert fleet.critics.current["live"] == version
+        await fleet.pointers.refresh()
+        assert fleet.pointers.current["live"] == version
 
     for number in range(10):
-        earlier = [asyncio.create_task(fleet.critics.refresh()) for _ in range(5)]
+        earlier = [asyncio.create_task(fleet.pointers.refresh()) for _ in range(5)]
         await asyncio.sleep(0)
         await move(number % 2)
         await asyncio.gather(*earlier)
-        assert fleet.critics.current["live"] == number % 2, "no reading that began before lands after"
+        assert fleet.pointers.current["live"] == number % 2, "no reading that began before lands after"
 
 
 # ------------------------------------------------------------------------------------------------------------- way back

@@ -76,12 +76,12 @@ async def _move(session: Any, version: int, kind: SwapKind) -> None:
     await store.swaps.move_pointer(session, swap.id)
 
 
-async def look(seeded: Database, *records: Interaction) -> Any:
+async def check(seeded: Database, *records: Interaction) -> Any:
     async with seeded.session() as session:
         await store.interactions.insert_records(session, records, heldout_share=0.2)
-    critics = CriticPointers(seeded)
-    await critics.refresh()
-    return await RollbackWatch(seeded, critics, is_on=True).look()
+    pointers = CriticPointers(seeded)
+    await pointers.refresh()
+    return await RollbackWatch(seeded, pointers, is_on=True).check()
 
 
 def said(version: int, *, is_right: bool) -> Interaction:
@@ -95,24 +95,24 @@ async def pending(seeded: Database) -> Any:
 
 
 async def test_too_little_is_no_reason(seeded: Database) -> None:
-    evidence = await look(seeded, *(said(1, is_right=False) for _ in range(11)))
+    evidence = await check(seeded, *(said(1, is_right=False) for _ in range(11)))
     assert (evidence.decision, evidence.outcomes) == (Decision.GO_ON, 11)
     assert await pending(seeded) is None
 
 
 async def test_a_worse_critic_is_left_by_what_the_gate_knew_of_the_one_before(seeded: Database) -> None:
-    evidence = await look(seeded, *(said(1, is_right=False) for _ in range(12)))
+    evidence = await check(seeded, *(said(1, is_right=False) for _ in range(12)))
     assert evidence.decision is Decision.GO_BACK
     swap = await pending(seeded)
     assert (swap.kind, swap.version, swap.status) == (SwapKind.WATCH, 0, SwapStatus.PENDING)
     assert "0 of 12 verdicts of version 1" in swap.reason
     assert "80.0% right (on the gate's held-out items): log-likelihood ratio 4.87 of 70.0% to 80.0%" in swap.reason
-    assert await look(seeded) is None, "asked for once"
+    assert await check(seeded) is None, "asked for once"
 
 
 async def test_the_critic_before_is_known_better_by_its_own_traffic(seeded: Database) -> None:
     own = [said(0, is_right=number % 2 == 0) for number in range(50)]  # 50 %: 12 wrong ones are no proof against 40 %
-    evidence = await look(seeded, *own, *(said(1, is_right=False) for _ in range(12)))
+    evidence = await check(seeded, *own, *(said(1, is_right=False) for _ in range(12)))
     # 12 x ln(0.6 / 0.5) = 2.187859
     assert evidence.decision is Decision.GO_ON
     assert evidence.log_ratio == pytest.approx(2.187859, abs=1e-6)
@@ -121,17 +121,17 @@ async def test_the_critic_before_is_known_better_by_its_own_traffic(seeded: Data
 async def test_what_was_gone_back_to_is_not_left_by_itself(seeded: Database) -> None:
     async with seeded.session() as session:
         await _move(session, 0, SwapKind.ROLLBACK)
-    assert await look(seeded, *(said(0, is_right=False) for _ in range(100))) is None
+    assert await check(seeded, *(said(0, is_right=False) for _ in range(100))) is None
     assert await pending(seeded) is None
 
 
 async def test_another_replica_that_looks_is_enough(seeded: Database) -> None:
     async with seeded.session() as session:
         assert await store.watch.lock_watch(session)
-        assert await look(seeded, *(said(1, is_right=False) for _ in range(12))) is None
+        assert await check(seeded, *(said(1, is_right=False) for _ in range(12))) is None
 
 
 async def test_nothing_to_compare_with_is_no_test(seeded: Database) -> None:
     async with seeded.session() as session:
         await session.execute(text("UPDATE training_runs SET gate = NULL"))
-    assert await look(seeded, *(said(1, is_right=False) for _ in range(12))) is None
+    assert await check(seeded, *(said(1, is_right=False) for _ in range(12))) is None
