@@ -42,13 +42,13 @@ def drain(spool: Spool) -> list[Record]:
 
 
 def fill(spool: Spool, records: list[Record]) -> list[Record]:
-    """Append one by one until the spool refuses; return what it took."""
+    """Append one by one until the spool refuses; return the records it accepted."""
     for number, record in enumerate(records):
         try:
             spool.append([record])
         except SpoolFull:
             return records[:number]
-    raise AssertionError("it was never full")
+    raise AssertionError("the spool was never full")
 
 
 def some_records() -> list[Record]:
@@ -160,7 +160,7 @@ def test_lines_hold_the_same_json_as_those_of_earlier_releases(tmp_path: Path) -
         assert json.loads(line.split(b" ", 2)[2]) == json.loads(earlier.split(b" ", 2)[2])
 
 
-def test_what_was_appended_meanwhile_is_in_a_later_batch(tmp_path: Path) -> None:
+def test_records_appended_after_a_batch_was_read_are_in_a_later_batch(tmp_path: Path) -> None:
     first, second = make_interaction(), make_interaction()
     with opened(tmp_path) as spool:
         spool.append([first])
@@ -193,15 +193,15 @@ def test_spooled_interactions_are_found(tmp_path: Path) -> None:
         about = [record for record in records if isinstance(record, Feedback)]
         assert about
         for feedback in about:
-            said = spool.find_feedback(feedback.interaction_id)
-            assert said == [item for item in about if item.interaction_id == feedback.interaction_id]
+            spooled = spool.find_feedback(feedback.interaction_id)
+            assert spooled == [item for item in about if item.interaction_id == feedback.interaction_id]
         drain(spool)
         assert [spool.find_feedback(feedback.interaction_id) for feedback in about] == [[]] * len(about)
         assert spool.find(interaction.id) is None
         assert spool.find_request("r", key_id=None) is None
 
 
-def test_text_without_a_form_on_disk_is_replaced(tmp_path: Path) -> None:
+def test_values_that_json_cannot_represent_are_replaced(tmp_path: Path) -> None:
     with opened(tmp_path) as spool:
         spool.append([make_interaction(response="\ud800", metadata={"x": float("inf")}, latency_ms=float("nan"))])
         (record,) = drain(spool)
@@ -209,7 +209,7 @@ def test_text_without_a_form_on_disk_is_replaced(tmp_path: Path) -> None:
     assert (record.response, record.metadata, record.latency_ms) == ("\ufffd", {"x": None}, None)
 
 
-def test_what_a_closed_spool_held_waits_for_the_next_start(tmp_path: Path) -> None:
+def test_records_in_a_closed_spool_wait_for_the_next_start(tmp_path: Path) -> None:
     records = some_records()
     with opened(tmp_path) as spool:
         spool.append(records)
@@ -243,7 +243,7 @@ def test_a_tail_of_zeros_is_dropped(tmp_path: Path) -> None:
         assert drain(spool) == records
 
 
-def test_a_damaged_line_is_put_aside_and_the_rest_goes_on(tmp_path: Path) -> None:
+def test_a_damaged_line_is_rejected_and_the_others_are_read(tmp_path: Path) -> None:
     records = some_records()
     with opened(tmp_path) as spool:
         spool.append(records)
@@ -257,7 +257,7 @@ def test_a_damaged_line_is_put_aside_and_the_rest_goes_on(tmp_path: Path) -> Non
     assert "damaged" in json.loads(line)["reason"]
 
 
-def test_a_rejected_record_is_kept_with_its_reason(tmp_path: Path) -> None:
+def test_a_rejected_record_is_stored_with_its_reason(tmp_path: Path) -> None:
     interaction = make_interaction()
     with opened(tmp_path) as spool:
         spool.reject(interaction, "why")
@@ -294,7 +294,7 @@ while True:
 """
 
 
-def test_after_a_kill_the_next_start_takes_over_all_that_was_acknowledged(tmp_path: Path) -> None:
+def test_after_a_kill_the_next_start_takes_over_every_acknowledged_record(tmp_path: Path) -> None:
     acknowledged: list[str] = []
     for _ in range(2):
         with subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path)], stdout=subprocess.PIPE, text=True) as child:
@@ -306,7 +306,7 @@ def test_after_a_kill_the_next_start_takes_over_all_that_was_acknowledged(tmp_pa
     with opened(tmp_path) as spool:
         kept = [str(record.id) for record in drain(spool)]
     assert set(acknowledged) <= set(kept)
-    assert len(kept) == len(set(kept)) <= len(acknowledged) + 10  # a group that was not acknowledged may be there
+    assert len(kept) == len(set(kept)) <= len(acknowledged) + 10  # the last groups may lack their acknowledgement
 
 
 def test_a_full_spool_refuses_and_recovers(tmp_path: Path) -> None:
@@ -340,7 +340,8 @@ def test_a_full_disk_refuses_and_leaves_the_file_readable(tmp_path: Path) -> Non
         for _ in range(3):
             with pytest.raises(SpoolFull, match="disk is full"):
                 spool.append([records[-1]])
-        small = make_feedback(new_id(), comment="a")  # what still fits is still taken
+        small = make_feedback(new_id(), comment="a")  # a record that still fits is accepted
+
         spool.append([small])
         batch = spool.oldest()
         assert batch.records[: len(kept)] == kept
