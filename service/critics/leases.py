@@ -1,4 +1,4 @@
-"""Which critic the requests at work need, so that none is taken away under them."""
+"""Which critic each request in flight uses, so that no engine unloads a critic before its requests end."""
 
 import asyncio
 import time
@@ -13,7 +13,7 @@ from gadfly.service.metrics import Metrics
 
 
 class Leases:
-    """Counted per critic version, from a request's first call of the engine to its last."""
+    """Leases of critic versions: a request holds one from its first call of the engine to its last."""
 
     def __init__(self, *, limit: int, metrics: Metrics) -> None:
         self._limit = limit
@@ -21,23 +21,23 @@ class Leases:
         self._numbers = count()
         self._leases: dict[int, int] = {}  # lease -> version
         self._pinned_at: dict[int, float] = {}  # version -> monotonic seconds
-        self._ended: dict[int, asyncio.Event] = {}  # by lease, for those that somebody waits for
-        self.failed: Counter[int] = Counter()  # requests that the engine failed, by version
+        self._ended: dict[int, asyncio.Event] = {}  # by lease, for the leases of an `InFlight`
+        self.failed: Counter[int] = Counter()  # requests that failed with an engine error, by version
 
     @property
     def counts(self) -> Counter[int]:
-        """Requests at work by version."""
+        """Requests in flight, by version."""
         return Counter(self._leases.values())
 
     @contextmanager
     def take(self, version: int, *, is_pinned: bool) -> Iterator[None]:
-        """Keep a version for a request; `is_pinned` when it is not the live one that the request asks for.
+        """Lease a version to a request. `is_pinned`: the request needs a version other than the live one.
 
         Raises:
-            TooBusy: as many requests as the service allows are at work.
+            TooBusy: the limit of requests in flight is reached.
         """
         if len(self._leases) >= self._limit:
-            raise TooBusy(f"{self._limit} requests are at work already")
+            raise TooBusy(f"{self._limit} requests are in flight, which is this service's limit")
         lease = next(self._numbers)
         gauge = self._metrics.in_flight.labels(str(version))
         self._leases[lease] = version
@@ -56,23 +56,26 @@ class Leases:
             gauge.dec()
 
     def in_flight(self, version: int) -> "InFlight":
-        """The requests of a version that are at work now."""
-        leases = [lease for lease, its in self._leases.items() if its == version]
+        """The requests of a version that are in flight now."""
+        leases = [lease for lease, leased in self._leases.items() if leased == version]
         return InFlight([self._ended.setdefault(lease, asyncio.Event()) for lease in leases])
 
     def used_within(self, seconds: float) -> dict[int, int]:
-        """Requests at work by version, and 0 for each version that lately had a pinned one: others may follow."""
+        """Requests in flight, by version. Includes, with 0, versions whose last pinned request ended within `seconds`.
+
+        More requests of such a version may follow.
+        """
         since = time.monotonic() - seconds
         return {version: 0 for version, at in self._pinned_at.items() if at >= since} | dict(self.counts)
 
 
 @dataclass(frozen=True, slots=True)
 class InFlight:
-    """Some requests, and each one's end."""
+    """Requests that were in flight at one moment: an event per request, set when it ends."""
 
     ends: list[asyncio.Event]
 
     async def all_ended(self) -> None:
-        """Return when none of them is at work any more."""
+        """Return when all of them have ended."""
         for end in self.ends:
             await end.wait()

@@ -1,4 +1,4 @@
-"""Everything about serving critics in one process of the service, wired and owned in one place."""
+"""The parts that serve critics in one process of the service: built, run and closed together."""
 
 import asyncio
 from collections.abc import Sequence
@@ -62,7 +62,7 @@ class CriticServing:
         return await self.pointers.start(base_model=self._settings.model)
 
     async def run(self) -> None:
-        """Follow the pointers, swap, keep the engines in order and watch live traffic, until cancelled."""
+        """Follow the pointers, do swaps, reconcile the engines and watch live traffic, until cancelled."""
         try:
             await asyncio.gather(
                 self.pointers.run_refresh(),
