@@ -426,7 +426,7 @@ async def test_silence_is_filled_with_comments(api: httpx.AsyncClient, monkeypat
     comments = 0
     async with api.stream("GET", f"/admin/runs/{run_id}/events") as response, asyncio.timeout(20):
         async for line in response.aiter_lines():
-            comments += line.startswith(": still at work")
+            comments += line.startswith(": in progress")
             if comments == 3:
                 break
     assert comments == 3
