@@ -36,7 +36,7 @@ def compare(probes: Sequence[Probe], replies: Sequence[Reply], *, tolerance: flo
     """The largest distances of the replies from the trainer's and the base model's log-probabilities.
 
     Args:
-        probes: what the trainer recorded.
+        probes: recorded by the trainer.
         replies: the engine's, one per probe; tokens after those of the probe are ignored.
         tolerance: largest |engine - trainer| of a log-probability, in nats.
 
