@@ -41,9 +41,10 @@ async def promote(body: PromoteRequest, admin: AdminDep, service: ServiceDep, re
 
 @router.post("/rollback", summary="Return to the previous critic", response_model=SwapView)
 async def rollback(body: RollbackRequest, admin: AdminDep, service: ServiceDep, response: Response) -> SwapView:
-    """Make the previously live version live again. A pending promotion is refused in its favour.
+    """Make the previous version live again. A pending promotion is refused in its favour.
 
-    A second rollback undoes the first, unless `from_version` names the version to roll back from.
+    A second rollback goes one version further back; it never returns to a version that was rolled back from. With
+    `from_version`, the version to roll back from, the request can be repeated: it gets 409 once another one is live.
     """
     service.require_started()
     swap = await service.critics.swapper.request(

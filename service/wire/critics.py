@@ -32,7 +32,7 @@ class RollbackRequest(Wire):
         None,
         ge=0,
         lt=2**31,
-        description="The version that must be live, else 409: a repeated request then does not undo the rollback.",
+        description="The version that must be live, else 409: a repeated request then does not roll back twice.",
     )
     reason: Reason | None = Field(None, description="The reason, stored with the swap.")
 
