@@ -20,21 +20,21 @@ from gadfly.store.database import Database
 log = structlog.get_logger(__name__)
 
 _DRAIN_S = 30
-_KEEP_ALIVE_S = 65  # longer than common proxies keep theirs, so that they never write to a closed one
+_KEEP_ALIVE_S = 65  # longer than common proxies, so that they never write to a connection that was just closed
 _WAIT_FOR_DATABASE_S = 60.0
 _EXIT_BAD_SETTINGS = 2
 _EXIT_NOT_STARTED = 3
 
 
-async def refuse_open_door(settings: Settings) -> None:
-    """Make sure that a service which others can reach has a key.
+async def require_key_beyond_loopback(settings: Settings) -> None:
+    """Check that a service which other machines can reach has a key.
 
     Raises:
-        BadSettings: it would listen beyond this machine, and no key was ever made.
-        StoreUnavailable: the database did not say within a minute.
+        BadSettings: it would listen beyond loopback, and no key has ever been created.
+        StoreUnavailable: Postgres was not available within a minute.
     """
     if settings.is_loopback:
-        log.warning("open_to_this_machine", detail="listening on loopback: without keys, anybody on it is let in")
+        log.warning("open_to_this_machine", detail="without keys, every user of this machine can use the service")
         return
     database_url, _ = settings.require_addresses()
     async with Database.of(settings, database_url) as database:
@@ -47,12 +47,12 @@ async def refuse_open_door(settings: Settings) -> None:
             has_keys, on=StoreUnavailable, every_s=1.0, limit_s=_WAIT_FOR_DATABASE_S, event="waiting_for_database"
         ):
             raise BadSettings(
-                f"refusing to listen on {settings.host} without keys: run `gadfly keys create --tier admin`"
+                f"the service does not listen on {settings.host} without keys: run `gadfly keys create --tier admin`"
             )
 
 
 def server_options(settings: Settings) -> dict[str, Any]:
-    """How uvicorn serves the app."""
+    """The settings of uvicorn."""
     return {
         "host": settings.host,
         "port": settings.port,
@@ -65,7 +65,7 @@ def server_options(settings: Settings) -> dict[str, Any]:
 
 
 class Server(uvicorn.Server):
-    """Ends the streams that would go on for ever before it waits for what is under way."""
+    """Ends streams of run events, which have no end of their own, before it waits for requests in flight."""
 
     def __init__(self, app: FastAPI, options: dict[str, Any]) -> None:
         super().__init__(uvicorn.Config(app, **options))
@@ -80,11 +80,11 @@ def main() -> None:
     try:
         settings = Settings.load()
         logs.configure(settings)
-        asyncio.run(refuse_open_door(settings))
+        asyncio.run(require_key_beyond_loopback(settings))
         app = create_app(settings)
     except GadflyError as error:
         print(f"gadfly service: {error}", file=sys.stderr)
-        # 2: trying again will not help.
+        # 2: a restart does not help.
         raise SystemExit(_EXIT_BAD_SETTINGS if isinstance(error, BadSettings) else 1) from None
     server = Server(app, server_options(settings))
     with suppress(KeyboardInterrupt):

@@ -26,15 +26,15 @@ def _stop_if_failed(running: "asyncio.Task[None]") -> None:
     error = None if running.cancelled() else running.exception()
     if error is not None:
         log.error("service_cannot_run", reason=str(error))
-        signal.raise_signal(signal.SIGTERM)  # the server's own way to stop, with its drain
+        signal.raise_signal(signal.SIGTERM)  # a regular shutdown, which drains requests
 
 
 async def _to_docs() -> RedirectResponse:
-    return RedirectResponse("docs")  # relative, for a proxy that serves this under a path
+    return RedirectResponse("docs")  # relative, for proxies that serve the API under a path
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The service as an ASGI app; everything it holds is opened and closed with its lifespan."""
+    """The service as an ASGI app; its lifespan opens and closes all resources."""
     metrics = Metrics()
 
     @asynccontextmanager
@@ -50,10 +50,10 @@ def create_app(settings: Settings) -> FastAPI:
                 await running
             await service.aclose()
 
-    app = FastAPIOffline(  # /docs without a content delivery network: nothing leaves this machine
+    app = FastAPIOffline(  # /docs loads nothing from other hosts
         title="Gadfly",
         version=version("gadfly"),
-        description="Judges answers step by step, says what to fix, and rewrites them; its critic learns from that.",
+        description="Judges answers step by step, says what to fix, and rewrites them. Its critic learns from traffic.",
         redoc_url=None,
         static_url="/docs/static",
         lifespan=lifespan,

@@ -1,4 +1,4 @@
-"""The parts of one service process: built once, wired here, and closed in order."""
+"""The parts of one service process: built once, connected here, and closed in reverse order."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -27,7 +27,7 @@ from gadfly.store.database import Database, require_current_schema
 log = structlog.get_logger(__name__)
 
 _RETRY_S = 1.0
-_GRADING_PATIENCE_S = 30.0  # references that take long to compare must not block all other grading
+_GRADING_PATIENCE_S = 30.0  # references that take long to compare must not block other grading
 
 
 @dataclass(kw_only=True)
@@ -101,14 +101,13 @@ class Service:
             )
 
     async def run(self) -> None:
-        """Wait for Postgres, read which critic is live, start the grader; then run the background work until
-        cancelled.
+        """Wait for Postgres, read which critic is live, start the grader; then run background tasks until cancelled.
 
         Raises:
             Conflict: the critics in the database are adapters of another base model.
         """
         await retry(self._start, on=StoreUnavailable, every_s=_RETRY_S, event="waiting_for_database")
-        await asyncio.gather(self._requests.keep_claims(), self.critics.run())
+        await asyncio.gather(self._requests.run_claim_renewal(), self.critics.run())
 
     async def _start(self) -> None:
         await require_current_schema(self._database)
@@ -119,13 +118,13 @@ class Service:
         log.info("service_started", live_critic=live.version, prompts=self.settings.prompts)
 
     def require_started(self) -> None:
-        """Refuse work before the live critic is known.
+        """Refuse requests before the live critic is known.
 
         Raises:
-            StoreUnavailable: Postgres has not answered since this process started.
+            StoreUnavailable: Postgres has not been available since this process started.
         """
         if not self.health.running:
-            raise StoreUnavailable("the service is starting: it waits for its database", retry_after_s=2.0)
+            raise StoreUnavailable("the service is starting and waiting for Postgres", retry_after_s=2.0)
 
     async def aclose(self) -> None:
         await self._stack.aclose()

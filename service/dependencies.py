@@ -1,4 +1,4 @@
-"""What routes need, as type aliases: a route's signature is its list of needs."""
+"""Dependencies of routes, as type aliases for their signatures."""
 
 from typing import Annotated
 
@@ -19,7 +19,7 @@ def get_service(request: Request) -> Service:
 ServiceDep = Annotated[Service, Depends(get_service)]
 
 
-_bearer = HTTPBearer(auto_error=False, scheme_name="key", description="An API key, made with `gadfly keys create`.")
+_bearer = HTTPBearer(auto_error=False, scheme_name="key", description="An API key, created with `gadfly keys create`.")
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 
@@ -33,7 +33,7 @@ CallerDep = Annotated[Caller, Depends(get_caller)]
 
 async def get_admin(caller: CallerDep) -> Caller:
     if caller.tier is not Tier.ADMIN:
-        raise NotAllowed("this needs an admin key", authenticated=True)
+        raise NotAllowed("this call requires an admin key", authenticated=True)
     return caller
 
 

@@ -1,6 +1,6 @@
-"""One table from named errors to status codes; every refusal is an RFC 9457 problem document.
+"""Status codes of the named errors; every error response is an RFC 9457 problem document.
 
-An error missing from the table is a 500, which is the truth.
+An error missing from the table is a bug here: 500.
 """
 
 import math
@@ -19,7 +19,7 @@ from gadfly.service.wire.common import Problem
 
 log = structlog.get_logger(__name__)
 
-# Most specific first: the first class that matches decides.
+# The first class that matches decides, so subclasses come first.
 STATUS: tuple[tuple[type[errors.GadflyError], int, str], ...] = (
     (errors.UnreadableReference, 422, "Unreadable reference"),
     (errors.PromptTooLong, 422, "Text does not fit the model"),
@@ -62,7 +62,7 @@ def problem_response(document: Problem, headers: dict[str, str] | None = None) -
 
 
 def describe(error: Exception) -> tuple[Problem, dict[str, str]]:
-    """The problem document of an error and the headers that go with it."""
+    """The problem document of an error, and its response headers."""
     headers: dict[str, str] = {}
     retry_after_s = getattr(error, "retry_after_s", None)
     if retry_after_s is not None:
@@ -76,17 +76,19 @@ def describe(error: Exception) -> tuple[Problem, dict[str, str]]:
             field = getattr(error, "field", None)
             fields = [{"field": field, "message": str(error)}] if field else None
             return problem(status, title, str(error), fields=fields), headers
-    return problem(500, "Internal error", "Something here is broken; the log of this request id says what."), headers
+    return problem(
+        500, "Internal error", "An error in the service; its log has the details under X-Request-Id."
+    ), headers
 
 
-def _is_json_unsaid(request: Request, error: RequestValidationError) -> bool:
-    """Whether the body was not read as JSON, because it came as something else (curl sends forms unless told)."""
-    kind = request.headers.get("content-type", "").partition(";")[0]
-    return not kind.endswith("json") and any(item["loc"] == ("body",) for item in error.errors())
+def _lacks_json_header(request: Request, error: RequestValidationError) -> bool:
+    """Whether the body was not read as JSON because of its content type (curl -d sends a form's by default)."""
+    content_type = request.headers.get("content-type", "").partition(";")[0]
+    return not content_type.endswith("json") and any(item["loc"] == ("body",) for item in error.errors())
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error of this app with a problem document."""
+    """Make the app answer every error with a problem document."""
 
     async def on_known(request: Request, error: Exception) -> Response:
         document, headers = describe(error)
@@ -103,7 +105,7 @@ def install(app: FastAPI) -> None:
             }
             for item in error.errors()
         ]
-        if _is_json_unsaid(request, error):
+        if _lacks_json_header(request, error):
             fields = [{"field": "body", "message": "send the header content-type: application/json"}]
         detail = "; ".join(f"{item['field']}: {item['message']}" for item in fields[:5])
         return problem_response(problem(422, "Invalid input", detail, instance=request.url.path, fields=fields[:50]))
@@ -117,7 +119,7 @@ def install(app: FastAPI) -> None:
     async def on_unknown(request: Request, error: Exception) -> Response:
         log.error("request_failed", path=request.url.path, exc_info=error)
         document, headers = describe(error)
-        # Starlette answers this outside the middleware that names every other request.
+        # Starlette sends this response outside `Edge`, which adds the header to all others.
         headers |= {"x-request-id": str(structlog.contextvars.get_contextvars().get("http_request_id", ""))}
         return problem_response(document.model_copy(update={"instance": request.url.path}), headers)
 

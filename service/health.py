@@ -1,4 +1,4 @@
-"""Whether the service can do its work, and what it is doing."""
+"""Readiness and state of the service."""
 
 import asyncio
 import time
@@ -19,7 +19,7 @@ from gadfly.service.recording.recorder import Recorder
 from gadfly.settings import without_password
 from gadfly.store.database import Database
 
-_BELIEVED_S = 1.0  # /readyz costs a token: asking more often gets the last answer
+_READY_VALID_S = 1.0  # /readyz generates a token; more frequent requests share one check
 
 
 class Check(BaseModel):
@@ -29,9 +29,9 @@ class Check(BaseModel):
 
 
 class Readiness(BaseModel):
-    """`ready` when the service can answer and keep what it answers; each part says why not.
+    """`ready`: the service can answer requests and store the answers; `detail` of a failed check gives the reason.
 
-    `swap` is not part of it: a service whose last swap was refused answers as before.
+    `swap` does not affect `ready`: after a refused swap the service answers as before.
     """
 
     ready: bool
@@ -45,7 +45,7 @@ class EngineState(BaseModel):
     url: str
     in_flight: int
     reachable: bool
-    critics: list[int] = Field(description="The versions that it has proven to serve, version 0 aside.")
+    critics: list[int] = Field(description="Versions that this engine has proven to serve; version 0 needs no proof.")
 
 
 class SwapState(BaseModel):
@@ -53,7 +53,9 @@ class SwapState(BaseModel):
     from_version: int
     kind: SwapKind
     status: SwapStatus
-    reason: str | None = Field(description="Where a refused one says why. Texts of people need a key.")
+    reason: str | None = Field(
+        description="For a refused swap, where its reason can be read: reasons may hold people's texts and need a key."
+    )
 
     @classmethod
     def of(cls, swap: Swap | None) -> "SwapState | None":
@@ -64,12 +66,12 @@ class SwapState(BaseModel):
             from_version=swap.from_version,
             kind=swap.kind,
             status=swap.status,
-            reason=f"the last swap was refused; {_why(swap)}" if swap.status is SwapStatus.REFUSED else None,
+            reason=f"the last swap was refused; see {_path(swap)}" if swap.status is SwapStatus.REFUSED else None,
         )
 
 
-def _why(swap: Swap) -> str:
-    return f"GET /critics/{swap.version} says why"
+def _path(swap: Swap) -> str:
+    return f"GET /critics/{swap.version}"
 
 
 class ReplicaState(BaseModel):
@@ -86,14 +88,14 @@ class SpoolState(BaseModel):
 
 
 class State(BaseModel):
-    """What is at work now."""
+    """The present state of this replica: requests in flight by critic version, engines, replicas and the spool."""
 
     status: Literal["starting", "running"]
     uptime_s: float
-    live_critic: int | None = Field(description="The version that answers here unless a request says otherwise.")
-    pointers: dict[Pointer, int] = Field(description="What live, candidate and previous name.")
-    swap: SwapState | None = Field(description="The swap that is under way, else the last one.")
-    replicas: list[ReplicaState] = Field(description="The services of this deployment, this one among them.")
+    live_critic: int | None = Field(description="The version that this replica answers with by default.")
+    pointers: dict[Pointer, int] = Field(description="The versions of live, candidate and previous.")
+    swap: SwapState | None = Field(description="The swap in progress, else the last one.")
+    replicas: list[ReplicaState] = Field(description="All replicas of this deployment, this one included.")
     in_flight: dict[str, int]
     engines: list[EngineState]
     records_pending: int
@@ -101,9 +103,10 @@ class State(BaseModel):
 
 
 class Health:
-    """Looks at every part by using it: a real token, a real statement, the live critic on an engine that has proven it.
+    """Checks each part by using it: generates a token, runs a statement, finds the live critic on an engine that has
+    proven it.
 
-    What it says needs no key, so it names versions and no reasons: those may hold admins' texts, and paths.
+    Its results need no key, so they name versions but give no reasons: those may hold admins' texts and file paths.
     """
 
     def __init__(self, *, database: Database, critics: CriticServing, recorder: Recorder, metrics: Metrics) -> None:
@@ -118,8 +121,8 @@ class Health:
         self.running = False
 
     async def check(self) -> Readiness:
-        """Check everything now, or return a yes that is at most a second old."""
-        if self._last is not None and time.monotonic() - self._last[0] < _BELIEVED_S:
+        """Check every part now, or return a positive result that is at most a second old."""
+        if self._last is not None and time.monotonic() - self._last[0] < _READY_VALID_S:
             return self._last[1]
         return await self._checks.run("readiness", self._check)
 
@@ -139,7 +142,7 @@ class Health:
         return readiness
 
     async def _check_engines(self) -> str:
-        # Ready means that requests can be answered, so one living engine of many is enough.
+        # One engine that generates is enough to answer requests.
         outcomes = await asyncio.gather(*(engine.probe() for engine in self._engines), return_exceptions=True)
         failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         if len(failures) == len(outcomes):
@@ -168,24 +171,24 @@ class Health:
             )
         lacking = len(self._critics.upkeep.lacking)
         return f"version {live.version} is served as {live.engine_name}" + (
-            f"; {lacking} of {len(self._engines)} engines lack it, and the log says why" if lacking else ""
+            f"; {lacking} of {len(self._engines)} engines do not serve it (see the log)" if lacking else ""
         )
 
     def _check_swap(self) -> Check:
-        """The last swap, as every replica knows it, and whether this one has followed."""
+        """The deployment's last swap, and whether this replica has followed it."""
         last = self._critics.pointers.swaps.last
         if self._critics.swapper.problem is not None:
             ok, detail = False, self._critics.swapper.problem
         elif last is None:
             ok, detail = True, "no swap yet"
         elif last.status is SwapStatus.REFUSED:
-            ok, detail = False, f"version {last.version} was refused; {_why(last)}"
+            ok, detail = False, f"version {last.version} was refused; see {_path(last)}"
         else:
             ok, detail = True, f"version {last.version} followed {last.from_version}"
         return Check(ok=ok, detail=detail, seconds=0.0)
 
     def state(self) -> State:
-        """What is at work, from memory alone: it answers even when everything else is down."""
+        """The state of this replica, from memory alone: available even when Postgres and the engines are not."""
         now = time.monotonic()
         return State(
             status="running" if self.running else "starting",
@@ -221,7 +224,7 @@ class Health:
         )
 
     def render_metrics(self) -> bytes:
-        """Prometheus' text, with the gauges read now."""
+        """The metrics in Prometheus' text format, with current gauges."""
         self._metrics.pending.set(self._recorder.pending)
         self._metrics.spool_depth.set(self._recorder.spooled)
         self._metrics.spool_bytes.set(self._recorder.spool_bytes)

@@ -1,4 +1,4 @@
-"""What a caller may read back, from Postgres or, while it is away, from what this replica still holds in its spool."""
+"""Interactions and feedback that a caller may read or delete, in Postgres or still in this replica's spool."""
 
 from uuid import UUID
 
@@ -12,7 +12,7 @@ from gadfly.store.interactions import Filters, Page
 
 
 class History:
-    """Reads and forgets interactions, each within the rows that its caller may see."""
+    """Reads and deletes interactions, within the rows that the caller may see."""
 
     def __init__(self, database: Database, recorder: Recorder) -> None:
         self._database = database
@@ -22,8 +22,8 @@ class History:
         """One whole interaction.
 
         Raises:
-            NotFound: there is none that this caller may see.
-            StoreUnavailable: Postgres is away and the spool does not hold it.
+            NotFound: no such interaction, or not one that this caller may see.
+            StoreUnavailable: Postgres is unavailable and the interaction is not in the spool.
         """
         spooled = await self._spooled(caller, interaction_id)
         if spooled is not None:
@@ -32,15 +32,15 @@ class History:
             return await store.interactions.read_interaction(session, interaction_id, scope=caller.scope)
 
     async def find_by_request_id(self, caller: Caller, request_id: str) -> Interaction:
-        """The whole interaction that this caller gave this request id. Raises as `find`."""
+        """The whole interaction with this caller's request id. Raises as `find`."""
         spooled = await self._recorder.lookup_request(request_id, key_id=caller.key_id)
         if spooled is not None:
             return spooled
         async with self._database.session() as session:
-            found = await store.interactions.find_by_request_id(session, request_id, key_id=caller.key_id)
-        if found is None:
+            stored = await store.interactions.find_by_request_id(session, request_id, key_id=caller.key_id)
+        if stored is None:
             raise NotFound(f"there is no interaction with the request id {request_id!r}")
-        return found
+        return stored
 
     async def page(self, caller: Caller, filters: Filters, *, cursor: str | None, limit: int) -> Page:
         """A page of interactions without their critiques, newest first."""
@@ -52,27 +52,29 @@ class History:
     async def read(self, caller: Caller, interaction_id: UUID) -> tuple[Interaction, list[Feedback]]:
         """One whole interaction and the feedback about it, oldest first. Raises as `find`."""
         spooled = await self._spooled(caller, interaction_id)
-        said = await self._recorder.lookup_feedback(interaction_id)
-        if spooled is not None:  # records keep their order, so Postgres has no feedback about it either
-            return spooled, said
+        spooled_feedback = await self._recorder.lookup_feedback(interaction_id)
+        if spooled is not None:  # records keep their order, so all feedback about it is in the spool too
+            return spooled, spooled_feedback
         async with self._database.session() as session:
             interaction = await store.interactions.read_interaction(session, interaction_id, scope=caller.scope)
             stored = await store.interactions.feedback_of(session, interaction_id)
-        known = {item.id for item in stored}
-        return interaction, [*stored, *(item for item in said if item.id not in known)]
+        stored_ids = {item.id for item in stored}
+        return interaction, [*stored, *(item for item in spooled_feedback if item.id not in stored_ids)]
 
     async def forget(self, caller: Caller, interaction_id: UUID) -> None:
         """Delete an interaction and everything that belongs to it.
 
         Raises:
-            NotFound: there is none that this caller may see.
-            StoreUnavailable: Postgres is away, or the record still waits in the spool: nothing was deleted.
+            NotFound: no such interaction, or not one that this caller may see.
+            StoreUnavailable: Postgres is unavailable or the record is still in the spool; nothing was deleted.
         """
         if await self._spooled(caller, interaction_id) is not None:
-            raise StoreUnavailable("this interaction still waits to be stored; try again when Postgres is back")
+            raise StoreUnavailable(
+                "this interaction is not stored in Postgres yet; try again when Postgres is available"
+            )
         async with self._database.session() as session:
             await store.interactions.delete_interaction(session, interaction_id, scope=caller.scope)
 
     async def _spooled(self, caller: Caller, interaction_id: UUID) -> Interaction | None:
-        found = await self._recorder.lookup(interaction_id)
-        return found if found is not None and caller.scope in (None, found.key_id) else None
+        spooled = await self._recorder.lookup(interaction_id)
+        return spooled if spooled is not None and caller.scope in (None, spooled.key_id) else None

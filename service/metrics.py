@@ -1,4 +1,4 @@
-"""What Prometheus sees of a service."""
+"""The Prometheus metrics of a service."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -8,7 +8,7 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120
 
 
 class Metrics:
-    """One registry per app, so that two apps in one process do not share counts."""
+    """One registry per app, so that two apps in one process do not share metrics."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -23,21 +23,21 @@ class Metrics:
             registry=self.registry,
         )
         self.in_flight = Gauge(
-            "gadfly_critic_in_flight", "Requests at work by critic version.", ("critic",), registry=self.registry
+            "gadfly_critic_in_flight", "Requests in flight by critic version.", ("critic",), registry=self.registry
         )
         self.live = Gauge(
-            "gadfly_live_critic", "Version that answers here unless a request says otherwise.", registry=self.registry
+            "gadfly_live_critic", "Version that this replica answers with by default.", registry=self.registry
         )
         self.swaps = Counter(
-            "gadfly_swaps_total", "Swaps that this replica brought to an end.", ("kind", "outcome"),
+            "gadfly_swaps_total", "Swaps that this replica finished.", ("kind", "outcome"),
             registry=self.registry,
         )  # fmt: skip
         self.adoptions = Counter(
-            "gadfly_critic_adoptions_total", "Live critics that this replica began to answer with, or could not.",
+            "gadfly_critic_adoptions_total", "Attempts of this replica to answer with a new live critic.",
             ("outcome",), registry=self.registry,
         )  # fmt: skip
         self.loads = Counter(
-            "gadfly_critic_loads_total", "Attempts to have an engine serve and prove a critic.", ("outcome",),
+            "gadfly_critic_loads_total", "Attempts to load a critic into an engine and prove it.", ("outcome",),
             registry=self.registry,
         )  # fmt: skip
         self.verdicts = Counter(
@@ -59,11 +59,13 @@ class Metrics:
         self.spool_depth = Gauge(
             "gadfly_spool_records", "Acknowledged records that wait for Postgres.", registry=self.registry
         )
-        self.spool_bytes = Gauge("gadfly_spool_bytes", "Disk that the spool takes.", registry=self.registry)
+        self.spool_bytes = Gauge("gadfly_spool_bytes", "Bytes of the spool on disk.", registry=self.registry)
         self.rejected = Gauge(
-            "gadfly_spool_rejected_records", "Spooled records that Postgres refused for good.", registry=self.registry
+            "gadfly_spool_rejected_records",
+            "Spooled records that Postgres permanently refused.",
+            registry=self.registry,
         )
-        self.pending = Gauge("gadfly_records_pending", "Records that wait for their commit.", registry=self.registry)
+        self.pending = Gauge("gadfly_records_pending", "Records that wait for a commit.", registry=self.registry)
         self.run_followers = Gauge(
             "gadfly_run_followers", "Open event streams of training runs.", registry=self.registry
         )
@@ -74,7 +76,7 @@ class Metrics:
         critic = str(interaction.critic_version)
         for critique in interaction.critiques:
             if critique.supplied:
-                continue  # the caller's, or counted when it was given
+                continue  # the caller's own, or an earlier one that has been counted
             self.verdicts.labels(critic, critique.verdict.value, critique.verdict_source.value).inc()
         if interaction.grade is not None:
             self.grades.labels(critic, "first", interaction.grade.value).inc()

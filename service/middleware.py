@@ -1,4 +1,4 @@
-"""The outermost layer: request ids, one log line and one measurement a request, and a limit on bodies.
+"""The outermost layer: request ids, a log line and metrics per request, and a limit on bodies.
 
 Plain ASGI: Starlette's BaseHTTPMiddleware copies every streamed chunk through a queue and hides disconnects.
 """
@@ -22,7 +22,7 @@ _QUIET = frozenset({"/healthz", "/readyz", "/metrics", "/state"})
 
 
 class Edge:
-    """Give each request an id (the caller's X-Request-Id when it is plain), measure it, and log how it ended."""
+    """Gives each request an id (the caller's X-Request-Id if it has a plain form), measures it, and logs its result."""
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
         self._app = app
@@ -64,7 +64,7 @@ class Edge:
 
 
 class BodyLimit:
-    """Refuse bodies over `max_bytes` with 413: by their declared length, or as soon as more has come."""
+    """Refuses bodies over `max_bytes` with 413: by their declared length, or as soon as more bytes have arrived."""
 
     def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
         self._app = app
@@ -90,19 +90,19 @@ class BodyLimit:
                     raise _TooLarge
             return message
 
-        async def watched(message: Message) -> None:
+        async def send_and_note(message: Message) -> None:
             nonlocal started
             started = True
             await send(message)
 
         try:
-            await self._app(scope, limited, watched)
+            await self._app(scope, limited, send_and_note)
         except _TooLarge:
             if not started:
                 await self._refuse(scope, receive, send)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # A client hears the answer only once it has sent its body, so the rest is read and dropped, up to a limit.
+        # Clients read the response only after they have sent the body, so the rest is read and dropped, up to a limit.
         dropped = 0
         while dropped < _DROPPED_BYTES:
             message = await receive()
@@ -114,4 +114,4 @@ class BodyLimit:
 
 
 class _TooLarge(BaseException):
-    """Passes every handler of ordinary errors on its way out to the limit."""
+    """Not an `Exception`, so that no handler of the app catches it before `BodyLimit` does."""

@@ -1,4 +1,4 @@
-"""Training runs, as the service sees them: asked for, read back, cancelled, and followed while they work."""
+"""Training runs in the service: requested, read, cancelled, reproduced, and followed while they run."""
 
 import asyncio
 import time
@@ -31,14 +31,14 @@ _PAGE = 500
 
 @dataclass(frozen=True, slots=True)
 class _Page:
-    """A run's next events, and whether there will be no more."""
+    """A run's next events, and whether they are its last."""
 
     events: list[RunEvent]
     is_last: bool
 
 
 class Runs:
-    """Asks for runs and tells of them. The work is the trainer's: all that is between the two is in Postgres."""
+    """Requests and reads runs. The trainer runs them; the two processes share only Postgres."""
 
     def __init__(self, database: Database, *, settings: Settings, metrics: Metrics) -> None:
         self._database = database
@@ -49,18 +49,18 @@ class Runs:
         self._stopping = asyncio.Event()
 
     async def request(self, caller: Caller, changes: Mapping[str, Any], *, request_id: str | None) -> Requested:
-        """Ask for a run with the deployment's own config and `changes` to it.
+        """Request a run with the deployment's config and `changes` to it.
 
         Raises:
-            BadInput: names the option that cannot be, or the deployment's file cannot be used.
-            Conflict: nothing is labelled that it could learn from, or the request id stands for another config.
+            BadInput: an option is invalid (the message names it), or the deployment's config file cannot be used.
+            Conflict: there is no labelled answer to learn from, or the request id belongs to another config.
         """
         config = await self._effective(changes)
         async with self._database.session() as session:
             requested = await store.runs.request_run(
                 session, config=config, trigger=Trigger.ADMIN, key_id=caller.key_id, request_id=request_id
             )
-            if not requested.is_repeat:  # or it goes with this transaction
+            if not requested.is_repeat:  # an error here rolls the request back
                 needs_reference = config.steps_stage_1 == 0
                 if not await store.training_data.has_labels(session, Split.TRAIN, with_reference=needs_reference):
                     raise Conflict(_nothing_to_learn(needs_reference=needs_reference))
@@ -69,7 +69,7 @@ class Runs:
         return requested
 
     async def plan(self, changes: Mapping[str, Any]) -> Plan:
-        """What a run with `changes` to the deployment's own config would do. Stores nothing.
+        """The plan of a run with `changes` to the deployment's config. Stores nothing.
 
         Raises:
             BadInput: as `request`.
@@ -82,23 +82,23 @@ class Runs:
         return await asyncio.to_thread(plan, train, heldout, config, seconds_per_step_history=per_step)
 
     async def reproduce(self, caller: Caller, id: UUID) -> Run:
-        """Ask for a run that does again what the run `id` did.
+        """Request a run that repeats the run `id`.
 
         Raises:
-            NotFound: there is none.
-            Conflict: it has not written down yet what it learns from.
+            NotFound: no such run.
+            Conflict: the run has not stored its manifest yet.
         """
         async with self._database.session() as session:
             original = await store.runs.read_run(session, id)
             if original.manifest is None:
-                raise Conflict(f"the run {id} has no manifest yet, so there is nothing to do again")
+                raise Conflict(f"the run {id} has no manifest yet, so it cannot be reproduced")
             requested = await store.runs.request_run(
                 session, config=original.config, trigger=Trigger.REPRODUCE, key_id=caller.key_id, reproduces=id
             )
         return requested.run
 
     async def cancel(self, id: UUID) -> Run:
-        """Ask for a run's end. Raises as `run_queries.request_cancel`."""
+        """Request the cancellation of a run. Raises as `gadfly.store.runs.request_cancel`."""
         async with self._database.session() as session:
             return await store.runs.request_cancel(session, id)
 
@@ -106,7 +106,7 @@ class Runs:
         """One run.
 
         Raises:
-            NotFound: there is none.
+            NotFound: no such run.
         """
         async with self._database.session() as session:
             return await store.runs.read_run(session, id)
@@ -117,23 +117,23 @@ class Runs:
             return await store.runs.list_runs(session, limit=limit, before=before)
 
     async def has_more(self, id: UUID, *, after: int) -> bool:
-        """Whether the run has events after this one, or may still have some.
+        """Whether the run has events after this one, or may get more.
 
         Raises:
-            NotFound: there is no such run.
+            NotFound: no such run.
         """
         page = await self._read_page(id, after)
         return bool(page.events) or not page.is_last
 
     async def follow(self, id: UUID, *, after: int) -> AsyncGenerator[RunEvent]:
-        """A run's events after the one with the id `after`: those that are stored, then each as it comes.
+        """A run's events after the one with the id `after`: the stored ones, then each new one.
 
-        Ends with the run, or with `stop_following`. While Postgres is away it waits.
+        Ends with the run, or with `stop_following`. While Postgres is unavailable it waits.
         """
         self._metrics.run_followers.inc()
         try:
             while not self._stopping.is_set():
-                # All who have seen the same events ask at the same moment, and share one answer.
+                # Followers that have seen the same events poll at the same moment and share one query.
                 page = await self._pages.run((id, after), partial(self._poll, id, after))
                 for event in page.events:
                     yield event
@@ -146,7 +146,7 @@ class Runs:
             self._metrics.run_followers.dec()
 
     def stop_following(self) -> None:
-        """End every stream: the process is about to."""
+        """End every stream, because the process is stopping."""
         self._stopping.set()
 
     async def _poll(self, id: UUID, after: int) -> _Page:
@@ -157,8 +157,8 @@ class Runs:
             return _Page([], is_last=False)
 
     async def _read_page(self, id: UUID, after: int) -> _Page:
-        async with self._one_read, self._database.session() as session:  # followers take one connection at most
-            status = await store.runs.run_status(session, id)  # first: what an ended run said last is then read too
+        async with self._one_read, self._database.session() as session:  # followers use at most one connection
+            status = await store.runs.run_status(session, id)  # first, so that a run's last events are never missed
             events = await store.runs.events_after(session, id, after=after, limit=_PAGE)
         return _Page(events, is_last=status.is_over and len(events) < _PAGE)
 
@@ -172,5 +172,5 @@ class Runs:
 
 
 def _nothing_to_learn(*, needs_reference: bool) -> str:
-    what = "answer with a reference" if needs_reference else "labelled answer"
-    return f"there is no {what} to learn from: send references or feedback, or import answers that have them"
+    needed = "answer with a reference" if needs_reference else "labelled answer"
+    return f"there is no {needed} to learn from: send references or feedback, or import answers that have them"

@@ -1,7 +1,7 @@
-"""Answers /critique and /refine: from the request to the durable record.
+"""Answers /critique, /refine and /feedback: from the checked request to the durable record.
 
-No transaction is open while the engine generates: the critic and the episode are read before, and the record is written
-after.
+No transaction is open while the engine generates: the critic and the episode are read before, the record is written
+afterwards.
 """
 
 import asyncio
@@ -42,13 +42,13 @@ log = structlog.get_logger(__name__)
 
 
 class Listener(Protocol):
-    """Is told how an answer proceeds, while it is generated."""
+    """Gets the progress of an answer while it is generated."""
 
     async def on_critic(self, version: int) -> None:
-        """The version that answers is known; called once, first. Not called for a repeated request id."""
+        """Called once, first, with the version that answers. Not called for a repeated request id."""
 
     async def on_piece(self, role: Role, round: int, sample: int, text: str) -> None:
-        """More of a text was generated."""
+        """Called with each piece of generated text."""
 
 
 class Answerer:
@@ -72,10 +72,10 @@ class Answerer:
         self._recorder = recorder
         self._requests = requests
         self._metrics = metrics
-        self._preparation = Preparation(settings=settings, critics=critics.pointers, grader=grader, recorder=recorder)
+        self._preparation = Preparation(settings=settings, pointers=critics.pointers, grader=grader, recorder=recorder)
 
     async def answer(self, caller: Caller, body: Options, *, listener: Listener | None = None) -> Interaction:
-        """The record of the answer, once it is durable: a new one, or that of the first request with this request id.
+        """The durable record of the answer; for a repeated request id, that of the first request.
 
         Raises:
             BadInput: a limit is exceeded, or the request id belongs to another request.
@@ -153,7 +153,7 @@ class Answerer:
         critiques = tuple(item for chain in chains for item in chain.critiques)
         refinements = tuple(item for chain in chains for item in chain.refinements)
         grade, *refined = await self._grades([body.response, *(item.text for item in refinements)], body.reference)
-        refinements = tuple(replace(item, grade=its) for item, its in zip(refinements, refined, strict=True))
+        refinements = tuple(replace(item, grade=own) for item, own in zip(refinements, refined, strict=True))
         parameters = _parameters(prepared) | {
             "rounds": body.rounds,
             "when": body.when.value,
@@ -179,12 +179,15 @@ class Answerer:
         """Store feedback about an interaction. A repeat of the newest feedback returns that one.
 
         Raises:
-            BadInput: a limit is exceeded.
             UnreadableReference: the reference cannot be read; nothing is stored.
         """
         texts = [interaction.response, *(item.text for item in interaction.refinements)]
         grade, *refined = await self._grades(texts, body.reference)
-        regraded = {item.id: its for item, its in zip(interaction.refinements, refined, strict=True) if its is not None}
+        regraded = {
+            item.id: new_grade
+            for item, new_grade in zip(interaction.refinements, refined, strict=True)
+            if new_grade is not None
+        }
         feedback = Feedback(
             id=new_id(),
             interaction_id=interaction.id,
@@ -205,7 +208,7 @@ class Answerer:
         return stored.record
 
     async def _grades(self, texts: Sequence[str], reference: str | None) -> list[Grade | None]:
-        """The grade of each text against one reference; all None without one."""
+        """The grade of each text against the reference; all None without a reference."""
         if reference is None:
             return [None] * len(texts)
         grades: list[Grade | None] = []
@@ -216,10 +219,10 @@ class Answerer:
         return grades
 
     async def _vote(self, chains: Sequence[Chain]) -> tuple[Chain, int]:
-        """The first chain of those that end with the commonest answer, and how many they are: MV@K."""
+        """Majority vote (MV@K): the first chain that ends with the most frequent answer, and its number of votes."""
         groups = await group_by_answer(self._grader, [chain.text for chain in chains])
-        commonest = max(groups, key=len)  # max keeps the first of equals
-        return chains[commonest[0]], len(commonest)
+        most_frequent = max(groups, key=len)  # of equals, max returns the first
+        return chains[most_frequent[0]], len(most_frequent)
 
     def _record(self, kind: Kind, body: Options, prepared: Prepared) -> Interaction:
         return Interaction(
@@ -253,18 +256,18 @@ class Answerer:
             try:
                 await asyncio.shield(recording)
             except asyncio.CancelledError:
-                # The caller disconnected; the record is stored all the same. Its request id must stay taken until then.
+                # The caller disconnected. The record is stored all the same; its request id stays claimed until then.
                 await asyncio.wait((recording,))
                 raise
         self._metrics.observe(interaction)
 
     @asynccontextmanager
     async def _lease(self, prepared: Prepared) -> AsyncIterator[None]:
-        """Hold a critic for a request. One that no engine serves, such as an earlier episode's, is loaded first.
+        """Lease a critic for a request; if no engine serves it, such as an earlier episode's, load it first.
 
         Raises:
-            EngineUnavailable: no engine serves it as it was published; the caller cannot mend that.
-            AdapterRefused, BadAdapter: the same, for a critic that the caller chose by its number.
+            EngineUnavailable: no engine can prove the critic, and the caller did not choose it by its number.
+            AdapterRefused, BadAdapter: no engine can prove the critic that the caller chose by its number.
         """
         critic = prepared.critic
         is_live = critic.version == self._critics.pointers.known_live
@@ -280,13 +283,13 @@ class Answerer:
 
 
 def fingerprint_of(body: Options) -> str:
-    """sha256 (hex) of what a request asks for; two requests under one request id must agree in it.
+    """sha256 (hex) of a request's fields, which repeats under one request id must have in common.
 
-    How the answer travels (`stream`) is not part of it.
+    `stream` is not part of it: it changes only how the answer is sent.
     """
-    # Without what is left to its default, or a release with a new option would not know its predecessor's requests.
-    asked = body.model_dump(mode="json", exclude={"stream", "request_id"}, exclude_defaults=True)
-    canonical = json.dumps(asked, sort_keys=True)
+    # Defaults are excluded, so that a release with a new option computes the same fingerprint for old requests.
+    fields = body.model_dump(mode="json", exclude={"stream", "request_id"}, exclude_defaults=True)
+    canonical = json.dumps(fields, sort_keys=True)
     return hashlib.sha256(f"{type(body).__name__}:{canonical}".encode()).hexdigest()
 
 

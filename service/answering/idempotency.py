@@ -1,8 +1,8 @@
-"""Idempotency: one request id, one piece of work, one result, whoever asks and however often.
+"""Idempotency: repeated requests with the same request id share one run and its result.
 
-Within a process a run is shared by all who ask for it. Across replicas the first to claim the id in Postgres works on
-it; the others wait for the stored result, or take over when the claim's lease runs out because its owner died. While
-Postgres is away only the first of these holds, and records in the spool count as results.
+Within a process, concurrent requests share a single flight. Across replicas, the first to claim the id in Postgres does
+the work; the others wait for the stored result, or take over when the claim's lease expires because its owner died.
+While Postgres is unavailable there are no claims: only the single flight and the results in this replica's spool apply.
 """
 
 import asyncio
@@ -43,10 +43,10 @@ class Idempotency:
         self._claims: set[UUID] = set()
 
     async def once(self, caller: Caller, request_id: str, fingerprint: str, work: Work) -> Interaction:
-        """The result that `request_id` stands for: the first one, or that of `work` when there is none yet.
+        """The stored result of `request_id`, or that of `work` if there is none yet.
 
         Raises:
-            BadInput: the request id stands for another request.
+            BadInput: the request id belongs to another request.
         """
         key = (caller.key_id, request_id)
         if key in self._shared:
@@ -67,7 +67,7 @@ class Idempotency:
         try:
             claimed = await self._claim_or_find(caller, request_id, fingerprint)
         except StoreUnavailable:
-            log.warning("request_id_unclaimed", request_id=request_id)
+            log.warning("request_id_not_claimed", request_id=request_id)
             claimed = None
         if isinstance(claimed, Interaction):
             return claimed
@@ -75,7 +75,8 @@ class Idempotency:
             try:
                 return await work()
             except Conflict:
-                # Both were at work on it, because Postgres was away or too slow to extend the claim: the first counts.
+                # Two replicas answered, because Postgres was unavailable or too slow to extend the claim. The first
+                # stored result counts.
                 first = await self._stored(caller, request_id)
                 if first is None:
                     raise
@@ -87,9 +88,9 @@ class Idempotency:
             return await store.interactions.find_by_request_id(session, request_id, key_id=caller.key_id)
 
     async def _claim_or_find(self, caller: Caller, request_id: str, fingerprint: str) -> UUID | Interaction:
-        """A claim to work on the request id, or what somebody else's work on it came to.
+        """A claim on the request id, or the stored result of another claim's owner.
 
-        Waits as long as another holds the claim: its lease, extended while its owner works, is the sign of life.
+        Waits while another replica holds the claim. Its lease is extended during the work, and expires if it dies.
         """
         while True:
             match await self._claim(caller, request_id, fingerprint):
@@ -123,7 +124,7 @@ class Idempotency:
         try:
             yield
         except BaseException:
-            # Storing the result ends the claim; nothing was stored here, so that whoever asks again may start at once.
+            # Storing the result ends the claim. Nothing was stored, so the claim is released: a retry starts at once.
             self._claims.discard(claim_id)
             await asyncio.shield(self._release(claim_id))
             raise
@@ -135,10 +136,10 @@ class Idempotency:
             async with self._database.session() as session:
                 await store.claims.release_claim(session, claim_id)
         except StoreUnavailable:
-            log.warning("claim_left_to_its_lease", claim_id=str(claim_id))
+            log.warning("claim_not_released", claim_id=str(claim_id))
 
-    async def keep_claims(self) -> None:
-        """Renew the leases of all work in progress, until cancelled."""
+    async def run_claim_renewal(self) -> None:
+        """Extend the claims of all work in progress, until cancelled."""
         await repeat(self._extend_claims, wait=partial(asyncio.sleep, _LEASE_S / 3), failure="claims_not_extended")
 
     async def _extend_claims(self) -> None:

@@ -1,4 +1,4 @@
-"""Limits of a request that the settings decide; the wire shapes check the rest."""
+"""Limits of a request that depend on the settings; the wire shapes check all others."""
 
 from gadfly.errors import BadInput
 from gadfly.service.wire.answers import CritiqueRequest, Options, RefineRequest
@@ -9,10 +9,10 @@ _TEXTS = ("question", "response", "critique", "reference", "edited_response", "c
 
 
 def check_limits(settings: Settings, body: Options | FeedbackRequest) -> None:
-    """Refuse what the settings do not allow.
+    """Check a request against the deployment's limits.
 
     Raises:
-        BadInput: names the field and the limit.
+        BadInput: a limit is exceeded; the message names the field and the limit.
     """
     limits = {
         "n": settings.max_samples,
@@ -25,12 +25,13 @@ def check_limits(settings: Settings, body: Options | FeedbackRequest) -> None:
         if value is not None and value > limit:
             raise BadInput(f"{name} must be at most {limit}", field=name)
     if isinstance(body, CritiqueRequest) and body.n > 1 and temperature_of(settings, body) == 0:
-        raise BadInput("n above 1 needs a temperature above 0: all would be the same", field="n")
+        raise BadInput("n above 1 needs a temperature above 0: otherwise all critiques are the same", field="n")
     if isinstance(body, RefineRequest) and body.samples > 1 and body.refine_temperature == 0:
         has_critique = body.critique is not None or body.critique_id is not None
         if temperature_of(settings, body) == 0 or (has_critique and body.rounds == 1):
             raise BadInput(
-                "samples above 1 need a refine_temperature above 0 here: all would be the same", field="samples"
+                "samples above 1 need a refine_temperature above 0 here: otherwise all samples are the same",
+                field="samples",
             )
     for name in _TEXTS:
         value = getattr(body, name, None)

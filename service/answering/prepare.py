@@ -1,4 +1,4 @@
-"""What must be read before the engine generates: the critic, the episode, an earlier critique."""
+"""Reads the records that a request needs before the engine generates: the critic, the episode, an earlier critique."""
 
 from dataclasses import dataclass
 from uuid import UUID
@@ -33,9 +33,9 @@ class Prepared:
 class Preparation:
     """Turns a request into a `Prepared` one."""
 
-    def __init__(self, *, settings: Settings, critics: CriticPointers, grader: Grader, recorder: Recorder) -> None:
+    def __init__(self, *, settings: Settings, pointers: CriticPointers, grader: Grader, recorder: Recorder) -> None:
         self._settings = settings
-        self._critics = critics
+        self._pointers = pointers
         self._grader = grader
         self._recorder = recorder
 
@@ -44,9 +44,9 @@ class Preparation:
 
         Raises:
             BadInput: the reference cannot be read, or the episode is about another question.
-            NotFound: no such critic, or no such critique for this caller.
-            StoreUnavailable: Postgres is unavailable and the request refers to a stored record, or the episode may
-                still wait in the spool.
+            NotFound: no such critic, or no critique or episode that this caller may see.
+            StoreUnavailable: Postgres is unavailable and the request refers to a stored record, or the episode or
+                critique may not be stored yet.
         """
         if body.reference is not None:
             await self._grader.check_reference(body.reference)
@@ -54,7 +54,7 @@ class Preparation:
         if body.episode_id is not None:
             pinned = await self._pinned(body.episode_id, question=body.question, scope=caller.scope)
         choice = pinned if pinned is not None and body.critic == "live" else body.critic
-        critic = await self._critics.resolve(choice)
+        critic = await self._pointers.resolve(choice)
         first_critique = None
         if isinstance(body, RefineRequest):
             if body.critique is not None:
@@ -80,29 +80,29 @@ class Preparation:
 
     async def _earlier_critique(self, critique_id: UUID, *, question: str, scope: UUID | None) -> Critique:
         try:
-            return await self._critics.earlier_critique(critique_id, question=question, scope=scope)
+            return await self._pointers.earlier_critique(critique_id, question=question, scope=scope)
         except NotFound:
             if self._recorder.spooled:
-                raise StoreUnavailable("this critique may still wait to be stored; try again in a moment") from None
+                raise StoreUnavailable("this critique may not be stored yet; try again in a moment") from None
             raise
 
     async def _pinned(self, episode_id: UUID, *, question: str, scope: UUID | None) -> int | None:
-        """The version that an episode is pinned to, also of an episode that waits in the spool.
+        """The version that an episode is pinned to, also if the episode is still in the spool; None for a new episode.
 
         Raises:
-            StoreUnavailable: records wait in the spool, and the episode may be one of them.
+            BadInput: the episode is about another question.
+            NotFound: the episode is another caller's.
+            StoreUnavailable: records are spooled and the episode may be among them, or Postgres is unavailable.
         """
-        may_wait = (
-            self._recorder.spooled > 0
-        )  # read first: a record that waits now may be in the database a moment later
+        may_be_spooled = self._recorder.spooled > 0  # before the lookups: a replay may move records in between
         spooled = await self._recorder.lookup_episode(episode_id)
         if spooled is not None:
             if scope not in (None, spooled.key_id):
-                raise NotFound(f"there is no episode {episode_id} of yours")
+                raise NotFound(f"you have no episode {episode_id}")
             if question_hash(spooled.question) != question_hash(question):
                 raise BadInput("this episode is about another question", field="episode_id")
             return spooled.critic_version
-        pinned = await self._critics.pinned(episode_id, question=question, scope=scope)
-        if pinned is None and may_wait:
-            raise StoreUnavailable("this episode may still wait to be stored; try again in a moment")
+        pinned = await self._pointers.pinned(episode_id, question=question, scope=scope)
+        if pinned is None and may_be_spooled:
+            raise StoreUnavailable("this episode may not be stored yet; try again in a moment")
         return pinned

@@ -1,4 +1,4 @@
-"""How the answer of /critique or /refine leaves the service: as one JSON document, or as server-sent events."""
+"""Responses of /critique and /refine: one JSON document, or server-sent events."""
 
 from functools import partial
 
@@ -12,7 +12,7 @@ from gadfly.service.wire.answers import Options, result_of
 
 
 async def respond(service: Service, caller: Caller, request: Request, body: Options) -> Response:
-    """Answer a request, or return the first answer again when its request id has one."""
+    """Answer a request, or return the stored answer of its request id."""
     service.require_started()
     if body.stream:
         return await answer_events(request, partial(service.answerer.answer, caller, body))

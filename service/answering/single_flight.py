@@ -1,4 +1,4 @@
-"""One piece of work for all who ask for it: shared while it runs, cancelled when the last of them has gone."""
+"""Single flight: concurrent calls for the same key share one run of the work."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable
@@ -8,7 +8,11 @@ T = TypeVar("T")
 
 
 class SingleFlight(Generic[T]):
-    """Runs started under a key; whoever joins the same key waits for the same run."""
+    """Runs of asynchronous work by key.
+
+    A call for a key whose run is in progress joins that run. A run whose callers have all been cancelled is cancelled.
+    Results are not cached: a call after the end of a run starts a new one.
+    """
 
     def __init__(self) -> None:
         self._tasks: dict[Hashable, asyncio.Task[T]] = {}
@@ -18,13 +22,10 @@ class SingleFlight(Generic[T]):
         return key in self._tasks
 
     async def run(self, key: Hashable, work: Callable[[], Awaitable[T]]) -> T:
-        """The result of `work`, or of the run that is already under way for `key`.
-
-        When every caller of a run has been cancelled, so is the run: nobody is left to answer.
-        """
+        """The result of the run in progress for `key`, or of a new run of `work`. All callers get its error."""
         task = self._tasks.get(key)
         if task is None:
-            task = self._tasks[key] = asyncio.ensure_future(_started(work))
+            task = self._tasks[key] = asyncio.ensure_future(_run(work))
             self._waiting[key] = 0
             task.add_done_callback(lambda done: self._ended(key, done))
         self._waiting[key] += 1
@@ -34,7 +35,7 @@ class SingleFlight(Generic[T]):
             if self._tasks.get(key) is task:
                 self._waiting[key] -= 1
                 if self._waiting[key] == 0 and not task.done():
-                    self._forget(key)  # first, so that whoever asks from now on starts anew
+                    self._forget(key)  # before the cancellation, so that the next call starts a new run
                     task.cancel()
 
     def _forget(self, key: Hashable) -> None:
@@ -44,8 +45,8 @@ class SingleFlight(Generic[T]):
         if self._tasks.get(key) is task:
             self._forget(key)
         if not task.cancelled():
-            task.exception()  # read, so that a failure nobody waits for is not reported as never retrieved
+            task.exception()  # read, so that asyncio does not report an error without a caller as never retrieved
 
 
-async def _started(work: Callable[[], Awaitable[T]]) -> T:
+async def _run(work: Callable[[], Awaitable[T]]) -> T:
     return await work()

@@ -1,4 +1,4 @@
-"""Server-sent events of answers and of training runs, and the end of the work when the client disconnects."""
+"""Server-sent events of answers and of training runs. Work ends when its client disconnects."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable
@@ -22,23 +22,23 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 HEARTBEAT_S = 15.0
-_HEARTBEAT = b": still at work\n\n"
+_HEARTBEAT = b": in progress\n\n"
 _HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
-CLIENT_CLOSED_REQUEST = 499  # nginx's number; no client is left to read it
+CLIENT_CLOSED_REQUEST = 499  # nginx's status code, for logs and metrics: the client has disconnected
 
 
 async def until_disconnect(request: Request, work: Awaitable[T]) -> T | None:
-    """The result of `work`; None when the client disconnected first: `work` is then cancelled, and the engine free."""
+    """The result of `work`; None if the client disconnects first, which cancels `work` and frees the engine."""
     task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request))
+    disconnected = asyncio.ensure_future(_disconnected(request))
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((task, disconnected), return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return await task
         log.info("client_disconnected")
         return None
     finally:
-        gone.cancel()
+        disconnected.cancel()
         if not task.done():
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -50,22 +50,22 @@ async def _disconnected(request: Request) -> None:
 
 
 def critic_header(version: int | None) -> dict[str, str]:
-    """The header that names the critic of an answer, where it is known."""
+    """The header that names the critic of an answer, if it is known."""
     return {} if version is None else {"x-gadfly-critic": f"critic@{version}"}
 
 
 class Work(Protocol):
-    """Generates an answer and tells the listener how it proceeds."""
+    """Generates an answer and reports its progress to the listener."""
 
     def __call__(self, *, listener: Listener) -> Awaitable[Interaction]: ...
 
 
 async def answer_events(request: Request, work: Work) -> Response:
-    """The answer as server-sent events: `text` as it comes, then one `result`, or one `error` with a problem document.
+    """The answer as server-sent events: `text` pieces, then one `result`, or one `error` with a problem document.
 
-    The response begins with its first event, so a failure before that has a status code like any other refusal. The
-    final `result` is sent after its record is durable. After `HEARTBEAT_S` seconds without an event a comment is sent,
-    so that proxies keep the connection.
+    The response begins with its first event, so an error before that gets its own status code, as without streaming.
+    The final `result` is sent after its record is durable. After `HEARTBEAT_S` seconds without an event a comment is
+    sent, so that proxies keep the connection open.
     """
     answer = _Answer(work)
     events = answer.events()
@@ -80,7 +80,7 @@ async def answer_events(request: Request, work: Work) -> Response:
 
 
 def run_events(events: AsyncGenerator[RunEvent]) -> Response:
-    """A run's events as server-sent events, each under its own id; a comment whenever nothing came for a while."""
+    """A run's events as server-sent events with their ids, and a comment after `HEARTBEAT_S` seconds without one."""
     return StreamingResponse(_kept_alive(_encoded(events)), media_type="text/event-stream", headers=_HEADERS)
 
 
@@ -91,7 +91,7 @@ async def _encoded(events: AsyncGenerator[RunEvent]) -> AsyncGenerator[bytes]:
 
 
 async def _kept_alive(pieces: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
-    yield b": following\n\n"  # the answer begins now, and not with the first event
+    yield b": following\n\n"  # so that the response begins now, not with the first event
     upcoming: asyncio.Task[bytes | None] | None = None
     try:
         while True:
@@ -121,7 +121,7 @@ async def _continued(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerato
 
 
 class _Answer:
-    """One answer as a stream of events. `critic` is known before the first of them."""
+    """One answer as a stream of events. `critic` is its version, once it is known."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
@@ -136,12 +136,12 @@ class _Answer:
         self._pieces.put_nowait(_event("text", piece))
 
     async def events(self) -> AsyncGenerator[bytes]:
-        """All events. An error before the first is raised; a later one is the last event.
+        """All events. An error before the first event is raised; a later one is sent as the last event.
 
-        A comment may come first, while the engine is busy for long: `critic` is then known unless the request waits
-        for another one with the same request id.
+        The first may be a comment, if the engine is busy for long. Then `critic` is known, unless this request waits
+        for an earlier one with the same request id.
         """
-        has_begun = False
+        has_started = False
         task = asyncio.ensure_future(self._work(listener=self))
         getter: asyncio.Task[bytes] | None = None
         try:
@@ -149,19 +149,19 @@ class _Answer:
                 getter = asyncio.ensure_future(self._pieces.get())
                 done, _ = await asyncio.wait((getter, task), timeout=HEARTBEAT_S, return_when=asyncio.FIRST_COMPLETED)
                 if getter in done:
-                    has_begun = True
+                    has_started = True
                     yield getter.result()
                 else:
                     getter.cancel()
                     if not done:
-                        has_begun = True
+                        has_started = True
                         yield _HEARTBEAT
             try:
                 interaction = await task
                 self.critic = interaction.critic_version
                 yield _event("result", result_of(interaction).model_dump_json().encode())
             except Exception as error:
-                if not has_begun:
+                if not has_started:
                     raise
                 document, _ = describe(error)
                 if document.status >= 500:

@@ -1,4 +1,4 @@
-"""Which critic the requests at work need, so that none is taken away under them."""
+"""Which critic each request in flight uses, so that no engine unloads a critic before its requests end."""
 
 import asyncio
 import time
@@ -13,34 +13,34 @@ from gadfly.service.metrics import Metrics
 
 
 class Leases:
-    """Counted per critic version, from a request's first call of the engine to its last."""
+    """Leases of critic versions: a request holds one from its first call of the engine to its last."""
 
     def __init__(self, *, limit: int, metrics: Metrics) -> None:
         self._limit = limit
         self._metrics = metrics
         self._numbers = count()
-        self._at_work: dict[int, int] = {}  # lease -> version
+        self._leases: dict[int, int] = {}  # lease -> version
         self._pinned_at: dict[int, float] = {}  # version -> monotonic seconds
-        self._ended: dict[int, asyncio.Event] = {}  # by lease, for those that somebody waits for
-        self.failed: Counter[int] = Counter()  # requests that the engine failed, by version
+        self._ended: dict[int, asyncio.Event] = {}  # by lease, for the leases of an `InFlight`
+        self.failed: Counter[int] = Counter()  # requests that failed with an engine error, by version
 
     @property
     def counts(self) -> Counter[int]:
-        """Requests at work by version."""
-        return Counter(self._at_work.values())
+        """Requests in flight, by version."""
+        return Counter(self._leases.values())
 
     @contextmanager
     def take(self, version: int, *, is_pinned: bool) -> Iterator[None]:
-        """Keep a version for a request; `is_pinned` when it is not the live one that the request asks for.
+        """Lease a version to a request. `is_pinned`: the request needs a version other than the live one.
 
         Raises:
-            TooBusy: as many requests as the service allows are at work.
+            TooBusy: the limit of requests in flight is reached.
         """
-        if len(self._at_work) >= self._limit:
-            raise TooBusy(f"{self._limit} requests are at work already")
+        if len(self._leases) >= self._limit:
+            raise TooBusy(f"{self._limit} requests are in flight, which is this service's limit")
         lease = next(self._numbers)
         gauge = self._metrics.in_flight.labels(str(version))
-        self._at_work[lease] = version
+        self._leases[lease] = version
         gauge.inc()
         try:
             yield
@@ -48,31 +48,34 @@ class Leases:
             self.failed[version] += 1
             raise
         finally:
-            del self._at_work[lease]
+            del self._leases[lease]
             if lease in self._ended:
                 self._ended.pop(lease).set()
             if is_pinned:
                 self._pinned_at[version] = time.monotonic()
             gauge.dec()
 
-    def follow(self, version: int) -> "Following":
-        """The requests of a version that are at work now."""
-        leases = [lease for lease, its in self._at_work.items() if its == version]
-        return Following([self._ended.setdefault(lease, asyncio.Event()) for lease in leases])
+    def in_flight(self, version: int) -> "InFlight":
+        """The requests of a version that are in flight now."""
+        leases = [lease for lease, leased in self._leases.items() if leased == version]
+        return InFlight([self._ended.setdefault(lease, asyncio.Event()) for lease in leases])
 
     def used_within(self, seconds: float) -> dict[int, int]:
-        """Requests at work by version, and 0 for each version that lately had a pinned one: others may follow."""
+        """Requests in flight, by version. Includes, with 0, versions whose last pinned request ended within `seconds`.
+
+        More requests of such a version may follow.
+        """
         since = time.monotonic() - seconds
         return {version: 0 for version, at in self._pinned_at.items() if at >= since} | dict(self.counts)
 
 
 @dataclass(frozen=True, slots=True)
-class Following:
-    """Some requests, and each one's end."""
+class InFlight:
+    """Requests that were in flight at one moment: an event per request, set when it ends."""
 
     ends: list[asyncio.Event]
 
     async def all_ended(self) -> None:
-        """Return when none of them is at work any more."""
+        """Return when all of them have ended."""
         for end in self.ends:
             await end.wait()

@@ -1,4 +1,7 @@
-"""Having engines serve a critic, proven: at a swap, when an engine came back without it, when a request needs it."""
+"""Loads critics into engines and has each engine prove them: it must answer an adapter's probes as recorded.
+
+Happens in a swap, after an engine restarted without the critic, and when a request needs a critic that is not loaded.
+"""
 
 import asyncio
 import time
@@ -31,17 +34,17 @@ from gadfly.service.metrics import Metrics
 from gadfly.settings import Settings, without_password
 
 _PATIENCE_S = 60.0  # for one engine to load and prove one adapter
-_LATE_S = 2.0  # how long other engines are waited for where one is enough
+_LATE_S = 2.0  # wait for the remaining engines once the one that is enough has proven the critic
 _ATTEMPTS = 3  # an engine may be full for a moment
 _RETRY_S = 1.0
-_BELIEVED_S = 5.0  # how long a refusal counts before a request makes the attempt again
-_PROBE_PRIORITY = -1  # before all requests: a swap under load must not wait for its end
+_REFUSAL_VALID_S = 5.0  # requests get the same error for this long; then one tries again
+_PROBE_PRIORITY = -1  # before all requests: a swap must not wait for the load to end
 
 _POINTERS = 3  # live, previous, candidate: each has its slot in an engine
-_ROOM_S = 60.0  # what is not used is unloaded after some minutes
+_ROOM_S = 60.0  # Retry-After: unused critics are unloaded after some minutes
 
 _PREFIX = "critic@"
-_FILES = ""  # in the place of an engine: what is wrong is wrong on all of them
+_FILES = ""  # instead of an engine's URL, where the adapter's files are at fault and every engine would refuse them
 
 log = structlog.get_logger(__name__)
 
@@ -54,14 +57,14 @@ class _Refusal:
 
 @dataclass(slots=True)
 class _Attempt:
-    """What is known of an engine while it is to prove an adapter."""
+    """The state of one attempt to have an engine prove an adapter."""
 
-    drops: int = 0  # of its connections, before the adapter was loaded
-    has_loaded: bool = False  # it did not serve the adapter before
+    drops: int = 0  # the engine's failed connections before the adapter was loaded
+    has_loaded: bool = False  # this attempt loaded the adapter; the engine did not serve it before
 
 
 class Loader:
-    """Loads critics into engines, and believes none that did not prove itself on the engine that is to answer."""
+    """Loads critics into engines, and routes a critic's requests only to engines that have proven it."""
 
     def __init__(
         self,
@@ -77,39 +80,42 @@ class Loader:
         self._pointers = pointers
         self._replicas = replicas
         self._metrics = metrics
-        self._proven: dict[tuple[str, int], int] = {}  # by engine and version, the engine's drops when it was proven
+        self._proven: dict[tuple[str, int], int] = {}  # (engine, version) -> the engine's drops at the proof
         self._refused: dict[tuple[str, int], _Refusal] = {}  # by engine (`_FILES` for all) and version
         self._work: SingleFlight[Proof] = SingleFlight()
         self._folders: SingleFlight[AdapterFolder] = SingleFlight()
         self._wanted: Counter[int] = Counter()  # versions that requests wait for
 
     def proven_on(self, engine: Engine) -> list[int]:
-        """The versions that an engine has proven to this replica since its last connection that failed."""
+        """The versions that an engine has proven to this replica since its last failed connection.
+
+        After a failed connection another process may answer at the same address.
+        """
         return sorted(
             version for (url, version), drops in self._proven.items() if url == engine.url and drops == engine.drops
         )
 
     def is_proven(self, version: int) -> bool:
-        """Whether some engine has proven a version."""
+        """Whether any engine has proven a version."""
         return any(version in self.proven_on(engine) for engine in self._engines)
 
     def may_serve(self, engine: Engine, name: str) -> bool:
-        """Whether requests may be sent to an engine under this name: of a critic's only where it has proven it."""
+        """Whether requests for this model may go to an engine: for a critic, only if the engine has proven it."""
         version = version_of(name)
         return version is None or version in self.proven_on(engine)
 
     async def ready(self, critic: CriticVersion) -> None:
-        """Return when requests may be sent under this critic: at once, unless it is the first since a start.
+        """Return when at least one engine has proven a critic: at once for all but its first requests.
 
         Raises:
-            BadAdapter: its files, or what they answer, are not what was published.
-            AdapterRefused: the engine does not take it.
+            BadAdapter: the critic's files or its answers to the probes are not those published.
+            AdapterRefused: the engines cannot load the adapter.
             EngineUnavailable: no engine can be reached.
-            TooBusy: as many critics that no pointer names are served as there is room for beside those that one does.
+            TooBusy: the adapter slots that pointers leave free are all taken by other critics.
         """
         if critic.adapter_path is None or self.is_proven(critic.version):
             return
-        self.recall_refusal(critic)
+        self.raise_recent_refusal(critic)
         self._require_room(critic)
         self._wanted[critic.version] += 1
         try:
@@ -121,28 +127,30 @@ class Loader:
         pointed = {*self._pointers.current.values(), self._pointers.serving}
         if critic.version in pointed:
             return
-        others = {version for _, version in self._proven} | {version for version, by in self._wanted.items() if by}
+        wanted = {version for version, requests in self._wanted.items() if requests}
+        others = {version for _, version in self._proven} | wanted
         room = max(1, self._settings.adapter_slots - _POINTERS)
         if len(others - pointed - {critic.version}) >= room:
             raise TooBusy(
-                f"{room} critics that are neither live, previous nor candidate are served already",
+                f"the engines already serve {room} critics that are neither live, previous nor candidate: the limit",
                 retry_after_s=_ROOM_S,
             )
 
     async def restore(self, engine: Engine, name: str) -> None:
-        """Have an engine serve an adapter that a request found missing or unproven there. Raises as `ready`."""
+        """Load and prove an adapter on an engine where a request found it missing or unproven. Raises as `ready`."""
         version = version_of(name)
         if version is None:
             raise EngineUnavailable(f"no engine serves {name}")
         critic = await self._pointers.resolve(version)
-        self.recall_refusal(critic, engine)
+        self.raise_recent_refusal(critic, engine)
         self.forget(engine, version)
         await self.prove_on(engine, critic, await self.read_folder(critic))
 
-    def recall_refusal(self, critic: CriticVersion, engine: Engine | None = None) -> None:
-        """Raise again what was found wrong with a critic a moment ago, instead of trying at every request.
+    def raise_recent_refusal(self, critic: CriticVersion, engine: Engine | None = None) -> None:
+        """Raise the error of a recent attempt to prove a critic again, so that not every request repeats the attempt.
 
-        On one engine, or on any where none has proven it.
+        Considers the given engine's attempts, or, without one, those of all engines unless an engine has proven the
+        critic.
         """
         if engine is not None:
             urls = [_FILES, engine.url]
@@ -152,19 +160,21 @@ class Loader:
             urls = [_FILES, *(each.url for each in self._engines)]
         for url in urls:
             refusal = self._refused.get((url, critic.version))
-            if refusal is not None and time.monotonic() - refusal.at < _BELIEVED_S:
+            if refusal is not None and time.monotonic() - refusal.at < _REFUSAL_VALID_S:
                 raise refusal.error.again()
 
     async def prove(self, critic: CriticVersion, *, must_be_all: bool) -> list[Proof]:
-        """Have every engine serve a critic and prove it: all of them (`must_be_all`), or at least one.
+        """Load a critic into every engine and prove it there: on all of them (`must_be_all`), or on at least one.
 
-        Where one is enough, the others have a few seconds more; requests go to none that has not proven it. What is no
-        adapter, the base model, needs no proof.
+        Where one is enough, the other engines get two more seconds; no request goes to an engine that has not proven
+        the critic. Version 0, the base model, needs no proof.
+
+        One engine's error is raised if `must_be_all`, or if no engine has proven the critic.
 
         Raises:
-            BadAdapter: its files, or what they answer on an engine that counts, are not what was published.
-            AdapterRefused: an engine that counts does not take it.
-            EngineError: an engine that counts failed, or none can be reached.
+            BadAdapter: the critic's files or its answers to the probes are not those published.
+            AdapterRefused: an engine cannot load the adapter.
+            EngineError: an engine failed or cannot be reached.
         """
         if critic.adapter_path is None:
             return []
@@ -173,8 +183,8 @@ class Loader:
         try:
             await _wait_for(proving, all_of_them=must_be_all)
         finally:
-            for late in proving:
-                late.cancel()  # one that hangs is looked after like one that was started anew
+            for each in proving:
+                each.cancel()  # upkeep tries an engine that hangs again, like one that restarted
             outcomes = await asyncio.gather(*proving, return_exceptions=True)
         proofs = [outcome for outcome in outcomes if isinstance(outcome, Proof)]
         errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
@@ -183,10 +193,10 @@ class Loader:
         return proofs
 
     async def read_folder(self, critic: CriticVersion) -> AdapterFolder:
-        """Check a critic's files, every byte of them, and that they are those of this version: once for all who wait.
+        """Check a critic's files by their hashes; concurrent callers share one check.
 
         Raises:
-            BadAdapter: they are not.
+            BadAdapter: the files are damaged, are another version's, or do not fit this deployment's settings.
         """
         return await self._folders.run(critic.version, lambda: self._read_folder(critic))
 
@@ -198,11 +208,11 @@ class Loader:
                 AdapterFolder.read, path, base_model=self._settings.model, max_rank=self._settings.adapter_rank
             )
             if folder.marker.sha256 != critic.adapter_sha256:
-                raise BadAdapter(f"{path} holds another adapter than version {critic.version}: its hash differs")
+                raise BadAdapter(f"{path} does not hold the adapter of version {critic.version}: the hashes differ")
             if folder.probe.prompt_set != self._settings.prompts:
                 raise BadAdapter(
-                    f"version {critic.version} was trained under the prompts {folder.probe.prompt_set}, and "
-                    f"{self._settings.prompts} are in force"
+                    f"version {critic.version} was trained under the prompts {folder.probe.prompt_set}, but the "
+                    f"service is set to {self._settings.prompts}"
                 )
         except BadAdapter as error:
             self._refused[_FILES, critic.version] = _Refusal(time.monotonic(), error)
@@ -211,9 +221,9 @@ class Loader:
         return folder
 
     async def prove_on(self, engine: Engine, critic: CriticVersion, folder: AdapterFolder) -> Proof:
-        """Have one engine serve a critic and prove it.
+        """Load a critic into one engine and prove it there.
 
-        One that does not come to its proof is unloaded, unless it was there before or another replica uses it. Raises
+        After a failure the adapter is unloaded, unless the engine served it before or another replica uses it. Raises
         as `prove`.
         """
         return await self._work.run((engine.url, critic.version), lambda: self._prove_on(engine, critic, folder))
@@ -229,11 +239,11 @@ class Loader:
             refused = error.again(f"{where}: {error}")
             self._refused[engine.url, critic.version] = _Refusal(time.monotonic(), refused)
             log.warning("critic_not_proven", critic=critic.engine_name, engine=where, reason=str(error))
-            await asyncio.shield(self._take_back(engine, critic, attempt))
+            await asyncio.shield(self._undo_load(engine, critic, attempt))
             raise refused from error
         except (EngineError, TimeoutError) as error:
             self._metrics.loads.labels("failed").inc()
-            await asyncio.shield(self._take_back(engine, critic, attempt))
+            await asyncio.shield(self._undo_load(engine, critic, attempt))
             if isinstance(error, TimeoutError):
                 raise EngineTimeout(f"{where}: {critic.engine_name} was not proven in {_PATIENCE_S:g} s") from error
             raise error.again(f"{where}: {error}") from error
@@ -243,35 +253,35 @@ class Loader:
         log.info("critic_proven", critic=critic.engine_name, engine=where, from_trainer=proof.deltas.from_trainer)
         return proof
 
-    async def _take_back(self, engine: Engine, critic: CriticVersion, attempt: _Attempt) -> None:
+    async def _undo_load(self, engine: Engine, critic: CriticVersion, attempt: _Attempt) -> None:
         if attempt.has_loaded and critic.version not in self._replicas.others_use():
             await self.unload(engine, critic)
         else:
             self.forget(engine, critic.version)
 
     async def probe_again(self, critic: CriticVersion) -> tuple[int, int]:
-        """How many probes of a critic the engines answer now, amid their traffic, and how many come back otherwise.
+        """Send a critic's probes to the engines again, amid their traffic and at the priority of requests.
 
-        They wait for their turn like any request.
+        Returns (probes sent, probes not answered as recorded).
         """
         if critic.adapter_path is None:
             return 0, 0
         folder = await self.read_folder(critic)
-        asked = wrong = 0
+        probes = mismatches = 0
         for engine in self._engines:
             if critic.version not in self.proven_on(engine):
                 continue
             for probe, reply in zip(folder.probe.probes, await _replies(engine, critic, folder, 0), strict=True):
-                asked += 1
+                probes += 1
                 try:
                     compare([probe], [reply], tolerance=folder.probe.tolerance)
                 except BadAdapter as error:
-                    log.error("critic_answers_otherwise", critic=critic.engine_name, reason=str(error))
-                    wrong += 1
-        return asked, wrong
+                    log.error("critic_probe_mismatch", critic=critic.engine_name, reason=str(error))
+                    mismatches += 1
+        return probes, mismatches
 
     async def unload(self, engine: Engine, critic: CriticVersion) -> None:
-        """Have an engine forget a critic's name; requests under way finish on it."""
+        """Unload a critic from an engine; its requests in flight finish."""
         self.forget(engine, critic.version)
         if critic.adapter_path is not None:
             try:
@@ -280,15 +290,15 @@ class Loader:
                 log.warning("critic_not_unloaded", critic=critic.engine_name, reason=str(error))
 
     async def unload_everywhere(self, critic: CriticVersion) -> None:
-        """`unload` on every engine."""
+        """Unload a critic from every engine."""
         await gather(*(self.unload(engine, critic) for engine in self._engines))
 
     def forget(self, engine: Engine, version: int) -> None:
-        """Take note that an engine does not serve a version any more."""
+        """Drop the proof of a version on an engine that no longer serves it."""
         self._proven.pop((engine.url, version), None)
 
     def forget_all(self, engine: Engine) -> None:
-        """Take note that nothing is known of an engine any more."""
+        """Drop all proofs of an engine."""
         for url, version in list(self._proven):
             if url == engine.url:
                 self.forget(engine, version)
@@ -333,7 +343,7 @@ async def _probe(engine: Engine, critic: CriticVersion, folder: AdapterFolder) -
     try:
         replies = await _replies(engine, critic, folder, _PROBE_PRIORITY)
     except (BadInput, BadSettings) as error:
-        raise BadAdapter(f"a probe cannot be asked: {error}") from error
+        raise BadAdapter(f"the engine cannot run a probe: {error}") from error
     deltas = compare(folder.probe.probes, replies, tolerance=folder.probe.tolerance)
     require_adapter(deltas, tolerance=folder.probe.tolerance)
     return deltas
@@ -341,7 +351,7 @@ async def _probe(engine: Engine, critic: CriticVersion, folder: AdapterFolder) -
 
 async def _replies(engine: Engine, critic: CriticVersion, folder: AdapterFolder, priority: int) -> Sequence[Reply]:
     prompt_set = prompts.load(folder.probe.prompt_set)
-    asked = await gather(
+    replies = await gather(
         *(
             engine.chat(
                 prompt_set.critique(question=probe.question, response=probe.response),
@@ -351,10 +361,10 @@ async def _replies(engine: Engine, critic: CriticVersion, folder: AdapterFolder,
             for probe in folder.probe.probes
         )
     )
-    return [reply for [reply] in asked]
+    return [reply for [reply] in replies]
 
 
 def version_of(name: str) -> int | None:
-    """The version that a name in the engine stands for; None for names of others, such as a rollout's."""
+    """The critic version that a model name denotes; None for other names, such as those of rollouts."""
     number = name.removeprefix(_PREFIX)
     return int(number) if name.startswith(_PREFIX) and number.isdecimal() else None

@@ -1,4 +1,4 @@
-"""Which critic a request gets: pointers and versions as Postgres says, with a memory for when it is away."""
+"""Which critic a request gets: pointers and versions as last read from Postgres, also while it is unavailable."""
 
 import asyncio
 import math
@@ -17,51 +17,51 @@ from gadfly.repeating import repeat
 from gadfly.store.database import Database
 from gadfly.store.split import question_hash
 
-_REFRESH_S = 1.0  # how long a pointer that another replica moved may go unseen when its notice is lost
+_REFRESH_S = 1.0  # also how long this replica may miss a move of a pointer whose notification is lost
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Swaps:
-    """Where the deployment stands with moving its live pointer."""
+    """The deployment's swaps that matter now."""
 
     pending: Swap | None = None
-    last: Swap | None = None  # the newest that is over, done or refused
+    last: Swap | None = None  # the newest that is done or refused
     last_done: Swap | None = None
 
 
 class CriticPointers:
     """Resolves `live`, `candidate` or a version to a critic.
 
-    Pointers are read again every second, and when a notice comes, beside the requests, which therefore never wait for
-    it. What was read stays known: versions are immutable, and while Postgres is away the last pointers go on counting.
-    Where the live pointer has moved, `live` means what was live before until this replica serves the new one
-    (`serving`).
+    A background task reads the pointers once a second and at each notification, so requests never wait for a reading.
+    While Postgres is unavailable the last reading stays valid: versions are immutable. After the live pointer has
+    moved, `live` means the previous critic until this replica serves the new one (`serving`).
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._versions: dict[int, CriticVersion] = {}
         self._read_at = -math.inf
-        self._hurry = asyncio.Event()
+        self._refresh_requested = asyncio.Event()
         self._reading = asyncio.Lock()
-        self._asked = 0  # readings that were asked for, and how many of them the last one began after
-        self._told = 0
-        self._failure: StoreUnavailable | None = None  # of the last reading
+        # Requests for a reading are counted; one reading serves every request made before it began.
+        self._requested_readings = 0
+        self._answered_readings = 0
+        self._failure: StoreUnavailable | None = None  # the error of the last reading
         self.current: dict[Pointer, int] = {}
         self.swaps = Swaps()
         self.serving: int | None = None
-        self._refreshed = asyncio.Event()  # set after each reading, for whoever acts on it to clear
+        self._refreshed = asyncio.Event()  # set after each reading, cleared by `next_reading`
 
     @property
     def known_live(self) -> int | None:
-        """The version that answers as live here; None before the first read."""
+        """The version that this replica answers with as live; None before the first reading."""
         return self.current.get("live") if self.serving is None else self.serving
 
     @property
     def age_s(self) -> float:
-        """How old the last reading is."""
+        """Age of the last reading, in seconds."""
         return time.monotonic() - self._read_at
 
     def known(self, version: int) -> CriticVersion | None:
@@ -69,7 +69,7 @@ class CriticPointers:
         return self._versions.get(version)
 
     async def start(self, *, base_model: str) -> CriticVersion:
-        """Make sure version 0 (the base model under the critic's prompt) exists, and return the live critic."""
+        """Create version 0 (the base model under the critic's prompt) if it is missing, and return the live critic."""
         async with self._database.session() as session:
             await store.critics.ensure_version_zero(session, base_model=base_model)
         await self.refresh()
@@ -81,7 +81,7 @@ class CriticPointers:
         Raises:
             NotFound: no such version.
             Conflict: there is no candidate now.
-            StoreUnavailable: the database is away and was never asked before.
+            StoreUnavailable: Postgres is unavailable, and no reading has succeeded yet or the version is new.
         """
         if isinstance(choice, int):
             if choice not in self._versions:
@@ -98,11 +98,11 @@ class CriticPointers:
         return self._versions[self.current[choice]]
 
     async def pinned(self, episode_id: UUID, *, question: str, scope: UUID | None) -> int | None:
-        """The version that an episode stays on; None for a new episode.
+        """The version that an episode is pinned to; None for a new episode.
 
         Raises:
             BadInput: the episode is about another question.
-            NotFound: it is another caller's.
+            NotFound: the episode is another caller's.
         """
         async with self._database.session() as session:
             episode = await store.interactions.find_episode(session, episode_id, scope=scope)
@@ -113,31 +113,31 @@ class CriticPointers:
         return episode.critic_version
 
     async def earlier_critique(self, critique_id: UUID, *, question: str, scope: UUID | None) -> Critique:
-        """A critique of this question that was given before, with its verdict, to be used again.
+        """A stored critique of this question, with its verdict, to be used again.
 
         Raises:
-            BadInput: it is about another question.
-            NotFound: there is none that this caller may see.
+            BadInput: the critique is about another question.
+            NotFound: no such critique, or not one that this caller may see.
         """
         async with self._database.session() as session:
-            found = await store.interactions.find_critique(session, critique_id, scope=scope)
-        if found is None:
+            match = await store.interactions.find_critique(session, critique_id, scope=scope)
+        if match is None:
             raise NotFound(f"there is no critique {critique_id}")
-        critique, about = found
-        if about != question_hash(question):
+        critique, hash_of_question = match
+        if hash_of_question != question_hash(question):
             raise BadInput("this critique is about another question", field="critique_id")
         return replace(critique, round=0, usage=Usage(), supplied=True)
 
     async def read_all(self) -> tuple[list[CriticVersion], dict[Pointer, int]]:
-        """Every version, newest first, and which of them each pointer names."""
+        """Every version, newest first, and the version of each pointer."""
         await self.refresh()
         return list(self._versions.values()), self.current
 
     async def history(self, critic: CriticVersion) -> CriticHistory:
-        """The gate's report, the swaps and the receipts of a version.
+        """The gate's report, the swaps and the swap receipts of a version.
 
         Raises:
-            StoreUnavailable: the database is away.
+            StoreUnavailable: Postgres is unavailable.
         """
         async with self._database.session() as session:
             run = None if critic.run_id is None else await store.runs.read_run(session, critic.run_id)
@@ -149,24 +149,24 @@ class CriticPointers:
             )
 
     async def refresh(self) -> None:
-        """Read pointers, versions and swaps now, as they are at one moment.
+        """Read pointers, versions and swaps now, all from one snapshot of the database.
 
-        One reading at a time, so that none is replaced by an older one; it is for all who asked before it began.
+        Readings run one at a time, so that an older one never replaces a newer one. Callers that wait share the next.
 
         Raises:
-            StoreUnavailable: the database is away.
+            StoreUnavailable: Postgres is unavailable.
         """
-        self._asked += 1
-        mine = self._asked
+        self._requested_readings += 1
+        number = self._requested_readings
         async with self._reading:
-            if self._told < mine:
-                asked = self._asked
+            if self._answered_readings < number:
+                answered = self._requested_readings
                 try:
                     await self._read()
                     self._failure = None
                 except StoreUnavailable as error:
                     self._failure = error
-                self._told = asked
+                self._answered_readings = answered
             if self._failure is not None:
                 raise StoreUnavailable(str(self._failure), retry_after_s=self._failure.retry_after_s)
 
@@ -185,30 +185,30 @@ class CriticPointers:
         self._read_at = time.monotonic()
         self._refreshed.set()
 
-    def hurry(self) -> None:
-        """Have the next reading done now."""
-        self._hurry.set()
+    def refresh_soon(self) -> None:
+        """Have the background task read now instead of at the next second."""
+        self._refresh_requested.set()
 
-    async def keep_fresh(self) -> None:
-        """Read again and again, until cancelled."""
-        await repeat(self.refresh, wait=self._hurry_or_tick, failure="critics_not_refreshed")
+    async def run_refresh(self) -> None:
+        """Read once a second, and whenever `refresh_soon` is called, until cancelled."""
+        await repeat(self.refresh, wait=self._requested_or_due, failure="critics_not_refreshed")
 
     async def next_reading(self) -> None:
-        """Wait for the next reading of the pointers. For one waiter."""
+        """Wait for the next reading of the pointers. For one waiting task only."""
         await self._refreshed.wait()
         self._refreshed.clear()
 
-    async def _hurry_or_tick(self) -> None:
+    async def _requested_or_due(self) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(_REFRESH_S):
-                await self._hurry.wait()
-        self._hurry.clear()
+                await self._refresh_requested.wait()
+        self._refresh_requested.clear()
 
-    async def keep_listening(self) -> None:
-        """Hurry whenever a swap was asked for or is over, until cancelled."""
+    async def run_listener(self) -> None:
+        """Refresh when Postgres notifies of a requested or finished swap, until cancelled."""
         while True:
             try:
                 async for _ in self._database.notices(store.swaps.CHANNEL):
-                    self.hurry()
+                    self.refresh_soon()
             except StoreUnavailable:
                 await asyncio.sleep(_REFRESH_S)

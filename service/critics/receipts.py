@@ -1,4 +1,4 @@
-"""The receipt of a swap: what was proven, what was at work when the critic changed, and what became of that."""
+"""Swap receipts: what each engine proved, the requests in flight when the critic changed, and how they ended."""
 
 import asyncio
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from gadfly import store
 from gadfly.errors import GadflyError, StoreUnavailable
 from gadfly.records import CriticVersion, Swap, SwapReceipt, new_id, now
 from gadfly.repeating import retry
-from gadfly.service.critics.leases import Following, Leases
+from gadfly.service.critics.leases import InFlight, Leases
 from gadfly.service.critics.loader import Loader
 from gadfly.service.critics.replicas import Replicas
 from gadfly.service.critics.verification import Proof
@@ -25,11 +25,11 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Handover:
-    """The moment in which this replica went from one critic to another."""
+    """The change of this replica from one critic to another."""
 
     swap: Swap
-    left: CriticVersion
-    critic: CriticVersion
+    left: CriticVersion  # the critic before
+    critic: CriticVersion  # the critic from now on
     proofs: Sequence[Proof]
     began_at: datetime
     proved_at: datetime
@@ -37,12 +37,12 @@ class Handover:
 
 
 class SwapReceipts:
-    """Writes this replica's receipts: at the move, when the critic that was left has no request any more, and when it
-    is unloaded.
+    """Writes this replica's swap receipts: at the handover, when the last request on the critic before has ended, and
+    when that critic is unloaded.
 
-    `lost` counts the requests on either critic that the engine failed between the move and the end of the last request
-    on the old one. `mixed` says how many probes were sent again amid the traffic of both critics, and how many of them
-    came back as no single critic answers; null when neither has probes or no engine could be asked.
+    `lost` counts the requests of both critics that failed with an engine error between the handover and the end of the
+    last request on the critic before. `mixed` counts probes sent again amid the traffic of both critics (`probes`), and
+    those not answered as recorded (`mixed`); it is null where neither critic has probes or no engine answered.
     """
 
     def __init__(self, *, database: Database, loader: Loader, leases: Leases, replicas: Replicas) -> None:
@@ -51,7 +51,7 @@ class SwapReceipts:
         self._leases = leases
         self._replicas = replicas
         self._tasks: set[asyncio.Task[None]] = set()
-        self._open: dict[int, SwapReceipt] = {}  # by the version that was left, until that is unloaded
+        self._open: dict[int, SwapReceipt] = {}  # by the version before, until it is unloaded
 
     async def aclose(self) -> None:
         for task in self._tasks:
@@ -59,17 +59,17 @@ class SwapReceipts:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def begin(self, handover: Handover) -> None:
-        """Write the receipt of a handover that has just been; the rest follows by itself."""
-        at_work = self._leases.follow(handover.left.version)
+        """Write the receipt of a handover that has just happened; a background task completes it."""
+        in_flight = self._leases.in_flight(handover.left.version)
         receipt = SwapReceipt(
             id=new_id(),
             swap_id=handover.swap.id,
             replica_id=self._replicas.id,
             version=handover.critic.version,
             created_at=handover.moved_at,
-            details=_details(handover, in_flight=len(at_work.ends)),
+            details=_details(handover, in_flight=len(in_flight.ends)),
         )
-        task = asyncio.create_task(self._follow(handover, receipt, at_work, self._failed(handover)))
+        task = asyncio.create_task(self._follow(handover, receipt, in_flight, self._failed(handover)))
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 
@@ -80,15 +80,15 @@ class SwapReceipts:
             log.error("receipt_not_completed", exc_info=error)
 
     async def note_unloaded(self, version: int) -> None:
-        """Complete the receipt of the swap that left this version."""
+        """Complete the receipt of the swap away from this version."""
         receipt = self._open.pop(version, None)
         if receipt is not None:
             await self._save(_with_times(receipt, unloaded_at=now()))
 
-    async def _follow(self, handover: Handover, receipt: SwapReceipt, at_work: Following, failed: int) -> None:
+    async def _follow(self, handover: Handover, receipt: SwapReceipt, in_flight: InFlight, failed: int) -> None:
         await self._save(receipt)
         mixed = await self._mixed(handover)
-        await at_work.all_ended()
+        await in_flight.all_ended()
         details = receipt.details | {"lost": self._failed(handover) - failed, "mixed": mixed}
         receipt = _with_times(replace(receipt, details=details), drained_at=now())
         self._open[handover.left.version] = receipt
@@ -101,8 +101,8 @@ class SwapReceipts:
         probes = mixed = 0
         try:
             for critic in (handover.left, handover.critic):
-                asked, wrong = await self._loader.probe_again(critic)
-                probes, mixed = probes + asked, mixed + wrong
+                sent, mismatches = await self._loader.probe_again(critic)
+                probes, mixed = probes + sent, mixed + mismatches
         except GadflyError as error:
             log.warning("critics_not_probed_again", reason=str(error))
             return None

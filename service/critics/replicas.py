@@ -1,4 +1,4 @@
-"""What this process says of itself to the other replicas, and what they say."""
+"""Heartbeats: each replica tells the others through Postgres which critics it uses."""
 
 import math
 import time
@@ -11,13 +11,13 @@ from gadfly.errors import StoreUnavailable
 from gadfly.records import Replica, new_id, now
 from gadfly.store.database import Database
 
-FRESH_S = 5.0  # who was not heard of for longer has no requests at work that one could wait for
+FRESH_S = 5.0  # a replica without a heartbeat for longer counts as dead, without requests in flight
 
 log = structlog.get_logger(__name__)
 
 
 class Replicas:
-    """Heartbeats. Leases of all replicas decide when a critic may be unloaded from an engine that they share."""
+    """The live replicas of the deployment. The leases of all decide when a shared engine may unload a critic."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -28,30 +28,36 @@ class Replicas:
 
     @property
     def known(self) -> list[Replica]:
-        """Those that were alive at the last heartbeat, this one among them."""
+        """The replicas that were alive at the last heartbeat, this one included, the eldest first."""
         return self._known
 
     @property
     def age_s(self) -> float:
-        """How old the last heartbeat is: what this replica knows of the others, and they of it."""
+        """Age of the last heartbeat, in seconds: of this replica's view of the others, and of theirs of it."""
         return time.monotonic() - self._beat_at
 
     @property
     def is_eldest(self) -> bool:
-        """Whether it is for this replica to do what one of them has to do. When it falls silent, the next one is."""
+        """Whether this replica does the work that exactly one must do. If it dies, the next eldest does it."""
         return bool(self._known) and self._known[0].id == self.id
 
     def others_use(self) -> set[int]:
-        """Versions that another replica answers with, or has or lately had requests of."""
+        """Versions that another replica serves as live, or has or recently had requests of."""
         return store.replicas.all_versions_in_use([replica for replica in self._known if replica.id != self.id])
 
     async def beat(
         self, *, live: int | None, leases: dict[int, int], engines: tuple[str, ...], problem: str | None
     ) -> None:
-        """Say that this replica lives and what it does, and hear from the others.
+        """Store this replica's heartbeat and read those of the others.
+
+        Args:
+            live: the version that this replica answers with.
+            leases: requests in flight by version (see `Leases.used_within`).
+            engines: the addresses of its engines, without passwords.
+            problem: why it does not serve the live critic, if so.
 
         Raises:
-            StoreUnavailable: the database is away.
+            StoreUnavailable: Postgres is unavailable.
         """
         at, began_at = now(), time.monotonic()
         mine = Replica(
@@ -69,9 +75,9 @@ class Replicas:
         self._beat_at = began_at
 
     async def leave(self) -> None:
-        """Say that this replica ends; one that cannot is forgotten after some seconds."""
+        """Delete this replica's heartbeat. Without Postgres the others drop it after `FRESH_S`."""
         try:
             async with self._database.session() as session:
                 await store.replicas.drop_replica(session, self.id)
         except StoreUnavailable:
-            log.warning("replica_left_without_a_word")
+            log.warning("replica_not_deregistered")

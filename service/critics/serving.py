@@ -1,4 +1,4 @@
-"""Everything about serving critics in one process of the service, wired and owned in one place."""
+"""The parts that serve critics in one process of the service: built, run and closed together."""
 
 import asyncio
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ class CriticServing:
             leases=self.leases,
             replicas=self.replicas,
             receipts=self._receipts,
-            tender=self.upkeep,
+            upkeep=self.upkeep,
             metrics=metrics,
         )
         self._watch = RollbackWatch(database, self.pointers, is_on=settings.auto_rollback)
@@ -62,15 +62,15 @@ class CriticServing:
         return await self.pointers.start(base_model=self._settings.model)
 
     async def run(self) -> None:
-        """Follow the pointers, swap, keep the engines in order and watch live traffic, until cancelled."""
+        """Follow the pointers, do swaps, reconcile the engines and watch live traffic, until cancelled."""
         try:
             await asyncio.gather(
-                self.pointers.keep_fresh(),
-                self.pointers.keep_listening(),
-                self.swapper.keep_beating(),
-                self.swapper.keep_swapping(),
-                self.upkeep.keep_tending(),
-                self._watch.keep_watching(),
+                self.pointers.run_refresh(),
+                self.pointers.run_listener(),
+                self.swapper.run_heartbeat(),
+                self.swapper.run(),
+                self.upkeep.run(),
+                self._watch.run(),
             )
         finally:
             await self.swapper.leave()

@@ -1,8 +1,8 @@
-"""The hot swap: prove the new critic on every engine, move the pointer, let what is at work finish, tidy up.
+"""The hot swap: prove the new critic on every engine, move the pointer, let requests in flight finish, unload.
 
-The eldest replica does a pending swap; the others see the pointer move and follow once the critic has proven itself on
-their own engines. Whatever fails before the pointer moves refuses the swap and changes nothing: the old critic goes on.
-No request waits for a swap, and none is ended by one.
+The eldest replica does a pending swap; the others see the pointer move and follow once their own engines have proven
+the critic. A failure before the pointer moves refuses the swap and changes nothing: the old critic goes on answering.
+No request waits for a swap, and no swap ends a request.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ class Swapper:
         leases: Leases,
         replicas: Replicas,
         receipts: SwapReceipts,
-        tender: EngineUpkeep,
+        upkeep: EngineUpkeep,
         metrics: Metrics,
     ) -> None:
         self._database = database
@@ -60,10 +60,10 @@ class Swapper:
         self._replicas = replicas
         self._metrics = metrics
         self._receipts = receipts
-        self._tender = tender
-        self.problem: str | None = None  # why the live critic is not served here
+        self._upkeep = upkeep
+        self.problem: str | None = None  # why this replica does not serve the live critic
 
-    # ---------------------------------------------------------------------------------------------------- asked for
+    # ----------------------------------------------------------------------------------------------------- requests
 
     async def request(
         self,
@@ -75,19 +75,19 @@ class Swapper:
         reason: str | None,
         patience_s: float,
     ) -> Swap:
-        """Ask for a swap and wait for its end; one that takes longer than `patience_s` is returned as it is.
+        """Request a swap and wait for its end, at most `patience_s`; then it is returned as pending.
 
-        So is one that the database is away for: it was asked for, and goes on when the database is back.
+        A requested swap survives an outage of Postgres and goes on afterwards.
 
         Raises:
             NotFound, Conflict: as `gadfly.store.swaps.request_swap`.
-            StoreUnavailable: the database is away, and was when the swap was to be asked for.
+            StoreUnavailable: Postgres is unavailable, so the swap was not requested.
         """
         async with self._database.session() as session:
             swap = await store.swaps.request_swap(
                 session, version=version, kind=kind, from_version=from_version, key_id=key_id, reason=reason
             )
-        self._pointers.hurry()
+        self._pointers.refresh_soon()
         with suppress(TimeoutError):
             async with asyncio.timeout(patience_s):
                 while swap.status is SwapStatus.PENDING:
@@ -97,14 +97,14 @@ class Swapper:
                             swap = await store.swaps.read_swap(session, swap.id)
         return swap
 
-    # --------------------------------------------------------------------------------------------------- kept going
+    # --------------------------------------------------------------------------------------------- background tasks
 
-    async def keep_swapping(self) -> None:
-        """Do pending swaps and follow the pointer after every reading of it, until cancelled."""
+    async def run(self) -> None:
+        """Do pending swaps and follow the live pointer, after every reading of it, until cancelled."""
         await repeat(self._follow, wait=self._pointers.next_reading, failure="swap_failed")
 
-    async def keep_beating(self) -> None:
-        """Tell the other replicas what this one does, until cancelled."""
+    async def run_heartbeat(self) -> None:
+        """Send a heartbeat every second, until cancelled."""
         urls = tuple(without_password(engine.url) for engine in self._engines)
 
         async def beat() -> None:
@@ -115,7 +115,7 @@ class Swapper:
                 problem=self.problem,
             )
 
-        await repeat(beat, wait=partial(asyncio.sleep, _TICK_S), failure="replica_not_heard")
+        await repeat(beat, wait=partial(asyncio.sleep, _TICK_S), failure="heartbeat_failed")
 
     async def leave(self) -> None:
         """Tell the other replicas that this one ends."""
@@ -137,7 +137,7 @@ class Swapper:
         critic = await self._pointers.resolve(swap.version)
         began_at = now()
         try:
-            # Back must be possible with a broken engine; what was live before was proven there before.
+            # The way back must not need every engine: one may be broken, and this critic was proven before.
             must_be_all = swap.kind in (SwapKind.GATE, SwapKind.PROMOTE)
             proofs = await self._while_pending(swap, self._loader.prove(critic, must_be_all=must_be_all))
         except StoreUnavailable:
@@ -147,7 +147,7 @@ class Swapper:
             return
         except Exception as error:
             log.exception("proof_failed", critic=critic.engine_name)
-            await self._refuse(swap, critic, f"the proof broke off: {type(error).__name__}: {error}")
+            await self._refuse(swap, critic, f"proving the critic failed: {type(error).__name__}: {error}")
             return
         if proofs is None:
             return
@@ -160,7 +160,7 @@ class Swapper:
             self._serve(finished.swap, critic, proofs, began_at=began_at, proved_at=proved_at)
 
     async def _while_pending(self, swap: Swap, proof: Awaitable[list[Proof]]) -> list[Proof] | None:
-        """The proofs, or None when the swap is over before: a rollback does not wait for the proof it supersedes."""
+        """The proofs, or None if the swap ends before them: a rollback supersedes a promotion without waiting."""
         proving = asyncio.ensure_future(proof)
         try:
             while not proving.done():
@@ -181,19 +181,20 @@ class Swapper:
             finished = await store.swaps.finish_swap(session, swap.id, SwapStatus.REFUSED, reason)
         if finished.ended_here:
             self._count(finished.swap)
-            if critic.version not in self._tender.in_use(with_candidate=False):
+            if critic.version not in self._upkeep.in_use(with_candidate=False):
                 await self._loader.unload_everywhere(critic)
 
     def _count(self, swap: Swap) -> None:
         self._metrics.swaps.labels(swap.kind.value, swap.status.value).inc()
-        log.info("swap_over", version=swap.version, kind=swap.kind.value, status=swap.status.value, reason=swap.reason)
+        kind, status = swap.kind.value, swap.status.value
+        log.info("swap_finished", version=swap.version, kind=kind, status=status, reason=swap.reason)
 
     async def _adopt(self) -> None:
-        """Answer with what the live pointer names, once it is proven here; until then with what answered before."""
+        """Serve the critic of the live pointer once an engine of this replica has proven it; until then the old one."""
         began_at = now()
         critic = await self._pointers.resolve(self._pointers.current["live"])
         try:
-            self._loader.recall_refusal(critic)
+            self._loader.raise_recent_refusal(critic)
             proofs = await self._loader.prove(critic, must_be_all=False)
         except StoreUnavailable:
             raise
@@ -201,11 +202,11 @@ class Swapper:
             self._metrics.adoptions.labels("failed").inc()
             serving = self._pointers.serving
             still = "" if serving is None else f", still answering with {serving}"
-            self.problem = f"the live critic {critic.version} is not served here; the log says why{still}"
+            self.problem = f"the live critic {critic.version} is not served here (see the log){still}"
             log.warning("live_critic_not_served", critic=critic.engine_name, reason=str(error), still=serving)
             return
         if self._pointers.current["live"] != critic.version:
-            self._pointers.hurry()  # the pointer moved on in the meantime: the next reading says where to
+            self._pointers.refresh_soon()  # the pointer has moved again; the next reading starts another adoption
             return
         if self._pointers.serving is None:
             self._begin(critic)
@@ -226,7 +227,7 @@ class Swapper:
         self, swap: Swap, critic: CriticVersion, proofs: Sequence[Proof], *, began_at: datetime, proved_at: datetime
     ) -> None:
         left = self._pointers.known_live
-        self._begin(critic)  # every request that is resolved from here on gets the new critic
+        self._begin(critic)  # requests resolved from here on get the new critic
         if left is None or left == critic.version:
             return
         known = self._pointers.known(left)

@@ -1,5 +1,6 @@
-"""Every engine serves what it has to and nothing that nobody uses: seen to every second, so that one that was started
-anew finds the live critic by itself.
+"""Reconciles each engine once a second: loads the live critic where it is missing and unloads unused adapters.
+
+An engine that restarts therefore gets the live critic without a request.
 """
 
 import asyncio
@@ -19,14 +20,14 @@ from gadfly.service.critics.replicas import FRESH_S, Replicas
 from gadfly.settings import without_password
 
 _TICK_S = 1.0
-_UNUSED_S = 2 * FRESH_S + 2.0  # longer than what two replicas know of each other can be old
-PINNED_S = 300.0  # how long an episode's critic stays loaded after its last request, where it is not live any more
+_UNUSED_S = 2 * FRESH_S + 2.0  # longer than the age of what two replicas know of each other
+PINNED_S = 300.0  # how long a critic that is no longer live stays loaded after an episode's last request
 
 log = structlog.get_logger(__name__)
 
 
 class EngineUpkeep:
-    """Looks after the engines of this replica."""
+    """Keeps the adapters that this replica's engines serve in line with the pointers and the leases."""
 
     def __init__(
         self,
@@ -45,48 +46,48 @@ class EngineUpkeep:
         self._replicas = replicas
         self._receipts = receipts
         self._unused_since: dict[tuple[str, int], float] = {}  # by engine and version, in the loop's seconds
-        self.lacking: set[str] = set()  # engines that do not serve the critic that answers here
+        self.lacking: set[str] = set()  # URLs of engines that do not serve this replica's live critic
 
-    async def keep_tending(self) -> None:
+    async def run(self) -> None:
         """Reconcile every engine once a second, until cancelled."""
         engines = self._engines
 
-        async def round() -> None:
-            outcomes = await asyncio.gather(*map(self._tend, engines), return_exceptions=True)
+        async def reconcile_all() -> None:
+            outcomes = await asyncio.gather(*map(self._reconcile, engines), return_exceptions=True)
             for engine, outcome in zip(engines, outcomes, strict=True):
                 if isinstance(outcome, Exception):
-                    log.error("engine_not_tended", engine=without_password(engine.url), exc_info=outcome)
+                    log.error("engine_not_reconciled", engine=without_password(engine.url), exc_info=outcome)
 
-        await repeat(round, wait=partial(asyncio.sleep, _TICK_S), failure="engines_not_tended")
+        await repeat(reconcile_all, wait=partial(asyncio.sleep, _TICK_S), failure="engines_not_reconciled")
 
     def in_use(self, *, with_candidate: bool) -> set[int]:
-        """The versions that somebody answers with, may go back to, or has requests of on any replica."""
+        """The versions that any pointer names, any replica serves as live, or any request needs."""
         used = {version for name, version in self._pointers.current.items() if with_candidate or name != "candidate"}
         used |= set(self._leases.used_within(PINNED_S)) | self._replicas.others_use()
         return used if self._pointers.serving is None else used | {self._pointers.serving}
 
-    async def _tend(self, engine: Engine) -> None:
+    async def _reconcile(self, engine: Engine) -> None:
         try:
             served = {version for name in await engine.models() if (version := version_of(name)) is not None}
         except EngineTimeout:
-            return  # it is busy, and the same as before; it is asked again, and says then what it serves
+            return  # it is busy and has not restarted; the next round asks again
         except EngineError:
-            self._loader.forget_all(engine)  # what comes back may be another process
+            self._loader.forget_all(engine)  # another process may answer next
             return
         for version in self._loader.proven_on(engine):
-            if version not in served:  # it was started anew, or another replica unloaded it
+            if version not in served:  # the engine restarted, or another replica unloaded the adapter
                 self._loader.forget(engine, version)
-        await self._have_live_served(engine)
+        await self._load_live(engine)
         if max(self._pointers.age_s, self._replicas.age_s) < FRESH_S:
-            await self._tidy(engine, served)
+            await self._unload_unused(engine, served)
 
-    async def _have_live_served(self, engine: Engine) -> None:
+    async def _load_live(self, engine: Engine) -> None:
         critic = None if self._pointers.serving is None else self._pointers.known(self._pointers.serving)
         if critic is None or critic.adapter_path is None or critic.version in self._loader.proven_on(engine):
             self.lacking.discard(engine.url)
             return
         try:
-            self._loader.recall_refusal(critic, engine)
+            self._loader.raise_recent_refusal(critic, engine)
             await self._loader.prove_on(engine, critic, await self._loader.read_folder(critic))
             self.lacking.discard(engine.url)
         except GadflyError as error:
@@ -95,8 +96,8 @@ class EngineUpkeep:
                 log.warning("engine_lacks_live_critic", critic=critic.engine_name, engine=where, reason=str(error))
             self.lacking.add(engine.url)
 
-    async def _tidy(self, engine: Engine, served: set[int]) -> None:
-        """Unload what nobody has used for a while. What is no version of this deployment is left alone."""
+    async def _unload_unused(self, engine: Engine, served: set[int]) -> None:
+        """Unload versions unused for `_UNUSED_S`. Adapters that are not this deployment's versions stay."""
         at = asyncio.get_running_loop().time()
         unused = {version for version in served if self._pointers.known(version)} - self.in_use(with_candidate=True)
         if self._pointers.swaps.pending is not None:

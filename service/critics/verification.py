@@ -1,8 +1,7 @@
-"""The proof that an adapter answers: what came back through the serving path against what the trainer wrote down.
+"""Compares an engine's answers to an adapter's probes with those that the trainer recorded.
 
-The costliest failure of a swap is silent: the weights that were trained are not those that answer. Equal tokens show
-that it is the same policy, equal log-probabilities that it is the same weights, and a distance from the base model that
-the adapter is applied at all.
+The costliest failure of a swap is silent: other weights answer than those that were trained. Equal tokens show the same
+policy, equal log-probabilities the same weights, and a distance from the base model that the adapter is applied at all.
 """
 
 from collections.abc import Sequence
@@ -23,9 +22,9 @@ class Deltas:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Proof:
-    """One engine's proof of one adapter. Durations in seconds."""
+    """One engine has answered one adapter's probes as recorded. Durations in seconds."""
 
-    engine: str
+    engine: str  # its address, without a password
     vllm: str
     probes: int
     deltas: Deltas
@@ -34,42 +33,46 @@ class Proof:
 
 
 def compare(probes: Sequence[Probe], replies: Sequence[Reply], *, tolerance: float) -> Deltas:
-    """How far replies are from what the trainer's weights and the base model's give, token by token.
+    """The largest distances of the replies from the trainer's and the base model's log-probabilities.
+
+    Args:
+        probes: recorded by the trainer.
+        replies: the engine's, one per probe; tokens after those of the probe are ignored.
+        tolerance: largest |engine - trainer| of a log-probability, in nats.
 
     Raises:
-        BadAdapter: what answers is not the adapter that was trained; the message says by what it shows.
+        BadAdapter: a reply differs from the record, so another adapter answers; the message names the difference.
     """
     tokens, from_trainer, from_base = 0, 0.0, 0.0
     for number, (probe, reply) in enumerate(zip(probes, replies, strict=True), start=1):
         where = f"probe {number} of {len(probes)}"
         if reply.prompt_tokens != probe.prompt_tokens:
-            raise BadAdapter(f"{where}: the engine reads the prompt as other tokens than the trainer")
+            raise BadAdapter(f"{where}: the engine's prompt tokens differ from the trainer's")
         length = len(probe.tokens)
         if reply.tokens[:length] != probe.tokens:
             equal = 0
             while equal < min(length, len(reply.tokens)) and reply.tokens[equal] == probe.tokens[equal]:
                 equal += 1
-            raise BadAdapter(
-                f"{where}: the engine answers other tokens than the trainer's weights, after {equal} equal"
-            )
-        for ours, theirs, base in zip(reply.logprobs[:length], probe.logprobs, probe.base_logprobs, strict=True):
-            difference = abs(ours - theirs)
-            if not difference <= tolerance:  # and not `>`: a number that is none is no proof
+            raise BadAdapter(f"{where}: the engine's reply differs from the trainer's after {equal} equal tokens")
+        for engine, trainer, base in zip(reply.logprobs[:length], probe.logprobs, probe.base_logprobs, strict=True):
+            difference = abs(engine - trainer)
+            if not difference <= tolerance:  # `>` would let NaN pass
                 raise BadAdapter(
-                    f"{where}: a log-probability is {difference:.2g} nats from the trainer's, and {tolerance:g} may be"
+                    f"{where}: a log-probability is {difference:.2g} nats from the trainer's; the tolerance is "
+                    f"{tolerance:g}"
                 )
-            from_trainer, from_base = max(from_trainer, difference), max(from_base, abs(ours - base))
+            from_trainer, from_base = max(from_trainer, difference), max(from_base, abs(engine - base))
         tokens += length
     return Deltas(tokens=tokens, from_trainer=from_trainer, from_base=from_base)
 
 
 def require_adapter(deltas: Deltas, *, tolerance: float) -> None:
-    """Return if what answered is something else than the base model.
+    """Check that the replies differ from the base model's by more than `tolerance` nats.
 
     Raises:
-        BadAdapter: it is not, as far as can be told.
+        BadAdapter: they do not, so the adapter is not applied.
     """
     if not deltas.from_base > tolerance:
         raise BadAdapter(
-            f"the adapter answers like the base model: log-probabilities differ by {deltas.from_base:.2g} nats at most"
+            f"the adapter answers like the base model: log-probabilities differ by at most {deltas.from_base:.2g} nats"
         )

@@ -1,8 +1,8 @@
-"""Acknowledged is durable: a record is committed, or on disk in the spool, before its caller hears of it.
+"""Acknowledged means durable: a record is committed, or on disk in the spool, before the caller gets its answer.
 
-One task writes. It takes whatever is waiting, stores it in one transaction, and tells everybody; meanwhile the next
-group gathers. Nobody waits for a timer, and under load many records share one commit. While Postgres is away, and until
-all that was spooled has been replayed, groups go to the spool instead, so that records keep their order.
+One task writes groups of records. It stores all pending records in one transaction and acknowledges them; meanwhile the
+next group forms. No record waits for a timer, and under load many records share one commit. While Postgres is
+unavailable, and until the spool has been replayed, groups go to the spool, so that records keep their order.
 """
 
 import asyncio
@@ -26,12 +26,12 @@ from gadfly.service.recording.spool import Spool
 from gadfly.store.database import Database
 from gadfly.store.interactions import Stored, insert_records
 
-_GROUP = 128  # more in one transaction saves little and makes its first caller wait for its last
+_GROUP = 128  # a larger transaction saves little and makes its first caller wait for its last
 _FIRST_RETRY_S = 0.2
 _LONGEST_RETRY_S = 5.0
 
-# What Postgres says of a record that it will say again. Anything else may pass: a wrong release, a missing right.
-_FOR_GOOD = (Conflict, NotFound, IntegrityError, DataError)
+# Errors that storing the same record again would repeat. Others may pass: an old schema, a missing permission.
+_PERMANENT = (Conflict, NotFound, IntegrityError, DataError)
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -39,10 +39,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Acknowledgement:
-    """Proof that a record is durable.
+    """A record is durable.
 
-    `record` is what is kept: for feedback that repeats what the same key said last, that earlier feedback. In the spool
-    (`is_spooled`) repeats are not told apart yet.
+    `record` is the stored one: for feedback that repeats the newest feedback of the same key, that earlier feedback
+    (`is_repeat`). Repeats in the spool (`is_spooled`) are not detected yet.
     """
 
     record: Record
@@ -53,23 +53,23 @@ class Acknowledgement:
 @dataclass(frozen=True, slots=True)
 class _Pending:
     record: Record
-    receipt: asyncio.Future[Acknowledgement]
+    acknowledgement: asyncio.Future[Acknowledgement]
 
-    def resolve(self, receipt: Acknowledgement) -> None:
-        if not self.receipt.done():  # its caller may have gone; the record is kept all the same
-            self.receipt.set_result(receipt)
+    def acknowledge(self, acknowledgement: Acknowledgement) -> None:
+        if not self.acknowledgement.done():  # the caller may have disconnected; the record is stored all the same
+            self.acknowledgement.set_result(acknowledgement)
 
     def fail(self, error: Exception) -> None:
-        if not self.receipt.done():
-            self.receipt.set_exception(error)
+        if not self.acknowledgement.done():
+            self.acknowledgement.set_exception(error)
 
 
 class Recorder:
-    """Writes a process's records.
+    """Stores the records of one process.
 
     Example:
         >>> async with Recorder(database, home / "spool", heldout_share=0.2, spool_max_bytes=2**30) as recorder:
-        ...     receipt = await recorder.record(interaction)
+        ...     acknowledgement = await recorder.record(interaction)
     """
 
     def __init__(self, database: Database, spool: Path, *, heldout_share: float, spool_max_bytes: int) -> None:
@@ -77,15 +77,13 @@ class Recorder:
         self._heldout_share = heldout_share
         self._spool = Spool(spool, max_bytes=spool_max_bytes)
         self._files = ThreadPoolExecutor(1, thread_name_prefix="spool")
-        self._waiting: deque[_Pending] = deque()
-        self._has_waiting = asyncio.Event()
+        self._pending: deque[_Pending] = deque()
+        self._has_pending = asyncio.Event()
         self._has_spooled = asyncio.Event()
-        self._order = (
-            asyncio.Lock()
-        )  # held while a group goes to its place, and while the spool's last part is replayed
+        self._order = asyncio.Lock()  # held while a group is written, and while a batch of the spool is replayed
         self._tasks: list[asyncio.Task[None]] = []
         self._is_closing = False
-        self._at_once = _GROUP
+        self._batch_size = _GROUP
         self.groups = 0
         self.rejected = 0
         self.last_commit_s = 0.0
@@ -101,12 +99,12 @@ class Recorder:
 
     @property
     def pending(self) -> int:
-        """Records that wait for their group."""
-        return len(self._waiting)
+        """Records that wait for the next group."""
+        return len(self._pending)
 
     @property
     def spooled(self) -> int:
-        """Records in the spool, not yet in Postgres."""
+        """Records in the spool that are not in Postgres yet."""
         return self._spool.records
 
     @property
@@ -114,23 +112,23 @@ class Recorder:
         return self._spool.bytes
 
     async def start(self) -> None:
-        """Take over what earlier processes left in the spool, and begin to write.
+        """Take over the spooled records of earlier processes, and start to write.
 
         Raises:
             StoreUnavailable: the spool cannot be written to.
         """
         await self._with_files(self._spool.open)
         if not self._spool.is_empty:
-            log.info("replaying the spool", records=self._spool.records)
+            log.info("spool_replay_started", records=self._spool.records)
             self._has_spooled.set()
         self._tasks = [asyncio.create_task(self._write_groups()), asyncio.create_task(self._replay())]
 
     async def close(self) -> None:
-        """Write what waits, then stop. What is in the spool stays there for the next start."""
+        """Write the pending records, then stop. Spooled records stay in the spool until the next start."""
         if not self._tasks:
             return
         self._is_closing = True
-        self._has_waiting.set()
+        self._has_pending.set()
         writer, replayer = self._tasks
         replayer.cancel()
         await asyncio.gather(writer, replayer, return_exceptions=True)
@@ -142,47 +140,47 @@ class Recorder:
         """Return once the record is durable.
 
         Raises:
-            SpoolFull: Postgres is away and there is no room left on disk.
-            StoreUnavailable: Postgres is away and the disk fails, or the recorder is closed.
-            Conflict: the request id of an interaction belongs to another, or its episode to another question.
-            NotFound: feedback about an interaction that is not stored.
+            SpoolFull: Postgres is unavailable and the spool has no room left.
+            StoreUnavailable: Postgres is unavailable and the disk fails, or the recorder is closed.
+            Conflict: the request id belongs to another interaction, or the episode to another question.
+            NotFound: the feedback is about an interaction that is not stored.
         """
         if self._is_closing or not self._tasks:
             raise StoreUnavailable("the service is stopping")
-        waiting = _Pending(record, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiting)
-        self._has_waiting.set()
-        return await waiting.receipt
+        pending = _Pending(record, asyncio.get_running_loop().create_future())
+        self._pending.append(pending)
+        self._has_pending.set()
+        return await pending.acknowledgement
 
     async def lookup(self, interaction_id: UUID) -> Interaction | None:
-        """The interaction with this id if it is in the spool. Postgres knows all others."""
+        """The interaction with this id if it is in the spool; all others are in Postgres."""
         return None if self._spool.is_empty else await self._with_files(lambda: self._spool.find(interaction_id))
 
     async def lookup_request(self, request_id: str, *, key_id: UUID | None) -> Interaction | None:
-        """The interaction that this key's request id stands for if it is in the spool. Postgres knows all others."""
+        """The interaction with this request id of this key if it is in the spool; all others are in Postgres."""
         if self._spool.is_empty:
             return None
         return await self._with_files(lambda: self._spool.find_request(request_id, key_id=key_id))
 
     async def lookup_episode(self, episode_id: UUID) -> Interaction | None:
-        """The first interaction of an episode that is in the spool. Postgres knows all other episodes."""
+        """The first interaction of this episode that is in the spool, if any."""
         return None if self._spool.is_empty else await self._with_files(lambda: self._spool.find_episode(episode_id))
 
     async def lookup_feedback(self, interaction_id: UUID) -> list[Feedback]:
-        """The feedback about an interaction that is in the spool, oldest first. Postgres knows all other."""
+        """The feedback about an interaction that is in the spool, oldest first; all other is in Postgres."""
         return [] if self._spool.is_empty else await self._with_files(lambda: self._spool.find_feedback(interaction_id))
 
     async def _write_groups(self) -> None:
         while True:
-            await self._has_waiting.wait()
+            await self._has_pending.wait()
             async with self._order:
-                group = [self._waiting.popleft() for _ in range(min(_GROUP, len(self._waiting)))]
+                group = [self._pending.popleft() for _ in range(min(_GROUP, len(self._pending)))]
                 if group:
                     await self._write(group)
                 elif self._is_closing:
                     return
                 else:
-                    self._has_waiting.clear()
+                    self._has_pending.clear()
 
     async def _write(self, group: Sequence[_Pending]) -> None:
         self.groups += 1
@@ -191,36 +189,36 @@ class Recorder:
         if not group:
             return
         try:
-            await self._with_files(lambda: self._spool.append([waiting.record for waiting in group]))
+            await self._with_files(lambda: self._spool.append([pending.record for pending in group]))
         except Exception as error:
-            log.error("a record could not be kept", error=str(error), records=len(group))
-            for waiting in group:
-                waiting.fail(error)
+            log.error("records_not_stored", reason=str(error), records=len(group))
+            for pending in group:
+                pending.fail(error)
         else:
             self._has_spooled.set()
-            for waiting in group:
-                waiting.resolve(Acknowledgement(waiting.record, is_spooled=True))
+            for pending in group:
+                pending.acknowledge(Acknowledgement(pending.record, is_spooled=True))
 
     async def _commit(self, group: Sequence[_Pending]) -> Sequence[_Pending]:
-        """Store a group in Postgres; return what could not be stored because Postgres is away."""
+        """Store a group in Postgres; return the records not stored because Postgres is unavailable."""
         started = time.perf_counter()
         try:
-            stored = await self._store([waiting.record for waiting in group])
+            stored = await self._store([pending.record for pending in group])
         except StoreUnavailable as error:
-            log.warning("Postgres is away: keeping records on disk", error=str(error))
+            log.warning("records_spooled", reason=str(error), records=len(group))
             return group
         except Exception as error:
             if len(group) == 1:
                 group[0].fail(error)
                 return []
-            # One of them is at fault: the others must not suffer for it.
-            for index, waiting in enumerate(group):
-                if await self._commit([waiting]):
+            # One record caused the error: store each by itself, so that only that one fails.
+            for index, pending in enumerate(group):
+                if await self._commit([pending]):
                     return group[index:]
             return []
         self.last_commit_s = time.perf_counter() - started
-        for waiting, item in zip(group, stored, strict=True):
-            waiting.resolve(Acknowledgement(item.record, is_repeat=item.is_repeat))
+        for pending, item in zip(group, stored, strict=True):
+            pending.acknowledge(Acknowledgement(item.record, is_repeat=item.is_repeat))
         return []
 
     async def _store(self, records: Sequence[Record]) -> list[Stored]:
@@ -230,8 +228,8 @@ class Recorder:
         except (IntegrityError, DataError):
             raise
         except DBAPIError as error:
-            # Not the record's fault: a missing table or right, a broken server. Kept until that is put right.
-            raise StoreUnavailable(f"Postgres does not take records: {error.orig}") from error
+            # Not caused by the record: a missing table or permission, a broken server. Spooled until that is fixed.
+            raise StoreUnavailable(f"Postgres cannot store records: {error.orig}") from error
 
     async def _replay(self) -> None:
         retry_s = _FIRST_RETRY_S
@@ -242,43 +240,43 @@ class Recorder:
                 retry_s = _FIRST_RETRY_S
             except Exception as error:
                 if not isinstance(error, StoreUnavailable):
-                    log.exception("replaying the spool failed and will be tried again")
+                    log.exception("spool_replay_failed", retry_s=retry_s)
                 await asyncio.sleep(retry_s)
                 retry_s = min(2 * retry_s, _LONGEST_RETRY_S)
 
     async def _replay_oldest(self) -> None:
-        # Asked first whether Postgres is there: if not, nobody must wait for the attempt.
+        # Check Postgres before taking the lock: groups must not wait for an attempt that fails.
         async with self._database.session(limit_s=self._database.timeout_s) as session:
             await session.execute(text("SELECT 1"))
-        # No group moves meanwhile. A file holds more than a group, so the spool shrinks however many callers there are.
+        # No group is written meanwhile. A batch is larger than a group, so the spool shrinks under any load.
         async with self._order:
             await self._replay_batch()
             if self._spool.is_empty:
                 self._has_spooled.clear()
-                log.info("the spool is replayed: Postgres has everything again")
+                log.info("spool_replay_finished")
 
     async def _replay_batch(self) -> None:
         batch = await self._with_files(self._spool.oldest)
         try:
-            for start in range(0, len(batch.records), self._at_once):
-                await self._store(batch.records[start : start + self._at_once])
+            for start in range(0, len(batch.records), self._batch_size):
+                await self._store(batch.records[start : start + self._batch_size])
         except StoreUnavailable:
-            # What takes too long must not be tried unchanged for ever. What was stored already is not stored again.
-            self._at_once = max(1, self._at_once // 2)
+            # A batch that takes too long must not be retried at the same size. Records already stored are skipped.
+            self._batch_size = max(1, self._batch_size // 2)
             raise
-        except _FOR_GOOD:
+        except _PERMANENT:
             for record in batch.records:
                 await self._replay_one(record)
         await self._with_files(lambda: self._spool.remove(batch))
-        self._at_once = _GROUP
+        self._batch_size = _GROUP
 
     async def _replay_one(self, record: Record) -> None:
         reason = ""
-        for form in _forms(record):
+        for variant in _variants(record):
             try:
-                await self._store([form])
+                await self._store([variant])
                 return
-            except _FOR_GOOD as error:
+            except _PERMANENT as error:
                 reason = str(error)
         await self._with_files(lambda: self._spool.reject(record, reason))
         self.rejected += 1
@@ -287,11 +285,11 @@ class Recorder:
         return await asyncio.get_running_loop().run_in_executor(self._files, work)
 
 
-def _forms(record: Record) -> Iterator[Record]:
-    """A record as it was acknowledged, then without what others may have taken while it waited.
+def _variants(record: Record) -> Iterator[Record]:
+    """The record as acknowledged, then without its request id, then in a new episode.
 
-    Another replica answered the same request id, and both were acknowledged: the first stored keeps the id. So with an
-    episode that was begun about another question.
+    While the record was in the spool, another replica may have answered the same request id, or started the same
+    episode with another question. Both records were acknowledged, so both are stored; the first keeps the id.
     """
     yield record
     if isinstance(record, Interaction):

@@ -1,13 +1,13 @@
-"""Records on disk while Postgres is away: acknowledged like a commit, in order, and gone once Postgres has them.
+"""Records on disk while Postgres is unavailable: as durable as a commit, in order, and deleted once Postgres has them.
 
-    home/spool/<replica>/lock       held (flock) by the process that the folder belongs to
-    home/spool/<replica>/<id>.log   records, oldest first: about one transaction's worth in each file
-    home/spool/rejected.jsonl       what could not be stored for good, and why: nothing acknowledged is lost silently
+    home/spool/<replica>/lock       locked (flock) by the process that owns the folder
+    home/spool/<replica>/<id>.log   records, oldest first: each file holds about one transaction
+    home/spool/rejected.jsonl       records that Postgres permanently refuses, each with its reason
 
-Each record is one line: CRC-32 (hex), length, JSON. A line that a crash cut short was never acknowledged, and is
-dropped. A folder whose process died is taken over by the next process that starts.
+Each record is one line: CRC-32 (hex), length in bytes, JSON. A line that a crash cut short was never acknowledged and
+is dropped. When a process dies, the next process to start takes over its folder.
 
-All calls block and belong on one thread: see `service/recording/recorder.py`.
+All methods block and must be called from one thread: see `service/recording/recorder.py`.
 """
 
 import errno
@@ -20,29 +20,34 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any
 from uuid import UUID
 
 import structlog
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from gadfly.errors import SpoolFull, StoreUnavailable
 from gadfly.records import Feedback, Interaction, Record, new_id, now
 from gadfly.storable import storable_json
 
-_SEGMENT_RECORDS = 200  # more than one group of the recorder, so that replaying outruns appending
+_SEGMENT_RECORDS = 200  # more than one group of the recorder, so that replay is faster than appending
 _SEGMENT_BYTES = 4 * 2**20
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 log = structlog.get_logger(__name__)
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """What a line holds: one of the two."""
+    """The content of a line: one of the two; the other is left out of the JSON."""
 
-    interaction: Interaction | None = None
-    feedback: Feedback | None = None
+    interaction: Annotated[Interaction | None, Field(exclude_if=_is_none)] = None
+    feedback: Annotated[Feedback | None, Field(exclude_if=_is_none)] = None
 
 
 _LINE: TypeAdapter[_Line] = TypeAdapter(_Line)
@@ -50,7 +55,7 @@ _LINE: TypeAdapter[_Line] = TypeAdapter(_Line)
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a record's line lies."""
+    """The position of a record's line. Offset and length in bytes."""
 
     path: Path
     offset: int
@@ -62,25 +67,25 @@ class _Segment:
     path: Path
     size: int = 0
     records: int = 0
-    # Of each interaction: its id, its episode, and its key and request id.
+    # Per interaction: its id, its episode, and its (key, request id).
     interactions: list[tuple[UUID, UUID, tuple[UUID | None, str] | None]] = field(default_factory=list)
     feedback_on: list[UUID] = field(default_factory=list)  # the interaction of each feedback, in order
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The oldest records of the spool, to be stored and then removed together."""
+    """The oldest records of the spool: stored, then removed, together."""
 
     path: Path
     records: list[Record]
 
 
 class Spool:
-    """One process's share of the spool, with the places of spooled interactions in memory.
+    """The part of the spool that one process owns, with an index of its records in memory.
 
     Args:
         folder: the deployment's spool, shared by all its processes on this machine.
-        max_bytes: most bytes that this process keeps.
+        max_bytes: the most bytes that this process may keep in it.
     """
 
     def __init__(self, folder: Path, *, max_bytes: int) -> None:
@@ -92,7 +97,7 @@ class Spool:
         self._active: int | None = None  # descriptor of the newest segment, while it is appended to
         self._places: dict[UUID, _Place] = {}
         self._requests: dict[tuple[UUID | None, str], UUID] = {}
-        self._episodes: dict[UUID, UUID] = {}  # the first spooled interaction of each
+        self._episodes: dict[UUID, UUID] = {}  # episode -> its first spooled interaction
         self._feedback: dict[UUID, deque[_Place]] = {}
         self.records = 0
         self.bytes = 0
@@ -106,19 +111,19 @@ class Spool:
         return len(self._segments)
 
     def open(self) -> None:
-        """Take a folder of our own, and over what dead processes left.
+        """Create this process's folder, and take over the folders of processes that died.
 
         Raises:
             StoreUnavailable: the folder cannot be written to.
         """
         try:
             self._shared.mkdir(parents=True, exist_ok=True, mode=0o700)
-            # Made under another name, so that nobody finds it before it is locked.
-            unnamed = self._shared / f".{self._folder.name}"
-            unnamed.mkdir(mode=0o700)
-            self._lock = (unnamed / "lock").open("wb")
+            # Hidden until it is locked, so that no other process takes it over.
+            hidden = self._shared / f".{self._folder.name}"
+            hidden.mkdir(mode=0o700)
+            self._lock = (hidden / "lock").open("wb")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            unnamed.rename(self._folder)
+            hidden.rename(self._folder)
             for other in sorted(self._shared.iterdir()):
                 if other.is_dir() and other != self._folder and not other.name.startswith("."):
                     self._take_over(other)
@@ -130,7 +135,7 @@ class Spool:
             self._index(path)
 
     def close(self) -> None:
-        """Give the folder back; what is left in it waits for the next process."""
+        """Release the folder; records left in it wait for the next process."""
         self._seal()
         if self._lock is None:
             return
@@ -140,22 +145,24 @@ class Spool:
         self._lock = None
 
     def append(self, records: Sequence[Record]) -> None:
-        """Keep all of `records`, or none: they are on disk when this returns.
+        """Write all of `records`, or none of them. They are on disk (fsync) when this returns.
 
         Raises:
-            SpoolFull: no room, in the spool's own limit or on the disk.
+            SpoolFull: the spool's limit is reached, or the disk is full.
             StoreUnavailable: the disk fails.
         """
         lines = [_encode(record) for record in records]
         size = sum(map(len, lines))
         if self.bytes + size > self._max_bytes:
-            raise SpoolFull(f"Postgres is away and the spool holds its {self._max_bytes:,} bytes")
+            raise SpoolFull(f"Postgres is unavailable and the spool is at its limit of {self._max_bytes:,} bytes")
         try:
             self._write(b"".join(lines))
         except OSError as error:
             if error.errno in _NO_ROOM:
-                raise SpoolFull("Postgres is away and the spool's disk is full") from error
-            raise StoreUnavailable(f"Postgres is away and the spool cannot be written: {error.strerror}") from error
+                raise SpoolFull("Postgres is unavailable and the spool's disk is full") from error
+            raise StoreUnavailable(
+                f"Postgres is unavailable and the spool cannot be written: {error.strerror}"
+            ) from error
         segment = self._segments[-1]
         for record, line in zip(records, lines, strict=True):
             self._remember(segment, record, segment.size, len(line))
@@ -165,20 +172,22 @@ class Spool:
             self._seal()
 
     def oldest(self) -> Batch:
-        """The records to store next; ones appended from now on are in later batches."""
+        """The records to store next. Records appended after this call are in later batches."""
         segment = self._segments[0]
         if len(self._segments) == 1:
             self._seal()
         records: list[Record] = []
-        for _, line in _good_lines(segment.path.read_bytes()):
+        for _, line in _intact_lines(segment.path.read_bytes()):
             try:
                 records.append(_decode(line))
             except ValidationError as error:
-                self._keep_aside({"line": line.decode(errors="replace")}, f"another release wrote it: {error}")
+                self._write_rejected(
+                    {"line": line.decode(errors="replace")}, f"this release cannot parse the line: {error}"
+                )
         return Batch(segment.path, records)
 
     def remove(self, batch: Batch) -> None:
-        """Drop the oldest batch, because its records are stored."""
+        """Delete the oldest batch; its records are stored."""
         segment = self._segments[0]
         assert segment.path == batch.path
         segment.path.unlink()
@@ -189,7 +198,7 @@ class Spool:
         for id, episode, request in segment.interactions:
             self._places.pop(id, None)
             if self._episodes.get(episode) == id:
-                del self._episodes[episode]  # Postgres knows the episode now
+                del self._episodes[episode]  # the episode is in Postgres now
             if request is not None:
                 self._requests.pop(request, None)
         for id in segment.feedback_on:
@@ -198,8 +207,8 @@ class Spool:
                 del self._feedback[id]
 
     def reject(self, record: Record, reason: str) -> None:
-        """Put aside, for a person to look at, a record that Postgres will never take."""
-        self._keep_aside(_to_json(record), reason)
+        """Move a record that Postgres permanently refuses to `rejected.jsonl`, for a person to inspect."""
+        self._write_rejected(json.loads(_to_json(record)), reason)
 
     def find(self, interaction_id: UUID) -> Interaction | None:
         """The spooled interaction with this id."""
@@ -215,19 +224,19 @@ class Spool:
         return [item for place in self._feedback.get(interaction_id, ()) if isinstance(item := _read(place), Feedback)]
 
     def find_request(self, request_id: str, *, key_id: UUID | None) -> Interaction | None:
-        """The spooled interaction that this key's request id stands for."""
+        """The spooled interaction with this request id of this key."""
         id = self._requests.get((key_id, request_id))
         return None if id is None else self.find(id)
 
     def find_episode(self, episode_id: UUID) -> Interaction | None:
-        """The first spooled interaction of an episode, unless Postgres knows the episode already."""
+        """The first spooled interaction of an episode."""
         id = self._episodes.get(episode_id)
         return None if id is None else self.find(id)
 
     def _take_over(self, other: Path) -> None:
         try:
             lock = (other / "lock").open("wb")
-        except FileNotFoundError:  # another start was quicker
+        except FileNotFoundError:  # another starting process took it over first
             return
         with lock:
             try:
@@ -238,30 +247,28 @@ class Spool:
                 path.rename(self._folder / path.name)
             _sync_folder(self._folder)
             shutil.rmtree(other, ignore_errors=True)
-        log.info("took over the spool of a process that died", folder=other.name)
+        log.info("spool_taken_over", folder=other.name, reason="the process that owned it died")
 
     def _index(self, path: Path) -> None:
         content = path.read_bytes()
         segment = _Segment(path, size=len(content))
         end = 0
-        for offset, line in _good_lines(content):
+        for offset, line in _intact_lines(content):
             if offset > end:
                 self._report_damage(path, content[end:offset])
             end = offset + len(line)
             try:
                 self._remember(segment, _decode(line), offset, len(line))
             except ValidationError:
-                segment.records += 1  # put aside when its turn comes
+                segment.records += 1  # `oldest` rejects it
                 self.records += 1
         if end < len(content):
-            log.warning(
-                "dropped the end of a spool file, cut short by a crash", path=str(path), bytes=len(content) - end
-            )
+            log.warning("spool_tail_dropped", reason="a crash cut it short", path=str(path), bytes=len(content) - end)
         self.bytes += segment.size
         self._segments.append(segment)
 
     def _report_damage(self, path: Path, damaged: bytes) -> None:
-        self._keep_aside({"line": damaged.decode(errors="replace")}, f"damaged in {path.name}")
+        self._write_rejected({"line": damaged.decode(errors="replace")}, f"damaged in {path.name}")
 
     def _remember(self, segment: _Segment, record: Record, offset: int, length: int) -> None:
         segment.records += 1
@@ -295,7 +302,7 @@ class Spool:
         try:
             _write_all(self._active, data)
         except OSError:
-            # What was written in part was not acknowledged, and must not stand before what will be.
+            # The partial write was not acknowledged; later records must not follow it in the file.
             try:
                 os.ftruncate(self._active, self._segments[-1].size)
             finally:
@@ -307,8 +314,8 @@ class Spool:
             os.close(self._active)
             self._active = None
 
-    def _keep_aside(self, what: dict[str, Any], reason: str) -> None:
-        line = json.dumps({"rejected_at": now().isoformat(), "reason": reason, **what}) + "\n"
+    def _write_rejected(self, content: dict[str, Any], reason: str) -> None:
+        line = json.dumps({"rejected_at": now().isoformat(), "reason": reason, **content}) + "\n"
         path = self._shared / "rejected.jsonl"
         with path.open("ab") as rejected:
             os.fchmod(rejected.fileno(), 0o600)
@@ -319,17 +326,19 @@ class Spool:
             except OSError:
                 os.ftruncate(rejected.fileno(), size)
                 raise
-        log.error("put a record aside that cannot be stored", reason=reason, path=str(path))
+        log.error("record_rejected", reason=reason, path=str(path))
 
 
-def _to_json(record: Record) -> dict[str, Any]:
+def _to_json(record: Record) -> bytes:
     line = _Line(interaction=record) if isinstance(record, Interaction) else _Line(feedback=record)
-    value: dict[str, Any] = storable_json(_LINE.dump_python(line, mode="json"))
-    return {name: part for name, part in value.items() if part is not None}
+    try:
+        return _LINE.dump_json(line)
+    except PydanticSerializationError:  # a lone surrogate, which UTF-8 cannot represent: replaced, as in Postgres
+        return json.dumps(storable_json(_LINE.dump_python(line, mode="json"))).encode()
 
 
 def _encode(record: Record) -> bytes:
-    body = json.dumps(_to_json(record), separators=(",", ":")).encode()
+    body = _to_json(record)
     return b"%08x %d %s\n" % (zlib.crc32(body), len(body), body)
 
 
@@ -343,20 +352,21 @@ def _decode(line: bytes) -> Record:
 def _read(place: _Place) -> Record:
     with place.path.open("rb") as segment:
         segment.seek(place.offset)
-        ((_, line),) = _good_lines(segment.read(place.length))
+        ((_, line),) = _intact_lines(segment.read(place.length))
     return _decode(line)
 
 
-def _good_lines(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """Each whole line with its offset; damaged ones are left out."""
+def _intact_lines(content: bytes) -> Iterator[tuple[int, bytes]]:
+    """Each intact line with its offset; damaged lines are skipped."""
     offset = 0
     for line in content.splitlines(keepends=True):
-        if _is_whole(line):
+        if _is_intact(line):
             yield offset, line
         offset += len(line)
 
 
-def _is_whole(line: bytes) -> bool:
+def _is_intact(line: bytes) -> bool:
+
     head, _, rest = line.partition(b" ")
     length, _, body = rest.partition(b" ")
     if not (body.endswith(b"\n") and length.isdigit() and int(length) == len(body) - 1):

@@ -14,7 +14,7 @@ router = APIRouter(tags=["critics"], responses=problems(401, 404, 422, 503))
 
 @router.get("/critics", summary="List critics", response_model=list[CriticVersionView])
 async def list_critics(caller: CallerDep, service: ServiceDep) -> list[CriticVersionView]:
-    """Every critic version, newest first, and which of them are live, candidate and previous."""
+    """All critic versions, newest first, with the pointers (live, candidate, previous) of each."""
     versions, pointers = await service.critics.pointers.read_all()
     return [version_view(critic, pointers) for critic in versions]
 
@@ -23,9 +23,9 @@ async def list_critics(caller: CallerDep, service: ServiceDep) -> list[CriticVer
 async def read_critic(
     version: Annotated[int, Path(ge=0, lt=2**31)], caller: CallerDep, service: ServiceDep
 ) -> CriticHistoryView:
-    """One critic: its parent, the run that made it and what the gate said, how it went live and what proved it.
+    """One critic: its parent, its training run, the gate's report, its swaps and their receipts.
 
-    Swaps' reasons and engines' addresses are for admins.
+    The reasons of swaps and the addresses of engines are shown to admins only.
     """
     critic = await service.critics.pointers.resolve(version)
     history = await service.critics.pointers.history(critic)

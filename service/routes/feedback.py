@@ -11,9 +11,9 @@ from gadfly.service.wire.feedback import FeedbackRequest, FeedbackView
 router = APIRouter(route_class=StrictJsonRoute, tags=["feedback"], responses=problems(401, 404, 413, 422, 503))
 
 
-@router.post("/feedback", summary="Say what was right", response_model=FeedbackView)
+@router.post("/feedback", summary="Give feedback", response_model=FeedbackView)
 async def post_feedback(body: FeedbackRequest, caller: CallerDep, service: ServiceDep) -> FeedbackView:
-    """Say what was right or wrong about an interaction, weeks later if need be. Appended, never overwritten."""
+    """Store feedback about an interaction, at any time after it. Feedback is appended, never overwritten."""
     check_limits(service.settings, body)
     if body.interaction_id is not None:
         interaction = await service.history.find(caller, body.interaction_id)

@@ -1,4 +1,4 @@
-"""What is seen from outside: /healthz, /readyz, /state, /metrics. None of them needs a key or shows a text."""
+"""Monitoring: GET /healthz, /readyz, /state and /metrics. None of them needs a key or shows texts of callers."""
 
 from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse, Response
@@ -9,28 +9,31 @@ from gadfly.service.health import Readiness, State
 router = APIRouter(tags=["health"])
 
 
-@router.get("/healthz", summary="Is the process alive?")
+@router.get("/healthz", summary="Liveness")
 async def healthz() -> dict[str, str]:
-    """The process runs and its event loop turns."""
+    """The process is running and its event loop responds."""
     return {"status": "ok"}
 
 
-@router.get("/readyz", summary="Can it answer?", response_model=Readiness, responses={503: {"model": Readiness}})
+@router.get("/readyz", summary="Readiness", response_model=Readiness, responses={503: {"model": Readiness}})
 async def readyz(service: ServiceDep) -> Response:
-    """A real token through every engine, a real statement through the database, and a live critic."""
+    """Generates a token on every engine, runs a statement in the database, and checks that the live critic is served.
+
+    503 if any of the three fails; one engine that generates is enough.
+    """
     readiness = await service.health.check()
     return Response(
         readiness.model_dump_json(), status_code=200 if readiness.ready else 503, media_type="application/json"
     )
 
 
-@router.get("/state", summary="What is it doing?", response_model=State)
+@router.get("/state", summary="State of the replica", response_model=State)
 async def state(service: ServiceDep) -> State:
-    """What is at work now: in flight by critic version, the spool, the engines."""
+    """Requests in flight by critic version, engines, replicas and the spool, without asking Postgres or the engines."""
     return service.health.state()
 
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
 async def metrics(service: ServiceDep) -> Response:
-    """Prometheus."""
+    """Metrics in Prometheus' text format."""
     return Response(service.health.render_metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")

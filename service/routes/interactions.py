@@ -17,7 +17,7 @@ router = APIRouter(tags=["interactions"], responses=problems(401, 404, 422, 503)
 async def list_interactions(
     query: Annotated[InteractionQuery, Query()], caller: CallerDep, service: ServiceDep
 ) -> InteractionPage:
-    """A page of interactions, newest first: the caller's own, or everybody's for an admin."""
+    """A page of interactions, newest first: the caller's own, or those of all callers for an admin."""
     page = await service.history.page(caller, _filters(query), cursor=query.cursor, limit=query.limit)
     return InteractionPage(
         items=[summary_of(interaction) for interaction in page.interactions], next_cursor=page.next_cursor
@@ -26,14 +26,14 @@ async def list_interactions(
 
 @router.get("/interactions/{interaction_id}", summary="Read an interaction", response_model=InteractionView)
 async def read_interaction(interaction_id: UUID, caller: CallerDep, service: ServiceDep) -> InteractionView:
-    """One interaction with its result and the feedback so far."""
+    """One interaction with its result and its feedback so far."""
     interaction, feedback = await service.history.read(caller, interaction_id)
     return view_of(interaction, feedback)
 
 
-@router.delete("/interactions/{interaction_id}", summary="Forget an interaction", status_code=204)
+@router.delete("/interactions/{interaction_id}", summary="Delete an interaction", status_code=204)
 async def delete_interaction(interaction_id: UUID, caller: CallerDep, service: ServiceDep) -> Response:
-    """Forget one interaction: its texts, critiques, refinements and feedback are gone for good."""
+    """Permanently delete one interaction with its texts, critiques, refinements and feedback."""
     await service.history.forget(caller, interaction_id)
     return Response(status_code=204)
 

@@ -1,4 +1,4 @@
-"""Request bodies as strict JSON: no NaN, no lone surrogates, nothing that Postgres could not keep."""
+"""Request bodies as strict JSON, without NaN or lone surrogates, which Postgres cannot store."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -10,11 +10,11 @@ from fastapi.routing import APIRoute
 
 class _StrictJsonRequest(Request):
     async def json(self) -> Any:
-        return orjson.loads(await self.body())  # its error is a json.JSONDecodeError, which FastAPI answers with 422
+        return orjson.loads(await self.body())  # raises json.JSONDecodeError, which FastAPI answers with 422
 
 
 class StrictJsonRoute(APIRoute):
-    """Parses bodies with orjson instead of `json.loads`, which lets NaN and lone surrogates through."""
+    """Parses bodies with orjson instead of `json.loads`, which accepts NaN and lone surrogates."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()

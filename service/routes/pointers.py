@@ -14,7 +14,7 @@ from gadfly.service.wire.critics import PromoteRequest, RollbackRequest, SwapVie
 _PATIENCE_S = 60.0
 
 _PENDING: dict[int | str, dict[str, Any]] = {
-    202: {"model": SwapView, "description": "It goes on: the engines take long. /state shows how it ends."}
+    202: {"model": SwapView, "description": "The swap is still in progress; GET /state shows its result."}
 }
 
 router = APIRouter(
@@ -27,7 +27,7 @@ router = APIRouter(
 
 @router.post("/promote", summary="Make a critic live", response_model=SwapView)
 async def promote(body: PromoteRequest, admin: AdminDep, service: ServiceDep, response: Response) -> SwapView:
-    """Have a version answer from now on, once every engine has proven it. Refused, nothing changes."""
+    """Make a version live once every engine has proven it. If the swap is refused, nothing changes."""
     service.require_started()
     swap = await service.critics.swapper.request(
         version=body.version,
@@ -39,11 +39,12 @@ async def promote(body: PromoteRequest, admin: AdminDep, service: ServiceDep, re
     return _answer(swap, response)
 
 
-@router.post("/rollback", summary="Go back to the critic before", response_model=SwapView)
+@router.post("/rollback", summary="Return to the previous critic", response_model=SwapView)
 async def rollback(body: RollbackRequest, admin: AdminDep, service: ServiceDep, response: Response) -> SwapView:
-    """Have the version answer that was live before; a promotion that is under way is refused for it.
+    """Make the previous version live again. A pending promotion is refused in its favour.
 
-    Doing it again goes back to where one was, unless `from_version` says which critic is to be left.
+    A second rollback goes one version further back; it never returns to a version that was rolled back from. With
+    `from_version`, the version to roll back from, the request can be repeated: it gets 409 once another one is live.
     """
     service.require_started()
     swap = await service.critics.swapper.request(
@@ -59,7 +60,7 @@ async def rollback(body: RollbackRequest, admin: AdminDep, service: ServiceDep, 
 
 def _answer(swap: Swap, response: Response) -> SwapView:
     if swap.status is SwapStatus.REFUSED:
-        raise Conflict(f"version {swap.version} is not made live: {swap.reason}")
+        raise Conflict(f"version {swap.version} was not made live: {swap.reason}")
     if swap.status is SwapStatus.PENDING:
         response.status_code = 202
     return SwapView.of(swap)

@@ -1,4 +1,4 @@
-"""POST /admin/retrain, and /admin/runs: training runs asked for, watched, cancelled and done again."""
+"""POST /admin/retrain, and /admin/runs: requesting, following, cancelling and reproducing training runs."""
 
 from typing import Annotated, Any
 from uuid import UUID
@@ -18,12 +18,14 @@ router = APIRouter(
     route_class=StrictJsonRoute, prefix="/admin", tags=["training"], responses=problems(401, 403, 422, 503)
 )
 
-_LOCATION = {"Location": {"description": "Where the run can be read.", "schema": {"type": "string"}}}
+_LOCATION = {"Location": {"description": "The path of the run.", "schema": {"type": "string"}}}
 _ACCEPTED: dict[int | str, dict[str, Any]] = {
-    202: {"description": "The run waits for the trainer.", "model": RunView, "headers": _LOCATION}
+    202: {"description": "The run is queued for the trainer.", "model": RunView, "headers": _LOCATION}
 }
-EventId = Annotated[int, Query(ge=0, lt=2**63, description="The last event already seen.")]
-LastEventId = Annotated[int | None, Header(alias="Last-Event-ID", ge=0, lt=2**63, description="The same; it wins.")]
+EventId = Annotated[int, Query(ge=0, lt=2**63, description="The id of the last event already received.")]
+LastEventId = Annotated[
+    int | None, Header(alias="Last-Event-ID", ge=0, lt=2**63, description="The same; takes precedence over `after`.")
+]
 
 
 @router.post(
@@ -33,7 +35,7 @@ LastEventId = Annotated[int | None, Header(alias="Last-Event-ID", ge=0, lt=2**63
     response_model=None,
     responses={
         200: {
-            "description": "With `dry_run` the plan; else the run that this request id asked for before.",
+            "description": "With `dry_run`, the plan; otherwise the existing run of this request id.",
             "model": Plan | RunView,
         },
         **_ACCEPTED,
@@ -41,10 +43,10 @@ LastEventId = Annotated[int | None, Header(alias="Last-Event-ID", ge=0, lt=2**63
     },
 )
 async def retrain(body: RetrainRequest, caller: AdminDep, service: ServiceDep) -> Response:
-    """Ask for a training run: the trainer learns from labelled answers, and the gate says whether it was worth it.
+    """Request a training run: the trainer trains a new critic on labelled answers, and the gate decides on it.
 
-    With `dry_run`: which answers it would learn from and be measured on, who labelled them, what the held-out ones
-    could show, and how long it would take.
+    With `dry_run`, only the plan is returned: the answers to train and to measure on, their label sources, the smallest
+    gain that the held-out answers could show, and the estimated time.
     """
     if body.dry_run:
         plan = await service.runs.plan(body.config)
@@ -65,7 +67,7 @@ async def list_runs(query: Annotated[RunQuery, Query()], caller: AdminDep, servi
 
 @router.get("/runs/{run_id}", summary="Read a training run", response_model=RunView, responses=problems(404))
 async def read_run(run_id: UUID, caller: AdminDep, service: ServiceDep) -> RunView:
-    """One training run: how far it is, what it tries and learns from, and what the gate said."""
+    """One training run: its progress, config, manifest and gate report."""
     return RunView.of(await service.runs.read(run_id))
 
 
@@ -75,15 +77,15 @@ async def read_run(run_id: UUID, caller: AdminDep, service: ServiceDep) -> RunVi
 async def follow_run(
     run_id: UUID, caller: AdminDep, service: ServiceDep, after: EventId = 0, last_event_id: LastEventId = None
 ) -> Response:
-    """What happened in a run, then what happens, until it is over.
+    """Server-sent events of a run: the past ones, then new ones, until the run ends.
 
     Each event carries an id, its kind as name (`status`, `stage`, `step`, `validation`, `note`, `alarm`, `gate`,
-    `published`), and JSON with `at`. The last is the `status` that the run ended with. A client that was cut off goes
-    on after the last event it saw.
+    `published`), and JSON with its time, `at`. The last one is the run's final `status`. A client that was disconnected
+    resumes after the last event it received.
     """
     seen = after if last_event_id is None else last_event_id
     if not await service.runs.has_more(run_id, after=seen):
-        return Response(status_code=204)  # which also tells an EventSource to stop asking
+        return Response(status_code=204)  # makes an EventSource stop reconnecting
     return run_events(service.runs.follow(run_id, after=seen))
 
 
@@ -95,19 +97,19 @@ async def follow_run(
     responses=problems(404, 409),
 )
 async def cancel_run(run_id: UUID, caller: AdminDep, service: ServiceDep) -> RunView:
-    """Ask for a run's end. A run that waits ends at once, one at work within seconds; nothing of it is published."""
+    """Cancel a run: at once if it is queued, within seconds if it is running. Nothing of it is published."""
     return RunView.of(await service.runs.cancel(run_id))
 
 
 @router.post(
     "/runs/{run_id}/reproduce",
-    summary="Do a training run again",
+    summary="Reproduce a training run",
     status_code=202,
     response_model=None,
     responses={**_ACCEPTED, **problems(404, 409)},
 )
 async def reproduce_run(run_id: UUID, caller: AdminDep, service: ServiceDep) -> Response:
-    """Ask for a run with the same config, rows and seeds as an earlier one."""
+    """Request a run with the config, rows and seeds of an earlier one."""
     return _located(await service.runs.reproduce(caller, run_id), status=202)
 
 

@@ -1,7 +1,7 @@
 """Shapes of /critique and /refine.
 
-An answer is built from the stored record alone, so a repeated request and a read of the interaction show what the
-first answer showed.
+An answer is built from the stored record alone, so a repeated request and a read of the interaction show the same as
+the first answer.
 """
 
 from datetime import datetime
@@ -34,23 +34,27 @@ from gadfly.verdict import Verdict, VerdictSource, parse_critique
 
 
 class Options(Wire):
-    """What /critique and /refine both take."""
+    """Fields that /critique and /refine share."""
 
-    question: FilledText = Field(description="The question that was asked.")
+    question: FilledText = Field(description="The question.")
     response: FilledText = Field(description="The answer to judge.")
     reference: FilledText | None = Field(
         None, description="The right answer, if known. It grades the response and is never shown to the model."
     )
     critic: CriticChoice = Field("live", description="Which critic answers: live, candidate, or a version.")
     temperature: Temperature | None = Field(None, description="Sampling temperature of the critic.")
-    max_tokens: Count | None = Field(None, description="Longest critique, and longest refinement, in tokens.")
-    seed: Seed | None = Field(None, description="Same seed, same critic, same input: same answer.")
-    stream: StrictBool = Field(False, description="Answer as server-sent events.")
-    episode_id: UUID | None = Field(None, description="Groups what is said about one question; pins the critic.")
-    request_id: RequestId | None = Field(
-        None, description="Idempotency key of the caller: a repeat returns the first result."
+    max_tokens: Count | None = Field(
+        None, description="Maximum length of each critique and each refinement, in tokens."
     )
-    metadata: Metadata = Field(default_factory=dict, description="The caller's own JSON, kept with the interaction.")
+    seed: Seed | None = Field(None, description="The same seed, critic and input give the same answer.")
+    stream: StrictBool = Field(False, description="Send the answer as server-sent events.")
+    episode_id: UUID | None = Field(
+        None, description="Groups the interactions about one question; `live` then means the critic of the first."
+    )
+    request_id: RequestId | None = Field(
+        None, description="The caller's idempotency key: a repeat returns the first result."
+    )
+    metadata: Metadata = Field(default_factory=dict, description="The caller's own JSON, stored with the interaction.")
 
 
 class CritiqueRequest(Options):
@@ -58,11 +62,11 @@ class CritiqueRequest(Options):
 
 
 class RefineRequest(Options):
-    critique: FilledText | None = Field(None, description="A critique to refine with, instead of asking the critic.")
-    critique_id: UUID | None = Field(None, description="An earlier critique to refine with.")
+    critique: FilledText | None = Field(None, description="The caller's own critique to use instead of the critic's.")
+    critique_id: UUID | None = Field(None, description="An earlier critique to use.")
     rounds: Count = Field(1, description="Rounds of critique and rewrite.")
-    when: When = Field(When.ALWAYS, description="Rewrite always, or only what the critic calls incorrect.")
-    samples: Count = Field(1, description="Independent runs; the answer that most of them end with is returned.")
+    when: When = Field(When.ALWAYS, description="Rewrite always, or only if the critic judges the answer incorrect.")
+    samples: Count = Field(1, description="Independent runs. The most frequent final answer is returned.")
     refine_temperature: Temperature = Field(0.0, description="Sampling temperature of the actor's rewrite.")
 
     @model_validator(mode="after")
@@ -79,7 +83,7 @@ class StepView(Wire):
 
 
 class ProbabilitiesView(Wire):
-    """Full-vocabulary probabilities of the two verdict tokens after the verdict field."""
+    """Probabilities, over the full vocabulary, of the two verdict tokens after the verdict field."""
 
     correct: float
     incorrect: float
@@ -114,14 +118,14 @@ class RefinementView(Wire):
 
 
 class RoundView(Wire):
-    """One round: its critique, and the rewrite unless the loop stopped before it."""
+    """One round: its critique, and its rewrite unless the loop stopped before it."""
 
     critique: CritiqueView
     refinement: RefinementView | None
 
 
 class SampleView(Wire):
-    """One run of the loop: its rounds, the answer it ended with, and why it stopped."""
+    """One run of the loop: its rounds, its final answer, and the reason it stopped."""
 
     sample: int
     rounds: list[RoundView]
@@ -130,9 +134,10 @@ class SampleView(Wire):
 
 
 class CritiqueResult(Wire):
-    """The answer of /critique. `verdict`, `critique`, `steps` are the majority's over all samples.
+    """The answer of /critique. `verdict` is the majority verdict of all samples.
 
-    A tie has no verdict and no confidence; `critique` is then the first sample's.
+    `critique`, `steps`, `explanation` and `confidence` are those of the first sample with that verdict. A tie gives
+    `unparsed` without a confidence, and the critique of the first unparsed sample, else of the first sample.
     """
 
     id: UUID
@@ -150,13 +155,13 @@ class CritiqueResult(Wire):
     steps: list[StepView]
     explanation: str
     critiques: list[CritiqueView]
-    grade: Grade | None = Field(description="The response against the reference, when one is known.")
+    grade: Grade | None = Field(description="Grade of the response against the reference, if known.")
     usage: UsageView
     latency_ms: float
 
 
 class RefineResult(Wire):
-    """The answer of /refine. `verdict` is the critic's last one on the run that is returned."""
+    """The answer of /refine. `verdict` is the last verdict in the sample that is returned."""
 
     id: UUID
     kind: Literal[Kind.REFINE] = Kind.REFINE
@@ -170,17 +175,17 @@ class RefineResult(Wire):
     stop_reason: StopReason
     verdict: Verdict
     chosen_sample: int
-    votes: int = Field(description="How many samples ended with the answer that is returned.")
+    votes: int = Field(description="Number of samples that ended with the returned answer.")
     samples: list[SampleView]
-    rounds: list[RoundView] = Field(description="The rounds of the sample that is returned.")
-    grade: Grade | None = Field(description="The first response against the reference, when one is known.")
-    refined_grade: Grade | None = Field(description="The refined response against the reference, when one is known.")
+    rounds: list[RoundView] = Field(description="The rounds of the returned sample.")
+    grade: Grade | None = Field(description="Grade of the original response against the reference, if known.")
+    refined_grade: Grade | None = Field(description="Grade of the refined response against the reference, if known.")
     usage: UsageView
     latency_ms: float
 
 
 def result_of(interaction: Interaction) -> CritiqueResult | RefineResult:
-    """The answer of /critique or /refine that an interaction records."""
+    """The answer of /critique or /refine, from the interaction's record."""
     return _critique_result(interaction) if interaction.kind is Kind.CRITIQUE else _refine_result(interaction)
 
 
@@ -188,7 +193,7 @@ def _critique_result(interaction: Interaction) -> CritiqueResult:
     critiques = [_critique(critique) for critique in interaction.critiques]
     verdict = majority_verdict(tuple(critique.verdict for critique in interaction.critiques))
     of_majority = [critique for critique in critiques if critique.verdict is verdict]
-    chosen = of_majority[0] if of_majority else critiques[0]  # none has the verdict of a tie
+    chosen = of_majority[0] if of_majority else critiques[0]  # a tie's verdict may be no sample's
     return CritiqueResult.of(
         interaction,
         critic=critic_of(interaction),

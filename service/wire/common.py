@@ -25,20 +25,20 @@ class Wire(BaseModel):
 
     @classmethod
     def of(cls, record: object, **given: Any) -> Self:
-        """The view of a record: its fields of the same names, and those given."""
+        """The view of a record: its fields of the same names, and the given ones."""
         values = {name: getattr(record, name) for name in cls.model_fields if name not in given}
         return cls.model_validate(values | given)
 
 
 class UsageView(Wire):
-    """Tokens as the engine counted them. Reading a critique's confidence is one completion token more."""
+    """Tokens as counted by the engine. Reading a critique's confidence takes one completion token."""
 
     prompt_tokens: int
     completion_tokens: int
 
 
 class CriticView(Wire):
-    """Which critic answered. `adapter_sha256` is null for version 0, the base model under the critic's prompt."""
+    """The critic that answered. `adapter_sha256` is null for version 0, the base model under the critic's prompt."""
 
     version: int
     adapter_sha256: str | None

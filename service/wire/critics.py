@@ -23,15 +23,18 @@ from gadfly.training import GateOutcome
 
 
 class PromoteRequest(Wire):
-    version: StrictInt = Field(ge=0, lt=2**31, description="The critic that is to be live.")
-    reason: Reason | None = Field(None, description="Why, for whoever reads it later.")
+    version: StrictInt = Field(ge=0, lt=2**31, description="The version to make live.")
+    reason: Reason | None = Field(None, description="The reason, stored with the swap.")
 
 
 class RollbackRequest(Wire):
     from_version: StrictInt | None = Field(
-        None, ge=0, lt=2**31, description="The critic that must be live: a repeat then does not go forward again."
+        None,
+        ge=0,
+        lt=2**31,
+        description="The version that must be live, else 409: a repeated request then does not roll back twice.",
     )
-    reason: Reason | None = Field(None, description="Why, for whoever reads it later.")
+    reason: Reason | None = Field(None, description="The reason, stored with the swap.")
 
 
 class CriticVersionView(Wire):
@@ -44,7 +47,7 @@ class CriticVersionView(Wire):
 
 
 class SwapView(Wire):
-    """One move of the live pointer: asked for, done or refused."""
+    """One move of the live pointer: pending, done or refused."""
 
     id: UUID
     version: int
@@ -53,28 +56,28 @@ class SwapView(Wire):
     status: SwapStatus
     requested_at: datetime
     finished_at: datetime | None
-    reason: str | None = Field(description="Why it was asked for, or why it was refused. For admins.")
+    reason: str | None = Field(description="The reason of the request, or of the refusal. Shown to admins only.")
 
 
 class ReceiptView(Wire):
-    """What one service proved and did when this version went live there."""
+    """A swap receipt: what one replica proved and did when it began to answer with this version."""
 
     swap_id: UUID
     replica_id: UUID
     created_at: datetime
     details: dict[str, Any] = Field(
-        description="Hashes, each engine's proof, requests in flight at the move, how many were lost, and times."
+        description="Hashes, each engine's proof, requests in flight at the move, lost requests, and times."
     )
 
 
 class CriticHistoryView(CriticVersionView):
-    """One critic with where it comes from and how it went live."""
+    """One critic, its origin, and its swaps."""
 
     run_id: UUID | None = Field(description="The training run that made it.")
     prompt_set: str | None
-    outcome: GateOutcome | None = Field(description="What the gate of its run decided.")
-    gate: dict[str, Any] | None = Field(description="The report of the gate.")
-    swaps: list[SwapView] = Field(description="Newest first, those that were refused too.")
+    outcome: GateOutcome | None = Field(description="The decision of its run's gate.")
+    gate: dict[str, Any] | None = Field(description="The gate's report.")
+    swaps: list[SwapView] = Field(description="Newest first, including refused ones.")
     receipts: list[ReceiptView] = Field(description="Newest first.")
 
 

@@ -18,12 +18,12 @@ from gadfly.service.wire.common import RequestId, Wire
 
 
 class FeedbackRequest(Wire):
-    """Something said about an interaction, named by its id or by the request id it was asked with."""
+    """Feedback about an interaction, which is named by its id or by its request id."""
 
     interaction_id: UUID | None = None
     request_id: RequestId | None = None
     correct: StrictBool | None = Field(None, description="Was the interaction's `response` correct?")
-    reference: FilledText | None = Field(None, description="The right answer: grades the response again.")
+    reference: FilledText | None = Field(None, description="The right answer. The response is graded against it again.")
     edited_response: FilledText | None = Field(None, description="How the answer should have read.")
     rating: Annotated[StrictInt, Field(ge=1, le=5)] | None = Field(None, description="1 (worst) to 5 (best).")
     comment: FilledText | None = None
@@ -33,9 +33,9 @@ class FeedbackRequest(Wire):
     def _about_one_thing(self) -> Self:
         if (self.interaction_id is None) == (self.request_id is None):
             raise ValueError("give exactly one of interaction_id and request_id")
-        said = (self.correct, self.reference, self.edited_response, self.rating, self.comment)
-        if all(value is None for value in said):
-            raise ValueError("say at least one of correct, reference, edited_response, rating, comment")
+        values = (self.correct, self.reference, self.edited_response, self.rating, self.comment)
+        if all(value is None for value in values):
+            raise ValueError("give at least one of correct, reference, edited_response, rating, comment")
         return self
 
 
@@ -50,4 +50,4 @@ class FeedbackView(Wire):
     rating: int | None
     comment: str | None
     metadata: dict[str, Any]
-    grade: Grade | None = Field(description="The interaction's response against this feedback's reference.")
+    grade: Grade | None = Field(description="Grade of the interaction's response against this feedback's reference.")

@@ -33,21 +33,21 @@ class InteractionSummary(Wire):
 
 
 class InteractionView(InteractionSummary):
-    """Everything kept about one interaction: what was sent, what was answered, and the feedback so far."""
+    """All stored data of one interaction: the request, the answer, and the feedback so far."""
 
     reference: str | None
     metadata: dict[str, Any]
     parameters: dict[str, Any]
     result: CritiqueResult | RefineResult | None = Field(
-        description="As it was answered, with grades against the newest reference; null for imported rows."
+        description="The answer as it was sent, with grades against the newest reference; null for imported rows."
     )
     feedback: list[FeedbackView]
 
 
 class InteractionQuery(Wire):
-    """Which interactions GET /interactions shows."""
+    """The query of GET /interactions."""
 
-    cursor: str | None = Field(None, max_length=200, description="`next_cursor` of the page before.")
+    cursor: str | None = Field(None, max_length=200, description="`next_cursor` of the previous page.")
     limit: int = Field(50, ge=1, le=200)
     kind: Kind | None = None
     verdict: Verdict | None = None
@@ -61,7 +61,7 @@ class InteractionQuery(Wire):
 
 class InteractionPage(Wire):
     items: list[InteractionSummary]
-    next_cursor: str | None = Field(description="Pass as `cursor` for the next page; null on the last.")
+    next_cursor: str | None = Field(description="Pass as `cursor` for the next page; null on the last page.")
 
 
 def summary_of(interaction: Interaction) -> InteractionSummary:

@@ -1,4 +1,4 @@
-"""What admins send and get about training runs: the shapes of /admin/retrain and /admin/runs."""
+"""Shapes of /admin/retrain and /admin/runs."""
 
 from datetime import datetime
 from typing import Any
@@ -13,16 +13,16 @@ from gadfly.training import GateOutcome, RunStatus, Stage, TrainConfig, Trigger
 class RetrainRequest(Wire):
     config: dict[str, JsonValue] = Field(
         default_factory=dict,
-        description="The training options (see `TrainConfig`) that differ from the deployment's own.",
+        description="Training options (see `TrainConfig`) that differ from the deployment's config.",
     )
-    dry_run: StrictBool = Field(False, description="Say what the run would do, and store nothing.")
+    dry_run: StrictBool = Field(False, description="Return the plan of the run and store nothing.")
     request_id: RequestId | None = Field(
-        None, description="Idempotency key of the caller: a repeat returns the run it asked for first."
+        None, description="The caller's idempotency key: a repeat returns the first run."
     )
 
 
 class ProgressView(Wire):
-    """How far a run is. `steps` counts rollout steps over all stages and cycles; `eta_s` is in seconds."""
+    """The progress of a run. `steps` counts rollout steps over all stages and cycles; `eta_s` is in seconds."""
 
     stage: Stage | None
     step: int
@@ -40,30 +40,30 @@ class RunSummary(Wire):
     started_at: datetime | None
     finished_at: datetime | None
     request_id: str | None
-    reproduces: UUID | None = Field(description="The run that this one does again.")
-    attempt: int = Field(description="How often the work was begun: an interrupted run goes on where it was.")
+    reproduces: UUID | None = Field(description="The run that this one repeats.")
+    attempt: int = Field(description="Number of starts: an interrupted run resumes in a new attempt.")
     cancel_requested_at: datetime | None
     progress: ProgressView
-    outcome: GateOutcome | None = Field(description="What the gate said of the new critic.")
-    version: int | None = Field(description="The critic it published.")
+    outcome: GateOutcome | None = Field(description="The gate's decision about the new critic.")
+    version: int | None = Field(description="The published critic.")
     error: str | None
 
 
 class RunView(RunSummary):
-    """Everything kept about one run."""
+    """All stored data of one run."""
 
     config: TrainConfig
     gate: dict[str, Any] | None = Field(description="The gate's report: both critics on the same held-out answers.")
-    manifest: dict[str, Any] | None = Field(description="Row ids, seeds, hashes, versions: what doing it again takes.")
+    manifest: dict[str, Any] | None = Field(description="Row ids, seeds, hashes, versions: all that a repeat needs.")
 
 
 class RunQuery(Wire):
-    """Which runs GET /admin/runs shows."""
+    """The query of GET /admin/runs."""
 
-    cursor: UUID | None = Field(None, description="`next_cursor` of the page before.")
+    cursor: UUID | None = Field(None, description="`next_cursor` of the previous page.")
     limit: int = Field(50, ge=1, le=200)
 
 
 class RunPage(Wire):
     items: list[RunSummary]
-    next_cursor: UUID | None = Field(description="Pass as `cursor` for the next page; null on the last.")
+    next_cursor: UUID | None = Field(description="Pass as `cursor` for the next page; null on the last page.")

@@ -1,4 +1,4 @@
-"""Services for the tests of the HTTP API: a real one, over the session's engine and a database of the test's own."""
+"""Services for the tests of the HTTP API: a real one, with the session's engine and the test's own database."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path

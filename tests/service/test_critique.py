@@ -90,7 +90,7 @@ async def test_streams_the_text_and_then_the_result(client: httpx.AsyncClient) -
     assert plain["usage"] == result["usage"]
 
 
-async def test_grades_against_a_reference_and_keeps_it_from_the_model(client: httpx.AsyncClient) -> None:
+async def test_grades_against_a_reference_and_does_not_show_it_to_the_model(client: httpx.AsyncClient) -> None:
     graded = (await client.post("/critique", json={**WRONG, "reference": "7"})).json()
     plain = (await client.post("/critique", json=WRONG)).json()
     assert graded["grade"] == "wrong"
@@ -111,25 +111,25 @@ async def test_stays_on_its_episode(client: httpx.AsyncClient) -> None:
 
 
 LONG = "word " * 3000
-REFUSED = [  # change to a good body, status, field named, why this row exists
-    ({"question": ""}, 422, "question", "nothing was asked"),
-    ({"question": "   "}, 422, "question", "only space"),
+REFUSED = [  # change to a good body, status, field named, the reason for this row
+    ({"question": ""}, 422, "question", "empty question"),
+    ({"question": "   "}, 422, "question", "only spaces"),
     ({"response": None}, 422, "response", "null is not text"),
     ({"response": 7}, 422, "response", "a number is not text"),
-    ({"response": "a\x00b"}, 422, "response", "Postgres cannot keep NUL"),
-    ({"metadata": {"a": {"b": ["\x00"]}}}, 422, "metadata", "nor inside metadata"),
-    ({"metadata": {"\x00": 1}}, 422, "metadata", "nor as a key"),
-    ({"metadata": "text"}, 422, "metadata", "metadata is an object"),
-    ({"metadata": {"a": "x" * 20_000}}, 422, "metadata", "metadata is small"),
+    ({"response": "a\x00b"}, 422, "response", "Postgres cannot store NUL"),
+    ({"metadata": {"a": {"b": ["\x00"]}}}, 422, "metadata", "NUL inside metadata"),
+    ({"metadata": {"\x00": 1}}, 422, "metadata", "NUL in a key of metadata"),
+    ({"metadata": "text"}, 422, "metadata", "metadata must be an object"),
+    ({"metadata": {"a": "x" * 20_000}}, 422, "metadata", "metadata over its limit"),
     ({"n": 0}, 422, "n", "at least one"),
-    ({"n": "3"}, 422, "n", "a string is not a number"),
-    ({"n": True}, 422, "n", "nor is true"),
-    ({"n": 2.0}, 422, "n", "nor is a float"),
+    ({"n": "3"}, 422, "n", "a string is not an integer"),
+    ({"n": True}, 422, "n", "true is not an integer"),
+    ({"n": 2.0}, 422, "n", "a float is not an integer"),
     ({"n": 17, "temperature": 1.0}, 422, "n", "over the deployment's limit"),
     ({"n": 2, "temperature": 0}, 422, "n", "greedy samples are all the same"),
     ({"temperature": -1}, 422, "temperature", "below the range"),
     ({"temperature": "hot"}, 422, "temperature", "not a number"),
-    ({"max_tokens": 0}, 422, "max_tokens", "nothing could be written"),
+    ({"max_tokens": 0}, 422, "max_tokens", "no tokens"),
     ({"max_tokens": 10**6}, 422, "max_tokens", "over the context"),
     ({"seed": -1}, 422, "seed", "below the range"),
     ({"seed": 2**70}, 422, "seed", "over 64 bits"),
@@ -137,14 +137,14 @@ REFUSED = [  # change to a good body, status, field named, why this row exists
     ({"episode_id": "x"}, 422, "episode_id", "not a UUID"),
     ({"request_id": ""}, 422, "request_id", "empty"),
     ({"request_id": "x" * 201}, 422, "request_id", "too long"),
-    ({"reference": "1/0"}, 422, "reference", "a reference nobody can read"),
+    ({"reference": "1/0"}, 422, "reference", "an unreadable reference"),
     ({"response": "x" * 60_000}, 422, "response", "over the deployment's limit"),
     ({"response": LONG}, 422, None, "longer than the model's context"),
-    ({"tempreature": 1.0}, 422, "tempreature", "a typo is not ignored"),
+    ({"tempreature": 1.0}, 422, "tempreature", "a typo must not be ignored"),
     ({"critic": "newest"}, 422, "critic", "no such pointer"),
-    ({"critic": -1}, 422, "critic", "no such version"),
-    ({"critic": 41}, 404, None, "a version that was never made"),
-    ({"critic": "candidate"}, 409, None, "there is no candidate now"),
+    ({"critic": -1}, 422, "critic", "a negative version"),
+    ({"critic": 41}, 404, None, "an unknown version"),
+    ({"critic": "candidate"}, 409, None, "there is no candidate"),
 ]
 
 
@@ -163,31 +163,31 @@ async def test_refuses_with_a_problem_document(
     if "stream" not in change:  # refused before a stream begins
         assert (await client.post("/critique", json={**RIGHT, **change, "stream": True})).status_code == status
     listed = (await client.get("/interactions")).json()
-    assert listed["items"] == []  # nothing refused is kept
+    assert listed["items"] == []  # refused requests are not stored
 
 
-BROKEN = [  # body, why this row exists
+BROKEN = [  # body, the reason for this row
     (b"", "no body"),
     (b"{", "cut short"),
     (b"[]", "not an object"),
-    (b'"text"', "not an object either"),
+    (b'"text"', "a string, not an object"),
     (b'{"question": "q", "response": "\\ud800"}', "a lone surrogate"),
     (b'{"question": "q", "response": "r", "temperature": NaN}', "NaN is not JSON"),
-    (b'{"question": "q", "response": "r", "metadata": {"a": Infinity}}', "nor is Infinity"),
+    (b'{"question": "q", "response": "r", "metadata": {"a": Infinity}}', "Infinity is not JSON"),
     (b'\xff\xfe{"question": 1}', "not UTF-8"),
-    (b"[" * 100_000, "nested beyond reason"),
+    (b"[" * 100_000, "nested too deeply"),
 ]
 
 
 @pytest.mark.parametrize(("body", "why"), BROKEN, ids=[row[1] for row in BROKEN])
-async def test_refuses_what_is_not_json(client: httpx.AsyncClient, body: bytes, why: str) -> None:
+async def test_refuses_bodies_that_are_not_json(client: httpx.AsyncClient, body: bytes, why: str) -> None:
     answer = await client.post("/critique", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 422, (why, answer.text)
     assert answer.headers["content-type"] == "application/problem+json"
 
 
-async def test_says_which_header_a_body_lacks(client: httpx.AsyncClient) -> None:
-    """What curl -d sends unless told otherwise."""
+async def test_names_the_header_that_a_body_lacks(client: httpx.AsyncClient) -> None:
+    """The default content type of `curl -d`."""
     answer = await client.post(
         "/critique", content=json.dumps(RIGHT), headers={"content-type": "application/x-www-form-urlencoded"}
     )
@@ -209,10 +209,13 @@ async def test_refuses_ten_megabytes(client: httpx.AsyncClient) -> None:
     assert (await client.post("/critique", json=RIGHT)).status_code == 200
 
 
-async def test_text_survives_to_the_letter(client: httpx.AsyncClient) -> None:
-    odd = {"question": f"{QUESTION} é 漢字 🙂 {{response}} {{0}} %s", "response": "tab\tand\r\nlines  The answer is 7."}
-    answer = (await client.post("/critique", json={**odd, "metadata": {"Käse": ["🙂", None, 1.5]}})).json()
+async def test_text_is_returned_unchanged(client: httpx.AsyncClient) -> None:
+    unusual = {
+        "question": f"{QUESTION} é 漢字 🙂 {{response}} {{0}} %s",
+        "response": "tab\tand\r\nlines  The answer is 7.",
+    }
+    answer = (await client.post("/critique", json={**unusual, "metadata": {"Käse": ["🙂", None, 1.5]}})).json()
     kept = (await client.get(f"/interactions/{answer['id']}")).json()
-    assert {name: kept[name] for name in odd} == odd
+    assert {name: kept[name] for name in unusual} == unusual
     assert kept["metadata"] == {"Käse": ["🙂", None, 1.5]}
     assert kept["result"] == answer

@@ -1,4 +1,4 @@
-"""Faults, caused for real: the database stopped, the engine killed, the service killed, callers gone, disks full."""
+"""Real faults: the database stopped, the engine killed, the service killed, callers disconnected, disks full."""
 
 import asyncio
 import contextlib
@@ -41,9 +41,9 @@ async def test_postgres_stops_and_starts_under_load(
                     continue
                 result = answer.json()
                 acknowledged[result["id"]] = result["critique"]
-                said = await client.post("/feedback", json={"interaction_id": result["id"], "correct": True})
-                if said.status_code == 200:
-                    acknowledged[said.json()["id"]] = "feedback"
+                feedback = await client.post("/feedback", json={"interaction_id": result["id"], "correct": True})
+                if feedback.status_code == 200:
+                    acknowledged[feedback.json()["id"]] = "feedback"
 
         callers = [asyncio.create_task(call(caller)) for caller in range(6)]
         await asyncio.sleep(1.5)
@@ -51,7 +51,7 @@ async def test_postgres_stops_and_starts_under_load(
         before = len(acknowledged)
         await asyncio.sleep(4)
         state = (await client.get("/state")).json()
-        assert len(acknowledged) > before, "requests are answered while Postgres is away"
+        assert len(acknowledged) > before, "requests are answered while Postgres is unavailable"
         assert state["spool"]["records"] > 0
         ready = await client.get("/readyz")
         assert ready.status_code == 503
@@ -74,7 +74,7 @@ async def test_postgres_stops_and_starts_under_load(
     async with Database(own_postgres.url) as database, database.session() as session:
         rows = await session.scalars(text("SELECT id::text FROM interactions UNION ALL SELECT id::text FROM feedback"))
         stored = list(rows)
-    assert set(stored) >= set(acknowledged), "nothing acknowledged is lost"
+    assert set(stored) >= set(acknowledged), "no acknowledged record is lost"
     assert len(stored) == len(set(stored))
 
 
@@ -85,7 +85,7 @@ async def _until_replayed(client: httpx.AsyncClient, *, limit_s: float = 30) -> 
         await asyncio.sleep(0.1)
 
 
-async def test_kill_dash_nine_of_the_service_while_postgres_is_away(
+async def test_kill_dash_nine_of_the_service_while_postgres_is_unavailable(
     tmp_path: Path, own_postgres: PostgresServer, engine_url: str
 ) -> None:
     settings = make_settings(tmp_path, own_postgres.url, engine_url, database_timeout_s=1.0, port=free_port())
@@ -151,8 +151,8 @@ async def test_two_hundred_callers_on_five_connections(client: httpx.AsyncClient
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
-async def test_a_caller_who_leaves_frees_the_engine(settings: Settings, engine_url: str, *, stream: bool) -> None:
-    # Over a hundred generations, of which many wait for one before: nobody is done with that in a moment.
+async def test_a_caller_that_disconnects_frees_the_engine(settings: Settings, engine_url: str, *, stream: bool) -> None:
+    # Over a hundred generations, many of which depend on an earlier one: they take much longer than 0.7 s.
     long = {**WRONG, "rounds": 8, "samples": 16, "temperature": 1.0, "stream": stream}
     transport = httpx.AsyncHTTPTransport(uds=engine_url.removeprefix("unix://"))
     async with serving(settings) as client, httpx.AsyncClient(transport=transport, base_url="http://e") as engine:
@@ -166,15 +166,13 @@ async def test_a_caller_who_leaves_frees_the_engine(settings: Settings, engine_u
                 await client.post("/refine", json=long)
         deadline = time.monotonic() + 5
         while await running():
-            assert time.monotonic() < deadline, "the engine goes on although nobody waits"
+            assert time.monotonic() < deadline, "the engine still generates although the caller has disconnected"
             await asyncio.sleep(0.1)
         assert (await client.get("/state")).json()["in_flight"] == {}
         assert (await client.get("/interactions")).json()["items"] == []
 
 
-async def test_a_full_spool_refuses_what_it_cannot_keep(
-    tmp_path: Path, own_postgres: PostgresServer, engine_url: str
-) -> None:
+async def test_a_full_spool_refuses_requests(tmp_path: Path, own_postgres: PostgresServer, engine_url: str) -> None:
     settings = make_settings(tmp_path, own_postgres.url, engine_url, database_timeout_s=1.0, spool_max_bytes=8192)
     async with serving(settings) as client:
         await asyncio.to_thread(own_postgres.stop)
@@ -201,7 +199,7 @@ async def test_a_database_of_another_model_is_refused(settings: Settings, tmp_pa
     assert "another" in log.read_text()
 
 
-async def test_more_than_the_service_allows_is_refused_politely(settings: Settings) -> None:
+async def test_requests_over_the_limit_get_429_with_retry_after(settings: Settings) -> None:
     settings = settings.model_copy(update={"max_in_flight": 2})
     async with serving(settings) as client:
         answers = await asyncio.gather(*(client.post("/critique", json=RIGHT) for _ in range(12)))

@@ -1,4 +1,4 @@
-"""POST /feedback, and reading, listing and forgetting interactions."""
+"""POST /feedback, and reading, listing and deleting interactions."""
 
 from uuid import uuid4
 
@@ -8,9 +8,9 @@ import pytest
 from tests.service.conftest import RIGHT, WRONG
 
 
-async def test_feedback_is_kept_in_order_and_grades_again(client: httpx.AsyncClient) -> None:
+async def test_feedback_is_stored_in_order_and_grades_again(client: httpx.AsyncClient) -> None:
     result = (await client.post("/refine", json={**WRONG, "reference": "6"})).json()
-    assert (result["grade"], result["refined_grade"]) == ("right", "wrong")  # by a reference that was itself wrong
+    assert (result["grade"], result["refined_grade"]) == ("right", "wrong")  # the first reference is wrong
     first = await client.post("/feedback", json={"interaction_id": result["id"], "correct": False, "comment": "no"})
     assert first.status_code == 200
     second = (await client.post("/feedback", json={"interaction_id": result["id"], "reference": "7"})).json()
@@ -19,13 +19,13 @@ async def test_feedback_is_kept_in_order_and_grades_again(client: httpx.AsyncCli
     assert [item["id"] for item in kept["feedback"]] == [first.json()["id"], second["id"]]
     assert kept["grade"] == "wrong"
     assert kept["result"]["refined_grade"] == "right"
-    assert kept["reference"] == "6"  # what was sent stays
+    assert kept["reference"] == "6"  # the request's own reference stays
 
 
 async def test_feedback_by_the_callers_own_request_id(client: httpx.AsyncClient) -> None:
     result = (await client.post("/critique", json={**RIGHT, "request_id": "mine"})).json()
-    said = (await client.post("/feedback", json={"request_id": "mine", "correct": True, "rating": 5})).json()
-    assert said["interaction_id"] == result["id"]
+    feedback = (await client.post("/feedback", json={"request_id": "mine", "correct": True, "rating": 5})).json()
+    assert feedback["interaction_id"] == result["id"]
 
 
 async def test_repeating_feedback_changes_nothing(client: httpx.AsyncClient) -> None:
@@ -34,20 +34,20 @@ async def test_repeating_feedback_changes_nothing(client: httpx.AsyncClient) -> 
     first, again = [(await client.post("/feedback", json=body)).json() for _ in range(2)]
     assert again["id"] == first["id"]
     changed = (await client.post("/feedback", json={**body, "correct": False})).json()
-    back = (await client.post("/feedback", json=body)).json()  # a change of mind is no repeat
+    back = (await client.post("/feedback", json=body)).json()  # not a repeat of the newest feedback
     assert len({first["id"], changed["id"], back["id"]}) == 3
 
 
 @pytest.mark.parametrize(
     ("body", "status", "why"),
     [
-        ({"correct": True}, 422, "about nothing"),
-        ({"interaction_id": str(uuid4()), "request_id": "x", "correct": True}, 422, "about two things"),
-        ({"interaction_id": str(uuid4())}, 422, "says nothing"),
+        ({"correct": True}, 422, "names no interaction"),
+        ({"interaction_id": str(uuid4()), "request_id": "x", "correct": True}, 422, "names two"),
+        ({"interaction_id": str(uuid4())}, 422, "empty"),
         ({"interaction_id": str(uuid4()), "correct": "yes"}, 422, "not a boolean"),
         ({"interaction_id": str(uuid4()), "rating": 6}, 422, "over the range"),
-        ({"interaction_id": str(uuid4()), "correct": True}, 404, "about what was never asked"),
-        ({"request_id": "never", "correct": True}, 404, "about what was never asked"),
+        ({"interaction_id": str(uuid4()), "correct": True}, 404, "unknown interaction"),
+        ({"request_id": "never", "correct": True}, 404, "unknown request id"),
     ],
 )
 async def test_refuses_feedback(client: httpx.AsyncClient, body: dict[str, object], status: int, why: str) -> None:
@@ -56,7 +56,7 @@ async def test_refuses_feedback(client: httpx.AsyncClient, body: dict[str, objec
     assert answer.headers["content-type"] == "application/problem+json"
 
 
-async def test_an_unreadable_reference_keeps_nothing(client: httpx.AsyncClient) -> None:
+async def test_feedback_with_an_unreadable_reference_is_not_stored(client: httpx.AsyncClient) -> None:
     result = (await client.post("/critique", json=RIGHT)).json()
     answer = await client.post("/feedback", json={"interaction_id": result["id"], "reference": "1/0"})
     assert answer.status_code == 422
@@ -94,7 +94,7 @@ async def test_filters(client: httpx.AsyncClient) -> None:
     assert await listed(until=wrong["created_at"]) == [right["id"]]
 
 
-async def test_forgets(client: httpx.AsyncClient) -> None:
+async def test_deletes(client: httpx.AsyncClient) -> None:
     result = (await client.post("/critique", json=RIGHT)).json()
     await client.post("/feedback", json={"interaction_id": result["id"], "correct": True})
     assert (await client.delete(f"/interactions/{result['id']}")).status_code == 204

@@ -1,4 +1,4 @@
-"""Who may call: keys, tiers, and the refusal to stand open."""
+"""Keys, tiers, and the refusal to serve other machines without keys."""
 
 import asyncio
 from datetime import timedelta
@@ -27,18 +27,18 @@ async def test_callers_see_their_own_rows_and_admins_all(settings: Settings, dat
         _, bob = await issue_key(session, name="bob", tier=Tier.CALLER)
         _, root = await issue_key(session, name="root", tier=Tier.ADMIN)
     async with serving(settings) as client:
-        asked = {**RIGHT, "request_id": "same"}
-        hers = (await client.post("/critique", json=asked, headers=bearer(ann))).json()
-        his = (await client.post("/critique", json=asked, headers=bearer(bob))).json()
-        assert hers["id"] != his["id"]  # a request id is the caller's own
+        request = {**RIGHT, "request_id": "same"}
+        hers = (await client.post("/critique", json=request, headers=bearer(ann))).json()
+        his = (await client.post("/critique", json=request, headers=bearer(bob))).json()
+        assert hers["id"] != his["id"]  # request ids are per caller
         for secret, seen in ((ann, {hers["id"]}), (bob, {his["id"]}), (root, {hers["id"], his["id"]})):
             listed = (await client.get("/interactions", headers=bearer(secret))).json()["items"]
             assert {item["id"] for item in listed} == seen
         theirs = f"/interactions/{hers['id']}"
         assert (await client.get(theirs, headers=bearer(bob))).status_code == 404
         assert (await client.delete(theirs, headers=bearer(bob))).status_code == 404
-        said = {"interaction_id": hers["id"], "correct": True}
-        assert (await client.post("/feedback", json=said, headers=bearer(bob))).status_code == 404
+        feedback = {"interaction_id": hers["id"], "correct": True}
+        assert (await client.post("/feedback", json=feedback, headers=bearer(bob))).status_code == 404
         joined = {**RIGHT, "episode_id": hers["episode_id"]}
         assert (await client.post("/critique", json=joined, headers=bearer(bob))).status_code == 404
         assert (await client.post("/critique", json=joined, headers=bearer(ann))).status_code == 200
@@ -47,7 +47,7 @@ async def test_callers_see_their_own_rows_and_admins_all(settings: Settings, dat
         assert (await client.get(theirs, headers=bearer(root))).status_code == 200
 
 
-async def test_a_key_is_needed_once_there_is_one(settings: Settings, database: Database) -> None:
+async def test_once_a_key_exists_every_request_needs_one(settings: Settings, database: Database) -> None:
     async with database.session() as session:
         _, secret = await issue_key(session, name="a", tier=Tier.ADMIN)
     async with serving(settings) as client:
@@ -60,7 +60,7 @@ async def test_a_key_is_needed_once_there_is_one(settings: Settings, database: D
         assert (await client.get("/metrics")).status_code == 200
 
 
-async def test_expired_and_revoked_keys_end(
+async def test_expired_and_revoked_keys_are_refused(
     settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keyring, "_FRESH_S", 0.1)
@@ -76,13 +76,13 @@ async def test_expired_and_revoked_keys_end(
         assert (await client.get("/interactions", headers=bearer(revoked))).status_code == 401
 
 
-async def test_without_keys_only_loopbacks_own_names_are_answered(client: httpx.AsyncClient) -> None:
-    """A page whose name was pointed at this machine sends that name; its browser would let it read the answer."""
+async def test_without_keys_only_loopback_host_names_are_answered(client: httpx.AsyncClient) -> None:
+    """DNS rebinding: a page whose host name resolves to this machine sends that name and could read the answer."""
     for host, status in [("localhost", 200), ("127.0.0.1:8400", 200), ("[::1]:8400", 200), ("evil.example", 401)]:
         assert (await client.get("/interactions", headers={"host": host})).status_code == status
 
 
-def test_refuses_to_stand_open_to_others(settings: Settings, tmp_path: Path) -> None:
+def test_refuses_to_serve_other_machines_without_keys(settings: Settings, tmp_path: Path) -> None:
     open_to_all = settings.model_copy(update={"host": "0.0.0.0"})
     log = tmp_path / "service.log"
     with service_process(open_to_all, log) as process:
@@ -90,7 +90,7 @@ def test_refuses_to_stand_open_to_others(settings: Settings, tmp_path: Path) -> 
     assert "without keys" in log.read_text()
 
 
-async def test_says_aloud_that_loopback_is_open(settings: Settings, tmp_path: Path) -> None:
+async def test_logs_that_loopback_is_open(settings: Settings, tmp_path: Path) -> None:
     settings = settings.model_copy(update={"port": free_port(), "log_level": "info"})
     log = tmp_path / "service.log"
     with service_process(settings, log):

@@ -1,4 +1,4 @@
-"""What is seen from outside: health, state, metrics, and logs that carry the request's id."""
+"""Monitoring: health, state, metrics, and logs with the request's id."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ from tests.service.conftest import RIGHT, WRONG
 from tests.support.services import free_port, service_process, until_ready
 
 
-async def test_readiness_says_what_was_tried(client: httpx.AsyncClient) -> None:
+async def test_readiness_reports_its_checks(client: httpx.AsyncClient) -> None:
     ready = (await client.get("/readyz")).json()
     assert ready["ready"]
     assert "1 of 1 engines" in ready["engine"]["detail"]
@@ -21,7 +21,7 @@ async def test_readiness_says_what_was_tried(client: httpx.AsyncClient) -> None:
     assert (await client.get("/healthz")).json() == {"status": "ok"}
 
 
-async def test_state_shows_what_is_at_work(client: httpx.AsyncClient) -> None:
+async def test_state_shows_requests_in_flight(client: httpx.AsyncClient) -> None:
     body = {**WRONG, "rounds": 8, "samples": 8, "temperature": 1.0}
     task = asyncio.create_task(client.post("/refine", json=body))
     seen: list[dict[str, int]] = []
@@ -63,7 +63,7 @@ async def test_unknown_paths_do_not_grow_the_metrics(client: httpx.AsyncClient) 
     assert "/nothing" not in (await client.get("/metrics")).text
 
 
-async def test_the_page_of_the_api_loads_nothing_from_elsewhere(client: httpx.AsyncClient) -> None:
+async def test_the_docs_page_loads_nothing_from_other_hosts(client: httpx.AsyncClient) -> None:
     page = (await client.get("/", follow_redirects=True)).text
     addresses = re.findall(r"""(?:src|href)="([^"]+)\"""", page)
     assert len(addresses) >= 3
@@ -71,7 +71,7 @@ async def test_the_page_of_the_api_loads_nothing_from_elsewhere(client: httpx.As
         assert (await client.get(address)).status_code == 200
 
 
-async def test_a_request_id_goes_through_to_the_log(settings: Settings, tmp_path: Path) -> None:
+async def test_a_request_id_reaches_the_log(settings: Settings, tmp_path: Path) -> None:
     settings = settings.model_copy(update={"port": free_port(), "log_level": "info", "log_format": LogFormat.JSON})
     log = tmp_path / "log"
     with service_process(settings, log):

@@ -1,4 +1,4 @@
-"""schemathesis over the OpenAPI description: whatever it allows or forbids, no answer is a 500 or breaks the schema."""
+"""schemathesis over the OpenAPI description: no request gets a 500 or an answer that breaks the schema."""
 
 import asyncio
 import threading
@@ -48,7 +48,7 @@ _PATHS = [
 
 @pytest.fixture(scope="module")
 def base_url(postgres: PostgresServer, engine_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A service in a thread with a loop of its own: schemathesis calls it from synchronous code."""
+    """A service in a thread with its own event loop: schemathesis calls it from synchronous code."""
     postgres.execute("CREATE DATABASE openapi TEMPLATE template_gadfly")
     settings = make_settings(
         tmp_path_factory.mktemp("openapi"),
@@ -97,10 +97,10 @@ def test_answers_as_described(base_url: str, method: str, path: str) -> None:
     @hypothesis.given(case=schema[path][method].as_strategy())
     def conforms(case: schemathesis.Case) -> None:
         if isinstance(case.body, dict):
-            case.body.pop("stream", None)  # an endless answer to a synchronous client
+            case.body.pop("stream", None)  # a stream would block a synchronous client
         try:
-            # A schema cannot say all that is refused: NUL, two fields that exclude each other, a deployment's limits.
-            # The key is sent with it; that none or a wrong one is refused is among the checks.
+            # The schema does not cover every refusal: NUL, two fields that exclude each other, a deployment's limits.
+            # The key is sent here; that a missing or wrong one is refused is among the checks.
             headers = {"Authorization": f"Bearer {_SECRET}"}
             case.call_and_validate(timeout=60, headers=headers, excluded_checks=[positive_data_acceptance])
         except FailureGroup as failures:

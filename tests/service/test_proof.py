@@ -1,4 +1,4 @@
-"""What counts as proof, with numbers worked out by hand."""
+"""What counts as proof that an adapter answers, with numbers worked out by hand."""
 
 from typing import Any
 
@@ -19,31 +19,31 @@ def reply(**changes: Any) -> Reply:
     return Reply(text="", finish_reason="stop", usage=Usage(), **(values | changes))
 
 
-def test_an_equal_answer_is_proof() -> None:
+def test_an_equal_reply_is_proof() -> None:
     deltas = compare([PROBE], [reply(logprobs=(-0.5, -0.3125, -9.0))], tolerance=0.1)
-    # |-0.3125 + 0.25| = 0.0625; |-0.3125 + 2.25| = 1.9375; what comes after the probe's tokens does not count
+    # |-0.3125 + 0.25| = 0.0625; |-0.3125 + 2.25| = 1.9375; tokens after the probe's do not count
     assert deltas == Deltas(tokens=2, from_trainer=0.0625, from_base=1.9375)
     require_adapter(deltas, tolerance=0.1)
 
 
-CASES = [  # the reply, what is said
-    (reply(prompt_tokens=(1, 3)), "probe 1 of 1: the engine reads the prompt as other tokens"),
-    (reply(tokens=(5, 7, 7)), "other tokens than the trainer's weights, after 1 equal"),
-    (reply(tokens=(5,), logprobs=(-0.5,)), "other tokens than the trainer's weights, after 1 equal"),
-    (reply(tokens=(), logprobs=()), "after 0 equal"),
-    (reply(logprobs=(-0.5, -0.5, -9.0)), "0.25 nats from the trainer's"),
+CASES = [  # the reply, the error message
+    (reply(prompt_tokens=(1, 3)), "probe 1 of 1: the engine's prompt tokens differ from the trainer's"),
+    (reply(tokens=(5, 7, 7)), "differs from the trainer's after 1 equal tokens"),
+    (reply(tokens=(5,), logprobs=(-0.5,)), "differs from the trainer's after 1 equal tokens"),
+    (reply(tokens=(), logprobs=()), "after 0 equal tokens"),
+    (reply(logprobs=(-0.5, -0.5, -9.0)), "0.25 nats from the trainer's; the tolerance is 0.1"),
     (reply(logprobs=(float("nan"), -0.25, -9.0)), "nats from the trainer's"),
 ]
 
 
-@pytest.mark.parametrize(("answer", "says"), CASES)
-def test_another_answer_is_none(answer: Reply, says: str) -> None:
-    with pytest.raises(BadAdapter, match=says):
-        compare([PROBE], [answer], tolerance=0.1)
+@pytest.mark.parametrize(("different", "message"), CASES)
+def test_a_different_reply_is_no_proof(different: Reply, message: str) -> None:
+    with pytest.raises(BadAdapter, match=message):
+        compare([PROBE], [different], tolerance=0.1)
 
 
-def test_an_answer_like_the_base_models_is_none() -> None:
+def test_a_reply_like_the_base_models_is_no_proof() -> None:
     probe = PROBE.model_copy(update={"base_logprobs": (-0.5, -0.3)})
     deltas = compare([probe], [reply()], tolerance=0.1)
-    with pytest.raises(BadAdapter, match=r"like the base model: .* 0\.05 nats at most"):
+    with pytest.raises(BadAdapter, match=r"like the base model: .* at most 0\.05 nats"):
         require_adapter(deltas, tolerance=0.1)

@@ -1,4 +1,4 @@
-"""What the recorder acknowledges is durable, whatever happens to Postgres, to the process and to the disk."""
+"""Acknowledged records are durable, whatever happens to Postgres, the process or the disk."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ import pytest
 from sqlalchemy import text
 
 from gadfly.errors import Conflict, NotFound, SpoolFull, StoreUnavailable
-from gadfly.records import Interaction, new_id
+from gadfly.records import Interaction, Record, new_id
 from gadfly.service.recording.recorder import Acknowledgement, Recorder
 from gadfly.service.recording.spool import Spool
 from gadfly.store.critics import ensure_version_zero
@@ -43,7 +43,7 @@ async def recording(
 
 @pytest.fixture
 async def url(database: Database) -> str:
-    """A database with version 0, as a service leaves it at its start."""
+    """A database with version 0, as a service that started leaves it."""
     async with database.session() as session:
         await ensure_version_zero(session, "tiny")
     return database.url
@@ -68,7 +68,7 @@ async def until_replayed(recorder: Recorder, limit_s: float = 30.0) -> None:
         await asyncio.sleep(0.02)
 
 
-async def test_what_is_acknowledged_is_committed(url: str, database: Database, tmp_path: Path) -> None:
+async def test_acknowledged_records_are_committed(url: str, database: Database, tmp_path: Path) -> None:
     async with recording(url, tmp_path) as recorder:
         interaction = make_interaction(refined=True)
         assert await recorder.record(interaction) == Acknowledgement(interaction)
@@ -82,8 +82,8 @@ async def test_what_is_acknowledged_is_committed(url: str, database: Database, t
 
 async def test_many_at_once_share_commits_and_a_small_pool(url: str, tmp_path: Path) -> None:
     async with recording(url, tmp_path, pool=5) as recorder:
-        receipts = await asyncio.gather(*(recorder.record(make_interaction()) for _ in range(200)))
-        assert not any(receipt.is_spooled for receipt in receipts)
+        acknowledgements = await asyncio.gather(*(recorder.record(make_interaction()) for _ in range(200)))
+        assert not any(acknowledgement.is_spooled for acknowledgement in acknowledgements)
         assert recorder.groups < 20
         assert recorder.pending == 0
     assert len(await stored_ids(url)) == 200
@@ -91,7 +91,7 @@ async def test_many_at_once_share_commits_and_a_small_pool(url: str, tmp_path: P
 
 async def test_a_bad_record_fails_alone(url: str, tmp_path: Path) -> None:
     taken = make_interaction(request_id="r")
-    bad = {
+    bad: dict[int, Record] = {
         1: make_interaction(request_id="r"),
         3: make_feedback(new_id(), correct=True),
         5: make_interaction(critic_version=99),
@@ -99,7 +99,7 @@ async def test_a_bad_record_fails_alone(url: str, tmp_path: Path) -> None:
     }
     async with recording(url, tmp_path) as recorder:
         await recorder.record(taken)
-        records = [bad.get(number) or make_interaction() for number in range(10)]
+        records: list[Record] = [bad.get(number) or make_interaction() for number in range(10)]
         outcomes = await asyncio.gather(*map(recorder.record, records), return_exceptions=True)
         assert {number for number, outcome in enumerate(outcomes) if isinstance(outcome, Exception)} == set(bad)
         assert isinstance(outcomes[1], Conflict)
@@ -107,7 +107,7 @@ async def test_a_bad_record_fails_alone(url: str, tmp_path: Path) -> None:
     assert len(await stored_ids(url)) == 7
 
 
-async def test_callers_that_leave_do_not_break_their_group(url: str, tmp_path: Path) -> None:
+async def test_callers_that_disconnect_do_not_break_their_group(url: str, tmp_path: Path) -> None:
     async with recording(url, tmp_path) as recorder:
         interactions = [make_interaction() for _ in range(20)]
         tasks = [asyncio.create_task(recorder.record(item)) for item in interactions]
@@ -119,22 +119,22 @@ async def test_callers_that_leave_do_not_break_their_group(url: str, tmp_path: P
     assert set(await stored_ids(url)) == {item.id for item in interactions}
 
 
-async def test_closing_writes_what_waits_and_takes_no_more(url: str, tmp_path: Path) -> None:
+async def test_closing_writes_pending_records_and_refuses_new_ones(url: str, tmp_path: Path) -> None:
     async with recording(url, tmp_path) as recorder:
         tasks = [asyncio.create_task(recorder.record(make_interaction())) for _ in range(300)]
         await asyncio.sleep(0)
         await recorder.close()
-        assert all(isinstance(receipt, Acknowledgement) for receipt in await asyncio.gather(*tasks))
+        assert all(isinstance(outcome, Acknowledgement) for outcome in await asyncio.gather(*tasks))
         with pytest.raises(StoreUnavailable, match="stopping"):
             await recorder.record(make_interaction())
     assert len(await stored_ids(url)) == 300
 
 
-# ---------------------------------------------------------------------------------------------------- Postgres is away
+# --------------------------------------------------------------------------------------------- Postgres is unavailable
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
-async def test_nothing_acknowledged_is_lost_when_postgres_goes_and_comes_back_under_load(
+async def test_no_acknowledged_record_is_lost_when_postgres_stops_and_starts_under_load(
     server: PostgresServer, tmp_path: Path, how: str
 ) -> None:
     acknowledged: list[UUID] = []
@@ -149,7 +149,7 @@ async def test_nothing_acknowledged_is_lost_when_postgres_goes_and_comes_back_un
             acknowledged.append(interaction.id)
             feedback = make_feedback(interaction.id, rating=3)
             spooled += (await recorder.record(feedback)).is_spooled
-            await asyncio.sleep(0.05)  # for the engine
+            await asyncio.sleep(0.05)  # a generation's time
 
     async with recording(server.url, tmp_path) as recorder:
         callers = [asyncio.create_task(caller(recorder)) for _ in range(16)]
@@ -158,7 +158,7 @@ async def test_nothing_acknowledged_is_lost_when_postgres_goes_and_comes_back_un
             await asyncio.to_thread(getattr(server, how))
             await asyncio.sleep(0.5)
             await asyncio.to_thread(server.start)
-            await until_replayed(recorder)  # while they go on: the spool is drained under load
+            await until_replayed(recorder)  # while the callers continue: the spool is drained under load
         await asyncio.sleep(0.2)
         is_over = True
         await asyncio.gather(*callers)
@@ -172,7 +172,7 @@ async def test_nothing_acknowledged_is_lost_when_postgres_goes_and_comes_back_un
     assert await asyncio.to_thread(os.listdir, tmp_path) == []
 
 
-async def test_a_postgres_that_hangs_delays_one_group_and_no_more(server: PostgresServer, tmp_path: Path) -> None:
+async def test_a_postgres_that_hangs_delays_only_one_group(server: PostgresServer, tmp_path: Path) -> None:
     async with recording(server.url, tmp_path, timeout_s=1.0) as recorder:
         await recorder.record(make_interaction())
         server.freeze()
@@ -190,7 +190,7 @@ async def test_a_postgres_that_hangs_delays_one_group_and_no_more(server: Postgr
     assert len(await stored_ids(server.url)) == 33
 
 
-async def test_spooled_interactions_can_be_looked_up_and_spoken_about(server: PostgresServer, tmp_path: Path) -> None:
+async def test_spooled_interactions_can_be_looked_up_and_get_feedback(server: PostgresServer, tmp_path: Path) -> None:
     interaction = make_interaction(request_id="r")
     feedback = make_feedback(interaction.id, correct=False)
     async with recording(server.url, tmp_path) as recorder:
@@ -211,7 +211,7 @@ async def test_spooled_interactions_can_be_looked_up_and_spoken_about(server: Po
         assert await feedback_of(session, interaction.id) == [feedback]
 
 
-async def test_a_missing_table_is_an_outage_and_no_reason_to_drop_records(
+async def test_a_missing_table_counts_as_an_outage_and_rejects_no_record(
     postgres: PostgresServer, tmp_path: Path
 ) -> None:
     postgres.execute("DROP DATABASE IF EXISTS test_unmigrated WITH (FORCE)")
@@ -232,7 +232,7 @@ async def test_a_missing_table_is_an_outage_and_no_reason_to_drop_records(
 
 
 def leave_behind(folder: Path, records: Sequence[Any]) -> None:
-    """A spool as a process that was killed left it."""
+    """The spool of a process that was killed."""
     spool = Spool(folder, max_bytes=2**30)
     spool.open()
     spool.append(records)
@@ -249,8 +249,8 @@ from tests.support.records import make_interaction
 async def caller(recorder):
     while True:
         interaction = make_interaction(refined=True)
-        receipt = await recorder.record(interaction)
-        print("kept", interaction.id, receipt.is_spooled, flush=True)
+        acknowledgement = await recorder.record(interaction)
+        print("kept", interaction.id, acknowledgement.is_spooled, flush=True)
 
 async def main(url, folder):
     async with Database(url, timeout_s=2.0) as database:
@@ -282,13 +282,17 @@ async def test_a_kill_between_spooling_and_replaying_loses_nothing(server: Postg
         await until_replayed(recorder)
     ids = await stored_ids(server.url)
     assert set(acknowledged) <= set(ids)
-    assert len(ids) <= len(acknowledged) + 8  # a group may be on disk that nobody heard of
+    assert len(ids) <= len(acknowledged) + 8  # the last group may be on disk without being acknowledged
 
 
-async def test_what_is_stored_already_is_not_stored_again(url: str, database: Database, tmp_path: Path) -> None:
+async def test_records_already_stored_are_not_stored_again(url: str, database: Database, tmp_path: Path) -> None:
     """As after a crash between the commit of a replay and the removal of its file."""
     interaction = make_interaction(refined=True, request_id="r")
-    records = [interaction, make_feedback(interaction.id, correct=True), make_feedback(interaction.id, correct=False)]
+    records: list[Record] = [
+        interaction,
+        make_feedback(interaction.id, correct=True),
+        make_feedback(interaction.id, correct=False),
+    ]
     async with database.session() as session:
         await insert_records(session, records, heldout_share=HELDOUT_SHARE)
     leave_behind(tmp_path, records)
@@ -300,7 +304,7 @@ async def test_what_is_stored_already_is_not_stored_again(url: str, database: Da
         assert await feedback_of(session, interaction.id) == records[1:]
 
 
-async def test_a_request_that_two_replicas_answered_is_kept_twice_under_one_id(
+async def test_both_answers_of_two_replicas_are_stored_and_the_first_keeps_the_request_id(
     url: str, database: Database, tmp_path: Path
 ) -> None:
     first, second = make_interaction(request_id="r"), make_interaction(request_id="r")
@@ -316,7 +320,7 @@ async def test_a_request_that_two_replicas_answered_is_kept_twice_under_one_id(
         assert len(await feedback_of(session, second.id)) == 1
 
 
-async def test_an_episode_that_was_begun_about_another_question_is_left(
+async def test_an_interaction_leaves_an_episode_that_is_about_another_question(
     url: str, database: Database, tmp_path: Path
 ) -> None:
     first = make_interaction(question="What is 1 + 1?")
@@ -333,8 +337,8 @@ async def test_an_episode_that_was_begun_about_another_question_is_left(
     assert stored.response == second.response
 
 
-async def test_a_fault_of_our_own_puts_nothing_aside(url: str, database: Database, tmp_path: Path) -> None:
-    """A table that is gone for a moment, as in a migration: it is tried again until it works."""
+async def test_a_fault_of_the_database_rejects_no_record(url: str, database: Database, tmp_path: Path) -> None:
+    """A table is missing for a moment, as during a migration: the replay is retried until it succeeds."""
     interaction = make_interaction()
     leave_behind(tmp_path, [interaction])
     async with database.session() as session:
@@ -348,7 +352,7 @@ async def test_a_fault_of_our_own_puts_nothing_aside(url: str, database: Databas
     assert await stored_ids(url) == [interaction.id]
 
 
-async def test_what_can_never_be_stored_is_put_aside_and_the_rest_goes_on(url: str, tmp_path: Path) -> None:
+async def test_records_that_can_never_be_stored_are_rejected_and_the_others_stored(url: str, tmp_path: Path) -> None:
     good, orphan = make_interaction(), make_feedback(new_id(), comment="about nothing")
     leave_behind(tmp_path, [orphan, make_interaction(critic_version=99), good])
     async with recording(url, tmp_path) as recorder:
@@ -364,7 +368,7 @@ async def test_what_can_never_be_stored_is_put_aside_and_the_rest_goes_on(url: s
 # ---------------------------------------------------------------------------------------------------------- full disks
 
 
-async def test_a_full_spool_refuses_and_the_service_goes_on(server: PostgresServer, tmp_path: Path) -> None:
+async def test_a_full_spool_refuses_records_and_the_service_continues(server: PostgresServer, tmp_path: Path) -> None:
     kept: list[Interaction] = []
     async with recording(server.url, tmp_path, spool_max_bytes=20_000) as recorder:
         await asyncio.to_thread(server.stop)

@@ -9,7 +9,7 @@ from tests.service.conftest import RIGHT, WRONG
 from tests.support.services import read_events
 
 
-async def test_rewrites_with_a_critique_of_its_own(client: httpx.AsyncClient) -> None:
+async def test_rewrites_with_the_critics_critique(client: httpx.AsyncClient) -> None:
     result = (await client.post("/refine", json={**WRONG, "reference": "7"})).json()
     [round] = result["rounds"]
     assert round["critique"]["verdict"] == "incorrect"
@@ -21,7 +21,7 @@ async def test_rewrites_with_a_critique_of_its_own(client: httpx.AsyncClient) ->
     assert result["votes"] == 1
 
 
-async def test_leaves_alone_what_the_critic_calls_correct(client: httpx.AsyncClient) -> None:
+async def test_does_not_rewrite_an_answer_judged_correct(client: httpx.AsyncClient) -> None:
     body = {**RIGHT, "when": "if_incorrect", "rounds": 3}
     result = (await client.post("/refine", json=body)).json()
     assert result["refined_response"] == RIGHT["response"]
@@ -29,7 +29,7 @@ async def test_leaves_alone_what_the_critic_calls_correct(client: httpx.AsyncCli
     assert [round["refinement"] for round in result["rounds"]] == [None]
 
 
-async def test_stops_as_soon_as_the_rewrite_is_called_correct(client: httpx.AsyncClient) -> None:
+async def test_stops_once_the_rewrite_is_judged_correct(client: httpx.AsyncClient) -> None:
     result = (await client.post("/refine", json={**WRONG, "when": "if_incorrect", "rounds": 4})).json()
     verdicts = [round["critique"]["verdict"] for round in result["rounds"]]
     assert verdicts == ["incorrect", "correct"]
@@ -37,7 +37,7 @@ async def test_stops_as_soon_as_the_rewrite_is_called_correct(client: httpx.Asyn
     assert result["verdict"] == "correct"
 
 
-async def test_runs_every_round_that_was_asked_for(client: httpx.AsyncClient) -> None:
+async def test_runs_every_requested_round(client: httpx.AsyncClient) -> None:
     result = (await client.post("/refine", json={**WRONG, "rounds": 3})).json()
     assert [round["critique"]["round"] for round in result["rounds"]] == [0, 1, 2]
     assert all(round["refinement"] is not None for round in result["rounds"])
@@ -46,7 +46,7 @@ async def test_runs_every_round_that_was_asked_for(client: httpx.AsyncClient) ->
     }
 
 
-async def test_takes_the_callers_critique(client: httpx.AsyncClient) -> None:
+async def test_uses_the_callers_critique(client: httpx.AsyncClient) -> None:
     critique = "Step sentence: all of it\nCorrectness of the final answer: Wrong\nExplanation: add the loose pen"
     result = (await client.post("/refine", json={**WRONG, "critique": critique})).json()
     [round] = result["rounds"]
@@ -56,7 +56,7 @@ async def test_takes_the_callers_critique(client: httpx.AsyncClient) -> None:
     assert round["critique"]["confidence"] is None
 
 
-async def test_takes_an_earlier_critique(client: httpx.AsyncClient) -> None:
+async def test_uses_an_earlier_critique(client: httpx.AsyncClient) -> None:
     earlier = (await client.post("/critique", json=WRONG)).json()
     body = {**WRONG, "critique_id": earlier["critiques"][0]["id"], "episode_id": earlier["episode_id"]}
     result = (await client.post("/refine", json=body)).json()
@@ -66,8 +66,8 @@ async def test_takes_an_earlier_critique(client: httpx.AsyncClient) -> None:
     assert missing.status_code == 404
 
 
-async def test_an_earlier_critique_keeps_the_verdict_it_was_given_with(client: httpx.AsyncClient) -> None:
-    cut = (await client.post("/critique", json={**RIGHT, "max_tokens": 3})).json()  # states none: it is read
+async def test_an_earlier_critique_keeps_its_verdict(client: httpx.AsyncClient) -> None:
+    cut = (await client.post("/critique", json={**RIGHT, "max_tokens": 3})).json()  # too short to state a verdict
     assert cut["verdict_source"] == "read"
     body = {**RIGHT, "critique_id": cut["critiques"][0]["id"], "when": "if_incorrect"}
     result = (await client.post("/refine", json=body)).json()
@@ -103,13 +103,13 @@ async def test_streams_both_roles(client: httpx.AsyncClient) -> None:
     roles = {(data["role"], data["round"]) for _, data in events[:-1]}
     assert roles == {("critique", 0), ("refinement", 0), ("critique", 1), ("refinement", 1)}
     for round in result["rounds"]:
-        said = [
+        pieces = [
             d["text"] for _, d in events[:-1] if (d["role"], d["round"]) == ("critique", round["critique"]["round"])
         ]
-        assert "".join(said) == round["critique"]["text"]
+        assert "".join(pieces) == round["critique"]["text"]
 
 
-async def test_a_refined_answer_is_what_is_read_back(client: httpx.AsyncClient) -> None:
+async def test_a_refined_answer_can_be_read_back(client: httpx.AsyncClient) -> None:
     result = (await client.post("/refine", json={**WRONG, "reference": "7", "rounds": 2})).json()
     kept = (await client.get(f"/interactions/{result['id']}")).json()
     assert kept["result"] == result

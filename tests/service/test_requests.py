@@ -1,4 +1,4 @@
-"""Idempotency: a request id stands for one piece of work and its first result."""
+"""Idempotency: requests with the same request id share one run and its first result."""
 
 import asyncio
 from pathlib import Path
@@ -29,7 +29,7 @@ async def test_a_repeat_returns_the_first_result(client: httpx.AsyncClient) -> N
     assert len((await client.get("/interactions")).json()["items"]) == 1
 
 
-async def test_both_at_once_share_one_run(client: httpx.AsyncClient) -> None:
+async def test_concurrent_repeats_share_one_run(client: httpx.AsyncClient) -> None:
     answers = await asyncio.gather(*(client.post("/refine", json=SAMPLED) for _ in range(8)))
     assert len({answer.text for answer in answers}) == 1
     assert len((await client.get("/interactions")).json()["items"]) == 1
@@ -51,10 +51,10 @@ async def test_another_request_under_the_same_id_is_refused(client: httpx.AsyncC
     assert {(await running).status_code, meanwhile.status_code} == {200, 422}
 
 
-async def test_a_failed_request_can_be_asked_again(client: httpx.AsyncClient) -> None:
+async def test_a_failed_request_can_be_repeated(client: httpx.AsyncClient) -> None:
     long = {**RIGHT, "response": "word " * 3000, "request_id": "again"}
     assert (await client.post("/critique", json=long)).status_code == 422
-    assert (await client.post("/critique", json=long)).status_code == 422  # judged anew, not stuck
+    assert (await client.post("/critique", json=long)).status_code == 422  # checked again, not stuck on a claim
     assert (await client.post("/critique", json={**RIGHT, "request_id": "again"})).status_code == 200
 
 
@@ -68,8 +68,8 @@ async def test_two_replicas_do_the_work_once(settings: Settings, tmp_path: Path)
         assert len((await one.get("/interactions")).json()["items"]) == 1
 
 
-async def test_of_two_results_the_first_stored_counts(database: Database, tmp_path: Path) -> None:
-    """Both were at work, because Postgres was away when each of them asked for the id."""
+async def test_of_two_results_the_first_stored_one_counts(database: Database, tmp_path: Path) -> None:
+    """Two replicas answered, because Postgres was unavailable when they tried to claim the request id."""
     async with database.session() as session:
         await ensure_version_zero(session, "tiny")
     first = make_interaction(request_id="one", fingerprint="same")

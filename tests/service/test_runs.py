@@ -1,4 +1,4 @@
-"""Training runs over HTTP: asked for, read, cancelled, done again, followed. What a trainer writes, the test writes."""
+"""Training runs over HTTP: requested, read, cancelled, reproduced, followed. The tests write what a trainer writes."""
 
 import asyncio
 import itertools
@@ -54,9 +54,9 @@ async def begin(database: Database, run_id: UUID | str) -> None:
 
 async def count(database: Database, table: str) -> int:
     async with database.session() as session:
-        found = await session.scalar(text(f"SELECT count(*) FROM {table}"))
-    assert isinstance(found, int)
-    return found
+        rows = await session.scalar(text(f"SELECT count(*) FROM {table}"))
+    assert isinstance(rows, int)
+    return rows
 
 
 @pytest.fixture
@@ -67,13 +67,13 @@ async def api(settings: Settings, database: Database) -> AsyncIterator[httpx.Asy
         yield client
 
 
-async def ask(api: httpx.AsyncClient, **body: Any) -> dict[str, Any]:
+async def request_run(api: httpx.AsyncClient, **body: Any) -> dict[str, Any]:
     answer = await api.post("/admin/retrain", json=body)
     assert answer.status_code == 202, answer.text
     return dict(answer.json())
 
 
-# ----------------------------------------------------------------------------------------------------------- asking
+# ------------------------------------------------------------------------------------------------------- requesting
 
 
 async def test_a_run_waits_with_its_job_and_can_be_read(api: httpx.AsyncClient, database: Database) -> None:
@@ -99,7 +99,7 @@ async def test_options_come_from_the_file_and_the_request_wins(settings: Setting
         assert missing.status_code == 422
         assert f"the training config {file} cannot be read" in missing.json()["detail"]
         file.write_text('{"seed": 5, "steps_stage_1": 7, "alarms": {"kl": 3, "no_gain": 9}}')
-        changed = (await ask(api, config={"seed": 6, "alarms": {"kl": 4}}))["config"]
+        changed = (await request_run(api, config={"seed": 6, "alarms": {"kl": 4}}))["config"]
         assert (changed["seed"], changed["steps_stage_1"], changed["steps_stage_2"]) == (6, 7, 20)
         assert (changed["alarms"]["kl"], changed["alarms"]["no_gain"]) == (4, 9)
         file.write_text('{"sed": 5}')
@@ -108,15 +108,15 @@ async def test_options_come_from_the_file_and_the_request_wins(settings: Setting
         assert f"{file} cannot be used: config.sed" in refused.json()["detail"], "read anew for each request"
 
 
-BAD = [  # config, field, why this row exists
+BAD = [  # config, field, the reason for this row
     ({"learning_rate": 0}, "config.learning_rate", "out of bounds"),
-    ({"learning_rat": 1e-4}, "config.learning_rat", "a typo has no effect otherwise"),
-    ({"learning_rate": "Infinity"}, "config.learning_rate", "a number that JSON cannot hold again"),
+    ({"learning_rat": 1e-4}, "config.learning_rat", "a typo must not be ignored"),
+    ({"learning_rate": "Infinity"}, "config.learning_rate", "a number that JSON cannot represent"),
     ({"alarms": {"kl": -1}}, "config.alarms.kl", "nested"),
     ({"profile": "mine"}, "config.profile", "not one of the choices"),
     ({"steps_stage_1": 0, "steps_stage_2": 0}, "config", "fields that exclude each other"),
-    ({"steps_stage_1": 10**10}, "config", "more than a column holds"),
-    ([], "config", "no object"),
+    ({"steps_stage_1": 10**10}, "config", "more than the column can hold"),
+    ([], "config", "not an object"),
 ]
 
 
@@ -130,8 +130,8 @@ async def test_a_bad_option_is_named(
     assert await count(database, "training_runs") == 0
 
 
-async def test_a_request_id_stands_for_one_run(api: httpx.AsyncClient, database: Database) -> None:
-    first = await ask(api, request_id="nightly", config={"seed": 1})
+async def test_a_request_id_belongs_to_one_run(api: httpx.AsyncClient, database: Database) -> None:
+    first = await request_run(api, request_id="nightly", config={"seed": 1})
     again = await api.post("/admin/retrain", json={"request_id": "nightly", "config": {"seed": 1}})
     assert again.status_code == 200
     assert again.json() == first
@@ -142,7 +142,7 @@ async def test_a_request_id_stands_for_one_run(api: httpx.AsyncClient, database:
     async with database.session() as session:
         await session.execute(text("DELETE FROM interactions"))
     forgotten = await api.post("/admin/retrain", json={"request_id": "nightly", "config": {"seed": 1}})
-    assert forgotten.status_code == 200, "what was asked for stays asked for, also when its rows are gone"
+    assert forgotten.status_code == 200, "a repeat returns the run, also after its rows were deleted"
     assert await count(database, "procrastinate_jobs") == 1
 
 
@@ -154,7 +154,7 @@ async def test_ten_equal_requests_at_once_are_one_run(api: httpx.AsyncClient, da
     assert await count(database, "procrastinate_jobs") == 1
 
 
-async def test_nothing_to_learn_from_is_refused_and_leaves_nothing(
+async def test_a_run_without_labelled_answers_is_refused_and_stores_nothing(
     client: httpx.AsyncClient, database: Database
 ) -> None:
     refused = await client.post("/admin/retrain", json={"request_id": "a"})
@@ -180,11 +180,11 @@ async def test_nothing_to_learn_from_is_refused_and_leaves_nothing(
 async def test_a_dry_run_counts_and_stores_nothing(api: httpx.AsyncClient, database: Database) -> None:
     for number in range(3):
         await add_label(database, question=f"What is {number} + 7?", response="The answer is 7", grade=Grade.RIGHT)
-    said = make_interaction(question="What is 9 + 9?")
+    labelled = make_interaction(question="What is 9 + 9?")
     heldout = make_interaction(question="What is 8 + 8?", reference="16", grade=Grade.WRONG)
     async with database.session() as session:
         await store.interactions.insert_records(
-            session, [said, make_feedback(said.id, correct=False)], heldout_share=ALL_TRAIN
+            session, [labelled, make_feedback(labelled.id, correct=False)], heldout_share=ALL_TRAIN
         )
         await store.interactions.insert_records(session, [heldout], heldout_share=1 - 1e-9)
     config = {"validation_share": 0, "steps_stage_1": 2, "steps_stage_2": 1}
@@ -203,7 +203,7 @@ async def test_a_dry_run_counts_and_stores_nothing(api: httpx.AsyncClient, datab
     bad = await api.post("/admin/retrain", json={"dry_run": True, "config": {"seed": -1}})
     assert bad.status_code == 422
 
-    run = await ask(api, config=config)
+    run = await request_run(api, config=config)
     for took in (10.0, 14.0):
         await write(database, run["id"], EventKind.STEP, step=1, seconds=took)
     timed = (await api.post("/admin/retrain", json={"dry_run": True, "config": config})).json()
@@ -211,7 +211,7 @@ async def test_a_dry_run_counts_and_stores_nothing(api: httpx.AsyncClient, datab
     assert timed["seconds"] == pytest.approx(12 * (3 + 2 / 64))
     other = {**config, "prompts_per_step": 8}
     untimed = (await api.post("/admin/retrain", json={"dry_run": True, "config": other})).json()
-    assert untimed["seconds"] is None, "steps of another size say nothing"
+    assert untimed["seconds"] is None, "steps of another size are no basis for an estimate"
 
 
 async def test_admins_only(settings: Settings, database: Database) -> None:
@@ -221,8 +221,8 @@ async def test_admins_only(settings: Settings, database: Database) -> None:
         _, other = await issue_key(session, name="other", tier=Tier.ADMIN)
     async with serving(settings) as api:
         await add_label(database)
-        asked = {"request_id": "same"}
-        run = (await api.post("/admin/retrain", json=asked, headers=bearer(admin))).json()
+        request = {"request_id": "same"}
+        run = (await api.post("/admin/retrain", json=request, headers=bearer(admin))).json()
         calls = [
             ("POST", "/admin/retrain"),
             ("GET", "/admin/runs"),
@@ -232,11 +232,11 @@ async def test_admins_only(settings: Settings, database: Database) -> None:
             ("POST", f"/admin/runs/{run['id']}/reproduce"),
         ]
         for method, path in calls:
-            body = asked if path.endswith("retrain") else None
+            body = request if path.endswith("retrain") else None
             assert (await api.request(method, path, headers=bearer(caller), json=body)).status_code == 403, path
             assert (await api.request(method, path, json=body)).status_code == 401, path
-        theirs = await api.post("/admin/retrain", json=asked, headers=bearer(other))
-        assert theirs.status_code == 202, "a request id is its key's own"
+        theirs = await api.post("/admin/retrain", json=request, headers=bearer(other))
+        assert theirs.status_code == 202, "request ids are per key"
         listed = (await api.get("/admin/runs", headers=bearer(other))).json()["items"]
         assert [item["id"] for item in listed] == [theirs.json()["id"], run["id"]], "admins see all runs"
 
@@ -251,11 +251,11 @@ async def test_unknown_runs_are_not_found(client: httpx.AsyncClient) -> None:
         assert (await client.request(method, base + path)).status_code == 404, path
 
 
-# ---------------------------------------------------------------------------------------------- reading and steering
+# -------------------------------------------------------------------------------------------- reading and cancelling
 
 
 async def test_runs_are_listed_by_pages_newest_first(api: httpx.AsyncClient) -> None:
-    ids = [(await ask(api, config={"seed": seed}))["id"] for seed in range(5)]
+    ids = [(await request_run(api, config={"seed": seed}))["id"] for seed in range(5)]
     seen: list[str] = []
     cursor: dict[str, str] = {}
     for size in (2, 2, 1):
@@ -268,8 +268,8 @@ async def test_runs_are_listed_by_pages_newest_first(api: httpx.AsyncClient) -> 
     assert (await api.get("/admin/runs", params={"limit": 0})).status_code == 422
 
 
-async def test_a_run_shows_what_the_trainer_wrote(api: httpx.AsyncClient, database: Database) -> None:
-    id = UUID((await ask(api))["id"])
+async def test_a_run_shows_the_trainers_records(api: httpx.AsyncClient, database: Database) -> None:
+    id = UUID((await request_run(api))["id"])
     await begin(database, id)
     async with database.session() as session:
         await store.runs.save_progress(session, id, Progress(stage=Stage.STAGE_2, step=21, steps=40, eta_s=61.5))
@@ -286,10 +286,10 @@ async def test_a_run_shows_what_the_trainer_wrote(api: httpx.AsyncClient, databa
     assert set(run) - set(listed) == {"config", "gate", "manifest"}
 
 
-async def test_a_waiting_run_is_cancelled_at_once_and_one_at_work_is_asked_to_end(
+async def test_a_queued_run_is_cancelled_at_once_and_a_running_one_gets_a_request(
     api: httpx.AsyncClient, database: Database
 ) -> None:
-    waiting = (await ask(api))["id"]
+    waiting = (await request_run(api))["id"]
     cancelled = await api.post(f"/admin/runs/{waiting}/cancel")
     assert cancelled.status_code == 202
     assert cancelled.json()["status"] == "cancelled"
@@ -299,22 +299,20 @@ async def test_a_waiting_run_is_cancelled_at_once_and_one_at_work_is_asked_to_en
     assert "is over: cancelled" in again.json()["detail"]
     async with database.session() as session:
         assert (await store.runs.begin_run(session, UUID(waiting))).status is RunStatus.CANCELLED, (
-            "its job does nothing"
+            "the job of a cancelled run does nothing"
         )
 
-    working = (await ask(api))["id"]
+    working = (await request_run(api))["id"]
     await begin(database, working)
-    asked = await api.post(f"/admin/runs/{working}/cancel")
-    assert (asked.status_code, asked.json()["status"]) == (202, "running")
-    when = asked.json()["cancel_requested_at"]
+    requested = await api.post(f"/admin/runs/{working}/cancel")
+    assert (requested.status_code, requested.json()["status"]) == (202, "running")
+    when = requested.json()["cancel_requested_at"]
     assert when
     assert (await api.post(f"/admin/runs/{working}/cancel")).json()["cancel_requested_at"] == when
 
 
-async def test_a_run_is_done_again_with_its_config_once_it_has_a_manifest(
-    api: httpx.AsyncClient, database: Database
-) -> None:
-    first = await ask(api, config={"seed": 7})
+async def test_a_run_can_be_reproduced_once_it_has_a_manifest(api: httpx.AsyncClient, database: Database) -> None:
+    first = await request_run(api, config={"seed": 7})
     early = await api.post(f"/admin/runs/{first['id']}/reproduce")
     assert early.status_code == 409
     assert "no manifest yet" in early.json()["detail"]
@@ -359,10 +357,10 @@ async def _parsed(response: httpx.Response) -> AsyncIterator[tuple[int, str, dic
             fields[name] = value
 
 
-async def test_a_follower_gets_what_was_and_what_comes_until_the_run_is_over(
+async def test_a_follower_gets_past_and_new_events_until_the_run_is_over(
     api: httpx.AsyncClient, database: Database
 ) -> None:
-    run_id = (await ask(api))["id"]
+    run_id = (await request_run(api))["id"]
     await begin(database, run_id)
     await write(database, run_id, EventKind.STAGE, stage="stage_1", step=0)
     async with follow(api, run_id) as events:
@@ -386,8 +384,8 @@ async def test_a_follower_gets_what_was_and_what_comes_until_the_run_is_over(
     assert [(kind, data["status"]) for _, kind, data in rest] == [("status", "succeeded")]
 
 
-async def test_a_follower_goes_on_after_the_last_event_it_saw(api: httpx.AsyncClient, database: Database) -> None:
-    run_id = (await ask(api))["id"]
+async def test_a_follower_resumes_after_its_last_event(api: httpx.AsyncClient, database: Database) -> None:
+    run_id = (await request_run(api))["id"]
     for step in range(1, 5):
         await write(database, run_id, EventKind.STEP, step=step)
     await finish(database, run_id, RunStatus.FAILED, "no more memory")
@@ -399,9 +397,9 @@ async def test_a_follower_goes_on_after_the_last_event_it_saw(api: httpx.AsyncCl
         async with follow(api, run_id, after=last) as events:
             assert [event async for event in events] == whole[seen + 1 :]
         async with follow(api, run_id, after=0, last_event_id=str(last)) as events:
-            assert [event async for event in events] == whole[seen + 1 :], "a reconnecting client knows better"
+            assert [event async for event in events] == whole[seen + 1 :], "Last-Event-ID takes precedence"
     ended = await api.get(f"/admin/runs/{run_id}/events", headers={"last-event-id": str(whole[-1][0])})
-    assert ended.status_code == 204, "an EventSource that got all must not ask for ever"
+    assert ended.status_code == 204, "an EventSource that got all events must stop reconnecting"
     for bad in ("x", "-1", str(2**63)):
         refused = await api.get(f"/admin/runs/{run_id}/events", headers={"last-event-id": bad})
         assert refused.status_code == 422
@@ -411,22 +409,22 @@ async def test_more_events_than_one_page(
     api: httpx.AsyncClient, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runs, "_PAGE", 3)
-    run_id = (await ask(api))["id"]
+    run_id = (await request_run(api))["id"]
     for step in range(1, 8):
         await write(database, run_id, EventKind.STEP, step=step)
-    await finish(database, run_id, RunStatus.SUCCEEDED)  # nine events: the last page is full, and not yet known as last
+    await finish(database, run_id, RunStatus.SUCCEEDED)  # nine events: the third page is full, so a fourth is read
     async with follow(api, run_id) as events:
-        found = [data.get("step") async for _, _, data in events]
-    assert found == [None, 1, 2, 3, 4, 5, 6, 7, None]
+        steps = [data.get("step") async for _, _, data in events]
+    assert steps == [None, 1, 2, 3, 4, 5, 6, 7, None]
 
 
 async def test_silence_is_filled_with_comments(api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streaming, "HEARTBEAT_S", 0.2)
-    run_id = (await ask(api))["id"]
+    run_id = (await request_run(api))["id"]
     comments = 0
     async with api.stream("GET", f"/admin/runs/{run_id}/events") as response, asyncio.timeout(20):
         async for line in response.aiter_lines():
-            comments += line.startswith(": still at work")
+            comments += line.startswith(": in progress")
             if comments == 3:
                 break
     assert comments == 3
@@ -444,15 +442,15 @@ async def until_followers(api: httpx.AsyncClient, expected: int) -> None:
         await asyncio.sleep(0.05)
 
 
-async def test_a_client_that_leaves_ends_its_stream(api: httpx.AsyncClient) -> None:
-    run_id = (await ask(api))["id"]
+async def test_a_client_that_disconnects_ends_its_stream(api: httpx.AsyncClient) -> None:
+    run_id = (await request_run(api))["id"]
     async with follow(api, run_id) as events:
         await anext(events)
         await until_followers(api, 1)
     await until_followers(api, 0)
 
 
-async def test_hundred_followers_share_a_poll_and_leave_the_pool_to_others(
+async def test_a_hundred_followers_share_a_poll_and_do_not_exhaust_the_pool(
     api: httpx.AsyncClient, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads = itertools.count()
@@ -462,7 +460,7 @@ async def test_hundred_followers_share_a_poll_and_leave_the_pool_to_others(
         next(reads)
         return await read(*arguments, **options)
 
-    run_id = (await ask(api))["id"]
+    run_id = (await request_run(api))["id"]
 
     async def watch() -> list[str]:
         async with follow(api, run_id) as events:
@@ -477,7 +475,7 @@ async def test_hundred_followers_share_a_poll_and_leave_the_pool_to_others(
         await asyncio.sleep(3)
         polls = next(reads)
         assert 1 <= polls <= 2 * (time.monotonic() - began), f"{polls} polls in 3 s for 100 followers of one run"
-        async with asyncio.timeout(10):  # the pool has 5 connections, and who finds it exhausted waits for 20 s
+        async with asyncio.timeout(10):  # the pool has 5 connections; a request that finds none free waits for 20 s
             listed = await asyncio.gather(*(api.get("/admin/runs") for _ in range(20)))
         assert {answer.status_code for answer in listed} == {200}
         await finish(database, run_id, RunStatus.SUCCEEDED)
@@ -485,7 +483,7 @@ async def test_hundred_followers_share_a_poll_and_leave_the_pool_to_others(
 
 
 async def test_no_transaction_stays_open_between_polls(api: httpx.AsyncClient, database: Database) -> None:
-    run_id = (await ask(api))["id"]
+    run_id = (await request_run(api))["id"]
     open_transactions = text(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND xact_start IS NOT NULL"
         " AND pid <> pg_backend_pid()"
@@ -506,7 +504,7 @@ async def test_followers_survive_a_restart_of_postgres(
     settings = make_settings(tmp_path, own_postgres.url, engine_url, database_timeout_s=1.0)
     async with serving(settings) as api, Database(own_postgres.url) as database:
         await add_label(database)
-        run_id = (await ask(api))["id"]
+        run_id = (await request_run(api))["id"]
         async with follow(api, run_id) as events:
             assert (await anext(events))[1] == "status"
             await asyncio.to_thread(own_postgres.stop)
@@ -518,11 +516,11 @@ async def test_followers_survive_a_restart_of_postgres(
             assert (kind, data["message"]) == ("note", "back")
 
 
-async def test_streams_end_when_the_service_does(settings: Settings, database: Database) -> None:
+async def test_streams_end_when_the_service_stops(settings: Settings, database: Database) -> None:
     async with httpx.AsyncClient(timeout=30) as own:
         async with serving(settings) as api:
             await add_label(database)
-            run_id = (await ask(api))["id"]
+            run_id = (await request_run(api))["id"]
             url = f"{api.base_url}/admin/runs/{run_id}/events"
 
             async def watch() -> float:
@@ -535,5 +533,5 @@ async def test_streams_end_when_the_service_does(settings: Settings, database: D
             await until_followers(api, 1)
             stopping = time.monotonic()
         stopped = time.monotonic()
-        assert (await watcher) - stopping < 4, "a clean end, not a cut after the 5 s of patience"
-        assert stopped - stopping < 4, "nobody waits for a stream that would never end"
+        assert (await watcher) - stopping < 4, "the stream ends by itself, before the 5 s of the graceful shutdown"
+        assert stopped - stopping < 4, "the shutdown does not wait for a stream without an end"

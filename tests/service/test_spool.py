@@ -7,15 +7,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
 from gadfly.errors import SpoolFull, StoreUnavailable
 from gadfly.grading import Grade
-from gadfly.records import Feedback, Interaction, Record, new_id
+from gadfly.records import Feedback, Interaction, Kind, Record, StopReason, Usage, new_id
 from gadfly.service.recording.spool import Spool
-from tests.support.records import make_feedback, make_interaction
+from tests.support.records import make_critique, make_feedback, make_interaction, make_refinement
 
 PLENTY = 2**30
 
@@ -40,13 +42,13 @@ def drain(spool: Spool) -> list[Record]:
 
 
 def fill(spool: Spool, records: list[Record]) -> list[Record]:
-    """Append one by one until the spool refuses; return what it took."""
+    """Append one by one until the spool refuses; return the records it accepted."""
     for number, record in enumerate(records):
         try:
             spool.append([record])
         except SpoolFull:
             return records[:number]
-    raise AssertionError("it was never full")
+    raise AssertionError("the spool was never full")
 
 
 def some_records() -> list[Record]:
@@ -74,7 +76,91 @@ def test_records_come_back_as_they_went_in_and_in_order(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_was_appended_meanwhile_is_in_a_later_batch(tmp_path: Path) -> None:
+# Two records as releases before this one wrote them, with escapes for all text beyond ASCII.
+EARLIER_LINES = (
+    rb'484269a5 1166 {"interaction":{"id":"01a222a2-0000-7000-8000-000000000001","kind":"refine",'
+    rb'"created_at":"2026-11-28T14:50:16.343019Z","episode_id":"01a222a2-0000-7000-8000-000000000002","key_id":null,'
+    rb'"request_id":"r","fingerprint":"f","question":"What is\n2 + 2?","response":"5","reference":"4","grade":"wrong",'
+    rb'"metadata":{"big":1267650600228229401496703205376,"deep":[null,1.5,{"\u00df":true}]},'
+    rb'"parameters":{"rounds":1},"model":"tiny","prompt_set":"stepwise@1","critic_version":0,"adapter_sha256":null,'
+    rb'"verdict":"incorrect","refined_response":"4","stop_reason":"rounds",'
+    rb'"usage":{"prompt_tokens":40,"completion_tokens":25},"latency_ms":12.5,'
+    rb'"critiques":[{"id":"01a222a2-0000-7000-8000-000000000003","round":0,"sample":0,"text":"Wrong\u2028\u00df",'
+    rb'"stated":"incorrect","verdict":"incorrect","verdict_source":"stated","p_correct":0.25,"p_incorrect":0.5,'
+    rb'"finish_reason":"stop","usage":{"prompt_tokens":10,"completion_tokens":20},"supplied":false}],'
+    rb'"refinements":[{"id":"01a222a2-0000-7000-8000-000000000004","round":0,"sample":0,'
+    rb'"critique_id":"01a222a2-0000-7000-8000-000000000003","text":"4","finish_reason":null,"grade":"right",'
+    rb'"usage":{"prompt_tokens":0,"completion_tokens":0}}]}}',
+    rb'e897017f 397 {"feedback":{"id":"01a222a2-0000-7000-8000-000000000005",'
+    rb'"interaction_id":"01a222a2-0000-7000-8000-000000000001","key_id":"01a222a2-0000-7000-8000-000000000006",'
+    rb'"created_at":"2026-11-28T14:50:17Z","source":"caller","correct":false,"reference":null,"edited_response":null,'
+    rb'"rating":null,"comment":"no","metadata":{},"grade":null,'
+    rb'"refinement_grades":{"01a222a2-0000-7000-8000-000000000004":"right"}}}',
+)
+
+
+def earlier_id(number: int) -> UUID:
+    return UUID(f"01a222a2-0000-7000-8000-{number:012d}")
+
+
+def earlier_records() -> list[Record]:
+    """The records of `EARLIER_LINES`."""
+    critique = make_critique(id=earlier_id(3), text="Wrong\u2028ß", p_correct=0.25, p_incorrect=0.5)
+    refinement = make_refinement(
+        critique.id, id=earlier_id(4), text="4", finish_reason=None, grade=Grade.RIGHT, usage=Usage()
+    )
+    interaction = make_interaction(
+        id=earlier_id(1),
+        kind=Kind.REFINE,
+        created_at=datetime(2026, 11, 28, 14, 50, 16, 343019, tzinfo=UTC),
+        episode_id=earlier_id(2),
+        request_id="r",
+        fingerprint="f",
+        question="What is\n2 + 2?",
+        response="5",
+        reference="4",
+        grade=Grade.WRONG,
+        metadata={"big": 2**100, "deep": [None, 1.5, {"ß": True}]},
+        parameters={"rounds": 1},
+        refined_response="4",
+        stop_reason=StopReason.ROUNDS,
+        critiques=(critique,),
+        refinements=(refinement,),
+    )
+    feedback = make_feedback(
+        interaction.id,
+        id=earlier_id(5),
+        key_id=earlier_id(6),
+        created_at=datetime(2026, 11, 28, 14, 50, 17, tzinfo=UTC),
+        correct=False,
+        comment="no",
+        refinement_grades={refinement.id: Grade.RIGHT},
+    )
+    return [interaction, feedback]
+
+
+def test_lines_of_earlier_releases_are_read(tmp_path: Path) -> None:
+    folder = tmp_path / "replica"
+    folder.mkdir()
+    (folder / "1.log").write_bytes(b"".join(line + b"\n" for line in EARLIER_LINES))
+    interaction, feedback = earlier_records()
+    with opened(tmp_path) as spool:
+        assert spool.find_request("r", key_id=None) == interaction
+        assert spool.find_feedback(interaction.id) == [feedback]
+        assert drain(spool) == [interaction, feedback]
+    assert not (tmp_path / "rejected.jsonl").exists()
+
+
+def test_lines_hold_the_same_json_as_those_of_earlier_releases(tmp_path: Path) -> None:
+    """So that an earlier release, started again, reads them too."""
+    with opened(tmp_path) as spool:
+        spool.append(earlier_records())
+        lines = segments(tmp_path)[0].read_bytes().splitlines()
+    for line, earlier in zip(lines, EARLIER_LINES, strict=True):
+        assert json.loads(line.split(b" ", 2)[2]) == json.loads(earlier.split(b" ", 2)[2])
+
+
+def test_records_appended_after_a_batch_was_read_are_in_a_later_batch(tmp_path: Path) -> None:
     first, second = make_interaction(), make_interaction()
     with opened(tmp_path) as spool:
         spool.append([first])
@@ -107,15 +193,15 @@ def test_spooled_interactions_are_found(tmp_path: Path) -> None:
         about = [record for record in records if isinstance(record, Feedback)]
         assert about
         for feedback in about:
-            said = spool.find_feedback(feedback.interaction_id)
-            assert said == [item for item in about if item.interaction_id == feedback.interaction_id]
+            spooled = spool.find_feedback(feedback.interaction_id)
+            assert spooled == [item for item in about if item.interaction_id == feedback.interaction_id]
         drain(spool)
         assert [spool.find_feedback(feedback.interaction_id) for feedback in about] == [[]] * len(about)
         assert spool.find(interaction.id) is None
         assert spool.find_request("r", key_id=None) is None
 
 
-def test_text_without_a_form_on_disk_is_replaced(tmp_path: Path) -> None:
+def test_values_that_json_cannot_represent_are_replaced(tmp_path: Path) -> None:
     with opened(tmp_path) as spool:
         spool.append([make_interaction(response="\ud800", metadata={"x": float("inf")}, latency_ms=float("nan"))])
         (record,) = drain(spool)
@@ -123,7 +209,7 @@ def test_text_without_a_form_on_disk_is_replaced(tmp_path: Path) -> None:
     assert (record.response, record.metadata, record.latency_ms) == ("\ufffd", {"x": None}, None)
 
 
-def test_what_a_closed_spool_held_waits_for_the_next_start(tmp_path: Path) -> None:
+def test_records_in_a_closed_spool_wait_for_the_next_start(tmp_path: Path) -> None:
     records = some_records()
     with opened(tmp_path) as spool:
         spool.append(records)
@@ -157,7 +243,7 @@ def test_a_tail_of_zeros_is_dropped(tmp_path: Path) -> None:
         assert drain(spool) == records
 
 
-def test_a_damaged_line_is_put_aside_and_the_rest_goes_on(tmp_path: Path) -> None:
+def test_a_damaged_line_is_rejected_and_the_others_are_read(tmp_path: Path) -> None:
     records = some_records()
     with opened(tmp_path) as spool:
         spool.append(records)
@@ -171,7 +257,7 @@ def test_a_damaged_line_is_put_aside_and_the_rest_goes_on(tmp_path: Path) -> Non
     assert "damaged" in json.loads(line)["reason"]
 
 
-def test_a_rejected_record_is_kept_with_its_reason(tmp_path: Path) -> None:
+def test_a_rejected_record_is_stored_with_its_reason(tmp_path: Path) -> None:
     interaction = make_interaction()
     with opened(tmp_path) as spool:
         spool.reject(interaction, "why")
@@ -208,7 +294,7 @@ while True:
 """
 
 
-def test_after_a_kill_the_next_start_takes_over_all_that_was_acknowledged(tmp_path: Path) -> None:
+def test_after_a_kill_the_next_start_takes_over_every_acknowledged_record(tmp_path: Path) -> None:
     acknowledged: list[str] = []
     for _ in range(2):
         with subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path)], stdout=subprocess.PIPE, text=True) as child:
@@ -220,7 +306,7 @@ def test_after_a_kill_the_next_start_takes_over_all_that_was_acknowledged(tmp_pa
     with opened(tmp_path) as spool:
         kept = [str(record.id) for record in drain(spool)]
     assert set(acknowledged) <= set(kept)
-    assert len(kept) == len(set(kept)) <= len(acknowledged) + 10  # a group that was not acknowledged may be there
+    assert len(kept) == len(set(kept)) <= len(acknowledged) + 10  # the last groups may lack their acknowledgement
 
 
 def test_a_full_spool_refuses_and_recovers(tmp_path: Path) -> None:
@@ -254,7 +340,8 @@ def test_a_full_disk_refuses_and_leaves_the_file_readable(tmp_path: Path) -> Non
         for _ in range(3):
             with pytest.raises(SpoolFull, match="disk is full"):
                 spool.append([records[-1]])
-        small = make_feedback(new_id(), comment="a")  # what still fits is still taken
+        small = make_feedback(new_id(), comment="a")  # a record that still fits is accepted
+
         spool.append([small])
         batch = spool.oldest()
         assert batch.records[: len(kept)] == kept

@@ -1,6 +1,6 @@
-"""Hot swaps on real engines: proven, refused for every reason there is, under load, across replicas and restarts.
+"""Hot swaps on real engines: done, refused for every reason, under load, across replicas and restarts.
 
-Which critic answered is told by its text. Each version's greedy text is known beforehand, and no two are the same.
+The text shows which critic answered: each version's greedy text is known beforehand, and no two are equal.
 """
 
 import asyncio
@@ -52,7 +52,7 @@ _homes = itertools.count()
 
 
 class Engines:
-    """Two engines, of which a test may kill one and start it again."""
+    """Two engines; a test may kill and restart `b`."""
 
     def __init__(self, model: Path, home: Path) -> None:
         self._model, self._home = model, home
@@ -95,7 +95,7 @@ def published(critic_model: Path, tmp_path_factory: pytest.TempPathFactory) -> l
 
 @pytest.fixture(scope="module")
 def texts(both: Engines, published: list[PublishedAdapter]) -> dict[int, str]:
-    """What each version answers to `ASK`, asked of an engine under names that no service knows."""
+    """Each version's answer to `ASK`, from an engine that serves it under a name unknown to the services."""
     prompt = prompts.load(PROMPTS).critique(question=ASK["question"], response=ASK["response"])
 
     async def ask(name: str) -> str:
@@ -104,16 +104,16 @@ def texts(both: Engines, published: list[PublishedAdapter]) -> dict[int, str]:
         await engine.aclose()
         return prompt.opener + reply.text
 
-    found = {0: asyncio.run(ask("base"))}
+    texts = {0: asyncio.run(ask("base"))}
     for version, adapter in enumerate(published, start=1):
         both.a.load_adapter(f"reference-{version}", adapter.folder)
-        found[version] = asyncio.run(ask(f"reference-{version}"))
-    assert len(set(found.values())) == 4
-    return found
+        texts[version] = asyncio.run(ask(f"reference-{version}"))
+    assert len(set(texts.values())) == 4
+    return texts
 
 
 class World:
-    """A deployment with versions 1, 2 and 3, live 0, and a client of its one service."""
+    """A deployment with versions 1, 2 and 3, version 0 live, and a client of its one service."""
 
     def __init__(
         self, settings: Settings, database: Database, client: httpx.AsyncClient, texts: dict[int, str]
@@ -137,19 +137,19 @@ class World:
         return swap
 
     async def ready(self) -> dict[str, Any]:
-        await asyncio.sleep(1.1)  # a yes is believed for a second
+        await asyncio.sleep(1.1)  # a positive result is cached for a second
         answer = await self.client.get("/readyz")
-        found: dict[str, Any] = answer.json()
-        return found
+        readiness: dict[str, Any] = answer.json()
+        return readiness
 
     async def receipts(self, version: int, *, count: int = 1) -> list[dict[str, Any]]:
-        """The receipts of a version, once requests on the critic before have ended."""
+        """The receipts of a version, once all requests on the previous critic have ended."""
         deadline = time.monotonic() + 20
         while True:
-            found: list[dict[str, Any]] = (await self.client.get(f"/critics/{version}")).json()["receipts"]
-            if len(found) >= count and all(item["details"]["times"]["drained_at"] for item in found):
-                return found
-            assert time.monotonic() < deadline, found
+            receipts: list[dict[str, Any]] = (await self.client.get(f"/critics/{version}")).json()["receipts"]
+            if len(receipts) >= count and all(item["details"]["times"]["drained_at"] for item in receipts):
+                return receipts
+            assert time.monotonic() < deadline, receipts
             await asyncio.sleep(0.1)
 
 
@@ -176,10 +176,10 @@ async def world(
         yield world
 
 
-# -------------------------------------------------------------------------------------------------------- promote, back
+# ----------------------------------------------------------------------------------------------- promotion and rollback
 
 
-async def test_a_promotion_and_the_way_back(world: World, published: list[PublishedAdapter]) -> None:
+async def test_a_promotion_and_a_rollback(world: World, published: list[PublishedAdapter]) -> None:
     assert await world.text() == world.texts[0]
     swap = await world.promoted(1)
     assert (swap["from_version"], swap["version"], swap["kind"]) == (0, 1, "promote")
@@ -218,7 +218,7 @@ async def test_a_promotion_and_the_way_back(world: World, published: list[Publis
     assert "gadfly_live_critic 2.0" in metrics
 
 
-async def test_what_the_gate_asks_for_is_done(world: World) -> None:
+async def test_a_swap_that_the_gate_requests_is_done(world: World) -> None:
     async with world.database.session() as session:
         await store.critics.set_candidate(session, 3)
         await store.swaps.request_swap(session, version=3, kind=SwapKind.GATE, reason="better on both axes")
@@ -237,7 +237,7 @@ async def test_what_the_gate_asks_for_is_done(world: World) -> None:
 
 
 async def test_illegal_moves_are_refused(world: World) -> None:
-    for body, status, says in (
+    for body, status, message in (
         ({"version": 0}, 409, "live already"),
         ({"version": 99}, 404, "no critic version 99"),
         ({"version": -1}, 422, "version"),
@@ -245,7 +245,7 @@ async def test_illegal_moves_are_refused(world: World) -> None:
     ):
         answer = await world.client.post("/admin/promote", json=body)
         assert answer.status_code == status
-        assert says in answer.json()["detail"]
+        assert message in answer.json()["detail"]
     back = await world.client.post("/admin/rollback", json={})
     assert back.status_code == 409
     assert "no critic to go back to" in back.json()["detail"]
@@ -276,7 +276,7 @@ def _nothing(folder: Path) -> None:
 
 Change = Callable[[Path], None]
 
-REFUSALS = [  # what is published, what becomes of it, and what is said of it
+REFUSALS = [  # how it is published, what happens to the folder afterwards, and the error message
     ("good", "weights missing", "cannot be read"),
     ("good", "configuration missing", "cannot be read"),
     ("good", "marker missing", "not a published adapter"),
@@ -300,8 +300,8 @@ AFTERWARDS: dict[str, Change] = {
 }
 
 
-@pytest.mark.parametrize(("published_as", "then", "says"), REFUSALS)
-async def test_what_is_not_what_was_published_is_refused(
+@pytest.mark.parametrize(("published_as", "then", "message"), REFUSALS)
+async def test_an_adapter_that_differs_from_the_published_one_is_refused(
     world: World,
     engines: Engines,
     published: list[PublishedAdapter],
@@ -309,7 +309,7 @@ async def test_what_is_not_what_was_published_is_refused(
     tmp_path: Path,
     published_as: str,
     then: str,
-    says: str,
+    message: str,
 ) -> None:
     changes: dict[str, Change] = {
         "good": _nothing,
@@ -329,27 +329,27 @@ async def test_what_is_not_what_was_published_is_refused(
     )
     version = (await insert_version(world.database, spoilt)).version
     AFTERWARDS[then](spoilt.folder)
-    await _is_refused(world, version, says)
+    await _is_refused(world, version, message)
     assert f"critic@{version}" not in _served(engines.a)
-    asked = await world.client.post("/critique", json={**ASK, "critic": version})  # not by way of its number either
-    assert asked.status_code == 409
-    assert says in asked.json()["detail"]
-    await world.promoted(2)  # a good one is taken all the same, and ends the bad news
+    answer = await world.client.post("/critique", json={**ASK, "critic": version})  # also when requested by its number
+    assert answer.status_code == 409
+    assert message in answer.json()["detail"]
+    await world.promoted(2)  # a good one is still accepted, and /readyz no longer reports the refusal
     assert (await world.ready())["swap"]["ok"]
 
 
-async def _is_refused(world: World, version: int, says: str) -> None:
+async def _is_refused(world: World, version: int, message: str) -> None:
     answer = await world.promote(version)
     assert answer.status_code == 409, answer.text
-    assert says in answer.json()["detail"]
+    assert message in answer.json()["detail"]
     assert await world.text() == world.texts[1]
     ready = await world.ready()
     assert ready["ready"]
     assert not ready["swap"]["ok"]
-    assert f"version {version} was refused" in ready["swap"]["detail"]  # why needs a key: it may hold people's texts
+    assert f"version {version} was refused" in ready["swap"]["detail"]  # the reason may hold people's texts: not here
     [swap] = (await world.client.get(f"/critics/{version}")).json()["swaps"]
     assert swap["status"] == "refused"
-    assert says in swap["reason"]
+    assert message in swap["reason"]
     assert (await world.client.get("/state")).json()["pointers"] == {"live": 1, "previous": 0}
     assert 'gadfly_swaps_total{kind="promote",outcome="refused"} 1.0' in (await world.client.get("/metrics")).text
 
@@ -362,10 +362,10 @@ def _served(engine: RunningEngine) -> set[str]:
 async def test_a_row_of_another_adapter_is_refused(world: World, published: list[PublishedAdapter]) -> None:
     await world.promoted(1)
     row = await insert_version(world.database, published[0], folder=published[1].folder)
-    await _is_refused(world, row.version, "another adapter than version 4")
+    await _is_refused(world, row.version, "does not hold the adapter of version 4")
 
 
-async def test_prompts_it_was_not_trained_under_are_refused(
+async def test_a_critic_trained_under_other_prompts_is_refused(
     settings: Settings, database: Database, published: list[PublishedAdapter]
 ) -> None:
     settings = settings.model_copy(update={"prompts": "critique-rl@1"})
@@ -406,7 +406,7 @@ async def test_fifty_swaps_under_load_lose_and_mix_nothing(world: World) -> None
         for number in range(50):
             version = 2 if number % 2 == 0 else 1
             await world.promoted(version)
-            assert await world.text(max_tokens=12) == expected[version], "asked after the swap, answered by the new one"
+            assert await world.text(max_tokens=12) == expected[version], "a request after the swap gets the new critic"
     finally:
         done.set()
         await asyncio.gather(*callers)
@@ -421,20 +421,20 @@ async def test_fifty_swaps_under_load_lose_and_mix_nothing(world: World) -> None
     assert all(item["details"]["lost"] == 0 for item in receipts)
     assert all(item["details"]["mixed"]["mixed"] == 0 for item in receipts)
     in_flight = sum(item["details"]["in_flight"] for item in receipts)
-    assert in_flight > 50, "there was somebody to lose"
+    assert in_flight > 50, "requests were in flight at the moves"
 
 
-# ---------------------------------------------------------------------------------------------------------- by itself
+# --------------------------------------------------------------------------------------------------- automatic rollback
 
 
 async def test_labelled_traffic_that_shows_a_worse_critic_brings_the_old_one_back(world: World) -> None:
-    def said(version: int, *, is_right: bool) -> Interaction:
+    def judged(version: int, *, is_right: bool) -> Interaction:
         critique = make_critique(stated=Verdict.CORRECT if is_right else Verdict.INCORRECT)
         return make_interaction(critic_version=version, reference="4", grade=Grade.RIGHT, critiques=(critique,))
 
     await world.promoted(1)
-    records = [said(0, is_right=number % 5 > 0) for number in range(60)]  # 80 % right
-    records += [said(1, is_right=False) for _ in range(12)]
+    records = [judged(0, is_right=number % 5 > 0) for number in range(60)]  # 80 % right
+    records += [judged(1, is_right=False) for _ in range(12)]
     async with world.database.session() as session:
         await insert_records(session, records, heldout_share=0.2)
     await _until(lambda: httpx.get(f"{world.client.base_url}/state").json()["live_critic"] == 0, limit_s=30)
@@ -442,7 +442,7 @@ async def test_labelled_traffic_that_shows_a_worse_critic_brings_the_old_one_bac
     [swap] = (await world.client.get("/critics/0")).json()["swaps"]
     assert swap["kind"] == "watch"
     assert "0 of 12 verdicts of version 1" in swap["reason"]
-    assert "80.0% right (of its own 60 on live traffic)" in swap["reason"]
+    assert "80.0% right (of its 60 on live traffic)" in swap["reason"]
 
 
 # ------------------------------------------------------------------------------------------ replicas, engines, restarts
@@ -453,26 +453,26 @@ async def test_two_replicas_on_two_engines_both_swap(
 ) -> None:
     other = world.settings.model_copy(update={"home": tmp_path / "other", "engine_urls": (engines.b.url,)})
     async with serving(other) as client:
-        await asyncio.sleep(1.1)  # both have said that they are there
+        await asyncio.sleep(1.1)  # both have sent a heartbeat
         replica = World(other, world.database, client, world.texts)
-        for asked, version in ((world, 1), (replica, 2)):
-            await asked.promoted(version)
+        for target, version in ((world, 1), (replica, 2)):
+            await target.promoted(version)
             receipts = await world.receipts(version, count=2)
             assert len({item["replica_id"] for item in receipts}) == 2
             engines_of = [proof["engine"] for item in receipts for proof in item["details"]["engines"]]
             assert sorted(engines_of) == sorted([engines.a.url, engines.b.url])
             assert await world.text() == await replica.text() == world.texts[version]
-        async with asyncio.timeout(5):  # replicas hear from each other once a second
-            while await _live_critics(client) != [2, 2]:  # noqa: ASYNC110  # it is another replica's doing
+        async with asyncio.timeout(5):  # replicas send heartbeats once a second
+            while await _live_critics(client) != [2, 2]:  # noqa: ASYNC110  # another replica sets it
                 await asyncio.sleep(0.1)
 
 
 async def _live_critics(client: httpx.AsyncClient) -> list[int]:
-    """What each replica answers with, as one of them knows it."""
+    """The live critic of each replica, as one of them knows it."""
     return [item["live_critic"] for item in (await client.get("/state")).json()["replicas"]]
 
 
-async def test_a_replica_that_cannot_follow_says_so_and_goes_on(
+async def test_a_replica_that_cannot_follow_reports_it_and_goes_on(
     world: World, engines: Engines, tmp_path: Path, published: list[PublishedAdapter]
 ) -> None:
     shared = world.settings.adapters_folder / "run"
@@ -489,7 +489,7 @@ async def test_a_replica_that_cannot_follow_says_so_and_goes_on(
         assert f"the live critic {version} is not served here" in ready["swap"]["detail"]
         assert "still answering with 0" in ready["swap"]["detail"]
         assert await replica.text() == world.texts[0]
-        shutil.copytree(shared, blind.adapters_folder / "run")  # mended: it follows by itself
+        shutil.copytree(shared, blind.adapters_folder / "run")  # fixed: it follows automatically
         deadline = time.monotonic() + 15
         while await replica.text() == world.texts[0]:
             assert time.monotonic() < deadline
@@ -506,7 +506,7 @@ async def test_an_episode_stays_on_its_critic(world: World, engines: Engines) ->
     await world.promoted(3)  # 1 is not even previous any more
     deadline = time.monotonic() + 20
     while "critic@1" in _served(engines.a):
-        assert time.monotonic() < deadline, "nobody uses it: it is to be unloaded"
+        assert time.monotonic() < deadline, "an unused critic is to be unloaded"
         await asyncio.sleep(0.2)
     [receipt] = await world.receipts(2)
     assert receipt["details"]["from_version"] == 1
@@ -514,7 +514,7 @@ async def test_an_episode_stays_on_its_critic(world: World, engines: Engines) ->
     assert await world.text(episode_id=episode) == world.texts[1]
     assert await world.text() == world.texts[3]
     await asyncio.sleep(5)
-    assert "critic@1" in _served(engines.a), "the episode may go on"
+    assert "critic@1" in _served(engines.a), "the episode may have more requests"
 
 
 async def test_an_engine_that_lost_an_adapter_gets_it_back_within_the_request(world: World, engines: Engines) -> None:
@@ -525,7 +525,7 @@ async def test_an_engine_that_lost_an_adapter_gets_it_back_within_the_request(wo
         assert set(texts) == {world.texts[1]}
 
 
-async def test_a_service_that_starts_finds_the_live_critic(world: World, engines: Engines, tmp_path: Path) -> None:
+async def test_a_service_that_starts_loads_the_live_critic(world: World, engines: Engines, tmp_path: Path) -> None:
     await world.promoted(1)
     engines.forget_adapters()
     settings = world.settings.model_copy(update={"home": tmp_path / "new"})
@@ -533,7 +533,7 @@ async def test_a_service_that_starts_finds_the_live_critic(world: World, engines
         assert await World(settings, world.database, client, world.texts).text() == world.texts[1]
 
 
-async def test_an_engine_that_dies_half_way_refuses_the_swap_and_then_finds_the_live_critic(
+async def test_an_engine_that_dies_in_a_swap_refuses_it_and_then_gets_the_live_critic(
     tmp_path: Path,
     database_url: str,
     database: Database,
@@ -544,24 +544,25 @@ async def test_an_engine_that_dies_half_way_refuses_the_swap_and_then_finds_the_
     settings = make_settings(tmp_path, database_url, engines.a.url, engines.b.url)
     async with opened(settings, database, published, texts) as world:
         await world.promoted(1)
+        await world.promoted(2)
         os.killpg(engines.b.process.pid, signal.SIGSTOP)
-        swapping = asyncio.create_task(world.promote(2))
-        await _until(lambda: "critic@2" in _served(engines.a))
+        swapping = asyncio.create_task(world.promote(3))
+        await _until(lambda: "critic@3" in _served(engines.a))
         await asyncio.sleep(0.5)
         assert not swapping.done()
         engines.b.kill()
         answer = await swapping
         assert answer.status_code == 409
         assert engines.b.url in answer.json()["detail"]
-        assert await world.text() == world.texts[1]
+        assert await world.text() == world.texts[2]
         ready = await world.ready()
         assert ready["ready"]
         assert "1 of 2 engines" in ready["engine"]["detail"]
-        assert "version 2 was refused" in ready["swap"]["detail"]
-        assert "critic@2" not in _served(engines.a)
-        for version in (0, 1):  # the way back needs no engine that is dead
-            assert (await world.client.post("/admin/rollback", json={})).json()["version"] == version
-            assert await world.text() == world.texts[version]
+        assert "version 3 was refused" in ready["swap"]["detail"]
+        assert "critic@3" not in _served(engines.a)
+        back = await world.client.post("/admin/rollback", json={})  # does not need the dead engine
+        assert back.json()["version"] == 1
+        assert await world.text() == world.texts[1]
         await asyncio.to_thread(engines.b.process.wait)
         engines.restart_b()
         await _until(lambda: "critic@1" in _served(engines.b))
@@ -579,7 +580,7 @@ async def _until(holds: Callable[[], bool], *, limit_s: float = 20) -> None:
         await asyncio.sleep(0.1)
 
 
-async def test_a_service_killed_in_a_swap_does_it_when_it_is_back(
+async def test_a_service_killed_in_a_swap_does_it_after_its_restart(
     tmp_path: Path,
     database_url: str,
     database: Database,

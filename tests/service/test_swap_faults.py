@@ -1,6 +1,6 @@
-"""What a hot swap must not do when engines, callers or the database misbehave.
+"""Hot swaps while engines, callers or the database misbehave.
 
-Engines that misbehave are fakes behind the real client: they answer from an adapter's probe record, or as a test says.
+Engines that misbehave are fakes behind the real client: they answer from an adapter's probe record, or as a test sets.
 """
 
 import asyncio
@@ -47,11 +47,11 @@ def published(critic_model: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 class FakeEngine:
-    """Serves names and answers an adapter's probes as its record says, unless a test says otherwise."""
+    """Serves names and answers an adapter's probes as recorded, unless a test changes that."""
 
     def __init__(self, name: str, adapter: PublishedAdapter) -> None:
         self.names: set[str] = set()
-        self.answered: list[str] = []  # the model of each request that was no probe
+        self.answered: list[str] = []  # the model of each request that is not a probe
         self.loads_with = 200
         self.is_healthy = True
         self.is_wrong = False  # serves other weights under the name
@@ -91,8 +91,8 @@ class FakeEngine:
         return httpx.Response(200)
 
     def _chat(self, body: dict[str, Any]) -> dict[str, Any]:
-        asked = " ".join(message["content"] for message in body["messages"])
-        probe = next((probe for question, probe in self._probes.items() if question in asked), None)
+        prompt = " ".join(message["content"] for message in body["messages"])
+        probe = next((probe for question, probe in self._probes.items() if question in prompt), None)
         choice: dict[str, Any] = {"index": 0, "message": {"content": "4"}, "finish_reason": "stop"}
         if probe is None:
             self.answered.append(body["model"])
@@ -111,8 +111,10 @@ class FakeEngine:
 class Fleet:
     """Two fake engines, a pool over them, and a loader that knows one version with an adapter."""
 
-    def __init__(self, a: FakeEngine, b: FakeEngine, pool: EnginePool, loader: Loader, critics: CriticPointers) -> None:
-        self.a, self.b, self.pool, self.loader, self.critics = a, b, pool, loader, critics
+    def __init__(
+        self, a: FakeEngine, b: FakeEngine, pool: EnginePool, loader: Loader, pointers: CriticPointers
+    ) -> None:
+        self.a, self.b, self.pool, self.loader, self.pointers = a, b, pool, loader, pointers
         self.critic: CriticVersion
 
     @property
@@ -128,24 +130,24 @@ async def fleet(
     tmp_path: Path, database_url: str, database: Database, published: PublishedAdapter
 ) -> AsyncIterator[Fleet]:
     a, b = FakeEngine("a", published), FakeEngine("b", published)
-    critics, metrics = CriticPointers(database), Metrics()
+    pointers, metrics = CriticPointers(database), Metrics()
     settings = make_settings(tmp_path, database_url, "http://a", "http://b")
     engines = (a.engine, b.engine)
-    loader = Loader(settings=settings, engines=engines, pointers=critics, replicas=Replicas(database), metrics=metrics)
+    loader = Loader(settings=settings, engines=engines, pointers=pointers, replicas=Replicas(database), metrics=metrics)
     pool = EnginePool(engines, router=loader)
-    fleet = Fleet(a, b, pool, loader, critics)
-    await critics.start(base_model="tiny")
+    fleet = Fleet(a, b, pool, loader, pointers)
+    await pointers.start(base_model="tiny")
     fleet.critic = await insert_version(database, published)
-    await critics.refresh()
+    await pointers.refresh()
     yield fleet
     await pool.aclose()
 
 
-# --------------------------------------------------------------------------------------------------- what is not proven
+# ----------------------------------------------------------------------------------------------------- unproven critics
 
 
 async def test_an_engine_that_did_not_prove_a_critic_gets_no_request_for_it(fleet: Fleet) -> None:
-    fleet.b.names.add(fleet.name)  # under the right name, and other weights
+    fleet.b.names.add(fleet.name)  # the right name with other weights
     fleet.b.is_wrong = True
     await fleet.loader.ready(fleet.critic)
     await asyncio.gather(*(fleet.ask() for _ in range(8)))
@@ -155,8 +157,8 @@ async def test_an_engine_that_did_not_prove_a_critic_gets_no_request_for_it(flee
     assert (fleet.a.answered + fleet.b.answered)[-1] == "base" or "base" in fleet.b.answered
 
     fleet.b.is_wrong = False
-    await asyncio.sleep(loader._BELIEVED_S)
-    fleet.a.fault = httpx.ConnectError("gone")  # the proven one: what is left has to prove itself first
+    await asyncio.sleep(loader._REFUSAL_VALID_S)
+    fleet.a.fault = httpx.ConnectError("gone")  # the other engine must prove the critic before it answers
     await fleet.ask()
     assert fleet.b.answered[-1] == fleet.name
     assert fleet.loader.proven_on(fleet.b.engine) == [fleet.critic.version]
@@ -169,21 +171,24 @@ async def test_a_failed_connection_ends_a_proof(fleet: Fleet) -> None:
     with pytest.raises(EngineUnavailable):
         await fleet.a.engine.models()
     fleet.a.fault = None
-    assert fleet.loader.proven_on(fleet.a.engine) == [], "the next process there may serve anything under the name"
+    assert fleet.loader.proven_on(fleet.a.engine) == [], "the next process there may serve other weights by that name"
     assert fleet.loader.proven_on(fleet.b.engine) == [fleet.critic.version]
 
 
-async def test_an_adapter_taken_away_again_before_the_call_is_restored_once_more(fleet: Fleet) -> None:
+async def test_an_adapter_unloaded_again_before_the_call_is_restored_once_more(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await fleet.loader.prove(fleet.critic, must_be_all=True)
+    restore = fleet.loader.restore
     restored: list[str] = []
 
-    async def restore(engine: Engine, name: str) -> None:
+    async def restore_and_lose_the_first(engine: Engine, name: str) -> None:
         restored.append(engine.url)
-        await fleet.loader.restore(engine, name)
+        await restore(engine, name)
         if len(restored) == 1:
             await engine.unload_adapter(name)
 
-    fleet.pool.restore = restore
+    monkeypatch.setattr(fleet.loader, "restore", restore_and_lose_the_first)
     fleet.a.names.clear()
     fleet.b.names.clear()
     await fleet.ask()
@@ -191,10 +196,10 @@ async def test_an_adapter_taken_away_again_before_the_call_is_restored_once_more
 
 
 @pytest.mark.parametrize("was_there", [False, True])
-async def test_a_failed_proof_takes_back_only_what_it_loaded(fleet: Fleet, was_there: bool) -> None:
+async def test_a_failed_proof_unloads_only_what_it_loaded(fleet: Fleet, was_there: bool) -> None:
     fleet.a.is_wrong = fleet.b.is_wrong = True
     if was_there:
-        fleet.a.names.add(fleet.name)  # another replica answers with it
+        fleet.a.names.add(fleet.name)  # another replica uses it
     with pytest.raises(BadAdapter, match="nats from the trainer's"):
         await fleet.loader.prove(fleet.critic, must_be_all=True)
     assert (fleet.name in fleet.a.names) is was_there
@@ -221,7 +226,7 @@ async def test_a_dead_engine_does_not_refuse_an_adapter(fleet: Fleet, is_healthy
 
 
 @pytest.mark.parametrize("is_healthy", [True, False])
-async def test_one_engine_is_enough_for_the_way_back(fleet: Fleet, is_healthy: bool) -> None:
+async def test_one_engine_is_enough_for_a_rollback(fleet: Fleet, is_healthy: bool) -> None:
     fleet.a.loads_with, fleet.a.is_healthy = 500, is_healthy
     [proof] = await fleet.loader.prove(fleet.critic, must_be_all=False)
     assert proof.engine == fleet.b.engine.url
@@ -229,7 +234,7 @@ async def test_one_engine_is_enough_for_the_way_back(fleet: Fleet, is_healthy: b
         await fleet.loader.prove(fleet.critic, must_be_all=True)
 
 
-async def test_one_engine_that_hangs_does_not_hold_up_the_way_back(fleet: Fleet) -> None:
+async def test_one_engine_that_hangs_does_not_delay_a_rollback(fleet: Fleet) -> None:
     fleet.a.hang.clear()
     started = time.monotonic()
     [proof] = await fleet.loader.prove(fleet.critic, must_be_all=False)
@@ -240,18 +245,18 @@ async def test_one_engine_that_hangs_does_not_hold_up_the_way_back(fleet: Fleet)
 # ---------------------------------------------------------------------------------------------------------- old critics
 
 
-async def test_only_so_many_old_critics_are_served(
+async def test_the_number_of_old_critics_served_is_limited(
     fleet: Fleet, database: Database, published: PublishedAdapter
 ) -> None:
     others = [await insert_version(database, published) for _ in range(2)]
-    await fleet.critics.refresh()
+    await fleet.pointers.refresh()
     await fleet.loader.ready(fleet.critic)  # four slots: one beside live, previous and candidate
     with pytest.raises(TooBusy) as refusal:
         await fleet.loader.ready(others[0])
     assert refusal.value.retry_after_s > 1
     async with database.session() as session:
         await store.critics.set_candidate(session, others[0].version)
-    await fleet.critics.refresh()
+    await fleet.pointers.refresh()
     await fleet.loader.ready(others[0])
     await fleet.loader.ready(fleet.critic)
 
@@ -259,7 +264,7 @@ async def test_only_so_many_old_critics_are_served(
 # ------------------------------------------------------------------------------------------------------------- readings
 
 
-async def test_readings_asked_for_together_end_in_order(fleet: Fleet, database: Database) -> None:
+async def test_concurrent_readings_end_in_order(fleet: Fleet, database: Database) -> None:
     async with database.session() as session:
         for _ in range(3):
             await session.execute(text("UPDATE critic_pointers SET version = 0 WHERE name = 'live'"))
@@ -269,18 +274,18 @@ async def test_readings_asked_for_together_end_in_order(fleet: Fleet, database: 
             await session.execute(
                 text("UPDATE critic_pointers SET version = :version WHERE name = 'live'"), {"version": version}
             )
-        await fleet.critics.refresh()
-        assert fleet.critics.pointers["live"] == version
+        await fleet.pointers.refresh()
+        assert fleet.pointers.current["live"] == version
 
     for number in range(10):
-        earlier = [asyncio.create_task(fleet.critics.refresh()) for _ in range(5)]
+        earlier = [asyncio.create_task(fleet.pointers.refresh()) for _ in range(5)]
         await asyncio.sleep(0)
         await move(number % 2)
         await asyncio.gather(*earlier)
-        assert fleet.critics.pointers["live"] == number % 2, "no reading that began before lands after"
+        assert fleet.pointers.current["live"] == number % 2, "an older reading does not replace a newer one"
 
 
-# ------------------------------------------------------------------------------------------------------------- way back
+# ------------------------------------------------------------------------------------------------------------- rollback
 
 
 async def _promote(database: Database, version: int) -> None:
@@ -303,7 +308,7 @@ async def test_a_repeated_rollback_does_not_go_forward(fleet: Fleet, database: D
 
 
 @pytest.mark.parametrize("kind", [SwapKind.ROLLBACK, SwapKind.WATCH])
-async def test_a_rollback_refuses_the_promotion_under_way(
+async def test_a_rollback_refuses_the_pending_promotion(
     fleet: Fleet, database: Database, published: PublishedAdapter, kind: SwapKind
 ) -> None:
     await insert_version(database, published)
@@ -331,7 +336,7 @@ async def test_a_rollback_refuses_the_promotion_under_way(
 # --------------------------------------------------------------------------------------------------------- live traffic
 
 
-async def test_one_caller_makes_a_third_of_the_outcomes_and_one(fleet: Fleet, database: Database) -> None:
+async def test_one_caller_contributes_a_third_of_the_outcomes_and_one(fleet: Fleet, database: Database) -> None:
     async with database.session() as session:
         keys = [(await issue_key(session, name=name, tier=Tier.CALLER))[0].id for name in "abc"]
 
@@ -356,8 +361,8 @@ async def test_one_caller_makes_a_third_of_the_outcomes_and_one(fleet: Fleet, da
             return await store.watch.verdict_outcomes(session, version)
 
     a, b, c = keys
-    assert await label(0, a, a, a, a) == [False], "one of a; then 3 x 1 > 1 until three were counted"
-    assert await label(0, b, c, a) == [False, True, True, False], "b and c make three: a once more"
+    assert await label(0, a, a, a, a) == [False], "one of a; then 3 x 1 > 1 until three outcomes count"
+    assert await label(0, b, c, a) == [False, True, True, False], "with b and c there are three: a counts once more"
     assert await label(1, None, None, None) == [True] * 3, "without keys there is no bound"
     assert await label(1, a, a, a) == [True] * 3 + [False] * 2, "3 x 0 <= 3, 3 x 1 <= 4, and 3 x 2 > 5"
 
@@ -367,7 +372,7 @@ async def test_one_caller_makes_a_third_of_the_outcomes_and_one(fleet: Fleet, da
 
 @pytest.fixture
 async def spoilt(settings: Settings, database: Database, critic_model: Path, tmp_path: Path) -> CriticVersion:
-    """A live critic whose engine answers other tokens than its trainer wrote down."""
+    """A live critic whose probe record differs from the tokens that an engine answers."""
     good = publish_adapter(tmp_path / "good", model=critic_model, seed=5)
     return await _live(database, publish_again(good, tmp_path / "spoilt", change_last_token))
 
@@ -375,7 +380,7 @@ async def spoilt(settings: Settings, database: Database, critic_model: Path, tmp
 async def _live(database: Database, adapter: PublishedAdapter) -> CriticVersion:
     async with database.session() as session:
         await store.critics.ensure_version_zero(session, "tiny")
-        # The engine may be shared: a name that nobody else uses.
+        # The engine may be shared: a name that no other test uses.
         await session.execute(
             text("INSERT INTO critic_versions (version, base_model, created_at) VALUES (:version, 'tiny', now())"),
             {"version": randrange(10**6, 10**9)},
@@ -385,7 +390,7 @@ async def _live(database: Database, adapter: PublishedAdapter) -> CriticVersion:
     return critic
 
 
-async def test_a_live_critic_that_nobody_proved_is_not_ready_and_is_no_fault_of_callers(
+async def test_an_unproven_live_critic_makes_the_service_unready_and_requests_get_503(
     settings: Settings, spoilt: CriticVersion, tmp_path: Path
 ) -> None:
     async with serving(settings, ready=False) as client:
@@ -432,26 +437,27 @@ async def test_without_a_key_no_reasons_are_shown(
             ),
         )
     async with serving(settings, ready=False) as client:
-        here = f"the live critic {spoilt.version} is not served here; the log says why"
-        await _until(client, lambda state: [item["problem"] for item in state["replicas"]] == [here])
-        for path, says in (("/readyz", here), ("/state", "the last swap was refused; GET /critics/0 says why")):
+        problem = f"the live critic {spoilt.version} is not served here (see the log)"
+        await _until(client, lambda state: [item["problem"] for item in state["replicas"]] == [problem])
+        refusal = "the last swap was refused; see GET /critics/0"
+        for path, message in (("/readyz", problem), ("/state", refusal)):
             shown = (await client.get(path)).text
-            assert says in shown
+            assert message in shown
             assert secret_text not in shown
             assert str(tmp_path) not in shown
-        found = {}
-        for who, secret in (("caller", caller), ("admin", admin)):
+        history = {}
+        for tier, secret in (("caller", caller), ("admin", admin)):
             answer = await client.get("/critics/0", headers={"authorization": f"Bearer {secret}"})
-            found[who] = answer.json()
-        assert secret_text in found["admin"]["swaps"][0]["reason"]
-        assert found["admin"]["receipts"][0]["details"]["engines"] == [proof]
-        assert found["caller"]["swaps"][0]["reason"] is None
-        assert found["caller"]["receipts"][0]["details"] == {"engines": [{"vllm": "0.32"}], "lost": 0}
+            history[tier] = answer.json()
+        assert secret_text in history["admin"]["swaps"][0]["reason"]
+        assert history["admin"]["receipts"][0]["details"]["engines"] == [proof]
+        assert history["caller"]["swaps"][0]["reason"] is None
+        assert history["caller"]["receipts"][0]["details"] == {"engines": [{"vllm": "0.32"}], "lost": 0}
 
 
 @asynccontextmanager
 async def _hanging(path: Path) -> AsyncIterator[str]:
-    """An engine that takes every connection and never answers."""
+    """An engine that accepts every connection and never answers."""
     end = asyncio.Event()
 
     async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -466,7 +472,7 @@ async def _hanging(path: Path) -> AsyncIterator[str]:
         server.close()
 
 
-async def test_the_way_back_does_not_wait_for_a_promotion(
+async def test_a_rollback_does_not_wait_for_a_promotion(
     settings: Settings, database: Database, published: PublishedAdapter, tmp_path: Path
 ) -> None:
     live = await _live(database, published)
@@ -497,9 +503,9 @@ async def _until(client: httpx.AsyncClient, holds: Callable[[dict[str, Any]], bo
         await asyncio.sleep(0.1)
 
 
-async def test_an_episode_that_waits_in_the_spool_stays_on_its_critic(settings: Settings, database: Database) -> None:
+async def test_an_episode_in_the_spool_stays_on_its_critic(settings: Settings, database: Database) -> None:
     async with serving(settings) as client:
-        await _take_interactions(database, they_are_taken=False)
+        await _accept_interactions(database, are_accepted=False)
         first = (await client.post("/critique", json=RIGHT)).json()
         assert (await client.get("/state")).json()["spool"]["records"] == 1
         episode = {"episode_id": first["episode_id"], "max_tokens": 4}
@@ -510,8 +516,8 @@ async def test_an_episode_that_waits_in_the_spool_stays_on_its_critic(settings: 
         assert other.status_code == 422
         unknown = await client.post("/critique", json={**RIGHT, "episode_id": str(new_id())})
         assert unknown.status_code == 503
-        assert "may still wait to be stored" in unknown.json()["detail"]
-        await _take_interactions(database, they_are_taken=True)
+        assert "may not be stored yet" in unknown.json()["detail"]
+        await _accept_interactions(database, are_accepted=True)
         deadline = time.monotonic() + 20
         while (await client.get("/state")).json()["spool"]["records"]:
             assert time.monotonic() < deadline
@@ -519,8 +525,8 @@ async def test_an_episode_that_waits_in_the_spool_stays_on_its_critic(settings: 
         assert (await client.post("/critique", json={**RIGHT, "episode_id": str(new_id())})).status_code == 200
 
 
-async def _take_interactions(database: Database, *, they_are_taken: bool) -> None:
-    """Have Postgres take interactions, or not; what it answers of all else stays."""
-    old, new = ("interactions_away", "interactions") if they_are_taken else ("interactions", "interactions_away")
+async def _accept_interactions(database: Database, *, are_accepted: bool) -> None:
+    """Make Postgres accept interactions, or refuse them; all other tables stay available."""
+    old, new = ("interactions_away", "interactions") if are_accepted else ("interactions", "interactions_away")
     async with database.session() as session:
         await session.execute(text(f"ALTER TABLE {old} RENAME TO {new}"))

@@ -1,4 +1,4 @@
-"""A machine without any C or C++ compiler: critiques with a confidence, an adapter swapped in and proven."""
+"""On a machine without a C or C++ compiler: critiques with a confidence, and an adapter swapped in and proven."""
 
 import os
 import re
@@ -38,7 +38,7 @@ def engine(
     critic_model: Path, path_without_compilers: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningEngine]:
     home = tmp_path_factory.mktemp("engine")
-    # An empty cache, so that nothing compiled earlier on this machine is found, and no compiler named elsewhere.
+    # An empty cache without anything compiled earlier on this machine, and no compiler named in the environment.
     cache = home / "inductor"
     environ = {"PATH": path_without_compilers, "TORCHINDUCTOR_CACHE_DIR": str(cache), "CXX": "", "CC": ""}
     with start_engine(critic_model, home=home, environ=environ) as engine:
