@@ -2,50 +2,25 @@
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-import httpx
-from httpx_sse import EventSource
 from rich.console import Group
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from gadfly.cli.running import service_address
 from gadfly.cli.terminal import out, plain
-from gadfly.errors import BadInput, GadflyError
-from gadfly.settings import Settings, is_loopback
+from gadfly.client import Client, ServiceError, problem_text
+from gadfly.errors import BadInput
 
-_CONNECT_S = 5.0
-_SILENCE_S = 45.0  # three of the service's heartbeats
-_AWAY = frozenset({502, 503, 504})
 _COLOURS = {"correct": "green", "incorrect": "red", "unparsed": "yellow"}
 _REASONS = {
     "rounds": "that many were asked for",
     "judged_correct": "the critic calls the answer correct",
 }
 _SIGNS = {"correct": "✓", "incorrect": "✗", "unparsed": "?"}
-
-
-class ServiceError(GadflyError):
-    """The service refused, failed, or does not run."""
-
-
-class ServiceAway(ServiceError):
-    """The service, or what it needs, cannot be reached now: the same call may work a moment later."""
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One server-sent event. `id` is 0 where the service gives none."""
-
-    id: int
-    name: str
-    data: dict[str, Any]
 
 
 def read_text(value: str | None) -> str | None:
@@ -86,125 +61,14 @@ def request_body(question: str | None, response: str | None, given: Mapping[str,
     return body
 
 
-class ServiceClient:
-    """The service that these settings mean, with `settings.key`."""
-
-    def __init__(self, settings: Settings, *, transport: httpx.BaseTransport | None = None) -> None:
-        self._url = service_address(settings)
-        headers = {"authorization": f"Bearer {settings.key.get_secret_value()}"} if settings.key else {}
-        self._client = httpx.Client(
-            base_url=self._url,
-            headers=headers,
-            timeout=httpx.Timeout(settings.engine_timeout_s, connect=_CONNECT_S),
-            transport=transport,
-            trust_env=not is_loopback(httpx.URL(self._url).host),  # a proxy knows another 127.0.0.1
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._client.close()
-
-    def get(self, path: str, params: Mapping[str, Any] | None = None) -> Any:
-        """The JSON answer. Raises as `post`."""
-        try:
-            response = self._client.get(path, params=params)
-        except httpx.HTTPError as error:
-            raise self._unreachable(error) from None
-        return self._checked(response)
-
-    def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """The JSON answer.
-
-        Raises:
-            ServiceAway: it does not run, or not all of it.
-            ServiceError: what it says is wrong.
-        """
-        try:
-            response = self._client.post(path, json=body)
-        except httpx.HTTPError as error:
-            raise self._unreachable(error) from None
-        result: dict[str, Any] = self._checked(response)
-        return result
-
-    def events(self, path: str, body: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The name and data of each server-sent event.
-
-        Raises:
-            ServiceError: as `post`, also when the answer breaks off.
-        """
-        try:
-            with self._client.stream("POST", path, json={**body, "stream": True}) as response:
-                if response.status_code != 200:
-                    response.read()
-                    self._checked(response)
-                for event in _read_events(response):
-                    yield event.name, event.data
-        except httpx.HTTPError as error:
-            raise self._unreachable(error) from None
-
-    def follow(self, path: str, *, after: int) -> Iterator[Event]:
-        """The events of a stream that may last for hours, from the one behind the id `after` on.
-
-        Raises:
-            ServiceAway: it does not run, or broke off: the stream goes on after the last event.
-            ServiceError: it refuses.
-        """
-        timeout = httpx.Timeout(_SILENCE_S, connect=_CONNECT_S)
-        try:
-            with self._client.stream("GET", path, headers={"last-event-id": str(after)}, timeout=timeout) as response:
-                if response.status_code == 204:
-                    return
-                if response.status_code != 200:
-                    response.read()
-                    self._checked(response)
-                yield from _read_events(response)
-        except httpx.HTTPError as error:
-            raise self._unreachable(error) from None
-
-    def _checked(self, response: httpx.Response) -> Any:
-        try:
-            document = response.json()
-        except ValueError:
-            document = None
-        if response.is_success and document is not None:
-            return document
-        kind = ServiceAway if response.status_code in _AWAY else ServiceError
-        if not isinstance(document, dict) or "title" not in document:
-            raise kind(f"{self._url} answers {response.status_code} and is no Gadfly: check --url.")
-        raise kind(problem_text(document, retry_after=response.headers.get("retry-after")))
-
-    def _unreachable(self, error: httpx.HTTPError) -> ServiceAway:
-        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-            return ServiceAway(
-                f"No service answers at {self._url}: start one with `gadfly up`, or say where it is with --url."
-            )
-        if isinstance(error, httpx.TimeoutException):
-            return ServiceAway(f"{self._url} did not answer in time.")
-        return ServiceAway(f"The connection to {self._url} broke off before the answer was complete.")
-
-
-def problem_text(document: Mapping[str, Any], *, retry_after: str | None = None) -> str:
-    """A problem document as a sentence."""
-    text = str(document.get("detail") or document.get("title"))
-    if document.get("status") in (401, 403):
-        text += " (the command line sends --key or GADFLY_KEY)"
-    if retry_after:
-        text += f" (try again in {retry_after} s)"
-    return f"{document.get('title')}: {text}"
-
-
-def ask(service: ServiceClient, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+def ask(client: Client, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """Ask, print the text as it comes, and return the result.
 
     Raises:
         ServiceError: the service refuses, fails or breaks off.
     """
     speaking: tuple[str, int] | None = None
-    for name, data in service.events(path, body):
+    for name, data in client.events(path, body):
         if name == "text" and data["sample"] == 0:  # several at once would mix; the rest is in the result
             if speaking != (data["role"], data["round"]):
                 if speaking is not None:
@@ -289,9 +153,3 @@ def _show_ids(result: Mapping[str, Any], kind: str) -> None:
         f"Was the {'response' if kind == 'critique' else 'first response'} right? "
         f"gadfly feedback {result['id']} --correct (or --incorrect, --reference ANSWER)[/]"
     )
-
-
-def _read_events(response: httpx.Response) -> Iterator[Event]:
-    for event in EventSource(response).iter_sse():
-        if event.data:  # a comment that keeps the connection open comes as an event without data
-            yield Event(int(event.id or 0), event.event, json.loads(event.data))

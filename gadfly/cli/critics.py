@@ -6,33 +6,33 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from gadfly.cli.asking import ServiceClient
 from gadfly.cli.terminal import out, plain
+from gadfly.client import Client
 
 _COLOURS = {"done": "green", "refused": "red", "pending": "yellow"}
 
 
-def list_critics(service: ServiceClient) -> list[dict[str, Any]]:
+def list_critics(client: Client) -> list[dict[str, Any]]:
     """Every version, newest first."""
-    found: list[dict[str, Any]] = service.get("/critics")
+    found: list[dict[str, Any]] = client.get("/critics")
     return found
 
 
-def read_critic(service: ServiceClient, version: int) -> dict[str, Any]:
+def read_critic(client: Client, version: int) -> dict[str, Any]:
     """One version with its gate report, swaps and receipts."""
-    found: dict[str, Any] = service.get(f"/critics/{version}")
+    found: dict[str, Any] = client.get(f"/critics/{version}")
     return found
 
 
-def promote(service: ServiceClient, version: int, reason: str | None) -> dict[str, Any]:
+def promote(client: Client, version: int, reason: str | None) -> dict[str, Any]:
     """Make a version live."""
-    return service.post("/admin/promote", _given(version=version, reason=reason))
+    return client.post("/admin/promote", _given(version=version, reason=reason))
 
 
-def rollback(service: ServiceClient, reason: str | None) -> dict[str, Any]:
+def rollback(client: Client, reason: str | None) -> dict[str, Any]:
     """Go back to the version that was live before the one that is live now; asked twice, it is done once."""
-    live = [critic["version"] for critic in list_critics(service) if "live" in critic["pointers"]]
-    return service.post("/admin/rollback", _given(from_version=live[0] if live else None, reason=reason))
+    live = [critic["version"] for critic in list_critics(client) if "live" in critic["pointers"]]
+    return client.post("/admin/rollback", _given(from_version=live[0] if live else None, reason=reason))
 
 
 def _given(**values: Any) -> dict[str, Any]:

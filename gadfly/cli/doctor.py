@@ -21,7 +21,8 @@ import httpx
 import psutil
 
 from gadfly.cli import probes
-from gadfly.cli.running import running_state, service_address
+from gadfly.cli.connection import service_address
+from gadfly.cli.running import running_state
 from gadfly.errors import GadflyError
 from gadfly.settings import DEFAULT_MODEL, Device, Settings, without_password
 

@@ -236,7 +236,8 @@ def feedback(
     json: Json = False,
 ) -> None:
     """Say what was right: the critic learns from it."""
-    from gadfly.cli.asking import ServiceClient, read_text
+    from gadfly.cli.asking import read_text
+    from gadfly.cli.connection import connect
     from gadfly.cli.terminal import out, print_json
 
     body = {
@@ -248,9 +249,7 @@ def feedback(
         "rating": rating,
         "comment": comment,
     }
-    result = ServiceClient(settings).post(
-        "/feedback", {name: value for name, value in body.items() if value is not None}
-    )
+    result = connect(settings).post("/feedback", {name: value for name, value in body.items() if value is not None})
     if json:
         print_json(result)
         return
@@ -269,10 +268,10 @@ def critics_(
 ) -> None:
     """List the critics, and which of them answers."""
     from gadfly.cli import critics
-    from gadfly.cli.asking import ServiceClient
+    from gadfly.cli.connection import connect
     from gadfly.cli.terminal import print_json
 
-    service = ServiceClient(settings)
+    service = connect(settings)
     found = critics.list_critics(service) if version is None else critics.read_critic(service, version)
     if json:
         print_json(found)
@@ -292,10 +291,10 @@ def promote(
 ) -> None:
     """Make a critic live, once it has proven itself on every engine. Refused, nothing changes."""
     from gadfly.cli import critics
-    from gadfly.cli.asking import ServiceClient
+    from gadfly.cli.connection import connect
     from gadfly.cli.terminal import print_json
 
-    swap = critics.promote(ServiceClient(settings), version, reason)
+    swap = critics.promote(connect(settings), version, reason)
     print_json(swap) if json else critics.show_swap(swap)
 
 
@@ -304,10 +303,10 @@ def promote(
 def rollback(settings: Settings, reason: Reason = None, json: Json = False) -> None:
     """Go back to the critic that was live before."""
     from gadfly.cli import critics
-    from gadfly.cli.asking import ServiceClient
+    from gadfly.cli.connection import connect
     from gadfly.cli.terminal import print_json
 
-    swap = critics.rollback(ServiceClient(settings), reason)
+    swap = critics.rollback(connect(settings), reason)
     print_json(swap) if json else critics.show_swap(swap)
 
 
@@ -326,13 +325,13 @@ def retrain(
 ) -> None:
     """Ask for a training run: the critic learns from labelled answers, and a gate measures what came of it."""
     from gadfly.cli import runs
-    from gadfly.cli.asking import ServiceClient
+    from gadfly.cli.connection import connect
     from gadfly.cli.terminal import print_json
 
     body: dict[str, Any] = {"config": runs.read_changes(config, set_ or [])}
     if request_id is not None:
         body["request_id"] = request_id
-    with ServiceClient(settings) as service:
+    with connect(settings) as service:
         if dry_run:
             plan = service.post("/admin/retrain", {**body, "dry_run": True})
             (print_json if json else runs.show_plan)(plan)
@@ -351,12 +350,12 @@ def show_runs(
 ) -> None:
     """List training runs, show one, or follow it while it works."""
     from gadfly.cli import runs
-    from gadfly.cli.asking import ServiceClient
+    from gadfly.cli.connection import connect
     from gadfly.cli.terminal import print_json
 
     if run is None and follow:
         raise BadInput("--follow needs the id of a run: `gadfly runs` shows them.")
-    with ServiceClient(settings) as service:
+    with connect(settings) as service:
         if run is None:
             (print_json if json else runs.show_runs)(service.get("/admin/runs", {"limit": limit})["items"])
             return
@@ -371,10 +370,10 @@ def show_runs(
 def cancel(settings: Settings, run: Run, json: Json = False) -> None:
     """End a training run. Nothing of it is published."""
     from gadfly.cli import runs
-    from gadfly.cli.asking import ServiceClient
+    from gadfly.cli.connection import connect
     from gadfly.cli.terminal import out, print_json
 
-    with ServiceClient(settings) as service:
+    with connect(settings) as service:
         cancelled = service.post(f"/admin/runs/{runs.find_run(service, run)}/cancel", {})
     if json:
         print_json(cancelled)
@@ -388,9 +387,9 @@ def cancel(settings: Settings, run: Run, json: Json = False) -> None:
 def reproduce(settings: Settings, run: Run, follow: Follow = False, json: Json = False) -> None:
     """Do a training run again, with the same config, rows and seeds."""
     from gadfly.cli import runs
-    from gadfly.cli.asking import ServiceClient
+    from gadfly.cli.connection import connect
 
-    with ServiceClient(settings) as service:
+    with connect(settings) as service:
         asked = service.post(f"/admin/runs/{runs.find_run(service, run)}/reproduce", {})
         _asked_for(service, asked, follow=follow, json=json)
 
@@ -576,11 +575,12 @@ def _ask(
     json: bool,
     show: Any,
 ) -> None:
-    from gadfly.cli.asking import ServiceClient, ask, request_body
+    from gadfly.cli.asking import ask, request_body
+    from gadfly.cli.connection import connect
     from gadfly.cli.terminal import print_json
 
     body = request_body(question, response, given)
-    service = ServiceClient(settings)
+    service = connect(settings)
     if json:
         print_json(service.post(path, body))
     else:

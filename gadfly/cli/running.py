@@ -17,7 +17,6 @@ import orjson
 import psutil
 
 from gadfly.errors import Conflict, StoreUnavailable
-from gadfly.settings import Settings
 
 MARK = "GADFLY_RUN_MARK"
 _STATE = "state.json"
@@ -95,14 +94,6 @@ def running_state(home: Path) -> RunState | None:
     if state is None or not is_alive(Running(role="up", pid=state.pid, started_at=state.started_at)):
         return None
     return state
-
-
-def service_address(settings: Settings) -> str:
-    """The service that commands talk to: as the settings say, and where they say nothing, the one that runs here."""
-    if settings.model_fields_set & {"url", "host", "port"}:
-        return settings.service_url
-    state = running_state(settings.home)
-    return settings.service_url if state is None else state.service_url
 
 
 def started_at(pid: int) -> float | None:

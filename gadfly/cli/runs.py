@@ -13,8 +13,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from gadfly.cli.asking import Event, ServiceAway, ServiceClient
 from gadfly.cli.terminal import out, plain, seconds
+from gadfly.client import Client, Event, ServiceUnavailable
 from gadfly.errors import BadInput
 from gadfly.training import EventKind, RunStatus, TrainConfig
 
@@ -66,7 +66,7 @@ def read_changes(file: Path | None, pairs: Sequence[str]) -> dict[str, Any]:
     return changes
 
 
-def find_run(service: ServiceClient, name: str) -> str:
+def find_run(client: Client, name: str) -> str:
     """The id of the run that `name` is, or begins.
 
     Raises:
@@ -79,7 +79,7 @@ def find_run(service: ServiceClient, name: str) -> str:
     found: list[str] = []
     cursor: str | None = None
     while True:
-        page = service.get("/admin/runs", {"limit": _PAGE, **({} if cursor is None else {"cursor": cursor})})
+        page = client.get("/admin/runs", {"limit": _PAGE, **({} if cursor is None else {"cursor": cursor})})
         found += [run["id"] for run in page["items"] if run["id"].startswith(wanted)]
         cursor = page["next_cursor"]
         if cursor is None:
@@ -181,36 +181,36 @@ def show_plan(plan: Mapping[str, Any]) -> None:
 # --------------------------------------------------------------------------------------------------------- following
 
 
-def follow(service: ServiceClient, run_id: str, *, console: Console = out) -> int:
+def follow(client: Client, run_id: str, *, console: Console = out) -> int:
     """Show a run while it works, until it is over; the exit status: 0 when it succeeded, else 1.
 
     Raises:
         ServiceError: the service does not run, refuses, or stayed away for ten minutes.
     """
-    run = service.get(f"/admin/runs/{run_id}")
+    run = client.get(f"/admin/runs/{run_id}")
     with RunDisplay(console, run) as watch:
-        for event in events_of(service, run_id, on_away=watch.away):
+        for event in events_of(client, run_id, on_away=watch.away):
             watch.show(event)
-    run = service.get(f"/admin/runs/{run_id}")
+    run = client.get(f"/admin/runs/{run_id}")
     after = f" after {_took(run)}" if run["started_at"] else ""
     reason = f": {plain(run['error'])}" if run["error"] else ""
     console.print(Text.assemble(f"run {run_id} ", _coloured(run["status"]), after + reason))
     return 0 if run["status"] == RunStatus.SUCCEEDED else 1
 
 
-def follow_json(service: ServiceClient, run_id: str) -> int:
+def follow_json(client: Client, run_id: str) -> int:
     """Print a run's events as JSON, one a line, until it is over; the exit status as of `follow`."""
-    for event in events_of(service, run_id, on_away=lambda error: None):
+    for event in events_of(client, run_id, on_away=lambda error: None):
         line = {"id": event.id, "event": event.name, **event.data}
         print(json.dumps(line), flush=True)
-    return 0 if service.get(f"/admin/runs/{run_id}")["status"] == RunStatus.SUCCEEDED else 1
+    return 0 if client.get(f"/admin/runs/{run_id}")["status"] == RunStatus.SUCCEEDED else 1
 
 
-def events_of(service: ServiceClient, run_id: str, *, on_away: Any) -> Iterator[Event]:
+def events_of(client: Client, run_id: str, *, on_away: Any) -> Iterator[Event]:
     """Every event of a run until it is over, each once, however often the connection breaks.
 
     Raises:
-        ServiceAway: the service cannot be reached at first, or stayed away for ten minutes.
+        ServiceUnavailable: the service cannot be reached at first, or stayed away for ten minutes.
         ServiceError: it refuses.
     """
     seen = 0
@@ -218,14 +218,14 @@ def events_of(service: ServiceClient, run_id: str, *, on_away: Any) -> Iterator[
     while True:
         before = seen
         try:
-            for event in service.follow(f"/admin/runs/{run_id}/events", after=seen):
+            for event in client.follow(f"/admin/runs/{run_id}/events", after=seen):
                 seen, away_since = event.id, None
                 yield event
                 if event.name == EventKind.STATUS and RunStatus(event.data["status"]).is_over:
                     return
-            if seen == before and RunStatus(service.get(f"/admin/runs/{run_id}")["status"]).is_over:
+            if seen == before and RunStatus(client.get(f"/admin/runs/{run_id}")["status"]).is_over:
                 return
-        except ServiceAway as error:
+        except ServiceUnavailable as error:
             if seen == 0:
                 raise
             if away_since is None:
@@ -267,7 +267,7 @@ class RunDisplay:
     ) -> None:
         self._progress.stop()
 
-    def away(self, error: ServiceAway) -> None:
+    def away(self, error: ServiceUnavailable) -> None:
         """The service cannot be reached now."""
         self._say("waiting", f"{error} The run goes on, and this follows it as soon as it can.", "yellow")
 

@@ -7,8 +7,9 @@ from typing import Any
 from rich.table import Table
 
 from gadfly.cli import probes
+from gadfly.cli.connection import service_address
 from gadfly.cli.doctor import spooled
-from gadfly.cli.running import RunState, is_alive, running_state, service_address
+from gadfly.cli.running import RunState, is_alive, running_state
 from gadfly.cli.terminal import out, seconds
 from gadfly.errors import GadflyError
 from gadfly.settings import Settings

@@ -8,17 +8,14 @@ from typing import Any
 import httpx
 import pytest
 
-from gadfly.cli import asking
 from gadfly.cli.asking import (
-    ServiceClient,
-    ServiceError,
     ask,
-    problem_text,
     read_text,
     request_body,
     show_critique,
     show_refinement,
 )
+from gadfly.client import Client, ServiceError
 from gadfly.errors import BadInput
 from gadfly.settings import Settings
 
@@ -49,8 +46,8 @@ REFINEMENT: dict[str, Any] = {
 }
 
 
-def service(handler: Any, **settings: Any) -> ServiceClient:
-    return ServiceClient(Settings(**settings), transport=httpx.MockTransport(handler))
+def client(handler: Any, **settings: Any) -> Client:
+    return Client.from_settings(Settings(**settings), transport=httpx.MockTransport(handler))
 
 
 def events(*pairs: tuple[str, dict[str, Any]]) -> bytes:
@@ -82,7 +79,7 @@ def test_text_is_printed_as_it_comes_and_the_result_returned(capsys: pytest.Capt
             ),
         )
 
-    assert ask(service(handler, key="gf_key"), "/critique", {"question": "q", "response": "r"}) == CRITIQUE
+    assert ask(client(handler, key="gf_key"), "/critique", {"question": "q", "response": "r"}) == CRITIQUE
     printed = capsys.readouterr().out
     assert "Step 1 is [red]wrong[/red]" in printed, "the model's text is no markup"
     assert "\x1b" not in printed, "nor does it steer the terminal"
@@ -116,55 +113,22 @@ def test_a_refinement_shows_the_answer_and_why_it_stopped(capsys: pytest.Capture
     assert "refined     right" in printed
 
 
-REFUSALS = [  # answer, sentence, why this row exists
-    (problem(401, "Unauthorized", "this service needs a key"), "--key or GADFLY_KEY", "say how to send one"),
-    (problem(503, "Engine unavailable", "no engine", **{"retry-after": "5"}), "try again in 5 s", "say when"),
-    (problem(422, "Invalid input", "question: must not be empty"), "question: must not be empty", "say what"),
-    (httpx.Response(404, text="<html>nginx"), "is no Gadfly", "another program listens there"),
-    (httpx.Response(200, text="hello"), "is no Gadfly", "another program listens there and likes us"),
-]
-
-
-@pytest.mark.parametrize(("answer", "sentence", "why"), REFUSALS)
-def test_a_refusal_is_a_sentence(answer: httpx.Response, sentence: str, why: str) -> None:
-    with pytest.raises(ServiceError, match=sentence):
-        service(lambda request: answer).post("/critique", {})
-
-
 def test_a_refusal_of_a_stream_is_a_sentence() -> None:
     answer = problem(429, "Too many requests", "256 requests are at work", **{"retry-after": "1"})
     with pytest.raises(ServiceError, match=r"Too many requests: 256 requests are at work \(try again in 1 s\)"):
-        ask(service(lambda request: answer), "/critique", {})
+        ask(client(lambda request: answer), "/critique", {})
 
 
 def test_an_error_in_the_stream_is_a_sentence() -> None:
     content = events(("error", {"title": "Engine timed out", "status": 504, "detail": "it took longer than 300 s"}))
     with pytest.raises(ServiceError, match="it took longer than 300 s"):
-        ask(service(lambda request: httpx.Response(200, content=content, headers=STREAM)), "/critique", {})
+        ask(client(lambda request: httpx.Response(200, content=content, headers=STREAM)), "/critique", {})
 
 
 def test_a_stream_that_ends_without_a_result_broke_off() -> None:
     content = events(("text", {"sample": 0, "round": 0, "role": "critique", "text": "Step"}))
     with pytest.raises(ServiceError, match="broke off"):
-        ask(service(lambda request: httpx.Response(200, content=content, headers=STREAM)), "/critique", {})
-
-
-@pytest.mark.parametrize(
-    ("error", "sentence"),
-    [
-        (httpx.ConnectError("refused"), "start one with `gadfly up`"),
-        (httpx.ReadTimeout("slow"), "did not answer in time"),
-        (httpx.RemoteProtocolError("gone"), "broke off"),
-    ],
-)
-def test_a_service_that_is_away_is_a_sentence(error: httpx.HTTPError, sentence: str) -> None:
-    def handler(request: httpx.Request) -> httpx.Response:
-        raise error
-
-    with pytest.raises(ServiceError, match=sentence):
-        service(handler).post("/feedback", {})
-    with pytest.raises(ServiceError, match=sentence):
-        ask(service(handler), "/critique", {})
+        ask(client(lambda request: httpx.Response(200, content=content, headers=STREAM)), "/critique", {})
 
 
 def test_texts_come_from_arguments_files_and_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,8 +163,3 @@ def test_an_incomplete_request_is_refused_here(text: str, sentence: str, monkeyp
     monkeypatch.setattr("sys.stdin", io.StringIO(text))
     with pytest.raises(BadInput, match=sentence):
         request_body(None, None, {})
-
-
-def test_a_problem_without_detail_still_says_something() -> None:
-    assert problem_text({"title": "Internal error", "status": 500}) == "Internal error: Internal error"
-    assert asking.problem_text({"title": "Forbidden", "status": 403, "detail": "admins only"}).endswith("GADFLY_KEY)")

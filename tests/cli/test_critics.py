@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from gadfly.cli import critics
-from gadfly.cli.asking import ServiceClient, ServiceError
+from gadfly.client import Client, ServiceError
 from gadfly.settings import Settings
 
 ZERO: dict[str, Any] = {
@@ -48,12 +48,12 @@ HISTORY = SEVEN | {
 }
 
 
-def service(handler: Any) -> ServiceClient:
-    return ServiceClient(Settings(), transport=httpx.MockTransport(handler))
+def client(handler: Any) -> Client:
+    return Client.from_settings(Settings(), transport=httpx.MockTransport(handler))
 
 
 def test_lists_critics_with_their_pointers(capsys: pytest.CaptureFixture[str]) -> None:
-    found = critics.list_critics(service(lambda request: httpx.Response(200, json=[SEVEN, ZERO])))
+    found = critics.list_critics(client(lambda request: httpx.Response(200, json=[SEVEN, ZERO])))
     critics.show_critics(found)
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == ["7", "live", "0", "2026-01-02", "03:04", "abababababab"]
@@ -65,7 +65,7 @@ def test_shows_how_a_critic_went_live(capsys: pytest.CaptureFixture[str]) -> Non
         assert request.url.path == "/critics/7"
         return httpx.Response(200, json=HISTORY)
 
-    critics.show_critic(critics.read_critic(service(answer), 7))
+    critics.show_critic(critics.read_critic(client(answer), 7))
     shown = capsys.readouterr().out
     assert "version 0, by the run 01-run, whose gate said not enough evidence" in shown
     assert "after 0 (promote): done" in shown
@@ -85,8 +85,8 @@ def test_promotes_and_goes_back(capsys: pytest.CaptureFixture[str]) -> None:
             202 if len(asked) == 2 else 200, json=SWAP | ({"status": "pending"} if len(asked) == 2 else {})
         )
 
-    critics.show_swap(critics.promote(service(answer), 7, "better"))
-    critics.show_swap(critics.rollback(service(answer), None))
+    critics.show_swap(critics.promote(client(answer), 7, "better"))
+    critics.show_swap(critics.rollback(client(answer), None))
     assert asked == [("/admin/promote", {"version": 7, "reason": "better"}), ("/admin/rollback", {"from_version": 7})]
     first, second = capsys.readouterr().out.splitlines()
     assert first == "version 7 is live; before it was 0"
@@ -96,4 +96,4 @@ def test_promotes_and_goes_back(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_refusal_is_one_sentence() -> None:
     refusal = {"title": "Conflict", "status": 409, "detail": "version 7 is not made live: its hash differs"}
     with pytest.raises(ServiceError, match="its hash differs"):
-        critics.promote(service(lambda request: httpx.Response(409, json=refusal)), 7, None)
+        critics.promote(client(lambda request: httpx.Response(409, json=refusal)), 7, None)

@@ -21,9 +21,9 @@ from typer.testing import CliRunner, Result
 
 from gadfly import store
 from gadfly.cli import runs
-from gadfly.cli.asking import Event, ServiceAway, ServiceClient, ServiceError
 from gadfly.cli.main import app
 from gadfly.cli.runs import RunDisplay, events_of, find_run, read_changes, show_plan, show_run, show_runs
+from gadfly.client import Client, Event, ServiceError, ServiceUnavailable
 from gadfly.errors import BadInput
 from gadfly.grading import Grade
 from gadfly.settings import Settings
@@ -102,8 +102,8 @@ def test_what_is_no_option(tmp_path: Path, content: str | None, pairs: list[str]
         read_changes(tmp_path / "none.json", [])
 
 
-def fake(handler: Callable[[httpx.Request], httpx.Response]) -> ServiceClient:
-    return ServiceClient(Settings(), transport=httpx.MockTransport(handler))
+def fake(handler: Callable[[httpx.Request], httpx.Response]) -> Client:
+    return Client.from_settings(Settings(), transport=httpx.MockTransport(handler))
 
 
 IDS = ["0193aaaa-2", "0193aaaa-1", "0193bbbb-1"]
@@ -260,7 +260,7 @@ RUNNING = httpx.Response(200, json={**RUN, "status": "running"})
 def test_events_go_on_after_the_last_one_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "_AGAIN_S", 0.0)
     asked: list[str] = []
-    away: list[ServiceAway] = []
+    away: list[ServiceUnavailable] = []
     answers: Iterator[httpx.Response | httpx.ConnectError] = iter(
         [
             stream((3, "status", {"status": "running"}), (5, "step", {"step": 1}), breaks=True),
@@ -292,7 +292,7 @@ def test_a_service_that_is_away_at_first_or_for_long_is_an_error(monkeypatch: py
     def never(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("refused")
 
-    with pytest.raises(ServiceAway, match="gadfly up"):
+    with pytest.raises(ServiceUnavailable, match="gadfly up"):
         list(events_of(fake(never), "R", on_away=pytest.fail))
     first = iter([stream((1, "status", {"status": "running"}), breaks=True)])
 
@@ -301,7 +301,7 @@ def test_a_service_that_is_away_at_first_or_for_long_is_an_error(monkeypatch: py
             return answer
         raise httpx.ConnectError("refused")
 
-    with pytest.raises(ServiceAway, match="gadfly up"):
+    with pytest.raises(ServiceUnavailable, match="gadfly up"):
         list(events_of(fake(once), "R", on_away=lambda error: None))
 
 
