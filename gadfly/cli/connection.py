@@ -1,6 +1,6 @@
 """Which service the commands talk to."""
 
-from gadfly.cli.running import running_state
+from gadfly.cli.up_state import active_state
 from gadfly.client import Client
 from gadfly.settings import Settings
 
@@ -14,5 +14,5 @@ def service_address(settings: Settings) -> str:
     """The address in the settings; without one, that of the service which `gadfly up` runs on this home folder."""
     if settings.model_fields_set & {"url", "host", "port"}:
         return settings.service_url
-    state = running_state(settings.home)
+    state = active_state(settings.home)
     return settings.service_url if state is None else state.service_url

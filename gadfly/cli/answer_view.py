@@ -1,9 +1,6 @@
-"""The running service, for people: the client of it, and what `gadfly critique`, `refine` and `feedback` show."""
+"""Prints the answers of POST /critique and /refine."""
 
-import json
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.console import Group
@@ -13,82 +10,43 @@ from rich.text import Text
 
 from gadfly.cli.terminal import out, plain
 from gadfly.client import Client, ServiceError, problem_text
-from gadfly.errors import BadInput
 
 _COLOURS = {"correct": "green", "incorrect": "red", "unparsed": "yellow"}
 _REASONS = {
-    "rounds": "that many were asked for",
-    "judged_correct": "the critic calls the answer correct",
+    "rounds": "the requested number",
+    "judged_correct": "the critic judges the answer correct",
 }
 _SIGNS = {"correct": "✓", "incorrect": "✗", "unparsed": "?"}
 
 
-def read_text(value: str | None) -> str | None:
-    """An argument as given, or the content of the file in `@path`, or of standard input for `-`.
+def stream_answer(client: Client, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Send the request, print the generated text as it arrives, and return the result.
 
     Raises:
-        BadInput: the file cannot be read.
+        ServiceError: the service refused the request or failed, or the stream ended without a result.
     """
-    if value is None or (value != "-" and not value.startswith("@")):
-        return value
-    if value == "-":
-        return sys.stdin.read()
-    try:
-        return Path(value[1:]).expanduser().read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{value[1:]} cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}.") from None
-
-
-def request_body(question: str | None, response: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The body of a request, from arguments, or from a JSON document on standard input when there are none.
-
-    Raises:
-        BadInput: something is missing, or the document is no JSON object.
-    """
-    body: dict[str, Any] = {}
-    if question is None and response is None and not sys.stdin.isatty():
-        try:
-            body = json.loads(sys.stdin.read() or "{}")
-        except ValueError as error:
-            raise BadInput(f"Standard input is not JSON: {error}.") from None
-        if not isinstance(body, dict):
-            raise BadInput("Standard input must be one JSON object, as POST /critique takes it.")
-    texts = {"question": read_text(question), "response": read_text(response)}
-    body |= {name: value for name, value in {**texts, **given}.items() if value is not None}
-    missing = [f"--{name}" for name in texts if name not in body]
-    if missing:
-        raise BadInput(f"Give {' and '.join(missing)}, or a JSON object on standard input.")
-    return body
-
-
-def ask(client: Client, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Ask, print the text as it comes, and return the result.
-
-    Raises:
-        ServiceError: the service refuses, fails or breaks off.
-    """
-    speaking: tuple[str, int] | None = None
+    current: tuple[str, int] | None = None  # role and round of the text being printed
     for name, data in client.events(path, body):
-        if name == "text" and data["sample"] == 0:  # several at once would mix; the rest is in the result
-            if speaking != (data["role"], data["round"]):
-                if speaking is not None:
+        if name == "text" and data["sample"] == 0:  # the texts of several samples would mix; the result has all of them
+            if current != (data["role"], data["round"]):
+                if current is not None:
                     out.print("\n")
-                speaking = (data["role"], data["round"])
+                current = (data["role"], data["round"])
                 out.print(
                     f"[dim]{data['role']}, round {data['round'] + 1}[/]" if path == "/refine" else "[dim]critique[/]"
                 )
             out.print(plain(data["text"]), end="", markup=False)
         elif name == "result":
-            out.print("\n" if speaking is not None else "")
+            out.print("\n" if current is not None else "")
             return data
         elif name == "error":
             out.print()
             raise ServiceError(problem_text(data))
-    raise ServiceError("The answer broke off.")
+    raise ServiceError("The stream ended without a result.")
 
 
 def show_critique(result: Mapping[str, Any]) -> None:
-    """Print what /critique answered."""
+    """Print an answer of POST /critique."""
     out.print(Group(_steps(result["steps"]), _verdict_line(result, result["confidence"])))
     if len(result["critiques"]) > 1:
         verdicts = [critique["verdict"] for critique in result["critiques"]]
@@ -99,7 +57,7 @@ def show_critique(result: Mapping[str, Any]) -> None:
 
 
 def show_refinement(result: Mapping[str, Any]) -> None:
-    """Print what /refine answered."""
+    """Print an answer of POST /refine."""
     out.print("[bold]refined response[/]")
     out.print(Padding(Text(plain(result["refined_response"])), (0, 0, 1, 2), expand=False))
     last = result["rounds"][-1]["critique"]
@@ -127,8 +85,8 @@ def _verdict_line(result: Mapping[str, Any], confidence: float | None) -> str:
 
 def _steps(steps: list[dict[str, Any]]) -> Table | str:
     if not steps:
-        return "[dim]no steps could be told apart in this critique[/]"
-    table = Table("", "step", "what the critic says", box=None, padding=(0, 2, 0, 0), header_style="dim")
+        return "[dim]this critique has no recognisable steps[/]"
+    table = Table("", "step", "explanation", box=None, padding=(0, 2, 0, 0), header_style="dim")
     for step in steps:
         colour = _COLOURS.get(step["verdict"], "yellow")
         table.add_row(
@@ -139,9 +97,9 @@ def _steps(steps: list[dict[str, Any]]) -> Table | str:
     return table
 
 
-def _show_grade(what: str, grade: str | None) -> None:
+def _show_grade(name: str, grade: str | None) -> None:
     if grade is not None:
-        out.print(f"{what:<11} {grade.replace('_', ' ')}, compared with the reference")
+        out.print(f"{name:<11} {grade.replace('_', ' ')}, compared with the reference")
 
 
 def _show_ids(result: Mapping[str, Any], kind: str) -> None:
