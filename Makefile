@@ -40,7 +40,7 @@ test: $(STAMP) ## Run the tests (ARGS="tests/cli -k doctor")
 check: $(STAMP) ## Format, lint, types, the arrows between packages, migration drift
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
-	$(PYTHON) -m mypy gadfly
+	$(PYTHON) -m mypy gadfly bench
 	.venv/bin/lint-imports
 	@home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && .venv/bin/gadfly migrate --home "$$home" && \
 		.venv/bin/gadfly migrate --check --home "$$home"

@@ -106,17 +106,18 @@ async def compare(options: argparse.Namespace, client: httpx.AsyncClient, consol
     asked.raise_for_status()
     run = f"/admin/runs/{asked.json()['id']}"
     deadline = time.monotonic() + options.limit
+    steps = 0
     while time.monotonic() < deadline:
         state = (await client.get(run)).json()
         if state["status"] not in ("queued", "running"):
             raise SystemExit(f"the run ended: {state['error']}")
+        steps = state["progress"]["step"]
         if state["progress"]["stage"] != "stage_1":
             await asyncio.sleep(0.5)
             continue
         await caller.ask("a run")
         if len(caller.seconds["a run"]) >= 3 * options.requests:
             break
-    steps = state["progress"]["step"]
     (await client.post(f"{run}/cancel")).raise_for_status()
     while (await client.get(run)).json()["status"] == "running":  # noqa: ASYNC110  # it is another process that ends it
         await asyncio.sleep(0.2)

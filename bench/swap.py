@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.deployment import running
-from bench.overhead import Run
+from bench.overhead import Measurement
 from gadfly import store
 from gadfly.records import SwapKind, SwapStatus
 from gadfly.settings import Settings
@@ -50,8 +50,8 @@ class SwapTraffic:
     mixed: list[str] = field(default_factory=list)
 
     @property
-    def run(self) -> Run:
-        return Run(self.latencies, 0.0)
+    def run(self) -> Measurement:
+        return Measurement(self.latencies, 0.0)
 
 
 class Callers:
@@ -184,7 +184,7 @@ def show(
         )
     console.print(table)
     for name, seconds in zip(("to move", "to answer"), zip(*took, strict=True), strict=True):
-        run = Run(list(seconds), 0.0)
+        run = Measurement(list(seconds), 0.0)
         console.print(f"{name}: p50 {1000 * run.quantile(0.5):.0f} ms, p99 {1000 * run.quantile(0.99):.0f} ms")
     answered = sum(len(each.latencies) for pair in rounds for each in pair)
     lost = [text for pair in rounds for each in pair for text in each.lost]

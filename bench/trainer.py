@@ -158,7 +158,7 @@ def trl_trainer(options: argparse.Namespace, groups: list[Group], folder: Path, 
     by_prompt = {list_key(group.prompt): group for group in groups}
     score_of = {reply: score for group in groups for reply, score in zip(group.replies, group.scores, strict=True)}
 
-    class FromTable(RLOOTrainer):
+    class FromTable(RLOOTrainer):  # type: ignore[misc]  # mypy does not follow trl
         def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
             return [list(groups[int(prompt)].prompt) for prompt in prompts], None, {}
 
@@ -225,7 +225,7 @@ def trl_side(options: argparse.Namespace) -> None:
 
     steps = EPOCHS * options.groups
 
-    class Turns(TrainerCallback):  # type: ignore[misc]
+    class Turns(TrainerCallback):  # type: ignore[misc]  # mypy does not follow transformers
         """Waits before a round's first step and reports after its last."""
 
         memory: MemoryMeter
