@@ -1,4 +1,4 @@
-"""What the engine samples from is the model's own distribution, whatever its generation_config.json says."""
+"""The engine samples from the model's own distribution, whatever its generation_config.json contains."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from gadfly.engine_client import ACTOR, Engine, Reply, Sampling
 from tests.support.engines import RunningEngine, start_engine
 from tests.support.tiny_models import random_model
 
-# Published for Qwen2.5-7B-Instruct, with the two values that show soonest in a model of random weights.
+# As published for Qwen2.5-7B-Instruct, with stronger top_k and penalty, which show in a model of random weights.
 PUBLISHED = {"temperature": 0.7, "top_p": 0.8, "top_k": 1, "repetition_penalty": 2.0, "max_new_tokens": 4}
 PROMPT = prompts.load("bare@1").solve(question="What is 2 + 2?")
 SAMPLED = Sampling(n=16, temperature=1.0, seed=0, max_tokens=12)
@@ -48,14 +48,14 @@ async def test_a_models_sampling_defaults_change_nothing(tmp_path: Path) -> None
     with start_engine(opinionated, home=tmp_path / "home") as engine:
         assert await texts(engine) == expected, "an engine that Gadfly starts"
 
-    # The last of two equal flags counts: as vLLM starts by default.
+    # vLLM uses the last of two equal flags: this restores vLLM's default.
     with start_engine(opinionated, home=tmp_path / "home", extra_args="--generation-config auto") as engine:
         with engine.client() as client:
             body = {"model": "base", "messages": [{"role": "user", "content": "2 + 2?"}], "n": 16, "max_tokens": 12}
             choices = client.post("/v1/chat/completions", json=body).json()["choices"]
-            assert len({choice["message"]["content"] for choice in choices}) == 1, "the file does count there"
+            assert len({choice["message"]["content"] for choice in choices}) == 1, "there the file applies"
         sampled, greedy = await texts(engine)
-        # The cap on length is the server's and no request can lift it, so only the beginnings can agree.
+        # The server applies the length limit and no request can lift it, so only the prefixes can be equal.
         assert len(set(sampled)) > 8
         assert expected[1].startswith(greedy)
         for text, whole in zip(sampled, expected[0], strict=True):
