@@ -1,4 +1,4 @@
-"""Which service the commands talk to."""
+"""The connection of the commands to the service."""
 
 from gadfly.cli.up_state import active_state
 from gadfly.client import Client
@@ -11,7 +11,7 @@ def connect(settings: Settings) -> Client:
 
 
 def service_address(settings: Settings) -> str:
-    """The address in the settings; without one, that of the service which `gadfly up` runs on this home folder."""
+    """The configured address, or else the address of the service that `gadfly up` runs on this home folder."""
     if settings.model_fields_set & {"url", "host", "port"}:
         return settings.service_url
     state = active_state(settings.home)

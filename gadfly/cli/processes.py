@@ -143,11 +143,8 @@ class Supervisor:
         self._hurry.set()
 
     async def _spawn(self, program: Program) -> _Child:
-        environment = {
-            **program.environment,
-            MARK: self._state.mark,
-            "SPT_NOENV": "1",
-        }  # a process title of vLLM must not overwrite the mark
+        # SPT_NOENV: a process title set by vLLM must not overwrite the mark.
+        environment = {**program.environment, MARK: self._state.mark, "SPT_NOENV": "1"}
         with program.log.open("ab") as log:
             log_from = log.tell()
             process = await asyncio.create_subprocess_exec(

@@ -36,7 +36,7 @@ def show_runs(runs: Sequence[Mapping[str, Any]]) -> None:
         out.print("no training runs: `gadfly retrain` requests one")
         return
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("run", "requested", "by", "status", "step", "took", "gate", "critic"):
+    for name in ("run", "requested", "by", "status", "step", "duration", "gate", "critic"):
         table.add_column(name, overflow="fold", no_wrap=name == "run")  # a truncated id is useless
     for run in runs:
         progress = run["progress"]
@@ -71,7 +71,7 @@ def show_run(run: Mapping[str, Any]) -> None:
     requested = f"{_time(run['created_at']):%Y-%m-%d %H:%M:%S} UTC by {run['trigger']}{reproduces}{request_id}"
     table.add_row("requested", Text(requested))
     if run["started_at"]:
-        table.add_row("took", _duration(run))
+        table.add_row("duration", _duration(run))
     eta = f", {seconds(progress['eta_s'])} left" if progress["eta_s"] is not None else ""
     stage = f"{progress['stage'] or 'not started'}, " if run["status"] in ("queued", "running") else ""
     table.add_row("progress", f"{stage}step {progress['step']} of {progress['steps']}{eta}")

@@ -83,7 +83,7 @@ async def create_key(
     out: Path | None,
     overwrite: bool,
 ) -> tuple[Key, str]:
-    """Create a key; the key and its secret. The secret is also written to `out`; if that fails, no key is created.
+    """Create a key; returns it with its secret. Also writes the secret to `out`; if that fails, no key is created.
 
     Raises:
         BadInput: `out` cannot be written, or exists and `overwrite` is False.

@@ -118,9 +118,9 @@ class _Up:
         from gadfly.store.database import migrate
         from gadfly.store.embedded import EmbeddedPostgres
 
-        given = self._settings.database_url
-        if given is not None:
-            url = given.get_secret_value()
+        configured = self._settings.database_url
+        if configured is not None:
+            url = configured.get_secret_value()
         else:
             server = EmbeddedPostgres(self._settings.home)
             url = server.url
