@@ -1,5 +1,6 @@
 # Targets: `service` (HTTP, migrations, command line; no vLLM), `engine` (vLLM on CPU, and the trainer, which needs the
-# same torch), `engine-gpu` (the official vLLM image), `trainer-gpu` (torch for CUDA). What is pinned is pinned in pyproject.toml and constraints.txt.
+# same torch), `engine-gpu` (the official vLLM image), `trainer-gpu` (torch for CUDA). Versions are pinned in
+# pyproject.toml and constraints.txt.
 
 FROM python:3.11-slim AS base
 ENV PYTHONUNBUFFERED=1 PATH=/opt/gadfly/bin:$PATH
@@ -7,13 +8,13 @@ RUN python3 -m pip install --no-cache-dir 'uv>=0.8' && uv venv --seed --python 3
 WORKDIR /app
 COPY pyproject.toml constraints.txt README.md ./
 RUN mkdir gadfly && touch gadfly/__init__.py
-# Dependencies first, from an empty package: a change in the code does not install them again.
+# Dependencies first, with an empty package: a change in the code does not reinstall them.
 RUN uv pip install --no-cache --python /opt/gadfly/bin/python --constraint constraints.txt --editable .
 
 FROM base AS engine
 # vLLM's CPU kernels are linked against libnuma.
 RUN apt-get update && apt-get install -y --no-install-recommends libnuma1 && rm -rf /var/lib/apt/lists/*
-# A folder of wheels (UV_FIND_LINKS) that holds a CPU build of torch stands for PyTorch's own index.
+# A folder of wheels (UV_FIND_LINKS) with a CPU build of torch replaces PyTorch's own index.
 RUN if ls ${UV_FIND_LINKS:-/nowhere}/torch-*.whl >/dev/null 2>&1; then torch=""; else torch="--torch-backend cpu"; fi; \
     uv pip install --no-cache --python /opt/gadfly/bin/python $torch --constraint constraints.txt --editable '.[cpu]'
 COPY gadfly gadfly

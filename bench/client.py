@@ -1,7 +1,7 @@
-"""What the engine's client costs by itself, beside the `openai` library: `python -m bench.client`.
+"""CPU time of the engine client compared with the `openai` library: `python -m bench.client`.
 
-Both send the same critique to a transport that answers at once, so what is counted is the processor time of client and
-HTTP library alone, per request: milliseconds, the best of several rounds. See docs/decisions/engine-client.md.
+Both send the same critique to a transport that answers immediately, so the figures are the CPU time of client and HTTP
+library alone: milliseconds per request, the best of several rounds. See docs/decisions/engine-client.md.
 """
 
 import asyncio
@@ -27,9 +27,9 @@ MESSAGES = [{"role": message.role, "content": message.content} for message in PR
 USAGE = {"prompt_tokens": 300, "completion_tokens": TOKENS, "total_tokens": 300 + TOKENS}
 
 
-def _answer(asked: bytes) -> dict[str, Any]:
+def _answer(request: bytes) -> dict[str, Any]:
     head = {"id": "chatcmpl-1", "created": 1, "model": ACTOR}
-    if not orjson.loads(asked).get("stream"):
+    if not orjson.loads(request).get("stream"):
         message = {"role": "assistant", "content": "word " * TOKENS}
         choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
         return {"json": {**head, "object": "chat.completion", "choices": choices, "usage": USAGE}}
@@ -54,41 +54,41 @@ async def _cpu_ms(call: Callable[[], Awaitable[object]]) -> float:
 
 async def measure() -> None:
     transport = httpx.MockTransport(lambda request: httpx.Response(200, **_answer(request.content)))
-    their_transport = httpx2.MockTransport(lambda request: httpx2.Response(200, **_answer(request.content)))
-    ours = Engine("http://engine", timeout_s=5, transport=transport)
-    theirs = AsyncOpenAI(
+    openai_transport = httpx2.MockTransport(lambda request: httpx2.Response(200, **_answer(request.content)))
+    engine = Engine("http://engine", timeout_s=5, transport=transport)
+    client = AsyncOpenAI(
         api_key="none",
         base_url="http://engine/v1",
         max_retries=0,
-        http_client=httpx2.AsyncClient(transport=their_transport),
+        http_client=httpx2.AsyncClient(transport=openai_transport),
     )
-    asked: dict[str, Any] = {"model": ACTOR, "messages": MESSAGES, "n": 1, "temperature": 0, "max_tokens": TOKENS}
-    asked["extra_body"] = {"priority": 0, "continue_final_message": True, "add_generation_prompt": False}
+    body: dict[str, Any] = {"model": ACTOR, "messages": MESSAGES, "n": 1, "temperature": 0, "max_tokens": TOKENS}
+    body["extra_body"] = {"priority": 0, "continue_final_message": True, "add_generation_prompt": False}
     sampling = Sampling(max_tokens=TOKENS)
 
-    async def heard(_: int, text: str) -> None:
+    async def ignore_text(_: int, text: str) -> None:
         pass
 
-    async def their_stream() -> None:
-        async for chunk in await theirs.chat.completions.create(
-            **asked, stream=True, stream_options={"include_usage": True}
+    async def openai_stream() -> None:
+        async for chunk in await client.chat.completions.create(
+            **body, stream=True, stream_options={"include_usage": True}
         ):
             for choice in chunk.choices:
-                await heard(0, choice.delta.content or "")
+                await ignore_text(0, choice.delta.content or "")
 
     rows = {
-        "a critique at once": (
-            lambda: ours.chat(PROMPT, model=ACTOR, sampling=sampling),
-            lambda: theirs.chat.completions.create(**asked),
+        "one critique": (
+            lambda: engine.chat(PROMPT, model=ACTOR, sampling=sampling),
+            lambda: client.chat.completions.create(**body),
         ),
         f"a stream of {TOKENS} tokens": (
-            lambda: ours.chat(PROMPT, model=ACTOR, sampling=sampling, on_text=heard),
-            their_stream,
+            lambda: engine.chat(PROMPT, model=ACTOR, sampling=sampling, on_text=ignore_text),
+            openai_stream,
         ),
     }
-    for name, (our_call, their_call) in rows.items():
-        ours_ms, theirs_ms = await _cpu_ms(our_call), await _cpu_ms(their_call)
-        print(f"{name}: httpx {ours_ms:.2f} ms, openai {theirs_ms:.2f} ms, {theirs_ms / ours_ms:.1f} times as much")
+    for name, (engine_call, openai_call) in rows.items():
+        engine_ms, openai_ms = await _cpu_ms(engine_call), await _cpu_ms(openai_call)
+        print(f"{name}: httpx {engine_ms:.2f} ms, openai {openai_ms:.2f} ms, ratio {openai_ms / engine_ms:.1f}")
 
 
 if __name__ == "__main__":

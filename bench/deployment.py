@@ -1,4 +1,4 @@
-"""A deployment for benchmarks: one engine, one service, an embedded Postgres, and a folder that goes when they end."""
+"""A deployment for benchmarks: one engine, one service and an embedded Postgres in a temporary folder."""
 
 import asyncio
 import itertools
@@ -26,13 +26,13 @@ _numbers = itertools.count(random.SystemRandom().randrange(10**9))
 
 
 def question() -> str:
-    """A question that was never asked before, so that no prefix of it is cached."""
+    """A new question in every call, so that the prefix cache holds none of it."""
     return f"{next(_numbers)}: A box holds 12 pens. Ann buys 5 boxes and gives 17 pens away. How many pens are left?"
 
 
 @contextmanager
 def deployment(model: str, *, models_home: Path | None) -> Iterator[Settings]:
-    """Settings of a deployment whose database runs. `models_home` is a GADFLY_HOME that holds the default model."""
+    """Settings of a deployment with a running database. `models_home` is a GADFLY_HOME with the default model."""
     with tempfile.TemporaryDirectory(prefix="gadfly-bench-") as folder:
         home = Path(folder)
         if models_home:
@@ -55,7 +55,7 @@ def deployment(model: str, *, models_home: Path | None) -> Iterator[Settings]:
 async def running(
     settings: Settings, *, environ: Mapping[str, str] = MappingProxyType({})
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """The deployment's engine and service, ready, and a client of the service. `environ` adds variables to both."""
+    """Start engine and service and wait until they are ready; a client of the service. `environ` is added to both."""
     logs = settings.home
     uds = Path(settings.engine_urls[0].removeprefix("unix://"))
     environment = settings.to_environment() | dict(environ)
@@ -87,7 +87,7 @@ def process(arguments: list[str], environment: dict[str, str], log: Path) -> Ite
 async def until_up(client: httpx.AsyncClient, path: str, child: subprocess.Popen[bytes], log: Path) -> None:
     while True:
         if child.poll() is not None:
-            raise SystemExit(f"a part did not start:\n{log.read_text()[-4000:]}")  # noqa: ASYNC240  # the last thing done
+            raise SystemExit(f"a process did not start:\n{log.read_text()[-4000:]}")  # noqa: ASYNC240  # the program ends here
         try:
             if (await client.get(path)).status_code == httpx.codes.OK:
                 return

@@ -1,7 +1,7 @@
-"""Whether the first caller after a start waits longer than the next: `python -m bench.first_request`.
+"""Latency of the first request after a start compared with the next ones: `python -m bench.first_request`.
 
-Starts engine and service several times, sends critiques one after the other, and prints the first one's latency over
-the median of the others. The goal is 1; the spread of the others says how far from 1 means nothing.
+Starts engine and service several times, sends critiques one after the other, and prints the first one's latency divided
+by the median of the others. The goal is 1; the spread of the others is the noise of that ratio.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from gadfly.settings import DEFAULT_MODEL, Settings
 
 
 async def measure(settings: Settings, *, requests: int, tokens: int) -> None:
-    """One start: seconds to ready, the first critique, the range of the others, and the ratio."""
+    """Measure one start and print the seconds to readiness, the latencies and their ratio."""
     started = time.monotonic()
     async with running(settings) as client:
         ready_s = time.monotonic() - started
@@ -31,7 +31,7 @@ async def measure(settings: Settings, *, requests: int, tokens: int) -> None:
 
 
 async def critique_s(client: httpx.AsyncClient, *, tokens: int) -> float:
-    """Seconds that one graded critique takes."""
+    """Latency of one graded critique in seconds."""
     body = {"question": question(), "response": RESPONSE, "reference": REFERENCE, "max_tokens": tokens}
     started = time.monotonic()
     answer = await client.post("/critique", json=body)
@@ -42,7 +42,7 @@ async def critique_s(client: httpx.AsyncClient, *, tokens: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=DEFAULT_MODEL, help="the default model, or a folder")
-    parser.add_argument("--models-home", type=Path, help="GADFLY_HOME that holds the default model already")
+    parser.add_argument("--models-home", type=Path, help="a GADFLY_HOME with the default model")
     parser.add_argument("--starts", type=int, default=3)
     parser.add_argument("--requests", type=int, default=8, help="critiques after each start")
     parser.add_argument("--tokens", type=int, default=16, help="longest critique")

@@ -1,9 +1,9 @@
-"""How far the grades agree with labels that are known.
+"""Agreement of the grades with known labels.
 
     python -m bench.grading PATH_TO_model_solutions.jsonl
 
 Each row of the file has `response`, `reference` and `correct`. Prints the counts, the speed, and every row where grade
-and label differ or no answer was read, to be judged by eye.
+and label differ or no answer was extracted, for a manual check.
 """
 
 import json
@@ -30,10 +30,10 @@ def main(path: Path) -> None:
             raise grade
         counts[grade, row["correct"]] += 1
         if (grade is Grade.RIGHT) != row["correct"] or grade is Grade.NO_ANSWER:
-            found = extract_answer(row["response"], read_reference(row["reference"]))
+            answer = extract_answer(row["response"], read_reference(row["reference"]))
             print(
                 f"row {number}: {grade}, label {'right' if row['correct'] else 'wrong'}, "
-                f"reference {row['reference']!r}, read {found}, ends {row['response'][-TAIL_CHARS:]!r}"
+                f"reference {row['reference']!r}, extracted {answer}, ends {row['response'][-TAIL_CHARS:]!r}"
             )
 
     agreed = counts[Grade.RIGHT, True] + counts[Grade.WRONG, False] + counts[Grade.NO_ANSWER, False]
@@ -42,7 +42,7 @@ def main(path: Path) -> None:
     print(f"false rights  {counts[Grade.RIGHT, False]}")
     print(f"false wrongs  {counts[Grade.WRONG, True] + counts[Grade.NO_ANSWER, True]}")
     print(f"no answer     {counts[Grade.NO_ANSWER, False] + counts[Grade.NO_ANSWER, True]}")
-    print(f"speed         {len(rows) / elapsed_s:,.0f} rows/s, with the start of the child")
+    print(f"speed         {len(rows) / elapsed_s:,.0f} rows/s, including the start of the child process")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""What the service costs over the bare engine: `python -m bench.overhead [--model FOLDER]`.
+"""Overhead of the service over the bare engine: `python -m bench.overhead [--model FOLDER]`.
 
-The same prompts are sent with the same sampling to the engine alone and through /critique, in turns, at 1, 8 and 32
-callers; every figure is a ratio or a difference inside one round, and its spread over the rounds is shown. Durable
-logging is on. Three ways are timed:
+The same prompts with the same sampling go to the engine alone and through /critique, in turns, at 1, 8 and 32 callers.
+Every figure is a ratio or a difference within one round, shown with its spread over the rounds. Durable logging is on.
+Three paths are timed:
 
-    generation  the engine writes the critique
-    engine      the same, and the one-token read of the verdict's probabilities that every critique carries
+    generation  the engine generates the critique
+    engine      the same, and the one-token request for the verdict's probabilities that follows every critique
     service     POST /critique, which makes those two requests, grades, and commits the record
 
-The goal is service against engine: those are the same requests. Generation shows what the read of the confidence adds.
-Prompts differ in a leading number, so that no run finds another's in the prefix cache.
+The goal refers to service against engine, which make the same requests; generation shows the cost of the confidence.
+Prompts start with different numbers, so that the prefix cache holds none of them.
 """
 
 import argparse
@@ -44,7 +44,7 @@ Call = Callable[[int], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One way at one number of callers: latencies in seconds, and requests per second over the whole run."""
+    """One path at one number of callers: latencies in seconds, and requests per second over the whole run."""
 
     latencies: list[float]
     throughput: float
@@ -55,7 +55,7 @@ class Measurement:
 
 
 async def run(call: Call, *, callers: int, requests: int) -> Measurement:
-    """`requests` calls by `callers` callers, each starting its next when its last has ended."""
+    """Make `requests` calls from `callers` concurrent callers; each starts its next call when its previous one ends."""
     numbers = iter(range(requests))
     latencies: list[float] = []
 
@@ -71,7 +71,7 @@ async def run(call: Call, *, callers: int, requests: int) -> Measurement:
 
 
 class Raw:
-    """The engine without Gadfly: the bodies that its client would send, over a plain HTTP client."""
+    """The engine without Gadfly: the request bodies of its client, sent with a plain HTTP client."""
 
     def __init__(self, uds: Path, *, max_tokens: int, prompt_set: prompts.PromptSet) -> None:
         self._client = httpx.AsyncClient(
@@ -90,8 +90,8 @@ class Raw:
         parsed: dict[str, object] = orjson.loads(answer.content)
         return parsed
 
-    def _messages(self, asked: str) -> list[dict[str, str]]:
-        prompt = self._prompts.critique(question=asked, response=RESPONSE)
+    def _messages(self, asked_question: str) -> list[dict[str, str]]:
+        prompt = self._prompts.critique(question=asked_question, response=RESPONSE)
         messages = [{"role": item.role, "content": item.content} for item in prompt.messages]
         return [*messages, {"role": "assistant", "content": prompt.opener}] if prompt.opener else messages
 
@@ -114,11 +114,11 @@ class Raw:
     async def both(self, number: int, labels: tuple[int, int]) -> None:
         messages, text = await self.generation(number)
         opener = messages.pop()["content"] if messages[-1]["role"] == "assistant" else ""
-        asked = f"{(opener + text).rstrip()}\nCorrectness of the final answer:"
+        prefix = f"{(opener + text).rstrip()}\nCorrectness of the final answer:"
         await self._post(
             {
                 "model": ACTOR,
-                "messages": [*messages, {"role": "assistant", "content": asked}],
+                "messages": [*messages, {"role": "assistant", "content": prefix}],
                 "continue_final_message": True,
                 "add_generation_prompt": False,
                 "max_tokens": 1,
@@ -136,7 +136,7 @@ class Raw:
 
 
 async def write_costs(settings: Settings, sample: Interaction) -> list[tuple[str, list[float]]]:
-    """Seconds that a durable write takes by itself: alone, and 32 at once sharing commits."""
+    """Latencies of durable writes in seconds: one at a time, and 32 concurrent ones that share commits."""
     assert settings.database_url is not None
     costs: list[tuple[str, list[float]]] = []
     async with (
@@ -151,7 +151,7 @@ async def write_costs(settings: Settings, sample: Interaction) -> list[tuple[str
 
         for callers in (1, 32):
             await run(write, callers=callers, requests=50)
-            costs.append((f"{callers} at once", (await run(write, callers=callers, requests=500)).latencies))
+            costs.append((f"{callers} concurrent", (await run(write, callers=callers, requests=500)).latencies))
     return costs
 
 
@@ -166,8 +166,8 @@ async def compare(
     prompt_set = prompts.load(settings.prompts)
     raw = Raw(uds, max_tokens=options.tokens, prompt_set=prompt_set)
     pool = EnginePool.connect(settings.engine_urls, timeout_s=600)
-    found = await pool.members[0].label_tokens(after=":", first=prompt_set.correct, second=prompt_set.incorrect)
-    labels = (found.first, found.second)
+    tokens = await pool.members[0].label_tokens(after=":", first=prompt_set.correct, second=prompt_set.incorrect)
+    labels = (tokens.first, tokens.second)
     sampling = Sampling(temperature=0.7, max_tokens=options.tokens)
     critiques = await critique(pool, prompt_set, model=ACTOR, question=question(), response=RESPONSE, sampling=sampling)
 
@@ -191,7 +191,7 @@ async def compare(
         )
         answer.raise_for_status()
 
-    ways: dict[str, Call] = {"generation": generation, "engine": engine, "service": service}
+    paths: dict[str, Call] = {"generation": generation, "engine": engine, "service": service}
     table = Table(title=f"{settings.model}, {options.tokens} tokens, {options.rounds} rounds, medians [least, most]")
     for column in (
         "callers",
@@ -201,17 +201,17 @@ async def compare(
         "added p50",
         "added p99",
         "throughput",
-        "read of confidence",
+        "cost of confidence",
     ):
         table.add_column(column, justify="right")
     for callers in options.callers:
         requests = max(options.requests, 2 * callers)
-        for way in ways.values():
-            await run(way, callers=callers, requests=callers + 2)
+        for path in paths.values():
+            await run(path, callers=callers, requests=callers + 2)
         rounds: list[dict[str, Measurement]] = []
         for turn in range(options.rounds):
-            order = list(ways) if turn % 2 == 0 else list(ways)[::-1]
-            rounds.append({name: await run(ways[name], callers=callers, requests=requests) for name in order})
+            order = list(paths) if turn % 2 == 0 else list(paths)[::-1]
+            rounds.append({name: await run(paths[name], callers=callers, requests=requests) for name in order})
             console.print(f"{callers} callers, round {turn + 1} of {options.rounds}", style="dim")
         engine_ms = [item["engine"].quantile(0.5) * 1000 for item in rounds]
         service_ms = [item["service"].quantile(0.5) * 1000 for item in rounds]
@@ -230,7 +230,7 @@ async def compare(
             _spread(read, "x", digits=2),
         )
         table.add_row(*row)
-        console.print(" | ".join(row))  # what is measured is shown at once, also when a later part is interrupted
+        console.print(" | ".join(row))  # printed now, in case a later round is interrupted
     await raw.aclose()
     await pool.aclose()
     writes = await write_costs(settings, _interaction(critiques))
@@ -280,13 +280,13 @@ def _spread(values: list[float], unit: str, *, digits: int = 1) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=DEFAULT_MODEL, help="the default model, or a folder")
-    parser.add_argument("--models-home", type=Path, help="GADFLY_HOME that holds the default model already")
+    parser.add_argument("--models-home", type=Path, help="a GADFLY_HOME with the default model")
     parser.add_argument("--callers", type=lambda text: [int(part) for part in text.split(",")], default=[1, 8, 32])
     parser.add_argument("--requests", type=int, default=24, help="requests in each round, at least two per caller")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=64, help="longest critique")
     options = parser.parse_args()
-    console = Console(width=None if sys.stdout.isatty() else 160)  # a table in a log must not wrap
+    console = Console(width=None if sys.stdout.isatty() else 160)  # keeps tables in a log from wrapping
     with deployment(options.model, models_home=options.models_home) as settings:
         asyncio.run(measure(options, settings, console))
 

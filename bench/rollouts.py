@@ -1,9 +1,9 @@
-"""What a training run costs live traffic: `python -m bench.rollouts ROWS.jsonl [--model FOLDER]`.
+"""Cost of a training run for live traffic: `python -m bench.rollouts ROWS.jsonl [--model FOLDER]`.
 
 Engine, service and trainer share this machine, as after `gadfly up`. One caller sends /critique requests one after the
-other: before a run, while it samples, while it updates weights, and after it was cancelled. The figures are the ratios
-of the latencies with a run beside them to those without, in the same process, minutes apart. ROWS has one JSON object
-a line with question, response (or solution) and reference.
+other: before a run, while it samples and updates weights, and after it was cancelled. The figures are ratios of the
+latencies with and without a run, measured minutes apart in the same processes. ROWS has one JSON object per line with
+question, response (or solution) and reference.
 """
 
 import argparse
@@ -35,7 +35,7 @@ QUIET = "no run"
 
 
 async def fill(settings: Settings, lines: list[dict[str, str]]) -> None:
-    """Log the rows as an import would, every second answer spoilt so that there are wrong ones to judge."""
+    """Store the rows as an import would. Every second response is made wrong, so that both classes are present."""
     assert settings.database_url is not None
     interactions = []
     for number, row in enumerate(lines):
@@ -58,19 +58,19 @@ async def fill(settings: Settings, lines: list[dict[str, str]]) -> None:
 
 
 class LiveCaller:
-    """One caller, and how long its requests took beside what."""
+    """One caller, and the latencies of its requests in seconds by phase."""
 
     def __init__(self, client: httpx.AsyncClient, *, tokens: int) -> None:
         self._client = client
         self._tokens = tokens
         self.seconds: dict[str, list[float]] = defaultdict(list)
 
-    async def ask(self, beside: str) -> None:
+    async def ask(self, phase: str) -> None:
         body = {"question": question(), "response": RESPONSE, "temperature": 0.7, "max_tokens": self._tokens}
         started = time.perf_counter()
         answer = await self._client.post("/critique", json=body)
         answer.raise_for_status()
-        self.seconds[beside].append(time.perf_counter() - started)
+        self.seconds[phase].append(time.perf_counter() - started)
 
 
 async def measure(
@@ -102,30 +102,29 @@ async def compare(options: argparse.Namespace, client: httpx.AsyncClient, consol
         "prompts_per_step": 8, "steps_stage_1": 1000, "minibatches": 2, "max_critique_tokens": 128,
         "max_answer_tokens": 128, "pool_questions": 4, "pool_samples": 2, "validate_every": 0, "warm_start": "never",
     }  # fmt: skip
-    asked = await client.post("/admin/retrain", json={"config": config})
-    asked.raise_for_status()
-    run = f"/admin/runs/{asked.json()['id']}"
+    requested = await client.post("/admin/retrain", json={"config": config})
+    requested.raise_for_status()
+    run = f"/admin/runs/{requested.json()['id']}"
     deadline = time.monotonic() + options.limit
+    steps = 0
     while time.monotonic() < deadline:
         state = (await client.get(run)).json()
         if state["status"] not in ("queued", "running"):
             raise SystemExit(f"the run ended: {state['error']}")
+        steps = state["progress"]["step"]
         if state["progress"]["stage"] != "stage_1":
             await asyncio.sleep(0.5)
             continue
         await caller.ask("a run")
         if len(caller.seconds["a run"]) >= 3 * options.requests:
             break
-    steps = state["progress"]["step"]
     (await client.post(f"{run}/cancel")).raise_for_status()
-    while (await client.get(run)).json()["status"] == "running":  # noqa: ASYNC110  # it is another process that ends it
+    while (await client.get(run)).json()["status"] == "running":  # noqa: ASYNC110  # another process ends it
         await asyncio.sleep(0.2)
     for _ in range(options.requests):
-        await caller.ask(f"{QUIET}, after it")
-    table = Table(
-        title=f"latency of /critique, {options.tokens} tokens, one caller; the run did {steps} steps meanwhile"
-    )
-    for column in ("beside", "requests", "p50", "p99", "p50 ratio", "p99 ratio"):
+        await caller.ask(f"{QUIET}, afterwards")
+    table = Table(title=f"latency of /critique, {options.tokens} tokens, one caller; the run made {steps} steps")
+    for column in ("phase", "requests", "p50", "p99", "p50 ratio", "p99 ratio"):
         table.add_column(column, justify="right")
     base = caller.seconds[QUIET]
     for name, seconds in caller.seconds.items():
@@ -151,12 +150,12 @@ def _p99(seconds: list[float]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", type=Path)
-    parser.add_argument("--count", type=int, default=64, help="rows to log")
+    parser.add_argument("--count", type=int, default=64, help="rows to store")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="the default model, or a folder")
-    parser.add_argument("--models-home", type=Path, help="GADFLY_HOME that holds the default model already")
+    parser.add_argument("--models-home", type=Path, help="a GADFLY_HOME with the default model")
     parser.add_argument("--requests", type=int, default=20, help="requests without a run; three times as many with one")
     parser.add_argument("--tokens", type=int, default=16, help="longest critique")
-    parser.add_argument("--limit", type=float, default=400, help="longest time beside the run, in seconds")
+    parser.add_argument("--limit", type=float, default=400, help="longest measurement during the run, in seconds")
     options = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 160)
     lines = [json.loads(line) for line in options.rows.read_text(encoding="utf-8").splitlines()[: options.count]]

@@ -1,14 +1,14 @@
-"""What a hot swap costs whom: `python -m bench.swap`.
+"""Cost of a hot swap for its callers: `python -m bench.swap`.
 
-Callers ask for greedy critiques of one answer all the time, through the service, over the tiny model of the tests. In
-turns there is a phase without swaps and an equally long one in which the live critic goes back and forth between two
-versions, each swap asked for in the database as the trainer does it. Shown are
+Callers request greedy critiques of one answer without pause, through the service, from the tiny model of the tests.
+Phases without swaps alternate with equally long phases in which the live critic alternates between two versions. Each
+swap is requested in the database, as the trainer does it. The output:
 
-    to move     from the request of a swap to the moved pointer: loaded and proven
-    to answer   from there on it takes a request; until the first answer of the new critic to a caller
-    p50, p99    of requests with swaps, against those of the phase without before it: a ratio within one round
-    lost        requests that were not answered
-    mixed       answers whose text is not, to the letter, what the version they name answers; texts are known beforehand
+    to move     seconds from the request of a swap to the moved pointer: the critic is loaded and proven
+    to answer   seconds from the request of a swap to the first answer of the new critic to a caller
+    p50, p99    latency with swaps, compared with the preceding phase without swaps: a ratio within one round
+    lost        requests without an answer
+    mixed       answers that differ from the known text of the version they name
 """
 
 import argparse
@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.deployment import running
-from bench.overhead import Run
+from bench.overhead import Measurement
 from gadfly import store
 from gadfly.records import SwapKind, SwapStatus
 from gadfly.settings import Settings
@@ -37,25 +37,25 @@ from tests.support.adapters import insert_version, publish_adapter
 from tests.support.services import free_port
 from tests.support.tiny_models import critic_model
 
-_SEEDS = (1, 3)  # of two adapters whose greedy texts differ
+_SEEDS = (1, 3)  # two adapters with different greedy texts
 _PATIENCE_S = 60.0
 
 
 @dataclass
 class SwapTraffic:
-    """What callers saw in one phase."""
+    """The answers of one phase: latencies in seconds, errors, and texts of the wrong version."""
 
     latencies: list[float] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     mixed: list[str] = field(default_factory=list)
 
     @property
-    def run(self) -> Run:
-        return Run(self.latencies, 0.0)
+    def run(self) -> Measurement:
+        return Measurement(self.latencies, 0.0)
 
 
 class Callers:
-    """Callers that never stop; `traffic` is where they write what they see."""
+    """Callers that send requests without pause and record the answers in `traffic`."""
 
     def __init__(self, client: httpx.AsyncClient, *, tokens: int, texts: dict[int, str]) -> None:
         self._client = client
@@ -65,7 +65,7 @@ class Callers:
         self._awaited: tuple[int, float, asyncio.Future[float]] | None = None
 
     async def first_answer_of(self, version: int) -> float:
-        """When the first answer of a version came to a request that was sent from now on, as `perf_counter` has it."""
+        """The time (`perf_counter`) of the first answer of a version to a request sent from now on."""
         self._awaited = (version, time.perf_counter(), asyncio.get_running_loop().create_future())
         return await self._awaited[2]
 
@@ -75,8 +75,8 @@ class Callers:
         return str(answer.json()["critique"])
 
     def _body(self, **fields: object) -> dict[str, object]:
-        asked = {"question": "What is 12 + 30?", "response": "12 + 30 = 42. The answer is 42.", "temperature": 0.0}
-        return asked | {"max_tokens": self._tokens} | fields
+        body = {"question": "What is 12 + 30?", "response": "12 + 30 = 42. The answer is 42.", "temperature": 0.0}
+        return body | {"max_tokens": self._tokens} | fields
 
     async def call(self) -> None:
         while True:
@@ -95,25 +95,25 @@ class Callers:
             version = result["critic"]["version"]
             if result["critique"] != self._texts[version]:
                 self.traffic.mixed.append(result["critique"])
-            # One that was sent before the swap was asked for may still be of this version's last time.
+            # A request sent before the swap may be answered by this version's previous turn as live critic.
             if self._awaited is not None and version == self._awaited[0] and started >= self._awaited[1]:
                 self._awaited[2].set_result(ended)
                 self._awaited = None
 
 
 async def swap(database: Database, callers: Callers, version: int) -> tuple[float, float]:
-    """Have a version go live; seconds from asking for it to the moved pointer, and to its first answer."""
+    """Make a version live; seconds from the request to the moved pointer, and to its first answer."""
     answered = asyncio.create_task(callers.first_answer_of(version))
     started = time.perf_counter()
     async with database.session() as session:
-        asked = await store.swaps.request_swap(session, version=version, kind=SwapKind.GATE)
+        requested = await store.swaps.request_swap(session, version=version, kind=SwapKind.GATE)
     async with asyncio.timeout(_PATIENCE_S):
         answered_at = await answered
     async with database.session() as session:
-        done = await store.swaps.read_swap(session, asked.id)
-    if done.status is not SwapStatus.DONE or done.finished_at is None:
-        raise SystemExit(f"version {version} answered before its swap was done: {done}")
-    return (done.finished_at - done.requested_at).total_seconds(), answered_at - started
+        finished = await store.swaps.read_swap(session, requested.id)
+    if finished.status is not SwapStatus.DONE or finished.finished_at is None:
+        raise SystemExit(f"version {version} answered before its swap was done: {finished}")
+    return (finished.finished_at - finished.requested_at).total_seconds(), answered_at - started
 
 
 async def measure(options: argparse.Namespace, settings: Settings, console: Console) -> None:
@@ -137,10 +137,10 @@ async def compare(
     for version in range(len(_SEEDS) + 1):
         texts[version] = await callers.text(version)
     if len(set(texts.values())) != len(texts):
-        raise SystemExit("two versions answer the same: no answer could be told from the other's")
+        raise SystemExit("two versions give the same answer, so their answers cannot be distinguished")
 
     tasks = [asyncio.create_task(callers.call()) for _ in range(options.callers)]
-    took: list[tuple[float, float]] = []
+    durations: list[tuple[float, float]] = []
     rounds: list[tuple[SwapTraffic, SwapTraffic]] = []
     per_round = options.swaps // options.rounds
     try:
@@ -151,7 +151,7 @@ async def compare(
             busy = callers.traffic = SwapTraffic()
             for turn in range(per_round):
                 began = time.perf_counter()
-                took.append(await swap(database, callers, 2 - (number * per_round + turn) % 2))
+                durations.append(await swap(database, callers, 2 - (number * per_round + turn) % 2))
                 await asyncio.sleep(max(0.0, options.spacing - (time.perf_counter() - began)))
             rounds.append((quiet, busy))
             console.print(f"round {number + 1} of {options.rounds}: {len(busy.latencies)} requests", style="dim")
@@ -159,17 +159,17 @@ async def compare(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    show(options, rounds, took, console)
+    show(options, rounds, durations, console)
 
 
 def show(
     options: argparse.Namespace,
     rounds: list[tuple[SwapTraffic, SwapTraffic]],
-    took: list[tuple[float, float]],
+    durations: list[tuple[float, float]],
     console: Console,
 ) -> None:
     console.print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end")
-    table = Table(title=f"{len(took)} swaps, {options.callers} callers, {options.tokens} tokens, medians [range]")
+    table = Table(title=f"{len(durations)} swaps, {options.callers} callers, {options.tokens} tokens, medians [range]")
     for column in ("", "without swaps", "with swaps", "ratio"):
         table.add_column(column, justify="right")
     for name, share in (("p50", 0.5), ("p99", 0.99)):
@@ -183,8 +183,8 @@ def show(
             f"{statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]",
         )
     console.print(table)
-    for name, seconds in zip(("to move", "to answer"), zip(*took, strict=True), strict=True):
-        run = Run(list(seconds), 0.0)
+    for name, seconds in zip(("to move", "to answer"), zip(*durations, strict=True), strict=True):
+        run = Measurement(list(seconds), 0.0)
         console.print(f"{name}: p50 {1000 * run.quantile(0.5):.0f} ms, p99 {1000 * run.quantile(0.99):.0f} ms")
     answered = sum(len(each.latencies) for pair in rounds for each in pair)
     lost = [text for pair in rounds for each in pair for text in each.lost]
@@ -200,9 +200,9 @@ def main() -> None:
     parser.add_argument("--callers", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=16, help="longest critique")
-    parser.add_argument("--spacing", type=float, default=1.0, help="least seconds from one swap to the next")
+    parser.add_argument("--spacing", type=float, default=1.0, help="shortest time between two swaps, in seconds")
     options = parser.parse_args()
-    console = Console(width=None if sys.stdout.isatty() else 160)  # a table in a log must not wrap
+    console = Console(width=None if sys.stdout.isatty() else 160)  # keeps tables in a log from wrapping
     with tempfile.TemporaryDirectory(prefix="gadfly-bench-") as folder:
         home = Path(folder)
         with EmbeddedPostgres(home) as postgres:

@@ -1,21 +1,21 @@
 """The trainer's update against TRL's RLOOTrainer: `python -m bench.trainer [--model FOLDER]`.
 
-Both get the same model, LoRA configuration, prompts, critiques and scores (random tokens of usual lengths) and as many
-threads, and do the same work in a round: log-probabilities by the policy and by the reference, then two epochs of
-forward, backward and AdamW. Nobody generates: TRL's generation is replaced by a table. Each side is a process of its
-own; they take turns, and every ratio is one of a round, shown with its spread over the rounds. Memory is the kernel's
-peak of resident memory: all of it, and what training added to what was resident once model and optimiser were there.
+Both sides have the same model, LoRA configuration, prompts, critiques, scores (random tokens of typical lengths) and
+number of threads, and do the same work in a round: log-probabilities of policy and reference, then two epochs of
+forward, backward and AdamW. Neither side generates: a table replaces TRL's generation. Each side is a separate process;
+they take turns. Every ratio is taken within a round and shown with its spread over the rounds. Memory is the kernel's
+peak of resident memory: the total, and the part added by training after model and optimiser were loaded.
 
-Before that, one fixed batch shows that both compute the same. RLOO differs in four ways between the two:
+Before that, one fixed batch shows that both sides compute the same. The RLOO of Gadfly and TRL differs in four points:
 
-    ratio       TRL: one per critique, of the sums of log-probabilities; here (as Critique-RL): one per token
-    length      TRL: the sum over a critique's tokens; here: their mean
-    KL          TRL: summed over the critique, part of score and baseline; here: at each token, not in the baseline
-    whitening   TRL: none, or over critiques; here: over all tokens
+    ratio       TRL: one per critique, of the sums of log-probabilities; Gadfly (as Critique-RL): one per token
+    length      TRL: the sum over a critique's tokens; Gadfly: their mean
+    KL          TRL: summed over the critique, part of score and baseline; Gadfly: at each token, not in the baseline
+    whitening   TRL: none, or over critiques; Gadfly: over all tokens
 
-so their losses are equal where these are undone: TRL's formula on our log-probabilities must give TRL's loss; its
-advantages must be the leave-one-out of scores less KL; and where the ratio is 1, the gradient of our clipped loss with
-TRL's advantages and without the division by length must be that of TRL's loss.
+Without these differences the losses must be equal: TRL's formula on Gadfly's log-probabilities must give TRL's loss;
+TRL's advantages must be the leave-one-out of scores minus KL; and at ratio 1 the gradient of Gadfly's clipped loss with
+TRL's advantages and without the division by length must be the gradient of TRL's loss.
 
 The goals are twice TRL's speed and 0.6 of its memory.
 """
@@ -57,9 +57,9 @@ EPOCHS = 2
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What one side says of one round. MemoryMeter in bytes: resident when loaded, and the peak since then.
+    """The measurement of one side in one round. Memory in bytes: resident after loading, and the peak since then.
 
-    Processor time tells the two apart also on a machine that others use.
+    CPU time is comparable on a shared machine too; wall time is not.
     """
 
     seconds: float
@@ -69,8 +69,8 @@ class Round:
 
 
 def groups_of(options: argparse.Namespace) -> list[Group]:
-    """Groups of random tokens; lengths vary by a tenth around the given ones, as in a batch that was sorted."""
-    rng = random.Random(0)  # noqa: S311  # the same tokens for everybody
+    """Groups of random tokens. Lengths vary by a tenth around the options' values, as in a sorted batch."""
+    rng = random.Random(0)  # noqa: S311  # the same tokens on both sides
 
     def ids(length: int) -> tuple[int, ...]:
         varied = max(1, round(length * rng.uniform(0.9, 1.1)))
@@ -88,7 +88,7 @@ class MemoryMeter:
     """Resident memory of this process, from /proc."""
 
     def __init__(self) -> None:
-        Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         self.loaded = self._read("VmRSS")
 
     def peak(self) -> int:
@@ -106,22 +106,22 @@ def wait_for_turn() -> None:
 
 
 class Clock:
-    """Time since it was made, on the wall and of this process's processors."""
+    """Wall time and CPU time of this process since the clock was created."""
 
     def __init__(self) -> None:
         self._wall, self._cpu = time.perf_counter(), time.process_time()
 
     def report(self, memory: MemoryMeter) -> None:
         seconds, cpu_seconds = time.perf_counter() - self._wall, time.process_time() - self._cpu
-        found = Round(seconds=seconds, cpu_seconds=cpu_seconds, loaded=memory.loaded, peak=memory.peak())
-        print(json.dumps(asdict(found)), flush=True)
+        result = Round(seconds=seconds, cpu_seconds=cpu_seconds, loaded=memory.loaded, peak=memory.peak())
+        print(json.dumps(asdict(result)), flush=True)
 
 
-def our_side(options: argparse.Namespace) -> None:
+def gadfly_side(options: argparse.Namespace) -> None:
     policy = Policy(
         options.model, rank=RANK, alpha=ALPHA, seed=0, gradient_checkpointing=options.gradient_checkpointing
     )
-    learner = Learner(policy, our_config(options), kl_coefficient=KL)
+    learner = Learner(policy, gadfly_config(options), kl_coefficient=KL)
     groups = groups_of(options)
     memory = MemoryMeter()
     for step in range(options.rounds):
@@ -131,15 +131,15 @@ def our_side(options: argparse.Namespace) -> None:
         clock.report(memory)
 
 
-def our_config(options: argparse.Namespace) -> TrainConfig:
+def gadfly_config(options: argparse.Namespace) -> TrainConfig:
     return TrainConfig(
         steps_stage_1=options.rounds,
         steps_stage_2=0,
         prompts_per_step=options.groups,
         samples_per_prompt=options.samples,
         inner_epochs=EPOCHS,
-        minibatches=options.groups,  # one group a step, as on TRL's side
-        micro_batch_tokens=1,  # a row per group: the same critiques at once as TRL's batch of `samples`
+        minibatches=options.groups,  # one group per step, as on TRL's side
+        micro_batch_tokens=1,  # one row per group: the same critiques per pass as TRL's batch of `samples`
         clip=CLIP,
         learning_rate=RATE,
         final_learning_rate=1.0,
@@ -148,8 +148,8 @@ def our_config(options: argparse.Namespace) -> TrainConfig:
 
 
 def trl_trainer(options: argparse.Namespace, groups: list[Group], folder: Path, callbacks: list[Any]) -> Any:
-    """TRL's trainer as it comes, with prompts, completions and scores from a table."""
-    from datasets import Dataset  # noqa: PLC0415  # none of this in the process that is compared with it
+    """The unmodified trainer of TRL, with prompts, completions and scores from a table."""
+    from datasets import Dataset  # noqa: PLC0415  # keeps these imports out of Gadfly's process
     from peft import LoraConfig  # noqa: PLC0415
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
     from trl.trainer.rloo_config import RLOOConfig  # noqa: PLC0415
@@ -158,12 +158,12 @@ def trl_trainer(options: argparse.Namespace, groups: list[Group], folder: Path, 
     by_prompt = {list_key(group.prompt): group for group in groups}
     score_of = {reply: score for group in groups for reply, score in zip(group.replies, group.scores, strict=True)}
 
-    class FromTable(RLOOTrainer):
+    class FromTable(RLOOTrainer):  # type: ignore[misc]  # mypy does not follow trl
         def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
             return [list(groups[int(prompt)].prompt) for prompt in prompts], None, {}
 
         def _generate_single_turn(self, prompt_ids: list[list[int]], *_: Any) -> list[list[int]]:
-            # A prompt comes `samples` times in a row; each time it gets its next reply.
+            # Each prompt appears `samples` times in a row and gets its next reply each time.
             return [
                 list(by_prompt[list_key(ids)].replies[place % options.samples]) for place, ids in enumerate(prompt_ids)
             ]
@@ -177,16 +177,16 @@ def trl_trainer(options: argparse.Namespace, groups: list[Group], folder: Path, 
         bf16=False,  # float32 on both sides
         gradient_checkpointing=options.gradient_checkpointing,  # TRL's default is True
         num_generations=options.samples,
-        per_device_train_batch_size=options.samples,  # a group in one pass
-        gradient_accumulation_steps=1,  # and a step of AdamW after each
-        generation_batch_size=options.samples * options.groups,  # all groups of a round are scored first
+        per_device_train_batch_size=options.samples,  # one group per pass
+        gradient_accumulation_steps=1,  # one step of AdamW per pass
+        generation_batch_size=options.samples * options.groups,  # scores all groups of a round first
         num_iterations=EPOCHS,
         max_steps=EPOCHS * options.groups * options.rounds,
         max_completion_length=2 * options.reply,
-        temperature=1.0,  # what log-probabilities are divided by; ours are at 1 whatever the sampling was
-        beta=KL,  # so that the reference is computed; it is the model without its adapter
+        temperature=1.0,  # of the log-probabilities; Gadfly's are always at 1
+        beta=KL,  # above 0, so that the reference (the model without adapter) is computed
         epsilon=CLIP,
-        normalize_advantages=False,  # over critiques; ours whitens over tokens, and either costs nothing
+        normalize_advantages=False,  # TRL's is over critiques, Gadfly's over tokens; the cost of either is negligible
         learning_rate=RATE,
         lr_scheduler_type="constant",
         optim="adamw_torch",
@@ -225,8 +225,8 @@ def trl_side(options: argparse.Namespace) -> None:
 
     steps = EPOCHS * options.groups
 
-    class Turns(TrainerCallback):  # type: ignore[misc]
-        """Waits before a round's first step and reports after its last."""
+    class Turns(TrainerCallback):  # type: ignore[misc]  # mypy does not follow transformers
+        """Waits before the first step of a round and reports after its last step."""
 
         memory: MemoryMeter
         clock: Clock
@@ -247,7 +247,7 @@ def trl_side(options: argparse.Namespace) -> None:
 
 
 def agreement(options: argparse.Namespace) -> None:
-    """Print how far apart the two are on one group."""
+    """Print the differences between both sides on one group."""
     group = groups_of(options)[0]
     policy = Policy(options.model, rank=RANK, alpha=ALPHA, seed=0)
     generator = torch.Generator().manual_seed(0)
@@ -256,60 +256,61 @@ def agreement(options: argparse.Namespace) -> None:
             weight.add_(torch.randn(weight.shape, generator=generator) * 0.02)
     single = argparse.Namespace(**{**vars(options), "groups": 1, "gradient_checkpointing": False})
     with tempfile.TemporaryDirectory() as folder:
-        theirs = trl_trainer(single, [group], Path(folder), [])
-    their_weights = {
-        name.replace(".default.", "."): item for name, item in theirs.model.named_parameters() if ".lora_" in name
+        trl = trl_trainer(single, [group], Path(folder), [])
+    trl_weights = {
+        name.replace(".default.", "."): item for name, item in trl.model.named_parameters() if ".lora_" in name
     }
     with torch.no_grad():
         for name, weight in policy.weights.items():
-            their_weights[name].copy_(weight)
-    theirs.model.train()
-    batch = theirs._generate_and_score_completions([{"prompt": "0"}] * options.samples)
+            trl_weights[name].copy_(weight)
+    trl.model.train()
+    batch = trl._generate_and_score_completions([{"prompt": "0"}] * options.samples)
     order = [group.replies.index(list_key(ids[mask.bool()])) for ids, mask in _completions(batch)]
     assert sorted(order) == list(range(options.samples))
 
     [row] = pack([group], 1)
     lengths = list(row.lengths_R)
-    ours_N, entropies_N = policy.forward(row)
+    logps_N, entropies_N = policy.forward(row)
     with torch.no_grad():
         base_N, _ = policy.forward(row, Which.BASE)
-    sums_R = torch.stack([part.sum() for part in torch.split(ours_N, lengths)])
-    kl_R = torch.stack([part.sum() for part in torch.split(ours_N.detach() - base_N, lengths)])
+    sums_R = torch.stack([part.sum() for part in torch.split(logps_N, lengths)])
+    kl_R = torch.stack([part.sum() for part in torch.split(logps_N.detach() - base_N, lengths)])
     expected_R = leave_one_out(torch.tensor(group.scores) - KL * kl_R, [options.samples])
 
-    # Old log-probabilities that the policy has moved away from, so that the ratio counts and is clipped for some.
+    # Shifted old log-probabilities, so that the ratio differs from 1 and is clipped for some critiques.
     moved = torch.linspace(-0.3, 0.3, options.samples)
     with torch.no_grad():
-        their_moved_loss = theirs._compute_loss(theirs.model, {**batch, "old_logps": batch["old_logps"] - moved[order]})
-    their_old_R = torch.empty(options.samples)
-    their_old_R[order] = batch["old_logps"]
-    ratio_R = (sums_R.detach() - (their_old_R - moved)).exp()
-    our_moved_loss = -torch.minimum(ratio_R * expected_R, ratio_R.clamp(1 - CLIP, 1 + CLIP) * expected_R).mean()
+        trl_moved_loss = trl._compute_loss(trl.model, {**batch, "old_logps": batch["old_logps"] - moved[order]})
+    trl_old_R = torch.empty(options.samples)
+    trl_old_R[order] = batch["old_logps"]
+    ratio_R = (sums_R.detach() - (trl_old_R - moved)).exp()
+    gadfly_moved_loss = -torch.minimum(ratio_R * expected_R, ratio_R.clamp(1 - CLIP, 1 + CLIP) * expected_R).mean()
 
-    their_loss = theirs._compute_loss(theirs.model, batch)
-    their_loss.backward()
-    our_loss = clipped_loss(
-        ours_N,
+    trl_loss = trl._compute_loss(trl.model, batch)
+    trl_loss.backward()
+    gadfly_loss = clipped_loss(
+        logps_N,
         entropies_N,
-        old_N=ours_N.detach(),
+        old_N=logps_N.detach(),
         advantages_N=expected_R.float().repeat_interleave(torch.tensor(lengths)),
-        importance_N=torch.ones_like(ours_N),
-        weights_N=torch.full_like(ours_N, 1 / options.samples),
+        importance_N=torch.ones_like(logps_N),
+        weights_N=torch.full_like(logps_N, 1 / options.samples),
         clip=CLIP,
     ).loss
-    our_loss.backward()  # type: ignore[no-untyped-call]
-    apart = norm(
-        [item.grad - their_weights[name].grad for name, item in policy.weights.items() if item.grad is not None]
+    gadfly_loss.backward()  # type: ignore[no-untyped-call]
+    difference = norm(
+        [item.grad - trl_weights[name].grad for name, item in policy.weights.items() if item.grad is not None]
     )
-    whole = norm([item.grad for item in their_weights.values()])
+    total = norm([item.grad for item in trl_weights.values()])
 
     log = {
-        "log-probability of a critique, largest difference": f"{max_apart(sums_R[order], batch['old_logps']):.1e} of "
-        f"{float(sums_R.detach().abs().mean()):.0f} nats",
-        "advantage, largest difference": f"{max_apart(expected_R[order], batch['advantages']):.1e}",
-        "TRL's loss, and its formula on our log-probabilities": f"{float(their_moved_loss):.6f}, "
-        f"{float(our_moved_loss):.6f}",
-        "gradient at ratio 1, difference over norm": f"{apart / whole:.1e}",
+        "log-probability of a critique, largest difference": (
+            f"{max_difference(sums_R[order], batch['old_logps']):.1e} of {float(sums_R.detach().abs().mean()):.0f} nats"
+        ),
+        "advantage, largest difference": f"{max_difference(expected_R[order], batch['advantages']):.1e}",
+        "TRL's loss, and its formula on Gadfly's log-probabilities": f"{float(trl_moved_loss):.6f}, "
+        f"{float(gadfly_moved_loss):.6f}",
+        "gradient at ratio 1, difference over norm": f"{difference / total:.1e}",
     }
     print(json.dumps(log), flush=True)
 
@@ -318,7 +319,7 @@ def _completions(batch: dict[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
     return zip(batch["completion_ids"], batch["completion_mask"], strict=True)
 
 
-def max_apart(one: Tensor, other: Tensor) -> float:
+def max_difference(one: Tensor, other: Tensor) -> float:
     return float((one.detach() - other).abs().max())
 
 
@@ -344,12 +345,12 @@ def side(name: str, options: argparse.Namespace, log: Path) -> Iterator["subproc
 
 
 def line_of(child: "subprocess.Popen[str]", log: Path) -> str:
-    """Its next line that is for us: libraries print too."""
+    """The child's next protocol line. Libraries print other lines."""
     assert child.stdout is not None
     for line in child.stdout:
         if line.startswith(("READY", "{")):
             return line
-    raise SystemExit(f"a side ended:\n{log.read_text()[-4000:]}")
+    raise SystemExit(f"one side ended:\n{log.read_text()[-4000:]}")
 
 
 def take_turn(child: "subprocess.Popen[str]", log: Path) -> Round:
@@ -368,24 +369,26 @@ def measure(options: argparse.Namespace, console: Console, folder: Path) -> None
         for name, value in json.loads(line_of(child, log)).items():
             console.print(f"{name}: {value}")
 
-    ours: list[Round] = []
-    theirs: list[Round] = []
-    one, two = folder / "ours.log", folder / "trl.log"
-    with side("ours", options, one) as our_child, side("trl", options, two) as their_child:
+    gadfly_rounds: list[Round] = []
+    trl_rounds: list[Round] = []
+    gadfly_log, trl_log = folder / "gadfly.log", folder / "trl.log"
+    with side("gadfly", options, gadfly_log) as gadfly_child, side("trl", options, trl_log) as trl_child:
         for turn in range(options.rounds):
-            for child, log, rounds in ((our_child, one, ours), (their_child, two, theirs))[:: 1 if turn % 2 else -1]:
+            sides = ((gadfly_child, gadfly_log, gadfly_rounds), (trl_child, trl_log, trl_rounds))
+            for child, log, rounds in sides[:: 1 if turn % 2 else -1]:
                 line_of(child, log)
                 rounds.append(take_turn(child, log))
             load = f"load average {os.getloadavg()[0]:.1f}"
-            console.print(f"round {turn + 1}: {ours[-1].seconds:.1f} s, TRL {theirs[-1].seconds:.1f} s, {load}")
+            times = f"Gadfly {gadfly_rounds[-1].seconds:.1f} s, TRL {trl_rounds[-1].seconds:.1f} s"
+            console.print(f"round {turn + 1}: {times}, {load}")
 
     table = Table(
-        title=f"{Path(options.model).name}, {options.groups} groups of {options.samples} critiques, {tokens} tokens in "
+        title=f"{Path(options.model).name}, {options.groups} groups of {options.samples} critiques, {tokens} tokens, "
         f"{rows} with prompts, {options.threads} threads"
     )
-    for column in ("", "tokens/s", "tokens/s of processor time", "memory added", "memory in all"):
+    for column in ("", "tokens/s", "tokens/s of CPU time", "memory added", "total memory"):
         table.add_column(column, justify="right")
-    for name, rounds in (("here", ours), ("TRL", theirs)):
+    for name, rounds in (("Gadfly", gadfly_rounds), ("TRL", trl_rounds)):
         table.add_row(
             name,
             spread([tokens / item.seconds for item in rounds]),
@@ -393,13 +396,13 @@ def measure(options: argparse.Namespace, console: Console, folder: Path) -> None
             f"{(rounds[-1].peak - rounds[-1].loaded) / 2**20:.0f} MiB",
             f"{rounds[-1].peak / 2**20:.0f} MiB",
         )
-    mine, trl = ours[-1], theirs[-1]
+    gadfly, trl = gadfly_rounds[-1], trl_rounds[-1]
     table.add_row(
         "ratio",
-        spread([other.seconds / item.seconds for item, other in zip(ours, theirs, strict=True)]),
-        spread([other.cpu_seconds / item.cpu_seconds for item, other in zip(ours, theirs, strict=True)]),
-        f"{(mine.peak - mine.loaded) / (trl.peak - trl.loaded):.2f}",
-        f"{mine.peak / trl.peak:.2f}",
+        spread([other.seconds / item.seconds for item, other in zip(gadfly_rounds, trl_rounds, strict=True)]),
+        spread([other.cpu_seconds / item.cpu_seconds for item, other in zip(gadfly_rounds, trl_rounds, strict=True)]),
+        f"{(gadfly.peak - gadfly.loaded) / (trl.peak - trl.loaded):.2f}",
+        f"{gadfly.peak / trl.peak:.2f}",
     )
     console.print(table)
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
@@ -413,26 +416,26 @@ def spread(values: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder of a model; the default model unless given")
-    parser.add_argument("--groups", type=int, default=2, help="question-answer pairs in a round")
-    parser.add_argument("--samples", type=int, default=4, help="critiques of each")
-    parser.add_argument("--prompt", type=int, default=330, help="tokens of a prompt")
-    parser.add_argument("--reply", type=int, default=90, help="tokens of a critique")
-    parser.add_argument("--vocabulary", type=int, default=40_000, help="token ids are drawn from 100 to this")
+    parser.add_argument("--groups", type=int, default=2, help="question-answer pairs per round")
+    parser.add_argument("--samples", type=int, default=4, help="critiques per pair")
+    parser.add_argument("--prompt", type=int, default=330, help="tokens per prompt")
+    parser.add_argument("--reply", type=int, default=90, help="tokens per critique")
+    parser.add_argument("--vocabulary", type=int, default=40_000, help="token ids are drawn between 100 and this")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--gradient-checkpointing", action="store_true", help="on both sides")
-    parser.add_argument("--side", choices=["ours", "trl", "agreement"], help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=["gadfly", "trl", "agreement"], help=argparse.SUPPRESS)
     parser.add_argument("--options", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        given = argparse.Namespace(**options.options)
-        torch.set_num_threads(given.threads)
+        side_options = argparse.Namespace(**options.options)
+        torch.set_num_threads(side_options.threads)
         warnings.simplefilter("ignore")
-        {"ours": our_side, "trl": trl_side, "agreement": agreement}[options.side](given)
+        {"gadfly": gadfly_side, "trl": trl_side, "agreement": agreement}[options.side](side_options)
         return
     options.model = options.model or str(Settings().home / "models" / DEFAULT_MODEL)
     del options.options
-    console = Console(width=None if sys.stdout.isatty() else 140)  # a table in a log must not wrap
+    console = Console(width=None if sys.stdout.isatty() else 140)  # keeps tables in a log from wrapping
     with tempfile.TemporaryDirectory(prefix="gadfly-bench-") as folder:
         measure(options, console, Path(folder))
 

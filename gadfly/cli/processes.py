@@ -1,4 +1,4 @@
-"""Starting programs, keeping them running, and stopping them in order."""
+"""A supervisor: starts programs, restarts crashed ones, and stops all of them in order."""
 
 import asyncio
 import contextlib
@@ -11,19 +11,19 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gadfly.cli.running import MARK, Running, RunState, marked, started_at
+from gadfly.cli.up_state import MARK, StartedProcess, UpState, marked, started_at
 from gadfly.errors import GadflyError
 from gadfly.tether import tether
 
 NOT_WORTH_A_RETRY = 2
-"""The exit code of a program that will fail the same way again: its settings are wrong."""
+"""Exit code of a program with wrong settings: a restart would fail the same way."""
 
 _MAX_LOG_BYTES = 16 * 2**20
 _LOG_CHECK_S = 30.0
 _PROBE_EVERY_S = 0.2
 _UNREADY_LIMIT_S = 3.0
 
-# How our own programs say why they end, and how vLLM's says it of its arguments.
+# The reason for an exit in the logs of Gadfly's processes, and of vLLM's argument parser.
 _REASON = re.compile(r"(?:(?:\S+\.py: )?error|gadfly service): (.+)")
 
 IsReady = Callable[[], Awaitable[bool]]
@@ -31,7 +31,7 @@ Report = Callable[[str], None]
 
 
 class ProgramFailed(GadflyError):
-    """A program ended before it was ready, or will not start again. `tail` is the end of its log."""
+    """A program ended before it was ready, or cannot be restarted. `tail` has the last lines of its log."""
 
     def __init__(self, message: str, *, tail: Sequence[str] = ()) -> None:
         super().__init__(message)
@@ -40,20 +40,20 @@ class ProgramFailed(GadflyError):
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """Something to keep running."""
+    """A program to keep running."""
 
     role: str
     argv: Sequence[str]
     environment: Mapping[str, str]
     log: Path
     is_ready: IsReady
-    stop_limit_s: float = 30.0  # after asking it to stop; then it is killed
-    hurried_limit_s: float = 0.0  # the same after a second Ctrl-C
+    stop_limit_s: float = 30.0  # from SIGTERM to SIGKILL
+    hurried_limit_s: float = 0.0  # from the second Ctrl-C to SIGKILL
 
 
 @dataclass
 class Backoff:
-    """How long to wait before the next start: doubles with each crash, starts over after a quiet while."""
+    """The wait before a restart: doubles with each crash, and is reset by an uptime of `quiet_s`."""
 
     first_s: float = 1.0
     longest_s: float = 60.0
@@ -61,7 +61,7 @@ class Backoff:
     _next_s: float = field(default=0.0, init=False)
 
     def after(self, uptime_s: float) -> float:
-        """The wait after a crash that came `uptime_s` seconds after the start."""
+        """The wait in seconds after a crash at `uptime_s` seconds of uptime."""
         wait_s = self.first_s if uptime_s >= self.quiet_s or not self._next_s else self._next_s
         self._next_s = min(2 * wait_s, self.longest_s)
         return wait_s
@@ -72,26 +72,26 @@ class _Child:
     program: Program
     process: asyncio.subprocess.Process
     began: float
-    log_from: int  # where in the log this start begins
+    log_from: int  # byte offset of this start in the log
     was_ready: bool = False
     keeper: asyncio.Task[None] | None = None
 
 
 class Supervisor:
-    """Keeps programs running and remembers them in the run state.
+    """Keeps programs running and records them in the state of `up`.
 
-    Every program is a session of its own, so that a Ctrl-C in the terminal reaches only us, and carries the run's mark
-    in its environment, so that the next run can find what a `kill -9` of this one left.
+    Every program is the leader of a new session, so that a Ctrl-C in the terminal reaches the supervisor alone. It has
+    the mark of this `up` in its environment, so that the next `up` can find the processes left by a `kill -9`.
 
     Example:
-        >>> supervisor = Supervisor(home, RunState(), report=print)
+        >>> supervisor = Supervisor(home, UpState(), report=print)
         >>> await supervisor.start(engine)
         >>> await supervisor.start(service)
-        >>> await supervisor.failed()  # until one cannot be kept running
+        >>> await supervisor.failed()  # until one cannot be restarted
     """
 
     def __init__(
-        self, home: Path, state: RunState, *, report: Report, make_backoff: Callable[[], Backoff] = Backoff
+        self, home: Path, state: UpState, *, report: Report, make_backoff: Callable[[], Backoff] = Backoff
     ) -> None:
         self._home = home
         self._state = state
@@ -101,7 +101,7 @@ class Supervisor:
         self._hurry = asyncio.Event()
 
     async def start(self, program: Program, *, note: Report = lambda text: None) -> None:
-        """Start a program, wait until it is ready, and keep it running from then on.
+        """Start a program, wait until it is ready, and restart it from then on when it crashes.
 
         Raises:
             ProgramFailed: it ended before it was ready.
@@ -113,10 +113,10 @@ class Supervisor:
         child.keeper = asyncio.create_task(self._keep(child))
 
     async def failed(self) -> None:
-        """Wait until a program cannot be kept running.
+        """Wait until a program cannot be restarted.
 
         Raises:
-            ProgramFailed: which one, and why.
+            ProgramFailed: names the program and the reason.
         """
         trimmer = asyncio.create_task(self._trim_logs())
         tasks = [child.keeper for child in self._children if child.keeper is not None]
@@ -126,24 +126,25 @@ class Supervisor:
             trimmer.cancel()
 
     async def stop(self) -> None:
-        """Stop everything, the newest first, each when the one before it has ended."""
+        """Stop all programs one after the other, newest first."""
         for child in reversed(self._children):
             if child.keeper is not None:
                 child.keeper.cancel()
                 await asyncio.gather(child.keeper, return_exceptions=True)
             if child.process.returncode is None:
-                hint = " (Ctrl-C again ends it at once)" if child.was_ready and not self._hurry.is_set() else ""
+                hint = " (Ctrl-C again kills it)" if child.was_ready and not self._hurry.is_set() else ""
                 self._report(f"stopping the {child.program.role}{hint}")
                 await self._stop(child)
             self._sweep(child)
         self._children.clear()
 
     def hurry(self) -> None:
-        """Stop without waiting for work under way, also what is being stopped now."""
+        """Stop without waiting for work in progress, including a program that is being stopped now."""
         self._hurry.set()
 
     async def _spawn(self, program: Program) -> _Child:
-        environment = {**program.environment, MARK: self._state.mark, "SPT_NOENV": "1"}  # vLLM's titles keep the mark
+        # SPT_NOENV: a process title set by vLLM must not overwrite the mark.
+        environment = {**program.environment, MARK: self._state.mark, "SPT_NOENV": "1"}
         with program.log.open("ab") as log:
             log_from = log.tell()
             process = await asyncio.create_subprocess_exec(
@@ -155,23 +156,23 @@ class Supervisor:
                 stderr=log,
                 start_new_session=True,
             )
-        self._remember(program.role, process.pid)
+        self._record(program.role, process.pid)
         return _Child(program, process, time.monotonic(), log_from)
 
-    def _remember(self, role: str, pid: int) -> None:
-        entry = Running(role=role, pid=pid, started_at=started_at(pid) or time.time())
-        places = {process.role: place for place, process in enumerate(self._state.processes)}
-        if role in places:
-            self._state.processes[places[role]] = entry
+    def _record(self, role: str, pid: int) -> None:
+        entry = StartedProcess(role=role, pid=pid, started_at=started_at(pid) or time.time())
+        positions = {process.role: position for position, process in enumerate(self._state.processes)}
+        if role in positions:
+            self._state.processes[positions[role]] = entry
         else:
             self._state.processes.append(entry)
         try:
             self._state.write(self._home)
-        except OSError as error:  # a full disk must not end what is running; the mark still finds this process
+        except OSError as error:  # a full disk must not stop the programs; the mark still identifies this process
             self._report(f"{self._home} cannot be written: {error.strerror}")
 
     async def _until_ready(self, child: _Child, note: Report) -> bool:
-        """Whether it became ready before it ended."""
+        """True when the program is ready, False when it ended first."""
         while child.process.returncode is None:
             if await child.program.is_ready():
                 child.was_ready = child.process.returncode is None
@@ -190,7 +191,7 @@ class Supervisor:
             if code == NOT_WORTH_A_RETRY:
                 raise self._failure(child)
             wait_s = backoff.after(time.monotonic() - child.began)
-            self._report(f"the {role} ended ({describe_exit(code)}), starting it again in {wait_s:.0f} s")
+            self._report(f"the {role} ended ({describe_exit(code)}), restarting it in {wait_s:.0f} s")
             await asyncio.sleep(wait_s)
             fresh = await self._spawn(child.program)
             child.process, child.began, child.log_from = fresh.process, fresh.began, fresh.log_from
@@ -203,7 +204,7 @@ class Supervisor:
             child.process.terminate()
         ended = asyncio.ensure_future(child.process.wait())
         hurried = asyncio.ensure_future(self._hurry.wait())
-        # What never was ready has no work to finish, and may be too busy with starting to hear that it shall end.
+        # A program that was never ready has no work to finish, and may not react to signals while it starts.
         limit_s = child.program.stop_limit_s if child.was_ready else min(_UNREADY_LIMIT_S, child.program.stop_limit_s)
         await asyncio.wait((ended, hurried), timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
         if not ended.done() and child.program.hurried_limit_s:
@@ -215,8 +216,7 @@ class Supervisor:
         await ended
 
     def _sweep(self, child: _Child) -> None:
-        # A server that crashed may leave processes of its own behind. The number of its group may be another's by now,
-        # so the mark decides.
+        # A crashed server may leave child processes. Its group id may have been reused, so the mark decides.
         for process in marked(self._state.mark):
             with contextlib.suppress(ProcessLookupError):
                 if os.getpgid(process.pid) == child.process.pid:
@@ -242,7 +242,7 @@ class Supervisor:
 
 
 def describe_exit(code: int) -> str:
-    """An exit status in words."""
+    """An exit status as text."""
     if code >= 0:
         return f"exit code {code}"
     name = signal.Signals(-code).name
@@ -250,7 +250,7 @@ def describe_exit(code: int) -> str:
 
 
 def tail(log: Path, start: int = 0, *, lines: int = 20) -> list[str]:
-    """The last lines of a log, of what was written after byte `start`."""
+    """The last lines of a log, from byte `start` on."""
     try:
         with log.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -261,18 +261,18 @@ def tail(log: Path, start: int = 0, *, lines: int = 20) -> list[str]:
 
 
 def last_line(log: Path, start: int = 0) -> str:
-    """The last line of a log that says anything."""
+    """The last line of a log that is not blank."""
     return next((line.strip() for line in reversed(tail(log, start)) if line.strip()), "")
 
 
 def trim(log: Path, *, limit: int = _MAX_LOG_BYTES) -> None:
-    """Move what is in a log that grew too long to `NAME.1`. Its writer appends, so it needs not be told.
+    """Move the content of a log larger than `limit` bytes to `NAME.1`. Its writer appends and needs no signal.
 
-    Lines written in the instant between copying and cutting are lost: the price of writers that own their file.
+    Lines written between the copy and the truncation are lost, because the writer owns the open file.
     """
     try:
         if log.stat().st_size > limit:
             shutil.copyfile(log, log.with_name(log.name + ".1"))
             os.truncate(log, 0)
     except OSError:
-        pass  # a full disk must not end what is running
+        pass  # a full disk must not stop the programs

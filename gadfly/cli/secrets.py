@@ -1,4 +1,4 @@
-"""`python -m gadfly.cli.secrets FOLDER`: the database's password for docker compose, made once and kept in a volume."""
+"""`python -m gadfly.cli.secrets FOLDER`: creates the database password for docker compose, once, in a volume."""
 
 import secrets
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def make(folder: Path) -> None:
-    """Write `db.password` and libpq's `pgpass` into `folder`, unless they are there."""
+    """Write `db.password` (if it is missing) and the `pgpass` of libpq into `folder`."""
     password = folder / "db.password"
     if not password.exists():
         folder.mkdir(parents=True, exist_ok=True)

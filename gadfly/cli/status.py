@@ -1,4 +1,4 @@
-"""`gadfly status`: what runs, what it is doing, and what is stored."""
+"""`gadfly status`: the running processes, the requests in flight and the stored rows."""
 
 import time
 from dataclasses import asdict
@@ -7,20 +7,21 @@ from typing import Any
 from rich.table import Table
 
 from gadfly.cli import probes
+from gadfly.cli.connection import service_address
 from gadfly.cli.doctor import spooled
-from gadfly.cli.running import RunState, is_alive, running_state, service_address
 from gadfly.cli.terminal import out, seconds
+from gadfly.cli.up_state import UpState, active_state, is_alive
 from gadfly.errors import GadflyError
 from gadfly.settings import Settings
 from gadfly.store.embedded import EmbeddedPostgres
 
 
 async def collect(settings: Settings) -> dict[str, Any]:
-    """Everything there is to say, as JSON. Parts that cannot be asked are None."""
-    state = running_state(settings.home)
+    """The state of the deployment as JSON. Parts that cannot be read are None."""
+    state = active_state(settings.home)
     url = service_address(settings)
     ready = await probes.get(f"{url}/readyz", limit_s=30)
-    what = await probes.get(f"{url}/state")
+    service_state = await probes.get(f"{url}/state")
     waiting, rejected = spooled(settings.home)
     return {
         "home": str(settings.home),
@@ -35,47 +36,47 @@ async def collect(settings: Settings) -> dict[str, Any]:
             else ready.problem
             if ready.body is None
             else probes.why_not_ready(ready.body),
-            "state": what.body if what.is_ok else None,
+            "state": service_state.body if service_state.is_ok else None,
         },
         "rows": await _rows(settings),
         "spool": {"bytes": waiting, "rejected": rejected},
     }
 
 
-def show(found: dict[str, Any]) -> None:
-    """Print what `collect` found."""
-    service = found["service"]
+def show(collected: dict[str, Any]) -> None:
+    """Print the result of `collect`."""
+    service = collected["service"]
     if service["ready"]:
         out.print(f"[green]ready[/] at {service['url']}")
     elif service["answers"]:
         out.print(f"[yellow]not ready[/] at {service['url']}: {service['reason']}")
     else:
-        out.print(f"[red]not running[/]: nothing answers at {service['url']}")
+        out.print(f"[red]not running[/]: no service answers at {service['url']}")
     table = Table(box=None, show_header=False, padding=(0, 3, 0, 0))
-    for process in found["processes"]:
-        life = f"process {process['pid']}, up {seconds(process['uptime_s'])}" if process["alive"] else "[red]ended[/]"
-        table.add_row(process["role"], life)
+    for process in collected["processes"]:
+        uptime = f"process {process['pid']}, up {seconds(process['uptime_s'])}" if process["alive"] else "[red]ended[/]"
+        table.add_row(process["role"], uptime)
     state = service["state"] or {}
     if state.get("live_critic") is not None:
         in_flight = sum(state.get("in_flight", {}).values())
         table.add_row("critic", f"critic@{state['live_critic']} is live, {in_flight} requests in flight")
     for engine in state.get("engines", []):
-        reached = "reachable" if engine["reachable"] else "[red]out of reach[/]"
-        table.add_row("engine", f"{engine['url']}: {reached}, {engine['in_flight']} in flight")
-    rows = found["rows"]
+        reachable = "reachable" if engine["reachable"] else "[red]unreachable[/]"
+        table.add_row("engine", f"{engine['url']}: {reachable}, {engine['in_flight']} in flight")
+    rows = collected["rows"]
     if rows is None:
         table.add_row("database", "does not answer")
     else:
         for name, count in rows.items():
             parts = ", ".join(f"{n} {kind}" for kind, n in count.items()) if isinstance(count, dict) else str(count)
             table.add_row(name, parts)
-    spool = found["spool"]
+    spool = collected["spool"]
     table.add_row("spool", f"{spool['bytes']} bytes waiting, {spool['rejected']} records rejected")
-    table.add_row("home", found["home"])
+    table.add_row("home", collected["home"])
     out.print(table)
 
 
-def _processes(state: RunState | None) -> list[dict[str, Any]]:
+def _processes(state: UpState | None) -> list[dict[str, Any]]:
     if state is None:
         return []
     now = time.time()

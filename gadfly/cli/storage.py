@@ -1,4 +1,4 @@
-"""The commands that work on the database itself: keys, migrations, import and export."""
+"""Database access of the commands: the address of the database, API keys, import and export."""
 
 import os
 import re
@@ -36,24 +36,24 @@ _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 @contextmanager
 def database_url(settings: Settings) -> Iterator[str]:
-    """Where the database is: the settings' own, or the embedded one, which runs at least until the block ends.
+    """The address of the configured database, or of the embedded one, which runs at least until the block ends.
 
     Raises:
-        StoreUnavailable: the embedded one does not start.
+        StoreUnavailable: the embedded Postgres does not start.
     """
     if settings.database_url is not None:
         yield settings.database_url.get_secret_value()
         return
-    with EmbeddedPostgres(settings.home) as server:  # one that `gadfly up` runs is used and left running
+    with EmbeddedPostgres(settings.home) as server:  # uses the one of a running `gadfly up` and does not stop it
         yield server.url
 
 
 @asynccontextmanager
 async def opened(settings: Settings, url: str) -> AsyncIterator[Database]:
-    """The database at `url`, if this release can work with it.
+    """The database at `url`, after a check of its schema.
 
     Raises:
-        StoreUnavailable: Postgres is away, or its schema is another release's.
+        StoreUnavailable: Postgres is unavailable, or its schema belongs to another release.
     """
     async with Database.of(settings, url) as database:
         await require_current_schema(database)
@@ -61,14 +61,14 @@ async def opened(settings: Settings, url: str) -> AsyncIterator[Database]:
 
 
 async def active_keys(settings: Settings, url: str, tier: Tier | None = None) -> list[Key]:
-    """The keys that open something now, of one tier or of both."""
+    """The keys that are valid now, of one tier or of both."""
     async with opened(settings, url) as database, database.session() as session:
         keys = await store.keys.list_keys(session)
     return [key for key in keys if key.is_active(now()) and tier in (None, key.tier)]
 
 
 async def all_keys(settings: Settings, url: str) -> list[Key]:
-    """Every key ever made."""
+    """All keys, including expired and revoked ones."""
     async with opened(settings, url) as database, database.session() as session:
         return await store.keys.list_keys(session)
 
@@ -83,10 +83,10 @@ async def create_key(
     out: Path | None,
     overwrite: bool,
 ) -> tuple[Key, str]:
-    """A new key and its secret, which is also in the file `out`, if one is given. Without the file there is no key.
+    """Create a key; returns it with its secret. Also writes the secret to `out`; if that fails, no key is created.
 
     Raises:
-        BadInput: the file cannot be written, or exists and may not be overwritten.
+        BadInput: `out` cannot be written, or exists and `overwrite` is False.
     """
     async with opened(settings, url) as database, database.session() as session:
         key, secret = await issue_key(session, name=name, tier=tier, expires_at=expires_at)
@@ -96,10 +96,10 @@ async def create_key(
 
 
 async def revoke(settings: Settings, url: str, name: str) -> Key:
-    """End the key with this id, or the active one with this name.
+    """Revoke the key with this id, or the active key with this name.
 
     Raises:
-        BadInput: no key has this name, or several have.
+        BadInput: no active key has this name, or several have it.
         NotFound: no key has this id.
     """
     async with opened(settings, url) as database, database.session() as session:
@@ -107,25 +107,25 @@ async def revoke(settings: Settings, url: str, name: str) -> Key:
 
 
 def expiry(text: str, *, at: datetime) -> datetime:
-    """When `30d` (or `12h`, `2w`, `90m`) have passed, counted from `at`.
+    """The time `30d` (or `12h`, `2w`, `90m`) after `at`.
 
     Raises:
-        BadInput: the text is no duration.
+        BadInput: the text is not a duration.
     """
     match = re.fullmatch(r"(\d{1,5})([mhdw])", text.strip())
     if match is None or not int(match[1]):
-        raise BadInput(f"--expires {text}: say 90m, 12h, 30d or 2w", field="expires")
+        raise BadInput(f"--expires {text}: use a duration such as 90m, 12h, 30d or 2w", field="expires")
     return at + timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
 def write_secret(path: Path, secret: str, *, overwrite: bool) -> None:
-    """Write a secret where only its owner can read it, also when the file was there before.
+    """Write a secret to a file with mode 600, also where the file existed with another mode.
 
     Raises:
-        BadInput: the file cannot be written, or exists and may not be overwritten.
+        BadInput: the file cannot be written, or exists and `overwrite` is False.
     """
     if path.exists() and not overwrite:
-        raise BadInput(f"{path} exists, and the secret in it would be gone: choose another file, or add --overwrite")
+        raise BadInput(f"{path} exists and its secret would be lost: choose another file, or add --overwrite")
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -137,11 +137,11 @@ def write_secret(path: Path, secret: str, *, overwrite: bool) -> None:
 
 
 async def import_file(settings: Settings, url: str, path: Path, *, size: int | None, console: Console) -> ImportReport:
-    """Import `path`, of `size` bytes, with a progress bar and a line for each row that is skipped.
+    """Import `path`, of `size` bytes, with a progress bar and one line per skipped row.
 
     Raises:
         BadInput: the file cannot be read.
-        StoreUnavailable: Postgres went away; the same import goes on from there.
+        StoreUnavailable: Postgres became unavailable. A repeated import adds the missing rows.
     """
     columns = (TextColumn(path.name), BarColumn(), TaskProgressColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
@@ -158,22 +158,22 @@ async def import_file(settings: Settings, url: str, path: Path, *, size: int | N
                 heldout_share=settings.heldout_share,
                 max_text_chars=settings.max_text_chars,
                 on_skip=on_skip,
-                on_progress=lambda done: progress.update(task, completed=done),
+                on_progress=lambda read: progress.update(task, completed=read),
             )
 
 
 async def export_file(
     settings: Settings, url: str, out: Path, filters: store.interactions.Filters, *, console: Console
 ) -> int:
-    """Export to `out`, whose ending says the format; how many interactions it got.
+    """Export to `out` in the format of its file extension; the number of interactions written.
 
     Raises:
-        BadInput: the ending is none of the formats', or the file cannot be written.
+        BadInput: the extension is unknown, or the file cannot be written.
     """
-    endings = {f".{format}": format for format in ExportFormat}
-    format = endings.get(out.suffix.casefold())
+    formats = {f".{format}": format for format in ExportFormat}
+    format = formats.get(out.suffix.casefold())
     if format is None:
-        raise BadInput(f"{out.name} must end in {' or '.join(endings)}")
+        raise BadInput(f"{out.name} must end in {' or '.join(formats)}")
     columns = (SpinnerColumn(), TextColumn("{task.completed} rows"), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=None)
@@ -192,9 +192,9 @@ async def _find(session: AsyncSession, name: str) -> UUID:
         return UUID(name)
     except ValueError:
         pass
-    found = [key for key in await store.keys.list_keys(session) if key.name == name and key.is_active(now())]
-    if not found:
-        raise BadInput(f"there is no active key {name}: `gadfly keys list` shows them")
-    if len(found) > 1:
-        raise BadInput(f"{len(found)} active keys are named {name}: give the id of one")
-    return found[0].id
+    matches = [key for key in await store.keys.list_keys(session) if key.name == name and key.is_active(now())]
+    if not matches:
+        raise BadInput(f"there is no active key {name}: `gadfly keys list` lists the keys")
+    if len(matches) > 1:
+        raise BadInput(f"{len(matches)} active keys are named {name}: give the id of one")
+    return matches[0].id

@@ -1,4 +1,4 @@
-"""`gadfly up`: database, engine and service on this machine, started in order, kept running, stopped in order."""
+"""`gadfly up`: starts database, engine, service and trainer on this machine, keeps them running, and stops them."""
 
 import asyncio
 import contextlib
@@ -18,17 +18,17 @@ from pathlib import Path
 
 from gadfly.cli.probes import accepts_connections, engine_endpoint, get, why_not_ready
 from gadfly.cli.processes import IsReady, Program, ProgramFailed, Supervisor
-from gadfly.cli.running import RunState, clean_leftovers, exclusive
 from gadfly.cli.terminal import ProgressStep, err, out, step
+from gadfly.cli.up_state import UpState, clean_leftovers, exclusive
 from gadfly.errors import BadSettings, StoreUnavailable
 from gadfly.settings import ENV_PREFIX, Settings
 
 DATABASE, ENGINE, SERVICE, TRAINER = "database", "engine", "service", "trainer"
 
-_LEAST_FREE_BYTES = 300 * 2**20  # an empty Postgres with its write-ahead log, and some traffic
+_LEAST_FREE_BYTES = 300 * 2**20  # an empty Postgres with its write-ahead log, and some records
 _UNIX_PATH_MAX = 107
 _READY_WITHIN_S = 120.0
-_SECRETS_OF_NO_ENGINE = (f"{ENV_PREFIX}DATABASE_URL", f"{ENV_PREFIX}KEY")
+_NOT_FOR_THE_ENGINE = (f"{ENV_PREFIX}DATABASE_URL", f"{ENV_PREFIX}KEY")
 _EXAMPLE = {
     "question": "Tom has 3 boxes with 4 apples each. He eats 2 apples. How many are left?",
     "response": "3 + 4 = 7 apples. 7 - 2 = 5. The answer is 5.",
@@ -36,15 +36,15 @@ _EXAMPLE = {
 
 
 def up(settings: Settings) -> int:
-    """Run until Ctrl-C, SIGTERM or a failure that cannot be retried. The exit code.
+    """Run until Ctrl-C, SIGTERM or a permanent failure; the exit code.
 
     Raises:
-        GadflyError: why it cannot run.
+        GadflyError: the reason why the deployment cannot run.
     """
     with exclusive(settings.home):
         left = clean_leftovers(settings.home)
         if left:
-            err.print(f"ended what an earlier run left: {', '.join(left)}")
+            err.print(f"ended processes that an earlier `gadfly up` left: {', '.join(left)}")
         check_disk(settings.home)
         check_port(settings)
         check_keys_possible(settings)
@@ -52,14 +52,14 @@ def up(settings: Settings) -> int:
 
 
 class _Up:
-    """One run."""
+    """One `gadfly up`."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._engine_urls = settings.engine_urls
-        # GADFLY_URL may name a proxy in front of this service; what is started here is asked directly.
+        # GADFLY_URL may name a proxy in front of this service; `up` probes its own service directly.
         self._url = settings.model_copy(update={"url": ""}).service_url
-        self._state = RunState(service_url=self._url)
+        self._state = UpState(service_url=self._url)
         self._supervisor = Supervisor(settings.home, self._state, report=_report)
         self._is_ready = False
         self._signal: signal.Signals | None = None
@@ -69,7 +69,7 @@ class _Up:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
-                continue  # as nohup wants it
+                continue  # started with nohup
             loop.add_signal_handler(number, self._on_signal, number, work)
         try:
             await work
@@ -89,7 +89,7 @@ class _Up:
         return 0
 
     def _sweep(self) -> None:
-        # Whoever had to be killed may have left something: Postgres, in a recovery that took too long.
+        # A killed process may have left children, such as a Postgres whose recovery took too long.
         clean_leftovers(self._settings.home)
         if self._settings.database_url is None:
             from gadfly.store.embedded import EmbeddedPostgres
@@ -118,9 +118,9 @@ class _Up:
         from gadfly.store.database import migrate
         from gadfly.store.embedded import EmbeddedPostgres
 
-        given = self._settings.database_url
-        if given is not None:
-            url = given.get_secret_value()
+        configured = self._settings.database_url
+        if configured is not None:
+            url = configured.get_secret_value()
         else:
             server = EmbeddedPostgres(self._settings.home)
             url = server.url
@@ -129,11 +129,11 @@ class _Up:
                 await self._supervisor.start(
                     Program(
                         role=DATABASE,
-                        argv=(sys.executable, "-P", "-m", "gadfly.cli.keeper"),
+                        argv=(sys.executable, "-P", "-m", "gadfly.cli.postgres"),
                         environment=self._environment(),
                         log=self._log(DATABASE),
                         is_ready=_accepts(url),
-                        hurried_limit_s=10.0,  # Postgres itself is stopped the same way, and that takes a moment
+                        hurried_limit_s=10.0,  # time for Postgres itself to stop
                     ),
                     note=progress.note,
                 )
@@ -153,7 +153,7 @@ class _Up:
 
     async def _start_engine(self) -> None:
         path = engine_socket(self._settings.home)
-        environment = {name: value for name, value in self._environment().items() if name not in _SECRETS_OF_NO_ENGINE}
+        environment = {name: value for name, value in self._environment().items() if name not in _NOT_FOR_THE_ENGINE}
         with step(ENGINE, "starting vLLM") as progress:
             await self._supervisor.start(
                 Program(
@@ -162,7 +162,7 @@ class _Up:
                     environment=environment,
                     log=self._log(ENGINE),
                     is_ready=_answers(engine_endpoint(f"unix://{path}", "/health")),
-                    stop_limit_s=35.0,  # vLLM gives its own requests 30
+                    stop_limit_s=35.0,  # vLLM drains its requests for 30
                 ),
                 note=progress.note,
             )
@@ -182,7 +182,7 @@ class _Up:
                     environment=environment,
                     log=self._log(SERVICE),
                     is_ready=_serves(self._url, progress),
-                    stop_limit_s=45.0,  # it gives its own requests 30
+                    stop_limit_s=45.0,  # the service drains its requests for 30
                 )
             )
 
@@ -191,7 +191,7 @@ class _Up:
             return
         with step(TRAINER, "starting") as progress:
             if importlib.util.find_spec("peft") is None:
-                progress.result("left out: install gadfly[trainer] to train here")
+                progress.result("skipped: install gadfly[trainer] to train here")
                 return
             await self._supervisor.start(
                 Program(
@@ -200,7 +200,7 @@ class _Up:
                     environment=self._environment()
                     | {f"{ENV_PREFIX}DATABASE_URL": url, f"{ENV_PREFIX}ENGINE_URLS": ",".join(self._engine_urls)},
                     log=self._log(TRAINER),
-                    is_ready=_at_once,
+                    is_ready=_immediately,
                     stop_limit_s=15.0,
                 )
             )
@@ -209,7 +209,7 @@ class _Up:
     async def _announce(self) -> None:
         settings = self._settings
         self._state.write(settings.home)
-        database = "your own" if settings.database_url is not None else f"embedded, in {settings.home / 'postgres'}"
+        database = "configured" if settings.database_url is not None else f"embedded, in {settings.home / 'postgres'}"
         out.print(
             f"\nGadfly answers at [bold]{self._url}[/]  (API: {self._url}/docs)\n"
             f"  engine    {', '.join(self._engine_urls)}\n"
@@ -229,28 +229,28 @@ class _Up:
 
 
 def check_disk(home: Path) -> None:
-    """Refuse to start where nothing can be kept.
+    """Refuse to start on a disk without room for the database.
 
     Raises:
-        StoreUnavailable: says what is free and what is needed.
+        StoreUnavailable: names the free and the needed space.
     """
     free = shutil.disk_usage(home).free
     if free < _LEAST_FREE_BYTES:
         raise StoreUnavailable(
             f"The disk under {home} has {free // 2**20} MiB free and at least {_LEAST_FREE_BYTES // 2**20} are needed: "
-            "make room, or choose another folder with --home."
+            "free some space, or choose another folder with --home."
         )
 
 
 def check_port(settings: Settings) -> None:
-    """Refuse to start on an address that the service could not listen on, before anything slow is started.
+    """Refuse an address that the service cannot listen on, before any process is started.
 
     Raises:
-        BadSettings: says what is wrong with the address.
+        BadSettings: names the problem with the address.
     """
     try:
-        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = found[0]
+        addresses = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = addresses[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
@@ -262,15 +262,17 @@ def check_port(settings: Settings) -> None:
                 "with --port."
             ) from None
         if error.errno == errno.EACCES:
-            raise BadSettings(f"Port {settings.port} needs more rights: choose one above 1023 with --port.") from None
+            raise BadSettings(
+                f"Port {settings.port} needs root rights: choose a port above 1023 with --port."
+            ) from None
         raise BadSettings(f"The service cannot listen on {settings.host}: {error.strerror or error}.") from None
 
 
 def check_keys_possible(settings: Settings) -> None:
-    """Refuse an address that others reach when there cannot be a key yet, because there is no database yet.
+    """Refuse an address reachable from other machines while the database, and so any key, does not exist yet.
 
     Raises:
-        BadSettings: says how to make a key.
+        BadSettings: names the command that creates a key.
     """
     is_new = settings.database_url is None and not (settings.home / "postgres" / "data").exists()
     if not settings.is_loopback and is_new:
@@ -278,7 +280,7 @@ def check_keys_possible(settings: Settings) -> None:
 
 
 def engine_socket(home: Path) -> Path:
-    """Where the engine listens: under `home`, or a short path of its own when that is too long for a socket."""
+    """The engine's socket under `home`, or a path in the temporary folder where that is too long for a socket."""
     path = home / "run" / "engine.sock"
     if len(os.fsencode(path)) <= _UNIX_PATH_MAX:
         return path
@@ -287,7 +289,7 @@ def engine_socket(home: Path) -> Path:
 
 
 def example(service_url: str, *, with_key: bool) -> str:
-    """A request to try, as a line for the shell."""
+    """An example request as a shell command."""
     key = " -H 'authorization: Bearer YOUR_KEY'" if with_key else ""
     body = shlex.quote(json.dumps(_EXAMPLE))
     return f"curl -s {service_url}/critique{key} -H 'content-type: application/json' -d {body}"
@@ -295,7 +297,7 @@ def example(service_url: str, *, with_key: bool) -> str:
 
 def _needs_keys(settings: Settings) -> str:
     return (
-        f"{settings.host} can be reached by others and there is no key yet: make one with "
+        f"{settings.host} is reachable from other machines and there is no key yet: create one with "
         "`gadfly keys create --tier admin --name me`, or listen on 127.0.0.1."
     )
 
@@ -308,7 +310,7 @@ def _taken_by(port: int) -> str:
             if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
                 return f" by {psutil.Process(connection.pid).name()} (process {connection.pid})"
     except psutil.Error:
-        pass  # another user's
+        pass  # another user's process
     return ""
 
 
@@ -337,27 +339,27 @@ def _accepts(url: str) -> IsReady:
 
 
 def _serves(service_url: str, progress: ProgressStep) -> IsReady:
-    """Whether the service can do its work. After a while, that it runs is enough: engines elsewhere may come later."""
+    """Whether the service is ready. After `_READY_WITHIN_S` any answer is enough: external engines may start later."""
     began = time.monotonic()
 
     async def probe() -> bool:
         nonlocal began
         answer = await get(f"{service_url}/readyz", limit_s=30.0)
-        if answer.status is None:  # not up yet, at the first start or at a later one
+        if answer.status is None:  # the service is starting or restarting
             began = time.monotonic()
         if answer.is_ok:
             progress.result("ready")
             return True
         reason = answer.problem if answer.body is None else why_not_ready(answer.body)
         progress.note(reason)
-        progress.result(f"runs, but is not ready: {reason}")
+        progress.result(f"running, but not ready: {reason}")
         return answer.status == 503 and time.monotonic() - began > _READY_WITHIN_S
 
     return probe
 
 
-async def _at_once() -> bool:
-    return True  # nobody waits for the trainer: it takes runs from a queue whenever it is there
+async def _immediately() -> bool:
+    return True  # no other process depends on the trainer, which takes runs from a queue
 
 
 async def _wants_key(service_url: str) -> bool:

@@ -1,4 +1,4 @@
-"""`python -m gadfly.engine`: checks what can be checked, then becomes vLLM's own server."""
+"""`python -m gadfly.engine`: checks settings and machine, then replaces itself with vLLM's own server."""
 
 import argparse
 import ctypes
@@ -38,10 +38,10 @@ _STORED_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Replaces this process by the server, so signals and the process id are the server's own.
+    """Replaces this process with the server, so that signals and the process id are the server's own.
 
-    Returns only when the server cannot be started, with one sentence on stderr: 2 when the settings are wrong and
-    trying again will not help, 1 for what may pass, such as too little memory.
+    Returns only when the server cannot be started, with one sentence on stderr: 2 for wrong settings, where a restart
+    fails the same way, and 1 for problems that may pass, such as too little memory.
     """
     listen = _parse(arguments)
     try:
@@ -53,10 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def prepare(listen: Listen, settings: Settings) -> Command:
-    """The server's command, once everything has been checked that can be checked before it runs.
+    """The server's command, after all checks that are possible before the start.
 
     Raises:
-        GadflyError: why the server could not run.
+        GadflyError: the reason why the server cannot run.
     """
     installed = check_installed(settings.engine_device, installed_vllm())
     check_listen(listen)
@@ -72,20 +72,22 @@ def prepare(listen: Listen, settings: Settings) -> Command:
 
 
 def _parse(arguments: Sequence[str] | None) -> Listen:
-    parser = argparse.ArgumentParser(prog="python -m gadfly.engine", description="vLLM's server, as Gadfly needs it.")
+    parser = argparse.ArgumentParser(
+        prog="python -m gadfly.engine", description="vLLM's server with the flags and plugins of Gadfly."
+    )
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--uds", type=Path, metavar="PATH", help="listen on this Unix socket")
     where.add_argument("--port", type=int, help="listen on this TCP port")
-    parser.add_argument("--host", default="127.0.0.1", help="address of --port; the engine has no keys of its own")
+    parser.add_argument("--host", default="127.0.0.1", help="address for --port; the engine requires no keys")
     options = parser.parse_args(arguments)
     return UnixSocket(options.uds.absolute()) if options.uds else Tcp(options.host, options.port)
 
 
 def check_listen(listen: Listen) -> None:
-    """Refuses an address that is taken; removes a dead server's socket and makes the socket's folder.
+    """Refuses an address in use; removes the socket of a dead server and creates the socket's folder.
 
     Raises:
-        EngineError: says what is wrong with the address.
+        EngineError: names the problem with the address.
     """
     if isinstance(listen, Tcp):
         _check_port(listen)
@@ -108,7 +110,7 @@ def _check_socket(path: Path) -> None:
     if length > UNIX_PATH_MAX:
         raise EngineError(f"The socket path {path} has {length} bytes, and {UNIX_PATH_MAX} are allowed.")
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # the engine trusts whoever reaches its socket
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # the engine trusts every caller on its socket
         if not path.exists():
             return
         if not stat.S_ISSOCK(path.stat().st_mode):
@@ -118,29 +120,29 @@ def _check_socket(path: Path) -> None:
     except OSError as error:
         if error.errno != errno.ECONNREFUSED:
             raise EngineError(f"The engine cannot listen on {path}: {error.strerror}.") from error
-        path.unlink()  # its server is gone
+        path.unlink()  # its server has ended
         return
     raise EngineError(f"An engine is already listening on {path}.")
 
 
 def check_plugin() -> None:
-    """Refuses to start a CPU engine that vLLM would run without this package's fix.
+    """Refuses to start a CPU engine without the plugin that fixes vLLM's adapters on CPU.
 
     Raises:
         EngineError: the entry point is not installed.
     """
     if not entry_points(group="vllm.general_plugins", name=PLUGIN):
         raise EngineError(
-            "Without this package's vLLM plugin, a CPU engine answers base requests with an adapter's weights: install "
-            "Gadfly with pip instead of putting it on PYTHONPATH."
+            "Without Gadfly's vLLM plugin, a CPU engine answers base requests with an adapter's weights: install "
+            "Gadfly with pip instead of adding it to PYTHONPATH."
         )
 
 
 def check_libraries() -> None:
-    """Refuses to start a CPU engine without what vLLM needs and no wheel brings: libnuma, and the command lscpu.
+    """Refuses to start a CPU engine without libnuma and the command lscpu, which no wheel contains.
 
     Raises:
-        EngineError: says what to install.
+        EngineError: names the package to install.
     """
     try:
         ctypes.CDLL("libnuma.so.1")
@@ -151,34 +153,34 @@ def check_libraries() -> None:
 
 
 def check_context(config: Path, settings: Settings) -> None:
-    """Refuses a context longer than the model's; where positions are scaled, vLLM knows better.
+    """Refuses a context longer than the model's. Scaled positions are left to vLLM's own check.
 
     Raises:
         BadSettings: names both lengths.
         ModelUnavailable: the model's configuration cannot be read.
     """
     try:
-        found = json.loads(config.read_text())
-        longest = None if found.get("rope_scaling") else found.get("max_position_embeddings")
+        values = json.loads(config.read_text())
+        longest = None if values.get("rope_scaling") else values.get("max_position_embeddings")
     except (OSError, ValueError, AttributeError) as error:
         raise models.ModelUnavailable(f"{config} cannot be read: {error}.") from error
     if isinstance(longest, int) and settings.engine_max_model_len > longest:
         raise BadSettings(
-            f"GADFLY_ENGINE_MAX_MODEL_LEN is {settings.engine_max_model_len}, but the model takes {longest} tokens."
+            f"GADFLY_ENGINE_MAX_MODEL_LEN is {settings.engine_max_model_len}, but the model supports {longest} tokens."
         )
 
 
 def check_kv_cache(config: Path, settings: Settings) -> None:
-    """Refuses a KV cache that cannot hold one request, where the model's attention is the usual kind.
+    """Refuses a KV cache that cannot hold one request. Skips models with unusual attention.
 
     Raises:
         BadSettings: names both sizes.
     """
-    found = json.loads(config.read_text())
-    heads = found.get("num_key_value_heads") or found.get("num_attention_heads")
-    width = found.get("head_dim") or (found.get("hidden_size") or 0) // (found.get("num_attention_heads") or 1)
-    layers = found.get("num_hidden_layers")
-    if not (heads and width and layers) or found.get("sliding_window") or found.get("kv_lora_rank"):
+    values = json.loads(config.read_text())
+    heads = values.get("num_key_value_heads") or values.get("num_attention_heads")
+    width = values.get("head_dim") or (values.get("hidden_size") or 0) // (values.get("num_attention_heads") or 1)
+    layers = values.get("num_hidden_layers")
+    if not (heads and width and layers) or values.get("sliding_window") or values.get("kv_lora_rank"):
         return
     dtype = "float32" if settings.engine_dtype == "auto" else settings.engine_dtype
     needed = 2 * layers * heads * width * _DTYPE_BYTES.get(dtype, 2) * settings.engine_max_model_len
@@ -190,10 +192,10 @@ def check_kv_cache(config: Path, settings: Settings) -> None:
 
 
 def check_memory(folder: Path, settings: Settings, *, available: int) -> None:
-    """Refuses to start what the machine cannot hold: the kernel would end it minutes later without a word.
+    """Refuses a model that does not fit into memory: the kernel would kill the engine minutes later without a message.
 
     Raises:
-        EngineError: says what is needed and what is there.
+        EngineError: names the needed and the available memory.
     """
     weights = weight_bytes(folder, settings.engine_dtype)
     needed = weights + settings.engine_kv_cache_bytes + _OVERHEAD_BYTES
@@ -206,10 +208,10 @@ def check_memory(folder: Path, settings: Settings, *, available: int) -> None:
 
 
 def weight_bytes(folder: Path, dtype: str) -> int:
-    """What the safetensors of this folder take in memory in the engine's type (`auto` is float32 here).
+    """Bytes that the safetensors of this folder take in memory in the engine's type (`auto` is float32 here).
 
     Raises:
-        ModelUnavailable: a file is cut short, or only points to its content.
+        ModelUnavailable: a file is truncated, or is a Git LFS pointer.
     """
     width = _DTYPE_BYTES.get("float32" if dtype == "auto" else dtype)
     total = 0
@@ -218,18 +220,18 @@ def weight_bytes(folder: Path, dtype: str) -> int:
             tensors, _ = read_safetensors_header(path)
         except (OSError, ValueError) as error:
             raise models.ModelUnavailable(
-                f"{path} holds no weights: it is cut short, or a Git LFS pointer that was never resolved."
+                f"{path} holds no weights: it is truncated, or an unresolved Git LFS pointer."
             ) from error
         for tensor in tensors.values():
             start, end = tensor["data_offsets"]
-            # Quantised types keep their size; the others are cast.
+            # Quantised types keep their size; the other types are cast.
             stored = _STORED_BYTES.get(tensor["dtype"])
             total += math.prod(tensor["shape"]) * width if stored and width else end - start
     return total
 
 
 def available_memory() -> int:
-    """Bytes this process and its children may still take: the machine's, or less where a container has a limit."""
+    """Bytes available to this process and its children, within the machine's memory and the container's limit."""
     available = int(psutil.virtual_memory().available)
     try:
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text())

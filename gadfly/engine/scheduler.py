@@ -1,14 +1,13 @@
-"""Foreground first: while a caller waits, background requests keep their KV cache and sit out.
+"""Foreground-first scheduling: background requests pause while a caller waits, and keep their KV cache.
 
-vLLM's own priority scheduling orders the waiting queue and nothing else: a request that someone waits for still shares
-every step with all rollouts that were admitted before it. Here a request of priority 0 or less is foreground and one
-above is background. While a foreground request can run, background requests are passed over, except in one step now and
-then so that they are never starved. Where the foreground finds no slot or no KV cache, the last background request is
-preempted.
+vLLM's own priority scheduling only orders the waiting queue: a live request still shares every step with all rollouts
+admitted before it. In this scheduler a request of priority 0 or less is foreground, and a higher number is background.
+While a foreground request can run, background requests are skipped, except in an occasional step that prevents
+starvation. If a foreground request lacks a slot or KV cache, the last background request is preempted.
 
-No request is ever outside vLLM's own lists, so aborts, counts and errors find it where vLLM put it: a request in
-`running` is passed over by the mark that vLLM uses to space out decodes, and the waiting queue claims to be empty at
-its background part. This builds on vLLM's private interface; `engine/command.py` names the releases it is used with.
+Every request stays in vLLM's own lists, so that aborts, counts and errors find it: a skipped request in `running` gets
+the mark that vLLM uses to space out decodes, and the waiting queue reports that it is empty when only background
+requests are left in it. This uses vLLM's private interface; `engine/command.py` lists the supported releases.
 """
 
 import time
@@ -23,25 +22,25 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
 BACKGROUND_SHARE = 0.1
-"""The share of the time that background requests get however busy the foreground is."""
+"""Minimum share of the time for background requests."""
 
 MAX_HOLD_S = 5.0
-"""The longest that background requests sit out in one go."""
+"""Longest pause of background requests, in seconds."""
 
 
 def foreground_first(*, vllm_config: Any, **kwargs: Any) -> Scheduler:
-    """Builds the scheduler: what `--scheduler-cls` names. vLLM has two, and its configuration says which one fits."""
-    chosen = AsyncForegroundFirst if vllm_config.scheduler_config.async_scheduling else ForegroundFirst
-    return chosen(vllm_config=vllm_config, **kwargs)
+    """Builds the scheduler for `--scheduler-cls`: the synchronous or the asynchronous one, as vLLM is configured."""
+    scheduler_class = AsyncForegroundFirst if vllm_config.scheduler_config.async_scheduling else ForegroundFirst
+    return scheduler_class(vllm_config=vllm_config, **kwargs)
 
 
 def is_foreground(request: Request) -> bool:
-    """Whether someone waits for this request; lower priorities go first in vLLM."""
+    """Whether a caller waits for this request. In vLLM, lower priority numbers go first."""
     return bool(request.priority <= 0)
 
 
 class GatedQueue(PriorityRequestQueue):  # type: ignore[misc]  # mypy does not follow vllm
-    """A priority queue that, while `closed`, claims to be empty once only background requests are left."""
+    """A priority queue that, while `closed`, is falsy when only background requests are left."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +50,7 @@ class GatedQueue(PriorityRequestQueue):  # type: ignore[misc]  # mypy does not f
         return bool(self._heap) and not (self.closed and not is_foreground(self._heap[0]))
 
     def has_ready_foreground(self) -> bool:
-        """Whether a foreground request could be admitted; one that waits for its grammar or a transfer could not."""
+        """Whether a foreground request can be admitted now, and does not wait for a grammar or a transfer."""
         return any(is_foreground(request) and _is_ready(request) for request in self._heap)
 
 
@@ -60,7 +59,7 @@ def _is_ready(request: Request) -> bool:
 
 
 class ForegroundFirst(Scheduler):  # type: ignore[misc]  # as above
-    """vLLM's scheduler with background requests held back while a foreground request can run."""
+    """vLLM's scheduler, with background requests paused while a foreground request can run."""
 
     waiting: GatedQueue
 
@@ -70,13 +69,13 @@ class ForegroundFirst(Scheduler):  # type: ignore[misc]  # as above
             raise ValueError("Foreground-first scheduling needs --scheduling-policy priority.")
         self.waiting = GatedQueue()
         self.now_s: Callable[[], float] = time.monotonic
-        self._background_since_s: float | None = None  # when the last step began, if background requests were in it
+        self._background_since_s: float | None = None  # start of the last step, if it had background requests
         self._hold_until_s = 0.0
         self._hold_was_idle = False
         self._needs_room = False
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
-        """One step of vLLM's scheduler in which background requests take part only if nobody waits."""
+        """One step of vLLM's scheduler; background requests take part only if no foreground request can run."""
         hold = self._shall_hold()
         evicted = self._evict_background() if hold and self._needs_room else None
         self._park(background=hold)
@@ -91,7 +90,7 @@ class ForegroundFirst(Scheduler):  # type: ignore[misc]  # as above
     def _shall_hold(self) -> bool:
         now_s = self.now_s()
         if self._background_since_s is not None:
-            # Background work is paid for afterwards, by the time that keeps its share at BACKGROUND_SHARE.
+            # After a step with background work, the pause is as long as keeps its share at BACKGROUND_SHARE.
             rest_s = (now_s - self._background_since_s) * (1 / BACKGROUND_SHARE - 1)
             self._hold_until_s = now_s + min(rest_s, MAX_HOLD_S)
             self._background_since_s = None
@@ -100,10 +99,10 @@ class ForegroundFirst(Scheduler):  # type: ignore[misc]  # as above
         return any(map(is_foreground, self.running)) or self.waiting.has_ready_foreground()
 
     def _park(self, *, background: bool) -> None:
-        """Marks the running requests that vLLM shall pass over in the coming step.
+        """Marks the running requests that vLLM must skip in the next step.
 
-        Beside held background requests these are all whose adapter finds no slot: more adapters can be running than fit
-        into one step once some were admitted while others were held, and vLLM ends the engine over that.
+        These are the paused background requests, and all requests whose adapter finds no slot: requests admitted during
+        a pause can bring more adapters into `running` than fit into one step, which would crash the engine.
         """
         slots = self.lora_config.max_loras if self.lora_config else 0
         adapters: set[int] = set()
@@ -111,13 +110,13 @@ class ForegroundFirst(Scheduler):  # type: ignore[misc]  # as above
             adapter = request.lora_request.lora_int_id if request.lora_request else None
             has_slot = adapter is None or adapter in adapters or len(adapters) < slots
             if not has_slot or (background and not is_foreground(request)):
-                # `schedule` counts `current_step` up before it looks at this.
+                # `schedule` increments `current_step` before it compares.
                 request.next_decode_eligible_step = max(request.next_decode_eligible_step, self.current_step + 2)
             elif adapter is not None:
                 adapters.add(adapter)
 
     def _evict_background(self) -> Request | None:
-        """Preempts the background request that vLLM itself would choose, so that a foreground request fits."""
+        """Preempts the background request that vLLM itself would choose, to make room for a foreground request."""
         candidates = [
             request
             for request in self.running
@@ -136,11 +135,11 @@ class ForegroundFirst(Scheduler):  # type: ignore[misc]  # as above
             self._background_since_s = self.now_s()
         self._needs_room = self._lacks_room(output, evicted)
         can_evict = any(not is_foreground(request) for request in self.running)
-        # A hold that lets no foreground request through helps nobody, so the next step is free of it.
+        # If no foreground request ran during the pause, the pause was useless: the next step has none.
         self._hold_was_idle = hold and not any(map(is_foreground, scheduled)) and not (self._needs_room and can_evict)
 
     def _lacks_room(self, output: SchedulerOutput, evicted: Request | None) -> bool:
-        """Whether the first in the queue is a foreground request that only a missing slot or KV cache kept out."""
+        """Whether the queue's first request is foreground and lacks only a slot or KV cache."""
         if not self.waiting or self._pause_state is not PauseState.UNPAUSED:
             return False
         first = self.waiting.peek_request()
@@ -148,11 +147,11 @@ class ForegroundFirst(Scheduler):  # type: ignore[misc]  # as above
         return (
             is_foreground(first)
             and _is_ready(first)
-            and first not in self.deferred_waiting  # vLLM passed over it for a reason of its own
-            and not preempted  # vLLM admits nobody in such a step
+            and first not in self.deferred_waiting  # vLLM skipped it for another reason
+            and not preempted  # vLLM admits no request in such a step
             and output.total_num_scheduled_tokens < self.max_num_scheduled_tokens
         )
 
 
 class AsyncForegroundFirst(ForegroundFirst, AsyncScheduler):  # type: ignore[misc]  # as above
-    """The same where vLLM schedules a step before the last one has ended, which it does by default on a GPU."""
+    """The variant for asynchronous scheduling, vLLM's default on a GPU: steps are scheduled one step ahead."""

@@ -1,8 +1,8 @@
-"""Readiness of the engine: /health answers 200 only after a critique was generated and its verdict was read.
+"""Readiness of the engine: /health answers 200 only after the engine generated a critique and read its verdict.
 
 vLLM reports healthy as soon as its server listens. The first requests then load the tokenizer and the chat template,
-allocate buffers and fill the cache with the shared part of the prompts. This middleware makes the engine do that
-before `gadfly up`, a container's health check or a load balancer sends it callers.
+allocate buffers and fill the cache with the common prefix of the prompts. This middleware triggers that work before
+`gadfly up`, a container's health check or a load balancer routes callers to the engine.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ _LIMIT_S = 600.0
 
 
 class WarmUp:
-    """ASGI middleware for `--middleware gadfly.engine.warm_up.WarmUp`; passes on every request but /health.
+    """ASGI middleware for `--middleware gadfly.engine.warm_up.WarmUp`; passes through every request except /health.
 
     The first request for /health starts the warm-up. While it runs, /health answers 503; if it fails, 503 with the
     reason, and the next request for /health starts it again.
@@ -52,7 +52,7 @@ class WarmUp:
             await self._app(scope, receive, send)
             return
         if self._warm_up is None or self._warm_up.done():
-            # `app` is the whole application: the warm-up's requests take the way of every other request.
+            # `app` is the complete application: the warm-up's requests take the same path as all others.
             self._warm_up = asyncio.create_task(self._run(scope["app"]))
         body = orjson.dumps({"detail": self._detail})
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
@@ -72,10 +72,10 @@ class WarmUp:
 
 
 async def warm_up(transport: httpx.AsyncBaseTransport, settings: Settings) -> None:
-    """Generate a short critique under the deployment's prompts and read its verdict, as the service does.
+    """Generate a short critique with the deployment's prompts and read its verdict, as the service does.
 
     Raises:
-        GadflyError: why the engine cannot answer /critique.
+        GadflyError: the reason why the engine cannot answer /critique.
     """
     engine = Engine("http://engine", timeout_s=_LIMIT_S, transport=transport)
     try:
@@ -87,7 +87,7 @@ async def warm_up(transport: httpx.AsyncBaseTransport, settings: Settings) -> No
             response=_RESPONSE,
             sampling=_SAMPLING,
         )
-    except PromptTooLong:  # a context too short for critiques still serves short requests
+    except PromptTooLong:  # with a context too short for critiques the engine still serves short requests
         await engine.probe()
     finally:
         await engine.aclose()

@@ -1,4 +1,4 @@
-"""What these tests share: no settings from outside, and addresses that nobody else uses."""
+"""Shared fixtures: an environment without settings, and free addresses."""
 
 import json
 import os
@@ -15,7 +15,7 @@ Answers = Mapping[str, tuple[int, Any]]
 
 @pytest.fixture(autouse=True)
 def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No GADFLY_* of whoever runs the tests."""
+    """Removes GADFLY_* variables of the calling environment."""
     for name in list(os.environ):
         if name.upper().startswith("GADFLY_"):
             monkeypatch.delenv(name)
@@ -29,7 +29,7 @@ def free_port() -> int:
 
 
 class FakeServer:
-    """Answers JSON by path; what it does not know is a 404."""
+    """Answers with JSON by path, 404 for other paths."""
 
     def __init__(self, answers: Answers) -> None:
         class Handler(BaseHTTPRequestHandler):
@@ -70,6 +70,6 @@ class FakeServer:
 
 @pytest.fixture
 def another_program() -> Iterator[FakeServer]:
-    """A program that speaks HTTP and is not Gadfly."""
+    """An HTTP server that is not Gadfly."""
     with FakeServer({}) as server:
         yield server

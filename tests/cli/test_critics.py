@@ -1,4 +1,4 @@
-"""What people see of critics and swaps."""
+"""Output and requests of `gadfly critics`, `promote` and `rollback`, over simulated answers."""
 
 import json
 from typing import Any
@@ -6,8 +6,9 @@ from typing import Any
 import httpx
 import pytest
 
-from gadfly.cli import critics
-from gadfly.cli.asking import ServiceClient, ServiceError
+from gadfly.cli.commands.critics import request_promotion, request_rollback
+from gadfly.cli.critic_view import show_critic, show_critics, show_swap
+from gadfly.client import Client, ServiceError
 from gadfly.settings import Settings
 
 ZERO: dict[str, Any] = {
@@ -48,52 +49,50 @@ HISTORY = SEVEN | {
 }
 
 
-def service(handler: Any) -> ServiceClient:
-    return ServiceClient(Settings(), transport=httpx.MockTransport(handler))
+def client(handler: Any) -> Client:
+    return Client.from_settings(Settings(), transport=httpx.MockTransport(handler))
 
 
 def test_lists_critics_with_their_pointers(capsys: pytest.CaptureFixture[str]) -> None:
-    found = critics.list_critics(service(lambda request: httpx.Response(200, json=[SEVEN, ZERO])))
-    critics.show_critics(found)
+    show_critics([SEVEN, ZERO])
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == ["7", "live", "0", "2026-01-02", "03:04", "abababababab"]
     assert lines[2].split() == ["0", "previous", "2026-01-02", "03:04", "the", "base", "model"]
 
 
 def test_shows_how_a_critic_went_live(capsys: pytest.CaptureFixture[str]) -> None:
-    def answer(request: httpx.Request) -> httpx.Response:
-        assert request.url.path == "/critics/7"
-        return httpx.Response(200, json=HISTORY)
-
-    critics.show_critic(critics.read_critic(service(answer), 7))
+    show_critic(HISTORY)
     shown = capsys.readouterr().out
-    assert "version 0, by the run 01-run, whose gate said not enough evidence" in shown
+    assert "version 0, trained by run 01-run, gate: not enough evidence" in shown
     assert "after 0 (promote): done" in shown
-    assert "refused: its hash [red]differs" in shown, "a reason is no markup"
+    assert "refused: its hash [red]differs" in shown, "a reason is not markup"
     assert "\x1b" not in shown
     assert "proven on 2 engines, at most 3.2e-05 nats from the trainer; 4 requests in flight on 0, 0 lost" in shown
 
 
-def test_promotes_and_goes_back(capsys: pytest.CaptureFixture[str]) -> None:
-    asked: list[tuple[str, Any]] = []
+def test_promotes_and_rolls_back(capsys: pytest.CaptureFixture[str]) -> None:
+    requests: list[tuple[str, Any]] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
         if request.method == "GET":
             return httpx.Response(200, json=[{"version": 7, "pointers": ["live"]}, {"version": 0, "pointers": []}])
-        asked.append((request.url.path, json.loads(request.content)))
+        requests.append((request.url.path, json.loads(request.content)))
         return httpx.Response(
-            202 if len(asked) == 2 else 200, json=SWAP | ({"status": "pending"} if len(asked) == 2 else {})
+            202 if len(requests) == 2 else 200, json=SWAP | ({"status": "pending"} if len(requests) == 2 else {})
         )
 
-    critics.show_swap(critics.promote(service(answer), 7, "better"))
-    critics.show_swap(critics.rollback(service(answer), None))
-    assert asked == [("/admin/promote", {"version": 7, "reason": "better"}), ("/admin/rollback", {"from_version": 7})]
+    show_swap(request_promotion(client(answer), 7, "better"))
+    show_swap(request_rollback(client(answer), None))
+    assert requests == [
+        ("/admin/promote", {"version": 7, "reason": "better"}),
+        ("/admin/rollback", {"from_version": 7}),
+    ]
     first, second = capsys.readouterr().out.splitlines()
-    assert first == "version 7 is live; before it was 0"
+    assert first == "version 7 is live; the previous version is 0"
     assert "still being proven" in second
 
 
 def test_a_refusal_is_one_sentence() -> None:
     refusal = {"title": "Conflict", "status": 409, "detail": "version 7 is not made live: its hash differs"}
     with pytest.raises(ServiceError, match="its hash differs"):
-        critics.promote(service(lambda request: httpx.Response(409, json=refusal)), 7, None)
+        request_promotion(client(lambda request: httpx.Response(409, json=refusal)), 7, None)

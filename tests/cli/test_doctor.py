@@ -1,4 +1,4 @@
-"""What `gadfly doctor` says about deployments that are broken in one way each."""
+"""Findings of `gadfly doctor` on deployments with one fault each."""
 
 import json
 import os
@@ -33,52 +33,52 @@ def make_model(folder: Path, *files: str) -> Path:
     return folder
 
 
-async def test_a_new_machine_has_nothing_to_complain_about(tmp_path: Path, free_port: int) -> None:
-    found = await findings(tmp_path, port=free_port)
-    assert len(found) == len(CHECKS)
-    assert not [finding for finding in found.values() if finding.outcome is Outcome.FAIL]
-    assert "is free" in found["service"].says
-    assert "`gadfly up` starts it" in found["database"].says
+async def test_a_new_machine_has_no_failures(tmp_path: Path, free_port: int) -> None:
+    results = await findings(tmp_path, port=free_port)
+    assert len(results) == len(CHECKS)
+    assert not [finding for finding in results.values() if finding.outcome is Outcome.FAIL]
+    assert "is free" in results["service"].says
+    assert "`gadfly up` starts it" in results["database"].says
 
 
-async def test_every_failure_says_what_to_do(tmp_path: Path, another_program: FakeServer, free_port: int) -> None:
-    found = await findings(
+async def test_every_failure_recommends_an_action(tmp_path: Path, another_program: FakeServer, free_port: int) -> None:
+    results = await findings(
         tmp_path / "home",
         port=another_program.port,
         host="127.0.0.1",
         database_url=f"postgresql://127.0.0.1:{free_port}/x",
         engine_urls=(f"http://127.0.0.1:{free_port}",),
     )
-    failed = {name for name, finding in found.items() if finding.outcome is Outcome.FAIL}
+    failed = {name for name, finding in results.items() if finding.outcome is Outcome.FAIL}
     assert failed == {"service", "database", "engine", "keys"}
-    assert all(found[name].do for name in failed)
-    assert "is not Gadfly" in found["service"].says
-    assert "cannot be reached" in found["database"].says
-    assert "nothing listens there" in found["engine"].says
+    assert all(results[name].do for name in failed)
+    assert "Another program uses" in results["service"].says
+    assert "cannot be reached" in results["database"].says
+    assert "nothing listens there" in results["engine"].says
 
 
-async def test_a_service_that_is_not_ready_says_why(tmp_path: Path) -> None:
+async def test_a_service_that_is_not_ready_gives_the_reason(tmp_path: Path) -> None:
     readiness = {
         "ready": False,
         "engine": {"ok": False, "detail": "no engine answers at http://e", "seconds": 0.1},
         "database": {"ok": True, "detail": "answers", "seconds": 0.1},
     }
     with FakeServer({"/healthz": (200, {}), "/readyz": (503, readiness)}) as service:
-        found = await findings(tmp_path, url=service.url)
-    assert found["service"].outcome is Outcome.FAIL
-    assert "engine: no engine answers at http://e" in found["service"].says
+        results = await findings(tmp_path, url=service.url)
+    assert results["service"].outcome is Outcome.FAIL
+    assert "engine: no engine answers at http://e" in results["service"].says
 
 
-async def test_a_named_service_that_is_away(tmp_path: Path, free_port: int) -> None:
-    found = await findings(tmp_path, url=f"http://127.0.0.1:{free_port}")
-    assert found["service"].outcome is Outcome.FAIL
-    assert "Nothing answers" in found["service"].says
+async def test_a_configured_service_that_does_not_answer(tmp_path: Path, free_port: int) -> None:
+    results = await findings(tmp_path, url=f"http://127.0.0.1:{free_port}")
+    assert results["service"].outcome is Outcome.FAIL
+    assert "No service answers" in results["service"].says
 
 
 MODELS = [  # files in the folder, outcome, words, why this row exists
-    (("config.json", "tokenizer.json", "model.safetensors"), Outcome.OK, "is complete", "all there"),
+    (("config.json", "tokenizer.json", "model.safetensors"), Outcome.OK, "is complete", "complete"),
     (("config.json", "vocab.json", "pytorch_model.bin"), Outcome.OK, "is complete", "older names"),
-    (("config.json", "tokenizer.json"), Outcome.FAIL, "no weights", "a copy that was broken off"),
+    (("config.json", "tokenizer.json"), Outcome.FAIL, "no weights", "an interrupted copy"),
     ((), Outcome.FAIL, "no config.json, no tokenizer, no weights", "an empty folder"),
 ]
 
@@ -91,18 +91,18 @@ async def test_model_folders(tmp_path: Path, files: tuple[str, ...], outcome: Ou
     assert words in finding.says
 
 
-async def test_a_model_folder_that_is_not_there(tmp_path: Path) -> None:
+async def test_a_missing_model_folder(tmp_path: Path) -> None:
     assert (await findings(tmp_path, model="/no/such/model"))["model"].outcome is Outcome.FAIL
-    assert (await findings(tmp_path, model="somebody/some-model"))["model"].outcome is Outcome.OK, "a hub id"
+    assert (await findings(tmp_path, model="owner/some-model"))["model"].outcome is Outcome.OK, "a hub id"
 
 
-async def test_the_default_model_is_looked_for_in_the_home_folder(tmp_path: Path) -> None:
+async def test_the_default_model_is_expected_in_the_home_folder(tmp_path: Path) -> None:
     make_model(tmp_path / "models" / "smollm2-135m-instruct", "config.json")
     assert (await findings(tmp_path))["model"].outcome is Outcome.FAIL
 
 
 ENGINES = [  # answers of the engine, words, why this row exists
-    (ENGINE, None, "all well"),
+    (ENGINE, None, "no fault"),
     ({}, "answers 404", "another program"),
     ({**ENGINE, "/v1/models": (200, {"data": [{"id": "llama"}]})}, "serves llama and not `base`", "another vLLM"),
     ({**ENGINE, "/v1/load_lora_adapter": (404, {})}, "does not load adapters", "started without the flag"),
@@ -117,7 +117,7 @@ async def test_engines(tmp_path: Path, answers: Any, words: str | None, why: str
     assert (words or "with adapters") in finding.says
 
 
-async def test_a_current_database_is_well(tmp_path: Path, database_url: str) -> None:
+async def test_a_current_database_is_ok(tmp_path: Path, database_url: str) -> None:
     finding = (await findings(tmp_path, database_url=database_url))["database"]
     assert finding.outcome is Outcome.OK
     assert finding.says.startswith("Postgres 1")
@@ -129,7 +129,7 @@ async def test_a_database_without_schema(tmp_path: Path, postgres: PostgresServe
     assert "`gadfly migrate`" in finding.do
 
 
-async def test_tables_that_were_changed_by_hand(tmp_path: Path, database_url: str) -> None:
+async def test_tables_with_manual_changes(tmp_path: Path, database_url: str) -> None:
     engine = create_engine(database_url)
     with engine.begin() as connection:
         connection.execute(text("ALTER TABLE interactions DROP COLUMN latency_ms"))
@@ -147,7 +147,7 @@ async def test_an_open_address_needs_keys(tmp_path: Path, database_url: str) -> 
     assert (await findings(tmp_path, database_url=database_url))["keys"].outcome is Outcome.OK
 
 
-async def test_the_spool_is_looked_into(tmp_path: Path) -> None:
+async def test_the_spool_is_checked(tmp_path: Path) -> None:
     folder = tmp_path / "spool" / "a-replica"
     folder.mkdir(parents=True)
     (folder / "1.log").write_bytes(b"x" * 10)
@@ -158,12 +158,12 @@ async def test_the_spool_is_looked_into(tmp_path: Path) -> None:
     assert "2 records were refused" in (await findings(tmp_path))["spool"].says
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-async def test_a_folder_that_cannot_be_written() -> None:
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can write everywhere")
+async def test_a_read_only_folder() -> None:
     assert (await findings(Path("/proc/home")))["disk"].outcome is Outcome.FAIL
 
 
-def test_the_exit_code_tells_and_json_holds_everything(tmp_path: Path, free_port: int) -> None:
+def test_the_exit_code_reports_failures_and_json_has_all_findings(tmp_path: Path, free_port: int) -> None:
     arguments = ["doctor", "--home", str(tmp_path), "--port", str(free_port)]
     good = CliRunner().invoke(app, arguments)
     assert good.exit_code == 0, good.output
@@ -178,8 +178,8 @@ def test_the_exit_code_tells_and_json_holds_everything(tmp_path: Path, free_port
     } in rows
 
 
-async def test_the_command_that_counts_cores_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_missing_lscpu_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    found = await findings(tmp_path)
-    assert found["vllm"].outcome is Outcome.FAIL
-    assert found["vllm"].do == "apt-get install util-linux"
+    results = await findings(tmp_path)
+    assert results["vllm"].outcome is Outcome.FAIL
+    assert results["vllm"].do == "apt-get install util-linux"

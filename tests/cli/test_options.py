@@ -1,4 +1,4 @@
-"""Settings as flags: which one wins, what is shown, and what stays secret."""
+"""Settings as flags: precedence, display and secrecy."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def gadfly(*arguments: str, variables: Mapping[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
-    """The real command, in a process of its own."""
+    """Run the command in a child process."""
     return subprocess.run(
         [sys.executable, "-m", "gadfly.cli.main", *arguments],
         env={**os.environ, **(variables or {})},
@@ -35,7 +35,7 @@ def gadfly(*arguments: str, variables: Mapping[str, str] | None = None) -> "subp
     )
 
 
-def in_force(*arguments: str, variables: Mapping[str, str] | None = None) -> dict[str, dict[str, str | None]]:
+def settings_of(*arguments: str, variables: Mapping[str, str] | None = None) -> dict[str, dict[str, str | None]]:
     result = CliRunner().invoke(app, [*arguments, "--json"], env=dict(variables or {}))
     assert result.exit_code == 0, result.output
     return {row["name"]: row for row in json.loads(result.output)}
@@ -52,19 +52,19 @@ def test_every_setting_is_a_flag_with_its_description_and_variable() -> None:
 
 def test_flags_win_over_the_environment_which_wins_over_defaults() -> None:
     variables = {"GADFLY_PORT": "9001", "GADFLY_LOG_LEVEL": "debug", "GADFLY_MAX_SAMPLES": ""}
-    rows = in_force("settings", "--port", "9000", variables=variables)
+    rows = settings_of("settings", "--port", "9000", variables=variables)
     assert (rows["port"]["value"], rows["port"]["source"], rows["port"]["given_as"]) == ("9000", "flag", "--port")
     assert (rows["log_level"]["value"], rows["log_level"]["given_as"]) == ("debug", "GADFLY_LOG_LEVEL")
     assert (rows["host"]["value"], rows["host"]["source"]) == ("127.0.0.1", "default")
-    assert rows["max_samples"]["source"] == "default", "an empty variable is as good as none"
+    assert rows["max_samples"]["source"] == "default", "an empty variable counts as unset"
 
 
-def test_flags_work_before_and_after_the_command_and_the_later_wins() -> None:
-    assert in_force("--port", "9000", "settings")["port"]["value"] == "9000"
-    assert in_force("--port", "9000", "settings", "--port", "9002")["port"]["value"] == "9002"
+def test_flags_work_before_and_after_the_command_and_the_last_one_wins() -> None:
+    assert settings_of("--port", "9000", "settings")["port"]["value"] == "9000"
+    assert settings_of("--port", "9000", "settings", "--port", "9002")["port"]["value"] == "9002"
 
 
-def test_variables_may_be_written_in_any_case() -> None:
+def test_variable_names_ignore_case() -> None:
     settings = Settings.load()
     row = next(row for row in describe(settings, flags={}, environment={"gadfly_port": "1"}) if row.name == "port")
     assert (row.source, row.given_as) == (Source.ENVIRONMENT, "gadfly_port")
@@ -102,7 +102,7 @@ def test_no_secret_is_printed() -> None:
         ),
     ],
 )
-def test_a_bad_value_is_one_sentence(arguments: tuple[str, ...], variables: dict[str, str], sentence: str) -> None:
+def test_an_invalid_value_is_one_sentence(arguments: tuple[str, ...], variables: dict[str, str], sentence: str) -> None:
     result = gadfly(*arguments, variables=variables)
     assert result.returncode == 2
     assert result.stderr.startswith(sentence)

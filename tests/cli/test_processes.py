@@ -1,4 +1,4 @@
-"""Supervision with real child processes: crashes, back-off, order, kill -9, and what a stranger's process is owed."""
+"""Supervision of real child processes: crashes, back-off, stop order, kill -9, and processes of other programs."""
 
 import asyncio
 import os
@@ -14,10 +14,10 @@ import psutil
 import pytest
 
 from gadfly.cli.processes import Backoff, Program, ProgramFailed, Supervisor, describe_exit, tail, trim
-from gadfly.cli.running import (
+from gadfly.cli.up_state import (
     MARK,
-    Running,
-    RunState,
+    StartedProcess,
+    UpState,
     clean_leftovers,
     exclusive,
     is_alive,
@@ -27,7 +27,7 @@ from gadfly.cli.running import (
 )
 from gadfly.errors import Conflict
 
-# Says that it is ready by making a file, and writes down when it was asked to stop.
+# Creates a file when it is ready, and records the order in which programs are stopped.
 OBEDIENT = """
 import pathlib, signal, sys, time
 name, folder = sys.argv[1], pathlib.Path(sys.argv[2])
@@ -53,13 +53,13 @@ def home(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def said() -> list[str]:
+def reports() -> list[str]:
     return []
 
 
 @pytest.fixture
-async def supervisor(home: Path, said: list[str]) -> AsyncIterator[Supervisor]:
-    supervisor = Supervisor(home, RunState(), report=said.append, make_backoff=lambda: Backoff(first_s=0.05))
+async def supervisor(home: Path, reports: list[str]) -> AsyncIterator[Supervisor]:
+    supervisor = Supervisor(home, UpState(), report=reports.append, make_backoff=lambda: Backoff(first_s=0.05))
     yield supervisor
     supervisor.hurry()
     await supervisor.stop()
@@ -80,7 +80,7 @@ def program(home: Path, name: str, code: str = OBEDIENT, *, stop_limit_s: float 
 
 
 def pid_of(home: Path, role: str) -> int:
-    state = RunState.read(home)
+    state = UpState.read(home)
     assert state is not None
     return next(process.pid for process in state.processes if process.role == role)
 
@@ -88,11 +88,11 @@ def pid_of(home: Path, role: str) -> int:
 async def until(condition: Callable[[], bool], within_s: float = 10.0) -> None:
     deadline = time.monotonic() + within_s
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
+        assert time.monotonic() < deadline, "timed out"
         await asyncio.sleep(0.02)
 
 
-async def test_programs_stop_newest_first_and_one_after_the_other(supervisor: Supervisor, home: Path) -> None:
+async def test_programs_stop_one_by_one_newest_first(supervisor: Supervisor, home: Path) -> None:
     for name in ("first", "second", "third"):
         await supervisor.start(program(home, name))
     pids = [pid_of(home, name) for name in ("first", "second", "third")]
@@ -101,37 +101,37 @@ async def test_programs_stop_newest_first_and_one_after_the_other(supervisor: Su
     assert not any(map(psutil.pid_exists, pids))
 
 
-async def test_a_crashed_program_is_started_again(supervisor: Supervisor, home: Path, said: list[str]) -> None:
+async def test_a_crashed_program_is_restarted(supervisor: Supervisor, home: Path, reports: list[str]) -> None:
     await supervisor.start(program(home, "engine"))
     before = pid_of(home, "engine")
     os.kill(before, signal.SIGKILL)
-    await until(lambda: "the engine is ready again" in said)
+    await until(lambda: "the engine is ready again" in reports)
     assert pid_of(home, "engine") != before
-    assert said[0].startswith("the engine ended (killed by SIGKILL")
+    assert reports[0].startswith("the engine ended (killed by SIGKILL")
 
 
-async def test_what_a_crashed_program_leaves_is_ended(supervisor: Supervisor, home: Path, said: list[str]) -> None:
+async def test_children_of_a_crashed_program_are_killed(supervisor: Supervisor, home: Path, reports: list[str]) -> None:
     await supervisor.start(program(home, "engine", WITH_CHILD))
     (child,) = psutil.Process(pid_of(home, "engine")).children()
     os.kill(pid_of(home, "engine"), signal.SIGKILL)
-    await until(lambda: "the engine is ready again" in said)
+    await until(lambda: "the engine is ready again" in reports)
     assert is_over(child)
 
 
-async def test_a_program_that_never_starts_says_why(supervisor: Supervisor, home: Path) -> None:
+async def test_a_program_that_does_not_start_reports_its_reason(supervisor: Supervisor, home: Path) -> None:
     with pytest.raises(ProgramFailed, match=r"The engine does not start: There is no model folder /x\."):
         await supervisor.start(
             program(home, "engine", "import sys; print('error: There is no model folder /x.'); sys.exit(1)")
         )
 
 
-async def test_a_program_that_dies_without_a_sentence_shows_its_log(supervisor: Supervisor, home: Path) -> None:
+async def test_a_program_that_dies_without_a_reason_shows_its_log(supervisor: Supervisor, home: Path) -> None:
     with pytest.raises(ProgramFailed, match=r"exit code 1.*engine\.log") as caught:
         await supervisor.start(program(home, "engine", "raise ValueError('too small')"))
     assert caught.value.tail[-1] == "ValueError: too small"
 
 
-async def test_wrong_settings_are_not_tried_again(supervisor: Supervisor, home: Path) -> None:
+async def test_wrong_settings_are_not_retried(supervisor: Supervisor, home: Path) -> None:
     code = OBEDIENT.replace('print("ready", flush=True)', "time.sleep(0.3); print('error: no such flag'); sys.exit(2)")
     await supervisor.start(program(home, "engine", code))
     with pytest.raises(ProgramFailed, match="no such flag"):
@@ -155,16 +155,16 @@ async def test_a_program_that_does_not_stop_is_killed(supervisor: Supervisor, ho
 
 
 async def test_a_program_that_was_never_ready_is_not_waited_for(supervisor: Supervisor, home: Path) -> None:
-    """As an engine that is loading and does not listen to signals yet."""
+    """Like an engine that is loading and does not react to signals yet."""
     never_ready = STUBBORN.replace("(folder / name).touch()", '(folder / "begun").touch()')
     starting = asyncio.create_task(supervisor.start(program(home, "engine", never_ready, stop_limit_s=60)))
-    while not (home / "begun").exists():  # noqa: ASYNC110  # a file is no event
+    while not (home / "begun").exists():  # noqa: ASYNC110  # a file cannot be awaited
         await asyncio.sleep(0.02)
     starting.cancel()
     await asyncio.wait_for(supervisor.stop(), 20)
 
 
-def test_back_off_doubles_up_to_a_limit_and_forgets_after_a_quiet_while() -> None:
+def test_back_off_doubles_up_to_a_limit_and_is_reset_by_a_long_uptime() -> None:
     backoff = Backoff(first_s=1, longest_s=8, quiet_s=120)
     assert [backoff.after(uptime_s=3) for _ in range(5)] == [1, 2, 4, 8, 8]
     assert backoff.after(uptime_s=500) == 1
@@ -176,11 +176,11 @@ import asyncio, sys
 from pathlib import Path
 sys.path[:0] = {paths!r}
 from gadfly.cli.processes import Supervisor
-from gadfly.cli.running import RunState, exclusive
+from gadfly.cli.up_state import UpState, exclusive
 from tests.cli.test_processes import OBEDIENT, STUBBORN, WITH_CHILD, program
 home = Path(sys.argv[1])
 async def main():
-    supervisor = Supervisor(home, RunState(), report=print)
+    supervisor = Supervisor(home, UpState(), report=print)
     for name, code in {programs}:
         await supervisor.start(program(home, name, code))
     (home / "all-up").touch()
@@ -192,7 +192,7 @@ with exclusive(home):
 
 @pytest.fixture
 def start_up(home: Path) -> Iterator[Callable[[str], "subprocess.Popen[bytes]"]]:
-    """A supervisor in a process of its own, which can be killed."""
+    """Start a supervisor in a child process that can be killed."""
     started: list[subprocess.Popen[bytes]] = []
 
     def start(programs: str) -> "subprocess.Popen[bytes]":
@@ -210,12 +210,12 @@ def start_up(home: Path) -> Iterator[Callable[[str], "subprocess.Popen[bytes]"]]
     for process in started:
         process.kill()
         process.wait()
-    state = RunState.read(home)
+    state = UpState.read(home)
     for process_left in marked(state.mark) if state is not None else []:
         process_left.kill()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children that their parent ended")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals children when their parent ends")
 def test_kill_9_of_the_supervisor_leaves_nothing(
     home: Path, start_up: Callable[[str], "subprocess.Popen[bytes]"]
 ) -> None:
@@ -229,10 +229,12 @@ def test_kill_9_of_the_supervisor_leaves_nothing(
         time.sleep(0.05)
 
 
-def test_the_next_up_ends_what_a_killed_one_left(
+def test_the_next_up_ends_the_processes_of_a_killed_one(
     home: Path, start_up: Callable[[str], "subprocess.Popen[bytes]"]
 ) -> None:
-    up = start_up("[('engine', WITH_CHILD.replace('sys.exit(0)', 'pass'))]")  # it ignores that its parent ended
+    up = start_up(
+        "[('engine', WITH_CHILD.replace('sys.exit(0)', 'pass'))]"
+    )  # ignores the signal after its parent's end
     engine = psutil.Process(pid_of(home, "engine"))
     children = engine.children()
     assert children
@@ -243,28 +245,30 @@ def test_the_next_up_ends_what_a_killed_one_left(
     with exclusive(home):
         assert sorted(clean_leftovers(home, patience_s=0.5)) == ["a child process", "engine"]
     assert all(map(is_over, (engine, *children)))
-    assert RunState.read(home) is None
+    assert UpState.read(home) is None
 
 
-def test_a_stranger_with_the_number_of_ours_is_left_alone(home: Path) -> None:
-    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+def test_another_program_with_a_recorded_process_id_is_not_touched(home: Path) -> None:
+    other_program = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
-        state = RunState()
-        state.processes.append(Running(role="engine", pid=stranger.pid, started_at=started_at(stranger.pid) or 0))
+        state = UpState()
+        state.processes.append(
+            StartedProcess(role="engine", pid=other_program.pid, started_at=started_at(other_program.pid) or 0)
+        )
         state.write(home)
         assert clean_leftovers(home) == []
-        assert stranger.poll() is None
+        assert other_program.poll() is None
     finally:
-        stranger.kill()
-        stranger.wait()
+        other_program.kill()
+        other_program.wait()
 
 
-def test_another_runs_process_is_left_alone(home: Path) -> None:
+def test_a_process_of_another_up_is_not_touched(home: Path) -> None:
     other = subprocess.Popen(
-        [sys.executable, "-c", "import time; time.sleep(60)"], env={**os.environ, MARK: "another run"}
+        [sys.executable, "-c", "import time; time.sleep(60)"], env={**os.environ, MARK: "another up"}
     )
     try:
-        RunState().write(home)
+        UpState().write(home)
         assert clean_leftovers(home) == []
         assert other.poll() is None
     finally:
@@ -272,13 +276,13 @@ def test_another_runs_process_is_left_alone(home: Path) -> None:
         other.wait()
 
 
-def test_a_number_that_was_given_again_is_not_alive() -> None:
-    mine = Running(role="up", pid=os.getpid(), started_at=started_at(os.getpid()) or 0)
-    assert is_alive(mine)
-    assert not is_alive(Running(role="up", pid=os.getpid(), started_at=mine.started_at - 3600))
+def test_a_reused_process_id_is_not_alive() -> None:
+    current = StartedProcess(role="up", pid=os.getpid(), started_at=started_at(os.getpid()) or 0)
+    assert is_alive(current)
+    assert not is_alive(StartedProcess(role="up", pid=os.getpid(), started_at=current.started_at - 3600))
 
 
-def test_an_unreadable_state_is_no_state(home: Path) -> None:
+def test_an_unreadable_state_counts_as_missing(home: Path) -> None:
     for content in (
         b"",
         b"{",
@@ -288,7 +292,7 @@ def test_an_unreadable_state_is_no_state(home: Path) -> None:
         b'{"processes": [], "unknown": 1, "engine_urls": []}',
     ):
         (home / "run" / "state.json").write_bytes(content)
-        assert RunState.read(home) is None
+        assert UpState.read(home) is None
         assert clean_leftovers(home) == []
 
 
@@ -298,11 +302,11 @@ def test_a_second_up_is_refused(home: Path, start_up: Callable[[str], "subproces
         pass
     up.send_signal(signal.SIGKILL)
     up.wait()
-    with exclusive(home):  # the kernel freed the lock
+    with exclusive(home):  # the kernel released the lock
         pass
 
 
-def test_a_long_log_is_moved_aside_while_its_writer_goes_on(tmp_path: Path) -> None:
+def test_a_long_log_is_rotated_under_its_writer(tmp_path: Path) -> None:
     log = tmp_path / "engine.log"
     with log.open("a") as writer:
         writer.write("x" * 100 + "\n")
@@ -316,12 +320,12 @@ def test_a_long_log_is_moved_aside_while_its_writer_goes_on(tmp_path: Path) -> N
     assert log.read_text() == "after\n"
 
 
-def test_the_tail_of_a_log_begins_where_this_start_began(tmp_path: Path) -> None:
+def test_the_tail_of_a_log_begins_at_an_offset(tmp_path: Path) -> None:
     log = tmp_path / "engine.log"
     log.write_text("old\nnew 1\nnew 2\n")
     assert tail(log, 4) == ["new 1", "new 2"]
     assert tail(log, 4, lines=1) == ["new 2"]
-    assert tail(log, 10_000) == ["old", "new 1", "new 2"], "the log was trimmed since"
+    assert tail(log, 10_000) == ["old", "new 1", "new 2"], "the log was trimmed meanwhile"
     assert tail(tmp_path / "none") == []
 
 
@@ -336,7 +340,7 @@ def test_exits_are_described(code: int, text: str) -> None:
 def test_a_lock_is_not_inherited_by_children(home: Path) -> None:
     with exclusive(home):
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], close_fds=False)
-    time.sleep(0.2)  # the kernel closes descriptors an instant after the child looks started
+    time.sleep(0.2)  # the child closes inherited descriptors only at exec
     try:
         with exclusive(home):
             pass

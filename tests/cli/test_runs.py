@@ -1,4 +1,4 @@
-"""Training runs on the command line: over made-up answers, and over a real service that is killed and interrupted."""
+"""Training runs on the command line: over simulated answers, and over a real service that is killed."""
 
 import asyncio
 import io
@@ -20,10 +20,12 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from gadfly import store
-from gadfly.cli import runs
-from gadfly.cli.asking import Event, ServiceAway, ServiceClient, ServiceError
+from gadfly.cli import run_follow
 from gadfly.cli.main import app
-from gadfly.cli.runs import RunDisplay, events_of, find_run, read_changes, show_plan, show_run, show_runs
+from gadfly.cli.request_input import read_train_options
+from gadfly.cli.run_follow import events_of, find_run
+from gadfly.cli.run_view import RunDisplay, show_plan, show_run, show_runs
+from gadfly.client import Client, Event, ServiceError, ServiceUnavailable
 from gadfly.errors import BadInput
 from gadfly.grading import Grade
 from gadfly.settings import Settings
@@ -58,52 +60,52 @@ GATE: dict[str, Any] = {
 }
 
 
-# ------------------------------------------------------------------------------------------------------------ asking
+# ----------------------------------------------------------------------------------------------------------- options
 
-CHANGES = [  # file, pairs, changes, why this row exists
-    (None, [], {}, "nothing differs"),
+OPTIONS = [  # file, pairs, options, why this row exists
+    (None, [], {}, "no options"),
     (None, ["seed=3", "learning_rate=1e-5"], {"seed": 3, "learning_rate": 1e-5}, "numbers"),
-    (None, ["profile=released"], {"profile": "released"}, "a word need no quotes"),
-    (None, ["balance=false", "importance_cap=null"], {"balance": False, "importance_cap": None}, "JSON's own words"),
+    (None, ["profile=released"], {"profile": "released"}, "a word needs no quotes"),
+    (None, ["balance=false", "importance_cap=null"], {"balance": False, "importance_cap": None}, "JSON literals"),
     (None, ["alarms.kl=1.5", "alarms.no_gain=null"], {"alarms": {"kl": 1.5, "no_gain": None}}, "groups"),
     ('{"seed": 1, "alarms": {"kl": 3}}', ["seed=2"], {"seed": 2, "alarms": {"kl": 3}}, "pairs win"),
-    ('{"alarms": {"kl": 3}}', ["alarms.no_gain=9"], {"alarms": {"kl": 3, "no_gain": 9}}, "groups are joined"),
+    ('{"alarms": {"kl": 3}}', ["alarms.no_gain=9"], {"alarms": {"kl": 3, "no_gain": 9}}, "groups are merged"),
 ]
 
 
-@pytest.mark.parametrize(("content", "pairs", "changes", "why"), CHANGES)
-def test_options(tmp_path: Path, content: str | None, pairs: list[str], changes: dict[str, Any], why: str) -> None:
+@pytest.mark.parametrize(("content", "pairs", "options", "why"), OPTIONS)
+def test_options(tmp_path: Path, content: str | None, pairs: list[str], options: dict[str, Any], why: str) -> None:
     file = None
     if content is not None:
         file = tmp_path / "train.json"
         file.write_text(content)
-    assert read_changes(file, pairs) == changes, why
+    assert read_train_options(file, pairs) == options, why
 
 
 @pytest.mark.parametrize(
     ("content", "pairs", "sentence"),
     [
-        (None, ["seed"], "say name=value"),
-        (None, ["=3"], "say name=value"),
-        (None, ["alarms.=3"], "say name=value"),
-        (None, ["seed=1", "seed.x=3"], "seed is no group"),
+        (None, ["seed"], "use name=value"),
+        (None, ["=3"], "use name=value"),
+        (None, ["alarms.=3"], "use name=value"),
+        (None, ["seed=1", "seed.x=3"], "seed is not a group"),
         ("[1]", [], "one JSON object"),
         ("{", [], "is not JSON"),
     ],
 )
-def test_what_is_no_option(tmp_path: Path, content: str | None, pairs: list[str], sentence: str) -> None:
+def test_malformed_options_are_refused(tmp_path: Path, content: str | None, pairs: list[str], sentence: str) -> None:
     file = None
     if content is not None:
         file = tmp_path / "train.json"
         file.write_text(content)
     with pytest.raises(BadInput, match=sentence):
-        read_changes(file, pairs)
+        read_train_options(file, pairs)
     with pytest.raises(BadInput, match="cannot be read: No such file"):
-        read_changes(tmp_path / "none.json", [])
+        read_train_options(tmp_path / "none.json", [])
 
 
-def fake(handler: Callable[[httpx.Request], httpx.Response]) -> ServiceClient:
-    return ServiceClient(Settings(), transport=httpx.MockTransport(handler))
+def fake(handler: Callable[[httpx.Request], httpx.Response]) -> Client:
+    return Client.from_settings(Settings(), transport=httpx.MockTransport(handler))
 
 
 IDS = ["0193aaaa-2", "0193aaaa-1", "0193bbbb-1"]
@@ -116,12 +118,12 @@ def pages(request: httpx.Request) -> httpx.Response:
     return httpx.Response(200, json={"items": items, "next_cursor": IDS[1] if first else None})
 
 
-def test_a_unique_beginning_of_an_id_is_enough() -> None:
+def test_a_unique_prefix_of_an_id_is_enough() -> None:
     assert find_run(fake(pages), "0193AAAA-2") == IDS[0]
-    assert find_run(fake(pages), "0193b") == IDS[2], "also of one on a later page"
-    with pytest.raises(BadInput, match="2 training runs begin with 0193aa: 0193aaaa-2, 0193aaaa-1"):
+    assert find_run(fake(pages), "0193b") == IDS[2], "also on a later page"
+    with pytest.raises(BadInput, match="2 training runs start with 0193aa: 0193aaaa-2, 0193aaaa-1"):
         find_run(fake(pages), "0193aa")
-    with pytest.raises(BadInput, match="No training run begins with 77"):
+    with pytest.raises(BadInput, match="No training run starts with 77"):
         find_run(fake(pages), "77")
     with pytest.raises(BadInput, match="Which run"):
         find_run(fake(pages), " ")
@@ -143,11 +145,13 @@ def test_a_list_of_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert "gadfly retrain" in capsys.readouterr().out
 
 
-def test_one_run_with_what_differs_and_what_the_gate_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_run_with_its_options_and_its_gate_report(capsys: pytest.CaptureFixture[str]) -> None:
     show_run(RUN)
     printed = capsys.readouterr().out
     assert "stage_1, step 3 of 40, 2 min left" in printed
-    assert ["options", "seed", "5"] in [line.split() for line in printed.splitlines()], "only what differs"
+    assert ["options", "seed", "5"] in [line.split() for line in printed.splitlines()], (
+        "only options that differ from the defaults"
+    )
     show_run(
         {
             **RUN,
@@ -161,7 +165,7 @@ def test_one_run_with_what_differs_and_what_the_gate_said(capsys: pytest.Capture
         }
     )
     printed = capsys.readouterr().out
-    for part in ("failed, begun 3 times", "the [alarm] kl", *GATE["reasons"], "critic@4", "promote", "10 min"):
+    for part in ("failed, attempt 3", "the [alarm] kl", *GATE["reasons"], "critic@4", "promote", "10 min"):
         assert part in printed
     assert "\x1b" not in printed
 
@@ -175,19 +179,21 @@ def test_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert ["stage", "I", "learns", "from", "7", "5", "3", "4", "6", "1"] in [
         line.split() for line in printed.splitlines()
     ]
-    for part in ("by person", "8 answers of its own", "40 steps, about 10 min", "Nothing is held out.", "3 points"):
+    for part in ("by person", "8 more answers", "40 steps, about 10 min", "Nothing is held out.", "3 points"):
         assert part in printed
 
 
 # --------------------------------------------------------------------------------------------------------- following
 
 
-def watched(*events: tuple[str, dict[str, Any]], terminal: bool = False) -> str:
+def displayed(*events: tuple[str, dict[str, Any]], terminal: bool = False) -> str:
     console = Console(file=io.StringIO(), force_terminal=terminal, width=150, soft_wrap=True, highlight=False)
-    with RunDisplay(console, {**RUN, "status": "queued", "progress": {"stage": None, "step": 0, "steps": 4}}) as watch:
+    with RunDisplay(
+        console, {**RUN, "status": "queued", "progress": {"stage": None, "step": 0, "steps": 4}}
+    ) as display:
         for number, (name, data) in enumerate(events):
-            watch.show(Event(number + 1, name, {"at": "2030-01-01T12:00:00Z", **data}))
-        watch._progress.refresh()
+            display.show(Event(number + 1, name, {"at": "2030-01-01T12:00:00Z", **data}))
+        display._progress.refresh()
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -200,7 +206,7 @@ def test_without_a_terminal_each_event_is_a_line() -> None:
         "discrimination_balanced": 0.625,
         "tokens": 9.0,
     }
-    lines = watched(
+    lines = displayed(
         ("status", {"status": "queued"}),
         ("status", {"status": "running", "attempt": 2}),
         ("stage", {"stage": "stage_1", "step": 0, "cycle": 1}),
@@ -232,7 +238,7 @@ def test_without_a_terminal_each_event_is_a_line() -> None:
 
 
 def test_in_a_terminal_steps_move_a_bar() -> None:
-    shown = watched(
+    shown = displayed(
         ("status", {"status": "running"}),
         ("stage", {"stage": "stage_2", "step": 0}),
         ("step", {"step": 3, "seconds": 60.0, "metrics": {"reward_mean": 0.5, "kl": 0.02}}),
@@ -247,7 +253,7 @@ def test_in_a_terminal_steps_move_a_bar() -> None:
 def stream(*events: tuple[int, str, dict[str, Any]], breaks: bool = False) -> httpx.Response:
     def content() -> Iterator[bytes]:
         for id, name, data in events:
-            yield f"id: {id}\nevent: {name}\ndata: {json.dumps(data)}\n\n: still at work\n\n".encode()
+            yield f"id: {id}\nevent: {name}\ndata: {json.dumps(data)}\n\n: heartbeat\n\n".encode()
         if breaks:
             raise httpx.ReadError("gone")
 
@@ -257,43 +263,43 @@ def stream(*events: tuple[int, str, dict[str, Any]], breaks: bool = False) -> ht
 RUNNING = httpx.Response(200, json={**RUN, "status": "running"})
 
 
-def test_events_go_on_after_the_last_one_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "_AGAIN_S", 0.0)
-    asked: list[str] = []
-    away: list[ServiceAway] = []
+def test_events_continue_after_the_last_one_received(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_follow, "_RETRY_S", 0.0)
+    last_ids: list[str] = []
+    outages: list[ServiceUnavailable] = []
     answers: Iterator[httpx.Response | httpx.ConnectError] = iter(
         [
             stream((3, "status", {"status": "running"}), (5, "step", {"step": 1}), breaks=True),
             httpx.ConnectError("refused"),
             httpx.Response(502, text="<html>a proxy"),
             httpx.Response(503, json={"title": "Database unavailable", "status": 503, "detail": "wait"}),
-            stream((8, "step", {"step": 2})),  # the service stops in good order
-            stream((9, "status", {"status": "succeeded"}), (10, "note", {"message": "nobody reads on"})),
+            stream((8, "step", {"step": 2})),  # an orderly stop of the service
+            stream((9, "status", {"status": "succeeded"}), (10, "note", {"message": "after the end"})),
         ]
     )
 
     def handler(request: httpx.Request) -> httpx.Response:
-        asked.append(request.headers["last-event-id"])
+        last_ids.append(request.headers["last-event-id"])
         answer = next(answers)
         if isinstance(answer, httpx.ConnectError):
             raise answer
         return answer
 
-    found = list(events_of(fake(handler), "R", on_away=away.append))
-    assert [event.id for event in found] == [3, 5, 8, 9]
-    assert asked == ["0", "5", "5", "5", "5", "8"]
-    assert len(away) == 1, "said once for each time away"
+    events = list(events_of(fake(handler), "R", on_unavailable=outages.append))
+    assert [event.id for event in events] == [3, 5, 8, 9]
+    assert last_ids == ["0", "5", "5", "5", "5", "8"]
+    assert len(outages) == 1, "one message per outage"
 
 
-def test_a_service_that_is_away_at_first_or_for_long_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "_AGAIN_S", 0.0)
-    monkeypatch.setattr(runs, "_PATIENCE_S", 0.05)
+def test_a_service_unavailable_at_first_or_for_long_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_follow, "_RETRY_S", 0.0)
+    monkeypatch.setattr(run_follow, "_PATIENCE_S", 0.05)
 
     def never(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("refused")
 
-    with pytest.raises(ServiceAway, match="gadfly up"):
-        list(events_of(fake(never), "R", on_away=pytest.fail))
+    with pytest.raises(ServiceUnavailable, match="gadfly up"):
+        list(events_of(fake(never), "R", on_unavailable=pytest.fail))
     first = iter([stream((1, "status", {"status": "running"}), breaks=True)])
 
     def once(request: httpx.Request) -> httpx.Response:
@@ -301,11 +307,11 @@ def test_a_service_that_is_away_at_first_or_for_long_is_an_error(monkeypatch: py
             return answer
         raise httpx.ConnectError("refused")
 
-    with pytest.raises(ServiceAway, match="gadfly up"):
-        list(events_of(fake(once), "R", on_away=lambda error: None))
+    with pytest.raises(ServiceUnavailable, match="gadfly up"):
+        list(events_of(fake(once), "R", on_unavailable=lambda error: None))
 
 
-def test_a_refusal_is_not_waited_out() -> None:
+def test_a_refusal_is_not_retried() -> None:
     answers = iter(
         [
             stream((1, "status", {"status": "running"}), breaks=True),
@@ -313,14 +319,14 @@ def test_a_refusal_is_not_waited_out() -> None:
         ]
     )
     with pytest.raises(ServiceError, match="the key was revoked"):
-        list(events_of(fake(lambda request: next(answers)), "R", on_away=lambda error: None))
+        list(events_of(fake(lambda request: next(answers)), "R", on_unavailable=lambda error: None))
 
 
-# ---------------------------------------------------------------------------------------------------- the real thing
+# ------------------------------------------------------------------------------------------------------ real service
 
 
 class World:
-    """A database with an answer to learn from, and a service over it; engines are not needed to ask for runs."""
+    """A database with an answer to learn from, and a service over it; requesting runs needs no engine."""
 
     def __init__(self, home: Path, database: Database) -> None:
         self.database = database
@@ -349,7 +355,7 @@ class World:
             yield process
 
     async def gadfly(self, *arguments: str) -> Result:
-        """A command, in this process."""
+        """Run a command in this process."""
         return await asyncio.to_thread(CliRunner().invoke, app, [*arguments, "--url", self.settings.service_url])
 
     async def done(self, *arguments: str) -> str:
@@ -396,7 +402,7 @@ async def _line(process: "subprocess.Popen[str]", containing: str) -> str:
     return line
 
 
-async def test_ask_look_cancel(world: World) -> None:
+async def test_request_list_cancel(world: World) -> None:
     with world.service():
         assert "stage I learns from" in await world.done("retrain", "--dry-run")
         assert json.loads(await world.done("retrain", "--dry-run", "--json"))["stage_1"]["answers"] == 1
@@ -405,17 +411,17 @@ async def test_ask_look_cancel(world: World) -> None:
         options = ("--set", "seed=4", "--set", "alarms.kl=1.5", "--request-id", "a")
         run = json.loads(await world.done("retrain", *options, "--json"))
         assert (run["config"]["seed"], run["config"]["alarms"]["kl"], run["request_id"]) == (4, 1.5, "a")
-        assert run["id"] in await world.done("retrain", *options), "a repeat is the same run"
+        assert run["id"] in await world.done("retrain", *options), "a repeated request returns the same run"
         assert [item["id"] for item in json.loads(await world.done("runs", "--json"))] == [run["id"]]
-        begins = run["id"][:8]
-        assert "seed 4, alarms.kl 1.5" in await world.done("runs", begins)
-        assert "no manifest yet" in await world.refused("reproduce", begins)
-        assert "is cancelled" in await world.done("cancel", begins)
-        assert "is over: cancelled" in await world.refused("cancel", begins)
+        prefix = run["id"][:8]
+        assert "seed 4, alarms.kl 1.5" in await world.done("runs", prefix)
+        assert "no manifest yet" in await world.refused("reproduce", prefix)
+        assert "is cancelled" in await world.done("cancel", prefix)
+        assert "is over: cancelled" in await world.refused("cancel", prefix)
         assert "needs the id of a run" in await world.refused("runs", "--follow")
 
 
-async def test_a_follower_outlives_the_service_and_sees_each_step_once(world: World) -> None:
+async def test_following_survives_a_killed_service_and_shows_each_step_once(world: World) -> None:
     with world.service() as service:
         process = world.started("retrain", "--follow")
         await _line(process, "queued")
@@ -439,28 +445,28 @@ async def test_a_follower_outlives_the_service_and_sees_each_step_once(world: Wo
     assert f"run {run_id} succeeded" in rest
 
 
-async def test_a_failed_run_is_exit_code_1_and_json_is_a_line_an_event(world: World) -> None:
+async def test_a_failed_run_is_exit_code_1_and_json_is_one_line_per_event(world: World) -> None:
     with world.service():
         run = json.loads(await world.done("retrain", "--json"))
         await world.finish(run["id"], RunStatus.FAILED, "out of memory")
-        seen = await world.gadfly("runs", run["id"], "--follow")
-        assert seen.exit_code == 1
-        assert seen.stdout.splitlines()[-1] == f"run {run['id']} failed: out of memory"
+        followed = await world.gadfly("runs", run["id"], "--follow")
+        assert followed.exit_code == 1
+        assert followed.stdout.splitlines()[-1] == f"run {run['id']} failed: out of memory"
         lines = await world.gadfly("runs", run["id"], "--follow", "--json")
         assert lines.exit_code == 1
-        found = [json.loads(line) for line in lines.stdout.splitlines()]
-        assert [(line["event"], line["status"]) for line in found] == [("status", "queued"), ("status", "failed")]
-        assert found[0]["id"] < found[1]["id"]
+        events = [json.loads(line) for line in lines.stdout.splitlines()]
+        assert [(line["event"], line["status"]) for line in events] == [("status", "queued"), ("status", "failed")]
+        assert events[0]["id"] < events[1]["id"]
 
 
-async def test_ctrl_c_ends_the_look_and_not_the_run(world: World) -> None:
+async def test_ctrl_c_ends_the_following_and_not_the_run(world: World) -> None:
     with world.service():
         process = world.started("retrain", "--follow")
         await _line(process, "queued")
         process.send_signal(signal.SIGINT)
         _, errors = await asyncio.to_thread(process.communicate, timeout=60)
         assert process.returncode == 130
-        assert "the run goes on" in errors
+        assert "the run continues" in errors
         assert "Traceback" not in errors
         async with world.database.session() as session:
             [run] = await store.runs.list_runs(session, limit=2)

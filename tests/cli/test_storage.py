@@ -36,8 +36,8 @@ def test_durations(text: str, moment: datetime) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "30", "d", "0d", "-3d", "1y", "1.5h", "999999d"])
-def test_what_is_no_duration(text: str) -> None:
-    with pytest.raises(BadInput, match="say 90m, 12h, 30d or 2w"):
+def test_malformed_durations_are_refused(text: str) -> None:
+    with pytest.raises(BadInput, match="use a duration such as 90m, 12h, 30d or 2w"):
         expiry(text, at=NOON)
 
 
@@ -56,7 +56,7 @@ def test_a_key_is_shown_once_listed_by_its_hint_and_revoked_by_name(database_url
         raise run(database_url, "keys", "revoke", "me").exception or AssertionError
 
 
-def test_a_name_that_two_keys_have_is_no_name(database_url: str) -> None:
+def test_a_name_of_two_keys_is_ambiguous(database_url: str) -> None:
     for _ in range(2):
         done(database_url, "keys", "create", "--name", "twin")
     with pytest.raises(BadInput, match="2 active keys are named twin"):
@@ -66,7 +66,7 @@ def test_a_name_that_two_keys_have_is_no_name(database_url: str) -> None:
     done(database_url, "keys", "revoke", "twin")
 
 
-def test_if_none_makes_one_key_of_a_tier_however_often_it_runs(database_url: str, tmp_path: Path) -> None:
+def test_if_none_creates_one_key_per_tier_in_repeated_calls(database_url: str, tmp_path: Path) -> None:
     for _ in range(3):
         done(database_url, "keys", "create", "--tier", "admin", "--if-none", "--out", str(tmp_path / "key"))
     done(database_url, "keys", "create", "--tier", "caller", "--if-none")
@@ -76,7 +76,7 @@ def test_if_none_makes_one_key_of_a_tier_however_often_it_runs(database_url: str
     assert secret.startswith(keys[0]["hint"])
 
 
-def test_a_secret_in_a_file_is_its_owners_alone_and_not_printed(database_url: str, tmp_path: Path) -> None:
+def test_a_secret_file_has_mode_600_and_the_secret_is_not_printed(database_url: str, tmp_path: Path) -> None:
     path = tmp_path / "key"
     path.write_text("older")
     path.chmod(0o644)
@@ -85,7 +85,7 @@ def test_a_secret_in_a_file_is_its_owners_alone_and_not_printed(database_url: st
     assert path.read_text() == "older"
     result = run(database_url, "keys", "create", "--out", str(path), "--overwrite", "--json")
     assert result.exit_code == 0
-    assert "from now on every request needs one" in result.stderr
+    assert "from now on every request needs a key" in result.stderr
     secret = path.read_text().strip()
     assert secret.startswith("gf_")
     assert secret not in result.output
@@ -93,14 +93,14 @@ def test_a_secret_in_a_file_is_its_owners_alone_and_not_printed(database_url: st
     assert [file.name for file in tmp_path.iterdir()] == ["key"]
 
 
-def test_a_key_whose_file_cannot_be_written_is_not_made(database_url: str, tmp_path: Path) -> None:
+def test_a_key_whose_file_cannot_be_written_is_not_created(database_url: str, tmp_path: Path) -> None:
     assert isinstance(run(database_url, "keys", "create", "--out", str(tmp_path / "no" / "key")).exception, BadInput)
     assert json.loads(done(database_url, "keys", "list", "--json")) == []
     with pytest.raises(BadInput, match="cannot be written"):
         write_secret(tmp_path / "no" / "key", "gf_x", overwrite=False)
 
 
-def test_import_skips_bad_lines_with_number_and_reason_and_goes_on(database_url: str, tmp_path: Path) -> None:
+def test_import_skips_bad_lines_with_number_and_reason(database_url: str, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     good = {"question": "1 + 1?", "response": "The answer is 2", "reference": "2"}
     file.write_text(
@@ -108,17 +108,17 @@ def test_import_skips_bad_lines_with_number_and_reason_and_goes_on(database_url:
     )
     result = run(database_url, "import", str(file))
     assert result.exit_code == 0
-    assert "2 rows added, 0 were there already, 2 skipped" in result.stdout
+    assert "2 rows added, 0 already stored, 2 skipped" in result.stdout
     assert "line 2: Invalid JSON" in result.stderr
     assert "line 3: response: Field required" in result.stderr
-    assert "0 rows added, 2 were there already, 2 skipped" in done(database_url, "import", str(file))
+    assert "0 rows added, 2 already stored, 2 skipped" in done(database_url, "import", str(file))
     file.write_text("not JSON\n")
     nothing = run(database_url, "import", str(file))
-    assert nothing.exit_code == 1, "a script must not take this for a success"
+    assert nothing.exit_code == 1, "scripts must see a failure"
     assert "no line of" in nothing.stderr
 
 
-def test_export_writes_the_format_its_ending_says(database_url: str, tmp_path: Path) -> None:
+def test_export_writes_the_format_of_the_file_extension(database_url: str, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps({"question": "1 + 1?", "response": "The answer is 2", "reference": "2"}))
     done(database_url, "import", str(file))
@@ -131,7 +131,7 @@ def test_export_writes_the_format_its_ending_says(database_url: str, tmp_path: P
         raise run(database_url, "export", str(tmp_path / "out.csv")).exception or AssertionError
 
 
-def test_migrate_makes_the_schema_and_check_changes_nothing(postgres: PostgresServer) -> None:
+def test_migrate_creates_the_schema_and_check_changes_nothing(postgres: PostgresServer) -> None:
     postgres.execute("DROP DATABASE IF EXISTS test_cli_migrate WITH (FORCE)")
     postgres.execute("CREATE DATABASE test_cli_migrate")
     url = postgres.url_of("test_cli_migrate")

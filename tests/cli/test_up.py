@@ -1,4 +1,4 @@
-"""`gadfly up`: what it refuses at once, and the whole stack from start to kill -9 and back."""
+"""`gadfly up`: refusals before the start, and the whole stack from start through kill -9 to a restart."""
 
 import contextlib
 import json
@@ -16,8 +16,8 @@ import httpx
 import psutil
 import pytest
 
-from gadfly.cli.running import MARK, RunState, is_over, marked
 from gadfly.cli.up import check_disk, check_keys_possible, check_port, engine_socket, example
+from gadfly.cli.up_state import MARK, UpState, is_over, marked
 from gadfly.errors import BadSettings
 from gadfly.settings import Settings
 from tests.cli.conftest import FakeServer
@@ -25,11 +25,11 @@ from tests.support.engines import made_default_model
 from tests.support.tiny_models import random_model
 
 REPOSITORY = Path(__file__).parents[2]
-START_LIMIT_S = 240  # the engine imports for half a minute on a slow machine
+START_LIMIT_S = 240  # the engine's imports alone take half a minute on a slow machine
 
 
 class Up:
-    """`gadfly up` in a process of its own, and the commands that talk to it."""
+    """`gadfly up` in a child process, and the commands that call it."""
 
     def __init__(self, home: Path, *flags: str) -> None:
         self.home = home
@@ -41,21 +41,21 @@ class Up:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "gadfly.cli.main", "up", "--home", str(self.home), *self.flags],
-                env={**os.environ, "OMP_NUM_THREADS": "1"},  # tests share their machine
+                env={**os.environ, "OMP_NUM_THREADS": "1"},  # tests share the machine
                 cwd=REPOSITORY,
                 stdout=log,
                 stderr=log,
             )
         return self.process
 
-    def until_ready(self) -> RunState:
+    def until_ready(self) -> UpState:
         assert self.process is not None
         deadline = time.monotonic() + START_LIMIT_S
         while b"Ctrl-C stops it" not in self.log.read_bytes():
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.2)
-        state = RunState.read(self.home)
+        state = UpState.read(self.home)
         assert state is not None
         return state
 
@@ -70,8 +70,8 @@ class Up:
         )
 
     def end(self) -> None:
-        """Whatever happened, leave nothing running."""
-        state = RunState.read(self.home)
+        """End all processes, whatever the test's outcome."""
+        state = UpState.read(self.home)
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -96,9 +96,9 @@ def make_up(tmp_path: Path) -> Iterator[Callable[..., Up]]:
         up.end()
 
 
-def ours(home: Path) -> list[psutil.Process]:
-    """Every process that works for this home folder: those with the mark, and Postgres, which loses it."""
-    state = RunState.read(home)
+def processes_of(home: Path) -> list[psutil.Process]:
+    """Every process of this home folder: those with the mark, and Postgres, which drops it."""
+    state = UpState.read(home)
     found = marked(state.mark) if state is not None else []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -116,9 +116,9 @@ def gone(processes: list[psutil.Process], *, within_s: float) -> bool:
     return True
 
 
-@pytest.mark.timeout(900)  # the model may have to be made first
+@pytest.mark.timeout(900)  # may include making the model
 def test_the_default_model_judges_and_rewrites(tmp_path: Path, free_port: int, make_up: Callable[..., Up]) -> None:
-    """What a stranger does first, with the language model that a stranger gets."""
+    """A new user's first calls, with the default model."""
     models = tmp_path / "home" / "models"
     models.mkdir(parents=True)
     made = made_default_model()
@@ -126,35 +126,35 @@ def test_the_default_model_judges_and_rewrites(tmp_path: Path, free_port: int, m
     up = make_up("--port", str(free_port), "--max-tokens", "64")
     up.start()
     up.until_ready()
-    asked = {
+    body = {
         "question": "Mia buys 4 boxes of 6 eggs and drops 5 of the eggs. How many are left?",
         "response": "She buys 4 * 6 = 24 eggs. Now she has 24 + 5 = 29 eggs. The answer is 29.",
         "reference": "19",
         "temperature": 0,
     }
     with httpx.Client(base_url=f"http://127.0.0.1:{free_port}", timeout=300) as client:
-        judged = client.post("/critique", json=asked).json()
+        judged = client.post("/critique", json=body).json()
         assert judged["critique"].startswith("Step sentence: ")
         assert judged["steps"][0]["text"] in judged["critique"]
         assert judged["verdict"] in ("correct", "incorrect")
         assert 0.5 <= judged["confidence"] <= 1
         assert judged["grade"] == "wrong"
-        rewritten = client.post("/refine", json={**asked, "critique_id": judged["critiques"][0]["id"]}).json()
+        rewritten = client.post("/refine", json={**body, "critique_id": judged["critiques"][0]["id"]}).json()
         assert "eggs" in rewritten["refined_response"]
-        told = {
+        feedback = {
             "interaction_id": rewritten["id"],
             "correct": False,
             "edited_response": "24 - 5 = 19. The answer is 19.",
         }
-        client.post("/feedback", json=told).raise_for_status()
-        kept = client.get(f"/interactions/{rewritten['id']}").json()
-        assert kept["result"] == rewritten
-        assert kept["feedback"][0]["edited_response"] == told["edited_response"]
+        client.post("/feedback", json=feedback).raise_for_status()
+        stored = client.get(f"/interactions/{rewritten['id']}").json()
+        assert stored["result"] == rewritten
+        assert stored["feedback"][0]["edited_response"] == feedback["edited_response"]
 
 
-# Three times an engine, from import to the first token.
+# Starts three engines.
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children that their parent ended")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals children when their parent ends")
 def test_the_whole_stack_starts_answers_survives_kill_9_and_stops(
     tmp_path: Path, free_port: int, make_up: Callable[..., Up]
 ) -> None:
@@ -174,16 +174,16 @@ def test_the_whole_stack_starts_answers_survives_kill_9_and_stops(
     up.until_ready()
     assert f"http://127.0.0.1:{free_port}/critique" in up.log.read_text()
 
-    asked = up.gadfly("critique", "-q", "What is 1 + 1?", "-r", "3", "--reference", "2", "--json")
-    assert asked.returncode == 0, asked.stderr
-    answer = json.loads(asked.stdout)
+    judged = up.gadfly("critique", "-q", "What is 1 + 1?", "-r", "3", "--reference", "2", "--json")
+    assert judged.returncode == 0, judged.stderr
+    answer = json.loads(judged.stdout)
     assert answer["critic"] == {"version": 0, "adapter_sha256": None}
     streamed = up.gadfly("critique", "-q", "What is 1 + 1?", "-r", "3", "--reference", "2")
     assert "critic@0" in streamed.stdout, streamed.stderr
     refined = up.gadfly("refine", "-q", "What is 1 + 1?", "-r", "3", "--reference", "2")
     assert "refined response" in refined.stdout, refined.stderr
-    told = up.gadfly("feedback", answer["id"], "--incorrect", "--comment", "no")
-    assert "kept as feedback" in told.stdout, told.stderr
+    feedback = up.gadfly("feedback", answer["id"], "--incorrect", "--comment", "no")
+    assert f"stored for interaction {answer['id']}" in feedback.stdout, feedback.stderr
 
     status: dict[str, Any] = json.loads(up.gadfly("status", "--json").stdout)
     assert [part["role"] for part in status["processes"]] == ["gadfly up", "database", "engine", "service", "trainer"]
@@ -198,55 +198,55 @@ def test_the_whole_stack_starts_answers_survives_kill_9_and_stops(
     assert second.returncode == 1
     assert f"already running on {up.home} (process {process.pid}" in second.stderr
 
-    running = ours(up.home)
-    assert len(running) >= 5  # keeper, Postgres, engine, service, trainer
+    running = processes_of(up.home)
+    assert len(running) >= 5  # Postgres and its parent, engine, service, trainer
     process.kill()
     process.wait()
     assert gone(running, within_s=60), [left.cmdline() for left in running if not is_over(left)]
 
     process = up.start()
     state = up.until_ready()
-    running = ours(up.home)
+    running = processes_of(up.home)
     status = json.loads(up.gadfly("status", "--json").stdout)
-    assert status["rows"]["interactions"]["critique"] == 2, "what was acknowledged is still there"
+    assert status["rows"]["interactions"]["critique"] == 2, "acknowledged interactions are still stored"
 
     engine = next(part for part in state.processes if part.role == "engine")
     os.kill(engine.pid, signal.SIGKILL)
-    away = httpx.post(f"{state.service_url}/critique", json={"question": "q", "response": "r"}, timeout=60)
-    assert away.status_code == 503
-    assert int(away.headers["retry-after"]) >= 1
+    response = httpx.post(f"{state.service_url}/critique", json={"question": "q", "response": "r"}, timeout=60)
+    assert response.status_code == 503
+    assert int(response.headers["retry-after"]) >= 1
     deadline = time.monotonic() + START_LIMIT_S
-    while away.status_code == 503:
-        assert time.monotonic() < deadline, "a crashed engine is started again"
+    while response.status_code == 503:
+        assert time.monotonic() < deadline, "a crashed engine is restarted"
         time.sleep(0.5)
-        away = httpx.post(f"{state.service_url}/critique", json={"question": "q", "response": "r"}, timeout=60)
-    assert away.status_code == 200
-    running = ours(up.home)
+        response = httpx.post(f"{state.service_url}/critique", json={"question": "q", "response": "r"}, timeout=60)
+    assert response.status_code == 200
+    running = processes_of(up.home)
 
     process.terminate()
     assert process.wait(90) == 0
-    said = up.log.read_text()
-    assert said.index("stopping the service") < said.index("stopping the database")
+    log = up.log.read_text()
+    assert log.index("stopping the service") < log.index("stopping the database")
     assert gone(running, within_s=5), [left.cmdline() for left in running if not is_over(left)]
-    assert RunState.read(up.home) is None
+    assert UpState.read(up.home) is None
 
 
 def refusal(up: Up) -> str:
-    """The one sentence with which it ended."""
+    """The last line of an `up` that refuses to start."""
     process = up.start()
     assert process.wait(90) != 0
     lines = up.log.read_text().splitlines()
     assert "Traceback" not in up.log.read_text()
-    assert gone(ours(up.home), within_s=5)
+    assert gone(processes_of(up.home), within_s=5)
     return lines[-1]
 
 
-def test_a_missing_model_is_said_by_the_engine_and_passed_on(free_port: int, make_up: Callable[..., Up]) -> None:
+def test_a_missing_model_is_reported_by_the_engine_and_passed_on(free_port: int, make_up: Callable[..., Up]) -> None:
     sentence = refusal(make_up("--port", str(free_port), "--model", "/no/such/model"))
     assert sentence == "error: The engine does not start: There is no model folder /no/such/model."
 
 
-def test_too_little_memory_is_said_by_the_engine_and_passed_on(
+def test_too_little_memory_is_reported_by_the_engine_and_passed_on(
     tmp_path: Path, free_port: int, make_up: Callable[..., Up]
 ) -> None:
     model = random_model(tmp_path / "model")
@@ -257,13 +257,13 @@ def test_too_little_memory_is_said_by_the_engine_and_passed_on(
 def test_an_open_address_without_keys_is_refused(free_port: int, make_up: Callable[..., Up]) -> None:
     up = make_up("--port", str(free_port), "--host", "0.0.0.0")
     assert "there is no key yet" in refusal(up)
-    assert not (up.home / "postgres").exists(), "before anything was started"
+    assert not (up.home / "postgres").exists(), "refused before any process is started"
     assert up.gadfly("keys", "create", "--tier", "admin", "--name", "me").returncode == 0
     assert up.gadfly("keys", "revoke", "me").returncode == 0
-    assert "there is no key yet" in refusal(up), "a key that is over opens nothing"
+    assert "there is no key yet" in refusal(up), "a revoked key does not count"
 
 
-def test_a_taken_port_is_refused_before_anything_starts(
+def test_a_taken_port_is_refused_before_any_process_starts(
     another_program: FakeServer, make_up: Callable[..., Up]
 ) -> None:
     up = make_up("--port", str(another_program.port))
@@ -271,12 +271,12 @@ def test_a_taken_port_is_refused_before_anything_starts(
     assert not (up.home / "postgres").exists()
 
 
-def test_a_database_that_is_away_is_a_sentence(free_port: int, make_up: Callable[..., Up]) -> None:
+def test_an_unavailable_database_is_one_sentence(free_port: int, make_up: Callable[..., Up]) -> None:
     up = make_up("--port", str(free_port), "--database-url", f"postgresql://127.0.0.1:{free_port}/x")
     assert "Postgres is unavailable" in refusal(up)
 
 
-def test_a_full_disk_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_disk(tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 2**20})())
     with pytest.raises(Exception, match=r"has 1 MiB free and at least 300 are needed"):
@@ -290,19 +290,19 @@ def test_a_full_disk_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("no-such-host.invalid", "cannot listen on no-such-host.invalid"),
     ],
 )
-def test_an_address_of_another_machine_is_a_sentence(host: str, words: str, free_port: int) -> None:
+def test_an_address_of_another_machine_is_one_sentence(host: str, words: str, free_port: int) -> None:
     with pytest.raises(BadSettings, match=words):
         check_port(Settings(host=host, port=free_port))
 
 
-def test_keys_are_only_asked_for_where_others_can_come_in(tmp_path: Path) -> None:
+def test_keys_are_required_only_for_reachable_addresses(tmp_path: Path) -> None:
     check_keys_possible(Settings(home=tmp_path))
     check_keys_possible(Settings(home=tmp_path, host="0.0.0.0", database_url="postgresql://db/x"))
     with pytest.raises(BadSettings, match="gadfly keys create"):
         check_keys_possible(Settings(home=tmp_path, host="0.0.0.0"))
 
 
-def test_a_socket_path_that_is_too_long_gets_a_short_one() -> None:
+def test_a_long_socket_path_is_replaced_by_a_short_one() -> None:
     assert engine_socket(Path("/data/gadfly")) == Path("/data/gadfly/run/engine.sock")
     long = engine_socket(Path("/data") / ("x" * 100))
     assert len(os.fsencode(long)) <= 107
@@ -310,12 +310,12 @@ def test_a_socket_path_that_is_too_long_gets_a_short_one() -> None:
     assert long != engine_socket(Path("/data") / ("y" * 100))
 
 
-def test_the_example_is_a_line_for_the_shell() -> None:
+def test_the_example_is_a_shell_command() -> None:
     words = shlex.split(example("http://127.0.0.1:8400", with_key=False))
     assert words[:3] == ["curl", "-s", "http://127.0.0.1:8400/critique"]
     assert set(json.loads(words[-1])) == {"question", "response"}
     assert "authorization: Bearer YOUR_KEY" in shlex.split(example("http://x", with_key=True))
 
 
-def test_the_mark_is_no_setting() -> None:
+def test_the_mark_is_not_a_setting() -> None:
     assert MARK.removeprefix("GADFLY_").casefold() not in Settings.model_fields

@@ -1,4 +1,4 @@
-"""Engines for these tests: a tiny random model with two random adapters, served by real processes."""
+"""Shared fixtures: real engine processes with a tiny random model and two random adapters."""
 
 from collections.abc import Iterator
 
@@ -20,7 +20,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Adapted:
 
 @pytest.fixture(scope="session")
 def tiny_engine(tiny: Adapted, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningEngine]:
-    """The engine as deployments run it, with both adapters loaded and six sequences at a time."""
+    """The engine as in a deployment, with both adapters loaded and at most six concurrent sequences."""
     with start_engine(
         tiny.model,
         home=tmp_path_factory.mktemp("engine"),
@@ -43,7 +43,7 @@ def bare_engines() -> Iterator[list[RunningEngine]]:
 def bare_engine(
     bare_engines: list[RunningEngine], tiny: Adapted, tmp_path_factory: pytest.TempPathFactory
 ) -> RunningEngine:
-    """vLLM as it comes, without our plugin, with both adapters loaded. A test may end it: the next gets another."""
+    """vLLM without Gadfly's plugin, with both adapters loaded. A test may crash it; the next test gets a new one."""
     if not bare_engines or bare_engines[-1].process.poll() is not None:
         engine = start_engine(
             tiny.model,

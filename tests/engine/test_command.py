@@ -1,4 +1,4 @@
-"""The command line of vLLM's server, and the checks before it: tables over settings, nothing is started."""
+"""The command line of vLLM's server and the checks before it, for tables of settings; no server is started."""
 
 import json
 import socket
@@ -42,23 +42,23 @@ def _command(
     )
 
 
-FLAGS = [  # installed, settings, flags that follow one another on the line, why this row exists
-    (CPU, {}, "--model /m --served-model-name base", "the actor's name is the same everywhere"),
+FLAGS = [  # installed, settings, consecutive flags, why this row exists
+    (CPU, {}, "--model /m --served-model-name base", "one name for the actor"),
     (CPU, {}, "--dtype float32", "bfloat16 is several times slower on most CPUs"),
     (CPU, {"engine_dtype": "bfloat16"}, "--dtype bfloat16", "an explicit type is kept"),
     (GPU, {}, "--dtype auto", "vLLM knows best on a GPU"),
     (CPU, {"engine_kv_cache_bytes": 2**28}, "--kv-cache-memory-bytes 268435456", "in bytes, not whole GiB"),
     (CPU, {"adapter_slots": 3}, "--enable-lora --max-loras 3 --max-cpu-loras 6", "room to load the next ones"),
     (GPU, {"adapter_slots": 3}, "--enable-lora --max-loras 3 --max-cpu-loras 6", "both devices serve critics"),
-    (CPU, {"adapter_rank": 20}, "--max-lora-rank 32", "vLLM admits certain ranks only"),
+    (CPU, {"adapter_rank": 20}, "--max-lora-rank 32", "vLLM supports certain ranks only"),
     (CPU, {}, "--lora-target-modules q_proj k_proj", "lm_head stays unwrapped"),
     (GPU, {}, "--scheduling-policy priority", "live traffic before rollouts"),
     (CPU, {}, "--scheduler-cls gadfly.engine.scheduler.foreground_first", "a release it was tested with"),
     (GPU, {}, "--scheduler-cls gadfly.engine.scheduler.foreground_first", "also on a GPU"),
-    (CPU, {"engine_max_queued": 7}, "--max-num-queued-reqs 7", "overload is answered, not queued"),
+    (CPU, {"engine_max_queued": 7}, "--max-num-queued-reqs 7", "overload is refused, not queued"),
     (CPU, {"engine_max_model_len": 999}, "--max-model-len 999", "context"),
     (GPU, {"engine_max_num_seqs": 9}, "--max-num-seqs 9", "batch"),
-    (CPU, {"engine_max_num_seqs": 300}, "--max-num-batched-tokens 300", "vLLM wants a token for each sequence"),
+    (CPU, {"engine_max_num_seqs": 300}, "--max-num-batched-tokens 300", "vLLM needs a token for each sequence"),
     (CPU, {"engine_args": "--seed 3 --x 'a b'"}, "--seed 3 --x a b", "the deployment's own flags"),
 ]
 
@@ -68,7 +68,7 @@ def test_flags(installed: Installed, settings: dict[str, Any], expected: str, wh
     assert f" {expected} " in f" {' '.join(_command(installed, **settings).argv)} ", why
 
 
-def test_own_flags_come_last_because_the_last_one_counts() -> None:
+def test_flags_of_the_deployment_come_last_and_win() -> None:
     assert _command(engine_args="--max-num-seqs 2 'a b'").argv[-3:] == ("--max-num-seqs", "2", "a b")
 
 
@@ -80,28 +80,28 @@ def test_address(listen: Listen, expected: str) -> None:
     assert expected in " ".join(_command(listen=listen).argv)
 
 
-def test_the_scheduler_is_not_named_for_a_release_it_was_not_tested_with() -> None:
+def test_untested_releases_get_vllms_own_scheduler() -> None:
     line = " ".join(_command(Installed(Device.GPU, "0.33.0")).argv)
     assert "--scheduler-cls" not in line
     assert "--scheduling-policy priority" in line
 
 
-def test_cpu_only_flags_stay_off_the_gpu_line() -> None:
+def test_a_gpu_gets_no_cpu_flags() -> None:
     line = _command(GPU).argv
     assert not {"--enforce-eager", "--kv-cache-memory-bytes", "--max-num-batched-tokens"} & set(line)
 
 
-ENVIRONMENT = [  # installed, given, variable, value, why
+ENVIRONMENT = [  # installed, environment of the caller, variable, value, why this row exists
     (CPU, {}, "VLLM_ENABLE_V1_MULTIPROCESSING", "0", "one process less"),
     (GPU, {}, "VLLM_ENABLE_V1_MULTIPROCESSING", None, "vLLM's default"),
-    (CPU, {"VLLM_CPU_KVCACHE_SPACE": "4"}, "VLLM_CPU_KVCACHE_SPACE", None, "it would overrule the flag"),
-    (GPU, {}, "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1", "critics are loaded while it runs"),
+    (CPU, {"VLLM_CPU_KVCACHE_SPACE": "4"}, "VLLM_CPU_KVCACHE_SPACE", None, "it would override the flag"),
+    (GPU, {}, "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1", "critics are loaded at runtime"),
     (CPU, {}, "VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "120", "the client closes first"),
-    (CPU, {}, "VLLM_NO_USAGE_STATS", "1", "nothing is reported"),
+    (CPU, {}, "VLLM_NO_USAGE_STATS", "1", "no usage reports"),
     (CPU, {}, "HF_HUB_OFFLINE", "1", "a local model needs no hub"),
-    (CPU, {"VLLM_PLUGINS": "other"}, "VLLM_PLUGINS", "other,gadfly", "a list must not hide our plugin"),
+    (CPU, {"VLLM_PLUGINS": "other"}, "VLLM_PLUGINS", "other,gadfly", "a list must not exclude Gadfly's plugin"),
     (CPU, {}, "VLLM_PLUGINS", None, "without a list all are loaded"),
-    (CPU, {"VLLM_LOGGING_LEVEL": "DEBUG"}, "VLLM_LOGGING_LEVEL", "DEBUG", "what the user says counts"),
+    (CPU, {"VLLM_LOGGING_LEVEL": "DEBUG"}, "VLLM_LOGGING_LEVEL", "DEBUG", "the user's value wins"),
     (CPU, {"HOME": "/h"}, "HOME", "/h", "the rest of the environment is kept"),
 ]
 
@@ -131,15 +131,15 @@ def test_building_a_command_imports_neither_vllm_nor_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "installed", "says"),
+    ("wanted", "installed", "sentence"),
     [
         (Device.AUTO, None, "not installed"),
         (Device.GPU, CPU, r"install gadfly\[gpu\]"),
         (Device.CPU, GPU, r"install gadfly\[cpu\]"),
     ],
 )
-def test_the_wrong_vllm_is_refused(wanted: Device, installed: Installed | None, says: str) -> None:
-    with pytest.raises(BadSettings, match=says):
+def test_the_wrong_vllm_is_refused(wanted: Device, installed: Installed | None, sentence: str) -> None:
+    with pytest.raises(BadSettings, match=sentence):
         check_installed(wanted, installed)
 
 
@@ -148,7 +148,7 @@ def test_a_long_socket_path_is_refused(tmp_path: Path) -> None:
         check_listen(UnixSocket(tmp_path / ("x" * 107)))
 
 
-def test_a_live_socket_is_refused_and_a_dead_ones_file_removed(tmp_path: Path) -> None:
+def test_a_live_socket_is_refused_and_a_dead_one_removed(tmp_path: Path) -> None:
     path = tmp_path / "new" / "engine.sock"
     check_listen(UnixSocket(path))
     assert path.parent.stat().st_mode & 0o777 == 0o700
@@ -162,7 +162,7 @@ def test_a_live_socket_is_refused_and_a_dead_ones_file_removed(tmp_path: Path) -
     assert not path.exists()
 
 
-def test_a_file_in_the_sockets_place_is_left_alone(tmp_path: Path) -> None:
+def test_a_regular_file_is_not_replaced_by_a_socket(tmp_path: Path) -> None:
     path = tmp_path / "engine.sock"
     path.write_text("mine")
     with pytest.raises(EngineError, match="not a socket"):
@@ -191,9 +191,7 @@ def _write_weights(folder: Path, **shapes: tuple[str, list[int], int]) -> None:
     ("dtype", "size"),
     [("auto", 40 + 7), ("float32", 40 + 7), ("bfloat16", 20 + 7)],
 )
-def test_weights_count_in_the_engines_type_and_quantised_ones_in_their_own(
-    tmp_path: Path, dtype: str, size: int
-) -> None:
+def test_weights_are_counted_in_the_engines_type_unless_quantised(tmp_path: Path, dtype: str, size: int) -> None:
     _write_weights(tmp_path, a=("BF16", [2, 5], 20), b=("U8", [7], 7))
     assert weight_bytes(tmp_path, dtype) == size
 
@@ -201,13 +199,13 @@ def test_weights_count_in_the_engines_type_and_quantised_ones_in_their_own(
 @pytest.mark.parametrize(
     "content", [b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", b"\x10\0\0\0\0\0\0\0{", b""]
 )
-def test_weights_that_are_none_are_one_sentence(tmp_path: Path, content: bytes) -> None:
+def test_unreadable_weights_are_one_sentence(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(ModelUnavailable, match="holds no weights"):
         weight_bytes(tmp_path, "auto")
 
 
-def test_a_kv_cache_that_holds_no_request_is_refused_with_both_numbers(tmp_path: Path) -> None:
+def test_a_kv_cache_too_small_for_one_request_is_refused_with_both_sizes(tmp_path: Path) -> None:
     config = {"num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2, "hidden_size": 64}
     (tmp_path / "config.json").write_text(json.dumps(config))
     needed = 2 * 2 * 2 * 8 * 4 * 2**20  # keys and values, layers, heads, width, bytes, tokens: 256 MiB
@@ -215,11 +213,11 @@ def test_a_kv_cache_that_holds_no_request_is_refused_with_both_numbers(tmp_path:
     check_kv_cache(tmp_path / "config.json", Settings.load(given))
     with pytest.raises(BadSettings, match=f"is {needed - 1}, but .* needs {needed}"):
         check_kv_cache(tmp_path / "config.json", Settings.load(given | {"engine_kv_cache_bytes": needed - 1}))
-    (tmp_path / "config.json").write_text(json.dumps(config | {"kv_lora_rank": 8}))  # another kind of attention
+    (tmp_path / "config.json").write_text(json.dumps(config | {"kv_lora_rank": 8}))  # unusual attention is not checked
     check_kv_cache(tmp_path / "config.json", Settings.load(given | {"engine_kv_cache_bytes": 2**20}))
 
 
-def test_too_little_memory_is_refused_with_both_numbers(tmp_path: Path) -> None:
+def test_too_little_memory_is_refused_with_both_sizes(tmp_path: Path) -> None:
     _write_weights(tmp_path, a=("F32", [2**28], 2**30))
     settings = Settings.load({"engine_kv_cache_bytes": 2**29})
     with pytest.raises(EngineError, match=r"needs about 3\.0 GiB .* and 2\.0 GiB are available"):
@@ -229,11 +227,11 @@ def test_too_little_memory_is_refused_with_both_numbers(tmp_path: Path) -> None:
 
 def test_a_context_longer_than_the_models_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"max_position_embeddings": 512}')
-    with pytest.raises(BadSettings, match="takes 512 tokens"):
+    with pytest.raises(BadSettings, match="supports 512 tokens"):
         check_context(tmp_path / "config.json", Settings.load({"engine_max_model_len": 1024}))
 
 
-def test_scaled_positions_are_vllms_business(tmp_path: Path) -> None:
+def test_scaled_positions_are_not_checked(tmp_path: Path) -> None:
     config = {"max_position_embeddings": 512, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     check_context(tmp_path / "config.json", Settings.load({"engine_max_model_len": 1024}))
@@ -245,11 +243,11 @@ def test_a_broken_config_is_one_sentence(tmp_path: Path) -> None:
         check_context(tmp_path / "config.json", Settings.load())
 
 
-def test_an_engine_that_cannot_start_says_why_and_fails(
+def test_an_engine_that_cannot_start_prints_one_sentence_and_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("GADFLY_MODEL", str(tmp_path / "missing"))
     assert main(["--uds", str(tmp_path / "engine.sock")]) == 1
     assert capsys.readouterr().err == f"error: There is no model folder {tmp_path / 'missing'}.\n"
     monkeypatch.setenv("GADFLY_PORT", "none")
-    assert main(["--uds", str(tmp_path / "engine.sock")]) == 2  # the settings are wrong: trying again will not help
+    assert main(["--uds", str(tmp_path / "engine.sock")]) == 2  # wrong settings: a restart fails the same way

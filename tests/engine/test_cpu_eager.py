@@ -1,4 +1,4 @@
-"""The count that vLLM compiles for every label read is the same without compilation."""
+"""The count of more likely tokens, which vLLM compiles, is the same without compilation."""
 
 import shutil
 
@@ -8,13 +8,13 @@ import torch
 pytestmark = pytest.mark.engine
 
 ROWS = [
-    (torch.tensor([[0.0, 1.0, 2.0]]), [1.0], [2], "one row, one likelier"),
+    (torch.tensor([[0.0, 1.0, 2.0]]), [1.0], [2], "one row, one more likely token"),
     (torch.tensor([[3.0, 3.0, 3.0]]), [3.0], [3], "ties count"),
     (torch.tensor([[5.0, 1.0], [1.0, 5.0]]), [5.0, 1.0], [1, 2], "each row by its own value"),
 ]
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, at the import of vllm
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised by torch during the import of vllm
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="compares with compiled code")
 @pytest.mark.parametrize("compiled", [True, False])
 def test_ranks(compiled: bool) -> None:

@@ -1,4 +1,4 @@
-"""The replaced adapter operation on its own: against a loop over rows, and against itself in other batches."""
+"""The replaced adapter operation, compared with a loop over rows and with itself in other batches."""
 
 import importlib
 import warnings
@@ -14,7 +14,7 @@ SLOTS, IN, OUT, RANK = 3, 8, (6, 4), 2
 
 @pytest.fixture(scope="module")
 def wrapper_class() -> Any:
-    """vLLM's class, once with the fault and from here on without."""
+    """vLLM's class with the replaced operation, installed twice."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         cls = importlib.import_module("vllm.lora.punica_wrapper.punica_cpu").PunicaWrapperCPU
@@ -55,9 +55,9 @@ BATCHES = [  # slots of the rows, why
     ([-1, -1, -1], "base only"),
     ([2, 2, 2], "one adapter only, in the last slot"),
     ([-1, 0, 1, 2], "one of each"),
-    ([0, -1, 0, -1, 0], "an adapter's rows apart"),
-    ([-1, -1, 1, 1, 1, 0, 2, 2, 1], "together and apart"),
-    ([], "nobody"),
+    ([0, -1, 0, -1, 0], "separated rows of one adapter"),
+    ([-1, -1, 1, 1, 1, 0, 2, 2, 1], "adjacent and separated rows"),
+    ([], "no rows"),
 ]
 
 
@@ -70,14 +70,16 @@ def test_every_row_gets_its_adapter(
     x = torch.randn(len(slots), IN, generator=generator).to(dtype)
     y = torch.randn(len(slots), sum(OUT), generator=generator).to(dtype)
 
-    got = _apply(wrapper_class, weights, slots, x, y)
+    result = _apply(wrapper_class, weights, slots, x, y)
 
-    torch.testing.assert_close(got.double(), _row_by_row(weights, slots, x, y), atol=tolerance, rtol=tolerance, msg=why)
+    torch.testing.assert_close(
+        result.double(), _row_by_row(weights, slots, x, y), atol=tolerance, rtol=tolerance, msg=why
+    )
     base = [row for row, slot in enumerate(slots) if slot < 0]
-    assert torch.equal(got[base], y[base])
+    assert torch.equal(result[base], y[base])
 
 
-def test_a_row_does_not_depend_on_who_shares_its_batch(wrapper_class: Any, weights: Any) -> None:
+def test_a_row_does_not_depend_on_the_rest_of_its_batch(wrapper_class: Any, weights: Any) -> None:
     generator = torch.Generator().manual_seed(3)
     x, y = torch.randn(6, IN, generator=generator), torch.randn(6, sum(OUT), generator=generator)
     together = _apply(wrapper_class, weights, [1, 1, 1, 0, 0, 0], x, y)[:3]
@@ -85,7 +87,7 @@ def test_a_row_does_not_depend_on_who_shares_its_batch(wrapper_class: Any, weigh
     assert torch.equal(together, apart)
 
 
-def test_groups_are_slices_where_rows_lie_together() -> None:
+def test_adjacent_rows_are_grouped_as_slices() -> None:
     groups = cpu_lora.group_rows(torch.tensor([2, 2, -1, 0, 1, 0]))
     assert [(slot, rows if isinstance(rows, slice) else rows.tolist()) for slot, rows in groups] == [
         (2, slice(0, 2)),
@@ -94,17 +96,17 @@ def test_groups_are_slices_where_rows_lie_together() -> None:
     ]
 
 
-def test_an_operation_that_is_right_is_left_alone(wrapper_class: Any) -> None:
+def test_a_correct_operation_is_not_replaced(wrapper_class: Any) -> None:
     assert not cpu_lora.touches_base_rows(wrapper_class)
     before = wrapper_class.add_lora_linear
     cpu_lora.install()
     assert wrapper_class.add_lora_linear is before
 
 
-def test_an_operation_that_does_nothing_stops_the_engine(wrapper_class: Any) -> None:
+def test_an_unknown_operation_stops_the_engine(wrapper_class: Any) -> None:
     class Idle(wrapper_class):  # type: ignore[misc]  # vllm is Any here
         def add_lora_linear(self, *args: Any, **kwargs: Any) -> None:
             pass
 
-    with pytest.raises(RuntimeError, match="otherwise than"):
+    with pytest.raises(RuntimeError, match="differ from the releases"):
         cpu_lora.touches_base_rows(Idle)

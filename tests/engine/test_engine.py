@@ -1,4 +1,4 @@
-"""A real engine end to end: foreground before background, disconnects, adapters, shutdown."""
+"""A real engine end to end: foreground first, disconnects, adapters, shutdown."""
 
 import asyncio
 import time
@@ -23,7 +23,7 @@ def _body(model: str = "base", *, priority: int = 0, tokens: int, seed: int = 0,
 
 
 async def _generate(client: httpx.AsyncClient, body: dict[str, Any]) -> Any:
-    """The tokens of an answer with their log-probabilities, which two equal runs share to the last bit."""
+    """The tokens of an answer with their log-probabilities, bitwise equal in two equal runs."""
     reply = await client.post("/inference/v1/generate", json=body)
     reply.raise_for_status()
     [choice] = reply.json()["choices"]
@@ -34,7 +34,7 @@ async def _generate(client: httpx.AsyncClient, body: dict[str, Any]) -> Any:
 async def _background(
     client: httpx.AsyncClient, count: int, *, tokens: int, models: tuple[str, ...] = ("base",)
 ) -> AsyncIterator[list[asyncio.Task[Any]]]:
-    """Background requests, all of them admitted or waiting; those that still run at the end are dropped."""
+    """Background requests, all admitted or waiting on entry; unfinished ones are cancelled on exit."""
     tasks = [
         asyncio.create_task(
             _generate(client, _body(models[index % len(models)], priority=BACKGROUND, tokens=tokens, seed=100 + index))
@@ -54,7 +54,7 @@ async def _wait_until_idle(engine: RunningEngine, *, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     names = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
     while any(values := {name: engine.metric(name) for name in names if engine.metric(name)}):
-        assert time.monotonic() < deadline, f"the engine is still at work: {values}"
+        assert time.monotonic() < deadline, f"the engine is still busy: {values}"
         await asyncio.sleep(0.1)
 
 
@@ -68,7 +68,7 @@ async def client(tiny_engine: RunningEngine) -> AsyncIterator[httpx.AsyncClient]
 async def test_background_answers_are_the_same_with_and_without_interruption(client: httpx.AsyncClient) -> None:
     models = ("base", "one", "two")
     async with _background(client, 4, tokens=300, models=models) as tasks:
-        undisturbed = await asyncio.gather(*tasks)
+        uninterrupted = await asyncio.gather(*tasks)
 
     async with _background(client, 4, tokens=300, models=models) as tasks:
         for seed in range(6):
@@ -76,11 +76,11 @@ async def test_background_answers_are_the_same_with_and_without_interruption(cli
         assert not any(task.done() for task in tasks)
         interrupted = await asyncio.gather(*tasks)
 
-    assert interrupted == undisturbed
+    assert interrupted == uninterrupted
 
 
 async def test_foreground_gets_through_a_full_engine(client: httpx.AsyncClient, tiny_engine: RunningEngine) -> None:
-    """Six run at a time; the seventh takes a slot, and who lost it is answered all the same."""
+    """Six requests run at a time; a foreground request takes a slot, and the preempted request is still answered."""
     preemptions = tiny_engine.metric("vllm:num_preemptions_total")
     async with _background(client, 9, tokens=250) as tasks:
         await _generate(client, _body(tokens=20))
@@ -90,13 +90,13 @@ async def test_foreground_gets_through_a_full_engine(client: httpx.AsyncClient, 
     assert tiny_engine.metric("vllm:num_preemptions_total") > preemptions
 
 
-async def test_background_goes_on_while_the_foreground_never_ends(client: httpx.AsyncClient) -> None:
-    async def keep_asking() -> None:
+async def test_background_progresses_under_constant_foreground(client: httpx.AsyncClient) -> None:
+    async def send_without_pause() -> None:
         while True:
             await _generate(client, _body(tokens=100))
 
     async with _background(client, 2, tokens=20) as tasks:
-        foreground = asyncio.create_task(keep_asking())
+        foreground = asyncio.create_task(send_without_pause())
         await asyncio.wait_for(asyncio.gather(*tasks), timeout=60)
         assert not foreground.done()
         foreground.cancel()
@@ -104,7 +104,7 @@ async def test_background_goes_on_while_the_foreground_never_ends(client: httpx.
             await foreground
 
 
-async def test_requests_dropped_while_they_sit_out_leave_nothing(
+async def test_requests_cancelled_during_a_pause_are_removed(
     client: httpx.AsyncClient, tiny_engine: RunningEngine
 ) -> None:
     async with _background(client, 8, tokens=3000) as tasks:
@@ -117,7 +117,7 @@ async def test_requests_dropped_while_they_sit_out_leave_nothing(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_caller_who_leaves_frees_the_engine(
+async def test_a_disconnect_frees_the_engine(
     client: httpx.AsyncClient, tiny_engine: RunningEngine, stream: bool
 ) -> None:
     task = asyncio.create_task(_generate(client, _body(tokens=3000, stream=stream)))
@@ -129,7 +129,7 @@ async def test_a_caller_who_leaves_frees_the_engine(
     await _wait_until_idle(tiny_engine, timeout_s=5)
 
 
-async def test_adapters_come_and_go_while_requests_run(
+async def test_adapters_are_loaded_and_unloaded_while_requests_run(
     client: httpx.AsyncClient, tiny_engine: RunningEngine, tiny: Adapted
 ) -> None:
     expected = await _generate(client, _body("one", tokens=200))
@@ -148,7 +148,7 @@ async def test_adapters_come_and_go_while_requests_run(
 async def test_more_adapters_than_slots_are_all_answered(
     client: httpx.AsyncClient, tiny_engine: RunningEngine, tiny: Adapted
 ) -> None:
-    """Two slots: held background requests on both, and a foreground request on a third adapter."""
+    """Two slots with paused background requests, and a foreground request for a third adapter."""
     tiny_engine.load_adapter("three", tiny.adapters["one"])
     async with _background(client, 4, tokens=200, models=("one", "two")) as tasks:
         await _generate(client, _body("three", tokens=20))
@@ -158,7 +158,7 @@ async def test_more_adapters_than_slots_are_all_answered(
 
 
 async def test_prompt_logprobs_of_any_model(client: httpx.AsyncClient) -> None:
-    """Once a request for these ended the engine: vLLM had wrapped lm_head for adapters."""
+    """Regression: such a request crashed the engine, because vLLM wrapped lm_head for adapters."""
     for model in ("base", "one"):
         body = _body(model, tokens=1)
         body["sampling_params"]["prompt_logprobs"] = 0
@@ -166,11 +166,11 @@ async def test_prompt_logprobs_of_any_model(client: httpx.AsyncClient) -> None:
         assert len(reply.json()["prompt_logprobs"]) == len(body["token_ids"])
 
 
-async def test_it_ends_on_request_after_the_last_answer(tiny: Adapted, tmp_path: Path) -> None:
+async def test_sigterm_drains_requests_in_flight(tiny: Adapted, tmp_path: Path) -> None:
     with start_engine(tiny.model, home=tmp_path, environ={"GADFLY_ENGINE_MAX_QUEUED": "2"}) as engine:
         async with engine.async_client() as client:
             answers = [asyncio.create_task(_generate(client, _body(tokens=500, seed=seed))) for seed in (1, 2)]
-            # One that is still on its way to vLLM's core when it is told to end is aborted, not answered.
+            # A request that has not reached vLLM's core at SIGTERM is aborted.
             while engine.metric("vllm:num_requests_running") < len(answers):  # noqa: ASYNC110  # no event to wait for
                 await asyncio.sleep(0.02)
             refused = await client.post("/inference/v1/generate", json=_body(tokens=1))

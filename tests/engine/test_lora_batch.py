@@ -1,7 +1,6 @@
-"""Base rows and rows of two adapters in one batch are each answered with their own weights, to 1e-4 in float32.
+"""In a mixed batch, base rows and rows of two adapters get their own weights, within 1e-4 in float32.
 
-The reference is transformers with peft. The last test takes the plugin away: if the comparison held there as well, it
-would prove nothing.
+The reference is transformers with peft. The last test shows that the comparison fails without the plugin.
 """
 
 import asyncio
@@ -17,7 +16,7 @@ from tests.support.tiny_models import Adapted
 
 TOLERANCE = 1e-4
 MODELS = ("base", "one", "two")
-PROMPT_LENGTHS = (3, 40, 130)  # inside one KV block, more than the first, and more than a block of 128
+PROMPT_LENGTHS = (3, 40, 130)  # within one KV block, over one block, and over 128 tokens
 ANSWER_LENGTH = 24
 
 
@@ -26,7 +25,7 @@ class Row:
     model: str
     prompt: list[int]
     answer: list[int]
-    prompt_logprobs: list[float]  # of every token but the first
+    prompt_logprobs: list[float]  # of every token except the first
     answer_logprobs: list[float]
 
 
@@ -40,7 +39,7 @@ def _prompts() -> list[tuple[str, list[int]]]:
 
 
 async def _answer_together(engine: RunningEngine) -> tuple[list[Row], float]:
-    """Every prompt's answer, all asked for at once, and how many tokens a step of the engine had on average."""
+    """The answers to all prompts, requested concurrently, and the engine's mean number of tokens per step."""
     async with engine.async_client() as client:
 
         async def ask(model: str, prompt: list[int]) -> Row:
@@ -50,15 +49,15 @@ async def _answer_together(engine: RunningEngine) -> tuple[list[Row], float]:
                 "/inference/v1/generate", json={"model": model, "token_ids": prompt, "sampling_params": sampling}
             )
             reply.raise_for_status()
-            said = reply.json()
-            [choice] = said["choices"]
+            result = reply.json()
+            [choice] = result["choices"]
             return Row(
                 model=model,
                 prompt=prompt,
                 answer=choice["token_ids"],
                 prompt_logprobs=[
                     entry[str(token)]["logprob"]
-                    for token, entry in zip(prompt[1:], said["prompt_logprobs"][1:], strict=True)
+                    for token, entry in zip(prompt[1:], result["prompt_logprobs"][1:], strict=True)
                 ],
                 answer_logprobs=[entry["logprob"] for entry in choice["logprobs"]["content"]],
             )
@@ -70,13 +69,13 @@ async def _answer_together(engine: RunningEngine) -> tuple[list[Row], float]:
 
 
 def _iterations(engine: RunningEngine) -> tuple[float, float]:
-    """How many steps the engine has made, and how many tokens were in them."""
+    """The engine's total numbers of steps and of tokens."""
     name = "vllm:iteration_tokens_total"
     return engine.metric(f"{name}_count"), engine.metric(f"{name}_sum")
 
 
 def _largest_error(tiny: Adapted, rows: list[Row]) -> dict[str, float]:
-    """For each model the largest difference between a log-probability of its rows and peft's."""
+    """For each model, the largest difference between its log-probabilities and those of peft."""
     peft: Any = PeftModel.from_pretrained(
         LlamaForCausalLM.from_pretrained(tiny.model, dtype=torch.float32), tiny.adapters["one"], adapter_name="one"
     )
@@ -89,8 +88,8 @@ def _largest_error(tiny: Adapted, rows: list[Row]) -> dict[str, float]:
         else:
             with peft.disable_adapter():
                 expected = _logprobs(peft, row)
-        got = torch.tensor(row.prompt_logprobs + row.answer_logprobs)
-        errors[row.model] = max(errors[row.model], (got - expected).abs().max().item())
+        measured = torch.tensor(row.prompt_logprobs + row.answer_logprobs)
+        errors[row.model] = max(errors[row.model], (measured - expected).abs().max().item())
     return errors
 
 
@@ -105,17 +104,21 @@ def _logprobs(model: Any, row: Row) -> torch.Tensor:
 async def test_every_row_of_a_mixed_batch_gets_its_own_weights(tiny: Adapted, tiny_engine: RunningEngine) -> None:
     rows, tokens_per_step = await _answer_together(tiny_engine)
 
-    assert tokens_per_step > len(MODELS)  # answering one after another would prove nothing
+    assert tokens_per_step > len(MODELS)  # the requests shared steps
     errors = _largest_error(tiny, rows)
     assert max(errors.values()) < TOLERANCE, errors
-    # Nor would adapters that change nothing.
+    # The adapters change the answers.
     answers = {(row.model, tuple(row.prompt)): row.answer for row in rows}
     for (model, prompt), answer in answers.items():
-        assert all(answer != other for (name, asked), other in answers.items() if asked == prompt and name != model)
+        assert all(
+            answer != other
+            for (name, other_prompt), other in answers.items()
+            if other_prompt == prompt and name != model
+        )
 
 
 async def test_the_comparison_fails_without_the_plugin(tiny: Adapted, bare_engine: RunningEngine) -> None:
-    """Once vLLM's own operation passes here, `engine/cpu_lora.py` can go."""
+    """If this test fails because vLLM's own operation is correct, remove `engine/cpu_lora.py`."""
     rows, _ = await _answer_together(bare_engine)
 
     errors = _largest_error(tiny, rows)

@@ -1,4 +1,4 @@
-"""Where the engine's model comes from, and what the default one is like."""
+"""The engine's model: folders, hub ids, and the making of the default model."""
 
 import json
 import threading
@@ -21,14 +21,14 @@ def _write_model(folder: Path, *names: str) -> Path:
     return folder
 
 
-def test_a_folder_is_itself(tmp_path: Path) -> None:
+def test_a_folder_is_used_as_it_is(tmp_path: Path) -> None:
     folder = _write_model(tmp_path / "m", "config.json", "tokenizer.json", "model.safetensors")
     model = resolve(str(folder), home=tmp_path)
     assert (model.name, model.is_local) == (str(folder), True)
 
 
 def test_a_hub_id_is_looked_up_and_left_to_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cached = tmp_path / "models--Qwen--Qwen2.5-0.5B-Instruct"  # as the hub's own library keeps what it fetched
+    cached = tmp_path / "models--Qwen--Qwen2.5-0.5B-Instruct"  # the cache layout of huggingface_hub
     (cached / "refs").mkdir(parents=True)
     (cached / "refs" / "main").write_text("0a")
     config = _write_model(cached / "snapshots" / "0a", "config.json") / "config.json"
@@ -41,7 +41,7 @@ def test_a_hub_id_is_looked_up_and_left_to_vllm(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./here", "nothing", "a/b/c", ""])
-def test_what_is_neither_is_refused(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_names_are_refused(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelUnavailable):
         resolve(name, home=tmp_path)
@@ -55,13 +55,15 @@ def test_what_is_neither_is_refused(tmp_path: Path, name: str, monkeypatch: pyte
         (("config.json", "tokenizer.json"), "weights"),
     ],
 )
-def test_an_incomplete_folder_is_refused_by_what_it_lacks(tmp_path: Path, names: tuple[str, ...], missing: str) -> None:
+def test_an_incomplete_folder_is_refused_with_the_missing_part(
+    tmp_path: Path, names: tuple[str, ...], missing: str
+) -> None:
     with pytest.raises(ModelUnavailable, match=missing):
         check_folder(_write_model(tmp_path / "m", *names))
 
 
 class Making:
-    """Stands for download and conversion: writes a small folder, or fails as told."""
+    """Replaces download and conversion: writes a small folder, or raises `failure`."""
 
     def __init__(self) -> None:
         self.times = 0
@@ -95,12 +97,12 @@ def test_the_default_model_is_made_once(tmp_path: Path, making: Making) -> None:
     assert set(json.loads((folder / MARKER).read_text())["files"]) == {"config.json", "model.safetensors"}
 
 
-DAMAGE = [  # what happened to the folder, why it must be made again
-    (lambda folder: (folder / MARKER).unlink(), "no marker: never finished"),
-    (lambda folder: (folder / MARKER).write_text("{"), "marker cut off"),
+DAMAGE = [  # damage to the folder, why the model must be made again
+    (lambda folder: (folder / MARKER).unlink(), "no marker: never completed"),
+    (lambda folder: (folder / MARKER).write_text("{"), "marker truncated"),
     (lambda folder: (folder / MARKER).write_text('{"recipe": 0, "files": {}}'), "made by an older conversion"),
-    (lambda folder: (folder / "model.safetensors").write_bytes(b"wei"), "weights cut off"),
-    (lambda folder: (folder / "config.json").unlink(), "a file is gone"),
+    (lambda folder: (folder / "model.safetensors").write_bytes(b"wei"), "weights truncated"),
+    (lambda folder: (folder / "config.json").unlink(), "a file is missing"),
 ]
 
 
@@ -116,9 +118,7 @@ def test_a_damaged_default_model_is_made_again(tmp_path: Path, making: Making, d
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), OSError(28, "No space left on device")])
-def test_an_interrupted_conversion_leaves_nothing_behind(
-    tmp_path: Path, making: Making, failure: BaseException
-) -> None:
+def test_an_interrupted_conversion_is_cleaned_up(tmp_path: Path, making: Making, failure: BaseException) -> None:
     making.failure = failure
     with pytest.raises((KeyboardInterrupt, ModelUnavailable)):
         making.make(tmp_path)
@@ -127,68 +127,68 @@ def test_an_interrupted_conversion_leaves_nothing_behind(
     assert (making.make(tmp_path) / MARKER).exists()
 
 
-def test_what_a_killed_conversion_left_is_swept_up(tmp_path: Path, making: Making) -> None:
+def test_the_next_call_cleans_up_a_killed_conversion(tmp_path: Path, making: Making) -> None:
     _write_model(tmp_path / "models" / f".{DEFAULT_MODEL}.making-abc", "half")
     making.make(tmp_path)
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == [f".{DEFAULT_MODEL}.lock", DEFAULT_MODEL]
 
 
-def test_of_two_at_once_one_makes_it_and_the_other_waits(tmp_path: Path, making: Making) -> None:
+def test_of_two_processes_one_makes_the_model_and_the_other_waits(tmp_path: Path, making: Making) -> None:
     making.may_end.clear()
-    said: list[str] = []
+    reports: list[str] = []
     first = threading.Thread(target=making.make, args=(tmp_path,))
     first.start()
     assert making.entered.wait(10)
-    second = threading.Thread(target=making.make, args=(tmp_path, said.append))
+    second = threading.Thread(target=making.make, args=(tmp_path, reports.append))
     second.start()
-    while not said:
+    while not reports:
         second.join(0.01)
-    assert "another process" in said[0]
+    assert "another process" in reports[0]
     making.may_end.set()
     first.join()
     second.join()
     assert making.times == 1
 
 
-def test_a_full_disk_is_said_before_anything_is_fetched(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_before_the_download(tmp_path: Path) -> None:
     with pytest.raises(ModelUnavailable, match="MB are free"):
         make_default(tmp_path, space_needed=10**18)
 
 
-PIP = [  # what pip writes, what the user reads, why
+PIP = [  # stderr of pip, sentence for the user, why this row exists
     ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.\n", "another hash", "tampered"),
     ("/usr/bin/python: No module named pip\n", "pip is not installed", "an environment without pip"),
     ("ERROR: Could not install: [Errno 28] No space left on device\n", "the disk is full", "no space"),
     (
         "WARNING: Retrying\nERROR: No matching distribution found for x\n",
         "No matching distribution found for x.",
-        "no net",
+        "no network",
     ),
-    ("", "gave no reason", "silence"),
+    ("", "gave no reason", "no output"),
 ]
 
 
-@pytest.mark.parametrize(("stderr", "says", "why"), PIP)
-def test_pips_failures_are_one_sentence(stderr: str, says: str, why: str) -> None:
-    assert says in models._reason(stderr), why
+@pytest.mark.parametrize(("stderr", "sentence", "why"), PIP)
+def test_pips_failures_are_one_sentence(stderr: str, sentence: str, why: str) -> None:
+    assert sentence in models._reason(stderr), why
 
 
 @pytest.fixture(scope="module")
 def default_model() -> Path:
-    """The real one, which `gadfly up` takes: made here when it was not made before, from a download of 93 MB."""
+    """The real default model, made from a download of 93 MB if it is missing."""
     return made_default_model()
 
 
-PIECES = [  # text, its tokens, why
-    ("\n\n1", ["\n\n", "1"], "a digit stands alone, and the line breaks before it are one token"),
-    ("x =  12", ["x", " =", "  ", "1", "2"], "so are blanks before a number"),
+TOKENS = [  # text, its tokens, why this row exists
+    ("\n\n1", ["\n\n", "1"], "each digit is one token, line breaks before it are one token"),
+    ("x =  12", ["x", " =", "  ", "1", "2"], "blanks before a number are one token"),
     ("Answer: Correct", ["Answer", ":", " Correct"], "a verdict is one token"),
-    ("Answer: Wrong", ["Answer", ":", " Wrong"], "the other one too"),
-    ("<|im_end|>\n", ["<|im_end|>", "\n"], "special tokens are found in text"),
+    ("Answer: Wrong", ["Answer", ":", " Wrong"], "the other verdict too"),
+    ("<|im_end|>\n", ["<|im_end|>", "\n"], "special tokens are recognised in text"),
 ]
 
 
-@pytest.mark.parametrize(("text", "tokens", "why"), PIECES)
+@pytest.mark.parametrize(("text", "tokens", "why"), TOKENS)
 def test_the_default_models_tokens(default_model: Path, text: str, tokens: list[str], why: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(default_model)
     ids = tokenizer.encode(text)
@@ -196,7 +196,7 @@ def test_the_default_models_tokens(default_model: Path, text: str, tokens: list[
     assert tokenizer.decode(ids) == text
 
 
-def test_the_default_model_answers_and_stops(default_model: Path) -> None:
+def test_the_default_model_answers_and_ends_its_turn(default_model: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(default_model)
     model = AutoModelForCausalLM.from_pretrained(default_model)
     assert (model.dtype, model.generation_config.eos_token_id) == (torch.float32, tokenizer.convert_tokens_to_ids(EOS))

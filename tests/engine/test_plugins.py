@@ -1,4 +1,4 @@
-"""What vLLM loads of this package."""
+"""The entry point of the vLLM plugin."""
 
 from importlib.metadata import entry_points
 

@@ -1,4 +1,4 @@
-"""What the engine samples from is the model's own distribution, whatever its generation_config.json says."""
+"""The engine samples from the model's own distribution, whatever its generation_config.json contains."""
 
 import json
 import shutil
@@ -50,14 +50,14 @@ async def test_a_models_sampling_defaults_change_nothing(tmp_path: Path) -> None
     with start_engine(opinionated, home=tmp_path / "home") as engine:
         assert await texts(engine) == expected, "an engine that Gadfly starts"
 
-    # The last of two equal flags counts: as vLLM starts by default.
+    # vLLM uses the last of two equal flags: this restores vLLM's default.
     with start_engine(opinionated, home=tmp_path / "home", extra_args="--generation-config auto") as engine:
         with engine.client() as client:
             body = {"model": "base", "messages": [{"role": "user", "content": "2 + 2?"}], "n": 16, "max_tokens": 12}
             choices = client.post("/v1/chat/completions", json=body).json()["choices"]
-            assert len({choice["message"]["content"] for choice in choices}) == 1, "the file does count there"
+            assert len({choice["message"]["content"] for choice in choices}) == 1, "there the file applies"
         sampled, greedy = await texts(engine)
-        # The cap on length is the server's and no request can lift it, so only the beginnings can agree.
+        # The server applies the length limit and no request can lift it, so only the prefixes can be equal.
         assert len(set(sampled)) > 8
         assert expected[1].startswith(greedy)
         for text, whole in zip(sampled, expected[0], strict=True):

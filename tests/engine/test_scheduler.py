@@ -1,6 +1,6 @@
-"""The foreground-first scheduler inside vLLM's own lists: a simulated engine steps it, no model computes anything.
+"""The foreground-first scheduler in a simulated engine without a model.
 
-Every step checks what vLLM asserts at the cost of the whole engine, and what it does not: nobody lost, nobody twice.
+Every step checks vLLM's own assertions, which would crash an engine, and that no request is lost or duplicated.
 """
 
 import importlib
@@ -24,7 +24,7 @@ Simulate = Callable[..., "Simulation"]
 
 @pytest.fixture(scope="module")
 def simulate(tiny: Adapted) -> Simulate:
-    """Makes a simulated engine. vllm is imported here, so that collecting tests stays quick."""
+    """Creates simulated engines. The import of vllm is delayed to keep the collection of tests fast."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         module = importlib.import_module("tests.support.simulation")
@@ -50,27 +50,27 @@ def _start_background(simulation: "Simulation", count: int, **options: Any) -> l
     return names
 
 
-def test_background_sits_out_while_the_foreground_runs(simulation: "Simulation") -> None:
+def test_background_pauses_while_the_foreground_runs(simulation: "Simulation") -> None:
     background = _start_background(simulation, 2, answer=30)
-    kept = [list(request.all_token_ids) for request in simulation.scheduler.running]
+    tokens = [list(request.all_token_ids) for request in simulation.scheduler.running]
     simulation.add("foreground", priority=0, answer=8)
 
     assert [simulation.step() for _ in range(8)] == [{"foreground"}] * 8
-    assert [list(request.all_token_ids) for request in simulation.scheduler.running] == kept
+    assert [list(request.all_token_ids) for request in simulation.scheduler.running] == tokens
     assert simulation.step() == set(background)
     simulation.run()
     assert [simulation.tokens[name] for name in background] == [30, 30]
     assert simulation.is_idle()
 
 
-def test_background_that_comes_later_waits_at_the_gate(simulation: "Simulation") -> None:
+def test_later_background_waits_in_the_queue(simulation: "Simulation") -> None:
     _start_background(simulation, 1, answer=30)
     simulation.add("foreground", priority=0, answer=8)
     simulation.step()
     simulation.add("late", priority=10)
 
     assert [simulation.step() for _ in range(7)] == [{"foreground"}] * 7
-    assert simulation.scheduler.get_request_counts() == (1, 1)  # waiting, and counted
+    assert simulation.scheduler.get_request_counts() == (1, 1)  # still counted as waiting
     assert simulation.step() == {"background-0", "late"}
 
 
@@ -118,8 +118,8 @@ def test_foreground_takes_the_kv_cache_of_background_requests(simulate: Simulate
     assert simulation.is_idle()
 
 
-def test_more_adapters_than_slots_wait_for_each_other(simulation: "Simulation") -> None:
-    """With all of them running at once vLLM's own scheduler ends the engine by an assertion."""
+def test_more_adapters_than_slots_take_turns(simulation: "Simulation") -> None:
+    """With all of them in one step, an assertion in vLLM's own scheduler crashes the engine."""
     for lora in (1, 2):
         simulation.add(f"background-{lora}", priority=10, answer=40, lora=lora)
     simulation.step()
@@ -130,7 +130,7 @@ def test_more_adapters_than_slots_wait_for_each_other(simulation: "Simulation") 
     assert simulation.is_idle()
 
 
-def test_aborts_reach_requests_that_sit_out_or_were_preempted(simulation: "Simulation") -> None:
+def test_paused_and_preempted_requests_can_be_aborted(simulation: "Simulation") -> None:
     background = _start_background(simulation, MAX_SEQS + 1, answer=100)
     simulation.add("foreground", priority=0, answer=50)
     for _ in range(4):
@@ -146,7 +146,7 @@ def test_aborts_reach_requests_that_sit_out_or_were_preempted(simulation: "Simul
 
 @pytest.mark.parametrize("in_flight", [1, 2])
 @pytest.mark.parametrize("seed", range(10))
-def test_whatever_comes_everyone_is_answered_in_full(simulate: Simulate, seed: int, in_flight: int) -> None:
+def test_every_request_of_a_random_load_is_answered_in_full(simulate: Simulate, seed: int, in_flight: int) -> None:
     simulation = simulate(kv_blocks=40, seed=seed, in_flight=in_flight)
     rng = simulation.random
     answers: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""/health while the engine cannot yet answer; that it does in the end, every test with a real engine shows."""
+"""/health before the engine can answer. Every test with a real engine covers /health afterwards."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -11,7 +11,7 @@ from gadfly.engine.warm_up import WarmUp
 
 
 class Server:
-    """vLLM's routes, of which one fails until it is mended."""
+    """vLLM's routes; chat completions fail with `status`."""
 
     def __init__(self) -> None:
         self.attempts = 0
@@ -50,7 +50,7 @@ async def _settled(client: httpx.AsyncClient) -> httpx.Response:
     return await client.get("/health")
 
 
-async def test_a_failed_warm_up_is_not_ready_and_is_tried_again(server: Server, client: httpx.AsyncClient) -> None:
+async def test_a_failed_warm_up_is_not_ready_and_is_retried(server: Server, client: httpx.AsyncClient) -> None:
     first = await client.get("/health")
     assert (first.status_code, first.json()) == (503, {"detail": "the engine is warming up"})
     failed = await _settled(client)
@@ -65,5 +65,5 @@ async def test_a_context_too_short_for_a_critique_is_still_ready(server: Server,
     assert (await _settled(client)).status_code == 200
 
 
-async def test_other_requests_pass_at_once(client: httpx.AsyncClient) -> None:
+async def test_other_requests_pass_through(client: httpx.AsyncClient) -> None:
     assert (await client.post("/v1/completions")).status_code == 200

@@ -1,4 +1,4 @@
-"""`gadfly critics`, `promote` and `rollback`: which critic answers, and why."""
+"""Prints critics and swaps."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,43 +6,15 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from gadfly.cli.asking import ServiceClient
 from gadfly.cli.terminal import out, plain
 
 _COLOURS = {"done": "green", "refused": "red", "pending": "yellow"}
 
 
-def list_critics(service: ServiceClient) -> list[dict[str, Any]]:
-    """Every version, newest first."""
-    found: list[dict[str, Any]] = service.get("/critics")
-    return found
-
-
-def read_critic(service: ServiceClient, version: int) -> dict[str, Any]:
-    """One version with its gate report, swaps and receipts."""
-    found: dict[str, Any] = service.get(f"/critics/{version}")
-    return found
-
-
-def promote(service: ServiceClient, version: int, reason: str | None) -> dict[str, Any]:
-    """Make a version live."""
-    return service.post("/admin/promote", _given(version=version, reason=reason))
-
-
-def rollback(service: ServiceClient, reason: str | None) -> dict[str, Any]:
-    """Go back to the version that was live before the one that is live now; asked twice, it is done once."""
-    live = [critic["version"] for critic in list_critics(service) if "live" in critic["pointers"]]
-    return service.post("/admin/rollback", _given(from_version=live[0] if live else None, reason=reason))
-
-
-def _given(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
-
-
 def show_critics(critics: list[dict[str, Any]]) -> None:
-    """One line per version."""
+    """Print one line per version."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("version", "is", "from", "made", "adapter"):
+    for name in ("version", "pointers", "parent", "created", "adapter"):
         table.add_column(name)
     for critic in critics:
         table.add_row(
@@ -56,14 +28,14 @@ def show_critics(critics: list[dict[str, Any]]) -> None:
 
 
 def show_critic(critic: Mapping[str, Any]) -> None:
-    """One version: where it comes from, how it went live, what proved it."""
-    pointers = ", ".join(critic["pointers"]) or "not pointed to"
+    """Print one version: its parent and run, its swaps and their receipts."""
+    pointers = ", ".join(critic["pointers"]) or "no pointer"
     table = Table(box=None, show_header=False, padding=(0, 3, 0, 0))
     table.add_row("version", f"{critic['version']} ({pointers})")
     table.add_row("adapter", critic["adapter_sha256"] or "none: the base model under the critic's prompt")
     if critic["run_id"] is not None:
-        gate = "" if critic["outcome"] is None else f", whose gate said {critic['outcome'].replace('_', ' ')}"
-        table.add_row("from", f"version {critic['parent']}, by the run {critic['run_id']}{gate}")
+        gate = "" if critic["outcome"] is None else f", gate: {critic['outcome'].replace('_', ' ')}"
+        table.add_row("parent", f"version {critic['parent']}, trained by run {critic['run_id']}{gate}")
     for swap in critic["swaps"]:
         table.add_row("swap", _swap_line(swap))
     for receipt in critic["receipts"]:
@@ -72,11 +44,13 @@ def show_critic(critic: Mapping[str, Any]) -> None:
 
 
 def show_swap(swap: Mapping[str, Any]) -> None:
-    """How a swap went."""
+    """Print the state of one swap."""
     if swap["status"] == "pending":
-        out.print(f"[yellow]under way[/]: version {swap['version']} is still being proven; `gadfly status` shows more")
+        out.print(
+            f"[yellow]in progress[/]: version {swap['version']} is still being proven; `gadfly status` shows more"
+        )
     else:
-        out.print(f"version [green]{swap['version']}[/] is live; before it was {swap['from_version']}")
+        out.print(f"version [green]{swap['version']}[/] is live; the previous version is {swap['from_version']}")
 
 
 def _swap_line(swap: Mapping[str, Any]) -> Text:

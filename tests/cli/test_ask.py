@@ -1,4 +1,4 @@
-"""What people see of /critique, /refine and /feedback, and what they see when it goes wrong."""
+"""Input and output of `gadfly critique`, `refine` and `feedback`, over simulated answers."""
 
 import io
 import json
@@ -8,17 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from gadfly.cli import asking
-from gadfly.cli.asking import (
-    ServiceClient,
-    ServiceError,
-    ask,
-    problem_text,
-    read_text,
-    request_body,
-    show_critique,
-    show_refinement,
-)
+from gadfly.cli.answer_view import show_critique, show_refinement, stream_answer
+from gadfly.cli.request_input import read_text, request_body
+from gadfly.client import Client, ServiceError
 from gadfly.errors import BadInput
 from gadfly.settings import Settings
 
@@ -49,12 +41,12 @@ REFINEMENT: dict[str, Any] = {
 }
 
 
-def service(handler: Any, **settings: Any) -> ServiceClient:
-    return ServiceClient(Settings(**settings), transport=httpx.MockTransport(handler))
+def client(handler: Any, **settings: Any) -> Client:
+    return Client.from_settings(Settings(**settings), transport=httpx.MockTransport(handler))
 
 
 def events(*pairs: tuple[str, dict[str, Any]]) -> bytes:
-    return b": still at work\n\n" + b"".join(
+    return b": heartbeat\n\n" + b"".join(
         f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode() for name, data in pairs
     )
 
@@ -66,7 +58,7 @@ def problem(status: int, title: str, detail: str, **headers: str) -> httpx.Respo
     return httpx.Response(status, json={"title": title, "status": status, "detail": detail}, headers=headers)
 
 
-def test_text_is_printed_as_it_comes_and_the_result_returned(capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_is_printed_as_it_arrives_and_the_result_returned(capsys: pytest.CaptureFixture[str]) -> None:
     def handler(request: httpx.Request) -> httpx.Response:
         assert json.loads(request.content) == {"question": "q", "response": "r", "stream": True}
         assert request.headers["authorization"] == "Bearer gf_key"
@@ -82,10 +74,10 @@ def test_text_is_printed_as_it_comes_and_the_result_returned(capsys: pytest.Capt
             ),
         )
 
-    assert ask(service(handler, key="gf_key"), "/critique", {"question": "q", "response": "r"}) == CRITIQUE
+    assert stream_answer(client(handler, key="gf_key"), "/critique", {"question": "q", "response": "r"}) == CRITIQUE
     printed = capsys.readouterr().out
-    assert "Step 1 is [red]wrong[/red]" in printed, "the model's text is no markup"
-    assert "\x1b" not in printed, "nor does it steer the terminal"
+    assert "Step 1 is [red]wrong[/red]" in printed, "the model's text is not markup"
+    assert "\x1b" not in printed, "nor does it control the terminal"
     assert "another sample" not in printed
 
 
@@ -105,69 +97,38 @@ def test_a_critique_of_the_base_model_without_steps(capsys: pytest.CaptureFixtur
     printed = capsys.readouterr().out
     assert "critic@0 (the base model)" in printed
     assert "confidence" not in printed
-    assert "no steps" in printed
+    assert "no recognisable steps" in printed
 
 
-def test_a_refinement_shows_the_answer_and_why_it_stopped(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_refinement_shows_the_answer_and_its_stop_reason(capsys: pytest.CaptureFixture[str]) -> None:
     show_refinement(REFINEMENT)
     printed = capsys.readouterr().out
     assert "3 * 4 - 2 = 10" in printed
-    assert "stopped     after 1 round: the critic calls the answer correct; 2 of 3 samples agree" in printed
+    assert "stopped     after 1 round: the critic judges the answer correct; 2 of 3 samples agree" in printed
     assert "refined     right" in printed
 
 
-REFUSALS = [  # answer, sentence, why this row exists
-    (problem(401, "Unauthorized", "this service needs a key"), "--key or GADFLY_KEY", "say how to send one"),
-    (problem(503, "Engine unavailable", "no engine", **{"retry-after": "5"}), "try again in 5 s", "say when"),
-    (problem(422, "Invalid input", "question: must not be empty"), "question: must not be empty", "say what"),
-    (httpx.Response(404, text="<html>nginx"), "is no Gadfly", "another program listens there"),
-    (httpx.Response(200, text="hello"), "is no Gadfly", "another program listens there and likes us"),
-]
+def test_a_refusal_of_a_stream_is_one_sentence() -> None:
+    answer = problem(429, "Too many requests", "256 requests are in flight", **{"retry-after": "1"})
+    with pytest.raises(ServiceError, match=r"Too many requests: 256 requests are in flight \(try again in 1 s\)"):
+        stream_answer(client(lambda request: answer), "/critique", {})
 
 
-@pytest.mark.parametrize(("answer", "sentence", "why"), REFUSALS)
-def test_a_refusal_is_a_sentence(answer: httpx.Response, sentence: str, why: str) -> None:
-    with pytest.raises(ServiceError, match=sentence):
-        service(lambda request: answer).post("/critique", {})
-
-
-def test_a_refusal_of_a_stream_is_a_sentence() -> None:
-    answer = problem(429, "Too many requests", "256 requests are at work", **{"retry-after": "1"})
-    with pytest.raises(ServiceError, match=r"Too many requests: 256 requests are at work \(try again in 1 s\)"):
-        ask(service(lambda request: answer), "/critique", {})
-
-
-def test_an_error_in_the_stream_is_a_sentence() -> None:
+def test_an_error_in_the_stream_is_one_sentence() -> None:
     content = events(("error", {"title": "Engine timed out", "status": 504, "detail": "it took longer than 300 s"}))
     with pytest.raises(ServiceError, match="it took longer than 300 s"):
-        ask(service(lambda request: httpx.Response(200, content=content, headers=STREAM)), "/critique", {})
+        stream_answer(client(lambda request: httpx.Response(200, content=content, headers=STREAM)), "/critique", {})
 
 
-def test_a_stream_that_ends_without_a_result_broke_off() -> None:
+def test_a_stream_without_a_result_is_an_error() -> None:
     content = events(("text", {"sample": 0, "round": 0, "role": "critique", "text": "Step"}))
-    with pytest.raises(ServiceError, match="broke off"):
-        ask(service(lambda request: httpx.Response(200, content=content, headers=STREAM)), "/critique", {})
+    with pytest.raises(ServiceError, match="ended without a result"):
+        stream_answer(client(lambda request: httpx.Response(200, content=content, headers=STREAM)), "/critique", {})
 
 
-@pytest.mark.parametrize(
-    ("error", "sentence"),
-    [
-        (httpx.ConnectError("refused"), "start one with `gadfly up`"),
-        (httpx.ReadTimeout("slow"), "did not answer in time"),
-        (httpx.RemoteProtocolError("gone"), "broke off"),
-    ],
-)
-def test_a_service_that_is_away_is_a_sentence(error: httpx.HTTPError, sentence: str) -> None:
-    def handler(request: httpx.Request) -> httpx.Response:
-        raise error
-
-    with pytest.raises(ServiceError, match=sentence):
-        service(handler).post("/feedback", {})
-    with pytest.raises(ServiceError, match=sentence):
-        ask(service(handler), "/critique", {})
-
-
-def test_texts_come_from_arguments_files_and_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_are_read_from_arguments_files_and_standard_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "q.txt").write_text("from a file")
     monkeypatch.setattr("sys.stdin", io.StringIO("from a pipe"))
     assert read_text("as given") == "as given"
@@ -181,7 +142,7 @@ def test_texts_come_from_arguments_files_and_standard_input(tmp_path: Path, monk
         read_text(f"@{tmp_path / 'binary'}")
 
 
-def test_a_whole_request_comes_from_standard_input_and_arguments_win(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_is_read_from_standard_input_and_arguments_win(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO('{"question": "q", "response": "r", "seed": 1}'))
     assert request_body(None, None, {"seed": 2, "n": None}) == {"question": "q", "response": "r", "seed": 2}
 
@@ -195,12 +156,9 @@ def test_a_whole_request_comes_from_standard_input_and_arguments_win(monkeypatch
         ('{"question": "q"}', "--response"),
     ],
 )
-def test_an_incomplete_request_is_refused_here(text: str, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incomplete_request_is_refused_before_it_is_sent(
+    text: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO(text))
     with pytest.raises(BadInput, match=sentence):
         request_body(None, None, {})
-
-
-def test_a_problem_without_detail_still_says_something() -> None:
-    assert problem_text({"title": "Internal error", "status": 500}) == "Internal error: Internal error"
-    assert asking.problem_text({"title": "Forbidden", "status": 403, "detail": "admins only"}).endswith("GADFLY_KEY)")

@@ -1,7 +1,7 @@
-"""What `gadfly up` leaves in GADFLY_HOME/run: who runs, and how the next `up` finds and ends what a killed one left.
+"""The state of `gadfly up` in GADFLY_HOME/run: its processes, and the cleanup after an `up` that was killed.
 
-A process is ours when its environment carries the random mark of that run. A number alone proves nothing: after a
-restart it may be anybody's.
+A process belongs to an `up` when its environment carries that run's random mark. A process id alone proves nothing:
+after a restart of the machine it may belong to another program.
 """
 
 import fcntl
@@ -17,7 +17,6 @@ import orjson
 import psutil
 
 from gadfly.errors import Conflict, StoreUnavailable
-from gadfly.settings import Settings
 
 MARK = "GADFLY_RUN_MARK"
 _STATE = "state.json"
@@ -25,27 +24,27 @@ _LOCK = "up.lock"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Running:
+class StartedProcess:
     """A process that `up` started."""
 
     role: str
     pid: int
-    started_at: float  # seconds since the epoch, as the kernel says
+    started_at: float  # seconds since the epoch, from the kernel
 
 
 @dataclass(kw_only=True, slots=True)
-class RunState:
-    """What one run of `gadfly up` says about itself."""
+class UpState:
+    """The state of one `gadfly up`, as stored in its home folder."""
 
     mark: str = field(default_factory=lambda: secrets.token_hex(16))
     pid: int = field(default_factory=os.getpid)
     started_at: float = field(default_factory=lambda: started_at(os.getpid()) or time.time())
     service_url: str = ""
     engine_urls: tuple[str, ...] = ()
-    processes: list[Running] = field(default_factory=list)  # in the order they were started
+    processes: list[StartedProcess] = field(default_factory=list)  # in start order
 
     def write(self, home: Path) -> None:
-        """Replace the state of this home folder in one step."""
+        """Replace the stored state atomically."""
         path = home / "run" / _STATE
         unfinished = path.with_suffix(".new")
         with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
@@ -53,11 +52,11 @@ class RunState:
         unfinished.replace(path)
 
     @classmethod
-    def read(cls, home: Path) -> "RunState | None":
-        """The state that the newest run left, or None when there is none that can be read."""
+    def read(cls, home: Path) -> "UpState | None":
+        """The state that the last `up` stored, or None if there is no readable one."""
         try:
             values = orjson.loads((home / "run" / _STATE).read_bytes())
-            processes = [Running(**item) for item in values.pop("processes")]
+            processes = [StartedProcess(**item) for item in values.pop("processes")]
             return cls(**{**values, "engine_urls": tuple(values["engine_urls"]), "processes": processes})
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
@@ -65,10 +64,10 @@ class RunState:
 
 @contextmanager
 def exclusive(home: Path) -> Iterator[None]:
-    """Be the only `gadfly up` of this folder. The kernel frees the lock however this process ends.
+    """Hold the lock that allows one `gadfly up` per folder. The kernel releases it however this process ends.
 
     Raises:
-        Conflict: one is running.
+        Conflict: another `up` holds it.
         StoreUnavailable: the folder cannot be written.
     """
     try:
@@ -81,50 +80,42 @@ def exclusive(home: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            state = RunState.read(home)
-            who = f" (process {state.pid}, {state.service_url})" if state is not None else ""
+            state = UpState.read(home)
+            holder = f" (process {state.pid}, {state.service_url})" if state is not None else ""
             raise Conflict(
-                f"gadfly up is already running on {home}{who}: stop it first, or choose another folder with --home."
+                f"gadfly up is already running on {home}{holder}: stop it first, or choose another folder with --home."
             ) from None
         yield
 
 
-def running_state(home: Path) -> RunState | None:
-    """What the `gadfly up` that runs on this folder says about itself, None if none runs."""
-    state = RunState.read(home)  # not the lock: to try it would refuse an `up` that starts in the same instant
-    if state is None or not is_alive(Running(role="up", pid=state.pid, started_at=state.started_at)):
+def active_state(home: Path) -> UpState | None:
+    """The state of the `gadfly up` that runs on this folder, None if none runs."""
+    state = UpState.read(home)  # trying the lock instead could refuse an `up` that starts at the same moment
+    if state is None or not is_alive(StartedProcess(role="up", pid=state.pid, started_at=state.started_at)):
         return None
     return state
 
 
-def service_address(settings: Settings) -> str:
-    """The service that commands talk to: as the settings say, and where they say nothing, the one that runs here."""
-    if settings.model_fields_set & {"url", "host", "port"}:
-        return settings.service_url
-    state = running_state(settings.home)
-    return settings.service_url if state is None else state.service_url
-
-
 def started_at(pid: int) -> float | None:
-    """When the process with this number was started, None if there is none."""
+    """Start time of a process in seconds since the epoch, None if it does not exist."""
     try:
         return float(psutil.Process(pid).create_time())
     except psutil.Error:
         return None
 
 
-def is_alive(process: Running) -> bool:
-    """Whether this very process still runs, and not another that got its number."""
+def is_alive(process: StartedProcess) -> bool:
+    """Whether this process still runs. A later process with the same id does not count."""
     try:
-        found = psutil.Process(process.pid)
-        # The kernel counts from the start of the machine, and where that lies on the clock may be corrected a little.
-        return abs(found.create_time() - process.started_at) < 2 and not is_over(found)
+        current = psutil.Process(process.pid)
+        # The kernel counts from boot, and the boot time may shift a little when the clock is corrected.
+        return abs(current.create_time() - process.started_at) < 2 and not is_over(current)
     except psutil.Error:
         return False
 
 
 def is_over(process: psutil.Process) -> bool:
-    """Whether it has ended, also when nobody has asked for its exit status yet: some containers never do."""
+    """Whether a process has ended. A zombie counts as ended: in some containers no parent collects its exit status."""
     try:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.Error:
@@ -132,15 +123,15 @@ def is_over(process: psutil.Process) -> bool:
 
 
 def clean_leftovers(home: Path, *, patience_s: float = 15.0) -> list[str]:
-    """End what a killed `up` of this folder left running; the roles that were found. Call it under `exclusive`."""
-    state = RunState.read(home)
+    """End the processes that a killed `up` of this folder left; their roles. The caller must hold `exclusive`."""
+    state = UpState.read(home)
     if state is None:
         return []
     roles = {process.pid: process.role for process in state.processes}
     order = {role: place for place, role in enumerate(dict.fromkeys(reversed(list(roles.values()))))}
     left = sorted(marked(state.mark), key=lambda process: order.get(roles.get(process.pid, ""), len(order)))
-    found = [roles.get(process.pid, "a child process") for process in left]
-    for process in left:  # the newest first, as an orderly stop does
+    left_roles = [roles.get(process.pid, "a child process") for process in left]
+    for process in left:  # newest first, as in an orderly stop
         _signal(process, kill=False)
         if process.pid in roles:
             _wait([process], patience_s)
@@ -149,19 +140,19 @@ def clean_leftovers(home: Path, *, patience_s: float = 15.0) -> list[str]:
         _signal(process, kill=True)
     _wait(left, 5.0)
     (home / "run" / _STATE).unlink(missing_ok=True)
-    return found
+    return left_roles
 
 
 def marked(mark: str) -> list[psutil.Process]:
-    """The processes of the run with this mark, without this one."""
-    found = []
+    """The processes with this mark, without the calling process."""
+    processes = []
     for process in psutil.process_iter():
         try:
             if process.environ().get(MARK) == mark and process.pid != os.getpid():
-                found.append(process)
+                processes.append(process)
         except (psutil.Error, OSError):
-            continue  # another user's, or gone
-    return found
+            continue  # another user's process, or it has ended
+    return processes
 
 
 def _signal(process: psutil.Process, *, kill: bool) -> None:

@@ -1,7 +1,7 @@
-"""`python -m gadfly.cli.keeper`: runs the embedded Postgres for as long as this process lives.
+"""`python -m gadfly.cli.postgres`: runs the embedded Postgres for the lifetime of this process.
 
-Postgres makes itself independent of whoever starts it. This process does not: it is asked to end when `gadfly up` ends,
-however that happens, and stops Postgres then.
+Postgres detaches itself from the process that starts it and would outlive a killed `gadfly up`. This process stays
+attached: it receives SIGTERM when `gadfly up` ends for any reason, and then stops Postgres.
 """
 
 import signal
@@ -17,18 +17,18 @@ _CHECK_EVERY_S = 1.0
 
 
 def main() -> int:
-    """Returns 0 when asked to stop, 1 when Postgres stopped by itself."""
-    asked = threading.Event()
+    """The exit code: 0 after a request to stop, 1 if Postgres does not start or stopped by itself."""
+    stop_requested = threading.Event()
 
     def stop(number: int, frame: FrameType | None) -> None:
-        asked.set()
+        stop_requested.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     try:
         with EmbeddedPostgres(Settings.load().home) as server:
-            print(f"Postgres runs, reachable through {server.url}", file=sys.stderr, flush=True)
-            while not asked.wait(_CHECK_EVERY_S):
+            print(f"Postgres runs at {server.url}", file=sys.stderr, flush=True)
+            while not stop_requested.wait(_CHECK_EVERY_S):
                 if not server.is_running:
                     print("error: Postgres stopped by itself.", file=sys.stderr, flush=True)
                     return 1

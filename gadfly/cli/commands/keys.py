@@ -1,0 +1,109 @@
+"""`gadfly keys create`, `list` and `revoke`: API keys."""
+
+import asyncio
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gadfly.cli.commands.arguments import Json
+from gadfly.cli.options import takes_settings
+from gadfly.records import Tier
+from gadfly.settings import Settings
+
+app = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
+
+
+@app.command("create")
+@takes_settings()
+def create_key(
+    settings: Settings,
+    tier: Annotated[Tier, typer.Option("--tier", help="caller: use the service. admin: everything.")] = Tier.CALLER,
+    name: Annotated[str, typer.Option("--name", help="Name of the key. Unset: its tier.")] = "",
+    expires: Annotated[
+        str | None, typer.Option("--expires", help="When the key expires: 12h, 30d, 2w. Unset: never.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the secret to this file (mode 600).")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --out if it exists.")] = False,
+    if_none: Annotated[
+        bool, typer.Option("--if-none", help="Do nothing when an active key of this tier exists.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Create a key. Its secret is shown once, or written to --out and not shown."""
+    from gadfly.cli import storage, terminal
+    from gadfly.records import now
+    from gadfly.store.database import migrate
+
+    expires_at = None if expires is None else storage.expiry(expires, at=now())
+    with storage.database_url(settings) as url:
+        migrate(url)
+        active = asyncio.run(storage.active_keys(settings, url, tier)) if if_none else []
+        if active:
+            terminal.err.print(f"an active {tier} key exists already: {active[0].name} ({active[0].hint}...)")
+            return
+        is_first = not asyncio.run(storage.all_keys(settings, url))
+        key, secret = asyncio.run(
+            storage.create_key(
+                settings,
+                url,
+                name=name or tier.value,
+                tier=tier,
+                expires_at=expires_at,
+                out=out,
+                overwrite=overwrite,
+            )
+        )
+    if is_first:
+        terminal.err.print("This is the first key: from now on every request needs a key, on this machine too.")
+    if json:
+        terminal.print_json({**asdict(key), "secret": None if out else secret, "file": out and str(out)})
+        return
+    ends = "" if key.expires_at is None else f", valid until {key.expires_at:%Y-%m-%d %H:%M} UTC"
+    terminal.err.print(f"{key.tier} key {key.name} ({key.id}){ends}", markup=False)
+    if out is None:
+        terminal.err.print("This is its secret; it is not shown again:")
+        terminal.out.print(secret, markup=False)
+    else:
+        terminal.err.print(f"The secret is in {out}.", markup=False)
+
+
+@app.command("list")
+@takes_settings()
+def list_keys(settings: Settings, json: Json = False) -> None:
+    """List all keys, including expired and revoked ones."""
+    from gadfly.cli import storage
+    from gadfly.cli.terminal import out, print_json
+    from gadfly.records import now
+
+    with storage.database_url(settings) as url:
+        keys = asyncio.run(storage.all_keys(settings, url))
+    if json:
+        print_json([{**asdict(key), "active": key.is_active(now())} for key in keys])
+        return
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("id", "name", "tier", "secret", "created", "state"):
+        table.add_column(name, overflow="fold", no_wrap=name == "id")
+    for key in keys:
+        inactive = "revoked" if key.revoked_at else "expired"
+        active = "active" if key.expires_at is None else f"active until {key.expires_at:%Y-%m-%d}"
+        state = active if key.is_active(now()) else inactive
+        table.add_row(str(key.id), key.name, key.tier, f"{key.hint}...", f"{key.created_at:%Y-%m-%d}", state)
+    out.print(table if keys else "no keys")
+
+
+@app.command("revoke")
+@takes_settings()
+def revoke_key(
+    settings: Settings, key: Annotated[str, typer.Argument(help="The key's id, or its name if the name is unique.")]
+) -> None:
+    """Revoke a key permanently. Services notice within seconds."""
+    from gadfly.cli import storage
+    from gadfly.cli.terminal import out
+
+    with storage.database_url(settings) as url:
+        revoked = asyncio.run(storage.revoke(settings, url, key))
+    out.print(f"revoked {revoked.tier} key {revoked.name} ({revoked.id})", markup=False)
