@@ -217,12 +217,10 @@ async def test_a_missing_table_counts_as_an_outage_and_rejects_no_record(
     postgres.execute("DROP DATABASE IF EXISTS test_unmigrated WITH (FORCE)")
     postgres.execute("CREATE DATABASE test_unmigrated")
     url = postgres.url_of("test_unmigrated")
-    interaction = make_interaction()
+    interaction = make_interaction(critic_version=None)  # version 0 does not exist yet when the replay succeeds
     async with recording(url, tmp_path) as recorder:
         assert (await recorder.record(interaction)).is_spooled
         await asyncio.to_thread(migrate, url)
-        async with Database(url) as database, database.session() as session:
-            await ensure_version_zero(session, "tiny")
         await until_replayed(recorder)
         assert recorder.rejected == 0
     assert await stored_ids(url) == [interaction.id]
