@@ -43,7 +43,7 @@ WORKDIR /app
 COPY pyproject.toml constraints.txt README.md ./
 COPY gadfly gadfly
 COPY LICENSE NOTICE ./
-# The image brings vLLM and what vLLM needs, which must stay as it is: of our own dependencies only these are missing.
+# The image contains vLLM and its dependencies, which must not change. It lacks only these dependencies of Gadfly.
 RUN python3 -m pip install --no-cache-dir --no-deps --constraint constraints.txt \
     pydantic-settings python-dotenv gguf accelerate httpx httpx-sse orjson uuid-utils --editable .
 ENTRYPOINT []

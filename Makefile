@@ -40,7 +40,7 @@ test: $(STAMP) ## Run the tests (ARGS="tests/cli -k doctor")
 test-fast: $(STAMP) ## Run the tests that start no engine, database or model: about a minute
 	$(PYTHON) -m pytest -m fast $(ARGS)
 
-check: $(STAMP) ## Format, lint, types, the arrows between packages, migration drift
+check: $(STAMP) ## Check format, lint, types, import contracts and migrations
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	$(PYTHON) -m mypy gadfly bench
@@ -48,11 +48,11 @@ check: $(STAMP) ## Format, lint, types, the arrows between packages, migration d
 	@home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && .venv/bin/gadfly migrate --home "$$home" && \
 		.venv/bin/gadfly migrate --check --home "$$home"
 
-docs: $(STAMP) ## The site, from docs/ and the code, in build/site; needs no network
+docs: $(STAMP) ## Build the documentation site from docs/ and the code, in build/site; needs no network
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --quiet
 	@echo "build/site/index.html"
 
-lab: $(STAMP) ## Every row of docs/results.md; takes hours, and goes on where it was
+lab: $(STAMP) ## Make every row of docs/results.md; takes hours, resumes after an interruption
 	$(PYTHON) -m gadfly.lab run build/lab $(ARGS)
 	$(PYTHON) -m gadfly.lab write build/lab
 
@@ -72,7 +72,7 @@ clean: ## Remove installed packages and caches; data in GADFLY_HOME stays
 # environment.
 $(STAMP): pyproject.toml constraints.txt | $(PYTHON) $(filter build/%,$(UV))
 	@if ls .venv/.installed-* >/dev/null 2>&1 && [ ! -e $@ ]; then $(UV) venv --clear --seed --python 3.11 .venv; fi
-	@rm -rf gadfly.egg-info # of an earlier release: it would be found before the installed one
+	@rm -rf gadfly.egg-info # of an earlier release, which would be imported instead of the installed one
 	$(UV) pip install --python $(PYTHON) $(TORCH) --constraint constraints.txt --editable '.[$(GADFLY_EXTRA),dev,docs]'
 	@rm -f .venv/.installed-* && touch $@
 

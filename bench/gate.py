@@ -1,9 +1,9 @@
-"""How often the gate is wrong, and how often it sees a gain: `python -m bench.gate [--runs 400]`.
+"""Error rate and power of the gate: `python -m bench.gate [--runs 400]`.
 
-Simulated deployments with a run every night, decided by the gate's own rule (`gadfly.trainer.measure.gate`) on fresh
-held-out answers. Each answer has its own chance under either critic, so that samples of one answer agree more than
-samples of two; a gain or a loss moves all chances. Every number is a share of deployments, with the standard error of
-a share in brackets. Prints Markdown tables.
+Simulates deployments with a run every night, decided by the gate's own rule (`gadfly.trainer.measure.gate`) on new
+held-out answers. Each answer has its own success probability under either critic, so that samples of one answer are
+correlated; a gain or a loss shifts all probabilities. Every number is a share of deployments, with its standard error
+in parentheses. Prints Markdown tables.
 """
 
 import argparse
@@ -20,13 +20,13 @@ from gadfly.training import TrainConfig
 
 Floats = NDArray[np.float64]
 
-NIGHT = 50  # fresh held-out answers a night, half of them right
-SPREAD, OWN = 2.0, 0.5  # of the answers' logits, and of each critic's own part of them
+NIGHT = 50  # new held-out answers per night, half of them right
+SPREAD, OWN = 2.0, 0.5  # standard deviation of the answers' logits, and of each critic's own part of them
 CONFIG = TrainConfig()
 
 
 class Wealth:
-    """`gadfly.evidence.MeanTest` for D deployments at once."""
+    """`gadfly.evidence.MeanTest`, vectorised over D deployments."""
 
     def __init__(self, deployments: int, null: float = 0.0) -> None:
         self._null = null
@@ -43,12 +43,13 @@ class Wealth:
     @property
     def value(self) -> Floats:
         top = self._logs.max(axis=1)
-        return np.exp(np.minimum(top + np.log(np.exp(self._logs - top[:, None]).mean(axis=1)), 700.0))
+        wealth: Floats = np.exp(np.minimum(top + np.log(np.exp(self._logs - top[:, None]).mean(axis=1)), 700.0))
+        return wealth
 
 
 @cache
 def shift_of(difference: float) -> float:
-    """How far all logits move when the mean chance rises by `difference`."""
+    """The shift of all logits that raises the mean probability by `difference`."""
     random = np.random.default_rng(1)
     logits = 1.0 + random.normal(0, math.hypot(SPREAD, OWN), 100_000)
     before = (1 / (1 + np.exp(-logits))).mean()
@@ -63,14 +64,15 @@ def shift_of(difference: float) -> float:
 
 
 def changes(random: np.random.Generator, deployments: int, answers: int, before: Floats, after: Floats) -> Floats:
-    """Changes in the share of right samples of each answer, between critics that differ by so much from version 0."""
+    """Changes in each answer's share of right samples; `before` and `after` are differences from version 0."""
     logits = 1.0 + random.normal(0, SPREAD, (deployments, answers))
-    shares = []
+    shares: list[Floats] = []
     for differences_D in (before, after):
         moved = np.array([shift_of(round(float(each), 3)) for each in differences_D])
         own = random.normal(0, OWN, (deployments, answers))
-        shares.append(random.binomial(CONFIG.gate_samples, 1 / (1 + np.exp(-(logits + moved[:, None] + own)))))
-    return (shares[1] - shares[0]) / CONFIG.gate_samples
+        hits = random.binomial(CONFIG.gate_samples, 1 / (1 + np.exp(-(logits + moved[:, None] + own))))
+        shares.append(hits / CONFIG.gate_samples)
+    return shares[1] - shares[0]
 
 
 class Deployments:
@@ -93,32 +95,37 @@ class Deployments:
         self._anchored_losses = [Wealth(count) for _ in range(2)]
 
     def night(self, gains: tuple[float, float], answers: int) -> None:
-        """One run whose candidate differs from the live critic by `gains`."""
+        """One run, whose candidate differs from the live critic by `gains`."""
         units = answers // 2
         candidate = self.live + np.array(gains)[:, None]
-        observed, anchored = [], []
+        observed: list[Floats] = []
+        anchored: list[Floats] = []
         for axis in range(2):
             before, after = self.live[axis], candidate[axis]
-            observed.append(sum(changes(self.random, self.count, units, before, after) for _ in range(2)) / 2)
-            anchor = np.zeros(self.count)
-            anchored.append(sum(changes(self.random, self.count, units, anchor, after) for _ in range(2)) / 2)
+            observed.append(self._changes(units, before, after))
+            anchored.append(self._changes(units, np.zeros(self.count), after))
         for wealth, values in zip(self._gains, (*observed, (observed[0] + observed[1]) / 2), strict=True):
             wealth.add(values)
-        for tests, sign, values in (
+        for tests, sign, axes in (
             (self._margins, 1, observed),
             (self._losses, -1, observed),
             (self._anchored, 1, anchored),
             (self._anchored_losses, -1, anchored),
         ):
-            for test, each in zip(tests, values, strict=True):
+            for test, each in zip(tests, axes, strict=True):
                 test.add(sign * each)
         self._decide(candidate)
 
+    def _changes(self, units: int, before: Floats, after: Floats) -> Floats:
+        """The mean over both classes of answers."""
+        first = changes(self.random, self.count, units, before, after)
+        return (first + changes(self.random, self.count, units, before, after)) / 2
+
     def _decide(self, candidate: Floats) -> None:
-        # Without labelled traffic of its own, a deployment bets on these three; the shares are the gate's.
+        # The gate's shares of the bets, without the one on labelled traffic, which is not simulated.
         gain = (0.15 * self._gains[0].value + 0.15 * self._gains[1].value + 0.5 * self._gains[2].value) / 0.8
         needed = np.array([wealth_needed(CONFIG, int(lineage)) for lineage in self._lineage])
-        moved = np.abs(self.live).sum(axis=0) > 0  # else the anchor is the live critic
+        moved = np.abs(self.live).sum(axis=0) > 0  # otherwise the anchor is the live critic
         within = np.all([test.value >= 1 / MARGIN_ERROR for test in self._margins], axis=0)
         within &= ~moved | np.all([test.value >= 1 / MARGIN_ERROR for test in self._anchored], axis=0)
         worse = np.any([test.value >= 1 / LOSS_ERROR for test in self._losses], axis=0)
@@ -146,7 +153,7 @@ def false_promotions(runs: int) -> list[str]:
             for _ in range(nights):
                 deployments.night((0.0, 0.0), answers)
             rows.append(f"| {nights} | {answers} | {share(deployments.promotions > 0)} |")
-    return ["| nights | fresh answers a night | promoted at least once, no true difference |", "|---|---|---|", *rows]
+    return ["| nights | new answers per night | promoted at least once, no true difference |", "|---|---|---|", *rows]
 
 
 def power(runs: int) -> list[str]:
@@ -177,10 +184,10 @@ def drift(runs: int) -> list[str]:
         deployments.night((0.04, -0.02), 400)
     gained, lost = deployments.live.mean(axis=1)
     return [
-        "| after 50 nights of +4 discriminability and -2 helpfulness, 400 answers a night | mean |",
+        "| after 50 nights of +4 discriminability and -2 helpfulness, 400 answers per night | mean |",
         "|---|---|",
-        f"| discriminability against version 0 | {100 * gained:+.1f} points |",
-        f"| helpfulness against version 0 | {100 * lost:+.1f} points |",
+        f"| discriminability compared with version 0 | {100 * gained:+.1f} points |",
+        f"| helpfulness compared with version 0 | {100 * lost:+.1f} points |",
         f"| promotions | {deployments.promotions.mean():.2f} |",
     ]
 

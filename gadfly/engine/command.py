@@ -147,7 +147,7 @@ def _common_arguments(settings: Settings) -> list[str]:
         # would then come from another distribution than the trainer assumes. Its end-of-turn tokens still apply.
         *("--generation-config", "vllm"),
         *("--middleware", WARM_UP),
-        "--enable-tokenizer-info-endpoint",  # the clients keep the tokenizer's control tokens out of callers' texts
+        "--enable-tokenizer-info-endpoint",  # clients remove the tokenizer's control tokens from callers' texts
         "--disable-uvicorn-access-log",
         "--disable-fastapi-docs",
     ]

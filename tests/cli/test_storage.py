@@ -148,7 +148,7 @@ def test_migrate_creates_the_schema_and_check_changes_nothing(postgres: Postgres
 
 
 @pytest.mark.database
-def test_without_an_address_the_embedded_database_is_used_and_stopped_again(tmp_path: Path) -> None:
+def test_without_an_address_the_embedded_database_is_started_and_stopped(tmp_path: Path) -> None:
     for _ in range(2):
         result = CliRunner().invoke(app, ["keys", "create", "--if-none", "--home", str(tmp_path)])
         assert result.exit_code == 0, result.output

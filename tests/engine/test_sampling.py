@@ -13,7 +13,7 @@ from tests.support.tiny_models import random_model
 
 pytestmark = pytest.mark.engine
 
-# Published for Qwen2.5-7B-Instruct, with the two values that show soonest in a model of random weights.
+# As published for Qwen2.5-7B-Instruct, with stronger top_k and penalty, which show in a model of random weights.
 PUBLISHED = {"temperature": 0.7, "top_p": 0.8, "top_k": 1, "repetition_penalty": 2.0, "max_new_tokens": 4}
 PROMPT = prompts.load("bare@1").solve(question="What is 2 + 2?")
 SAMPLED = Sampling(n=16, temperature=1.0, seed=0, max_tokens=12)
