@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gadfly.evidence import bets
-from gadfly.trainer.measure.gate import LOSS_ERROR, MARGIN_ERROR, wealth_needed
+from gadfly.planning import MARGIN_ERROR
+from gadfly.trainer.measure.gate import LOSS_ERROR, wealth_needed
 from gadfly.training import TrainConfig
 
 Floats = NDArray[np.float64]

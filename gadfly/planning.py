@@ -18,7 +18,18 @@ from gadfly.store.training_data import LabelledAnswer, source_counts
 from gadfly.training import TrainConfig
 
 POWER = 0.8  # the probability that the gate detects a difference of the given size
-DISCORDANCE = 0.2  # assumed share of answers on which candidate and live critic differ
+DISCORDANCE = 0.2  # assumed share of answers on which one sample of candidate and live critic differ
+FIRST_LINEAGE = 0.8  # share of the gate's error budget for the first candidates under one live critic
+GAIN_SHARES = {  # of the first wealth that the gate bets on a gain, by axis
+    "discriminability": 0.15,
+    "helpfulness": 0.15,
+    "both": 0.5,
+    "utility": 0.2,
+}
+MARGIN_ERROR = 0.1  # the gate's chance to take a loss of the margin for a smaller one, per axis
+
+_LASTING = 0.03  # share of the discordance that more samples of an answer do not average out
+_BETTING_NATS = 1.5  # what it costs that the best bet is not known beforehand
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,13 +106,10 @@ def plan(
     judged = evaluation_items(heldout, config.evaluation_items)
     judged_referenced = [answer for answer in judged if answer.reference is not None]
     stage_2 = Portion.of(referenced)
+    units = min(_questions(judged, is_right=True), _questions(judged, is_right=False))
     detectable = (
-        detectable_balanced(
-            right=_questions(judged, is_right=True),
-            wrong=_questions(judged, is_right=False),
-            confidence=config.gate_confidence,
-        ),
-        detectable_difference(Portion.of(judged_referenced).questions, confidence=config.gate_confidence),
+        _detectable("discriminability", units, config),
+        _detectable("helpfulness", Portion.of(judged_referenced).questions / 2, config),
     )
     seconds = None if seconds_per_step_history is None else _seconds(seconds_per_step_history, len(judged), config)
     return Plan(
@@ -117,7 +125,7 @@ def plan(
         steps=config.steps,
         detectable_discriminability=detectable[0],
         detectable_helpfulness=detectable[1],
-        questions_for_margin=pairs_to_rule_out(config.gate_margin, confidence=config.gate_confidence),
+        questions_for_margin=_questions_for_margin(config),
         assumed_discordance=DISCORDANCE,
         power=POWER,
         seconds=seconds,
@@ -126,13 +134,26 @@ def plan(
     )
 
 
+def _detectable(axis: str, units: float, config: TrainConfig) -> float | None:
+    nats = nats_needed(config, share=GAIN_SHARES[axis])
+    return detectable_difference(units, nats=nats, samples=config.gate_samples)
+
+
+def _questions_for_margin(config: TrainConfig) -> int | None:
+    """Questions on which a loss of the margin is ruled out on an axis without a difference; None for a margin of 0."""
+    if config.gate_margin == 0:
+        return None
+    nats = -math.log(MARGIN_ERROR) + _BETTING_NATS
+    return math.ceil(2 * units_needed(config.gate_margin, nats=nats, samples=config.gate_samples))
+
+
 def _questions(answers: Sequence[LabelledAnswer], *, is_right: bool) -> int:
     return len({answer.question_hash for answer in answers if answer.is_right is is_right})
 
 
 def _seconds(per_step: float, judged: int, config: TrainConfig) -> float:
     # Sampling dominates the duration, so an evaluation counts as the steps that write as many critiques.
-    evaluation = 2 * judged / (config.prompts_per_step * config.samples_per_prompt)
+    evaluation = 2 * judged * config.gate_samples / (config.prompts_per_step * config.samples_per_prompt)
     return per_step * (config.steps + evaluation)
 
 
@@ -177,55 +198,40 @@ def _spread(answers: Sequence[LabelledAnswer]) -> list[LabelledAnswer]:
 # ---------------------------------------------------------------------------------------------- detectable differences
 
 
-def needed_pairs(difference: float, *, confidence: float, discordance: float = DISCORDANCE) -> float:
-    """Paired items needed to detect `difference` with power `POWER`, when a share `discordance` of them differ.
+def variance_of_change(samples: int) -> float:
+    """The assumed variance of an answer's change, candidate - live, when each critic judges it `samples` times.
 
-    McNemar's test in normal approximation, two-sided: n = (z_a sqrt(d) + z_b sqrt(d - D^2))^2 / D^2, for a difference D
-    and a discordance d (Connor 1987, Sample size for testing differences in proportions for the paired-sample design,
-    Biometrics 43).
+    With one sample it is the discordance. Most of that is chance in sampling, which more samples average out.
     """
-    normal = NormalDist()
-    z_alpha, z_beta = normal.inv_cdf((1 + confidence) / 2), normal.inv_cdf(POWER)
-    root = z_alpha * math.sqrt(discordance) + z_beta * math.sqrt(max(0.0, discordance - difference**2))
-    return (root / difference) ** 2
+    return DISCORDANCE * (_LASTING + (1 - _LASTING) / samples)
 
 
-def detectable_difference(pairs: float, *, confidence: float, discordance: float = DISCORDANCE) -> float | None:
-    """The smallest difference detected by `pairs` items with power `POWER`: `needed_pairs` solved for the difference.
+def nats_needed(config: TrainConfig, *, share: float = 1.0) -> float:
+    """The evidence of a gain, in nats, that a first candidate needs from a bet of `share` of the wealth."""
+    return -math.log((1 - config.gate_confidence) * FIRST_LINEAGE * share) + _BETTING_NATS
 
-    None when even a difference as large as the discordance, all of one sign, would not be detected.
+
+def units_needed(distance: float, *, nats: float, samples: int) -> float:
+    """Units of one right and one wrong answer that give `nats` of evidence with power `POWER`; see `gadfly.evidence`.
+
+    A bet on observations with mean m and variance v gains m^2 / 2v nats each on average, with variance m^2 / v: n of
+    them give t^2 / 2 + z t nats with the chance of z, where t = m sqrt(n / v).
     """
-    if pairs <= 0 or needed_pairs(discordance, confidence=confidence, discordance=discordance) > pairs:
+    variance = variance_of_change(samples) / 2  # a unit is the mean of two answers
+    return variance * (_effect(nats) / distance) ** 2
+
+
+def detectable_difference(units: float, *, nats: float, samples: int) -> float | None:
+    """The smallest difference that gives `nats` of evidence on so many units with power `POWER`; None: none does."""
+    if units <= 0:
         return None
-    low, high = 0.0, discordance
-    for _ in range(60):  # needed_pairs falls as the difference grows
-        middle = (low + high) / 2
-        if needed_pairs(middle, confidence=confidence, discordance=discordance) > pairs:
-            low = middle
-        else:
-            high = middle
-    return high
+    difference = _effect(nats) * math.sqrt(variance_of_change(samples) / 2 / units)
+    return difference if difference < DISCORDANCE else None
 
 
-def detectable_balanced(*, right: int, wrong: int, confidence: float, discordance: float = DISCORDANCE) -> float | None:
-    """The same for the mean of the differences in two classes.
-
-    Its variance, d/4 (1/right + 1/wrong), equals that of one class of 4 / (1/right + 1/wrong) items.
-    """
-    if right == 0 or wrong == 0:
-        return None
-    return detectable_difference(4 / (1 / right + 1 / wrong), confidence=confidence, discordance=discordance)
-
-
-def pairs_to_rule_out(margin: float, *, confidence: float, discordance: float = DISCORDANCE) -> int | None:
-    """Paired items whose interval stays above -`margin` with power `POWER` when there is no difference: n = d ((z_a +
-    z_b) / margin)^2, in the same approximation. None for a margin of 0, for which no number suffices.
-    """
-    if margin == 0:
-        return None
-    normal = NormalDist()
-    z = normal.inv_cdf((1 + confidence) / 2) + normal.inv_cdf(POWER)
-    return math.ceil(discordance * (z / margin) ** 2)
+def _effect(nats: float) -> float:
+    z = NormalDist().inv_cdf(POWER)
+    return z + math.sqrt(z**2 + 2 * nats)
 
 
 # -------------------------------------------------------------------------------------------------- warnings and notes
@@ -283,7 +289,7 @@ def _notes(
                 f"at {100 * config.gate_confidence:g} % confidence."
             )
     if helpfulness_counts:
-        margin = pairs_to_rule_out(config.gate_margin, confidence=config.gate_confidence)
+        margin = _questions_for_margin(config)
         notes.append(
             "With a margin of 0 points no number of questions proves that an axis without a gain has no loss."
             if margin is None

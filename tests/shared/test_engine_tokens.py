@@ -78,7 +78,7 @@ async def test_callers_texts_hold_no_control_tokens(engines: EnginePool) -> None
         model="base",
         sampling=Sampling(max_tokens=4, with_tokens=True),
     )
-    assert reply.prompt == attacked
+    assert reply.prompt_tokens == attacked
 
 
 async def test_adapters_come_and_go(engines: EnginePool, critic_model: Path, tmp_path: Path) -> None:

@@ -2,23 +2,26 @@
 
 import hashlib
 import json
+import math
 from uuid import UUID
 
+import numpy as np
 import orjson
 import pytest
 from pydantic import TypeAdapter
 
+from gadfly.evidence import MeanTest
 from gadfly.planning import (
     DISCORDANCE,
     Plan,
     Portion,
-    detectable_balanced,
     detectable_difference,
     evaluation_items,
-    needed_pairs,
-    pairs_to_rule_out,
+    nats_needed,
     plan,
+    units_needed,
     validation_split,
+    variance_of_change,
 )
 from gadfly.records import Split
 from gadfly.store.labels import LabelSource
@@ -96,33 +99,50 @@ def test_every_question_comes_before_a_second_answer_of_one() -> None:
 # ----------------------------------------------------------------------------------------------- what could be detected
 
 
-def test_needed_pairs_by_hand() -> None:
-    # z = 1.959964 and 0.841621; d = 0.2, D = 0.1: (1.959964 * 0.447214 + 0.841621 * 0.435890)^2 / 0.01
-    assert needed_pairs(0.1, confidence=0.95) == pytest.approx(154.599, abs=0.001)
-    # D = d: all changes of one sign; (1.959964 * 0.447214 + 0.841621 * 0.4)^2 / 0.04
-    assert needed_pairs(0.2, confidence=0.95) == pytest.approx(36.8, abs=0.1)
+def test_evidence_needed_by_hand() -> None:
+    # ln(1 / (0.05 * 0.8 * 0.5)) + 1.5 nats
+    assert nats_needed(CONFIG, share=0.5) == pytest.approx(5.412, abs=1e-3)
+    assert variance_of_change(1) == pytest.approx(DISCORDANCE)
+    assert variance_of_change(4) == pytest.approx(0.2 * (0.03 + 0.97 / 4))
+    # t = 0.8416 + sqrt(0.8416^2 + 2 * 4.912) = 4.087; units = 0.0545 / 2 * (4.087 / 0.05)^2
+    assert units_needed(0.05, nats=4.912, samples=4) == pytest.approx(182.1, abs=0.5)
 
 
-def test_pairs_that_rule_out_a_margin_by_hand() -> None:
-    assert pairs_to_rule_out(0.02, confidence=0.95) == 3925  # 0.2 * (2.801585 / 0.02)^2 = 3924.4
-    assert pairs_to_rule_out(0, confidence=0.95) is None
+def test_the_formula_is_the_bets_power() -> None:
+    """Simulated observations of the assumed variance: about four in five tests are decided by the computed number."""
+    random = np.random.default_rng(2)
+    nats, samples, mean = nats_needed(CONFIG), 4, 0.05
+    units = math.ceil(units_needed(mean, nats=nats, samples=samples))
+    deviation = math.sqrt(variance_of_change(samples) / 2)
+    decided = 0
+    for _ in range(200):
+        values = np.clip(random.normal(mean, deviation, units), -1, 1)
+        decided += any(
+            MeanTest.of(values[:count].tolist()).log_wealth >= nats - 1.5
+            for count in (units // 2, 3 * units // 4, units)
+        )
+    assert 0.72 <= decided / 200 <= 0.95
 
 
-def test_detectable_differences_undo_needed_pairs() -> None:
-    assert detectable_difference(154.599, confidence=0.95) == pytest.approx(0.1, abs=1e-4)
-    assert detectable_difference(36, confidence=0.95) is None
-    assert detectable_difference(0, confidence=0.95) is None
-    assert detectable_balanced(right=100, wrong=100, confidence=0.95) == detectable_difference(200, confidence=0.95)
-    # One class with 50 weighs like 4 / (1/50 + 1/infinity): more of the other class hardly helps.
-    assert detectable_balanced(right=50, wrong=10**9, confidence=0.95) == pytest.approx(
-        detectable_difference(200, confidence=0.95), rel=1e-3
-    )
-    assert detectable_balanced(right=0, wrong=100, confidence=0.95) is None
-    more = detectable_difference(1000, confidence=0.95)
-    surer = detectable_difference(1000, confidence=0.99)
+def test_detectable_differences_undo_units_needed() -> None:
+    assert detectable_difference(182.1, nats=4.912, samples=4) == pytest.approx(0.05, abs=1e-4)
+    assert detectable_difference(0, nats=4.9, samples=4) is None
+    assert detectable_difference(1, nats=4.9, samples=4) is None, "more than the critics can differ at all"
+    more = detectable_difference(1000, nats=4.9, samples=4)
+    surer = detectable_difference(1000, nats=6.0, samples=4)
+    greedy = detectable_difference(1000, nats=4.9, samples=1)
     assert more is not None
     assert surer is not None
-    assert more < surer < DISCORDANCE
+    assert greedy is not None
+    assert more < surer < greedy < DISCORDANCE
+
+
+def test_the_default_items_can_do_what_the_default_margin_asks() -> None:
+    config = TrainConfig()
+    found = plan(answers(5, 5), answers(200, 200, start=100), config, seconds_per_step_history=None)
+    assert found.heldout.answers == config.evaluation_items == 400
+    assert found.questions_for_margin is not None
+    assert found.questions_for_margin <= config.evaluation_items
 
 
 # ----------------------------------------------------------------------------------------------------------- the plan
@@ -143,9 +163,10 @@ def test_a_plan_counts_what_it_would_use() -> None:
     assert (found.stage_2.answers, found.stage_2.questions) == (2, 1)
     assert found.pool_answers == 4  # one question with a reference, four samples
     assert (found.heldout.right, found.heldout.wrong, found.heldout_with_reference.answers) == (30, 30, 60)
-    assert found.detectable_helpfulness == detectable_difference(60, confidence=0.95)
-    assert found.detectable_discriminability == detectable_difference(60, confidence=0.95)  # 4 / (1/30 + 1/30)
-    assert found.seconds == pytest.approx(8 * (40 + 2 * 60 / 64))
+    nats = nats_needed(CONFIG, share=0.15)
+    assert found.detectable_helpfulness == detectable_difference(30, nats=nats, samples=4)
+    assert found.detectable_discriminability == detectable_difference(30, nats=nats, samples=4)
+    assert found.seconds == pytest.approx(8 * (40 + 2 * 60 * 4 / 64))
     assert found.warnings == ()
     assert json.loads(json.dumps(found.to_json()))["train_ids"][0] == str(UUID(int=1))
 

@@ -10,9 +10,9 @@ import pytest
 
 from gadfly.evidence import MeanTest
 from gadfly.grading import Grade
+from gadfly.planning import MARGIN_ERROR
 from gadfly.trainer.measure.gate import (
     LOSS_ERROR,
-    MARGIN_ERROR,
     Axis,
     Evidence,
     Traffic,

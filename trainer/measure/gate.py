@@ -15,20 +15,12 @@ from typing import Any, Self
 
 from gadfly.evidence import MeanTest, interval
 from gadfly.grading import Grade
+from gadfly.planning import FIRST_LINEAGE, GAIN_SHARES, MARGIN_ERROR
 from gadfly.trainer.measure.metrics import Judged, measure, proportion
 from gadfly.training import GateOutcome, TrainConfig
 
-MARGIN_ERROR = 0.1  # chance to take a loss of the margin for a smaller one, per axis
 LOSS_ERROR = 0.05  # chance to reject a candidate that lost nothing, per axis
 LEAST_TRAFFIC = 30  # labelled answers of the deployment, from which on their share of right ones counts
-
-_FIRST_SHARE = 0.8  # of the error budget, for the first lineage of candidates under one live critic
-_SHARES = {  # of the first wealth that is bet on a gain, by what it is bet on
-    "discriminability": 0.15,
-    "helpfulness": 0.15,
-    "both": 0.5,
-    "utility": 0.2,
-}
 
 
 # ------------------------------------------------------------------------------------------------------- observations
@@ -361,7 +353,7 @@ def wealth_needed(config: TrainConfig, lineage: int) -> float:
 
     The error budget, 1 - `gate_confidence`, is shared out over all lineages that there may be, most of it to the first.
     """
-    share = _FIRST_SHARE if lineage == 1 else (1 - _FIRST_SHARE) * 6 / math.pi**2 / (lineage - 1) ** 2
+    share = FIRST_LINEAGE if lineage == 1 else (1 - FIRST_LINEAGE) * 6 / math.pi**2 / (lineage - 1) ** 2
     return 1 / ((1 - config.gate_confidence) * share)
 
 
@@ -448,8 +440,8 @@ def _gain(evidence: Evidence, axes: Sequence[Axis]) -> float:
         wealths["utility"] = min(utility)
     if "helpfulness" not in wealths:  # then `both` is discriminability
         wealths["both"] = wealths["discriminability"]
-    total = math.fsum(_SHARES[name] for name in wealths)
-    return math.fsum(_SHARES[name] / total * wealth for name, wealth in wealths.items())
+    total = math.fsum(GAIN_SHARES[name] for name in wealths)
+    return math.fsum(GAIN_SHARES[name] / total * wealth for name, wealth in wealths.items())
 
 
 # ----------------------------------------------------------------------------------------------------------- the rule
