@@ -1,15 +1,15 @@
-"""Control tokens in texts: what a caller or another model wrote is never read as a turn of the conversation.
+"""Control tokens in texts: a text by a caller or another model is never read as a turn of the conversation.
 
-A tokenizer turns strings such as `<|im_end|>` into control tokens wherever they stand, so a text could end its own turn
-and begin another as the system. `neutralise` puts an invisible character into such a string: it then consists of
-ordinary tokens, and the rest of the text stays as it is. Stored texts are not changed, only prompts.
+A tokenizer turns strings such as `<|im_end|>` into control tokens at any position, so a text could end its own turn and
+begin another one as the system. `neutralise` inserts an invisible character into such a string: it then consists of
+ordinary tokens, and the rest of the text is unchanged. Only prompts are changed, not stored texts.
 """
 
 import re
 from collections.abc import Collection, Iterable
 
 JOINER = "\u2060"
-"""WORD JOINER: it has no width, and tokenizers keep it as bytes of its own."""
+"""WORD JOINER: it has no width, and tokenizers encode it as separate bytes."""
 
 _LIKE_CONTROL = re.compile(
     r"<\|[^\s|]{1,80}\|>"  # ChatML, Llama 3, Phi, GLM
@@ -33,12 +33,12 @@ def reserved_strings(added_tokens: Iterable[str]) -> frozenset[str]:
 
 
 def neutralise(text: str, reserved: Collection[str] | None) -> str:
-    """The text with every control token taken apart; with `reserved` None, whatever has the form of one."""
+    """The text with every control token broken up; with `reserved` None, every string in the form of one."""
 
     def broken(match: re.Match[str]) -> str:
-        found = match[0]
-        if reserved is not None and not any(string in found or found in string for string in reserved):
-            return found
-        return found[0] + JOINER + found[1:]
+        candidate = match[0]
+        if reserved is not None and not any(string in candidate or candidate in string for string in reserved):
+            return candidate
+        return candidate[0] + JOINER + candidate[1:]
 
     return _LIKE_CONTROL.sub(broken, text)

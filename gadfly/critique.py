@@ -58,8 +58,8 @@ async def sample_critiques(
 ) -> tuple[Reply, ...]:
     """Sample critiques for the trainer: `critique` without reading the verdict's probability.
 
-    The text of a reply is the whole critique, opener included. A critique that states no verdict stays without one,
-    since an unparsed verdict earns nothing. Raises as `critique`.
+    The text of a reply is the whole critique, opener included. A critique that states no verdict stays unparsed,
+    and an unparsed verdict earns no reward. Raises as `critique`.
     """
     prompt = prompts.critique(question=question, response=response)
     replies = await engines.chat(prompt, model=model, sampling=sampling)

@@ -67,8 +67,8 @@ class Reply:
     """One sampled reply, without the opener. `usage` counts the prompt on sample 0 only: n samples share it.
 
     The last three fields are the engine's own record of the reply, of which the text is a view; they are empty without
-    `Sampling.with_tokens`. `tokens` ends with the end-of-turn token unless the reply was cut. `logprobs` are in nats,
-    one per token, over the full vocabulary at temperature 1 whatever the sampling was (vLLM's raw_logprobs).
+    `Sampling.with_tokens`. `tokens` ends with the end-of-turn token unless the reply was cut short. `logprobs` are in
+    nats, one per token, over the full vocabulary at temperature 1 regardless of the sampling (vLLM's raw_logprobs).
     """
 
     text: str
@@ -108,7 +108,9 @@ class Engine:
             base_url="http://engine" if url.startswith("unix://") else url,
             timeout=httpx.Timeout(timeout_s, connect=_CONNECT_TIMEOUT_S),
         )
-        self._reserved: tuple[int, frozenset[str] | None] | None = None  # `drops` when it was read, and the strings
+        self._reserved: tuple[int, frozenset[str] | None] | None = (
+            None  # `drops` at the time of reading, and the strings
+        )
         self._labels: dict[tuple[str, str, str], LabelTokens] = {}
 
     async def aclose(self) -> None:
@@ -249,7 +251,7 @@ class Engine:
         return tuple((await self._post("/tokenize", kept))["tokens"])
 
     async def _guarded(self, prompt: Prompt) -> Prompt:
-        """The prompt without control tokens in its texts, so that no text can begin a turn of its own."""
+        """The prompt without control tokens in its texts, so that no text can begin a turn."""
         texts = [message.content for message in prompt.messages] + [prompt.opener]
         if not any(map(may_hold_control_tokens, texts)):
             return prompt

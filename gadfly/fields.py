@@ -61,11 +61,11 @@ FilledText = Annotated[str, Field(min_length=1), AfterValidator(_not_blank), Aft
 """A `Text` that is not only white space."""
 
 Metadata = Annotated[dict[str, JsonValue], AfterValidator(_storable_metadata)]
-"""A JSON object of at most 16 KiB as UTF-8 and 100 levels, with texts that Postgres can hold and finite numbers."""
+"""A JSON object of at most 16 KiB as UTF-8 and 100 levels, with texts that Postgres can store and finite numbers."""
 
 HexBytes = Annotated[
     bytes,
     BeforeValidator(lambda value: bytes.fromhex(value) if isinstance(value, str) else value),
     PlainSerializer(bytes.hex, when_used="json"),
 ]
-"""Bytes that JSON holds as hexadecimal digits."""
+"""Bytes, in JSON as hexadecimal digits."""

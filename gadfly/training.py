@@ -189,15 +189,15 @@ class TrainConfig(BaseModel):
     warm_start_learning_rate: float = Field(1e-4, gt=0, description="Peak learning rate of the fine-tuning.")
 
     # Gate
-    evaluation_items: int = Field(400, ge=1, description="Most held-out answers that both critics judge.")
-    gate_confidence: float = Field(0.95, gt=0.5, lt=1, description="Of the intervals of both axes.")
-    gate_margin: Share = Field(0.05, description="Loss on one axis that a gain on the other may cost.")
-    gate_samples: int = Field(4, ge=1, description="Critiques of each held-out answer, at the served temperature.")
+    evaluation_items: int = Field(400, ge=1, description="Maximum held-out answers that both critics judge.")
+    gate_confidence: float = Field(0.95, gt=0.5, lt=1, description="Confidence of the intervals of both axes.")
+    gate_margin: Share = Field(0.05, description="Accepted loss on one axis for a gain on the other.")
+    gate_samples: int = Field(4, ge=1, description="Critiques per held-out answer, at the served temperature.")
     gate_floor: Share | None = Field(
-        None, description="Least verdict accuracy in either class, below which nothing is promoted; null: none."
+        None, description="Lowest verdict accuracy in either class for a promotion; null: no limit."
     )
-    continue_candidate: bool = Field(True, description="Start from an undecided candidate, and add to its evidence.")
-    gate_min_items: int = Field(20, ge=1, description="Least held-out answers of each class, right and wrong.")
+    continue_candidate: bool = Field(True, description="Start from an undecided candidate and add to its evidence.")
+    gate_min_items: int = Field(20, ge=1, description="Fewest held-out answers of each class, right and wrong.")
     bootstrap_resamples: int = Field(2000, ge=100, description="Draws for intervals and the randomisation test.")
 
     alarms: AlarmLimits = AlarmLimits()

@@ -1,6 +1,6 @@
-"""`python -m gadfly.migrations "add a column"`: write the migration to what `gadfly/store/tables.py` says.
+"""`python -m gadfly.migrations "add a column"`: writes a migration to the tables of `gadfly/store/tables.py`.
 
-It compares with the newest migration in a Postgres of its own, which it starts and throws away. Read what it wrote.
+It compares them with the newest migration in a temporary Postgres. Review the migration that it writes.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Alembic's entry. It runs migrations in one transaction: that of `gadfly.store.database`, or its own.
+"""Alembic's entry point. It runs migrations in one transaction: that of `gadfly.store.database`, or its own.
 
 `gadfly migrate` passes a connection. The command `alembic` passes none, so the connection goes to GADFLY_DATABASE_URL.
 """
@@ -18,7 +18,7 @@ from gadfly.store.tables import StoredJson, StoredText, Table
 
 
 def render(kind: str, item: Any, context: AutogenContext) -> str | Literal[False]:
-    """Write our own column types as what they are in Postgres: a migration must not change when the code does."""
+    """Write Gadfly's column types as Postgres's types: a migration must not change when the code does."""
     if isinstance(item, StoredText):
         return "sa.Text()"
     if isinstance(item, StoredJson):
@@ -28,8 +28,8 @@ def render(kind: str, item: Any, context: AutogenContext) -> str | Literal[False
 
 
 def run(connection: Connection) -> None:
-    """Do what the Alembic command in progress asks for."""
-    # A migration that waits for a lock makes every query behind it wait too: it gives up and is tried again instead.
+    """Run the migrations of the Alembic command in progress."""
+    # A migration that waits for a lock blocks every query behind it, so it gives up and is retried instead.
     connection.execute(text("SET LOCAL lock_timeout = '5s'"))
     context.configure(
         connection=connection,
@@ -47,7 +47,7 @@ def run_command() -> None:
     """The same for `alembic` on a command line.
 
     Raises:
-        CommandError: no database is named or it is unavailable, or the statements were only to be printed.
+        CommandError: no database is set or it is unavailable, or the command only prints statements (--sql).
     """
     if context.config.config_file_name is not None:
         fileConfig(context.config.config_file_name, disable_existing_loggers=False)

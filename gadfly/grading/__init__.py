@@ -1,4 +1,4 @@
-"""Is a response right? Grades against a reference answer, in a child process that is killed at its time limit."""
+"""Grades responses against reference answers, in a child process that is killed at its time limit."""
 
 from gadfly.grading.process import Grade, Grader, extract_answer, grade, grade_many, read_reference
 from gadfly.grading.voting import group_by_answer

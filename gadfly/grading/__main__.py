@@ -1,4 +1,4 @@
-"""`python -m gadfly.grading LIMIT_S`: the process that grades, fed by `Grader` over pipes."""
+"""`python -m gadfly.grading LIMIT_S`: the grading process, which `Grader` feeds over pipes."""
 
 from gadfly.grading.process import main
 

@@ -56,7 +56,7 @@ _MAX_CONCLUSIONS = 20
 
 # --- choices, yes and no, times, text ------------------------------------------------------------------------------
 
-# A letter that opens a statement, and what may follow it: nothing, punctuation, a reason. "A 20% discount" is none.
+# A letter that opens a statement, followed by nothing, punctuation or a reason. "A 20% discount" does not match.
 _CHOICE_HEAD = re.compile(
     r"""[\s:"'*$\\]*+(?:(?i:is|be|the|it|it's|therefore|clearly|thus|so|hence|option|choice|letter|answer)\b[\s:,"']*+)*+
     (?:[(\[{]\s?(?P<bracketed>[A-Ja-j])\s?[)\]}]
@@ -94,7 +94,7 @@ def _read_choice(text: str, rest: str, stated: bool) -> Choice | Unread:
         letter = (head["bracketed"] or head["letter"] or head["lower"]).upper()
         reason = re.search(r"\b(?:because|since|as)\b", text[head.end() :])
         claim = text[head.end() : head.end() + reason.start()] if reason else text[head.end() :]
-        following = chr(ord(letter) + 1)  # the next of the options that are listed, not chosen from
+        following = chr(ord(letter) + 1)  # the next option of a list, from which none is chosen
         if (
             _CHOICE_ALSO.match(claim)
             or re.search(r".{0,40}?\bis (?:not|wrong|incorrect)\b", claim)
@@ -150,10 +150,10 @@ _NOT_THEN = re.compile(
 
 
 def _read_colon(text: str) -> Colon | Unread:
-    found = colons_in(text)
-    if not found:
+    colons = colons_in(text)
+    if not colons:
         return Unread.MISSING
-    return Unread.HEDGED if len(set(found)) > 1 or _NOT_THEN.search(text) else found[0]
+    return Unread.HEDGED if len(set(colons)) > 1 or _NOT_THEN.search(text) else colons[0]
 
 
 def _read_text(text: str, boxed: bool) -> Text | Unread:
@@ -169,7 +169,7 @@ _ANOTHER_AFTER = re.compile(r"[\s.,]*(?:or\b|and\s+[$\\(0-9-])", re.IGNORECASE)
 
 
 def _measure_after(after: str) -> str:
-    """The unit of measure that stands after a formula or a box, in a way that `read_expression` reads it."""
+    """The unit of measure after a formula or a box, in the form that `read_expression` reads."""
     unit = re.match(r"\s*([A-Za-z]+)(?:\s?\^\s?\{?([23])\}?)?(\W*$)?", unlatex(after))
     if not unit or unit[1].lower() not in MEASURE_WORDS or (unit[1] in AMBIGUOUS_UNITS and unit[3] is None):
         return ""
@@ -198,7 +198,7 @@ def _read_symbolic(span: Span, reference: Symbolic) -> Symbolic | Unread:
             return Unread.HEDGED  # a = 2, b = 3
         text = text[text.rfind("=") + 1 :]
     if _NAMED_NUMBER.fullmatch(reference.latex) and not whole_number(unlatex(text[text.rfind("=") + 1 :])):
-        return Unread.MISSING  # as for a number without a name, an expression left to compute is no answer
+        return Unread.MISSING  # as for a number without a name, an unevaluated expression is not an answer
     return read_expression(text)
 
 
@@ -211,18 +211,18 @@ def extract_answer(response: str, reference: Reference) -> Answer | Unread:
     spans = find_spans(text)
     if isinstance(spans, Unread):
         return spans
-    found: Answer | Unread = Unread.MISSING
+    answer: Answer | Unread = Unread.MISSING
     for span in spans:
-        found = _read(span, reference.answer)
-        if found is not Unread.MISSING:
-            return found
+        answer = _read(span, reference.answer)
+        if answer is not Unread.MISSING:
+            return answer
     if isinstance(reference.answer, YesNo) and not spans[0].stated:
         return _read_opening(text)
-    return found
+    return answer
 
 
 def _read_opening(text: str) -> YesNo | Unread:
-    """Yes or no as the first word of a response that never says it again."""
+    """Yes or no as the first word of a response that does not repeat it."""
     head = re.match(r"\W{0,5}(yes|no|true|false)\b\s*(?:[.,:;!\n-]|$)", text, re.IGNORECASE)
     if not head:
         return Unread.MISSING
@@ -231,11 +231,11 @@ def _read_opening(text: str) -> YesNo | Unread:
     return Unread.HEDGED if others - {truth} or WITHDRAWN.search(text, head.end()) else YesNo(truth)
 
 
-_TERM = re.compile(r"[0-9}]\s?(?:\\[,;: ]\s?)?[A-Za-z]\s*\.?\s*$")  # in a formula 3m is rather a term than metres
+_TERM = re.compile(r"[0-9}]\s?(?:\\[,;: ]\s?)?[A-Za-z]\s*\.?\s*$")  # in a formula 3m is more likely a term than metres
 
 
 def _is_contradicted(number: Number, rest: str) -> bool:
-    """Whether the last conclusion in `rest` that holds numbers does not hold this one."""
+    """Whether the last conclusion with numbers in `rest` lacks this number."""
     for match in reversed(list(CONCLUDES.finditer(rest))[-_MAX_CONCLUSIONS:]):
         values = values_in(unlatex(first_sentence(rest[match.start() :])))
         if values:
@@ -244,7 +244,9 @@ def _is_contradicted(number: Number, rest: str) -> bool:
 
 
 def _read(span: Span, reference: Answer) -> Answer | Unread:
-    if isinstance(reference, Number):  # its own rules judge what follows a box: a scale is part of it, a unit may be
+    if isinstance(
+        reference, Number
+    ):  # its own rules read the text after a box: a scale is part of the number, a unit may be
         formulas = [span.text] if span.boxed else [content for _, _, content in math_segments(span.text)]
         if not reference.unit and any(_TERM.search(formula) for formula in formulas):
             return Unread.HEDGED

@@ -42,7 +42,7 @@ from gadfly.grading.statements import (
 from gadfly.grading.text import SIZES, WRAPPED, tidy, unlatex
 
 MAX_REFERENCE_CHARS = 20_000
-_MAX_TEXT_CHARS = 200  # a longer reference without a stated answer is an essay, which nothing can match by rule
+_MAX_TEXT_CHARS = 200  # a longer text without a stated answer is an essay, which no rule can compare
 _MAX_MATH_CHARS = 500
 _SYMBOLIC_MODULE = "gadfly.grading.symbolic"
 
@@ -67,12 +67,12 @@ class Colon:
 
     parts: tuple[int, ...]
     half: str = ""
-    padded: bool = False  # 03:30 is 24-hour notation, in which no half of the day is missing
+    padded: bool = False  # 03:30 is 24-hour notation, which needs neither am nor pm
 
 
 @dataclass(frozen=True, slots=True)
 class Sequence:
-    """Plain numbers in brackets, or comma-separated without (`brackets` is then empty), with the unknowns they name."""
+    """Plain numbers, in brackets or only comma-separated (`brackets` is then empty), with the variables they assign."""
 
     brackets: str
     items: tuple[Number, ...]
@@ -81,7 +81,7 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True)
 class Symbolic:
-    """LaTeX for math-verify. `unit` is the text that stood after the expression."""
+    """LaTeX for math-verify. `unit` is the unit after the expression."""
 
     latex: str
     unit: tuple[str, ...] = ()
@@ -99,7 +99,7 @@ Answer = Number | Choice | YesNo | Colon | Sequence | Symbolic | Text
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A reference that was read: `text` is the part that states the answer, `answer` its meaning."""
+    """A reference as read: `text` is the part that states the answer, `answer` its meaning."""
 
     text: str
     answer: Answer
@@ -132,7 +132,7 @@ def _same_colon(reference: Colon, answer: Colon) -> bool:
 
     if reference.half and answer.half:
         return of_day(reference) == of_day(answer)
-    if reference.half:  # without its half of the day a time is 24-hour notation or cannot be told
+    if reference.half:  # without am or pm a time is in 24-hour notation, or ambiguous
         return (answer.padded or answer.parts[0] > 12) and answer.parts == of_day(reference)
     if answer.half:
         return of_day(answer) == reference.parts or (not reference.padded and answer.parts == reference.parts)
@@ -170,8 +170,8 @@ def _same_sequence(reference: Sequence, answer: Sequence) -> bool:
     if reference.names and answer.names and reference.names != answer.names:
         return False
     if reference.brackets == "{}":
-        return all(any(same_number(ours, theirs) for theirs in answer.items) for ours in reference.items) and all(
-            any(same_number(ours, theirs) for ours in reference.items) for theirs in answer.items
+        return all(any(same_number(left, right) for right in answer.items) for left in reference.items) and all(
+            any(same_number(left, right) for left in reference.items) for right in answer.items
         )
     if len(reference.items) != len(answer.items):
         return False
@@ -181,18 +181,18 @@ def _same_sequence(reference: Sequence, answer: Sequence) -> bool:
 def _fold(text: str) -> str:
     text = WRAPPED.sub(r"\1", text).casefold()
     text = re.sub(r"\s+", " ", text).strip(" \t\n.,;:!?\"'()[]{}$*_`")
-    if not re.search(r"[0-9]", text):  # inside numbers and dates punctuation has a meaning
+    if not re.search(r"[0-9]", text):  # in numbers and dates punctuation matters
         text = re.sub(r"[.,;:!?\"'()\[\]]", "", re.sub(r"(?<=\w)\s*-\s*(?=\w)", " ", text))
     return re.sub(r"\s+", " ", text).strip().removeprefix("the ")
 
 
 def _is_formula(text: str) -> bool:
-    """Whether a text without digits has no word either: `-xy`, `n!`, `f'(x)`, where case and signs have a meaning."""
+    """Whether a text has neither digits nor words: in `-xy`, `n!` and `f'(x)` case and signs matter."""
     return bool(re.search(r"[A-Za-z]", text)) and not re.search(r"[0-9]|[A-Za-z]{3}", text)
 
 
 def comparable_text(text: str) -> str:
-    """`text` as it is compared: folded, or as it stands when it is a formula."""
+    """The form of `text` for comparison: folded, or unchanged if it is a formula."""
     formula = re.sub(r"\s+", " ", WRAPPED.sub(r"\1", text)).strip(' \t\n.$*_`"')
     return formula if _is_formula(formula) else _fold(text)
 
@@ -236,7 +236,7 @@ _SIGNS_OF_MATH = re.compile(
 
 
 def read_expression(text: str) -> Symbolic | Unread:
-    """LaTeX out of one mathematical expression; MISSING for prose, which the parser would quietly read in part."""
+    """The LaTeX of one mathematical expression; MISSING for prose, of which the parser would silently read a part."""
     text = SIZES.sub("", text.strip().strip("$").strip()).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
     text = text.removesuffix(".").removesuffix("\\").strip()
     unit: tuple[str, ...] = ()
@@ -258,7 +258,7 @@ def read_expression(text: str) -> Symbolic | Unread:
 
 
 def is_same(reference: Answer, answer: Answer) -> bool:
-    """Whether two answers are the same. Not symmetric: the reference says which kind of answer was asked for."""
+    """Whether two answers are the same. Not symmetric: the reference determines the required kind."""
     match reference, answer:
         case Number(), Number():
             return same_number(reference, answer)
@@ -274,7 +274,7 @@ def is_same(reference: Answer, answer: Answer) -> bool:
 
 
 def is_sympy_loaded() -> bool:
-    """Whether symbolic references can be read without a wait."""
+    """Whether symbolic references can be read without waiting for the import."""
     return _SYMBOLIC_MODULE in sys.modules
 
 
@@ -287,7 +287,7 @@ def load_sympy() -> Any:
 
 
 def _stated_reference(text: str) -> str:
-    """The part of a reference that states the answer: a worked solution may come with it."""
+    """The part of a reference that states the answer; the rest may be a worked solution."""
     if "####" in text:
         return text.rsplit("####", 1)[1].strip()
     boxes = [match for match in TRIGGER.finditer(text) if match["box"]]
@@ -319,7 +319,7 @@ def _essay(text: str) -> UnreadableReference:
 
 @lru_cache(maxsize=1024)
 def classify_reference(text: str) -> Reference:
-    """A reference by its looks, without sympy and so in bounded time: a Symbolic one may turn out not to parse.
+    """A reference classified by its form, without sympy and so in bounded time: a Symbolic one may fail to parse.
 
     Raises:
         UnreadableReference: as `read_reference`, except for LaTeX that cannot be parsed.
@@ -376,8 +376,8 @@ def read_reference(text: str) -> Reference:
     r"""The answer that a reference states: `18`, `$1,200`, `3/4`, `(C)`, `yes`, `Paris`, `\frac{\pi}{2}`, or a worked
     solution that ends in `#### 18` or `\boxed{18}`.
 
-    Loads sympy when the reference needs it, and can then take arbitrarily long: `Grader` is the way to call it on text
-    from outside.
+    Loads sympy when the reference needs it, and may then take arbitrarily long: text from outside must go through
+    `Grader`.
 
     Raises:
         UnreadableReference: empty, an essay, not a number (1/0), or LaTeX that cannot be parsed.

@@ -1,19 +1,19 @@
-"""Numbers with their units, as people and models write them. Values are exact; what is in doubt is not read."""
+"""Numbers with their units, as people and models write them. Values are exact; doubtful literals are not read."""
 
 import re
 from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
 
-_MAX_DIGITS = 300  # keeps exact arithmetic instant
+_MAX_DIGITS = 300  # keeps exact arithmetic fast
 _MAX_EXPONENT = 300
 
 
 class Unread(StrEnum):
-    """Why no single answer could be read from a response."""
+    """The reason why no single answer could be read from a response."""
 
-    MISSING = "missing"  # nothing of the reference's kind is stated
-    HEDGED = "hedged"  # several answers, a bound, a negation, or an answer taken back
+    MISSING = "missing"  # the response states nothing of the reference's kind
+    HEDGED = "hedged"  # several answers, a bound, a negation, or a withdrawn answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +57,19 @@ _DENIED_AFTER = re.compile(
     |(?:degrees?\ )?below\ zero|is\ (?:not|wrong|incorrect)\b)""",
     re.VERBOSE | re.IGNORECASE,
 )
-# Words and signs that make the number after them a bound, a part of a sum, or no answer at all.
+# Words and signs that make the number after them a bound, a part of a sum, or not an answer.
 DENIED_BEFORE = re.compile(
     r"""\b(?:not|never|cannot|neither|either|without|except|instead|rather|wrong|incorrect|unless|if|doubt|unsure)\b
     |n't\b|[√<>≤≥±≠]|[+*/×÷^]\s?\(?[$£€]?$|[-—⁻][\s({\[$}]{0,9}$
     |\b(?:than|least|most|between|over|under|above|below|up\ to|exceeds?|within|almost|nearly|modulo?|minus|all\ but
         |number\ (?:after|before)|sin|cos|tan|ln)(?:\ or\ equal\ to)?\s{0,9}\(?[$£€]?$
-    # done to the number itself, unless a verb stands between: the sum is 18
+    # operations on the number, unless a verb stands between: the sum is 18
     |\b(?:hal(?:f|ves)|thirds?|quarters?|fourths?|fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?|twice|thrice
         |doubled?|triple|squared?|squares|cubed?|root|logarithm|log|sum|product|difference|ratio|times|plus|factorial
         |opposite|reciprocal|inverse|negative)\b(?!.*?(?:\b(?:is|are|was|were|equals?|makes?|gives?)\b|=))""",
     re.VERBOSE | re.IGNORECASE | re.DOTALL,
 )
-# What joins a second number to the first.
+# Text that joins a second number to the first.
 _ALSO = re.compile(
     r"""\s*(?:
     [,;]?\s*(?:or|and|and/or|maybe|perhaps|possibly|alternatively|but\ (?:maybe|perhaps)|to|through|plus|minus|times
@@ -89,9 +89,9 @@ _ASSIGNED = re.compile(
     rf"(?<![A-Za-z])[A-Za-z]\s?=\s?-?[$£€]?({DECIMAL})(?=\s*(?:$|[.;)](?![0-9])|,(?![0-9])|and\b|or\b|[A-Za-z]\s?=))"
 )
 _CONDITION = re.compile(r"\b(?:otherwise|unless|or else)\b", re.IGNORECASE)
-# What the words that follow a number in its clause make of it: 18 eggs at most, 18 dollars plus tax.
+# Words after a number, in its clause, that change it: 18 eggs at most, 18 dollars plus tax.
 _NOT_ALL = re.compile(r"\b(?:at (?:most|least)|plus|minus)\b", re.IGNORECASE)
-# What may not be glued to a literal: more of the number (0.3..., 0.(3), 5⁻¹), or a sign that no rule here knows.
+# Text that must not touch a literal: more of the number (0.3..., 0.(3), 5⁻¹), or a sign unknown to these rules.
 _GLUED = re.compile(r"[.,:/]\.?[0-9]|\.{2}|\.\s?\\(?:overline|dot|bar)|\.\(|[^\x00-\x7f\s°¢€£¥₹—\ud800-\udfff]")
 _LEAD = re.compile(
     r"""(?:(?:about|approximately|approx\.?|around|roughly|exactly|only|just|simply|therefore|thus|hence|so|now|also|then
@@ -142,12 +142,12 @@ _MEASURES = {
     "kilometer/hour": "kph kmh",
 }
 MEASURE_WORDS = {word: name for name, words in _MEASURES.items() for word in (name, *words.split())}
-AMBIGUOUS_UNITS = {"in", "s", "h", "m", "g", "l", "pt"}  # units only when glued to the number or standing alone
+AMBIGUOUS_UNITS = {"in", "s", "h", "m", "g", "l", "pt"}  # units only when they touch the number or stand alone
 _SCALE_LIKE = frozenset(
     word
     for line in (
         "k b t bn mn mil mio mln lakh lakhs crore crores score gross grand tens quadrillion quintillion",
-        "am pm pi",  # nor are these units
+        "am pm pi",  # these are not units either
     )
     for word in line.split()
 )
@@ -174,7 +174,7 @@ def _digits(text: str) -> Fraction | None:
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
-    """The exact value of a literal; None for what is no number (1/0) or is too large to be meant."""
+    """The exact value of a literal; None for an undefined one (1/0), or one too large to be meant."""
     value = _digits(match["number"])
     under = _digits(match["under"]) if match["under"] else Fraction(1)
     exponent = int(match["exponent"] or match["power"] or 0)
@@ -201,7 +201,7 @@ def singular(word: str) -> str:
 
 
 def _unit_after(text: str, currency: str | None) -> tuple[str, ...] | Unread:
-    """The unit that follows a literal, at most three words. MISSING when what is glued to the literal is no unit."""
+    """The unit after a literal, at most three words. MISSING when the text that touches the literal is not a unit."""
     words: list[str] = [MEASURE_WORDS[currency.lower().removeprefix("ca").removeprefix("au")]] if currency else []
     if currency and re.match(r"-?[A-Za-z]", text):
         return Unread.MISSING  # $5m, $5k: a scale, not a unit
@@ -239,7 +239,7 @@ def _unit_after(text: str, currency: str | None) -> tuple[str, ...] | Unread:
 
 
 def same_unit(reference: tuple[str, ...], answer: tuple[str, ...]) -> bool:
-    """Whether two units do not contradict each other. Nothing is converted, and a missing one contradicts none."""
+    """Whether two units are compatible. Nothing is converted, and a missing unit is compatible with any."""
     if not reference or not answer:
         return True
 
@@ -264,7 +264,7 @@ def same_unit(reference: tuple[str, ...], answer: tuple[str, ...]) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class _Literal:
     """A literal in a span, read or not."""
 
     start: int
@@ -272,30 +272,30 @@ class _Found:
     number: Number | None
 
 
-def _literals(text: str) -> list[_Found]:
-    found: list[_Found] = []
+def _literals(text: str) -> list[_Literal]:
+    literals: list[_Literal] = []
     for match in _LITERAL.finditer(text):
         start, end = match.start(), match.end()
         value, number = _value(match), None
         before, after = text[:start], text[end:]
         power = re.search(r"([A-Za-z]{1,20})(\^\{?)?$", before[-24:])
         is_measure = power and (power[1].lower() in MEASURE_WORDS or (power[2] and power[1] in ("unit", "units")))
-        if is_measure and found and match[0] in ("2", "3"):
+        if is_measure and literals and match[0] in ("2", "3"):
             continue  # the 2 of 20 ft^2 belongs to the unit
-        # x - 5 is a sum with something that is no number, "= - 5" is a negative one
+        # x - 5 is a sum with a non-number, "= - 5" a negative number
         is_sum = match["sign"] in ("- ", "+ ") and not re.search(r"(?:^|[:=≈(\[{$])\s{0,9}$", before)
         is_broken = bool(_NOT_BEFORE.search(before[-24:]) or _GLUED.match(after))
         if value is not None and not is_sum and not is_broken:
             unit = _unit_after(after, match["currency"])
             if not isinstance(unit, Unread):
                 number = Number(value, unit, bool(match["percent"]))
-        found.append(_Found(start, end, number))
-    return found
+        literals.append(_Literal(start, end, number))
+    return literals
 
 
 def values_in(text: str) -> set[Fraction | None]:
-    """The values of all literals in `text`; None for what looks like one and is none."""
-    return {None if found.number is None else found.number.value for found in _literals(text)}
+    """The values of all literals in `text`; None for one that cannot be read."""
+    return {None if literal.number is None else literal.number.value for literal in _literals(text)}
 
 
 _ONES = (
@@ -316,9 +316,9 @@ _NOT_AFTER_WORDS = re.compile(
 
 
 def _spell(words: str) -> Fraction | None:
-    """The value of number words in their usual order: `two hundred and five`. None when the order makes no number."""
+    """The value of number words in their usual order: `two hundred and five`. None when the order forms no number."""
     total = group = 0
-    last = 10**9  # each word must be smaller than the one before, in its group
+    last = 10**9  # within a group, each word must be smaller than the previous one
     for word in re.findall(r"[a-z]+", words.lower()):
         if word == "and":
             continue
@@ -351,12 +351,12 @@ def _read_spelled(text: str) -> Number | Unread:
 
 
 def read_number(text: str, *, stated: bool) -> Number | Unread:
-    """The one number that a sentence states. One that follows a trigger opens with it; another concludes with it."""
+    """The one number that a sentence states. After a trigger (`stated`) it opens the sentence, otherwise it ends it."""
     if not stated:
         conclusion = re.split(r"\bbecause\b", text, maxsplit=1)[0]
         text = conclusion if _literals(conclusion) else text
-    found = _literals(text)
-    if not found:
+    literals = _literals(text)
+    if not literals:
         return _read_spelled(text)
     assigned = list(_ASSIGNED.finditer(text))
     if len({_digits(match[1]) for match in assigned}) > 1 and (
@@ -367,23 +367,25 @@ def read_number(text: str, *, stated: bool) -> Number | Unread:
     if not stated and equals >= 0 and _literals(text[equals:]):
         return read_number(text[equals + 1 :], stated=True)
     lead = _LEAD.match(text)
-    head = found[0] if lead and found[0].start <= lead.end() else None
+    head = literals[0] if lead and literals[0].start <= lead.end() else None
     if head and not _OPERATOR_AFTER.match(text, head.end) and not _SUM_AFTER.match(text, head.end):
-        return _settle(text, head, found[1:])
+        return _settle(text, head, literals[1:])
     if equals >= 0:
         return read_number(text[equals + 1 :], stated=True)
     if head:
-        return Unread.MISSING  # an expression left to compute
-    if _OPERATOR_AFTER.match(text, found[-1].end) or all(literal.number is None for literal in found):
-        return Unread.MISSING  # cut off in a sum, or nothing but ordinals, times and the like
-    if len({literal.number for literal in found}) > 1 or any(_OPERATOR_AFTER.match(text, f.end) for f in found):
+        return Unread.MISSING  # an unevaluated expression
+    if _OPERATOR_AFTER.match(text, literals[-1].end) or all(literal.number is None for literal in literals):
+        return Unread.MISSING  # cut off in a sum, or only ordinals, times and the like
+    if len({literal.number for literal in literals}) > 1 or any(
+        _OPERATOR_AFTER.match(text, each.end) for each in literals
+    ):
         return Unread.HEDGED
-    if DENIED_BEFORE.search(text[: found[0].start]):
+    if DENIED_BEFORE.search(text[: literals[0].start]):
         return Unread.HEDGED
-    return _settle(text, found[0], [])
+    return _settle(text, literals[0], [])
 
 
-def _settle(text: str, head: _Found, others: list[_Found]) -> Number | Unread:
+def _settle(text: str, head: _Literal, others: list[_Literal]) -> Number | Unread:
     """`head`, unless the words after it change its value or add a second one."""
     if head.number is None:
         return Unread.MISSING
@@ -406,7 +408,7 @@ def _settle(text: str, head: _Found, others: list[_Found]) -> Number | Unread:
 
 
 def same_number(reference: Number, answer: Number) -> bool:
-    """Whether value and unit agree. A percent sign may be missing at 0 and beyond 1, where no fraction is meant."""
+    """Whether value and unit agree. A percent sign may be missing at 0 and above 1, where no fraction can be meant."""
     if reference.value != answer.value or not same_unit(reference.unit, answer.unit):
         return False
     if reference.percent != answer.percent and (answer.unit if reference.percent else reference.unit):
@@ -415,7 +417,7 @@ def same_number(reference: Number, answer: Number) -> bool:
 
 
 def whole_number(text: str) -> Number | None:
-    """The number that `text` is, with its unit and nothing else."""
+    """The number, with its unit, that is the whole of `text`; None for any other text."""
     text = text.strip().removesuffix(".").strip()
     match = _LITERAL.match(text)
     if match is None:
@@ -423,13 +425,13 @@ def whole_number(text: str) -> Number | None:
         read = _read_spelled(text) if spelled else Unread.MISSING
         rest = text[spelled.end() :] if spelled else ""
         return None if isinstance(read, Unread) or not _is_unit(rest) else read
-    found = _literals(text)
-    if len(found) != 1 or found[0].number is None:
+    literals = _literals(text)
+    if len(literals) != 1 or literals[0].number is None:
         return None
     rest = text[match.end() :]
     if _OPERATOR_AFTER.match(rest) or _DENIED_AFTER.match(rest) or not _is_unit(rest):
         return None
-    return found[0].number
+    return literals[0].number
 
 
 def _is_unit(rest: str) -> bool:

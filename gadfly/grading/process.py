@@ -42,8 +42,8 @@ __all__ = ["Grade", "Grader", "extract_answer", "grade", "grade_many", "read_ref
 
 _log = logging.getLogger(__name__)
 
-_START_LIMIT_S = 60.0  # for the child to start and to import sympy: our time, not the answer's
-_WALL_FACTOR = 5.0  # the limit counts computing; this is for a child that gets no processor, or waits
+_START_LIMIT_S = 60.0  # for the child to start and to import sympy, which does not count against an answer
+_WALL_FACTOR = 5.0  # the limit is CPU time; this bounds a child that gets no processor, or waits
 _MEMORY_BYTES = 2 * 2**30
 _BATCH_ROWS = 256
 _CACHED_REFERENCES = 4096
@@ -51,15 +51,15 @@ WORKER_COMMAND = (sys.executable, "-m", "gadfly.grading")
 
 
 class Grade(StrEnum):
-    """What a response is worth against its reference."""
+    """The correctness of a response against its reference."""
 
     RIGHT = "right"
     WRONG = "wrong"
-    NO_ANSWER = "no_answer"  # it states no answer of the reference's kind that can be read within the limits
+    NO_ANSWER = "no_answer"  # no answer of the reference's kind can be read from it within the limits
 
 
 def grade(response: str, reference: Reference) -> Grade:
-    """The grade of `response`, in this process: only for trusted text, since sympy may take arbitrarily long."""
+    """The grade of `response`, in this process. Only for trusted text, since sympy may take arbitrarily long."""
     answer = extract_answer(response, reference)
     if answer is Unread.MISSING:
         return Grade.NO_ANSWER
@@ -75,14 +75,14 @@ class _Died(Exception):
 class Grader:
     """Grades in one child process, started on first need and again after it was killed. Used from one event loop.
 
-    Any number of calls may wait; they are answered one after the other, in the order they came.
+    Any number of calls may wait; they are answered one at a time, in order of arrival.
 
     Args:
-        timeout_s: seconds of computing that one comparison may take before the child is killed: a busy machine turns no
-            answer into a mistake. Importing sympy, once per child, is not counted. What the limit cuts off is
-            NO_ANSWER; a reference that alone takes longer is unreadable.
-        patience_s: how long a call may wait for its turn; None: as long as it takes.
-        command: what starts the child; tests put a faulty one here.
+        timeout_s: CPU seconds of one comparison, after which the child is killed; CPU time, so that a busy machine does
+            not make an answer wrong. Importing sympy, once per child, is not counted. A response that exceeds the limit
+            is NO_ANSWER; a reference that alone exceeds it is unreadable.
+        patience_s: how long a call may wait for its turn; None: without limit.
+        command: the command that starts the child; tests pass a faulty one.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Grader:
         self._lock = asyncio.Lock()
         self._child: asyncio.subprocess.Process | None = None
         self._is_closed = False
-        self._references: OrderedDict[str, str] = OrderedDict()  # text -> why it is unreadable, empty if it is not
+        self._references: OrderedDict[str, str] = OrderedDict()  # text -> why it is unreadable, empty if it is readable
 
     async def __aenter__(self) -> Self:
         return self
@@ -105,7 +105,7 @@ class Grader:
         await self.close()
 
     async def close(self) -> None:
-        """Ends the child. Calls that still wait raise RuntimeError."""
+        """Ends the child. Waiting calls raise RuntimeError."""
         self._is_closed = True
         async with self._lock:
             await self._kill()
@@ -118,18 +118,18 @@ class Grader:
         """The grade of `response`.
 
         Raises:
-            UnreadableReference: the reference holds no answer that can be read.
-            TooBusy: its turn did not come, as from every call here.
+            UnreadableReference: no answer can be read from the reference.
+            TooBusy: the call waited longer than `patience_s`, as in every method here.
         """
         await self.check_reference(reference)
         [outcome] = await self._ask([(response, reference)])
         return Grade.NO_ANSWER if outcome is None else Grade(outcome)
 
     async def check_reference(self, reference: str) -> None:
-        """Returns if `reference` can be graded against.
+        """Checks that `reference` can be graded against.
 
         Raises:
-            UnreadableReference: says why not, in a sentence for whoever sent it.
+            UnreadableReference: it cannot; the message is a sentence for its sender.
         """
         problem = (await self._check([reference]))[reference]
         if problem:
@@ -148,7 +148,7 @@ class Grader:
         ]
 
     async def _check(self, references: Sequence[str]) -> dict[str, str]:
-        """Why each reference is unreadable, empty where it is not."""
+        """Why each reference is unreadable; empty for a readable one."""
         problems = {text: self._references[text] for text in references if text in self._references}
         for text in problems:
             self._references.move_to_end(text)
@@ -157,7 +157,7 @@ class Grader:
             batch = new[start : start + _BATCH_ROWS]
             outcomes = await self._ask([(None, text) for text in batch])
             for text, outcome in zip(batch, outcomes, strict=True):
-                if outcome is None:  # not remembered: a busy machine may be the reason
+                if outcome is None:  # not cached: a busy machine may be the reason
                     problems[text] = (
                         f"The reference {text[:60]!r} cannot be read within {self._timeout_s:g} s; send a simpler one."
                     )
@@ -170,7 +170,7 @@ class Grader:
         return problems
 
     async def _ask(self, rows: Sequence[tuple[str | None, str]]) -> list[str | None]:
-        """What the child says to each row, None where that killed it. A row without a response checks its reference."""
+        """The child's outcome per row, None where the row killed it. A row without a response checks its reference."""
         outcomes: list[str | None] = []
         async with self._turn():
             has_died = False
@@ -185,12 +185,14 @@ class Grader:
                     outcomes.append(None)
                     await self._kill()
                 except _Died:
-                    # Once may be anyone's doing (the kernel short of memory, an operator), twice is the row's.
+                    # One death may have an outside cause (low memory, an operator), two are due to the row.
                     if has_died:
                         outcomes.append(None)
                     has_died = not has_died
                     await self._kill()
-                except BaseException:  # cancelled half-way: its answers, still to come, must not meet the next question
+                except (
+                    BaseException
+                ):  # cancelled halfway: the outstanding answers must not be taken for those of the next call
                     await self._kill()
                     raise
         return outcomes
@@ -213,7 +215,7 @@ class Grader:
         if self._child is not None and self._child.returncode is not None:
             await self._kill()
         if self._child is None:
-            # Not a fork of this process, which has threads and connections. -m finds the child's code from its folder.
+            # Not a fork: this process has threads and connections. The folder is the one in which -m finds the package.
             self._child = await asyncio.create_subprocess_exec(
                 *self._command,
                 stdin=asyncio.subprocess.PIPE,
@@ -283,7 +285,7 @@ class Grader:
 
 
 def grade_many(rows: Sequence[tuple[str, str]], *, timeout_s: float) -> list[Grade | UnreadableReference]:
-    """The outcome of each (response, reference), in order: for command lines, where no event loop runs.
+    """The outcome of each (response, reference), in order, for command lines without an event loop.
 
     An unreadable reference is returned in its row's place, so that one bad row does not hide the others.
     """
@@ -327,13 +329,13 @@ def _serve(requests: IO[str], replies: IO[str], timeout_s: float) -> None:
                     reply({"loading": True})
                     load_sympy().warm_up()
                     reply({"loaded": True})
-                # The kernel kills when this much was computed. It needs neither Python, nor the interpreter lock, nor a
-                # parent that is still alive.
+                # The kernel ends the process after this much CPU time, which requires neither Python, nor the
+                # interpreter lock, nor a living parent.
                 signal.setitimer(signal.ITIMER_PROF, timeout_s)
                 message = {"outcome": _outcome(response, reference)}
             except MemoryError:
-                os._exit(1)  # nothing in here can be trusted now
-            except Exception:  # ours, but of this row only: it must not stop a service or an import of thousands
+                os._exit(1)  # the state of this process is unknown now
+            except Exception:  # a bug, but one row's: it must not stop a service, or an import of thousands
                 outcome = Grade.NO_ANSWER if response is not None else _unreadable(reference)
                 message = {"outcome": outcome, "failed": traceback.format_exc()}
             finally:
@@ -342,7 +344,7 @@ def _serve(requests: IO[str], replies: IO[str], timeout_s: float) -> None:
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; its closed pipe ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C; its closed pipe ends this process
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -354,4 +356,4 @@ def main() -> None:
         try:
             _serve(requests, replies, float(sys.argv[1]))
         except BrokenPipeError:
-            os._exit(0)  # the parent died while it waited
+            os._exit(0)  # the parent died

@@ -1,6 +1,6 @@
-"""Where a response states its answer: behind a trigger such as "the answer is", in a box, or at its end.
+"""Where a response states its answer: after a trigger such as "the answer is", in a box, or at its end.
 
-A statement that the text denies, supposes, takes back or goes on from is none. Pattern work only;
+A statement that the text denies, supposes, withdraws or calculates further with does not count. Pattern matching only:
 `gadfly.grading.answers` reads the stated text.
 """
 
@@ -31,14 +31,14 @@ TRIGGER = re.compile(
     | \bI\ (?:choose|chose|pick|select)\b""",
     re.VERBOSE | re.IGNORECASE,
 )
-# What stands before "answer is" in its clause when that answer is denied, supposed or someone else's.
-_NOT_MINE = re.compile(
+# Words before "answer is", in its clause, that deny that answer, suppose it or attribute it to another.
+_NOT_OWN = re.compile(
     r"""\b(?:not|never|hardly|wrong|incorrect|false|if|unless|doubt|suppose|assum(?:e|ing)|whether|would|could|might|may|some)\b
     |n't\b
     |\b(?:given|previous|original|initial|first|earlier|old|proposed|stated|suggested|claimed|your|their|his|[a-z]+'s)\s{0,9}$""",
     re.VERBOSE | re.IGNORECASE,
 )
-# What follows "the answer is" when the sentence speaks about an answer instead of stating it.
+# Words after "the answer is" in a sentence that is about an answer and does not state it.
 _REMARK = re.compile(
     r"[\s:]*(?:(?:indeed|also|definitely|therefore|now)\s+)?(?:correct|right|clear|helpful|useful|reasonable|consistent|verified"
     r"|as follows|above|given above|obvious|what (?:you|we))\b(?!\s*[:,]?\s*(?:option|choice|\(?[A-J]\b|[-$]?[0-9]))",
@@ -58,7 +58,7 @@ WITHDRAWN = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 _NO = re.compile(r"\W*no\b", re.IGNORECASE)
-# What opens a conclusion. One with numbers, none of which is the answer, contradicts it.
+# Words that open a conclusion. A conclusion with numbers, none of which is the answer, contradicts the answer.
 CONCLUDES = re.compile(
     r"""\b(?:so|therefore|thus|hence|consequently|but|however|let\ me\ (?:double[\ -])?check)\b
     | (?:^|(?<=[.!]\ ))(?:finally|altogether|in\ total),
@@ -78,16 +78,16 @@ _CLOSING = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Where an answer is stated: in a box, or in one sentence, with or without a trigger (`stated`) before it."""
+    """Where an answer is stated: in a box, or in one sentence, after a trigger (`stated`) or without one."""
 
     text: str
     boxed: bool = False
     stated: bool = True
-    after: str = ""  # what follows a box in its sentence: a unit, a scale, a second answer
-    rest: str = ""  # all that follows from the statement on: it may conclude something else
+    after: str = ""  # the text after a box in its sentence: a unit, a scale, a second answer
+    rest: str = ""  # the text from the statement on, which may conclude something else
 
 
-# What may touch a box or a formula that is an answer. Anything else makes it a part of something larger: -[18], 2[18].
+# Text that may touch a box or formula that is an answer. Other text makes it part of an expression: -[18], 2[18].
 _BEFORE_ALONE = re.compile(
     rf"""(?:^ | [,;:.!?"'&~] | (?<![<>!≠])= | [=-]> | ≈ | \\\\ | (?:^|\s)[aA]
     | \\(?:approx|therefore|implies|[Rr]ightarrow|Longrightarrow|to|q?quad|[,;:!])
@@ -111,14 +111,14 @@ def _last_clause(text: str) -> str:
 
 
 def may_precede(before: str) -> bool:
-    """Whether `before`, in the same line, leaves the box or formula behind it whole and undenied."""
+    """Whether the box or formula after `before`, in the same line, is complete and not denied by it."""
     line = before[-_MAX_SPAN_CHARS:].rsplit("\n", 1)[-1]
     line = re.sub(r"^[\s>*]{1,99}", "", _OPENS_MATH.sub("", line))
     return bool(_BEFORE_ALONE.search(line[-250:])) and not DENIED_BEFORE.search(_last_clause(line) + " ")
 
 
 def may_follow(after: str) -> bool:
-    """Whether `after`, in the same line, leaves the box or formula before it whole."""
+    """Whether the box or formula before `after`, in the same line, is complete."""
     return bool(_AFTER_ALONE.match(after))
 
 
@@ -148,7 +148,7 @@ def first_sentence(text: str) -> str:
         if segment and segment[0][0] == 0:
             return segment[0][2].strip() + _first_line(text[segment[0][1] :])
     end = _SENTENCE_END.search(text)
-    # The mark stays on: 5! is not 5, and a rule has to see it.
+    # The closing mark is kept: 5! is not 5, and a rule must see it.
     return text if end is None else text[: end.end()].rstrip()
 
 
@@ -157,7 +157,7 @@ def _first_line(text: str) -> str:
 
 
 def _spans_by_ending(text: str) -> list[Span]:
-    """For a response without a trigger: sentences of its last line, last first, polite closing lines left out."""
+    """For a response without a trigger: sentences of its last line, last first, without polite closing lines."""
     lines = [line.strip() for line in text[-_MAX_SPAN_CHARS * 2 :].split("\n")]
     lines = [line for line in lines if line.strip("$[]\\ *")]
     while len(lines) > 1 and _CLOSING.match(lines[-1]):
@@ -177,7 +177,7 @@ def _spans_by_ending(text: str) -> list[Span]:
 
 
 def _is_second_box(text: str, triggers: list[re.Match[str]]) -> bool:
-    """Whether the last box follows another one, of other content, with no words between that replace it."""
+    """Whether the last box follows another one, with other content, and no words between them replace it."""
     if len(triggers) < 2 or not triggers[-2]["box"]:
         return False
     (first, last), end = triggers[-2:], box_end(text, triggers[-2].end())
@@ -209,13 +209,13 @@ def find_spans(text: str) -> list[Span] | Unread:
         span = Span(first_sentence(after))
         if span.text.endswith("?"):
             return Unread.HEDGED
-        if not last["mark"] and _NOT_MINE.search(_last_clause(text[: last.start()])):
+        if not last["mark"] and _NOT_OWN.search(_last_clause(text[: last.start()])):
             sentence = _SENTENCE_END.search(after.lstrip())
             return (_spans_by_ending(after.lstrip()[sentence.end() :]) if sentence else []) or Unread.HEDGED
-    # A model that takes its answer back has stated what follows, or nothing.
+    # A model that withdraws its answer states the text that follows, or nothing.
     lead = len(after) - len(after.lstrip(" \t\n:*"))
     withdrawn = WITHDRAWN.search(after[: _MAX_SPAN_CHARS * 2], lead + 1)
-    opening = YES_NO_HEAD.match(after)  # "No. No, it is odd" takes nothing back, "Yes... no." does
+    opening = YES_NO_HEAD.match(after)  # "No. No, it is odd" withdraws nothing, "Yes... no." does
     is_no = opening is not None and not YES_NO[opening[1].lower()]
     if withdrawn and not (is_no and _NO.match(after, withdrawn.start())):
         rest = "" if withdrawn["second"] else after[withdrawn.end() :]

@@ -1,8 +1,8 @@
-"""Text as people and models type it, in one form: characters, LaTeX of literal numbers and words, marks of emphasis."""
+"""One form for text as people and models type it: characters, LaTeX of literal numbers and words, marks of emphasis."""
 
 import re
 
-MAX_RESPONSE_CHARS = 20_000  # of a longer response only the end is read: the last answer counts
+MAX_RESPONSE_CHARS = 20_000  # only the end of a longer response is read: the last answer counts
 
 _FULLWIDTH = {0xFF01 + offset: 0x21 + offset for offset in range(94)}
 _VULGAR = {"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5", "⅗": "3/5", "⅘": "4/5"}
@@ -30,11 +30,11 @@ _LONG_MINUS = re.compile(r"(?<![\w)\]}%.,;:!?])(?<![\w)\]}%.,;:!?]\s)[—―⁻]
 
 
 def tidy(text: str) -> str:
-    """The text with one form of each character that has several, and without marks that carry no value."""
+    """The text with one form of each character that has several, and without marks that do not change a value."""
     text = _LONG_MINUS.sub("-", text.translate(_CHARACTERS))
     text = _RAISED_POWER.sub(lambda m: "^" + "".join(_RAISED.get(sign, "-") for sign in m[0]), text)
     text = _ANSWER_TAG.sub(lambda m: "\n" if m[1] else "\nAnswer: ", text)
-    return _BOLD.sub("", re.sub(r"\*\*!", "**.", _CALCULATOR_MARK.sub("", text)))  # a shout, not a factorial
+    return _BOLD.sub("", re.sub(r"\*\*!", "**.", _CALCULATOR_MARK.sub("", text)))  # emphasis, not a factorial
 
 
 def tail(response: str) -> str:
@@ -62,16 +62,16 @@ _WORD = re.compile(r"[A-Za-z]{3,}")
 
 def math_segments(text: str) -> list[tuple[int, int, str]]:
     """Start, end and content of each piece set as math. A pair of dollar signs around prose is two prices."""
-    found = []
+    segments = []
     for match in _MATH.finditer(text):
         content = next(group for group in match.groups() if group is not None)
         if not _WORD.search(re.sub(r"\\[A-Za-z]+(?:\{[A-Za-z ]*\})?", "", content)):
-            found.append((match.start(), match.end(), content))
-    return found
+            segments.append((match.start(), match.end(), content))
+    return segments
 
 
 def unlatex(text: str) -> str:
-    """Literal numbers and words out of their LaTeX; what is not literal keeps its commands."""
+    """The text with literal numbers and words freed of their LaTeX; other LaTeX keeps its commands."""
     for start, end, content in reversed(math_segments(text)):
         text = f"{text[:start]} {content} {text[end:]}"
     text = _GROUPED.sub("", text).replace("\\$", "$").replace("\\%", "%").replace("\\\\", " ")

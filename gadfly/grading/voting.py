@@ -1,6 +1,6 @@
-"""Which of several answers say the same: what a majority vote over samples (MV@K) counts.
+"""Groups of texts with the same answer, for a majority vote over samples (MV@K).
 
-The service answers with it, the evaluation measures with it.
+The service and the evaluation share it.
 """
 
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ from gadfly.grading.process import Grade, Grader
 async def group_by_answer(grader: Grader, texts: Sequence[str]) -> list[list[int]]:
     """Indices of `texts` in groups of the same final answer, groups and members in order of first appearance.
 
-    Answers that no rule can read count as the same when their texts are. Raises the errors of `Grader.grade_all`.
+    Texts without a readable answer are grouped if they are equal. Raises the errors of `Grader.grade_all`.
     """
     groups: list[list[int]] = []
     for index, text in enumerate(texts):
-        # A head that no rule can read is no reference, and equals only itself.
+        # The first text of a group, if no rule can read it, is not a reference and equals only itself.
         grades = await grader.grade_all([(text, texts[group[0]]) for group in groups])
         for group, grade in zip(groups, grades, strict=True):
             if grade is Grade.RIGHT or text == texts[group[0]]:

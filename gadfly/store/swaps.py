@@ -95,10 +95,10 @@ class Finished:
 
 
 async def move_pointer(session: AsyncSession, swap_id: UUID) -> Finished:
-    """Do a pending swap, in one transaction: `live` names the new version, and `previous` the version to go back to.
+    """Complete a pending swap, in one transaction: `live` gets the new version, `previous` the version to go back to.
 
     After a promotion that is the version that was live; after a rollback it is the one before the restored version, so
-    that a second rollback does not bring back what the first one took away.
+    that a second rollback does not restore the version that the first one removed.
 
     A candidate that goes live is no longer the candidate. Replicas that do this concurrently wait for each other, and
     one moves the pointer. If `live` has moved since the swap was requested, the swap is refused.
@@ -130,9 +130,9 @@ async def _set_previous(session: AsyncSession, version: int | None) -> None:
 
 
 async def _good_before(session: AsyncSession, version: int) -> int | None:
-    """The version that a rollback from `version` goes to: the one it was promoted over.
+    """The version that a rollback from `version` goes to: the one that was live before its promotion.
 
-    Never one that the deployment was rolled back from: of those, the one before is meant.
+    A version that the deployment was rolled back from is skipped in favour of the one before it.
     """
     bad = set(
         await session.scalars(

@@ -19,7 +19,7 @@ from gadfly.store.tables import FeedbackRow, InteractionRow, QuestionRow, Traini
 class LabelledAnswer:
     """An answer to a question, and whether it is right: a logged one, or one that the actor sampled for a run."""
 
-    interaction_id: UUID  # of a sampled answer, the interaction whose question and reference it has
+    interaction_id: UUID  # for a sampled answer, the interaction with its question and reference
     question_hash: HexBytes
     question: str
     response: str
@@ -30,16 +30,16 @@ class LabelledAnswer:
 
     @property
     def key(self) -> str:
-        """Names the answer within a run."""
+        """The identity of the answer within a run."""
         return str(self.interaction_id) if self.sample is None else f"{self.interaction_id}/{self.sample}"
 
     @property
     def id(self) -> UUID:
-        """Names the answer in an evaluation, where the judgements of two critics are paired by it."""
+        """The identity of the answer in an evaluation, by which the judgements of two critics are paired."""
         return self.interaction_id if self.sample is None else uuid5(self.interaction_id, self.key)
 
     def sampled(self, sample: int, response: str, *, is_right: bool) -> Self:
-        """The same question with an answer that the actor sampled and that was graded against the reference."""
+        """The same question with an answer sampled by the actor and graded against the reference."""
         return replace(self, sample=sample, response=response, is_right=is_right, source=LabelSource.REFERENCE)
 
 
@@ -98,9 +98,9 @@ async def labelled_answers(session: AsyncSession, split: Split, *, limit: int) -
 
 
 async def traffic_counts(session: AsyncSession) -> tuple[int, int]:
-    """Labelled answers of the deployment's own traffic, right and wrong ones: what callers sent, not what was imported.
+    """Numbers of right and of wrong labelled answers in the deployment's own traffic; in imported rows without any.
 
-    Only what callers sent has the class shares that callers see; imported rows count where callers have sent none.
+    Only callers' own answers have the class shares that callers see.
     """
     label = Label()
     rows = await session.execute(
@@ -116,9 +116,9 @@ async def traffic_counts(session: AsyncSession) -> tuple[int, int]:
     )
     counts = {(row.is_import, row.is_right): int(row.answers) for row in rows}
     for is_import in (False, True):
-        found = counts.get((is_import, True), 0), counts.get((is_import, False), 0)
-        if any(found):
-            return found
+        right_and_wrong = counts.get((is_import, True), 0), counts.get((is_import, False), 0)
+        if any(right_and_wrong):
+            return right_and_wrong
     return 0, 0
 
 

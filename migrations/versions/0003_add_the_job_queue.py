@@ -1,7 +1,7 @@
 """add the job queue.
 
-The tables and functions of procrastinate 3.10.0, as that release writes them; an upgrade of the library brings its own
-changes in a migration of its own. They lie beside ours and all begin with `procrastinate_`.
+The tables and functions of procrastinate 3.10.0, as that release defines them; an upgrade of the library needs a
+separate migration with its changes. They share the schema with Gadfly's tables, and all begin with `procrastinate_`.
 
 Revision: 0003
 After: 0002

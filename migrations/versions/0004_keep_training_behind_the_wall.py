@@ -1,8 +1,8 @@
 """keep training behind the wall.
 
-Training code works as the role `gadfly_training`, and row security shows that role only what was said about questions
-of the train split. Everybody else sees what they saw. A role belongs to the whole server, so it may exist already, and
-it stays when this goes down.
+Training code acts as the role `gadfly_training`, and row security shows that role only rows about questions of the
+train split. All other roles see the same rows as before. A role belongs to the whole server, so it may exist already,
+and it stays after a downgrade.
 
 Revision: 0004
 After: 0003
@@ -18,7 +18,7 @@ _READ = (
     "questions", "episodes", "interactions", "critiques", "refinements", "feedback", "critic_versions",
     "critic_pointers", "training_runs", "run_events",
 )  # fmt: skip
-# What the role may see of each table. The tables that depend on interactions see them as the role does.
+# The rows of each table that the role may see. Tables that depend on interactions follow the role's view of them.
 _WALL = {
     "interactions": "EXISTS (SELECT FROM questions AS q WHERE q.hash = question_hash AND q.split = 'train')",
     "episodes": "EXISTS (SELECT FROM questions AS q WHERE q.hash = question_hash AND q.split = 'train')",
@@ -55,7 +55,7 @@ def upgrade() -> None:
     op.execute(f"GRANT SELECT ON {', '.join(_READ)} TO {_ROLE}")
     op.execute(f"GRANT INSERT ON run_events TO {_ROLE}")
     op.execute(f"GRANT UPDATE (stage, step, steps, eta_s, manifest) ON training_runs TO {_ROLE}")
-    # Wherever the tables lie: the role may look a name up in that schema.
+    # In whichever schema the tables are, the role may look up names in it.
     op.execute(f"DO $$ BEGIN EXECUTE format('GRANT USAGE ON SCHEMA %I TO {_ROLE}', current_schema()); END $$")
     for table, condition in _WALL.items():
         op.execute(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
