@@ -216,7 +216,7 @@ def extract_answer(response: str, reference: Reference) -> Answer | Unread:
         answer = _read(span, reference.answer)
         if answer is not Unread.MISSING:
             return answer
-    if isinstance(reference.answer, YesNo) and not spans[0].stated:
+    if isinstance(reference.answer, YesNo) and not any(span.stated for span in spans[:1]):
         return _read_opening(text)
     return answer
 

@@ -174,7 +174,7 @@ def _digits(text: str) -> Fraction | None:
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
-    """The exact value of a literal; None for an undefined one (1/0), or one too large to be meant."""
+    """The exact value of a literal; None for an undefined one (1/0), one too large to be meant, and no mixed number."""
     value = _digits(match["number"])
     under = _digits(match["under"]) if match["under"] else Fraction(1)
     exponent = int(match["exponent"] or match["power"] or 0)
@@ -182,6 +182,8 @@ def _value(match: re.Match[str]) -> Fraction | None:
         return None
     value = value / under * Fraction(10) ** exponent
     if match["mixed"]:
+        if not 0 < value < 1:  # `1 and 0/1`, `2 5/4`: two numbers, or a slip
+            return None
         value += int(match["mixed"])
     for word in re.findall(r"[a-z]+", (match["scale"] or "").lower()):
         value *= 12 if word.startswith("dozen") else 10 ** _SCALES[word.removesuffix("s")]
