@@ -25,7 +25,7 @@ from gadfly.trainer.rl.processes import ProcessGroup
 from gadfly.trainer.rl.rewards import states_the_truth
 from gadfly.trainer.rl.sft import Pair
 from gadfly.trainer.rollouts import Collector, Rollout, RolloutGroup
-from gadfly.trainer.workspace import Workspace, publish_folder
+from gadfly.trainer.workspace import Workspace, new_folder
 from gadfly.training import Stage, TrainConfig, WarmStart
 from gadfly.verdict import STEP_FIELD, VERDICT_FIELD, Verdict, parse_critique
 
@@ -99,9 +99,8 @@ class WarmStarter:
             )
         for epoch, learned in enumerate(self.processes.warm_start(examples), start=1):
             await self.report.note("warm start", epoch=epoch, **learned)
-        unfinished = self.workspace.path / "warm.new"
-        self.processes.save_adapter(unfinished)
-        publish_folder(unfinished, done)
+        with new_folder(done) as unfinished:
+            self.processes.save_adapter(unfinished)
 
     async def _critiques(self, name: str) -> list[RolloutGroup]:
         referenced = [item for item in self.items if item.reference is not None]
