@@ -33,7 +33,7 @@ from gadfly.trainer.report import Report
 from gadfly.trainer.rl.policy import Policy
 from gadfly.trainer.rl.processes import ProcessGroup, make_accelerator
 from gadfly.trainer.rollouts import Collector
-from gadfly.trainer.workspace import Lines, Workspace, publish_folder
+from gadfly.trainer.workspace import Lines, Workspace, new_folder
 from gadfly.training import EventKind, Stage, TrainConfig
 
 RANK = 16
@@ -59,12 +59,10 @@ class LabReport(Report):
         await super().validation(step, metrics)
         folder = self.snapshots / f"{step:05}"
         if not folder.exists():
-            unfinished = self.snapshots / f".{step:05}"
-            shutil.rmtree(unfinished, ignore_errors=True)
-            shutil.copytree(self.workspace.adapter(step), unfinished)
-            publish_folder(unfinished, folder)
+            with new_folder(folder) as unfinished:
+                shutil.copytree(self.workspace.adapter(step), unfinished, dirs_exist_ok=True)
 
-    async def _say(self, kind: EventKind, data: dict[str, Any], *, step: int | None = None) -> None:
+    async def _store(self, kind: EventKind, data: dict[str, Any], *, step: int | None = None) -> None:
         self.events.append({"kind": kind.value, "at": time.time(), "data": data})
 
 
@@ -129,7 +127,7 @@ class Lab:
                     validate=self.arena.validate[:_GLANCE],
                 ).run()
         report.close()
-        curve = [await self._point(engines, folder) for folder in sorted(report.snapshots.glob("[0-9]*"))]
+        curve = [await self._point(engines, folder) for folder in sorted(report.snapshots.glob("*[0-9]"))]
         name, _ = await load_adapter(engines, workspace.final, label="final")
         last_point = await self._validated(engines, name) | {"step": asked.steps}
         last = await self._test(engines, name)
@@ -169,8 +167,8 @@ class Lab:
                 processes.load_adapter(done)
                 continue
             began = time.perf_counter()
-            processes.save_adapter(workspace.path / "round.new")
-            publish_folder(workspace.path / "round.new", workspace.adapter(number * steps))
+            with new_folder(workspace.adapter(number * steps)) as unfinished:
+                processes.save_adapter(unfinished)
             name, sha256 = await load_adapter(engines, workspace.adapter(number * steps), label=f"{number}")
             pairs = []
             for step in range(number * steps, (number + 1) * steps):
@@ -198,10 +196,10 @@ class Lab:
             learned = processes.warm_start(list(dict.fromkeys(pairs)))
             numbers = {"kept": float(len(pairs)), "loss": learned[-1]["loss"]}
             await report.step((number + 1) * steps - 1, numbers, seconds=time.perf_counter() - began)
-            processes.save_adapter(workspace.path / "round.new")
-            publish_folder(workspace.path / "round.new", done)
-        processes.save_adapter(workspace.path / "final.new")
-        publish_folder(workspace.path / "final.new", workspace.final)
+            with new_folder(done) as unfinished:
+                processes.save_adapter(unfinished)
+        with new_folder(workspace.final) as unfinished:
+            processes.save_adapter(unfinished)
 
     async def _point(self, engines: RunEngines, folder: Path) -> dict[str, Any]:
         name, _ = await load_adapter(engines, folder, label=f"snapshot-{folder.name}")

@@ -1,4 +1,4 @@
-"""`python -m gadfly.trainer`: wait for training runs and do them."""
+"""`python -m gadfly.trainer`: waits for training runs and carries them out."""
 
 import asyncio
 import sys
@@ -17,7 +17,7 @@ async def work(settings: Settings) -> None:
 
 
 def main() -> int:
-    """Returns 2 when the settings are wrong, so that nobody starts it again."""
+    """Returns 2 for bad settings, so that a supervisor does not restart the process."""
     try:
         settings = Settings.load()
         logs.configure(settings)

@@ -1,4 +1,4 @@
-"""The base model on the trainer's side: where it lies, and what makes it that one."""
+"""The base model on the trainer's side: its location, and the hash that identifies it."""
 
 import hashlib
 from pathlib import Path
@@ -9,22 +9,22 @@ from gadfly.settings import DEFAULT_MODEL, Settings
 
 
 def model_location(settings: Settings) -> str:
-    """What transformers loads: a folder, or a hub id whose files vLLM has put into the hub's cache.
+    """The folder for transformers to load, or a hub id whose files vLLM has put into the hub's cache.
 
     Raises:
-        BadSettings: the default model was not made yet; the engine makes it when it starts.
+        BadSettings: the default model does not exist yet; the engine makes it when it starts.
     """
     if settings.model != DEFAULT_MODEL:
         folder = Path(settings.model).expanduser()
         return str(folder.resolve()) if folder.is_dir() else settings.model
     folder = settings.home / "models" / DEFAULT_MODEL
     if not (folder / "config.json").is_file():
-        raise BadSettings(f"{folder} is not there yet: the engine makes it when it starts; trainer and engine share it")
+        raise BadSettings(f"{folder} does not exist yet: the engine makes it when it starts, and the trainer shares it")
     return str(folder)
 
 
 def base_sha256(location: str) -> str:
-    """What identifies the base weights: a hash over configuration and weight files, in the order of their names."""
+    """The hash that identifies the base weights: over configuration and weight files, in the order of their names."""
     folder = Path(location)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download  # noqa: PLC0415  # most deployments have a folder

@@ -1,4 +1,4 @@
-"""What both phases of a run work with, opened once and closed in order."""
+"""Resources that both phases of a run use, opened once and closed in order."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -29,7 +29,7 @@ from gadfly.training import Run
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunContext:
-    """What both phases work with."""
+    """The resources of one phase."""
 
     settings: Settings
     run: Run
@@ -52,10 +52,10 @@ class RunContext:
         )
 
     def published(self, critic: CriticVersion) -> Path:
-        """A published version's folder, checked file by file.
+        """The folder of a published version, checked file by file.
 
         Raises:
-            BadAdapter: it is not what was published.
+            BadAdapter: a file is missing or differs from the published one.
         """
         assert critic.adapter_path is not None
         path = self.settings.adapters_folder / critic.adapter_path
@@ -67,7 +67,7 @@ class RunContext:
 
 @asynccontextmanager
 async def open_context(settings: Settings, run_id: UUID, *, role: str | None) -> AsyncIterator[RunContext]:
-    """Everything that a phase needs, closed in order."""
+    """Open the resources of a phase. `role` is the database role to work under."""
     database_url, engine_urls = settings.require_addresses()
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(Database.of(settings, database_url, role=role))
@@ -98,8 +98,8 @@ async def open_context(settings: Settings, run_id: UUID, *, role: str | None) ->
 
 async def _require_role(database: Database, role: str) -> None:
     """Raises:
-    BadSettings: the wall is not there: whatever lies between drops the options of a connection, as some poolers do.
+    BadSettings: the role is not in force, so held-out rows can be read. Some poolers drop a connection's options.
     """
-    found = await in_session(database, lambda session: session.scalar(text("SELECT current_user::text")))
-    if found != role:
-        raise BadSettings(f"the database has training work as {found} instead of {role}: connect without a pooler")
+    current = await in_session(database, lambda session: session.scalar(text("SELECT current_user::text")))
+    if current != role:
+        raise BadSettings(f"the database role is {current} instead of {role}: connect without a pooler")

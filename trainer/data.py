@@ -23,16 +23,16 @@ StoredAnswer = Annotated[LabelledAnswer, BeforeValidator(_upgraded)]
 
 
 def draw(items: Sequence[LabelledAnswer], *, seed: str, step: int, count: int, balance: bool) -> list[LabelledAnswer]:
-    """The items of one step: a pure function of its arguments, so that a resumed run draws what an unbroken one drew.
+    """The items of one step: a pure function of its arguments, so a resumed run draws the same as an unbroken one.
 
-    Items are dealt from shuffled decks, each used up before it is shuffled anew. With `balance` there is a deck of
-    right and one of wrong answers, dealt from in turn; when one class is missing, all come from the other.
+    Items are dealt from shuffled decks, each used up before it is shuffled again. With `balance`, right and wrong
+    answers have a deck each and are dealt in turn; if one class is empty, all items come from the other.
     """
     right = [item for item in items if item.is_right]
     wrong = [item for item in items if not item.is_right]
     if not balance or not right or not wrong:
         return list(_dealt(items, seed, step * count, count))
-    # In turn over the whole run, so that an odd count gives both classes the same share in the long run.
+    # In turn over the whole run, so an odd count gives both classes equal shares in the long run.
     places = range(step * count, (step + 1) * count)
     rights = sum(1 for place in places if place % 2 == 0)
     first_right, first_wrong = (step * count + 1) // 2, step * count // 2
@@ -47,10 +47,10 @@ def _dealt(items: Sequence[LabelledAnswer], seed: str, first: int, count: int) -
         number, position = divmod(place, len(items))
         if number != deck_number:
             deck_number, deck = number, list(items)
-            random.Random(f"{seed} {number}").shuffle(deck)  # noqa: S311  # no secret depends on it
+            random.Random(f"{seed} {number}").shuffle(deck)  # noqa: S311  # not a secret
         yield deck[position]
 
 
 def seed_of(*parts: object) -> int:
-    """A seed for the engine that depends on all parts and on nothing else; 31 bits."""
+    """A seed of 31 bits for the engine, which depends on all the parts and nothing else."""
     return random.Random(" ".join(map(str, parts))).getrandbits(31)  # noqa: S311  # as above

@@ -1,4 +1,4 @@
-"""The serving engines as a run uses them: adapters of its own under names that are never used again, and patience."""
+"""A run's use of the serving engines: its adapters under names that are never reused, and retries during outages."""
 
 import asyncio
 import time
@@ -14,50 +14,50 @@ from gadfly.concurrency import gather
 from gadfly.engine_client import EnginePool
 from gadfly.errors import EngineError, EngineTimeout, EngineUnavailable
 
-ROLLOUT_PRIORITY = 10  # the engine lets whoever waits for an answer go first
+ROLLOUT_PRIORITY = 10  # live requests have a lower number and go first
 PREFIX = "run@"
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 REQUEST_LIMIT_S = 3600.0
-"""How long a rollout's request may take: it waits whenever somebody waits for an answer."""
+"""Time limit of a rollout's request, which waits while live requests are in progress."""
 
-_PATIENCE_S = 900.0  # an engine that restarts has to load its model again
+_PATIENCE_S = 900.0  # a restarted engine loads its model first
 _LONGEST_WAIT_S = 15.0
-_WORKED_S = 30.0
+_WORKED_S = 30.0  # work that fails after this time made progress: the patience starts anew
 
 
 @dataclass(slots=True)
 class RunEngines:
-    """Every engine of the deployment. What a run loads is loaded on all, since any may get a rollout."""
+    """All engines of the deployment. A run loads its adapters on each of them, since rollouts go to any."""
 
     pool: EnginePool
     run_id: UUID
-    sequences: int  # that one engine runs at once
+    sequences: int  # most sequences that one engine runs at a time
     patience_s: float = _PATIENCE_S
     _loaded: dict[str, Path] = field(default_factory=dict)
 
     def at_once(self, samples: int) -> int:
-        """How many requests of `samples` samples keep all engines busy: more would only wait in their queues."""
+        """How many concurrent requests of `samples` samples keep all engines busy; more would wait in their queues."""
         return max(1, len(self.pool.members) * self.sequences // samples)
 
     def name(self, label: str) -> str:
-        """The engine's name for an adapter of this run. A run that is resumed may load the same folder again."""
+        """The name that engines serve an adapter of this run under. A resumed run may load the same folder again."""
         return f"{name_prefix(self.run_id)}{label}"
 
     async def load(self, name: str, folder: Path) -> None:
-        """Have every engine serve a folder under `name`.
+        """Load the adapter in a folder on every engine as `name`.
 
         Raises:
-            AdapterRefused: an engine cannot.
-            EngineUnavailable: an engine stayed away.
+            AdapterRefused: an engine cannot load it.
+            EngineUnavailable, EngineTimeout: as `patiently`.
         """
         self._loaded[name] = folder
         await self.patiently(self._load_again)
 
     async def unload(self, name: str) -> None:
-        """Nobody asks for `name` any more: its requests have ended. An engine that is away has forgotten it anyway."""
+        """Unload an adapter that no request in flight uses. An unavailable engine loses its adapters anyway."""
         self._loaded.pop(name, None)
         for engine in self.pool.members:
             try:
@@ -70,10 +70,10 @@ class RunEngines:
             await self.unload(name)
 
     async def patiently(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Do `work`, and again while the engine is away, too busy or came back without this run's adapters.
+        """Do `work`, retried while an engine is unavailable or too busy. A restarted engine gets the adapters back.
 
         Raises:
-            EngineUnavailable, EngineTimeout: it stayed away for `patience_s` seconds.
+            EngineUnavailable, EngineTimeout: an engine stayed unavailable for `patience_s` seconds.
         """
         failing_since: float | None = None
         wait_s = 0.5
@@ -83,20 +83,17 @@ class RunEngines:
                 return await work()
             except (EngineUnavailable, EngineTimeout) as error:
                 now = time.monotonic()
-                if failing_since is None or now - began > _WORKED_S:  # it did a good deal before it failed
+                if failing_since is None or now - began > _WORKED_S:
                     failing_since, wait_s = now, 0.5
                 if now - failing_since > self.patience_s:
                     raise
-                log.warning("engine_away", reason=str(error), retry_in_s=wait_s)
+                log.warning("engine_unavailable", reason=str(error), retry_in_s=wait_s)
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
-                await self._bring_back()
-
-    async def _bring_back(self) -> None:
-        try:
-            await self._load_again()
-        except (EngineUnavailable, EngineTimeout):
-            pass  # it is still away, which the next try will say
+                try:
+                    await self._load_again()
+                except (EngineUnavailable, EngineTimeout):
+                    pass  # still unavailable: the next attempt reports it
 
     async def _load_again(self) -> None:
         loads = [(engine, name, path) for name, path in self._loaded.items() for engine in self.pool.members]
@@ -104,12 +101,12 @@ class RunEngines:
 
 
 def name_prefix(run_id: UUID) -> str:
-    """What the names of a run's adapters begin with."""
+    """The common prefix of the names of a run's adapters."""
     return f"{PREFIX}{run_id}/"
 
 
 async def sweep(pool: EnginePool, run_id: UUID) -> None:
-    """Unload what a run that was killed left on the engines."""
+    """Unload the adapters that a killed run left on the engines."""
     for engine in pool.members:
         try:
             for name in await engine.models():

@@ -1,4 +1,4 @@
-"""The second phase of a run: measure on held-out answers, decide, publish, and ask for the swap."""
+"""The second phase of a run: measure on held-out answers, decide, publish, and request the swap."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -39,16 +39,16 @@ class HeldoutPool:
 
 
 async def evaluate_and_publish(context: RunContext) -> None:
-    """From the adapter in the run's folder to a published version, and to the swap if the gate says promote."""
+    """Measure the adapter in the run's folder, publish it, and request its swap if the gate promotes it."""
     run = context.run
-    if run.version is not None:  # an earlier attempt came to its end: version, candidate and swap are one transaction
+    if run.version is not None:  # an earlier attempt finished: version, candidate and swap are one transaction
         return
     policy = context.load_policy()
     policy.load_adapter(context.workspace.final)
     try:
         record = await context.engines.patiently(lambda: probe_record(policy, context.engines.pool, context.prompts))
     except NothingLearned as error:
-        await context.report.note(f"nothing is measured or published: {error}")
+        await context.report.note(f"not measured and not published: {error}")
         return
     await context.report.stage(Stage.EVALUATE, step=run.progress.step)
     live = await in_session(context.database, lambda session: store.critics.resolve_critic(session, "live"))
@@ -75,10 +75,10 @@ async def evaluate_and_publish(context: RunContext) -> None:
 async def _enter(
     session: AsyncSession, context: RunContext, marker: Marker, report: GateReport, live: CriticVersion
 ) -> tuple[CriticVersion, str]:
-    """Make the folder a version, the candidate, and ask for the swap, in one transaction: all of it or nothing.
+    """Insert the version, make it the candidate and request the swap, in one transaction; the version and a note.
 
     Raises:
-        Conflict: the run was cancelled meanwhile.
+        Conflict: the run has been cancelled.
     """
     run = context.run
     assert run.manifest is not None
@@ -93,22 +93,22 @@ async def _enter(
         adapter_sha256=marker.sha256,
     )
     if report.outcome is GateOutcome.REJECT:
-        return version, "published; the gate rejects it, so it is no candidate"
+        return version, "published; the gate rejects it, so it is not the candidate"
     await store.critics.set_candidate(session, version.version)
     if report.outcome is not GateOutcome.PROMOTE:
-        return version, "published as the candidate, for want of evidence"
+        return version, "published as the candidate; there is not enough evidence for a swap"
     if not context.settings.auto_promote:
         return version, "published as the candidate; automatic promotion is off"
     now_live = await store.critics.resolve_critic(session, "live")
     if now_live.version != live.version:
-        return version, f"no swap: version {now_live.version} went live while {live.version} was measured against"
+        return version, f"no swap: the comparison was with version {live.version}, and {now_live.version} is live now"
     try:
         await store.swaps.request_swap(
             session, version=version.version, kind=SwapKind.GATE, reason="; ".join(report.reasons)
         )
     except Conflict as error:
         return version, f"no swap: {error}"
-    return version, "the swap was asked for"
+    return version, "the swap is requested"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -247,7 +247,7 @@ async def _compare_with_original(context: RunContext, version: CriticVersion) ->
     first = await in_session(context.database, lambda session: store.critics.resolve_critic(session, number))
     same = first.adapter_sha256 == version.adapter_sha256
     await context.report.note(
-        "the same weights again" if same else "other weights than the original run",
+        "the weights equal those of the original run" if same else "the weights differ from the original run",
         original=first.adapter_sha256,
         reproduced=version.adapter_sha256,
     )

@@ -1,8 +1,8 @@
-"""The two stages: sample, score, update, again. Everything else is in the modules that these lines name.
+"""The loop of both stages: sample critiques, score them, update the policy.
 
-Stage I pays for the right verdict and is held to the critic that the stage began with; stage II pays for a right
-refinement and the right verdict and is held to what stage I ended with (arXiv 2510.24320, equations 8 and 9). Iterated
-training runs both again (table 2).
+Stage I rewards a right verdict; its anchor is the critic at the start of the stage. Stage II rewards a right refinement
+and a right verdict; its anchor is the critic at the end of stage I (arXiv 2510.24320, equations 8 and 9). Iterated
+training repeats both (table 2).
 """
 
 import time
@@ -21,12 +21,12 @@ from gadfly.trainer.measure.evaluate import evaluate
 from gadfly.trainer.report import Report
 from gadfly.trainer.rl.processes import ProcessGroup, StageSetting
 from gadfly.trainer.rollouts import Collector
-from gadfly.trainer.workspace import Workspace, publish_folder
+from gadfly.trainer.workspace import Workspace, new_folder
 from gadfly.training import Stage, TrainConfig
 
 
 class AlarmRaised(GadflyError):
-    """A run that must not go on; the alarm says why."""
+    """An alarm stopped the run."""
 
     def __init__(self, alarm: Alarm) -> None:
         super().__init__(alarm.message)
@@ -44,7 +44,7 @@ class Planned:
 
 
 def schedule(config: TrainConfig, *, has_references: bool) -> list[Planned]:
-    """Every step of a run in order. Without references nothing can be refined and graded, so stage II is left out."""
+    """Every step of a run in order. Without references no refinement can be graded, so stage II is left out."""
     planned: list[Planned] = []
     for cycle in range(config.cycles):
         for stage, steps in ((Stage.STAGE_1, config.steps_stage_1), (Stage.STAGE_2, config.steps_stage_2)):
@@ -56,7 +56,7 @@ def schedule(config: TrainConfig, *, has_references: bool) -> list[Planned]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoopState:
-    """The part of a checkpoint that the loop itself needs."""
+    """The loop's own part of a checkpoint."""
 
     alarms: AlarmState
     rewards: list[float]  # mean scores of the steps since the last validation
@@ -64,7 +64,7 @@ class LoopState:
 
 @dataclass(kw_only=True)
 class Learning:
-    """One run's learning, from where its workspace says it is."""
+    """The stages of one run, resumed from the newest checkpoint of its workspace."""
 
     config: TrainConfig
     processes: ProcessGroup
@@ -72,14 +72,14 @@ class Learning:
     collector: Collector
     workspace: Workspace
     report: Report
-    learn: Sequence[LabelledAnswer]  # what is learned from
-    validate: Sequence[LabelledAnswer]  # what is never learned from
+    learn: Sequence[LabelledAnswer]
+    validate: Sequence[LabelledAnswer]  # they measure progress and are never learned from
 
     async def run(self) -> None:
-        """Go through all steps and leave the adapter in the workspace's `final`.
+        """Do all remaining steps and save the adapter in the workspace's `final`.
 
         Raises:
-            AlarmRaised: a limit was passed for as many steps as the config allows.
+            AlarmRaised: a statistic was beyond its limit for `patience` steps in a row.
         """
         referenced = [item for item in self.learn if item.reference is not None]
         plan = schedule(self.config, has_references=bool(referenced))
@@ -129,7 +129,8 @@ class Learning:
                 self._save(planned, alarms, rewards)
         if loaded is not None:
             await self.engines.unload(loaded)
-        self._finish()
+        with new_folder(self.workspace.final) as unfinished:
+            self.processes.save_adapter(unfinished)
 
     def _setting(self, plan: Sequence[Planned], planned: Planned) -> StageSetting:
         steps = [each.step for each in plan if (each.cycle, each.stage) == (planned.cycle, planned.stage)]
@@ -137,7 +138,7 @@ class Learning:
         return StageSetting(kl_coefficient=kl, first_step=steps[0], steps=len(steps))
 
     def _resume(self, plan: Sequence[Planned]) -> tuple[int, Alarms, list[float]]:
-        """Steps done; alarms, and the rewards since the last validation, as they were then. The learner is restored."""
+        """Restore the newest checkpoint: the number of steps done, the alarms, and the rewards of the loop's state."""
         checkpoint = self.workspace.newest_checkpoint()
         if checkpoint is None:
             return 0, Alarms(self.config.alarms), []
@@ -148,22 +149,16 @@ class Learning:
         return done, Alarms(self.config.alarms, state.alarms), state.rewards
 
     def _save(self, planned: Planned, alarms: Alarms, rewards: list[float]) -> None:
-        folder = self.workspace.begin_checkpoint(planned.step + 1)
-        self.processes.save(folder)
-        self.workspace.write(f"checkpoints/{folder.name}/loop.json", LoopState(alarms=alarms.state, rewards=rewards))
-        self.workspace.finish_checkpoint(folder)
-
-    def _finish(self) -> None:
-        unfinished = self.workspace.path / "final.new"
-        self.processes.save_adapter(unfinished)
-        publish_folder(unfinished, self.workspace.final)
+        with self.workspace.new_checkpoint(planned.step + 1) as folder:
+            self.processes.save(folder)
+            state = LoopState(alarms=alarms.state, rewards=rewards)
+            self.workspace.write(f"checkpoints/{folder.name}/loop.json", state)
 
     async def _load(self, step: int, *, instead_of: str | None) -> tuple[str, str]:
-        """Have the engines serve the policy as it is now; its name there and the hash of its weights."""
+        """Load the current policy on the engines; the adapter's name there, and the hash of its weights."""
         folder = self.workspace.adapter(step)
-        unfinished = folder.with_suffix(".new")
-        self.processes.save_adapter(unfinished)
-        publish_folder(unfinished, folder)
+        with new_folder(folder) as unfinished:
+            self.processes.save_adapter(unfinished)
         return await load_adapter(self.engines, folder, label=f"{step:05}", instead_of=instead_of)
 
     async def _validate(self, step: int, model: str, alarms: Alarms, rewards: Sequence[float]) -> None:
@@ -182,17 +177,17 @@ class Learning:
                 with_refinement=False,
             )
         )
-        found = metrics.measure(judged)
+        measured = metrics.measure(judged)
         rates = {
-            "discrimination": found.discrimination,
-            "discrimination_right": found.discrimination_right,
-            "discrimination_wrong": found.discrimination_wrong,
-            "balanced": found.discrimination_balanced,
-            "coverage": found.coverage,
+            "discrimination": measured.discrimination,
+            "discrimination_right": measured.discrimination_right,
+            "discrimination_wrong": measured.discrimination_wrong,
+            "balanced": measured.discrimination_balanced,
+            "coverage": measured.coverage,
         }
         numbers = {name: rate.value for name, rate in rates.items() if rate is not None}
         await self.report.validation(step, numbers)
-        accuracy = found.discrimination_balanced or found.discrimination
+        accuracy = measured.discrimination_balanced or measured.discrimination
         assert accuracy is not None
         if rewards:
             reward = sum(rewards) / len(rewards)
@@ -207,7 +202,7 @@ class Learning:
 async def load_adapter(
     engines: RunEngines, folder: Path, *, label: str, instead_of: str | None = None
 ) -> tuple[str, str]:
-    """Load a folder under a name that says what is in it, and unload what it takes the place of."""
+    """Load a folder on the engines under a name with its hash, and unload `instead_of`; the name and the hash."""
     sha256 = file_sha256(folder / WEIGHTS)
     name = engines.name(f"{label}-{sha256[:12]}")
     await engines.load(name, folder)

@@ -1,4 +1,4 @@
-"""Which answers a run learns from and which it only measures with, and the manifest that says so for ever."""
+"""The manifest: a permanent record of the answers and everything else that a run depends on, and their selection."""
 
 import hashlib
 import platform
@@ -20,41 +20,40 @@ _PACKAGES = ("gadfly", "torch", "transformers", "peft", "accelerate", "numpy")
 
 
 async def select_answers(session: AsyncSession, run: Run, original: Run | None) -> list[LabelledAnswer]:
-    """The labelled train-split answers of a run: the newest, or exactly those that another run learned from.
+    """The labelled train-split answers of a run: the newest ones, or exactly those of the run that it reproduces.
 
     Raises:
         BadInput: there is nothing to learn from.
-        Conflict: what the other run learned from is not there any more, or was labelled anew.
+        Conflict: an answer of the original run is gone or has another label.
     """
     limit = run.config.max_questions if original is None else 2**31 - 1
-    found = await store.training_data.labelled_answers(session, Split.TRAIN, limit=limit)
+    answers = await store.training_data.labelled_answers(session, Split.TRAIN, limit=limit)
     if original is not None:
         assert original.manifest is not None
-        found = same_answers(found, original.manifest["answers"])
-    if not found:
+        answers = same_answers(answers, original.manifest["answers"])
+    if not answers:
         raise BadInput("there is no labelled answer to learn from on the training side: import some, or send feedback")
-    return found
+    return answers
 
 
-def same_answers(found: Sequence[LabelledAnswer], recorded: Sequence[dict[str, Any]]) -> list[LabelledAnswer]:
-    """Those of `found` that a manifest names, in its order.
+def same_answers(answers: Sequence[LabelledAnswer], recorded: Sequence[dict[str, Any]]) -> list[LabelledAnswer]:
+    """The answers that a manifest names, in its order.
 
     Raises:
-        Conflict: says how many are gone or differ.
+        Conflict: some are gone or differ; the message counts them.
     """
-    known = {str(answer.interaction_id): answer for answer in found}
+    known = {str(answer.interaction_id): answer for answer in answers}
     gone = [entry["id"] for entry in recorded if entry["id"] not in known]
     changed = [entry["id"] for entry in recorded if entry["id"] in known and describe(known[entry["id"]]) != entry]
     if gone or changed:
         raise Conflict(
-            f"the run cannot be reproduced: of {len(recorded)} answers {len(gone)} are gone and {len(changed)} were "
-            "labelled anew"
+            f"the run cannot be reproduced: of {len(recorded)} answers {len(gone)} are gone and {len(changed)} changed"
         )
     return [known[entry["id"]] for entry in recorded]
 
 
 def describe(answer: LabelledAnswer) -> dict[str, Any]:
-    """An answer in a manifest: it is known again, and not told."""
+    """An answer's entry in a manifest: it identifies the answer and holds no text."""
     text = f"{answer.question}\0{answer.response}\0{answer.reference}"
     return {
         "id": str(answer.interaction_id),
@@ -67,7 +66,7 @@ def describe(answer: LabelledAnswer) -> dict[str, Any]:
 def split_for_validation(
     answers: Sequence[LabelledAnswer], config: TrainConfig
 ) -> tuple[list[LabelledAnswer], list[LabelledAnswer]]:
-    """What is learned from, and what measures progress: whole questions on one side, both classes alike in it."""
+    """Answers to learn from, and as many right as wrong ones for validation. No question has answers in both."""
     if not config.validates:
         return list(answers), []
     learn, validate = validation_split(answers, config.validation_share)

@@ -19,9 +19,9 @@ _RETRY_S = 2.0
 async def in_session(
     database: Database, work: Callable[[AsyncSession], Awaitable[T]], *, limit_s: float | None = None
 ) -> T:
-    """Do `work` in a transaction of its own, and again while Postgres is unavailable. Raises as `patiently`.
+    """Do `work` in a transaction of its own, retried while Postgres is unavailable. Raises as `patiently`.
 
-    With `limit_s` a statement may take that long instead of the usual seconds.
+    `limit_s` replaces the usual time limit of a statement.
     """
 
     async def once() -> T:
@@ -34,9 +34,9 @@ async def in_session(
 
 
 async def patiently(work: Callable[[], Awaitable[T]]) -> T:
-    """Do `work`, and again while Postgres is unavailable: its restart must not end hours of training.
+    """Do `work`, retried while Postgres is unavailable: a restart of Postgres must not end hours of training.
 
     Raises:
-        StoreUnavailable: it stayed unavailable for a quarter of an hour.
+        StoreUnavailable: Postgres stayed unavailable for a quarter of an hour.
     """
     return await retry(work, on=StoreUnavailable, every_s=_RETRY_S, limit_s=_PATIENCE_S, event="waiting_for_database")

@@ -1,4 +1,4 @@
-"""The two phases of a run, each a process that can be killed and begun again, and how one says why it failed."""
+"""The two phases of a run, each a process that can be killed and restarted, and the stored reason of a failed phase."""
 
 from enum import StrEnum
 
@@ -13,12 +13,12 @@ class Phase(StrEnum):
 
 
 def leave_reason(workspace: Workspace, reason: str) -> None:
-    """Say why a phase failed in a way that trying again would not mend."""
+    """Store why a phase failed, where a restart would fail again."""
     (workspace.path / _REASON).write_text(reason)
 
 
 def take_reason(workspace: Workspace) -> str | None:
-    """What a phase said when it failed; None when it said nothing, as after a crash. It is said once."""
+    """The stored reason, which is removed; None after a crash or an error that a restart may get past."""
     path = workspace.path / _REASON
     reason = path.read_text() if path.exists() else None
     path.unlink(missing_ok=True)

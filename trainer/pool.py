@@ -1,7 +1,7 @@
-"""The actor's own first answers: a few per question, graded, so that right and wrong ones are there to be judged.
+"""The actor's own first answers to logged questions, sampled and graded, so that there are right and wrong ones.
 
-Critique-RL samples ten per training question at temperature 0.7 before training (its released scripts); logged answers
-are one each, and mostly of one kind.
+Logged answers are one per question, and most are of one class. Critique-RL samples ten per training question at
+temperature 0.7 before training (its released scripts).
 """
 
 import asyncio
@@ -21,11 +21,11 @@ from gadfly.training import TrainConfig
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pool:
-    """What the actor answered, and how many of its answers could not be used."""
+    """The actor's usable answers, and how much could not be used."""
 
     items: list[LabelledAnswer]
-    without_answer: int  # it stated none; such a text says nothing about a critic
-    unreadable: int  # questions whose reference no rule reads
+    without_answer: int  # texts that state no answer: a critic learns nothing from them
+    unreadable: int  # questions whose reference no rule can read
 
 
 async def sample_pool(
@@ -37,10 +37,9 @@ async def sample_pool(
     *,
     seed: int,
 ) -> Pool:
-    """Have the actor answer each question that has a reference, once per question whatever it has logged answers.
+    """Sample `config.pool_samples` answers to each of the newest `config.pool_questions` questions with a reference.
 
-    The newest `config.pool_questions` questions, `config.pool_samples` answers each; equal answers to one question
-    count once.
+    `items` may hold several answers to a question; it is still asked once. Equal answers to a question count once.
     """
     questions = list({item.question_hash: item for item in reversed(items) if item.reference is not None}.values())
     chosen = questions[::-1][: config.pool_questions] if config.pool_samples else []
@@ -71,13 +70,13 @@ async def sample_pool(
         (item, place, text) for item, texts in zip(chosen, sampled, strict=True) for place, text in enumerate(texts)
     ]
     grades = await grader.grade_all([(text, item.reference or "") for item, _, text in rows])
-    found: list[LabelledAnswer] = []
-    without, unreadable = 0, set()
+    usable: list[LabelledAnswer] = []
+    without_answer, unreadable = 0, set()
     for (item, place, text), grade in zip(rows, grades, strict=True):
         if isinstance(grade, UnreadableReference):
             unreadable.add(item.question_hash)
         elif grade is Grade.NO_ANSWER or not text:
-            without += 1
+            without_answer += 1
         else:
-            found.append(item.sampled(place, text, is_right=grade is Grade.RIGHT))
-    return Pool(items=found, without_answer=without, unreadable=len(unreadable))
+            usable.append(item.sampled(place, text, is_right=grade is Grade.RIGHT))
+    return Pool(items=usable, without_answer=without_answer, unreadable=len(unreadable))

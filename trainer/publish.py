@@ -1,7 +1,7 @@
-"""From an adapter in a run's folder to a version that the service can prove and serve.
+"""Publishes the adapter of a run as a version that the service can verify and serve.
 
-Files first, then the marker, then the folder's name, then the row: whoever is killed in between leaves nothing that
-anybody takes for a version.
+The order is: files, marker, name of the folder, row. A process that is killed in between leaves nothing that could be
+taken for a version.
 """
 
 import shutil
@@ -18,12 +18,14 @@ from gadfly.trainer.workspace import publish_folder
 PROBE_TOKENS = 32
 
 TOLERANCE_FLOAT32 = 1e-3
-"""Nats that trainer and engine may differ by. Measured between the two on CPU: 4e-5 at most."""
+"""Largest accepted difference of a log-probability between trainer and engine, in nats. On CPU at most 4e-5 was
+measured.
+"""
 
 TOLERANCE_BFLOAT16 = 5e-2
-"""The same where weights and activations have eight bits."""
+"""The same for weights and activations with eight bits of precision."""
 
-# The probe set of every version: it holds nobody's texts, since a published folder is never changed again.
+# The probe set of every version. A published folder never changes, so it holds no text that may have to be deleted.
 PROBES = (
     (
         "A shelf holds 5 rows of 8 books. 6 books are lent out. How many books are on the shelf?",
@@ -45,7 +47,7 @@ PROBES = (
 
 
 class NothingLearned(GadflyError):
-    """The adapter answers the probe set as the base does: there is nothing to serve."""
+    """The adapter answers the probe set like the base model, so there is nothing to serve."""
 
 
 def publish(
@@ -58,9 +60,9 @@ def publish(
     base_sha256: str,
     rank: int,
 ) -> Marker:
-    """Make `folder` a published adapter: the files of `adapter`, the probe record of its weights, the marker.
+    """Publish `adapter` as `folder`: its files, the probe record of its weights, and the marker.
 
-    A folder that is published already is left as it is.
+    A folder that is already published stays unchanged.
     """
     if folder.exists():
         return read_marker(folder)
@@ -70,7 +72,7 @@ def publish(
     shutil.copytree(adapter, unfinished)
     (unfinished / PROBE).write_text(record.model_dump_json(indent=1))
     for path in unfinished.iterdir():
-        path.chmod(0o644)  # safetensors writes 0600, and engine and service may be other users
+        path.chmod(0o644)  # safetensors writes 0600, and engine and service may run as other users
     marker = seal(
         unfinished,
         run_id=str(run_id),
@@ -84,42 +86,44 @@ def publish(
 
 
 async def probe_record(policy: Policy, engines: EnginePool, prompts: PromptSet) -> ProbeRecord:
-    """What the policy's own weights answer to the probe set, in the trainer and greedily.
+    """The policy's greedy answers to the probe set, computed by the trainer with its own weights.
 
-    Prompts are made into tokens by the engine, as every prompt is. An answer counts up to the first token whose lead
-    over the second is too small for two correct programs to agree on. Blocks while the trainer computes.
+    The engine tokenizes the prompts, as it does all prompts. An answer is cut before the first token whose lead over
+    the second likeliest is too small for two correct programs to agree on. Blocks while the trainer computes.
 
     Raises:
-        NothingLearned: no log-probability differs from the base's by more than the tolerance.
+        NothingLearned: no log-probability differs from the base model's by more than the tolerance.
     """
     tolerance = TOLERANCE_FLOAT32 if policy.device.type == "cpu" else TOLERANCE_BFLOAT16
     probes: list[Probe] = []
     for question, response in PROBES:
         prompt = await engines.tokenize(prompts.critique(question=question, response=response))
         answer = policy.greedy(prompt, PROBE_TOKENS)
-        sure = 0
-        while sure < len(answer.tokens) and answer.leads[sure] > 4 * tolerance:
-            sure += 1
-        if sure:
+        length = 0
+        while length < len(answer.tokens) and answer.leads[length] > 4 * tolerance:
+            length += 1
+        if length:
             probes.append(
                 Probe(
                     question=question,
                     response=response,
                     prompt_tokens=prompt,
-                    tokens=answer.tokens[:sure],
-                    logprobs=answer.logprobs[:sure],
-                    base_logprobs=answer.base_logprobs[:sure],
+                    tokens=answer.tokens[:length],
+                    logprobs=answer.logprobs[:length],
+                    base_logprobs=answer.base_logprobs[:length],
                 )
             )
     if not probes:
-        raise NothingLearned("of no token of the probe set the adapter is sure enough for two programs to agree on it")
+        raise NothingLearned(
+            "the adapter's lead is too small for a reliable comparison in every answer of the probe set"
+        )
     difference = max(
         (abs(ours - base) for probe in probes for ours, base in zip(probe.logprobs, probe.base_logprobs, strict=True)),
         default=0.0,
     )
     if difference <= tolerance:
         raise NothingLearned(
-            f"the adapter answers the probe set as the base does: the largest difference of a log-probability is "
-            f"{difference:.2g}, and {tolerance:.2g} is what two programs may differ by"
+            f"the adapter answers the probe set like the base model: log-probabilities differ by at most "
+            f"{difference:.2g}, which is within the tolerance of {tolerance:.2g}"
         )
     return ProbeRecord(prompt_set=prompts.name, tolerance=tolerance, probes=tuple(probes))

@@ -1,4 +1,4 @@
-"""What a run says while it works: progress and events in the database, curves for TensorBoard, lines in the log."""
+"""What a run reports: progress and events in the database, curves for TensorBoard, lines in the log."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from gadfly.training import EventKind, GateOutcome, Progress, Stage
 
 log = structlog.get_logger(__name__)
 
-_SMOOTHING = 0.7  # of the time a step takes, against the newest
+_SMOOTHING = 0.7  # weight of the earlier steps in the mean duration of a step
 
 
 @dataclass(kw_only=True)
 class Report(ABC):
-    """What a run's loop tells: stages, steps, validations, notes and alarms. `steps` is how many there will be."""
+    """The stages, steps, validations, notes and alarms of a run. `steps` is the number of steps of the whole run."""
 
     workspace: Workspace
     steps: int
@@ -30,50 +30,50 @@ class Report(ABC):
     _writer: SummaryWriter | None = None
 
     async def stage(self, stage: Stage, *, step: int, **details: Any) -> None:
-        """A stage begins, or goes on after an interruption."""
+        """Report that a stage begins, or resumes after an interruption."""
         self._stage = stage
         log.info("stage", stage=stage.value, step=step, **details)
-        await self._say(EventKind.STAGE, {"stage": stage.value, "step": step, **details}, step=step)
+        await self._store(EventKind.STAGE, {"stage": stage.value, "step": step, **details}, step=step)
 
     async def note(self, message: str, **details: Any) -> None:
         log.info("note", message=message, **details)
-        await self._say(EventKind.NOTE, {"message": message, **details})
+        await self._store(EventKind.NOTE, {"message": message, **details})
 
     async def step(self, step: int, metrics: dict[str, float], *, seconds: float) -> None:
-        """A rollout step is done; `step` counts from 0 over the run."""
+        """Report a finished rollout step; `step` counts from 0 over the run."""
         self._step_s = seconds if self._step_s is None else _SMOOTHING * self._step_s + (1 - _SMOOTHING) * seconds
         log.info("step", step=step + 1, of=self.steps, **{name: round(value, 4) for name, value in metrics.items()})
         self._plot(metrics, step)
-        await self._say(EventKind.STEP, {"step": step + 1, "seconds": seconds, "metrics": metrics}, step=step + 1)
+        await self._store(EventKind.STEP, {"step": step + 1, "seconds": seconds, "metrics": metrics}, step=step + 1)
 
     async def validation(self, step: int, metrics: dict[str, float]) -> None:
         log.info("validation", step=step, **{name: round(value, 4) for name, value in metrics.items()})
         self._plot({f"validation/{name}": value for name, value in metrics.items()}, step)
-        await self._say(EventKind.VALIDATION, {"step": step, "metrics": metrics})
+        await self._store(EventKind.VALIDATION, {"step": step, "metrics": metrics})
 
     async def alarm(self, message: str, evidence: dict[str, Any]) -> None:
         log.error("alarm", message=message)
-        await self._say(EventKind.ALARM, {"message": message, "evidence": evidence})
+        await self._store(EventKind.ALARM, {"message": message, "evidence": evidence})
 
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
 
     def _plot(self, metrics: dict[str, float], step: int) -> None:
-        if self._writer is None:  # a resumed run overwrites the steps that it does again
+        if self._writer is None:  # a resumed run overwrites the steps that it repeats
             self._writer = SummaryWriter(str(self.workspace.tensorboard), purge_step=step)
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
     @abstractmethod
-    async def _say(self, kind: EventKind, data: dict[str, Any], *, step: int | None = None) -> None:
-        """Keep an event; with `step`, so many steps are done."""
+    async def _store(self, kind: EventKind, data: dict[str, Any], *, step: int | None = None) -> None:
+        """Store an event and, with `step`, the number of steps that are done."""
 
 
 @dataclass(kw_only=True)
 class Reporter(Report):
-    """The report of a run that the database knows. A database that is away for a while does not end the run."""
+    """Stores a run's events and progress in the database. While the database is unavailable, the run waits."""
 
     run_id: UUID
     database: Database
@@ -88,8 +88,8 @@ class Reporter(Report):
 
         await patiently(save)
 
-    async def _say(self, kind: EventKind, data: dict[str, Any], *, step: int | None = None) -> None:
-        async def say() -> None:
+    async def _store(self, kind: EventKind, data: dict[str, Any], *, step: int | None = None) -> None:
+        async def save() -> None:
             async with self.database.session() as session:
                 await store.runs.append_event(session, self.run_id, kind, data)
                 if step is not None:
@@ -97,4 +97,4 @@ class Reporter(Report):
                     progress = Progress(stage=self._stage, step=step, steps=self.steps, eta_s=eta_s)
                     await store.runs.save_progress(session, self.run_id, progress)
 
-        await patiently(say)
+        await patiently(save)

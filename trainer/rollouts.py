@@ -1,7 +1,7 @@
 """Rollouts: critiques sampled under the current adapter through the serving engine, refined by the actor, scored.
 
-Everything goes through `gadfly.critique` and `gadfly.refinement`, at low priority, with the engine's own token ids and
-log-probabilities. A group that is complete is kept on disk, so that a killed run samples nothing twice.
+Sampling goes through `gadfly.critique` and `gadfly.refinement`, at low priority, and returns the engine's own token ids
+and log-probabilities. A complete group is stored on disk, so a killed run does not sample it again.
 """
 
 import asyncio
@@ -28,15 +28,15 @@ from gadfly.verdict import Verdict, count_verdicts, parse_critique
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rollout:
-    """One sampled critique and what became of it. `refined` is None in stage I."""
+    """One sampled critique, its verdict, its refinement's grade and its score."""
 
     text: str
-    verdict: Verdict  # as stated; one that states none, or two, is UNPARSED
+    verdict: Verdict  # the stated one; UNPARSED without exactly one
     verdict_lines: int
     finish_reason: str | None
     tokens: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    refined: Grade | None
+    logprobs: tuple[float, ...]  # of the tokens, by the engine, in nats at temperature 1
+    refined: Grade | None  # None in stage I
     score: float
 
 
@@ -45,7 +45,7 @@ class RolloutGroup:
     """The critiques of one answer: a group of the leave-one-out baseline."""
 
     item: StoredAnswer
-    prompt: tuple[int, ...]
+    prompt: tuple[int, ...]  # as the engine's tokens
     rollouts: tuple[Rollout, ...]
 
     def to_group(self) -> Group:
@@ -68,7 +68,7 @@ class KeptGroup:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Collector:
-    """Everything that collecting needs."""
+    """Samples, refines and scores critiques."""
 
     engines: RunEngines
     prompts: PromptSet

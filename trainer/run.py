@@ -1,8 +1,8 @@
-"""The two phases of a training run: `python -m gadfly.trainer.run learn RUN`, then `... evaluate RUN`.
+"""One phase of a training run: `python -m gadfly.trainer.run learn RUN`, then `... evaluate RUN`.
 
-The first phase learns and works as a database role that cannot read held-out rows. The second phase measures the result
-on held-out rows, decides, publishes and asks for the swap; it changes no weight. Each can be killed at any moment and
-begun again: what is done is in the run's folder.
+The first phase learns, under a database role that cannot read held-out rows. The second phase changes no weights: it
+measures the result on held-out rows, decides, publishes and requests the swap. Either can be killed at any moment and
+restarted; finished work is in the run's folder.
 """
 
 import argparse
@@ -30,11 +30,11 @@ from gadfly.trainer.workspace import Workspace
 
 log = structlog.get_logger(__name__)
 
-_NICENESS = 19  # who answers requests goes first
+_NICENESS = 19  # processes that answer requests go first
 
 
 async def learn(context: RunContext, processes: ProcessGroup) -> None:
-    """Select, sample first answers, warm up, stage I, stage II."""
+    """Select answers, warm the critic up, and run both stages."""
     run, workspace = context.run, context.workspace
     if workspace.final.exists():
         return
@@ -71,7 +71,7 @@ async def learn(context: RunContext, processes: ProcessGroup) -> None:
 async def _learn(settings: Settings, run_id: UUID) -> None:
     accelerator = make_accelerator(cpu=not torch.cuda.is_available())
     if not accelerator.is_main_process:
-        # Only the base model's place and the run's config are needed to do what the first process does.
+        # To follow the first process, only the model's location and the run's config are needed.
         async with open_context(settings, run_id, role=store.runs.TRAINING_ROLE) as context:
             processes = ProcessGroup(context.load_policy(), context.run.config, accelerator)
         processes.follow()
@@ -89,15 +89,15 @@ async def _evaluate(settings: Settings, run_id: UUID) -> None:
         await evaluate_and_publish(context)
 
 
-def settle_in(settings: Settings) -> None:
-    """Take little from whoever answers requests on this machine."""
+def set_up_process(settings: Settings) -> None:
+    """Leave processor time to the processes that answer requests, and make torch deterministic."""
     os.nice(_NICENESS)
     torch.set_num_threads(settings.train_threads or max(1, (os.cpu_count() or 2) - 1))
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def leads() -> bool:
-    """Whether this is the only process of its phase, or the first of those that `accelerate launch` started."""
+    """Whether this is the only process of the phase, or the first that `accelerate launch` started."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -109,16 +109,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = Settings.load()
     logs.configure(settings)
     structlog.contextvars.bind_contextvars(run=str(options.run))
-    settle_in(settings)
+    set_up_process(settings)
     phase = _learn if options.phase is Phase.LEARN else _evaluate
     workspace = Workspace.of(settings.home, options.run)
     try:
         with workspace.exclusive() if leads() else nullcontext():
             asyncio.run(phase(settings, options.run))
     except (StoreUnavailable, EngineUnavailable, EngineTimeout) as error:
-        log.error(
-            "run_broke_off", reason=str(error)
-        )  # the worker starts the phase again: an unavailable part may come back
+        log.error("run_interrupted", reason=str(error))  # the worker restarts the phase
         return 1
     except GadflyError as error:
         log.error("run_failed", reason=str(error))

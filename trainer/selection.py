@@ -1,4 +1,4 @@
-"""What one run learns from: decided once and kept in its folder, so a resumed run finds it whatever came in since."""
+"""The answers that a run learns from: selected once and stored in its folder, so later traffic does not change them."""
 
 import asyncio
 from collections.abc import Sequence
@@ -94,9 +94,9 @@ async def _decide(context: RunContext) -> Selection:
     learn = [*logged, *pooled]
     with_reference = sum(item.reference is not None for item in learn)
     if not learn or (not with_reference and not config.steps_stage_1):
-        what = "answers with a reference" if learn else "labelled answers"
+        missing = "answers with a reference" if learn else "labelled answers"
         raise BadInput(
-            f"there are no {what} to learn from besides those that measure progress: log more, or fewer of them"
+            f"there are no {missing} to learn from besides the validation answers: log more, or lower validation_share"
         )
     return Selection(
         manifest=manifest,
@@ -134,13 +134,13 @@ async def _start(session: AsyncSession, *, continue_candidate: bool) -> CriticVe
 
 
 async def fitting(context: RunContext, items: Sequence[LabelledAnswer]) -> list[LabelledAnswer]:
-    """Those items whose critique fits the model: prompt and the longest critique."""
+    """The items whose prompt and longest critique fit the model's context."""
     room = context.settings.engine_max_model_len - context.run.config.max_critique_tokens
-    turn = asyncio.Semaphore(context.engines.at_once(1))
+    slots = asyncio.Semaphore(context.engines.at_once(1))
 
     async def length(item: LabelledAnswer) -> int:
         prompt = context.prompts.critique(question=item.question, response=item.response)
-        async with turn:
+        async with slots:
             return len(await context.engines.patiently(lambda: context.engines.pool.tokenize(prompt)))
 
     lengths = await gather(*map(length, items))
@@ -156,7 +156,7 @@ async def _engine_versions(context: RunContext) -> list[str]:
 
 def _check_same(original: dict[str, Any], manifest: dict[str, Any]) -> None:
     """Raises:
-    Conflict: names what is not as it was.
+    Conflict: names the value that differs.
     """
     for name in ("base_sha256", "prompt_set", "adapter_rank", "config"):
         if original[name] != manifest[name]:

@@ -1,10 +1,11 @@
-"""A critic that cannot keep the format earns nothing and learns nothing: teach it the format from its own best.
+"""The warm start: fine-tuning of a critic that cannot keep the format, on the best of its own critiques.
 
-It writes critiques of some answers. Those without a verdict are cut after their last whole step and finished by the
-critic itself from the verdict field on, so that every critique states one. Those with the right verdict are what it is
-fine-tuned on; where enough of them led the actor to a right answer, those alone (arXiv 2510.24320, section 5.1). A
-critic that calls every answer correct has no right verdict of a wrong one: it is then told the verdict, which is known,
-and explains it by itself (STaR's rationalization, arXiv 2203.14465, section 3.2).
+Without the format a critic earns nothing, so reinforcement teaches it nothing. The critic writes critiques of some
+answers. Critiques without a verdict are cut after their last complete step, and the critic continues them from the
+verdict field on. It is fine-tuned on those with the right verdict, or only on those that led the actor to a right
+answer, if there are enough (arXiv 2510.24320, section 5.1). A critic that calls every answer correct has no right
+verdict on a wrong answer; it is then given the known verdict and explains it (STaR's rationalization, arXiv 2203.14465,
+section 3.2).
 """
 
 import asyncio
@@ -25,11 +26,11 @@ from gadfly.trainer.rl.processes import ProcessGroup
 from gadfly.trainer.rl.rewards import states_the_truth
 from gadfly.trainer.rl.sft import Pair
 from gadfly.trainer.rollouts import Collector, Rollout, RolloutGroup
-from gadfly.trainer.workspace import Workspace, publish_folder
+from gadfly.trainer.workspace import Workspace, new_folder
 from gadfly.training import Stage, TrainConfig, WarmStart
 from gadfly.verdict import STEP_FIELD, VERDICT_FIELD, Verdict, parse_critique
 
-_FEWEST = 4  # examples of either verdict: fewer teach one word instead of a format
+_FEWEST = 4  # examples of each class: fewer would teach a single word instead of a format
 _MOST_STEPS = 8
 _ENDING_TOKENS = 64  # from the verdict field to the end of the critique
 _STEP = re.compile(rf"^{re.escape(STEP_FIELD)}:", re.MULTILINE)
@@ -37,18 +38,18 @@ _FINAL = re.compile(rf"^{re.escape(VERDICT_FIELD)}\b", re.MULTILINE)
 
 
 class FormatUnknown(GadflyError):
-    """The critic's own critiques do not hold enough good ones to learn the format from."""
+    """Too few of the critic's own critiques are good enough to learn the format from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Written:
-    """A critique of an item with exactly one verdict, as the tokens to learn."""
+class Candidate:
+    """A critique with exactly one verdict that the critic may be fine-tuned on. `pair` holds the tokens to learn."""
 
     item: LabelledAnswer
     pair: Pair
     verdict: Verdict
     refined: Grade | None  # None: not refined
-    is_told: bool = False  # the verdict was put into its mouth
+    is_given: bool = False  # whether the critic was given the verdict
 
     @property
     def is_right(self) -> bool:
@@ -57,7 +58,7 @@ class Written:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WarmStarter:
-    """Everything that a warm start needs."""
+    """Fine-tunes the policy on its own critiques before stage I."""
 
     config: TrainConfig
     processes: ProcessGroup
@@ -68,10 +69,10 @@ class WarmStarter:
     items: Sequence[LabelledAnswer]
 
     async def run(self, name: str) -> None:
-        """Fine-tune the policy if it needs it; `name` is what the engines serve the critic at the start under.
+        """Fine-tune the policy if it needs that. The engines serve the critic at the start as `name`.
 
         Raises:
-            FormatUnknown: it needs it, and too few of its critiques are good.
+            FormatUnknown: the policy needs it, and too few of its critiques are good.
         """
         if self.config.warm_start is WarmStart.NEVER or self.workspace.newest_checkpoint() is not None:
             return
@@ -86,22 +87,21 @@ class WarmStarter:
         if self.config.warm_start is WarmStart.AUTO and kept_format >= self.config.warm_start_below:
             await self.report.note("no warm start is needed", kept_format=kept_format)
             return
-        written = [*stated(groups), *await self._finished(name, groups)]
-        examples = chosen(written)
+        candidates = [*complete(groups), *await self._continued(name, groups)]
+        examples = chosen(candidates)
         await self.report.note(
-            "warm start", kept_format=kept_format, sampled=len(rollouts), written=len(written), kept=len(examples)
+            "warm start", kept_format=kept_format, sampled=len(rollouts), written=len(candidates), kept=len(examples)
         )
         if len(examples) < 2 * _FEWEST:
             raise FormatUnknown(
-                f"{kept_format:.0%} of the critic's critiques state one verdict by themselves, and of either class "
-                f"{len(examples) // 2} have steps that a verdict can follow, which is too few to learn the format "
-                "from: use more `warm_start_prompts` or `max_critique_tokens`, another prompt set or a larger model"
+                f"too few critiques to learn the format from: {kept_format:.0%} of the critic's critiques state one "
+                f"verdict, and {len(examples) // 2} of each class have steps that a verdict can follow. Use more "
+                "`warm_start_prompts` or `max_critique_tokens`, another prompt set or a larger model"
             )
         for epoch, learned in enumerate(self.processes.warm_start(examples), start=1):
             await self.report.note("warm start", epoch=epoch, **learned)
-        unfinished = self.workspace.path / "warm.new"
-        self.processes.save_adapter(unfinished)
-        publish_folder(unfinished, done)
+        with new_folder(done) as unfinished:
+            self.processes.save_adapter(unfinished)
 
     async def _critiques(self, name: str) -> list[RolloutGroup]:
         referenced = [item for item in self.items if item.reference is not None]
@@ -122,39 +122,39 @@ class WarmStarter:
             file=self.workspace.warm_start,
         )
 
-    async def _finished(self, name: str, groups: Sequence[RolloutGroup]) -> list[Written]:
-        """What becomes of the critiques without the right verdict when the critic goes on at the verdict field."""
-        asked = [
-            (group, rollout, place)
-            for group in groups
-            for place, rollout in enumerate(group.rollouts)
-            if not states_the_truth(rollout.verdict, was_right=group.item.is_right)
-        ]
-        turn = asyncio.Semaphore(self.engines.at_once(1))
+    async def _continued(self, name: str, groups: Sequence[RolloutGroup]) -> list[Candidate]:
+        """The critiques without the right verdict, continued by the critic from the verdict field on."""
+        slots = asyncio.Semaphore(self.engines.at_once(1))
+        prompts = self.collector.prompts
 
-        async def one(group: RolloutGroup, rollout: Rollout, place: int) -> Written | None:
+        async def one(group: RolloutGroup, rollout: Rollout, place: int) -> Candidate | None:
             steps = whole_steps(rollout.text, is_ended=rollout.finish_reason == "stop")
             if not steps:
                 return None
-            begun = f"{steps.rstrip()}\n{VERDICT_PREFIX}"
+            beginning = f"{steps.rstrip()}\n{VERDICT_PREFIX}"
             seed = f"{self.config.seed} {group.item.key} {place}"
-            async with turn:
+            async with slots:
                 if rollout.verdict is Verdict.UNPARSED:
-                    own = await self._finish(name, group, begun, seed)
+                    own = await self._continue(name, group, beginning, seed)
                     if own is not None and own.is_right:
                         return own
-                return await self._finish(name, group, f"{begun} {self._word(group.item)}", seed, is_told=True)
+                word = prompts.correct if group.item.is_right else prompts.incorrect
+                return await self._continue(name, group, f"{beginning} {word}", seed, is_given=True)
 
-        finished = await gather(*(one(*each) for each in asked))
-        return [each for each in finished if each is not None]
+        continued = await gather(
+            *(
+                one(group, rollout, place)
+                for group in groups
+                for place, rollout in enumerate(group.rollouts)
+                if not states_the_truth(rollout.verdict, was_right=group.item.is_right)
+            )
+        )
+        return [candidate for candidate in continued if candidate is not None]
 
-    def _word(self, item: LabelledAnswer) -> str:
-        prompts = self.collector.prompts
-        return prompts.correct if item.is_right else prompts.incorrect
-
-    async def _finish(
-        self, name: str, group: RolloutGroup, begun: str, seed: str, *, is_told: bool = False
-    ) -> Written | None:
+    async def _continue(
+        self, name: str, group: RolloutGroup, beginning: str, seed: str, *, is_given: bool = False
+    ) -> Candidate | None:
+        """The critique that begins with `beginning`; None if it does not end, or states no verdict or several."""
         prompt = self.collector.prompts.critique(question=group.item.question, response=group.item.response)
         sampling = Sampling(
             temperature=self.config.temperature,
@@ -165,29 +165,29 @@ class WarmStarter:
         )
         try:
             [reply] = await self.engines.patiently(
-                lambda: self.engines.pool.chat(prompt.continued(begun), model=name, sampling=sampling)
+                lambda: self.engines.pool.chat(prompt.continued(beginning), model=name, sampling=sampling)
             )
         except PromptTooLong:
             return None
         length = len(group.prompt)
-        verdict = parse_critique(begun + reply.text).verdict
+        verdict = parse_critique(beginning + reply.text).verdict
         is_whole = reply.finish_reason == "stop" and reply.prompt_tokens[:length] == group.prompt
         if verdict is Verdict.UNPARSED or not is_whole:
             return None
-        # The engine's own tokens of what was begun, and those it went on with.
-        return Written(
+        # The engine's tokens of the beginning are at the end of its prompt.
+        return Candidate(
             item=group.item,
             pair=(group.prompt, reply.prompt_tokens[length:] + reply.tokens),
             verdict=verdict,
             refined=None,
-            is_told=is_told,
+            is_given=is_given,
         )
 
 
-def stated(groups: Sequence[RolloutGroup]) -> list[Written]:
-    """The critiques that came to their end and state a verdict by themselves."""
+def complete(groups: Sequence[RolloutGroup]) -> list[Candidate]:
+    """The critiques that ended by themselves and state a verdict."""
     return [
-        Written(
+        Candidate(
             item=group.item,
             pair=(group.prompt, rollout.tokens),
             verdict=rollout.verdict,
@@ -199,30 +199,31 @@ def stated(groups: Sequence[RolloutGroup]) -> list[Written]:
     ]
 
 
-def chosen(written: Sequence[Written]) -> list[Pair]:
+def chosen(candidates: Sequence[Candidate]) -> list[Pair]:
     """Critiques with the right verdict, as many of right answers as of wrong ones, each text once.
 
-    Of those that led to a right refinement, of the critic's own, of all: the first that are enough.
+    They are taken from those that led to a right refinement if these are enough, else from all whose verdict is the
+    critic's own, else from all.
     """
-    right = [item for item in written if item.is_right]
-    own = [item for item in right if not item.is_told]
-    helpful = [item for item in own if item.refined is Grade.RIGHT]
-    choices = [_alike(each) for each in (helpful, own, right)]
+    right = [candidate for candidate in candidates if candidate.is_right]
+    own = [candidate for candidate in right if not candidate.is_given]
+    helpful = [candidate for candidate in own if candidate.refined is Grade.RIGHT]
+    choices = [_balanced(each) for each in (helpful, own, right)]
     return next((pairs for pairs in choices if len(pairs) >= 2 * _FEWEST), choices[-1])
 
 
-def _alike(written: Sequence[Written]) -> list[Pair]:
-    good: dict[bool, dict[Pair, None]] = {True: {}, False: {}}
-    for item in written:
-        good[item.item.is_right][item.pair] = None
-    fewest = min(map(len, good.values()))
-    return [*list(good[True])[:fewest], *list(good[False])[:fewest]]
+def _balanced(candidates: Sequence[Candidate]) -> list[Pair]:
+    by_class: dict[bool, dict[Pair, None]] = {True: {}, False: {}}
+    for candidate in candidates:
+        by_class[candidate.item.is_right][candidate.pair] = None
+    fewest = min(map(len, by_class.values()))
+    return [*list(by_class[True])[:fewest], *list(by_class[False])[:fewest]]
 
 
 def whole_steps(text: str, *, is_ended: bool) -> str:
-    """A critique up to its last step that is whole: judged, explained, and no repetition of one before.
+    """A critique up to its last whole step. A whole step is judged, explained, and repeats no earlier one.
 
-    The last step of a text that is not `is_ended` may have been cut by the limit, unless a final verdict follows it.
+    Without `is_ended`, the token limit may have cut the last step, unless a final verdict follows it.
     """
     final = _FINAL.search(text)
     if final is not None:

@@ -1,7 +1,7 @@
-"""The trainer process: takes runs from the job queue, one at a time, and sees each of them through.
+"""The trainer process: takes runs from the job queue and executes them, one at a time.
 
-Jobs, their lock, schedules and heartbeats are procrastinate's. A run is a child process, so that a crash or an
-out-of-memory ends the run's attempt and not the trainer; the child is begun again where it was.
+procrastinate provides jobs, their lock, schedules and heartbeats. Each phase of a run is a child process, so a crash
+or an out-of-memory error does not end the trainer; the child is restarted and resumes.
 """
 
 import asyncio
@@ -39,11 +39,11 @@ from gadfly.training import Run, RunStatus, TrainConfig, Trigger
 
 log = structlog.get_logger(__name__)
 
-_WATCH_S = 0.5  # how soon a cancellation is seen
-_GRACE_S = 3.0  # for processes of its own, if it has some; nothing it writes can be spoilt
+_WATCH_S = 0.5  # between two checks for a cancellation
+_GRACE_S = 3.0  # for a child to end its own processes; an interrupted write does no harm
 _MOST_CRASHES = 3  # in a row, without a step between them
 _HEARTBEAT_S = 3.0
-_STALLED_S = 15.0  # a worker that was silent for so long is taken for dead, and its run for interrupted
+_STALLED_S = 15.0  # without a heartbeat a worker counts as dead, and its run as interrupted
 _RETRY_S = 1.0
 _TAIL_BYTES = 4096
 
@@ -61,7 +61,7 @@ class Worker:
     @asynccontextmanager
     async def open(cls, settings: Settings) -> AsyncIterator["Worker"]:
         """Raises:
-        BadSettings: no database or engine address.
+        BadSettings: there is no address of a database or an engine.
         """
         url, engine_urls = settings.require_addresses()
         engines = EnginePool.connect(engine_urls, timeout_s=settings.engine_timeout_s)
@@ -72,25 +72,25 @@ class Worker:
             await engines.aclose()
 
     async def run(self) -> None:
-        """Work until SIGTERM or SIGINT. A run that is interrupted by that goes on at the next start."""
+        """Execute runs until SIGTERM or SIGINT. A run that this interrupts resumes at the next start."""
         try:
             TrainConfig.effective(self.settings.train_config, {})
         except BadInput as error:
             raise BadSettings(str(error)) from None
         await self._wait_for_database()
-        await self._forget_ended()
+        await self._clean_up_ended()
         app = self.make_app()
         async with app.open_async():
-            keeper = asyncio.create_task(self._keep_queue(app))
+            keeper = asyncio.create_task(self._repair_queue(app))
             log.info("trainer_started", schedule=self.settings.train_schedule or None)
             try:
                 await app.run_worker_async(
                     queues=[QUEUE],
                     name="trainer",
-                    concurrency=2,  # a run, and whatever the schedule brings meanwhile
+                    concurrency=2,  # one run, and the periodic jobs beside it
                     update_heartbeat_interval=_HEARTBEAT_S,
                     stalled_worker_timeout=_STALLED_S,
-                    shutdown_graceful_timeout=0.1,  # the child is ended, and resumed by whoever comes next
+                    shutdown_graceful_timeout=0.1,  # the child is ended; the next trainer resumes the run
                     delete_jobs="successful",
                 )
             finally:
@@ -99,14 +99,14 @@ class Worker:
                     await keeper
 
     def make_app(self) -> procrastinate.App:
-        """The queue's tasks."""
+        """The tasks of the queue."""
         address = make_url(self.url).set(drivername="postgresql").render_as_string(hide_password=False)
         app = procrastinate.App(
             connector=procrastinate.PsycopgConnector(
                 conninfo=address,
                 min_size=1,
                 max_size=4,
-                # In a database without an encoding (SQL_ASCII) a task's name would come back as bytes.
+                # In a database without an encoding (SQL_ASCII) the names of tasks would arrive as bytes.
                 kwargs={"application_name": "gadfly-trainer", "client_encoding": "utf8"},
             )
         )
@@ -135,7 +135,7 @@ class Worker:
         return app
 
     async def request(self, trigger: Trigger) -> None:
-        """Ask for a run with the deployment's own config, unless one waits or is at work."""
+        """Request a run with the deployment's own config, unless one is queued or in progress."""
         config = TrainConfig.effective(self.settings.train_config, {})
         async with self.database.session() as session:
             if await store.runs.unfinished_runs(session):
@@ -144,45 +144,45 @@ class Worker:
         log.info("run_requested", run=str(requested.run.id), trigger=trigger.value)
 
     async def train(self, run_id: UUID) -> None:
-        """See one run through: learn, evaluate, and record how it ended."""
-        run = await self._begin(run_id)
+        """Execute one run, phase by phase, and record its outcome."""
+        run = await self._start(run_id)
         if run.status is not RunStatus.RUNNING:
             return
-        log.info("run_begins", run=str(run_id), attempt=run.attempt)
+        log.info("run_started", run=str(run_id), attempt=run.attempt)
         status, error = RunStatus.SUCCEEDED, None
         for phase in Phase:
-            status, error = await self._phase(phase, run_id)
+            status, error = await self._execute(phase, run_id)
             if status is not RunStatus.SUCCEEDED:
                 break
-        await self._end(run_id, status, error)
+        await self._finish(run_id, status, error)
 
-    async def _phase(self, phase: Phase, run_id: UUID) -> tuple[RunStatus, str | None]:
-        """One phase of a run, begun again after a crash as long as it gets anywhere."""
+    async def _execute(self, phase: Phase, run_id: UUID) -> tuple[RunStatus, str | None]:
+        """Execute one phase of a run. A phase that crashes is restarted as long as it makes progress."""
         crashes, last_step = 0, -1
         while True:
             code = await self._child(phase, run_id)
             run = await self._read(run_id)
             if run.version is None and run.cancel_requested_at is not None:
                 return RunStatus.CANCELLED, None
-            if code == 0 or run.version is not None:  # who cancels what is published already is late
+            if code == 0 or run.version is not None:  # a published run can no longer be cancelled
                 return RunStatus.SUCCEEDED, None
             reason = take_reason(Workspace.of(self.settings.home, run_id))
             if reason is not None:
                 return RunStatus.FAILED, reason
             crashes = crashes + 1 if run.progress.step <= last_step or crashes == 0 else 1
             last_step = run.progress.step
-            how = _describe(code)
+            cause = _describe(code)
             if crashes >= _MOST_CRASHES:
                 log_file = Workspace.of(self.settings.home, run_id).log
                 return RunStatus.FAILED, (
-                    f"its process ended {crashes} times in a row without a step between: {how}. What it said last: "
-                    f"{last_line(log_file)} ({log_file})"
+                    f"the run's process ended {crashes} times in a row without completing a step: {cause}. The last "
+                    f"line of its log: {last_line(log_file)} ({log_file})"
                 )
-            log.warning("run_crashed", run=str(run_id), phase=phase.value, how=how, crashes=crashes)
+            log.warning("run_crashed", run=str(run_id), phase=phase.value, cause=cause, crashes=crashes)
             await asyncio.sleep(_RETRY_S)
 
     async def _child(self, phase: Phase, run_id: UUID) -> int:
-        """Run one phase in a process of its own; its exit status, negative for a signal. Ends it on a cancellation."""
+        """Run one phase in a child process, which a cancellation ends; its exit status, negative for a signal."""
         with Workspace.of(self.settings.home, run_id).log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
                 *self._command(phase, run_id),
@@ -206,46 +206,46 @@ class Worker:
     def _command(self, phase: Phase, run_id: UUID) -> list[str]:
         program = ["gadfly.trainer.run", phase.value, str(run_id)]
         if phase is Phase.LEARN and self.settings.train_processes > 1:
-            launch = [sys.executable, "-P", "-m", "accelerate.commands.launch", "--multi_gpu"]  # which means torchrun
+            launch = [sys.executable, "-P", "-m", "accelerate.commands.launch", "--multi_gpu"]  # that is, torchrun
             launch += ["--num_machines", "1", "--num_processes", str(self.settings.train_processes)]
             launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
             launch += shlex.split(self.settings.train_launch_args)
             return [*tether(), *launch, "--module", *program]
         return [*tether(), sys.executable, "-P", "-m", *program]
 
-    async def _begin(self, run_id: UUID) -> Run:
-        async def begin(session: AsyncSession) -> Run:
+    async def _start(self, run_id: UUID) -> Run:
+        async def start(session: AsyncSession) -> Run:
             if await store.runs.is_cancel_requested(session, run_id):
                 await store.runs.finish_run(session, run_id, RunStatus.CANCELLED)
             return await store.runs.begin_run(session, run_id)
 
-        run = await in_session(self.database, begin)
+        run = await in_session(self.database, start)
         if run.status.is_over:
-            await self._forget(run)
+            await self._clean_up(run)
         return run
 
-    async def _end(self, run_id: UUID, status: RunStatus, error: str | None) -> None:
+    async def _finish(self, run_id: UUID, status: RunStatus, error: str | None) -> None:
         await in_session(self.database, lambda session: store.runs.finish_run(session, run_id, status, error=error))
         log.info("run_ended", run=str(run_id), status=status.value, error=error)
-        await self._forget(await self._read(run_id))
+        await self._clean_up(await self._read(run_id))
 
-    async def _forget(self, run: Run) -> None:
-        """Remove what an ended run left behind: texts, adapters on the engines, a folder that became no version."""
+    async def _clean_up(self, run: Run) -> None:
+        """Remove the texts and adapters of an ended run, and its published folder if that became no version."""
         await sweep(self.engines, run.id)
         Workspace.of(self.settings.home, run.id).forget_texts()
         if run.version is None:
             for name in (f".{run.id}.unfinished", str(run.id)):
                 await asyncio.to_thread(shutil.rmtree, self.settings.adapters_folder / name, ignore_errors=True)
 
-    async def _forget_ended(self) -> None:
-        """The same for runs that ended while no trainer was there to do it."""
+    async def _clean_up_ended(self) -> None:
+        """Clean up after runs that ended while no trainer was running."""
         for run_id in Workspace.all(self.settings.home):
             try:
                 run = await self._read(run_id)
             except NotFound:
-                continue  # another deployment's folder
+                continue  # the folder of another deployment
             if run.status.is_over:
-                await self._forget(run)
+                await self._clean_up(run)
 
     async def _read(self, run_id: UUID) -> Run:
         return await in_session(self.database, lambda session: store.runs.read_run(session, run_id))
@@ -265,21 +265,21 @@ class Worker:
             event="waiting_for_database",
         )
 
-    async def _keep_queue(self, app: procrastinate.App) -> None:
-        """Give the jobs of workers that died back to the queue, and a job to every run that lost its own."""
+    async def _repair_queue(self, app: procrastinate.App) -> None:
+        """Requeue the jobs of dead workers, and queue a job for every run that has none."""
 
-        async def restore() -> None:
+        async def repair() -> None:
             for job in await app.job_manager.get_stalled_jobs(seconds_since_heartbeat=_STALLED_S):
-                log.warning("run_was_interrupted", job=job.id)
+                log.warning("stalled_job_requeued", job=job.id)
                 await app.job_manager.retry_job(job)
             async with self.database.session() as session:
                 await store.runs.enqueue_lost_runs(session)
 
-        await repeat(restore, wait=partial(asyncio.sleep, _HEARTBEAT_S), failure="queue_not_kept")
+        await repeat(repair, wait=partial(asyncio.sleep, _HEARTBEAT_S), failure="queue_not_repaired")
 
 
 def last_line(path: Path) -> str:
-    """The last line of a log that says anything."""
+    """The last line of a log that is not blank."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
@@ -287,7 +287,7 @@ def last_line(path: Path) -> str:
 
 
 async def _end_group(process: asyncio.subprocess.Process) -> None:
-    """End a child and whatever it started."""
+    """End a child process and the processes that it started."""
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)

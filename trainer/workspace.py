@@ -1,15 +1,16 @@
-"""A run's folder: what a killed run finds again.
+"""A run's folder, from which a killed run resumes.
 
     GADFLY_HOME/runs/RUN/
-        selection.json              which answers are learned from, with the actor's; written once
-        rollouts/00012.jsonl        one step's rollouts, each line a group that is complete
+        selection.json              the answers to learn from, logged and sampled; written once
+        rollouts/00012.jsonl        the rollouts of step 12, a complete group per line
         adapters/00012/             the adapter that step 12 was sampled with, for the engine
-        checkpoints/00012/          learner and loop after step 12; written beside and renamed, the last two are kept
-        final/                      the adapter that the stages ended with
-        evaluation/                 what both critics said about held-out answers
+        checkpoints/00012/          learner and loop after 12 steps; the last two are kept
+        final/                      the adapter at the end of the stages
+        evaluation/                 the judgements of both critics on held-out answers
         tensorboard/
 
-Steps count from 0 over the whole run. What is in a file was computed once: whoever finds it does not compute it again.
+Steps count from 0 over the whole run. A result that is in a file is not computed again. Folders are written under
+another name and renamed when they are complete.
 """
 
 import fcntl
@@ -46,28 +47,28 @@ class Workspace:
 
     @staticmethod
     def all(home: Path) -> list[UUID]:
-        """The runs that have a folder here."""
-        found: list[UUID] = []
+        """The runs that have a folder under `home`."""
+        ids: list[UUID] = []
         for path in (home / "runs").glob("*"):
             with suppress(ValueError):
-                found.append(UUID(path.name))
-        return found
+                ids.append(UUID(path.name))
+        return ids
 
     @property
     def log(self) -> Path:
-        """What the run's processes say. It holds numbers and no texts."""
+        """The log of the run's processes. It holds numbers and no texts."""
         return self.path / "run.log"
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Be the only process that works in this folder; another one is waited for. The kernel frees the lock."""
+        """Hold the lock of this folder, after waiting for it. The kernel frees the lock of a process that dies."""
         with (self.path / "lock").open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     @property
     def warm_start(self) -> Path:
-        """The critiques that a warm start chooses from."""
+        """The critiques from which a warm start chooses its examples."""
         return self.path / "rollouts" / "warm_start.jsonl"
 
     @property
@@ -100,35 +101,29 @@ class Workspace:
         write_durably(self.path / name, TypeAdapter(type(document)).dump_json(document))
 
     def newest_checkpoint(self) -> Path | None:
-        """The last checkpoint that was finished: how many steps are done is its name."""
-        done = sorted(item for item in (self.path / "checkpoints").iterdir() if item.name.isdigit())
-        return done[-1] if done else None
+        """The newest complete checkpoint. Its name is the number of steps done."""
+        checkpoints = self._checkpoints()
+        return checkpoints[-1] if checkpoints else None
 
-    def begin_checkpoint(self, steps_done: int) -> Path:
-        """A folder to write a checkpoint into."""
-        folder = self.path / "checkpoints" / f"{steps_done:05}.new"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        return folder
-
-    def finish_checkpoint(self, folder: Path) -> None:
-        """Make a written checkpoint the newest, in one step, and forget what no resumption needs any more."""
-        publish_folder(folder, folder.with_suffix(""))
-        kept = sorted(item for item in (self.path / "checkpoints").iterdir() if item.name.isdigit())[
-            -_KEPT_CHECKPOINTS:
-        ]
+    @contextmanager
+    def new_checkpoint(self, steps_done: int) -> Iterator[Path]:
+        """A folder to write a checkpoint into, which becomes the newest. Older files that no resumption needs go."""
+        with new_folder(self.path / "checkpoints" / f"{steps_done:05}") as unfinished:
+            yield unfinished
+        kept = self._checkpoints()[-_KEPT_CHECKPOINTS:]
         for item in (self.path / "checkpoints").iterdir():
             if item not in kept:
                 shutil.rmtree(item)
-        oldest = int(kept[0].name)
+        first = int(kept[0].name) - 1  # the engine may still serve the adapter of the step before the checkpoint
         for item in [*(self.path / "rollouts").iterdir(), *(self.path / "adapters").iterdir()]:
-            if (
-                item.stem.isdigit() and int(item.stem) < oldest - 1
-            ):  # the adapter sampled last may still be loaded somewhere
+            if item.stem.isdigit() and int(item.stem) < first:
                 shutil.rmtree(item) if item.is_dir() else item.unlink()
 
+    def _checkpoints(self) -> list[Path]:
+        return sorted(item for item in (self.path / "checkpoints").iterdir() if item.name.isdigit())
+
     def forget_texts(self) -> None:
-        """Remove what holds people's texts once the run is over: the database alone decides what is remembered."""
+        """Remove the files of an ended run that hold texts, so that a deletion in the database deletes every copy."""
         for name in ("rollouts", "adapters", "checkpoints", "evaluation"):
             shutil.rmtree(self.path / name, ignore_errors=True)
         (self.path / "selection.json").unlink(missing_ok=True)
@@ -160,8 +155,18 @@ class Lines(Generic[T]):
             os.fsync(file.fileno())
 
 
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A new folder to write into. It replaces `folder` when the block ends, and is on disk then."""
+    unfinished = folder.with_name(f"{folder.name}.new")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    yield unfinished
+    publish_folder(unfinished, folder)
+
+
 def publish_folder(unfinished: Path, folder: Path) -> None:
-    """Give a complete folder its name: files first, then the name, both on disk when this returns."""
+    """Rename a complete folder to `folder`. First its files, then its name are synced to disk."""
     for item in unfinished.iterdir():
         sync(item)
     sync(unfinished)

@@ -42,9 +42,9 @@ def test_the_same_answers_come_in_the_order_of_the_manifest() -> None:
 @pytest.mark.parametrize(
     ("found", "says"),
     [
-        (ANSWERS[1:], "1 are gone and 0 were"),
-        ([replace(ANSWERS[0], is_right=False), *ANSWERS[1:]], "0 are gone and 1 were"),
-        ([replace(ANSWERS[0], response="edited"), *ANSWERS[1:]], "0 are gone and 1 were"),
+        (ANSWERS[1:], "1 are gone and 0 changed"),
+        ([replace(ANSWERS[0], is_right=False), *ANSWERS[1:]], "0 are gone and 1 changed"),
+        ([replace(ANSWERS[0], response="edited"), *ANSWERS[1:]], "0 are gone and 1 changed"),
     ],
 )
 def test_what_is_gone_or_was_labelled_anew_is_counted(found: list[LabelledAnswer], says: str) -> None:

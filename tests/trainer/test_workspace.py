@@ -1,5 +1,6 @@
-"""A run's folder after crashes: what was finished is there, what was not is as if it had never begun."""
+"""A run's folder after crashes: complete files are found, and incomplete ones are ignored."""
 
+import contextlib
 from pathlib import Path
 from uuid import UUID
 
@@ -15,7 +16,7 @@ def workspace(tmp_path: Path) -> Workspace:
     return Workspace.of(tmp_path, RUN)
 
 
-def test_lines_that_were_cut_are_not_there(workspace: Workspace) -> None:
+def test_an_incomplete_line_is_dropped(workspace: Workspace) -> None:
     lines = Lines(workspace.rollouts(3), dict)
     assert list(lines.read()) == []
     lines.append({"a": 1})
@@ -23,20 +24,21 @@ def test_lines_that_were_cut_are_not_there(workspace: Workspace) -> None:
     with workspace.rollouts(3).open("ab") as file:
         file.write(b'{"c": ')
     assert list(lines.read()) == [{"a": 1}, {"b": 2}]
-    lines.append({"d": 4})  # after the cut one, not into it
+    lines.append({"d": 4})  # on a line of its own
     assert list(lines.read()) == [{"a": 1}, {"b": 2}, {"d": 4}]
 
 
 def _checkpoint(workspace: Workspace, steps_done: int) -> None:
-    folder = workspace.begin_checkpoint(steps_done)
-    (folder / "weights").write_text(str(steps_done))
-    workspace.finish_checkpoint(folder)
+    with workspace.new_checkpoint(steps_done) as folder:
+        (folder / "weights").write_text(str(steps_done))
 
 
-def test_a_checkpoint_counts_when_it_is_whole(workspace: Workspace) -> None:
+def test_an_incomplete_checkpoint_is_ignored_and_overwritten(workspace: Workspace) -> None:
     assert workspace.newest_checkpoint() is None
     _checkpoint(workspace, 2)
-    (workspace.begin_checkpoint(4) / "weights").write_text("half")  # killed here
+    with contextlib.suppress(KeyboardInterrupt), workspace.new_checkpoint(4) as folder:
+        (folder / "weights").write_text("half")
+        raise KeyboardInterrupt
     newest = workspace.newest_checkpoint()
     assert newest is not None
     assert (newest / "weights").read_text() == "2"
@@ -46,20 +48,20 @@ def test_a_checkpoint_counts_when_it_is_whole(workspace: Workspace) -> None:
     assert newest.name == "00004"
 
 
-def test_old_checkpoints_and_what_only_they_needed_go(workspace: Workspace) -> None:
+def test_old_checkpoints_and_the_files_that_only_they_need_are_removed(workspace: Workspace) -> None:
     for step in range(8):
         workspace.rollouts(step).touch()
         workspace.adapter(step).mkdir()
     for steps_done in (2, 4, 6, 8):
         _checkpoint(workspace, steps_done)
     assert sorted(item.name for item in (workspace.path / "checkpoints").iterdir()) == ["00006", "00008"]
-    # A run resumed from step 6 samples step 6 anew unless its rollouts are kept.
+    # A run that resumes from step 6 needs the rollouts of step 6.
     assert sorted(item.name for item in (workspace.path / "rollouts").iterdir()) == [
         f"{step:05}.jsonl" for step in (5, 6, 7)
     ]
 
 
-def test_texts_are_forgotten_and_the_result_is_kept(workspace: Workspace) -> None:
+def test_the_texts_are_removed_and_the_result_is_kept(workspace: Workspace) -> None:
     for path in (workspace.rollouts(0), workspace.evaluation("live"), workspace.path / "selection.json"):
         path.write_text("private")
     workspace.final.mkdir()
