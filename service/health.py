@@ -98,6 +98,7 @@ class State(BaseModel):
     replicas: list[ReplicaState] = Field(description="All replicas of this deployment, this one included.")
     in_flight: dict[str, int]
     engines: list[EngineState]
+    watch: str | None = Field(description="Why automatic rollback cannot decide, although labels arrive; null: it can.")
     records_pending: int
     spool: SpoolState
 
@@ -215,6 +216,7 @@ class Health:
                 )
                 for engine in self._engines
             ],
+            watch=self._critics.watch.problem,
             records_pending=self._recorder.pending,
             spool=SpoolState(
                 records=self._recorder.spooled,

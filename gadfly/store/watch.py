@@ -1,6 +1,6 @@
 """The data of the rollback watch: a critic's verdicts on labelled live traffic."""
 
-from collections import Counter
+from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
@@ -16,7 +16,6 @@ from gadfly.store.tables import (
 from gadfly.verdict import Verdict
 
 WATCH_LOCK = 0x6761_6477_6174  # "gadwat": one replica at a time checks live traffic
-_PER_KEY = 3  # one key's labels decide at most one in this many outcomes, plus one
 
 
 async def lock_watch(session: AsyncSession) -> bool:
@@ -29,18 +28,23 @@ async def live_since(session: AsyncSession) -> datetime | None:
     return await session.scalar(select(CriticPointerRow.moved_at).where(CriticPointerRow.name == "live"))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """One verdict on a labelled answer."""
+
+    was_right: bool  # the label
+    is_verdict_right: bool  # the stated verdict agrees with it
+    key_id: UUID | None = None  # of the caller whose label it is
+
+
 async def verdict_outcomes(
     session: AsyncSession, version: int, *, since: datetime | None = None, limit: int = 10_000
-) -> list[bool]:
-    """Whether a critic's verdicts on labelled live traffic were right, in the order in which their labels arrived.
+) -> list[Outcome]:
+    """A critic's verdicts on labelled live traffic, in the order in which their labels arrived.
 
     An interaction counts once, by the verdict stated in the critic's first critique of its response; a critique without
     a stated verdict counts as wrong. `gadfly.store.labels` defines the label. A later call returns the earlier outcomes
     in the same positions, except those whose label changed.
-
-    No single caller's labels decide: an outcome whose label came with a key is left out if more than a third of the
-    outcomes before it already come from that key. So many outcomes require the labels of three keys, or labels without
-    a key (of a service without keys).
     """
     label = Label()
     statement = (
@@ -65,12 +69,11 @@ async def verdict_outcomes(
     if since is not None:
         statement = statement.where(InteractionRow.created_at >= since)
     rows = await session.execute(statement)
-    outcomes: list[bool] = []
-    by_key: Counter[UUID] = Counter()
-    for row in rows:
-        if row.key_id is not None:
-            if _PER_KEY * by_key[row.key_id] > len(outcomes):
-                continue
-            by_key[row.key_id] += 1
-        outcomes.append(row.stated is (Verdict.CORRECT if row.is_right else Verdict.INCORRECT))
-    return outcomes
+    return [
+        Outcome(
+            was_right=row.is_right,
+            is_verdict_right=row.stated is (Verdict.CORRECT if row.is_right else Verdict.INCORRECT),
+            key_id=row.key_id,
+        )
+        for row in rows
+    ]

@@ -50,7 +50,7 @@ class CriticServing:
             upkeep=self.upkeep,
             metrics=metrics,
         )
-        self._watch = RollbackWatch(database, self.pointers, is_on=settings.auto_rollback)
+        self.watch = RollbackWatch(database, self.pointers, is_on=settings.auto_rollback)
 
     async def start(self) -> CriticVersion:
         """Read which critic is live, and return it.
@@ -70,7 +70,7 @@ class CriticServing:
                 self.swapper.run_heartbeat(),
                 self.swapper.run(),
                 self.upkeep.run(),
-                self._watch.run(),
+                self.watch.run(),
             )
         finally:
             await self.swapper.leave()

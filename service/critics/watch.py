@@ -1,44 +1,40 @@
-"""Automatic rollback: a sequential test of the live critic's verdicts on labelled traffic against the previous critic.
+"""Automatic rollback: the live critic's verdicts on labelled traffic against those of the critic before it.
 
-Each labelled interaction since the promotion is one Bernoulli outcome: the verdict that its first critique states
-agrees with the label, or it does not; no stated verdict is a disagreement, as for the gate. A label is the `correct` of
-feedback, or the grade against a reference. Outcomes are not balanced over right and wrong answers but come as the
-traffic does, for both critics, so a change of the traffic looks like a change of the critic. Where the previous critic
-has too few labelled answers, its accuracy on the gate's held-out items is used instead. That one is balanced; the
-margin of ten points allows for the difference.
+Each labelled interaction since the promotion is one outcome: the verdict that its first critique states agrees with the
+label, or it does not; no stated verdict is a disagreement, as for the gate. Outcomes of the two critics are paired
+within each class, right and wrong answers, and one observation is the mean of a pair of either class. So neither
+accuracy is taken as known, and a change in the share of right answers does not look like a change of the critic. The
+outcomes of the critic before are its own on labelled traffic, and after those the ones that the gate measured.
 
-The test is A. Wald, "Sequential Tests of Statistical Hypotheses", Annals of Mathematical Statistics 16 (1945): after
-each outcome the likelihood ratio of H1 (accuracy p0 - 0.1) to H0 (accuracy p0) is compared with two bounds. A critic as
-good as the previous one is rolled back with a probability of at most about 1 %; one that is ten points worse is kept
-with a probability of about 10 %. A critic that has been kept is not tested again.
+The test is a bet on the mean loss (`gadfly.evidence`): over all looks together, a critic that is as good as the one
+before is rolled back with a probability of at most `ALPHA`. It has no end: labels that arrive late add to it.
 
-Labels come from callers, and a single caller must not be able to roll back a deployment: each key contributes at most a
-third of the outcomes (`gadfly.store.watch.verdict_outcomes`). A service without keys has no such bound.
+Labels come from callers, and a single caller must not be able to roll back a deployment: with several keys, the loss
+must also show without the labels of any one of them (`WITHOUT_A_KEY`). Simulated in `bench/watch.py`.
 """
 
 import asyncio
-import math
-from collections.abc import Iterable, Sequence
+import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from typing import Any
 
 import structlog
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly import store
 from gadfly.errors import Conflict
-from gadfly.records import CriticVersion, SwapKind
+from gadfly.evidence import MeanTest
+from gadfly.records import SwapKind, Tier, now
 from gadfly.repeating import repeat
 from gadfly.service.critics.pointers import CriticPointers
 from gadfly.store.database import Database
+from gadfly.store.watch import Outcome
 
-MARGIN = 0.1  # H1: the accuracy is lower by this much
-ALPHA = 0.01  # probability of rolling back a critic that is as good as the previous one
-BETA = 0.1  # probability of keeping a critic that is worse by the margin
-LEAST_OF_OWN = 50  # labelled answers of the previous critic that are enough to use its own accuracy on traffic
-_MOST_ACCURATE = 0.99  # with p0 = 1, a single wrong verdict would decide
+ALPHA = 0.01  # probability of ever rolling back a critic that is as good as the one before
+WITHOUT_A_KEY = 0.2  # the same, for the labels without those of any one key
+LEAST_UNITS = 10  # the fewest observations that can show a loss, if each is the greatest possible one
 _EVERY_S = 10.0
 
 log = structlog.get_logger(__name__)
@@ -47,52 +43,85 @@ log = structlog.get_logger(__name__)
 class Decision(StrEnum):
     """The result of the test so far."""
 
-    KEEP = "keep"
     ROLL_BACK = "roll_back"
     UNDECIDED = "undecided"
+    ONE_KEY = "one_key"  # a loss is shown, by the labels of a single caller among several
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evidence:
-    """The decision and the numbers it rests on."""
+    """The decision and the numbers it rests on. Accuracies in [0, 1]; None without an outcome."""
 
     decision: Decision
-    outcomes: int  # up to the decision
-    right: int
-    log_ratio: float  # of the likelihoods of H1 and H0, in nats
+    units: int  # paired observations
+    wealth: float  # e-value of a loss
+    wealth_without_a_key: float | None  # the least one, over the keys; None with labels of one key or none
+    keys: int  # callers whose labels count
+    accuracy: dict[str, float | None]  # of the live critic, by class
+    accuracy_before: dict[str, float | None]
 
 
-def sequential_test(
-    outcomes: Iterable[bool], *, p0: float, p1: float, alpha: float = ALPHA, beta: float = BETA
-) -> Evidence:
-    """Wald's test of H0 (an outcome is right with probability p0) against H1 (p1 < p0), up to its decision.
+def losses(before: Sequence[Outcome], after: Sequence[Outcome]) -> list[float]:
+    """The loss from one critic to the next in balanced verdict accuracy, one observation in [-1, 1] per unit.
+
+    A unit is an outcome of either critic of each class, in order of arrival; as many as the rarest kind allows.
+    """
+    kinds = [
+        [outcome.is_verdict_right for outcome in outcomes if outcome.was_right is was_right]
+        for outcomes in (before, after)
+        for was_right in (True, False)
+    ]
+    return [(r0 - r1 + w0 - w1) / 2 for r0, w0, r1, w1 in zip(*kinds, strict=False)]
+
+
+def compare(before: Sequence[Outcome], after: Sequence[Outcome], *, callers: int) -> Evidence:
+    """Test whether the live critic (`after`) is worse than the one before.
 
     Args:
-        outcomes: in order of time; those after the decision are not read.
-        p0: in (0, 1), above p1.
-        p1: in (0, 1).
-        alpha: probability of deciding for H1 under H0.
-        beta: probability of deciding for H0 under H1.
+        before: outcomes of the critic before, in a fixed order.
+        after: outcomes of the live critic, in order of arrival.
+        callers: active keys of callers; one alone may decide, because there is no other whom it could harm.
     """
-    if not 0 < p1 < p0 < 1:
-        raise ValueError("the test needs 0 < p1 < p0 < 1")
-    upper, lower = math.log((1 - beta) / alpha), math.log(beta / (1 - alpha))
-    if_right, if_wrong = math.log(p1 / p0), math.log((1 - p1) / (1 - p0))
-    count = right = 0
+    observed = losses(before, after)
+    wealth = MeanTest.of(observed).wealth
+    keys = {outcome.key_id for outcome in after}
+    without = [
+        MeanTest.of(losses(before, [outcome for outcome in after if outcome.key_id != key])).wealth
+        for key in keys
+        if key is not None
+    ]
     decision = Decision.UNDECIDED
-    for outcome in outcomes:
-        count += 1
-        right += outcome
-        # Computed from the counts: a running sum would accumulate rounding errors.
-        ratio = right * if_right + (count - right) * if_wrong
-        if ratio >= upper:
-            decision = Decision.ROLL_BACK
-            break
-        if ratio <= lower:
-            decision = Decision.KEEP
-            break
-    log_ratio = right * if_right + (count - right) * if_wrong
-    return Evidence(decision=decision, outcomes=count, right=right, log_ratio=log_ratio)
+    if wealth >= 1 / ALPHA:
+        decision = Decision.ROLL_BACK
+        if (len(keys) > 1 or callers > 1) and without and min(without) < 1 / WITHOUT_A_KEY:
+            decision = Decision.ONE_KEY
+    return Evidence(
+        decision=decision,
+        units=len(observed),
+        wealth=wealth,
+        wealth_without_a_key=min(without) if len(keys) > 1 and without else None,
+        keys=len(keys),
+        accuracy=_accuracy(after),
+        accuracy_before=_accuracy(before),
+    )
+
+
+def measured_outcomes(gate: Mapping[str, Any] | None, *, seed: int) -> list[Outcome]:
+    """The outcomes of the critic before that the gate measured on held-out answers, in a random order.
+
+    The samples of one answer agree more than those of two, so each answer counts once, at the rate of its class.
+    """
+    numbers = (gate or {}).get("numbers") or {}
+    live, samples = numbers.get("live") or {}, numbers.get("samples") or 1
+    outcomes = []
+    for name, was_right in (("discrimination_right", True), ("discrimination_wrong", False)):
+        share = live.get(name)
+        if share is not None:
+            answers = share["of"] // samples
+            hits = round(answers * share["value"])
+            outcomes += [Outcome(was_right=was_right, is_verdict_right=number < hits) for number in range(answers)]
+    random.Random(seed).shuffle(outcomes)  # noqa: S311  # a fixed order, no secret
+    return outcomes
 
 
 class RollbackWatch:
@@ -102,6 +131,8 @@ class RollbackWatch:
         self._database = database
         self._pointers = pointers
         self._is_on = is_on
+        self.problem: str | None = None
+        """Why the watch cannot decide although there are labels; None while it can."""
 
     async def run(self) -> None:
         """Test the live critic every ten seconds, until cancelled."""
@@ -127,19 +158,22 @@ class RollbackWatch:
             if not await store.watch.lock_watch(session):
                 return None
             since = await store.watch.live_since(session)
-            outcomes = await store.watch.verdict_outcomes(session, last.version, since=since)
-            previous = await store.watch.verdict_outcomes(session, last.from_version)
-            p0, source = await _previous_accuracy(session, previous, live)
-            if p0 is None or p0 - MARGIN <= 0:
-                return None
-            p0 = min(p0, _MOST_ACCURATE)
-            evidence = sequential_test(outcomes, p0=p0, p1=p0 - MARGIN)
+            after = await store.watch.verdict_outcomes(session, last.version, since=since)
+            before = await store.watch.verdict_outcomes(session, last.from_version)
+            if live.run_id is not None:
+                run = await store.runs.read_run(session, live.run_id)
+                before += measured_outcomes(run.gate, seed=last.version)
+            moment = now()
+            keys = await store.keys.list_keys(session)
+            callers = sum(key.tier is Tier.CALLER and key.is_active(moment) for key in keys)
+            evidence = compare(before, after, callers=callers)
+            self.problem = _problem(evidence, after)
             if evidence.decision is not Decision.ROLL_BACK:
                 return evidence
             reason = (
-                f"{evidence.right} of {evidence.outcomes} verdicts of version {last.version} on labelled traffic were "
-                f"right; version {last.from_version} had {p0:.1%} right ({source}): log-likelihood ratio "
-                f"{evidence.log_ratio:.2f} of {p0 - MARGIN:.1%} to {p0:.1%}"
+                f"on labelled traffic version {last.version} judges {_rates(evidence.accuracy)} correctly, and version "
+                f"{last.from_version} judged {_rates(evidence.accuracy_before)}: evidence of a loss "
+                f"{evidence.wealth:.3g} from {evidence.units} pairs of both classes, and {1 / ALPHA:g} is needed"
             )
             try:
                 await store.swaps.request_swap(session, version=last.from_version, kind=SwapKind.WATCH, reason=reason)
@@ -150,19 +184,34 @@ class RollbackWatch:
         return evidence
 
 
-async def _previous_accuracy(
-    session: AsyncSession, outcomes: Sequence[bool], live: CriticVersion
-) -> tuple[float | None, str]:
-    """The previous critic's accuracy in [0, 1] and its source; None if it is unknown."""
-    if len(outcomes) >= LEAST_OF_OWN:
-        return sum(outcomes) / len(outcomes), f"of its {len(outcomes)} on live traffic"
-    if live.run_id is None:
-        return None, ""
-    run = await store.runs.read_run(session, live.run_id)
-    return held_out_accuracy(run.gate), "on the gate's held-out items"
+def _problem(evidence: Evidence, after: Sequence[Outcome]) -> str | None:
+    if evidence.decision is Decision.ONE_KEY:
+        return (
+            "labelled traffic shows a loss, but only by the labels of one key: automatic rollback needs a second key "
+            "whose labels agree"
+        )
+    right = sum(outcome.was_right for outcome in after)
+    pairs = min(right, len(after) - right)
+    if len(after) >= LEAST_UNITS and pairs < LEAST_UNITS:
+        return (
+            f"{right} right and {len(after) - right} wrong labelled answers are too few for automatic rollback, which "
+            f"needs {LEAST_UNITS} of each"
+        )
+    if pairs > evidence.units:
+        return (
+            f"the critic before has labelled answers for {evidence.units} pairs and the live one for {pairs}: the rest "
+            "cannot be compared, so automatic rollback sees large losses only"
+        )
+    return None
 
 
-def held_out_accuracy(gate: dict[str, Any] | None) -> float | None:
-    """The verdict accuracy, in [0, 1], of the critic that the gate compared the live one with; None if not in it."""
-    axis = ((gate or {}).get("numbers") or {}).get("discriminability")
-    return None if axis is None else float(axis["live"])
+def _accuracy(outcomes: Sequence[Outcome]) -> dict[str, float | None]:
+    rates: dict[str, float | None] = {}
+    for name, was_right in (("right", True), ("wrong", False)):
+        same = [outcome.is_verdict_right for outcome in outcomes if outcome.was_right is was_right]
+        rates[name] = sum(same) / len(same) if same else None
+    return rates
+
+
+def _rates(accuracy: Mapping[str, float | None]) -> str:
+    return " and ".join(f"{rate:.1%} of {name} answers" for name, rate in accuracy.items() if rate is not None)

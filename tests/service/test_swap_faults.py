@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from random import randrange
 from typing import Any
-from uuid import UUID
 
 import httpx
 import orjson
@@ -22,7 +21,6 @@ from gadfly.adapters import BadAdapter
 from gadfly.api_keys import issue_key
 from gadfly.engine_client import Engine, EnginePool, Sampling
 from gadfly.errors import AdapterRefused, Conflict, EngineTimeout, EngineUnavailable, TooBusy
-from gadfly.grading import Grade
 from gadfly.prompts import Message, Prompt
 from gadfly.records import CriticVersion, SwapKind, SwapReceipt, SwapStatus, Tier, new_id, now
 from gadfly.service.critics import loader
@@ -32,10 +30,8 @@ from gadfly.service.critics.replicas import Replicas
 from gadfly.service.metrics import Metrics
 from gadfly.settings import Settings
 from gadfly.store.database import Database
-from gadfly.verdict import Verdict
 from tests.service.conftest import RIGHT, make_settings
 from tests.support.adapters import PublishedAdapter, change_last_token, insert_version, publish_adapter, publish_again
-from tests.support.records import make_critique, make_interaction
 from tests.support.services import serving
 
 ASK = Prompt((Message("user", "2 + 2?"),))
@@ -334,37 +330,6 @@ async def test_a_rollback_refuses_the_pending_promotion(
 
 
 # --------------------------------------------------------------------------------------------------------- live traffic
-
-
-async def test_one_caller_contributes_a_third_of_the_outcomes_and_one(fleet: Fleet, database: Database) -> None:
-    async with database.session() as session:
-        keys = [(await issue_key(session, name=name, tier=Tier.CALLER))[0].id for name in "abc"]
-
-    async def label(version: int, *key_ids: UUID | None) -> list[bool]:
-        """Outcomes of interactions with these keys: right with a key other than the first."""
-        async with database.session() as session:
-            await store.interactions.insert_records(
-                session,
-                [
-                    make_interaction(
-                        key_id=key_id,
-                        critic_version=version,
-                        reference="4",
-                        grade=Grade.RIGHT,
-                        critiques=(make_critique(stated=Verdict.INCORRECT if key_id == keys[0] else Verdict.CORRECT),),
-                    )
-                    for key_id in key_ids
-                ],
-                heldout_share=0.2,
-            )
-        async with database.session() as session:
-            return await store.watch.verdict_outcomes(session, version)
-
-    a, b, c = keys
-    assert await label(0, a, a, a, a) == [False], "one of a; then 3 x 1 > 1 until three outcomes count"
-    assert await label(0, b, c, a) == [False, True, True, False], "with b and c there are three: a counts once more"
-    assert await label(1, None, None, None) == [True] * 3, "without keys there is no bound"
-    assert await label(1, a, a, a) == [True] * 3 + [False] * 2, "3 x 0 <= 3, 3 x 1 <= 4, and 3 x 2 > 5"
 
 
 # ------------------------------------------------------------------------------------------------------ a whole service

@@ -1,59 +1,151 @@
-"""Wald's test with numbers worked out by hand, and the rollback that it requests."""
+"""The rollback watch: its test on constructed outcomes and in simulation, and the rollback that it requests."""
 
-import math
+import random
 from typing import Any
+from uuid import UUID
 
 import pytest
 from sqlalchemy import text
 
 from gadfly import store
+from gadfly.api_keys import issue_key
+from gadfly.evidence import MeanTest
 from gadfly.grading import Grade
-from gadfly.records import Interaction, SwapKind, SwapStatus
+from gadfly.records import Interaction, SwapKind, SwapStatus, Tier, new_id
 from gadfly.service.critics.pointers import CriticPointers
-from gadfly.service.critics.watch import Decision, RollbackWatch, sequential_test
+from gadfly.service.critics.watch import (
+    ALPHA,
+    LEAST_UNITS,
+    Decision,
+    RollbackWatch,
+    compare,
+    losses,
+    measured_outcomes,
+)
 from gadfly.store.database import Database
+from gadfly.store.watch import Outcome
 from gadfly.training import GateOutcome, TrainConfig, Trigger
 from gadfly.verdict import Verdict
 from tests.support.records import make_critique, make_interaction
 
-# With p0 = 0.8, p1 = 0.7: a right verdict adds ln(7/8) = -0.133531, a wrong one ln(0.3/0.2) = 0.405465.
-# Bounds for alpha = 0.01, beta = 0.1: ln(0.9/0.01) = 4.499810 and ln(0.1/0.99) = -2.292535.
-CASES = [  # outcomes, decision, after how many, why
-    ([], Decision.UNDECIDED, 0, "nothing seen"),
-    ([False] * 11, Decision.UNDECIDED, 11, "11 x 0.405465 = 4.460120 is below 4.499810"),
-    ([False] * 12, Decision.ROLL_BACK, 12, "12 x 0.405465 = 4.865581 is above it"),
-    ([False] * 40, Decision.ROLL_BACK, 12, "outcomes after the decision are not read"),
-    ([True] * 17, Decision.UNDECIDED, 17, "17 x -0.133531 = -2.270033 is above -2.292535"),
-    ([True] * 18, Decision.KEEP, 18, "18 x -0.133531 = -2.403565 is below it"),
-    ([True] * 18 + [False] * 99, Decision.KEEP, 18, "a decision to keep is final"),
-    (
-        [False, True, True, True] * 100,
-        Decision.UNDECIDED,
-        400,
-        "3 x -0.133531 + 0.405465 = 0.004871 a round: undecided",
-    ),
-    ([False, True, True] * 34, Decision.ROLL_BACK, 91, "a third wrong: 0.138402 a round, and 0.405465 at its first"),
+A, B, C = (new_id() for _ in range(3))
+
+
+def outcomes(right: str, wrong: str, key: UUID | None = None) -> list[Outcome]:
+    """One outcome a sign, `+` for a correct verdict, first on right answers, then on wrong ones."""
+    return [
+        Outcome(was_right=was_right, is_verdict_right=sign == "+", key_id=key)
+        for was_right, signs in ((True, right), (False, wrong))
+        for sign in signs
+    ]
+
+
+def test_pairs_are_within_a_class() -> None:
+    before, after = outcomes("++-+", "+-+"), outcomes("+--", "--++")
+    # Right: + +, + -, - -: 0, 1, 0. Wrong: + -, - -, + +: 1, 0, 0.
+    assert losses(before, after) == [0.5, 0.5, 0.0]
+    assert losses(before, outcomes("+++", "")) == [], "one class alone shows no balanced loss"
+
+
+def test_a_worse_critic_is_found() -> None:
+    before, after = outcomes("+" * 20, "+" * 20), outcomes("+" * 20, "-" * 20)
+    evidence = compare(before, after, callers=0)
+    assert evidence.decision is Decision.ROLL_BACK
+    assert (evidence.units, evidence.wealth) == (20, pytest.approx(MeanTest.of([0.5] * 20).wealth))
+    assert evidence.accuracy == {"right": 1.0, "wrong": 0.0}
+    assert evidence.accuracy_before == {"right": 1.0, "wrong": 1.0}
+    assert compare(after, before, callers=0).decision is Decision.UNDECIDED
+
+
+def test_few_pairs_decide_nothing() -> None:
+    few = LEAST_UNITS - 1
+    evidence = compare(outcomes("+" * 50, "+" * few), outcomes("-" * 50, "-" * few), callers=0)
+    assert (evidence.units, evidence.decision) == (few, Decision.UNDECIDED)
+    assert evidence.wealth < 1 / ALPHA, "even the greatest possible losses need one pair more"
+    assert compare(outcomes("+" * 50, "+" * 10), outcomes("-" * 50, "-" * 10), callers=0).decision is Decision.ROLL_BACK
+
+
+KEYS = [  # outcomes of the live critic, active callers, decision, why
+    (outcomes("-" * 20, "-" * 20, A), 1, Decision.ROLL_BACK, "the only caller there is"),
+    (outcomes("-" * 20, "-" * 20, A), 3, Decision.ONE_KEY, "one caller of three"),
+    (outcomes("-" * 20, "-" * 20), 0, Decision.ROLL_BACK, "a service without keys"),
+    (outcomes("-" * 20, "-" * 20, A) + outcomes("+" * 20, "+" * 20, B), 2, Decision.ONE_KEY, "the other disagrees"),
+    (outcomes("-" * 20, "-" * 20, A) + outcomes("-" * 9, "-" * 9, B), 2, Decision.ROLL_BACK, "the other agrees"),
+    (outcomes("-" * 8, "-" * 8, A) + outcomes("-" * 8, "-" * 8, B), 2, Decision.ROLL_BACK, "neither alone is needed"),
 ]
 
 
-@pytest.mark.parametrize(("outcomes", "decision", "count", "why"), CASES)
-def test_decides_as_wald_does(outcomes: list[bool], decision: Decision, count: int, why: str) -> None:
-    evidence = sequential_test(outcomes, p0=0.8, p1=0.7, alpha=0.01, beta=0.1)
-    assert evidence.decision is decision, why
-    assert evidence.outcomes == count, why
-    right = sum(outcomes[:count])
-    assert evidence.right == right
-    assert evidence.log_ratio == pytest.approx(right * math.log(7 / 8) + (count - right) * math.log(1.5))
+@pytest.mark.parametrize(("after", "callers", "decision", "why"), KEYS)
+def test_no_caller_among_several_decides_alone(
+    after: list[Outcome], callers: int, decision: Decision, why: str
+) -> None:
+    assert compare(outcomes("+" * 60, "+" * 60), after, callers=callers).decision is decision, why
 
 
-@pytest.mark.parametrize(("p0", "p1"), [(0.7, 0.8), (1.0, 0.9), (0.1, 0.0), (0.5, 0.5)])
-def test_refuses_invalid_hypotheses(p0: float, p1: float) -> None:
-    with pytest.raises(ValueError, match="0 < p1 < p0 < 1"):
-        sequential_test([], p0=p0, p1=p1)
+def test_what_the_gate_measured_of_the_critic_before() -> None:
+    gate = {
+        "numbers": {
+            "samples": 4,
+            "live": {
+                "discrimination_right": {"of": 160, "value": 0.75},
+                "discrimination_wrong": {"of": 80, "value": 0.5},
+            },
+        }
+    }
+    found = measured_outcomes(gate, seed=1)
+    assert sum(outcome.was_right for outcome in found) == 40
+    assert sum(outcome.was_right and outcome.is_verdict_right for outcome in found) == 30
+    assert [outcome.is_verdict_right for outcome in found if not outcome.was_right].count(True) == 10
+    assert measured_outcomes(gate, seed=1) == found, "in the same order at every look"
+    assert measured_outcomes(None, seed=1) == measured_outcomes({"numbers": {"live": None}}, seed=1) == []
 
 
-# The gate report of version 1, from when version 0 was live.
-GATE = {"outcome": "promote", "numbers": {"discriminability": {"live": 0.8, "candidate": 0.9}}}
+def simulated(rng: random.Random, count: int, *, share: float, right: float, wrong: float) -> list[Outcome]:
+    """Labelled traffic: this share of answers is right, and of each class this share is judged correctly."""
+    found = []
+    for _ in range(count):
+        was_right = rng.random() < share
+        is_verdict_right = rng.random() < (right if was_right else wrong)
+        found.append(Outcome(was_right=was_right, is_verdict_right=is_verdict_right))
+    return found
+
+
+def rolled_back(before: tuple[float, float], after: tuple[float, float], *, own: int, share: float) -> float:
+    """The share of 100 deployments that roll back within 1,500 labels, looked at after every 50."""
+    rng = random.Random(f"{before}{after}{own}{share}")
+    count = 0
+    for _ in range(100):
+        old = simulated(rng, own, share=share, right=before[0], wrong=before[1])
+        new = simulated(rng, 1500, share=share, right=after[0], wrong=after[1])
+        count += any(
+            compare(old, new[:labels], callers=0).decision is Decision.ROLL_BACK for labels in range(50, 1501, 150)
+        )
+    return count / 100
+
+
+def test_an_equal_critic_stays_whatever_is_known_of_the_one_before() -> None:
+    assert rolled_back((0.9, 0.7), (0.9, 0.7), own=50, share=0.5) <= 0.03
+    assert rolled_back((0.9, 0.7), (0.9, 0.7), own=600, share=0.95) <= 0.03
+
+
+def test_traffic_that_is_mostly_right_hides_nothing() -> None:
+    assert rolled_back((0.9, 0.7), (1.0, 0.0), own=1500, share=0.95) >= 0.95, "a critic that calls everything correct"
+    assert rolled_back((0.97, 0.45), (0.85, 0.8), own=1500, share=0.95) <= 0.02, "a better one in balance stays"
+
+
+# -------------------------------------------------------------------------------------------------------- the rollback
+
+# The gate report of version 1, from when version 0 was live: 40 answers of each class, judged 4 times each.
+GATE = {
+    "outcome": "promote",
+    "numbers": {
+        "samples": 4,
+        "live": {
+            "discrimination_right": {"of": 160, "value": 0.9},
+            "discrimination_wrong": {"of": 160, "value": 0.9},
+        },
+    },
+}
 
 
 @pytest.fixture
@@ -81,17 +173,33 @@ async def _move(session: Any, version: int, kind: SwapKind) -> None:
     await store.swaps.move_pointer(session, swap.id)
 
 
-async def check(seeded: Database, *records: Interaction) -> Any:
+async def watch(seeded: Database, *records: Interaction) -> RollbackWatch:
     async with seeded.session() as session:
         await store.interactions.insert_records(session, records, heldout_share=0.2)
     pointers = CriticPointers(seeded)
     await pointers.refresh()
-    return await RollbackWatch(seeded, pointers, is_on=True).check()
+    return RollbackWatch(seeded, pointers, is_on=True)
 
 
-def judged(version: int, *, is_right: bool) -> Interaction:
-    critique = make_critique(stated=Verdict.CORRECT if is_right else Verdict.INCORRECT)
-    return make_interaction(critic_version=version, reference="4", grade=Grade.RIGHT, critiques=(critique,))
+async def check(seeded: Database, *records: Interaction) -> Any:
+    return await (await watch(seeded, *records)).check()
+
+
+def judged(version: int, *, is_verdict_right: bool, was_right: bool = True, **fields: Any) -> Interaction:
+    agrees = Verdict.CORRECT if was_right else Verdict.INCORRECT
+    disagrees = Verdict.INCORRECT if was_right else Verdict.CORRECT
+    critique = make_critique(stated=agrees if is_verdict_right else disagrees)
+    grade = Grade.RIGHT if was_right else Grade.WRONG
+    return make_interaction(critic_version=version, reference="4", grade=grade, critiques=(critique,), **fields)
+
+
+def both(version: int, count: int, *, is_verdict_right: bool, **fields: Any) -> list[Interaction]:
+    """So many labelled answers of either class."""
+    return [
+        judged(version, is_verdict_right=is_verdict_right, was_right=was_right, **fields)
+        for _ in range(count)
+        for was_right in (True, False)
+    ]
 
 
 async def pending(seeded: Database) -> Any:
@@ -100,43 +208,66 @@ async def pending(seeded: Database) -> Any:
 
 
 async def test_too_few_outcomes_decide_nothing(seeded: Database) -> None:
-    evidence = await check(seeded, *(judged(1, is_right=False) for _ in range(11)))
-    assert (evidence.decision, evidence.outcomes) == (Decision.UNDECIDED, 11)
+    evidence = await check(seeded, *both(1, LEAST_UNITS - 1, is_verdict_right=False))
+    assert (evidence.decision, evidence.units) == (Decision.UNDECIDED, LEAST_UNITS - 1)
     assert await pending(seeded) is None
 
 
-async def test_a_worse_critic_is_rolled_back_by_the_gates_accuracy_of_the_previous_one(seeded: Database) -> None:
-    evidence = await check(seeded, *(judged(1, is_right=False) for _ in range(12)))
+async def test_a_worse_critic_is_rolled_back(seeded: Database) -> None:
+    evidence = await check(seeded, *both(1, 20, is_verdict_right=False))
     assert evidence.decision is Decision.ROLL_BACK
     swap = await pending(seeded)
     assert (swap.kind, swap.version, swap.status) == (SwapKind.WATCH, 0, SwapStatus.PENDING)
-    assert "0 of 12 verdicts of version 1" in swap.reason
-    assert "80.0% right (on the gate's held-out items): log-likelihood ratio 4.87 of 70.0% to 80.0%" in swap.reason
+    assert "version 1 judges 0.0% of right answers and 0.0% of wrong answers correctly" in swap.reason
+    assert "version 0 judged 90.0% of right answers and 90.0% of wrong answers" in swap.reason
     assert await check(seeded) is None, "requested once"
 
 
-async def test_the_previous_critics_own_traffic_counts_before_the_gate(seeded: Database) -> None:
-    own = [judged(0, is_right=number % 2 == 0) for number in range(50)]  # 50 %: 12 wrong ones are no proof against 40 %
-    evidence = await check(seeded, *own, *(judged(1, is_right=False) for _ in range(12)))
-    # 12 x ln(0.6 / 0.5) = 2.187859
-    assert evidence.decision is Decision.UNDECIDED
-    assert evidence.log_ratio == pytest.approx(2.187859, abs=1e-6)
+async def test_its_own_traffic_counts_for_the_critic_before(seeded: Database) -> None:
+    own = [*both(0, 30, is_verdict_right=True), *both(0, 30, is_verdict_right=False)]  # 50 % on its own traffic
+    evidence = await check(seeded, *own, *both(1, 20, is_verdict_right=False))
+    assert evidence.accuracy_before["right"] == pytest.approx((30 + 36) / (60 + 40))
+
+
+async def test_labels_of_one_class_are_reported_as_too_few(seeded: Database) -> None:
+    found = await watch(seeded, *(judged(1, is_verdict_right=False) for _ in range(30)))
+    assert (await found.check()).units == 0
+    assert "30 right and 0 wrong labelled answers are too few" in (found.problem or "")
+
+
+async def test_labels_of_one_key_among_several_are_reported(seeded: Database) -> None:
+    async with seeded.session() as session:
+        keys = [(await issue_key(session, name=name, tier=Tier.CALLER))[0].id for name in "ab"]
+    found = await watch(seeded, *both(1, 20, is_verdict_right=False, key_id=keys[0]))
+    assert (await found.check()).decision is Decision.ONE_KEY
+    assert "needs a second key" in (found.problem or "")
+    assert await pending(seeded) is None
+    again = await watch(seeded, *both(1, 12, is_verdict_right=False, key_id=keys[1]))
+    assert (await again.check()).decision is Decision.ROLL_BACK
+    assert again.problem is None
 
 
 async def test_a_rollback_is_not_tested(seeded: Database) -> None:
     async with seeded.session() as session:
         await _move(session, 0, SwapKind.ROLLBACK)
-    assert await check(seeded, *(judged(0, is_right=False) for _ in range(100))) is None
+    assert await check(seeded, *both(0, 50, is_verdict_right=False)) is None
     assert await pending(seeded) is None
 
 
 async def test_only_one_replica_tests_at_a_time(seeded: Database) -> None:
     async with seeded.session() as session:
         assert await store.watch.lock_watch(session)
-        assert await check(seeded, *(judged(1, is_right=False) for _ in range(12))) is None
+        assert await check(seeded, *both(1, 20, is_verdict_right=False)) is None
 
 
-async def test_without_an_accuracy_to_compare_with_nothing_is_tested(seeded: Database) -> None:
+async def test_without_outcomes_of_the_critic_before_nothing_is_decided(seeded: Database) -> None:
     async with seeded.session() as session:
         await session.execute(text("UPDATE training_runs SET gate = NULL"))
-    assert await check(seeded, *(judged(1, is_right=False) for _ in range(12))) is None
+    evidence = await check(seeded, *both(1, 20, is_verdict_right=False))
+    assert (evidence.decision, evidence.units) == (Decision.UNDECIDED, 0)
+
+
+async def test_outcomes_that_have_no_counterpart_are_reported(seeded: Database) -> None:
+    found = await watch(seeded, *both(1, 60, is_verdict_right=True))
+    assert (await found.check()).units == 40, "the gate measured 40 answers of each class"
+    assert "for 40 pairs and the live one for 60" in (found.problem or "")

@@ -133,7 +133,9 @@ async def test_the_watch(seeded: Database, case: Case) -> None:
     await keep(seeded, case)
     async with seeded.session() as session:
         found = await verdict_outcomes(session, 0)
-    assert found == ([] if case.is_right is None else [case.is_right]), "the critic said correct"
+    assert [(outcome.was_right, outcome.is_verdict_right) for outcome in found] == (
+        [] if case.is_right is None else [(case.is_right, case.is_right)]
+    ), "the critic said correct"
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)

@@ -270,11 +270,16 @@ async def test_outcomes_are_stated_verdicts_against_labels_in_the_order_of_label
             heldout_share=0.2,
         )
     async with seeded.session() as session:
-        found = await store.watch.verdict_outcomes(session, 1, since=start)
-        assert found == [True, False, False, False], "graded, unsaid, overruled, late"
-        assert await store.watch.verdict_outcomes(session, 1) == [True, True, False, False, False]
-        assert await store.watch.verdict_outcomes(session, 1, limit=1) == [True]
-        assert await store.watch.verdict_outcomes(session, 3) == []
+
+        async def verdicts(version: int, **options: Any) -> list[tuple[bool, bool]]:
+            found = await store.watch.verdict_outcomes(session, version, **options)
+            return [(outcome.was_right, outcome.is_verdict_right) for outcome in found]
+
+        expected = [(False, True), (False, False), (True, False), (False, False)]
+        assert await verdicts(1, since=start) == expected, "graded, unsaid, overruled, late"
+        assert await verdicts(1) == [(True, True), *expected]
+        assert await verdicts(1, limit=1) == [(True, True)]
+        assert await verdicts(3) == []
 
 
 async def test_one_replica_watches_at_a_time(seeded: Database) -> None:
