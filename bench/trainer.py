@@ -70,7 +70,7 @@ class Round:
 
 def groups_of(options: argparse.Namespace) -> list[Group]:
     """Groups of random tokens. Lengths vary by a tenth around the options' values, as in a sorted batch."""
-    rng = random.Random(0)  # noqa: S311  # the same tokens on both sides
+    rng = random.Random(0)  # the same tokens on both sides
 
     def ids(length: int) -> tuple[int, ...]:
         varied = max(1, round(length * rng.uniform(0.9, 1.1)))

@@ -1,6 +1,7 @@
 """How often the rollback watch is wrong, and how fast it sees a loss: `python -m bench.watch [--runs 300]`.
 
-Simulated deployments: labelled answers arrive one after another, and the watch looks after every 25 of them. Every rate is a share of deployments that rolled back, with its standard error. Prints a Markdown table.
+Simulated deployments: labelled answers arrive one after another, and the watch looks after every 25 of them. Every rate
+is a share of deployments that rolled back, with its standard error. Prints a Markdown table.
 """
 
 import argparse
