@@ -15,7 +15,7 @@ RANK, ALPHA = 4, 8
 def policy_of(
     model: Path, *, seed: int = 0, size: float = 0.1, name: str | None = None, gradient_checkpointing: bool = False
 ) -> Policy:
-    """A policy whose two adapters are random and differ, so that it matters which one is in force."""
+    """A policy whose two adapters are random and differ, so that tests notice which one is active."""
     policy = Policy(model, rank=RANK, alpha=ALPHA, seed=seed, name=name, gradient_checkpointing=gradient_checkpointing)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(2):
@@ -27,7 +27,7 @@ def policy_of(
 
 
 def random_groups(count: int, *, seed: int = 0, replies: int = 3, tokens: int = 12) -> list[Group]:
-    """Groups of differing lengths with made-up scores and log-probabilities near a random model's."""
+    """Groups of different lengths with random scores, and log-probabilities near those of a random model."""
     rng = random.Random(seed)
 
     def ids(length: int) -> tuple[int, ...]:
@@ -35,13 +35,13 @@ def random_groups(count: int, *, seed: int = 0, replies: int = 3, tokens: int = 
 
     groups = []
     for _ in range(count):
-        said = tuple(ids(rng.randint(1, tokens)) for _ in range(replies))
+        texts = tuple(ids(rng.randint(1, tokens)) for _ in range(replies))
         groups.append(
             Group(
                 ids(rng.randint(3, 2 * tokens)),
-                said,
-                tuple(tuple(-6.0 - rng.random() for _ in reply) for reply in said),
-                tuple(float(rng.randint(0, 1)) for _ in said),
+                texts,
+                tuple(tuple(-6.0 - rng.random() for _ in text) for text in texts),
+                tuple(float(rng.randint(0, 1)) for _ in texts),
             )
         )
     return groups

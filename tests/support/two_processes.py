@@ -1,6 +1,7 @@
-"""What `accelerate launch` runs in the tests: MODEL OUT KIND.
+"""The program that the tests run with `accelerate launch`: MODEL OUT KIND.
 
-A few updates with a stop between them; the first process writes the weights, and what the policy says at the end.
+It makes a few updates with a save and a load between them. The first process writes the weights, the metrics and the
+policy's greedy reply at the end.
 """
 
 import json
@@ -22,7 +23,7 @@ def main(model: Path, out: Path, kind: str) -> None:
     accelerator = Accelerator(cpu=True)
     policy = policy_of(model)
     if kind == "fsdp":
-        policy.shard()  # what accelerate asks for on GPUs, and never on CPU
+        policy.shard()  # accelerate shards on GPUs alone
     learner = Learner(policy, CONFIG, kl_coefficient=0.05, accelerator=accelerator)
     metrics = [learner.update(rows(step), step) for step in range(2)]
     learner.save(out / "saved")
@@ -30,10 +31,10 @@ def main(model: Path, out: Path, kind: str) -> None:
     learner.load(out / "saved")
     metrics.append(learner.update(rows(2), 2))
     learner.save(out / "end")
-    said = policy.greedy(PROMPT, 8)
+    greedy = policy.greedy(PROMPT, 8)
     if accelerator.is_main_process:
         (out / "metrics.json").write_text(json.dumps(metrics))
-        (out / "greedy.json").write_text(json.dumps([said.tokens, said.logprobs]))
+        (out / "greedy.json").write_text(json.dumps([greedy.tokens, greedy.logprobs]))
     accelerator.end_training()
 
 

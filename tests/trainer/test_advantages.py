@@ -24,12 +24,12 @@ def test_leave_one_out() -> None:
     assert leave_one_out(scores, [4, 3, 2]).tolist() == pytest.approx(expected, abs=1e-12)
 
 
-def test_a_group_of_one_has_no_baseline() -> None:
+def test_a_group_of_one_is_refused() -> None:
     with pytest.raises(ValueError, match="two replies"):
         leave_one_out(torch.tensor([1.0, 2.0, 3.0]), [2, 1])
 
 
-def test_the_score_is_the_last_tokens_and_kl_everyones() -> None:
+def test_the_last_token_gets_the_score_and_every_token_the_kl_penalty() -> None:
     rewards = token_rewards(
         torch.tensor([2.0, -1.0]), torch.tensor([0.5, -0.5, 1.0, 3.0]), lengths_R=[3, 1], kl_coefficient=0.1
     )
@@ -37,7 +37,7 @@ def test_the_score_is_the_last_tokens_and_kl_everyones() -> None:
     assert rewards.tolist() == pytest.approx([-0.05, 0.05, 1.9, -1.3])
 
 
-def test_a_return_is_what_is_still_to_come_in_its_own_reply() -> None:
+def test_a_return_sums_the_rewards_from_its_token_to_the_end_of_the_reply() -> None:
     rewards = torch.tensor([-0.05, 0.05, 1.9, -1.3], dtype=torch.float64)
     assert returns_to_go(rewards, [3, 1]).tolist() == pytest.approx([1.9, 1.95, 1.9, -1.3])
 
@@ -53,7 +53,7 @@ def test_all_together() -> None:
     # Two groups of two. Scores 1, 0 -> a = 1, -1; scores 0.5, 0.5 -> a = 0, 0. KL of each token, coefficient 0.5:
     # reply 1: 0.2, 0.4 -> rewards -0.1, 0.8 -> returns 0.7, 0.8
     # reply 2: 0      -> reward -1 -> return -1
-    # reply 3: 1.0    -> reward -0.5 -> return -0.5: a group of equal scores still pays for KL
+    # reply 3: 1.0    -> reward -0.5 -> return -0.5: KL counts in a group of equal scores, too
     # reply 4: 0      -> 0
     # Mean of 0.7, 0.8, -1, -0.5, 0 is 0; squares 0.49, 0.64, 1, 0.25, 0: variance 2.38 / 5 = 0.476.
     logprobs = torch.tensor([-1.0, -1.0, -1.0, -1.0, -1.0])
@@ -71,13 +71,13 @@ def test_all_together() -> None:
     assert found.tolist() == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_group_is_measured_in_its_own_standard_deviations() -> None:
-    # Mean 0.5 and deviation 0.5; then a group of equals, which says nothing.
+def test_scores_are_in_units_of_their_groups_standard_deviation() -> None:
+    # Mean 0.5 and deviation 0.5; then a group of equal scores, whose advantages are 0.
     found = group_normalised(torch.tensor([1.0, 0.0, 1.0, 0.0, 3.0, 3.0]), [4, 2])
     assert found.tolist() == pytest.approx([1, -1, 1, -1, 0, 0], abs=1e-5)
 
 
-def test_one_baseline_for_all_questions_lets_an_easy_group_earn() -> None:
+def test_with_one_baseline_for_all_questions_equal_scores_have_an_advantage() -> None:
     assert minus_batch_mean(torch.tensor([1.0, 1.0, 0.0, 2.0]), [2, 2]).tolist() == [0.0, 0.0, -1.0, 1.0]
 
 

@@ -1,4 +1,4 @@
-"""Statistics of a step by hand, and when each alarm goes off."""
+"""The statistics of a step worked out by hand, and the conditions of each alarm."""
 
 import json
 import math
@@ -81,7 +81,7 @@ def test_a_step_by_hand() -> None:
     )
 
 
-def test_what_cannot_be_measured_is_left_out() -> None:
+def test_a_statistic_without_anything_to_measure_is_left_out() -> None:
     assert step_statistics([]) == {}
     silent = step_statistics([group(("Hm.", 0, 1), is_right=True)])
     assert silent["no_verdict"] == 1
@@ -101,7 +101,7 @@ def test_examples_show_the_cause_of_the_alarm_and_name_the_interaction() -> None
 
 
 LIMITS = AlarmLimits(patience=2)
-BEYOND = [  # alarm, statistic, a value within its limit, one at it, one beyond
+BEYOND = [  # alarm, statistic, a value within the limit, the limit, a value beyond it
     ("verdict_drift", "verdict_drift", 0.1, 0.45, 0.46),
     ("answer_leakage", "answer_leakage", 0.1, 0.9, 0.91),
     ("no_verdict", "no_verdict", 0.1, 0.9, 0.91),
@@ -126,7 +126,7 @@ def run(alarms: Alarms, statistic: str, values: list[float]) -> list[Alarm | Non
 
 
 @pytest.mark.parametrize(("name", "statistic", "within", "at", "beyond"), BEYOND)
-def test_an_alarm_goes_off_after_its_patience(
+def test_an_alarm_is_raised_after_its_patience(
     name: str, statistic: str, within: float, at: float, beyond: float
 ) -> None:
     raised = run(Alarms(LIMITS), statistic, [within, beyond, within, beyond, at, beyond, beyond])
@@ -141,7 +141,7 @@ def test_an_alarm_goes_off_after_its_patience(
     assert run(Alarms(off), statistic, [beyond, beyond, beyond]) == [None] * 3
 
 
-def test_a_critic_that_began_by_calling_all_correct_has_not_drifted() -> None:
+def test_verdict_drift_is_watched_from_the_first_step_within_the_limit() -> None:
     alarms = Alarms(LIMITS)
     assert run(alarms, "verdict_drift", [0.5, 0.5, 0.5]) == [None] * 3
     resumed = Alarms(LIMITS, stored(alarms))
@@ -150,7 +150,7 @@ def test_a_critic_that_began_by_calling_all_correct_has_not_drifted() -> None:
     assert run(resumed, "verdict_drift", [0.5, 0.5])[1] is not None
 
 
-def test_an_alarm_speaks() -> None:
+def test_an_alarm_has_a_message_and_evidence() -> None:
     alarms = Alarms(LIMITS)
     alarms.observe(6, {"double_verdict": 0.75}, {"double_verdict": ["old"]})
     alarm = alarms.observe(7, {"double_verdict": 1.0}, {"double_verdict": ["a", "b", "c", "d"]})
@@ -169,7 +169,7 @@ def test_length_is_compared_with_the_first_step() -> None:
     assert raised[3].evidence["values"] == [151 / 50, 160 / 50]
 
 
-def test_a_step_that_does_not_measure_it_is_left_out() -> None:
+def test_a_step_without_the_statistic_does_not_end_the_streak() -> None:
     alarms = Alarms(LIMITS)
     assert alarms.observe(1, {"answer_leakage": 1.0}) is None
     assert alarms.observe(2, {}) is None
@@ -178,18 +178,18 @@ def test_a_step_that_does_not_measure_it_is_left_out() -> None:
     assert alarm.evidence["steps"] == [1, 3]
 
 
-def test_of_several_the_cause_is_told() -> None:
+def test_of_several_alarms_in_a_step_the_cause_is_raised() -> None:
     alarms = Alarms(AlarmLimits(patience=1))
     alarm = alarms.observe(1, {"zero_advantage": 1.0, "no_verdict": 1.0, "logprob_gap_mean": 5.0})
     assert alarm is not None
     assert alarm.name == "logprob_gap"
 
 
-def test_reward_without_a_gain() -> None:
+def test_reward_that_rises_while_accuracy_falls_raises_an_alarm() -> None:
     alarms = Alarms(AlarmLimits(no_gain=2))
     seen = [(0.1, 0.6), (0.2, 0.55), (0.3, 0.55), (0.4, 0.5), (0.5, 0.45)]
     raised = [alarms.observe_validation(step, reward=r, accuracy=a) for step, (r, a) in enumerate(seen)]
-    assert raised[:4] == [None] * 4  # an accuracy that stays breaks the row
+    assert raised[:4] == [None] * 4  # an unchanged accuracy ends the streak
     assert raised[4] is not None
     assert raised[4].name == "no_gain"
     assert raised[4].evidence == {
@@ -203,7 +203,7 @@ def test_reward_without_a_gain() -> None:
     assert [off.observe_validation(step, reward=step, accuracy=-step) for step in range(9)] == [None] * 9
 
 
-def test_a_new_stage_starts_its_own_rows() -> None:
+def test_a_new_stage_starts_new_streaks() -> None:
     alarms = Alarms(AlarmLimits(patience=2, no_gain=1))
     alarms.observe(1, {"kl": 9.0, "mean_tokens": 10})
     alarms.observe_validation(1, reward=0.1, accuracy=0.9)
@@ -211,12 +211,12 @@ def test_a_new_stage_starts_its_own_rows() -> None:
     assert alarms.observe(2, {"kl": 9.0}) is None
     assert alarms.observe_validation(2, reward=0.2, accuracy=0.1) is None
     assert alarms.observe(3, {"kl": 0.0, "mean_tokens": 31}) is None
-    alarm = alarms.observe(4, {"mean_tokens": 31})  # the first step of the run, not of the stage
+    alarm = alarms.observe(4, {"mean_tokens": 31})  # compared with the first step of the run, not of the stage
     assert alarm is not None
     assert alarm.name == "length_growth"
 
 
-def test_a_resumed_run_counts_on() -> None:
+def test_a_resumed_run_continues_its_streaks() -> None:
     alarms = Alarms(AlarmLimits(patience=3, no_gain=2))
     for step in (1, 2):
         alarms.observe(step, {"kl": math.inf, "mean_tokens": 10.0})

@@ -2,12 +2,12 @@ import pytest
 
 from gadfly.trainer.rl.packing import Group, pack
 
-ONE = Group.given([10, 11, 12], [1, 2], [3, 4, 5])  # 3 + 1 + 2 = 6 tokens of a row
-TWO = Group.given([20, 21], [6, 7, 8])  # 2 + 2 = 4
-SHORT = Group.given([30], [9])  # 1: its only reply token is predicted by the prompt
+ONE = Group.unscored([10, 11, 12], [1, 2], [3, 4, 5])  # 3 + 1 + 2 = 6 tokens of a row
+TWO = Group.unscored([20, 21], [6, 7, 8])  # 2 + 2 = 4
+SHORT = Group.unscored([30], [9])  # 1: its only reply token is predicted by the prompt
 
 
-def test_a_prompt_stands_once_and_positions_go_on_after_it() -> None:
+def test_a_pack_holds_a_prompt_once_and_each_replys_positions_continue_it() -> None:
     [row] = pack([ONE], 6)
     assert row.tokens_T == (10, 11, 12, 1, 3, 4)
     assert row.positions_T == (0, 1, 2, 3, 3, 4)
@@ -18,7 +18,7 @@ def test_a_prompt_stands_once_and_positions_go_on_after_it() -> None:
     assert row.reply_T == (-1, -1, -1, 0, 1, 1)
 
 
-def test_groups_share_a_row_that_has_room() -> None:
+def test_groups_share_a_row_with_room() -> None:
     [row] = pack([SHORT, TWO, ONE], 11)
     assert row.groups == (2, 1, 0)  # the longest first
     assert row.tokens_T == (10, 11, 12, 1, 3, 4, 20, 21, 6, 7, 30)
@@ -32,9 +32,9 @@ def test_groups_share_a_row_that_has_room() -> None:
 @pytest.mark.parametrize(
     ("max_tokens", "rows", "why"),
     [
-        (10, [(2, 1), (0,)], "ten hold the two largest"),
-        (7, [(2, 0), (1,)], "the smallest goes where there is room"),
-        (1, [(2,), (1,), (0,)], "a group that is too large has a row of its own"),
+        (10, [(2, 1), (0,)], "ten tokens hold the two largest groups"),
+        (7, [(2, 0), (1,)], "the smallest group goes into the row with room"),
+        (1, [(2,), (1,), (0,)], "a group that is too large gets a row of its own"),
     ],
 )
 def test_rows_are_filled(max_tokens: int, rows: list[tuple[int, ...]], why: str) -> None:
@@ -55,7 +55,7 @@ def test_no_groups_make_no_rows() -> None:
         ((1,), ((1,), (2,)), ((0.0,), (0.0,)), (0.0,)),
     ],
 )
-def test_what_does_not_fit_together_is_no_group(
+def test_a_group_with_missing_or_unequal_parts_is_refused(
     prompt: tuple[int, ...],
     replies: tuple[tuple[int, ...], ...],
     logprobs: tuple[tuple[float, ...], ...],

@@ -1,4 +1,4 @@
-"""When a critique gives the reference answer away, as a table."""
+"""Critiques that give the reference answer away, and critiques that do not."""
 
 import pytest
 
@@ -11,24 +11,24 @@ VERDICT = "Correctness of the final answer: Wrong\nExplanation:"
 
 CASES = [  # critique, response, reference, leaks, why this row exists
     (f"{VERDICT} The answer should be 21.", ADDED, "21", True, "stated as the answer"),
-    (f"Explanation: 24 - 3 = 21.\n{VERDICT} The sum is off.", ADDED, "21", True, "held in a step's explanation"),
+    (f"Explanation: 24 - 3 = 21.\n{VERDICT} The sum is off.", ADDED, "21", True, "in a step's explanation"),
     (
         f"Explanation: take 3 away.\n{VERDICT} The sum is off.",
         ADDED,
         "21",
         False,
-        "says what to do, not what comes out",
+        "names the operation, not the result",
     ),
     (f"Explanation: 121 eggs.\n{VERDICT} no", ADDED, "21", False, "the digits of another number"),
     (f"Explanation: twenty-one.\n{VERDICT} It is 21.0 eggs.", ADDED, "21", True, "the same value in another notation"),
     (f"Step sentence: 7 * 3 = 21.\n{VERDICT} No.", f"7 * 3 = 21. {ADDED}", "21", False, "quoted from the response"),
     (f"Step sentence: 3 eggs.\n{VERDICT} Off.", ADDED, "3", False, "quoted from the question"),
-    (f"{VERDICT} The answer is 3.", ADDED, "3", True, "stated, though the question holds it"),
+    (f"{VERDICT} The answer is 3.", ADDED, "3", True, "stated, although the question contains it"),
     (f"{VERDICT} It is Paris, not Rome.", "Rome", "Paris", True, "a word"),
     (f"{VERDICT} The comparison is off.", "Rome", "Paris", False, "a part of a word"),
-    (f"{VERDICT} The answer is (B).", "A", "B", True, "a choice that is stated"),
-    (f"{VERDICT} Step B is off.", "A", "B", False, "a letter is no choice"),
-    (f"{VERDICT} it is \\dfrac{{ \\pi }}{{2}} here", "1", "\\frac{\\pi}{2}", True, "a formula, spaced otherwise"),
+    (f"{VERDICT} The answer is (B).", "A", "B", True, "a stated choice"),
+    (f"{VERDICT} Step B is off.", "A", "B", False, "a letter that is not stated as a choice"),
+    (f"{VERDICT} it is \\dfrac{{ \\pi }}{{2}} here", "1", "\\frac{\\pi}{2}", True, "a formula with other spacing"),
     (f"{VERDICT} it is \\frac{{\\pi}}{{3}} here", "1", "\\frac{\\pi}{2}", False, "another formula"),
     ("", ADDED, "21", False, "nothing"),
 ]
@@ -39,6 +39,6 @@ def test_leaks(critique: str, response: str, reference: str, leaks: bool, why: s
     assert leaks_gold(critique, question=EGGS, response=response, reference=reference) is leaks
 
 
-def test_a_reference_that_cannot_be_read_is_an_error() -> None:
+def test_an_unreadable_reference_is_an_error() -> None:
     with pytest.raises(UnreadableReference):
         leaks_gold("It is 3.", question=EGGS, response=ADDED, reference="1/0")

@@ -41,16 +41,16 @@ def rows(step: int) -> list[Group]:
 
 
 def naive_logprobs(policy: Policy, groups: list[Group], which: Which) -> list[Tensor]:
-    """Of each reply by itself, one row at a time."""
+    """The log-probabilities of each reply by itself, one row at a time."""
     return [
-        policy.forward(pack([Group.given(group.prompt, reply)], 1)[0], which)[0]
+        policy.forward(pack([Group.unscored(group.prompt, reply)], 1)[0], which)[0]
         for group in groups
         for reply in group.replies
     ]
 
 
-def test_a_step_is_the_textbooks(model: Path) -> None:
-    """One optimiser step on everything at once equals the definition, written out with one row per reply."""
+def test_a_step_follows_the_definition(model: Path) -> None:
+    """One optimiser step on all groups at once equals the definition, written out with one row per reply."""
     config = CONFIG.model_copy(update={"minibatches": 1, "inner_epochs": 1, "importance_cap": 1.5})
     groups = rows(0)
     policy, plain = policy_of(model), policy_of(model)
@@ -80,13 +80,13 @@ def test_a_step_is_the_textbooks(model: Path) -> None:
     assert metrics["logprob_gap_max"] == pytest.approx((old - engine).abs().max().item(), rel=1e-4)
     assert metrics["importance_weight_mean"] == pytest.approx(importance.mean().item(), rel=1e-4)
     assert metrics["reward_mean"] == pytest.approx(scores.mean().item())
-    assert metrics["clip_fraction"] == 0.0  # the first step starts where the rollouts came from
+    assert metrics["clip_fraction"] == 0.0  # the first step starts from the weights of the rollouts
     assert metrics["approximate_kl"] == pytest.approx(0.0, abs=1e-6)
     assert metrics["tokens"] == sum(lengths)
     assert metrics["packed_tokens"] == sum(group.packed_tokens for group in groups)
 
 
-def test_replies_that_earn_more_become_likelier(model: Path) -> None:
+def test_replies_with_higher_scores_become_likelier(model: Path) -> None:
     policy = policy_of(model)
     learner = Learner(policy, CONFIG.model_copy(update={"learning_rate": 3e-3}), kl_coefficient=0.0)
     [group] = random_groups(1, replies=2, tokens=8)
@@ -103,7 +103,7 @@ def test_replies_that_earn_more_become_likelier(model: Path) -> None:
     assert lead() > before + 0.1
 
 
-def test_equal_scores_feel_kl_alone(model: Path) -> None:
+def test_with_equal_scores_only_kl_changes_the_weights(model: Path) -> None:
     groups = [
         Group(group.prompt, group.replies, group.engine_logprobs, (0.5,) * 3) for group in random_groups(4, tokens=6)
     ]
@@ -124,10 +124,10 @@ def test_groups_whose_scores_are_equal_can_be_left_out(model: Path) -> None:
     metrics = Learner(skipping, config, kl_coefficient=0.05).update([*groups, *uniform], 0)
     Learner(plain, CONFIG, kl_coefficient=0.05).update(groups, 0)
     assert bits(skipping) == bits(plain)
-    assert metrics["zero_advantage"] == pytest.approx(3 / 9), "they are told of all the same"
+    assert metrics["zero_advantage"] == pytest.approx(3 / 9), "the metric counts them nevertheless"
 
 
-def test_a_step_of_equal_scores_alone_is_not_skipped(model: Path) -> None:
+def test_a_step_with_equal_scores_in_every_group_is_not_skipped(model: Path) -> None:
     config = CONFIG.model_copy(update={"skip_zero_advantage": True})
     uniform = [replace(group, scores=(1.0, 1.0, 1.0)) for group in rows(0)]
     metrics = Learner(policy_of(model), config, kl_coefficient=0.05).update(uniform, 0)
@@ -169,15 +169,15 @@ def test_minibatches_depend_on_seed_and_step(model: Path) -> None:
     assert after(flat, 1) != after(flat.model_copy(update={"seed": 8}), 1)
 
 
-def test_minibatches_hold_everything_once() -> None:
+def test_minibatches_hold_every_group_once() -> None:
     for count, parts, sizes in ((7, 3, [2, 2, 3]), (2, 4, [1, 1]), (8, 4, [2, 2, 2, 2])):
         found = minibatches(count, parts, torch.Generator().manual_seed(0))
         assert sorted(index for batch in found for index in batch) == list(range(count))
         assert sorted(map(len, found)) == sizes
 
 
-def test_shares_are_whole_groups_of_about_equal_work() -> None:
-    groups = [Group.given(range(1, size + 1), [1]) for size in (9, 1, 5, 4, 2)]
+def test_processes_get_whole_groups_of_about_equal_work() -> None:
+    groups = [Group.unscored(range(1, size + 1), [1]) for size in (9, 1, 5, 4, 2)]
     assert shares(groups, [0, 1, 2, 3, 4], 2) == [[0, 4], [2, 3, 1]]
     assert shares(groups, [3], 2) == [[3], []]
 

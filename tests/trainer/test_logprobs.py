@@ -8,7 +8,7 @@ N, D, V = 13, 16, 50
 
 @pytest.mark.parametrize("chunk", [1, 4, 13, 100])
 @pytest.mark.parametrize("trained_head", [False, True])
-def test_same_as_log_softmax(chunk: int, trained_head: bool) -> None:
+def test_results_and_gradients_equal_those_of_log_softmax(chunk: int, trained_head: bool) -> None:
     generator = torch.Generator().manual_seed(3)
     hidden = torch.randn(N, D, generator=generator, requires_grad=True)
     head = torch.randn(V, D, generator=generator, requires_grad=trained_head)
@@ -32,7 +32,7 @@ def test_same_as_log_softmax(chunk: int, trained_head: bool) -> None:
         torch.testing.assert_close(head.grad, expected_grads[1], atol=1e-5, rtol=1e-5)
 
 
-def test_a_head_alone_can_be_trained() -> None:
+def test_the_head_alone_can_be_trained() -> None:
     hidden, head = torch.randn(N, D), torch.randn(V, D, requires_grad=True)
     targets = torch.randint(V, (N,))
     token_logprobs(hidden, head, targets)[0].sum().backward()  # type: ignore[no-untyped-call]

@@ -32,12 +32,12 @@ def loss_of(ratios: list[float], advantages: list[float], weights: list[float]) 
 @pytest.mark.parametrize(
     ("ratio", "advantage", "loss", "gradient", "why"),
     [
-        (1.0, 2.0, -2.0, -2.0, "at the old weights it is the policy gradient"),
-        (1.1, 2.0, -2.2, -2.2, "within the clip the ratio counts"),
-        (1.5, 2.0, -2.4, 0.0, "good and already much likelier: 1.2 x 2, no gradient"),
-        (0.5, 2.0, -1.0, -1.0, "good and less likely: nothing is clipped"),
-        (0.5, -2.0, 1.6, 0.0, "bad and already much less likely: 0.8 x -2, no gradient"),
-        (1.5, -2.0, 3.0, 3.0, "bad and likelier: nothing is clipped"),
+        (1.0, 2.0, -2.0, -2.0, "the policy gradient, at the old weights"),
+        (1.1, 2.0, -2.2, -2.2, "a ratio within the clip"),
+        (1.5, 2.0, -2.4, 0.0, "a good token, already much likelier: 1.2 x 2, no gradient"),
+        (0.5, 2.0, -1.0, -1.0, "a good token, less likely: not clipped"),
+        (0.5, -2.0, 1.6, 0.0, "a bad token, already much less likely: 0.8 x -2, no gradient"),
+        (1.5, -2.0, 3.0, 3.0, "a bad token, likelier: not clipped"),
     ],
 )
 def test_clipping(ratio: float, advantage: float, loss: float, gradient: float, why: str) -> None:
@@ -47,7 +47,7 @@ def test_clipping(ratio: float, advantage: float, loss: float, gradient: float, 
     assert found.clipped.item() == (gradient == 0.0)
 
 
-def test_tokens_are_weighed_and_measured() -> None:
+def test_tokens_are_weighted_and_measured() -> None:
     # -(1/4 x 1.1 x 1 + 1/4 x 1.2 x 2 + 1/2 x 0.5 x -1 clipped to 0.8 x -1) = -(0.275 + 0.6 - 0.4)
     found, _ = loss_of([1.1, 1.5, 0.5], [1.0, 2.0, -1.0], [0.25, 0.25, 0.5])
     assert found.loss.item() == pytest.approx(-0.475)
@@ -65,7 +65,7 @@ def test_importance_weights_are_truncated_above() -> None:
     assert importance_weights(trainer, engine, None).tolist() == [1.0, 1.0, 1.0]
 
 
-def test_rounding_is_no_difference() -> None:
+def test_differences_within_rounding_are_not_corrected() -> None:
     trainer, engine = torch.tensor([-1.0, -1.0]), torch.tensor([-1.0 - 5e-4, -1.0 + 5e-4])
     assert importance_weights(trainer, engine, 2.0).tolist() == [1.0, 1.0]
 

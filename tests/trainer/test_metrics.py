@@ -1,4 +1,4 @@
-"""Every rate against numbers worked out by hand."""
+"""Every rate against a value worked out by hand."""
 
 from uuid import UUID
 
@@ -37,7 +37,7 @@ ROWS = [  # was right, stated, served, refined
     (False, C, C, WRONG),
     (False, U, C, NO_ANSWER),  # read from the engine, and wrong
     (False, W, W, None),  # no reference
-    (False, C, C, RIGHT),  # fixed in spite of its verdict
+    (False, C, C, RIGHT),  # fixed despite its verdict
 ]
 
 
@@ -108,8 +108,10 @@ def test_an_empty_class_has_no_rate() -> None:
 
 
 @given(st.lists(st.tuples(st.booleans(), st.sampled_from([C, W, U]), st.sampled_from([None, RIGHT, WRONG, NO_ANSWER]))))
-def test_the_gain_is_what_was_fixed_less_what_was_broken(rows: list[tuple[bool, Verdict, Grade | None]]) -> None:
-    found = measure([judged(number % 256, was, said, said, then) for number, (was, said, then) in enumerate(rows)])
+def test_the_gain_is_the_fixed_share_minus_the_broken_share(rows: list[tuple[bool, Verdict, Grade | None]]) -> None:
+    found = measure(
+        [judged(number % 256, was, stated, stated, then) for number, (was, stated, then) in enumerate(rows)]
+    )
     if found.delta is None:
         assert all(then is None for _, _, then in rows)
         return
@@ -167,7 +169,7 @@ def test_calibration_by_hand() -> None:
     assert calibration([], []) is None
 
 
-def test_the_probability_is_shared_between_the_two_words() -> None:
+def test_the_probability_is_normalised_over_the_two_words() -> None:
     item = Judged(answer_id=UUID(int=1), question_hash=b"", was_right=True, stated=C, p_correct=0.3, p_incorrect=0.1)
     assert item.p_right == pytest.approx(0.75)
     found = measure([item, Judged(answer_id=UUID(int=2), question_hash=b"", was_right=False, stated=C)])

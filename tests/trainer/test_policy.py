@@ -29,7 +29,7 @@ def one_thread() -> Iterator[None]:
 
 
 def peft_model(model: Path, adapter: Path) -> peft.PeftModel:
-    """The same weights in transformers and peft as they come."""
+    """The same weights in unmodified transformers and peft."""
     base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
     return peft.PeftModel.from_pretrained(base, adapter, is_trainable=True)
 
@@ -49,9 +49,9 @@ def expected_logprobs(model: torch.nn.Module, groups: list[Group], row: Pack) ->
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
 @pytest.mark.parametrize(
     ("count", "replies", "why"),
-    [(1, 1, "plainly causal"), (1, 4, "a shared prompt"), (3, 1, "three single rows"), (4, 3, "all at once")],
+    [(1, 1, "plainly causal"), (1, 4, "a shared prompt"), (3, 1, "three single rows"), (4, 3, "all of it")],
 )
-def test_a_pack_is_a_row_per_reply(
+def test_a_pack_equals_one_row_per_reply(
     model: Path, tmp_path: Path, count: int, replies: int, why: str, gradient_checkpointing: bool
 ) -> None:
     policy = policy_of(model, gradient_checkpointing=gradient_checkpointing)
@@ -75,10 +75,10 @@ def test_a_pack_is_a_row_per_reply(
         torch.testing.assert_close(weight.grad, other.grad, atol=1e-5, rtol=1e-4, msg=f"{name}, {why}")
 
 
-def test_replies_do_not_see_each_other(model: Path) -> None:
+def test_replies_do_not_attend_to_each_other(model: Path) -> None:
     policy = policy_of(model)
-    group = Group.given([5, 6, 7], [8, 9, 10], [11, 12], [8, 9, 10])
-    other = Group.given([5, 6, 7], [8, 9, 10], [200, 201], [8, 9, 10])
+    group = Group.unscored([5, 6, 7], [8, 9, 10], [11, 12], [8, 9, 10])
+    other = Group.unscored([5, 6, 7], [8, 9, 10], [200, 201], [8, 9, 10])
     with torch.no_grad():
         first, _ = policy.forward(pack([group], 1)[0])
         second, _ = policy.forward(pack([other], 1)[0])
@@ -87,7 +87,7 @@ def test_replies_do_not_see_each_other(model: Path) -> None:
     assert (first[3:5] - second[3:5]).abs().max() > 1e-3
 
 
-def test_policy_anchor_and_base_are_told_apart(model: Path, tmp_path: Path) -> None:
+def test_a_pass_uses_the_policy_the_anchor_or_the_base(model: Path, tmp_path: Path) -> None:
     policy = policy_of(model)
     groups = random_groups(1)
     [row] = pack(groups, 1)
@@ -97,7 +97,7 @@ def test_policy_anchor_and_base_are_told_apart(model: Path, tmp_path: Path) -> N
         policy.save_adapter(tmp_path / which, which)
         expected[which] = expected_logprobs(peft_model(model, tmp_path / which), groups, row)
     assert (expected[Which.POLICY] - expected[Which.ANCHOR]).abs().max() > 0.1
-    # In an order in which each follows on each other.
+    # Each follows each other once.
     for which in (*Which, Which.POLICY, Which.BASE, Which.ANCHOR, Which.POLICY):
         found, _ = policy.forward(row, which)
         torch.testing.assert_close(found, expected[which].detach(), atol=1e-5, rtol=0)
@@ -109,7 +109,7 @@ def test_policy_anchor_and_base_are_told_apart(model: Path, tmp_path: Path) -> N
     assert bits(policy) == bits(policy, Which.ANCHOR)
     with torch.no_grad():
         next(iter(policy.weights.values())).add_(1.0)
-    assert bits(policy) != bits(policy, Which.ANCHOR)  # a copy, not the same memory
+    assert bits(policy) != bits(policy, Which.ANCHOR)  # the anchor is a copy
 
 
 def test_only_the_policy_has_gradients(model: Path) -> None:
@@ -122,10 +122,10 @@ def test_only_the_policy_has_gradients(model: Path) -> None:
     assert all(".policy." in name for name in trained)
 
 
-def test_it_starts_as_the_base_model_by_its_seed(model: Path) -> None:
+def test_a_new_policy_equals_the_base_model_and_depends_on_its_seed(model: Path) -> None:
     state = torch.get_rng_state()
     first, same, other = (Policy(model, rank=RANK, alpha=8, seed=seed) for seed in (1, 1, 2))
-    assert torch.equal(state, torch.get_rng_state())  # nobody else's random numbers change
+    assert torch.equal(state, torch.get_rng_state())  # the global random state is untouched
     assert bits(first) == bits(same) != bits(other)
     assert bits(first) == bits(first, Which.ANCHOR)
     [row] = pack(random_groups(1), 1)
@@ -133,7 +133,7 @@ def test_it_starts_as_the_base_model_by_its_seed(model: Path) -> None:
         torch.testing.assert_close(first.forward(row)[0], first.forward(row, Which.BASE)[0], atol=0, rtol=0)
 
 
-def test_saved_and_loaded_bits_are_the_same(model: Path, tmp_path: Path) -> None:
+def test_a_loaded_adapter_has_the_bits_of_the_saved_one(model: Path, tmp_path: Path) -> None:
     policy, other = policy_of(model, seed=1, name="a-model"), policy_of(model, seed=2)
     policy.save_adapter(tmp_path)
     config = json.loads((tmp_path / CONFIG).read_text())
@@ -161,26 +161,26 @@ def test_an_adapter_of_another_kind_is_refused(model: Path, tmp_path: Path) -> N
         policy.load_adapter(tmp_path / "alpha")
 
 
-def test_greedy_takes_the_likeliest_and_says_by_how_much(model: Path, tmp_path: Path) -> None:
+def test_greedy_takes_the_likeliest_token_and_returns_its_lead(model: Path, tmp_path: Path) -> None:
     policy = policy_of(model)
     prompt = tuple(range(20, 35))
     policy.save_adapter(tmp_path)
     expected_model = peft_model(model, tmp_path)
     found = policy.greedy(prompt, 9)
-    said: list[int] = []
+    earlier: list[int] = []
     for token, lead in zip(found.tokens, found.leads, strict=True):
-        logits = expected_model(input_ids=torch.tensor([[*prompt, *said]])).logits[0, -1]
+        logits = expected_model(input_ids=torch.tensor([[*prompt, *earlier]])).logits[0, -1]
         best, second = logits.topk(2).values.tolist()
         assert token == int(logits.argmax())
         assert lead == pytest.approx(best - second, abs=1e-4)
-        said.append(token)
+        earlier.append(token)
     expected = row_logprobs(expected_model, prompt, found.tokens)
     assert found.logprobs == pytest.approx(expected.tolist(), abs=1e-5)
     base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     assert found.base_logprobs == pytest.approx(row_logprobs(base, prompt, found.tokens).tolist(), abs=1e-5)
 
 
-def test_greedy_ends_with_the_turn(critic_model: Path) -> None:
+def test_greedy_stops_at_the_end_of_the_turn(critic_model: Path) -> None:
     policy = Policy(critic_model, rank=RANK, alpha=8, seed=0)
     tokens = tokenizer()
     prompt = tokens.apply_chat_template(
@@ -190,10 +190,10 @@ def test_greedy_ends_with_the_turn(critic_model: Path) -> None:
     )
     found = policy.greedy(prompt, 64)
     assert tokens.decode(found.tokens).endswith("Wrong\nExplanation: A sum is off.<|im_end|>")
-    assert found.logprobs == pytest.approx(found.base_logprobs, abs=1e-5)  # B = 0: it is the base model still
+    assert found.logprobs == pytest.approx(found.base_logprobs, abs=1e-5)  # B = 0: it equals the base model
 
 
-async def test_the_engine_says_what_the_policy_says(engine_url: str, critic_model: Path, tmp_path: Path) -> None:
+async def test_engine_and_policy_agree(engine_url: str, critic_model: Path, tmp_path: Path) -> None:
     policy = policy_of(critic_model, size=0.15)
     folder, name = tmp_path / "adapter", f"numerics-{tmp_path.name}"
     policy.save_adapter(folder)
@@ -211,7 +211,7 @@ async def test_the_engine_says_what_the_policy_says(engine_url: str, critic_mode
         await pool.aclose()
     for which, replies in ((Which.POLICY, adapted), (Which.BASE, base)):
         assert len(replies) == 4
-        [row] = pack([Group.given(replies[0].prompt_tokens, *(reply.tokens for reply in replies))], 1)
+        [row] = pack([Group.unscored(replies[0].prompt_tokens, *(reply.tokens for reply in replies))], 1)
         with torch.no_grad():
             found, _ = policy.forward(row, which)
         expected = [value for reply in replies for value in reply.logprobs]

@@ -20,21 +20,21 @@ CriticMetrics = list[dict[str, float]]
 
 @pytest.fixture(scope="module")
 def alone(model: Path) -> tuple[Policy, CriticMetrics]:
-    """What one process comes to."""
+    """The policy and the metrics of one process."""
     policy = policy_of(model)
     learner = Learner(policy, CONFIG, kl_coefficient=0.05)
     return policy, [learner.update(rows(step), step) for step in range(3)]
 
 
 @pytest.mark.parametrize("kind", ["whole", "fsdp"])
-def test_two_processes_do_what_one_does(
+def test_two_processes_give_the_result_of_one(
     model: Path, tmp_path: Path, alone: tuple[Policy, CriticMetrics], kind: str
 ) -> None:
-    """Over gloo on CPU, through a save and a load; unequal shares are part of it: minibatches of three groups."""
+    """Over gloo on CPU, with a save and a load. Minibatches of three groups give the processes unequal shares."""
     done = subprocess.run(
         [
             *(sys.executable, "-m", "accelerate.commands.launch"),
-            *("--multi_gpu", "--num_processes", "2", "--num_machines", "1"),  # multi_gpu: how it says torchrun
+            *("--multi_gpu", "--num_processes", "2", "--num_machines", "1"),  # multi_gpu selects torchrun
             *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
             *("--module", "tests.support.two_processes", str(model), str(tmp_path), kind),
         ],
@@ -46,13 +46,13 @@ def test_two_processes_do_what_one_does(
     )
     assert done.returncode == 0, done.stderr[-4000:]
     policy, metrics = alone
-    found = load_file(tmp_path / "end" / "policy" / WEIGHTS)
-    assert set(found) == set(policy.weights)
+    weights = load_file(tmp_path / "end" / "policy" / WEIGHTS)
+    assert set(weights) == set(policy.weights)
     for name, weight in policy.weights.items():
-        torch.testing.assert_close(found[name], weight.detach(), atol=1e-6, rtol=0)
+        torch.testing.assert_close(weights[name], weight.detach(), atol=1e-6, rtol=0)
     for one, two in zip(metrics, json.loads((tmp_path / "metrics.json").read_text()), strict=True):
         assert {**two, "seconds": 0} == pytest.approx({**one, "seconds": 0}, rel=1e-3, abs=1e-6)
-    said = policy.greedy(PROMPT, 8)
+    greedy = policy.greedy(PROMPT, 8)
     tokens, logprobs = json.loads((tmp_path / "greedy.json").read_text())
-    assert tuple(tokens) == said.tokens
-    assert logprobs == pytest.approx(said.logprobs, abs=1e-4)
+    assert tuple(tokens) == greedy.tokens
+    assert logprobs == pytest.approx(greedy.logprobs, abs=1e-4)

@@ -7,7 +7,7 @@ from gadfly.verdict import Verdict
 REFINE, DELTA, CORRECT = Helpfulness.REFINE, Helpfulness.DELTA, Helpfulness.CORRECT
 PAPER, RELEASED = RewardProfile.PAPER, RewardProfile.RELEASED
 
-# Was the answer right, is the refinement, then per mode: helpfulness alone; released code with a right verdict.
+# Is the answer right, is the refinement, and per mode: helpfulness alone; the released code with a right verdict.
 TRANSITIONS = [
     (True, True, {REFINE: (1.0, 1.2), DELTA: (0.0, 0.2), CORRECT: (0.2, 0.4)}),
     (True, False, {REFINE: (0.0, 0.2), DELTA: (-1.0, -0.8), CORRECT: (0.0, 0.2)}),
@@ -22,7 +22,7 @@ ROWS = [
 
 
 def verdicts(*, was_right: bool) -> tuple[Verdict, Verdict, Verdict]:
-    """One that is right about the answer, one that is wrong, and none."""
+    """A right verdict on the answer, a wrong one, and none."""
     pair = (Verdict.CORRECT, Verdict.INCORRECT)
     right, wrong = pair if was_right else pair[::-1]
     return right, wrong, Verdict.UNPARSED
@@ -52,10 +52,10 @@ def test_stage_2(was_right: bool, refined_right: bool, mode: Helpfulness, alone:
 @pytest.mark.parametrize("mode", [REFINE, DELTA, CORRECT])
 @pytest.mark.parametrize("was_right", [True, False])
 @pytest.mark.parametrize(("profile", "lost"), [(PAPER, 0.0), (RELEASED, -1.0)])
-def test_stage_1_pays_for_the_verdict_alone(
+def test_stage_1_rewards_the_verdict_alone(
     profile: RewardProfile, lost: float, was_right: bool, mode: Helpfulness
 ) -> None:
-    earned = [
+    scores = [
         score(
             profile,
             mode,
@@ -68,10 +68,10 @@ def test_stage_1_pays_for_the_verdict_alone(
         for verdict in verdicts(was_right=was_right)
         for refined_right in (None, True)
     ]
-    assert earned == [1.0, 1.0, lost, lost, lost, lost]
+    assert scores == [1.0, 1.0, lost, lost, lost, lost]
 
 
-def test_the_weight_of_discrimination_is_taken() -> None:
+def test_the_weight_of_discrimination_is_a_parameter() -> None:
     for profile in (PAPER, RELEASED):
         assert score(
             profile,
@@ -87,8 +87,8 @@ def test_the_weight_of_discrimination_is_taken() -> None:
 @pytest.mark.parametrize(
     ("stage", "refined_right"), [(Stage.STAGE_2, None), (Stage.WARM_START, True), (Stage.EVALUATE, None)]
 )
-def test_what_pays_nothing_is_refused(stage: Stage, refined_right: bool | None) -> None:
-    with pytest.raises(ValueError, match="pays"):
+def test_a_score_needs_a_stage_with_rewards_and_stage_2_a_refinement(stage: Stage, refined_right: bool | None) -> None:
+    with pytest.raises(ValueError, match="reward"):
         score(
             PAPER,
             REFINE,

@@ -31,7 +31,7 @@ def one_thread() -> Iterator[None]:
 
 def loss_of(policy: Policy) -> float:
     with torch.no_grad():
-        means = [-policy.forward(pack([Group.given(*pair)], 1)[0])[0].mean() for pair in PAIRS]
+        means = [-policy.forward(pack([Group.unscored(*pair)], 1)[0])[0].mean() for pair in PAIRS]
     return float(torch.stack(means).mean())
 
 
@@ -40,12 +40,12 @@ def test_the_loss_is_the_mean_over_replies_of_the_mean_over_tokens(model: Path) 
     before = loss_of(policy)
     config = CONFIG.model_copy(update={"prompts_per_step": 6})
     metrics = FineTuning(policy, config).epoch(PAIRS, 0)
-    assert metrics["batches"] == 1  # 12 pairs fit one batch, so its loss is that of the weights at the start
+    assert metrics["batches"] == 1  # 12 pairs fit one batch, so the loss is that of the initial weights
     assert metrics["loss"] == pytest.approx(before, abs=1e-5)
     assert metrics["tokens"] == sum(len(reply) for _, reply in PAIRS)
 
 
-def test_replies_are_learned_and_the_anchor_is_not_touched(model: Path) -> None:
+def test_replies_are_learned_and_the_anchor_does_not_change(model: Path) -> None:
     policy = policy_of(model)
     anchor = bits(policy, Which.ANCHOR)
     before = loss_of(policy)

@@ -1,1 +1,1 @@
-"""What a critic is worth, measured on held-out answers, and what goes wrong while it learns."""
+"""Measures a critic on held-out answers, and watches for failures while it learns."""

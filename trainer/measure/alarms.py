@@ -1,8 +1,9 @@
-"""What goes wrong in reinforcement learning of a critic, seen early: a step's statistics, and alarms over them.
+"""Early detection of failures in reinforcement learning of a critic: statistics of each step, and alarms over them.
 
-Rewards can be earned in ways that help nobody: saying one verdict always, hedging, handing over the answer, growing
-without end; and the optimiser can leave the model it came from. Every measure is of one step's rollouts or of one
-update. An alarm goes off after `patience` steps in a row, and brings its numbers and texts along.
+A critic can earn rewards without helping: by one constant verdict, by hedging, by giving the answer away, by ever
+longer texts; and the optimiser can leave the neighbourhood of the initial model. Each statistic is of one step's
+rollouts or of one update. An alarm is raised after `patience` steps in a row beyond a limit, with numbers and texts as
+evidence.
 """
 
 import math
@@ -20,8 +21,8 @@ from gadfly.trainer.rollouts import Rollout, RolloutGroup
 from gadfly.training import AlarmLimits
 from gadfly.verdict import Verdict
 
-EXAMPLES = 3  # texts an alarm shows
-_EXAMPLE_CHARS = 500  # of a text that an alarm shows
+EXAMPLES = 3  # texts in the evidence of an alarm
+_EXAMPLE_CHARS = 500  # of each of these texts
 _NO_EXAMPLES: Mapping[str, Sequence[str]] = {}
 
 
@@ -128,7 +129,7 @@ def _mean(values: Sequence[float]) -> float:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Alarm:
-    """Why a run was stopped: `message` in one sentence, `evidence` as JSON (limit, steps, values, texts)."""
+    """The reason to stop a run: `message` in one sentence, `evidence` as JSON (limit, steps, values, texts)."""
 
     name: str
     message: str
@@ -137,48 +138,48 @@ class Alarm:
 
 @dataclass(frozen=True, slots=True)
 class _Watch:
-    """One limit: the statistic it is about, which side of it is bad, and how its sentence begins.
+    """One limit, its statistic, and the beginning of the alarm's message.
 
-    With `must_begin_within` it is watched from the first step on that keeps it.
+    With `must_begin_within`, the statistic is watched from the first step that is within the limit.
     """
 
     name: str
     statistic: str
-    says: str
+    message: str
     is_beyond: Callable[[float, float], bool]
     must_begin_within: bool = False
 
 
 def _above(value: float, limit: float) -> bool:
-    return not value <= limit  # what is no number is beyond every limit
+    return not value <= limit  # NaN is beyond every limit
 
 
 def _below(value: float, limit: float) -> bool:
     return not value >= limit
 
 
-_WATCHES = (  # of several alarms in one step the first is told: the likelier cause stands before what follows from it
-    _Watch("logprob_gap", "logprob_gap_mean", "Engine and trainer disagree about a token by", _above),
+_WATCHES = (  # causes before their consequences: of several alarms in one step the first is raised
+    _Watch("logprob_gap", "logprob_gap_mean", "The mean difference of engine and trainer in nats is", _above),
     _Watch("double_verdict", "double_verdict", "The share of critiques with two verdicts is", _above),
     _Watch("no_verdict", "no_verdict", "The share of critiques without a verdict is", _above),
     _Watch("answer_leakage", "answer_leakage", "The share of critiques that give the answer away is", _above),
-    # An untrained critic may call everything correct. That is where stage I begins, and no drift.
+    # An untrained critic may call every answer correct. Stage I starts from that; it is not a drift.
     _Watch(
         "verdict_drift",
         "verdict_drift",
-        "The shares of answers called correct and being so are apart by",
+        "The share of answers called correct differs from the share of right answers by",
         _above,
         must_begin_within=True,
     ),
-    _Watch("length_growth", "length_growth", "Against the first step a critique is longer by a factor of", _above),
+    _Watch("length_growth", "length_growth", "The length of a critique relative to the first step is", _above),
     _Watch("entropy", "entropy", "The entropy of a token in nats is", _below),
     _Watch("kl", "kl", "The divergence from the stage's anchor in nats is", _above),
-    _Watch("zero_advantage", "zero_advantage", "The share of groups that teach nothing is", _above),
+    _Watch("zero_advantage", "zero_advantage", "The share of groups whose scores are all equal is", _above),
 )
 
 
 def _plain(value: float) -> float | str:
-    """A number as JSON knows it: NaN and infinities become text."""
+    """A number as a JSON value: NaN and infinities become text."""
     return value if math.isfinite(value) else str(value)
 
 
@@ -187,18 +188,18 @@ Number = Annotated[float, PlainSerializer(_plain, return_type=Any, when_used="js
 
 @dataclass(kw_only=True, slots=True)
 class AlarmState:
-    """What the alarms remember between steps. Stored with every checkpoint."""
+    """The memory of the alarms between steps. Stored with every checkpoint."""
 
-    first_tokens: float | None = None
-    # By alarm: (step, value) of the latest steps in a row beyond the limit.
+    first_tokens: float | None = None  # mean tokens of a critique in the first step
+    # By alarm: (step, value) of the latest consecutive steps beyond the limit.
     streaks: dict[str, list[tuple[int, Number]]] = field(default_factory=dict)
-    was_within: set[str] = field(default_factory=set)  # alarms whose limit was kept once
+    was_within: set[str] = field(default_factory=set)  # alarms whose statistic has been within its limit
     last_validation: tuple[Number, Number] | None = None  # reward, accuracy
     no_gain: list[tuple[int, Number, Number]] = field(default_factory=list)  # step, reward, accuracy
 
 
 class Alarms:
-    """Watches a run step by step. With the `state` of an earlier process it continues that one's counts."""
+    """Watches a run step by step. A resumed run passes the `state` of its checkpoint."""
 
     def __init__(self, limits: AlarmLimits, state: AlarmState | None = None) -> None:
         self._limits = limits
@@ -207,10 +208,9 @@ class Alarms:
     def observe(
         self, step: int, statistics: Mapping[str, float], examples: Mapping[str, Sequence[str]] = _NO_EXAMPLES
     ) -> Alarm | None:
-        """Take in one step: `step_statistics` and the learner's `kl`, `entropy` and `logprob_gap_mean`.
+        """Process one step: `step_statistics`, the learner's metrics, and `step_examples`; the raised alarm, if any.
 
-        A statistic that the step lacks leaves its streak as it is. `examples` are `step_examples`. The alarm that goes
-        off, if one does.
+        A statistic that is missing in a step neither continues nor ends its streak.
         """
         statistics = {**statistics, **self._growth(statistics)}
         raised = None
@@ -231,9 +231,9 @@ class Alarms:
         return raised
 
     def observe_validation(self, step: int, *, reward: float, accuracy: float) -> Alarm | None:
-        """Take in one validation: the mean score since the last one, and the accuracy measured now.
+        """Process one validation: its accuracy, and the mean score of the steps since the last one.
 
-        The alarm goes off when, `no_gain` times in a row, accuracy fell while reward rose.
+        The alarm is raised when accuracy fell while reward rose, `no_gain` times in a row.
         """
         before, self.state.last_validation = self.state.last_validation, (reward, accuracy)
         if self._limits.no_gain is None or before is None:
@@ -258,7 +258,7 @@ class Alarms:
         return Alarm(name="no_gain", message=message, evidence=evidence)
 
     def begin_stage(self) -> None:
-        """Forget what the next stage cannot be compared with: its reward and its anchor are others."""
+        """Reset the streaks and validations: the next stage has another reward and another anchor."""
         self.state.streaks = {}
         self.state.last_validation = None
         self.state.no_gain = []
@@ -275,8 +275,8 @@ class Alarms:
 def _alarm(watch: _Watch, limit: float, streak: Sequence[tuple[int, float]], examples: Sequence[str]) -> Alarm:
     steps, values = [step for step, _ in streak], [value for _, value in streak]
     side = "above" if watch.is_beyond is _above else "below"
-    how_long = f" for {len(steps)} steps in a row" if len(steps) > 1 else ""
-    message = f"{watch.says} {values[-1]:.4g} in step {steps[-1]}, {side} {limit:g}{how_long}."
+    duration = f" for {len(steps)} steps in a row" if len(steps) > 1 else ""
+    message = f"{watch.message} {values[-1]:.4g} in step {steps[-1]}, {side} {limit:g}{duration}."
     evidence = {
         "limit": limit,
         "steps": steps,

@@ -1,7 +1,7 @@
-"""Does a critique give the reference answer away? Then the critic has become a second solver.
+"""Whether a critique gives the reference answer away, which makes the critic a second solver.
 
-Decided by pattern work alone, in this process, within milliseconds: no sympy and no child process. So it is a lower
-bound: a formula that is written in another way than the reference passes unseen.
+Decided by patterns alone, in this process and within milliseconds, without sympy and child processes. The result is a
+lower bound: a formula that is written in another way than the reference is missed.
 """
 
 import re
@@ -15,11 +15,11 @@ from gadfly.verdict import parse_critique
 
 
 def leaks_gold(critique: str, *, question: str, response: str, reference: str) -> bool:
-    """Whether `critique`, of `response` to `question`, holds the answer that `reference` states.
+    """Whether `critique`, of `response` to `question`, gives away the answer in `reference`.
 
-    It does when it states it as its own answer (`the answer should be 21`, at its end or in its final explanation), or
-    when it holds it anywhere and neither question nor response does: what a critic quotes gives nothing away. A letter
-    of a choice, yes and no only count when stated, since every text holds them.
+    It does if it states the answer as its own (`the answer should be 21`, at its end or in its final explanation), or
+    if it contains the answer anywhere and neither question nor response does: a quotation gives nothing away. The
+    letter of a choice, yes and no only count when stated, since every text contains them.
 
     Raises:
         UnreadableReference: the reference states no answer.
@@ -40,7 +40,7 @@ def _states(text: str, gold: Reference) -> bool:
 
 
 def _same(gold: Answer, stated: Answer) -> bool:
-    # Two formulas are compared as they are written: whether they are equal is for sympy, which may take for ever.
+    # Formulas are compared as text: sympy, which could compare their values, may not terminate.
     return gold == stated if isinstance(gold, Symbolic) else is_same(gold, stated)
 
 
@@ -53,7 +53,7 @@ def _holds(text: str, gold: Reference) -> bool:
 
 @lru_cache(maxsize=1024)
 def _written(gold: str) -> re.Pattern[str]:
-    """The gold as a whole word, however it is spaced."""
+    """A pattern for the gold as a whole word, with any spacing."""
     word = r"\s*".join(map(re.escape, "".join(_plain(tidy(gold)).split())))
     return re.compile(rf"(?<![A-Za-z0-9]){word}(?![A-Za-z0-9])", re.IGNORECASE)
 

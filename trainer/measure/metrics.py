@@ -1,11 +1,11 @@
-"""What a critic is worth, in numbers: from answers that were judged to rates with their counts and intervals.
+"""Metrics of a critic: from judged answers to rates with their counts and intervals.
 
-Names are those of Critique-RL (arXiv 2510.24320). Two choices of the code released with it are not taken over: items
-without a verdict stay in Acc@Dis (the rate over the parseable alone is reported beside it), and text with two verdicts
-is no right verdict. An empty class has no rate: None, never 0.
+Names are those of Critique-RL (arXiv 2510.24320). This module differs from the code released with it in two ways: items
+without a verdict count in Acc@Dis (the rate over the parseable ones alone is reported beside it), and a text with two
+verdicts is never right. An empty class has no rate: None, not 0.
 
-Intervals treat answers as independent. Several answers share a question, so they are a little too narrow; what decides
-about a critic (`trainer/measure/gate.py`) resamples questions instead.
+The intervals treat answers as independent. Several answers share a question, so the intervals are slightly too narrow;
+the gate (`trainer/measure/gate.py`) takes whole questions as units instead.
 """
 
 import math
@@ -31,10 +31,10 @@ CALIBRATION_BINS = 10  # of equal width over [0, 1]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Judged:
-    """One answer, what a critic said of it, and what the actor made of it with that critique.
+    """One answer, a critic's verdict on it, and the grade of the actor's refinement with that critique.
 
-    `stated` is the verdict of the text alone and counts in every rate; `served` is what a caller would see: stated, or
-    read from the engine. Both are None when no critic was asked.
+    `stated` is the verdict in the text and counts in every rate. `served` is the verdict that callers see: the stated
+    one, or the one read from the engine. Both are None without a critic.
     """
 
     answer_id: UUID
@@ -43,9 +43,9 @@ class Judged:
     stated: Verdict | None = None
     served: Verdict | None = None
     verdict_lines: int = 0  # more than one is hedging
-    p_correct: float | None = None  # of the verdict words, over the full vocabulary
+    p_correct: float | None = None  # probability of the verdict word, over the full vocabulary
     p_incorrect: float | None = None
-    refined: Grade | None = None  # None: not refined, or no reference to grade it against
+    refined: Grade | None = None  # None: not refined, or no reference
     critique_tokens: int = 0
     refinement_tokens: int = 0
     leaks_gold: bool | None = None  # None: no reference
@@ -55,7 +55,7 @@ class Judged:
 
     @property
     def key(self) -> str:
-        """What the same item has under every critic."""
+        """Identifies the item, equally under every critic."""
         return f"{self.answer_id}/{self.round}/{self.sample}"
 
     @property
@@ -86,7 +86,7 @@ class Proportion:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A number that is no plain proportion, from `of` items, with an interval by the method its maker names."""
+    """A number from `of` items that is not a proportion. Each function that returns one names its interval's method."""
 
     value: float
     of: int
@@ -96,7 +96,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """Items whose probability is in one bin: how many, their mean probability, and how many answers were right."""
+    """The items whose probability is in one bin: their mean probability, and the proportion of right answers."""
 
     mean_p: float
     right: Proportion
@@ -104,15 +104,16 @@ class Bin:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """How the probability that an answer is right agrees with whether it is.
+    """The agreement of the probability that an answer is right with whether it is right.
 
-    `ece` is the expected calibration error over `CALIBRATION_BINS` bins of equal width: mean |mean probability - share
-    right|, weighted by items. `auroc` is the chance that a right answer has a higher probability than a wrong one.
+    `ece` is the expected calibration error over `CALIBRATION_BINS` bins of equal width: the mean of |mean probability -
+    share right|, weighted by items. `auroc` is the chance that a right answer has a higher probability than a wrong
+    one.
     """
 
     items: int
     ece: float
-    bins: tuple[Bin, ...]  # those that hold an item
+    bins: tuple[Bin, ...]  # the non-empty ones
     auroc: Estimate | None
 
 
@@ -133,17 +134,17 @@ class CriticMetrics:
     fixed_conditional: Proportion | None
     broken_conditional: Proportion | None
     # Of the items that a critic judged
-    discrimination: Proportion | None  # Acc@Dis: without a verdict is not right
-    discrimination_parseable: Proportion | None  # Acc@Dis as published: those without a verdict left out
+    discrimination: Proportion | None  # Acc@Dis: a missing verdict is not right
+    discrimination_parseable: Proportion | None  # Acc@Dis as published, without the items that have no verdict
     discrimination_right: Proportion | None  # over originally right answers
     discrimination_wrong: Proportion | None
     discrimination_balanced: Estimate | None  # mean of the two
-    served_discrimination: Proportion | None  # of the verdict that callers see
+    served_discrimination: Proportion | None  # by the verdict that callers see
     served_balanced: Estimate | None
-    coverage: Proportion | None  # states exactly one verdict
+    coverage: Proportion | None  # of critiques with exactly one verdict
     double_verdicts: Proportion | None
-    called_correct: Proportion | None  # of the parseable
-    leakage: Proportion | None  # critiques of wrong answers with a reference that give the reference away
+    called_correct: Proportion | None  # of the parseable ones
+    leakage: Proportion | None  # of the critiques of wrong answers with a reference, those that give it away
     calibration: Calibration | None
     mean_critique_tokens: float | None
 
@@ -157,7 +158,7 @@ def z_score(confidence: float) -> float:
 
 
 def proportion(hits: int, of: int, *, confidence: float = 0.95) -> Proportion | None:
-    """`hits` of `of` with the score interval of Wilson (1927); None of nothing."""
+    """`hits` of `of` with the score interval of Wilson (1927); None if `of` is 0."""
     if of == 0:
         return None
     z2 = z_score(confidence) ** 2
@@ -173,9 +174,9 @@ def _share(flags: Iterable[bool], confidence: float) -> Proportion | None:
 
 
 def balanced(right: Proportion | None, wrong: Proportion | None) -> Estimate | None:
-    """The mean of two independent proportions; None when either class is empty.
+    """The mean of two independent proportions; None if either class is empty.
 
-    The interval adds the distances of the two to their own bounds in squares (Newcombe 1998, method 10).
+    The interval adds the squares of both proportions' distances to their bounds (Newcombe 1998, method 10).
     """
     if right is None or wrong is None:
         return None
@@ -186,7 +187,7 @@ def balanced(right: Proportion | None, wrong: Proportion | None) -> Estimate | N
 
 
 def paired_difference(gained: int, lost: int, of: int, *, confidence: float = 0.95) -> Estimate | None:
-    """(gained - lost) / of, with Agresti and Min's interval (2005): Wald's after half an item more in each cell."""
+    """(gained - lost) / of, with Agresti and Min's interval (2005): Wald's with half an item added to each cell."""
     if of == 0:
         return None
     n, difference = of + 2, gained - lost
@@ -196,7 +197,7 @@ def paired_difference(gained: int, lost: int, of: int, *, confidence: float = 0.
 
 
 def auroc(scores: Sequence[float], labels: Sequence[bool], *, confidence: float = 0.95) -> Estimate | None:
-    """Chance that a positive scores higher than a negative, ties counting half; None when a class is empty.
+    """The chance that a positive scores higher than a negative; ties count half. None if a class is empty.
 
     The interval is normal, with the standard error of Hanley and McNeil (1982).
     """
@@ -215,7 +216,7 @@ def auroc(scores: Sequence[float], labels: Sequence[bool], *, confidence: float 
 
 
 def calibration(scores: Sequence[float], labels: Sequence[bool], *, confidence: float = 0.95) -> Calibration | None:
-    """ECE, its bins and AUROC of the probabilities `scores` that each of `labels` is true."""
+    """ECE with its bins and AUROC, where `scores` are the probabilities that `labels` are true; None without items."""
     if not scores:
         return None
     members: dict[int, list[int]] = {}
@@ -241,7 +242,7 @@ def _served(item: Judged) -> Verdict | None:
 
 
 def measure(items: Sequence[Judged], *, confidence: float = 0.95) -> CriticMetrics:
-    """Every rate of an evaluation. Which items count in which rate is said beside the fields of `CriticMetrics`."""
+    """Every rate of an evaluation. The fields of `CriticMetrics` define which items count in each."""
     refined = [item for item in items if item.refined is not None]
     now_right = [item.refined is Grade.RIGHT for item in refined]
     fixed = sum(is_right and not item.was_right for item, is_right in zip(refined, now_right, strict=True))
@@ -297,13 +298,13 @@ def measure(items: Sequence[Judged], *, confidence: float = 0.95) -> CriticMetri
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Samples:
-    """What several chains of critique and refinement made of one answer, in order of sample."""
+    """The results of several chains of critique and refinement of one answer, in order of sample."""
 
     answer_id: UUID
     question_hash: bytes
-    groups: tuple[int, ...]  # which final answer each chain ends with; equal numbers are equal answers
-    rights: tuple[bool, ...]  # whether it is right
-    tokens: tuple[int, ...]  # that critic and actor wrote for it: the budget
+    groups: tuple[int, ...]  # number of each chain's final answer; equal answers have equal numbers
+    rights: tuple[bool, ...]  # whether that answer is right
+    tokens: tuple[int, ...]  # of the chain's critiques and refinements: its cost
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -311,26 +312,26 @@ class SampleMetrics:
     """Rates at K samples an answer."""
 
     k: int
-    majority: Proportion  # MV@K: the commonest of the first K final answers is right, the first of equally common
+    majority: Proportion  # MV@K: the commonest of the first K final answers is right; of equally common ones the first
     any_hit: Proportion  # Pass@K as published: any of the first K is right
-    pass_unbiased: Estimate  # Pass@K as estimated from all samples (Chen et al. 2021, arXiv 2107.03374)
+    pass_unbiased: Estimate  # Pass@K estimated from all samples (Chen et al. 2021, arXiv 2107.03374)
     mean_tokens: float  # of the first K, per answer
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
-    """Chance that k of `samples` drawn without replacement hold one of the `right` ones: 1 - C(n-c, k) / C(n, k)."""
+    """The chance that k of n samples, drawn without replacement, hold one of c right ones: 1 - C(n-c, k) / C(n, k)."""
     return 1 - math.comb(samples - right, k) / math.comb(samples, k)
 
 
 def is_majority_right(samples: Samples, k: int) -> bool:
     """Whether the commonest of the first k final answers is right."""
     groups = samples.groups[:k]
-    commonest, _ = Counter(groups).most_common(1)[0]  # the first seen of equals
+    commonest, _ = Counter(groups).most_common(1)[0]  # of equally common ones the first
     return samples.rights[groups.index(commonest)]
 
 
 def measure_samples(items: Sequence[Samples], k: int, *, confidence: float = 0.95) -> SampleMetrics | None:
-    """MV@K and both Pass@K; None of nothing. The interval of the unbiased Pass@K is that of a mean, normal.
+    """MV@K and both kinds of Pass@K; None without items. The unbiased Pass@K has the normal interval of a mean.
 
     Raises:
         ValueError: an item has fewer than k samples.

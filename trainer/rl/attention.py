@@ -1,7 +1,7 @@
-"""Attention within a pack: each group by itself, and in it each reply over the prompt and itself.
+"""Attention within a pack: each group separately, and in it each reply over the prompt and itself.
 
-One mask over the whole row would give the same, and throw away most of what it computes: this grows with the number of
-groups and not with its square.
+One mask over the whole row would give the same result, but most of its computation would be masked out: the cost here
+grows with the number of groups, not with its square.
 
 Axis letters: T tokens of a row, Q tokens of a group's replies, S tokens of a group; states are (1, heads, T, size).
 """
@@ -28,7 +28,7 @@ class Block:
     start: int
     middle: int
     end: int
-    mask_QS: Tensor | None  # which token of a reply sees what; None: one reply, plainly causal
+    mask_QS: Tensor | None  # True where a reply's token attends; None: a single reply, plainly causal
 
 
 def blocks(row: Pack, device: torch.device) -> tuple[Block, ...]:
@@ -51,18 +51,18 @@ def attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
     scaling: float | None = None, pack_blocks: tuple[Block, ...] | None = None, **options: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
-    """As transformers calls attention; without blocks it is scaled dot product attention as always.
+    """The attention function that transformers calls. Without blocks it is ordinary scaled dot product attention.
 
     Raises:
-        ValueError: the model's attention is of a kind that this is not.
+        ValueError: the model's attention has a soft cap, or a window shorter than the pack.
     """
     if pack_blocks is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)  # type: ignore[no-any-return]
     window = options.get("sliding_window")
     if options.get("softcap") is not None or (window is not None and window < query.shape[2]):
-        raise ValueError("a pack cannot be longer than a model's sliding window, nor its attention be capped")
+        raise ValueError("packs do not support soft-capped attention, or sliding windows shorter than the pack")
     grouped = query.shape[1] != key.shape[1]
-    if grouped and query.device.type != "cpu":  # CUDA has no fast kernel for grouped heads beside a mask
+    if grouped and query.device.type != "cpu":  # CUDA has no fast kernel for grouped heads with a mask
         key, value = repeat_kv(key, module.num_key_value_groups), repeat_kv(value, module.num_key_value_groups)
         grouped = False
     parts: list[Tensor] = []

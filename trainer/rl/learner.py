@@ -1,9 +1,8 @@
-"""One rollout step's update: from scored critiques to moved weights.
+"""The update of one rollout step: from scored critiques to new weights.
 
 Critique-RL (arXiv 2510.24320): advantages as in `trainer/rl/advantages.py`, then a few epochs of PPO-clipped
-minibatches.
-Every process computes the log-probabilities of its share; they are put together, so that advantages, whitening and
-minibatches are the same everywhere.
+minibatches. Every process computes the log-probabilities of its share; they are summed over the processes, so
+advantages, whitening and minibatches are the same in all of them.
 
 Axis letters: R replies, N tokens of all replies one after another, in the order of the groups.
 """
@@ -28,10 +27,10 @@ class Learner:
     """The policy's optimiser for one stage.
 
     Args:
-        kl_coefficient: of the stage, to the policy's anchor.
-        first_step, steps: the run's step that the stage begins with, and how many it has; each stage goes through a
-            learning rate schedule of its own. Unset: the run is one stage.
-        accelerator: the processes that share the work; None: this one alone.
+        kl_coefficient: of the stage, towards the policy's anchor.
+        first_step, steps: the stage's first step in the run, and its number of steps. Each stage has a learning rate
+            schedule of its own. Default: the run is one stage.
+        accelerator: the processes that share the work. None: this process alone.
     """
 
     def __init__(
@@ -60,13 +59,13 @@ class Learner:
     def update(self, groups: Sequence[Group], step: int) -> dict[str, float]:
         """Learn from one step's rollouts; returns the step's metrics.
 
-        All processes get the same groups. `step` counts the run's rollout steps over all stages from 0: the learning
-        rate depends on its place in the stage, the minibatches on it and the config's seed, so a resumed run does what
-        an unbroken one does.
+        All processes get the same groups. `step` counts the run's rollout steps over all stages from 0. The learning
+        rate depends on the step's place in the stage, the minibatches on the step and the config's seed, so a resumed
+        run does the same as an unbroken one.
         """
         started = time.perf_counter()
         config = self._config
-        told = _of_scores(groups)
+        statistics = _score_statistics(groups)
         if config.skip_zero_advantage:
             groups = informative(groups)
         old_N, anchor_N = self._logprobs(groups)
@@ -117,41 +116,41 @@ class Learner:
             "importance_weight_mean": float(importance_N.mean()),
             "grad_norm": sum(norms) / len(norms),
             "learning_rate": rate,
-            **told,
+            **statistics,
             "tokens": float(len(old_N)),
             "packed_tokens": packed_all,
             "seconds": time.perf_counter() - started,
         }
 
     def save(self, folder: Path) -> None:
-        """Write both adapters and the optimiser's state; all processes must call it."""
+        """Write both adapters and the optimiser's state. All processes must call this."""
         for which in (Which.POLICY, Which.ANCHOR):
             self._policy.save_adapter(folder / which.value, which, write=self._optimiser.process == 0)
         self._optimiser.save(folder)
 
     def load(self, folder: Path) -> None:
-        """Go on where `save` was called: the next update ends with the bits of an unbroken run."""
+        """Restore the state that `save` wrote. The next update gives the same bits as in an unbroken run."""
         for which in (Which.POLICY, Which.ANCHOR):
             self._policy.load_adapter(folder / which.value, which)
         self._optimiser.load(folder)
 
     @torch.no_grad()
     def _logprobs(self, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
-        """Of all groups' reply tokens by the policy and by the anchor as they are now (N each, on the CPU)."""
+        """The log-probabilities of all reply tokens by the present policy and by the anchor (N each, on the CPU)."""
         starts = _starts(groups)
-        found_2N = torch.zeros(2, starts[-1], device=self._policy.device)
+        logprobs_2N = torch.zeros(2, starts[-1], device=self._policy.device)
         for row, weight in self._packs(groups, range(len(groups))):
             for number, which in enumerate((Which.POLICY, Which.ANCHOR)):
                 logprobs_N, _ = self._policy.forward(row, which)
                 if weight:
-                    found_2N[number, _tokens_of(row.groups, starts)] = logprobs_N
-        old_N, anchor_N = self._optimiser.sum(found_2N).cpu()
+                    logprobs_2N[number, _tokens_of(row.groups, starts)] = logprobs_N
+        old_N, anchor_N = self._optimiser.sum(logprobs_2N).cpu()
         return old_N, anchor_N
 
     def _minibatch(
         self, groups: Sequence[Group], chosen: Sequence[int], old_N: Tensor, advantages_N: Tensor, importance_N: Tensor
     ) -> tuple[Tensor, int]:
-        """Add up the gradients of this process's share; returns its sums as of `_as_row`, and its packed tokens."""
+        """Add up the gradients of this process's share; returns its sums, as `_as_row`, and its packed tokens."""
         starts = _starts(groups)
         critiques = sum(len(groups[index].replies) for index in chosen)
         sums = torch.zeros(5, dtype=torch.float64)
@@ -175,7 +174,7 @@ class Learner:
         return sums, packed
 
     def _packs(self, groups: Sequence[Group], chosen: Sequence[int]) -> list[tuple[Pack, int]]:
-        """This process's packs of these groups, each with weight 1; with weight 0 those that only keep others company.
+        """This process's packs of these groups, with weight 1, and filler packs with weight 0 (see `Optimiser.passes`).
 
         Packs name groups by their index in `groups`.
         """
@@ -189,11 +188,11 @@ class Learner:
 
 
 def informative(groups: Sequence[Group]) -> Sequence[Group]:
-    """The groups whose scores differ; all of them when none do, which leaves KL to learn from."""
+    """The groups whose scores differ; all groups if there is none, so that the step still learns from KL."""
     return [group for group in groups if len(set(group.scores)) > 1] or groups
 
 
-def _of_scores(groups: Sequence[Group]) -> dict[str, float]:
+def _score_statistics(groups: Sequence[Group]) -> dict[str, float]:
     scores_R = torch.tensor([score for group in groups for score in group.scores])
     return {
         "reward_mean": float(scores_R.mean()),
@@ -210,7 +209,7 @@ def _starts(groups: Sequence[Group]) -> list[int]:
 
 
 def _tokens_of(indices: Sequence[int], starts: Sequence[int]) -> Tensor:
-    """Where the reply tokens of some groups stand among those of all."""
+    """The places of some groups' reply tokens among those of all groups."""
     return torch.cat([torch.arange(starts[index], starts[index + 1]) for index in indices])
 
 

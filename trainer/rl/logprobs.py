@@ -16,13 +16,13 @@ def token_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """The log p(target) at temperature 1 and the entropy at each place, both float32 (N), in nats.
 
-    At most two (C, V) tables exist at a time, for any N: N = 360 and V = 49,152 would otherwise take 71 MB for the
-    logits, the same for their probabilities, and the same again for each one's gradient.
+    At most two (C, V) tables exist at a time, for any N. Otherwise, N = 360 and V = 49,152 would take 71 MB for the
+    logits, as much for their probabilities, and as much for the gradient of each.
 
-    The gradient of log p(t) for the hidden state is W[t] - p W, a vector that does not depend on what comes after. So
-    it is computed in the forward pass, while a chunk's p is there, and kept instead of p (N x D instead of N x V); the
-    backward pass multiplies it by a number per token. Only a head that is trained needs p again, which is then
-    recomputed chunk by chunk. Entropies have no gradient.
+    The gradient of log p(t) with respect to the hidden state is W[t] - p W, which does not depend on the later layers.
+    So the forward pass computes it while a chunk's p exists, and keeps it instead of p (N x D instead of N x V); the
+    backward pass multiplies it by one number per token. Only a trained head needs p again, which is then recomputed
+    chunk by chunk. Entropies have no gradient.
     """
     logprobs_N, entropies_N = _TokenLogprobs.apply(hidden_ND, head_VD, targets_N, chunk)  # type: ignore[no-untyped-call]
     return logprobs_N, entropies_N
@@ -44,7 +44,7 @@ class _TokenLogprobs(torch.autograd.Function):
             p_CV /= total_C1
             log_total_C = total_C1[:, 0].log()
             logprobs_N[part] = logits_CV.gather(-1, targets_N[part, None])[:, 0] - log_total_C
-            # A product of matrices needs no table for what it adds up, and takes a fifth of vecdot's time on CPU.
+            # A matrix product needs no table of summands, and takes a fifth of vecdot's time on CPU.
             entropies_N[part] = log_total_C - (p_CV[:, None] @ logits_CV[:, :, None])[:, 0, 0]
             if slopes_ND is not None:
                 slopes_ND[part] = head_VD[targets_N[part]] - p_CV.to(head_VD.dtype) @ head_VD

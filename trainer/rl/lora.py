@@ -1,7 +1,7 @@
 """A linear layer with its LoRA adapter as one operation: y = x W' + b + s (x A') B'.
 
-PEFT's own forward pass writes the adapter's output, scales it into a second tensor and adds it into a third; autograd
-does the same again backwards. Here both products are added where their result belongs.
+PEFT's own forward pass writes the adapter's output, a scaled copy and the sum to three tensors, and autograd does the
+same in the backward pass. Here both products are accumulated in one tensor.
 
 Axis letters: N tokens, I inputs, O outputs, R rank.
 """
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 def fuse(model: nn.Module) -> None:
-    """Have every LoRA layer of a model compute this way, with whichever of its adapters is active."""
+    """Make every LoRA layer of a model compute this way, with its active adapter."""
     for module in model.modules():
         if isinstance(module, Linear):
             module.forward = partial(_forward, module)

@@ -1,7 +1,8 @@
-"""The PPO-clipped loss of a pack, and what is measured beside it.
+"""The PPO-clipped loss of a pack, and the measurements beside it.
 
-Mean over the tokens of a critique, then mean over the critiques of a minibatch. Both are weights of tokens, known
-before the first forward pass, so that packs add up to the minibatch's loss however it is cut into packs and processes.
+The loss is the mean over the tokens of a critique, then over the critiques of a minibatch. Both means are weights of
+tokens, known before the first forward pass, so the losses of packs add up to the minibatch's, however it is divided
+into packs and among processes.
 
 Axis letters: R replies, N tokens of all replies one after another.
 """
@@ -15,11 +16,14 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Sums over the tokens of a pack (0-d), to be added up and divided by `tokens`; the loss is whole once added up."""
+    """Sums over the tokens of a pack (0-d tensors).
+
+    The losses add up to the minibatch's; the other sums are added up and divided by `tokens`.
+    """
 
     loss: Tensor
-    clipped: Tensor  # tokens at which the clip took the gradient away
-    kl: Tensor  # of the weights before the minibatch to those now, by the k3 estimate, in nats
+    clipped: Tensor  # tokens whose gradient the clip removed
+    kl: Tensor  # k3 estimate from the weights of the rollouts to the present ones, in nats
     entropy: Tensor  # in nats
     tokens: Tensor
 
@@ -31,15 +35,15 @@ def token_weights(lengths_R: Sequence[int], *, critiques: int) -> Tensor:
 
 
 ROUNDING = 1e-3
-"""Nats that rounding explains; between vLLM and transformers in float32 on CPU at most 4e-5 were seen."""
+"""Nats up to which a difference may be rounding. In float32 on CPU vLLM and transformers differed by at most 4e-5."""
 
 
 def importance_weights(trainer_N: Tensor, engine_N: Tensor, cap: float | None) -> Tensor:
-    """How much likelier the trainer's weights make each sampled token than the engine said, at most `cap` (N).
+    """The ratio of each sampled token's probability in the trainer to that in the engine, at most `cap` (N).
 
-    Both had the same adapter, so this undoes what differing arithmetic did to the samples. No cap: no correction. Nor
-    is there any for a difference that rounding explains: an engine's last digits depend on what shares its batch and
-    its prefix cache, and a run that is resumed or repeated must come to the same weights.
+    Both use the same adapter, so the ratio corrects for differences in arithmetic. Without a cap there is no
+    correction, nor for differences that rounding explains: an engine's last digits depend on the other requests in its
+    batch and on its prefix cache, and a run that is resumed or repeated must end with the same weights.
     """
     if cap is None:
         return torch.ones_like(trainer_N)
@@ -57,9 +61,9 @@ def clipped_loss(
     weights_N: Tensor,
     clip: float,
 ) -> Measured:
-    """The loss of a pack's tokens: only `logprobs_N` has a gradient.
+    """The loss of a pack's tokens. Only `logprobs_N` has a gradient.
 
-    `old_N` are log-probabilities by the weights that the rollouts came from, as this trainer computes them.
+    `old_N` are the log-probabilities by the weights of the rollouts, computed by the trainer.
     """
     log_ratio_N = logprobs_N - old_N
     ratio_N = log_ratio_N.exp()

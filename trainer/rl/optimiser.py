@@ -2,11 +2,11 @@
 
 Several processes (accelerate) each take a share of every minibatch. Two ways to share the model:
 
-- Each holds all of it (what accelerate calls MULTI_GPU or MULTI_CPU). The gradients of a minibatch are summed once,
-  just before the step. DistributedDataParallel would overlap that with the backward passes, which for a few megabytes
-  of adapter saves nothing, and it would need equally many passes everywhere.
-- Each holds a part of every layer (`Policy.shard`; done here when accelerate says FSDP). Layers are collected in every
-  pass, so all processes must make equally many: `passes` says how many.
+- Each holds all of it (MULTI_GPU or MULTI_CPU in accelerate). The gradients of a minibatch are summed once, just before
+  the step. DistributedDataParallel would overlap that with the backward passes, which saves nothing for a few megabytes
+  of adapter, and would need the same number of passes in every process.
+- Each holds a part of every layer (`Policy.shard`; FSDP in accelerate). Every pass gathers the layers, so all processes
+  must make the same number of passes, which `passes` returns.
 """
 
 import itertools
@@ -27,10 +27,10 @@ _STATE = "optimiser.pt"
 
 
 class Optimiser:
-    """Gradients of a minibatch are added up by `backward`; `step` then moves the weights.
+    """`backward` adds up the gradients of a minibatch; `step` then updates the weights.
 
     Raises:
-        ValueError: accelerate shares the model in a way that is neither of the two.
+        ValueError: accelerate shares the model in another way than these two.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Optimiser:
         self._accelerator = accelerator
         kind = DistributedType.NO if accelerator is None else accelerator.distributed_type
         if kind not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.FSDP):
-            raise ValueError(f"the trainer does not know how to share a model by {kind}")
+            raise ValueError(f"the trainer cannot share a model by {kind}")
         if kind is DistributedType.FSDP and not policy.is_sharded:
             policy.shard()
         self._sharded = policy.is_sharded
@@ -62,7 +62,7 @@ class Optimiser:
         return 0 if self._accelerator is None else self._accelerator.process_index
 
     def passes(self, counts: Sequence[int]) -> int:
-        """How many forward passes this process makes when the processes have `counts` packs."""
+        """The number of forward passes of this process, where `counts` are the packs of all processes."""
         return max(counts) if self._sharded else counts[self.process]
 
     def sum(self, item: Tensor) -> Tensor:
@@ -73,12 +73,12 @@ class Optimiser:
         return total.to(item.device)
 
     def backward(self, loss: Tensor) -> None:
-        """Add a pack's gradients. The losses of all packs of all processes add up to the minibatch's."""
-        # FSDP takes the mean over the processes where a sum is meant.
+        """Add a pack's gradients. The loss of a minibatch is the sum over all packs of all processes."""
+        # FSDP averages gradients over the processes; the sum is needed.
         (loss * self.processes if self._sharded else loss).backward()  # type: ignore[no-untyped-call]
 
     def step(self, learning_rate: float) -> float:
-        """One step of AdamW with the gradients so far; the norm they had before they were clipped."""
+        """One step of AdamW with the gradients so far; returns their norm before clipping."""
         weights = list(self._policy.weights.values())
         for weight in weights:
             if weight.grad is None:
@@ -95,7 +95,7 @@ class Optimiser:
         return float(norm)
 
     def save(self, folder: Path) -> None:
-        """Write the state; all processes must call it, and the first one writes."""
+        """Write the state. All processes must call this; the first one writes."""
         state = self._adam.state_dict()["state"]
         tensors = {key: {name: whole(item).cpu() for name, item in values.items()} for key, values in state.items()}
         if self.process == 0:
@@ -103,12 +103,12 @@ class Optimiser:
             torch.save(tensors, folder / _STATE)
 
     def load(self, folder: Path) -> None:
-        """Go on where `save` was called."""
+        """Restore the state that `save` wrote."""
         saved: dict[int, dict[str, Tensor]] = torch.load(folder / _STATE, weights_only=True)
         weights = list(self._policy.weights.values())
         state: dict[int, dict[str, Any]] = {
             key: {
-                name: like(item, weights[key]) if item.ndim else item  # a step count is everywhere the same
+                name: like(item, weights[key]) if item.ndim else item  # a step count is a scalar, and never sharded
                 for name, item in values.items()
             }
             for key, values in saved.items()
@@ -117,9 +117,9 @@ class Optimiser:
 
 
 def cosine(step: int, *, steps: int, warmup: int, peak: float, final: float) -> float:
-    """The learning rate at a step, from 0: up in equal strides for `warmup` steps, then a cosine down to final x peak.
+    """The learning rate at a step, from 0: a linear warm-up of `warmup` steps, then a cosine down to final x peak.
 
-    The last step, `steps` - 1, has the lowest.
+    The last step, `steps` - 1, has the lowest rate.
     """
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
@@ -128,7 +128,7 @@ def cosine(step: int, *, steps: int, warmup: int, peak: float, final: float) -> 
 
 
 def shares(groups: Sequence[Group], indices: Sequence[int], processes: int) -> list[list[int]]:
-    """Divide a minibatch's groups among processes, whole and about equally: the longest first, to whoever has least."""
+    """Divide a minibatch's groups among processes about equally: the longest first, each to the least loaded one."""
     parts: list[list[int]] = [[] for _ in range(processes)]
     loads = [0] * processes
     for index in sorted(indices, key=lambda item: (-groups[item].packed_tokens, item)):
@@ -139,7 +139,7 @@ def shares(groups: Sequence[Group], indices: Sequence[int], processes: int) -> l
 
 
 def minibatches(count: int, parts: int, generator: torch.Generator) -> list[list[int]]:
-    """Shuffle `count` things into `parts` sets whose sizes differ by at most one; never an empty one."""
+    """Shuffle the indices below `count` into `parts` non-empty sets whose sizes differ by at most one."""
     order: list[int] = torch.randperm(count, generator=generator).tolist()
     parts = min(parts, count)
     bounds = [count * part // parts for part in range(parts + 1)]
@@ -147,7 +147,7 @@ def minibatches(count: int, parts: int, generator: torch.Generator) -> list[list
 
 
 def generator_of(*numbers: int) -> torch.Generator:
-    """Random numbers that depend on these numbers alone."""
+    """A random generator that is seeded with these numbers alone."""
     seed = 0
     for number in numbers:
         seed = (seed * 1_000_003 + number + 1) % 2**63

@@ -1,10 +1,10 @@
-"""What the trainer learns from, and how it is laid out for a forward pass: nothing twice, and no padding.
+"""Groups of replies, and their layout for a forward pass, which computes each prompt once and has no padding.
 
-The critiques of one question-answer pair share their prompt, which is most of their tokens. A pack is one row in which
-that prompt stands once and its replies follow; each reply sees the prompt and itself alone, and its positions go on
-where the prompt ends. The result is that of a row per reply, the prompt's share of the work is done once instead of k
-times, and the gradient of all replies reaches the prompt in one backward pass. Groups are put together until a pack is
-full, so there is no padding.
+The critiques of one question-answer pair share their prompt, which is most of their tokens. A pack is one row that
+holds the prompt once, followed by its replies. Each reply attends to the prompt and itself alone, and its positions
+continue from the end of the prompt. The result equals that of one row per reply, but the work on the prompt is done
+once instead of k times, and the gradients of all replies reach the prompt in one backward pass. A pack holds as many
+groups as fit.
 
 Axis letters: T tokens of a pack, N reply tokens, R replies.
 """
@@ -36,8 +36,8 @@ class Group:
             raise ValueError("each token of a reply has one log-probability of the engine")
 
     @classmethod
-    def given(cls, prompt: Sequence[int], *replies: Sequence[int]) -> Self:
-        """Replies that nobody sampled or scored: what fine-tuning learns, or a probe."""
+    def unscored(cls, prompt: Sequence[int], *replies: Sequence[int]) -> Self:
+        """A group without scores and log-probabilities, for fine-tuning and probes: those fields are zeros."""
         return cls(
             tuple(prompt),
             tuple(tuple(reply) for reply in replies),
@@ -51,7 +51,7 @@ class Group:
 
     @property
     def packed_tokens(self) -> int:
-        """Tokens of its share of a pack. A reply's last token is predicted and predicts nothing, so it is left out."""
+        """Tokens that the group takes up in a pack. A reply's last token predicts nothing, so it is left out."""
         return len(self.prompt) + self.reply_tokens - len(self.replies)
 
 
@@ -59,29 +59,29 @@ class Group:
 class Pack:
     """One row of a forward pass.
 
-    `read_N` says at which place of the row each reply token is predicted, `targets_N` which token that is; both go
-    through the groups and their replies in order, `lengths_R` tokens for each reply.
+    Reply token n is predicted at position `read_N[n]` of the row, and is `targets_N[n]`. Both list the groups and their
+    replies in order, `lengths_R` tokens for each reply.
     """
 
-    groups: tuple[int, ...]  # which of the groups that were packed, in the order of the row
+    groups: tuple[int, ...]  # indices of its groups among all groups that were packed, in the order of the row
     tokens_T: tuple[int, ...]
     positions_T: tuple[int, ...]
     read_N: tuple[int, ...]
     targets_N: tuple[int, ...]
     lengths_R: tuple[int, ...]
-    # For each token: its group's number in the row, and its reply's number in the row, or -1 in a prompt.
+    # For each token, the number of its group in the row, and of its reply in the row, or -1 in a prompt.
     group_T: tuple[int, ...]
     reply_T: tuple[int, ...]
 
     def renumbered(self, numbers: Sequence[int]) -> Self:
-        """The same pack with other names for its groups: `numbers[i]` instead of i."""
+        """The same pack with group i called `numbers[i]`."""
         return replace(self, groups=tuple(numbers[index] for index in self.groups))
 
 
 def pack(groups: Sequence[Group], max_tokens: int) -> list[Pack]:
-    """Lay groups out in rows of at most `max_tokens`; a group that is larger has a row of its own.
+    """Lay groups out in rows of at most `max_tokens`; a larger group gets a row of its own.
 
-    The longest come first and each goes to the first row that has room, which depends on nothing but the groups.
+    First fit decreasing: the longest group first, each into the first row with room. Depends on the groups alone.
     """
     rows: list[list[int]] = []
     room: list[int] = []

@@ -1,7 +1,7 @@
-"""The policy: one base model in memory, and on it the adapter that is trained and the one it is anchored to.
+"""The policy: one base model in memory, with the adapter that is trained and the adapter of its KL anchor.
 
-The base weights are loaded once and never copied; which adapter is in force is switched. `policy` has gradients,
-`anchor` has none, `base` is the model without either.
+The base weights are loaded once and never copied; the active adapter is switched. `policy` has gradients, `anchor` has
+none, `base` is the model without an adapter.
 
 Axis letters: T tokens of a row, N reply tokens.
 """
@@ -31,7 +31,7 @@ from gadfly.trainer.rl.packing import Group, Pack, pack
 
 
 class Which(StrEnum):
-    """Whose weights a forward pass uses."""
+    """The weights that a forward pass uses."""
 
     POLICY = "policy"
     ANCHOR = "anchor"
@@ -40,9 +40,9 @@ class Which(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Greedy:
-    """A reply made by always taking the likeliest token, and what the weights said at each. All in nats."""
+    """A greedily decoded reply, with log-probabilities in nats."""
 
-    tokens: tuple[int, ...]  # ends with the end of the turn, unless it was cut
+    tokens: tuple[int, ...]  # with the end-of-turn token, unless the reply was cut
     logprobs: tuple[float, ...]
     base_logprobs: tuple[float, ...]  # of the same tokens, by the base model
     leads: tuple[float, ...]  # log-probability of the token minus that of the second likeliest
@@ -53,10 +53,10 @@ class Policy:
 
     Args:
         model: folder (or hub id) of the base model.
-        rank, alpha: of both adapters. The policy starts with A from `seed` and B = 0, as the base model; so does the
-            anchor.
-        name: the base model's name in saved adapters. Unset: `model`.
-        device: of several GPUs a process takes its accelerator's. Unset: a GPU if there is one.
+        rank, alpha: of both adapters.
+        seed: of the initial A; B is 0, so policy and anchor start as the base model.
+        name: the base model's name in saved adapters. Default: `model`.
+        device: default: a GPU if there is one. With several GPUs, a process uses that of its accelerator.
         gradient_checkpointing: recompute each layer in the backward pass: more time, less memory.
 
     Raises:
@@ -93,18 +93,18 @@ class Policy:
         self._model = Inside(adapted)
         if gradient_checkpointing:
             base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        # Only a module in training is recomputed; nothing in it drops out, so it changes nothing else.
+        # Only modules in training mode are recomputed. There is no dropout, so the mode changes nothing else.
         adapted.train(gradient_checkpointing)
         self._adapted = adapted
-        self._in_force: Which | None = None
+        self._active: Which | None = None
         self.end_tokens = _end_tokens(model, base)
         self._switch(Which.POLICY)
         self.anchor_here()
 
     def shard(self) -> None:
-        """Keep only this process's part of every tensor (FSDP2): each layer is collected when a pass comes to it.
+        """Keep only this process's part of every tensor (FSDP2); a pass gathers each layer when it reaches it.
 
-        All processes must then make the same passes. torch does it without accelerate, which shards on GPUs alone.
+        All processes must then make the same passes. Uses torch directly, since accelerate shards on GPUs alone.
         """
         base = self._adapted.get_base_model()
         for layer in [item for item in base.modules() if type(item).__name__ in base._no_split_modules]:
@@ -118,11 +118,11 @@ class Policy:
 
     @property
     def weights(self) -> dict[str, nn.Parameter]:
-        """What is trained, in an order that depends on the model alone."""
+        """The trained tensors, in an order that depends on the model alone."""
         return self.parameters(Which.POLICY)
 
     def parameters(self, which: Which) -> dict[str, nn.Parameter]:
-        """An adapter's tensors by PEFT's names, in which no adapter is named."""
+        """An adapter's tensors by PEFT's names, without the name of the adapter."""
         mark = f".{which.value}."
         return {
             name.replace(mark, "."): parameter
@@ -131,9 +131,9 @@ class Policy:
         }
 
     def forward(self, row: Pack, which: Which = Which.POLICY) -> tuple[Tensor, Tensor]:
-        """Log-probability (temperature 1) and entropy of each reply token of a pack, float32 (N), in nats.
+        """Log-probability (temperature 1) and entropy at each reply token of a pack, float32 (N), in nats.
 
-        Only the policy's log-probabilities have a gradient, and only where torch records one.
+        Only the policy's log-probabilities have a gradient, if torch records gradients.
         """
         self._switch(which)
         with torch.set_grad_enabled(torch.is_grad_enabled() and which is Which.POLICY):
@@ -142,7 +142,7 @@ class Policy:
 
     @torch.inference_mode()
     def greedy(self, prompt: Sequence[int], max_tokens: int, which: Which = Which.POLICY) -> Greedy:
-        """The reply of at most `max_tokens` that the weights make of a prompt when the likeliest token is taken."""
+        """The greedy reply to a prompt, of at most `max_tokens`."""
         self._switch(which)
         tokens: list[int] = []
         logprobs: list[float] = []
@@ -150,28 +150,28 @@ class Policy:
         cache: Any = None
         following = list(prompt)
         while len(tokens) < max_tokens and not (tokens and tokens[-1] in self.end_tokens):
-            found = self._model(partial(_next, tokens_1T=torch.tensor([following], device=self.device), cache=cache))
-            cache = found.past_key_values
-            best, second = found.logits[0, -1].float().log_softmax(-1).topk(2).values.tolist()
-            following = [int(found.logits[0, -1].argmax())]
+            output = self._model(partial(_next, tokens_1T=torch.tensor([following], device=self.device), cache=cache))
+            cache = output.past_key_values
+            best, second = output.logits[0, -1].float().log_softmax(-1).topk(2).values.tolist()
+            following = [int(output.logits[0, -1].argmax())]
             tokens += following
             logprobs.append(best)
             leads.append(best - second)
-        base_N, _ = self.forward(pack([Group.given(prompt, tokens)], 1)[0], Which.BASE)
+        base_N, _ = self.forward(pack([Group.unscored(prompt, tokens)], 1)[0], Which.BASE)
         return Greedy(tuple(tokens), tuple(logprobs), tuple(base_N.tolist()), tuple(leads))
 
     @torch.no_grad()
     def anchor_here(self) -> None:
-        """Make the anchor what the policy is now."""
+        """Copy the policy's weights to the anchor."""
         for anchor, policy in zip(
             self.parameters(Which.ANCHOR).values(), self.parameters(Which.POLICY).values(), strict=True
         ):
             anchor.copy_(policy)
 
     def save_adapter(self, folder: Path, which: Which = Which.POLICY, *, write: bool = True) -> None:
-        """Write an adapter in PEFT's format, as vLLM loads it: the names of its tensors hold no adapter's name.
+        """Write an adapter in PEFT's format, as vLLM loads it: the names of tensors do not hold the adapter's name.
 
-        Of several processes all must call it, and one writes.
+        All processes must call this; only those with `write` write.
         """
         tensors = {name: whole(item).cpu().contiguous() for name, item in self.parameters(which).items()}
         if not write:
@@ -180,15 +180,15 @@ class Policy:
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
         config = copy(self._config)
         config.inference_mode = True
-        config.base_model_name_or_path = self._name  # peft puts the folder there that it was loaded from
+        config.base_model_name_or_path = self._name  # peft sets it to the folder that it loaded
         config.save_pretrained(folder)
 
     @torch.no_grad()
     def load_adapter(self, folder: Path, which: Which = Which.POLICY) -> None:
-        """Take the weights of a saved adapter.
+        """Load the weights of a saved adapter.
 
         Raises:
-            BadAdapter: it has other tensors, shapes or alpha than this policy's adapters.
+            BadAdapter: its tensors, shapes or alpha differ from those of this policy's adapters.
         """
         tensors = load_file(folder / WEIGHTS)
         parameters = self.parameters(which)
@@ -198,15 +198,15 @@ class Policy:
             raise BadAdapter(f"{folder} has other tensors or another rank than the adapters of this run")
         alpha = LoraConfig.from_pretrained(folder).lora_alpha
         if alpha != self.alpha:
-            raise BadAdapter(f"{folder} has the alpha {alpha}, and the adapters of this run {self.alpha}")
+            raise BadAdapter(f"{folder} has alpha {alpha}, and the adapters of this run have {self.alpha}")
         for name, parameter in parameters.items():
             parameter.copy_(like(tensors[name], parameter))
 
     def _switch(self, which: Which) -> None:
-        """Put weights in force. The policy's keep their gradients whoever is in force: a wrapper counts on it."""
-        if which is self._in_force:
+        """Activate weights. The policy's always keep requires_grad, since FSDP and DDP wrappers rely on it."""
+        if which is self._active:
             return
-        self._in_force = which
+        self._active = which
         if which is Which.BASE:
             self._adapted.base_model.disable_adapter_layers()
         else:
@@ -238,7 +238,7 @@ class Inputs:
 
 
 class Inside(nn.Module):
-    """Runs a function of the model inside a module's forward pass: where a sharded model's hooks collect its parts."""
+    """Runs a function of the model inside a module's forward pass, where a sharded model's hooks gather its parts."""
 
     def __init__(self, adapted: PeftModel) -> None:
         super().__init__()
@@ -251,7 +251,7 @@ class Inside(nn.Module):
 def _score(base: Any, *, inputs: Inputs) -> tuple[Tensor, Tensor]:
     hidden_TD = base.base_model(
         input_ids=inputs.tokens_1T,
-        # The blocks say who sees whom. A ready-made mask keeps transformers from making one, and is not read.
+        # Attention follows the blocks. This mask is not read; without one transformers would build its own.
         attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=inputs.tokens_1T.device),
         position_ids=inputs.positions_1T,
         use_cache=False,
@@ -266,12 +266,12 @@ def _next(base: Any, *, tokens_1T: Tensor, cache: Any) -> Any:
 
 def _load_base(model: Path | str, device: torch.device) -> Any:
     attention.register()
-    logging.disable_progress_bar()  # nobody watches a run's log
+    logging.disable_progress_bar()  # it would fill the run's log
     config = AutoConfig.from_pretrained(model)
     if hasattr(config, "attention_dropout"):
         config.attention_dropout = 0.0
     if getattr(config, "final_logit_softcapping", None) or getattr(config, "logit_scale", None):
-        raise BadSettings(f"{model} cannot be trained: it changes its logits after the head")
+        raise BadSettings(f"{model} cannot be trained: it caps or scales its logits")
     base = AutoModelForCausalLM.from_pretrained(
         model,
         config=config,
@@ -292,11 +292,12 @@ def _end_tokens(model: Path | str, base: Any) -> frozenset[int]:
 
 
 def whole(item: Tensor) -> Tensor:
-    """A tensor whose parts may lie on several processes, which all must call this."""
+    """The whole of a tensor that may be sharded. All processes must call this."""
     return (item.full_tensor() if isinstance(item, DTensor) else item).detach()
 
 
-def like(item: Tensor, model: Tensor) -> Tensor:
-    if isinstance(model, DTensor):
-        return distribute_tensor(item.to(model.device), model.device_mesh, model.placements)
+def like(item: Tensor, other: Tensor) -> Tensor:
+    """A whole tensor, sharded as `other` is."""
+    if isinstance(other, DTensor):
+        return distribute_tensor(item.to(other.device), other.device_mesh, other.placements)
     return item

@@ -1,7 +1,7 @@
-"""The processes of one run in step: the first one leads, the others do what it does when it does it.
+"""The processes of one run. The first one leads, and the others repeat its calls.
 
-With one process a call is a call. With more (`accelerate launch`), the first process samples and decides, and tells the
-others each collective call, since an optimiser step needs all of them.
+An optimiser step is a collective operation of all processes. The first process samples and decides; it broadcasts each
+collective call to the others (`accelerate launch`). With a single process a call is an ordinary call.
 """
 
 from collections.abc import Sequence
@@ -25,13 +25,13 @@ _STOP = "stop"
 
 
 def make_accelerator(*, cpu: bool) -> Accelerator:
-    """One per process. It finds out by itself whether `accelerate launch` has started several."""
+    """The accelerator of this process. It detects by itself whether `accelerate launch` started several."""
     return Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageSetting:
-    """What a stage's optimiser depends on, besides the config."""
+    """The parameters of a stage's optimiser that are not in the config."""
 
     kl_coefficient: float
     first_step: int  # of the run
@@ -39,7 +39,7 @@ class StageSetting:
 
 
 class ProcessGroup:
-    """Policy and learner in every process. Only the first process calls; the others are in `follow`."""
+    """Policy and learner in every process. The first process calls the methods; the others are in `follow`."""
 
     def __init__(self, policy: Policy, config: TrainConfig, accelerator: Accelerator) -> None:
         self._policy = policy
@@ -52,59 +52,61 @@ class ProcessGroup:
         return bool(self._accelerator.is_main_process)
 
     def warm_start(self, pairs: Sequence[Pair]) -> list[dict[str, float]]:
-        """Supervised fine-tuning of the policy; what each epoch came to."""
-        result: list[dict[str, float]] = self._everywhere("_warm_start", list(pairs))
+        """Fine-tune the policy on the pairs; the metrics of each epoch."""
+        result: list[dict[str, float]] = self._call("_warm_start", list(pairs))
         return result
 
     def begin_stage(self, stage: StageSetting) -> None:
-        """Anchor here: what the policy is now is what it is held to, by a fresh optimiser."""
-        self._everywhere("_begin_stage", stage)
+        """Set the anchor to the current policy, and start a new optimiser."""
+        self._call("_begin_stage", stage)
 
     def update(self, groups: Sequence[Group], step: int) -> dict[str, float]:
-        """Learn from one step's rollouts."""
-        result: dict[str, float] = self._everywhere("_update", list(groups), step)
+        """Learn from one step's rollouts; the metrics of the step."""
+        result: dict[str, float] = self._call("_update", list(groups), step)
         return result
 
     def restore(self, folder: Path, stage: StageSetting) -> None:
-        """Go on from a checkpoint."""
-        self._everywhere("_restore", folder, stage)
+        """Load a checkpoint."""
+        self._call("_restore", folder, stage)
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint."""
-        self._everywhere("_save", folder)
+        self._call("_save", folder)
 
     def save_adapter(self, folder: Path) -> None:
-        """Write the policy's adapter, as the engine loads it."""
-        self._everywhere("_save_adapter", folder)
+        """Write the policy's adapter, in the format that the engine loads."""
+        self._call("_save_adapter", folder)
 
     def load_adapter(self, folder: Path) -> None:
-        """Take the weights of an adapter for the policy."""
-        self._everywhere("_load_adapter", folder)
+        """Load an adapter's weights into the policy."""
+        self._call("_load_adapter", folder)
 
     def stop(self) -> None:
-        """Let the others end."""
-        self._tell((_STOP, ()))
+        """End `follow` in the other processes."""
+        self._broadcast((_STOP, ()))
 
     def follow(self) -> None:
-        """What every process but the first does."""
+        """Repeat the calls of the first process until it calls `stop`."""
         while True:
-            name, arguments = self._tell(None)
+            name, arguments = self._broadcast(None)
             if name == _STOP:
                 return
             getattr(self, name)(*arguments)
 
-    def _everywhere(self, name: str, *arguments: Any) -> Any:
-        self._tell((name, arguments))
+    def _call(self, name: str, *arguments: Any) -> Any:
+        """Call a method in every process; the result of this one."""
+        self._broadcast((name, arguments))
         return getattr(self, name)(*arguments)
 
-    def _tell(self, call: tuple[str, tuple[Any, ...]] | None) -> tuple[str, tuple[Any, ...]]:
+    def _broadcast(self, call: tuple[str, tuple[Any, ...]] | None) -> tuple[str, tuple[Any, ...]]:
+        """The call of the first process; the others pass None."""
         if self._accelerator.num_processes == 1:
             assert call is not None
             return call
-        [told] = broadcast_object_list([call])
-        assert told is not None
-        heard: tuple[str, tuple[Any, ...]] = told
-        return heard
+        [received] = broadcast_object_list([call])
+        assert received is not None
+        result: tuple[str, tuple[Any, ...]] = received
+        return result
 
     def _make_learner(self, stage: StageSetting) -> Learner:
         return Learner(

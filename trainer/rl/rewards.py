@@ -1,15 +1,14 @@
-"""What a critique earns: the rewards of Critique-RL (arXiv 2510.24320), as the paper writes them and as its code does.
+"""The rewards of Critique-RL (arXiv 2510.24320), as in the paper's equations and as in the code released with it.
 
-Both stages pay for discriminability, that is for a stated verdict that is right about the answer; stage II also pays
-for helpfulness, that is for what the actor's refinement came to. The code released with the paper codes both in another
-way than its equations do; `RewardProfile` names which of the two is meant.
+Both stages reward discriminability, a stated verdict that is right about the answer. Stage II also rewards helpfulness,
+the outcome of the actor's refinement. The released code differs from the equations; `RewardProfile` selects one.
 """
 
 from gadfly.training import Helpfulness, RewardProfile, Stage
 from gadfly.verdict import Verdict
 
-_KEPT = 0.2  # what r_correct pays for a right answer that stayed right (equation 6)
-_LOST = -1.0  # what the released code gives for a verdict that is wrong or missing
+_KEPT = 0.2  # the value of r_correct for a right answer that stayed right (equation 6)
+_LOST = -1.0  # the released code's score for a wrong or missing verdict
 
 
 def score(
@@ -25,13 +24,13 @@ def score(
     """The reward of one critique.
 
     Args:
-        profile: which coding of both stages.
-        helpfulness: what stage II pays a refinement for.
+        profile: the paper's rewards or the released code's.
+        helpfulness: the reward of a refinement in stage II.
         stage: STAGE_1 (equation 8) or STAGE_2 (equation 9).
-        verdict: what the critique states itself. UNPARSED never earns anything, whatever became of the refinement: the
-            paper leaves this open, and a critic that may stay silent learns to.
-        was_right: whether the answer that was criticised is right.
-        refined_right: whether the actor's refinement is; only stage II has one.
+        verdict: the stated verdict. UNPARSED earns nothing, whatever the outcome of the refinement: the paper leaves
+            this case open, and a critic that may state no verdict learns to state none.
+        was_right: whether the criticised answer is right.
+        refined_right: whether the actor's refinement is right; None in stage I.
         discrimination_weight: b1 of equation 9, for both profiles.
 
     Raises:
@@ -43,9 +42,9 @@ def score(
             return 1.0 if discriminates else 0.0
         return 1.0 if discriminates else _LOST
     if stage is not Stage.STAGE_2:
-        raise ValueError(f"the stage {stage} pays nothing")
+        raise ValueError(f"the stage {stage} has no reward")
     if refined_right is None:
-        raise ValueError("stage II pays for a refinement, and there is none")
+        raise ValueError("the reward of stage II needs a refinement")
     helped = _helped(helpfulness, was_right=was_right, refined_right=refined_right)
     if profile is RewardProfile.PAPER:
         if verdict is Verdict.UNPARSED:
@@ -55,7 +54,7 @@ def score(
 
 
 def states_the_truth(verdict: Verdict | None, *, was_right: bool) -> bool:
-    """Whether a stated verdict is right about the answer (r_dis, equation 7). One that is missing is not."""
+    """Whether a stated verdict is right about the answer (r_dis, equation 7). A missing verdict is not."""
     return verdict is (Verdict.CORRECT if was_right else Verdict.INCORRECT)
 
 

@@ -1,6 +1,6 @@
-"""Supervised fine-tuning of the policy's adapter: the warm start of a critic that cannot keep the format yet.
+"""Supervised fine-tuning of the policy's adapter, for the warm start of a critic that cannot keep the format.
 
-Negative log-likelihood of the reply's tokens: mean over a reply, then over the replies of a batch.
+The loss is the negative log-likelihood of the reply's tokens: mean over a reply, then over the replies of a batch.
 """
 
 import time
@@ -20,13 +20,14 @@ from gadfly.training import TrainConfig
 Pair = tuple[tuple[int, ...], tuple[int, ...]]
 """A prompt and the reply to learn, as token ids."""
 
-_STREAM = 1  # keeps the shuffles apart from those of the rollout steps
+_STREAM = 1  # makes the shuffles differ from those of the rollout steps
 
 
 class FineTuning:
-    """The policy's optimiser for the warm start; `config.prompts_per_step` x `samples_per_prompt` replies make a batch.
+    """The policy's optimiser for the warm start. A batch has `config.prompts_per_step` x `samples_per_prompt` replies.
 
-    The learning rate falls on a cosine from `warm_start_learning_rate` to its tenth over the epochs.
+    Over all epochs the learning rate falls on a cosine from `warm_start_learning_rate` to that times
+    `final_learning_rate`.
     """
 
     def __init__(self, policy: Policy, config: TrainConfig, *, accelerator: Accelerator | None = None) -> None:
@@ -41,7 +42,7 @@ class FineTuning:
         )
 
     def epoch(self, pairs: Sequence[Pair], epoch: int) -> dict[str, float]:
-        """Go through all pairs once, in an order that depends on the seed and the epoch (from 0) alone."""
+        """Learn from every pair once, in an order that depends on the seed and the epoch (from 0) alone."""
         started = time.perf_counter()
         config = self._config
         size = config.prompts_per_step * config.samples_per_prompt
@@ -70,12 +71,12 @@ class FineTuning:
         }
 
     def save(self, folder: Path) -> None:
-        """Write the adapter and the optimiser's state; all processes must call it."""
+        """Write the adapter and the optimiser's state. All processes must call this."""
         self._policy.save_adapter(folder / Which.POLICY.value, write=self._optimiser.process == 0)
         self._optimiser.save(folder)
 
     def load(self, folder: Path) -> None:
-        """Go on after the epoch at whose end `save` was called."""
+        """Restore the state that `save` wrote."""
         self._policy.load_adapter(folder / Which.POLICY.value)
         self._optimiser.load(folder)
 
@@ -83,7 +84,7 @@ class FineTuning:
         by_prompt: dict[tuple[int, ...], list[tuple[int, ...]]] = defaultdict(list)
         for prompt, reply in pairs:
             by_prompt[prompt].append(reply)
-        groups = [Group.given(prompt, *replies) for prompt, replies in by_prompt.items()]
+        groups = [Group.unscored(prompt, *replies) for prompt, replies in by_prompt.items()]
         packs = [
             pack([groups[index] for index in part], self._config.micro_batch_tokens)
             for part in shares(groups, range(len(groups)), self._optimiser.processes)
