@@ -8,21 +8,22 @@ N, D, V = 13, 16, 50
 
 @pytest.mark.parametrize("chunk", [1, 4, 13, 100])
 @pytest.mark.parametrize("trained_head", [False, True])
-def test_results_and_gradients_equal_those_of_log_softmax(chunk: int, trained_head: bool) -> None:
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 1.6])
+def test_results_and_gradients_equal_those_of_log_softmax(chunk: int, trained_head: bool, temperature: float) -> None:
     generator = torch.Generator().manual_seed(3)
     hidden = torch.randn(N, D, generator=generator, requires_grad=True)
     head = torch.randn(V, D, generator=generator, requires_grad=trained_head)
     targets = torch.randint(V, (N,), generator=generator)
     weights = torch.randn(N, generator=generator)
 
-    table = (hidden @ head.T).log_softmax(-1)
+    table = ((hidden @ head.T) / temperature).log_softmax(-1)
     expected = table.gather(-1, targets[:, None])[:, 0]
     (weights * expected).sum().backward()  # type: ignore[no-untyped-call]
     assert hidden.grad is not None
     expected_grads = [hidden.grad.clone(), head.grad.clone() if head.grad is not None else None]
     hidden.grad = head.grad = None
 
-    found, entropies = token_logprobs(hidden, head, targets, chunk=chunk)
+    found, entropies = token_logprobs(hidden, head, targets, temperature=temperature, chunk=chunk)
     (weights * found).sum().backward()  # type: ignore[no-untyped-call]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(entropies, -(table.exp() * table).sum(-1), atol=1e-5, rtol=0)

@@ -68,7 +68,7 @@ class Learner:
         statistics = _score_statistics(groups)
         if config.skip_zero_advantage:
             groups = informative(groups)
-        old_N, anchor_N = self._logprobs(groups)
+        raw_N, old_N, anchor_N = self._logprobs(groups)
         engine_N = torch.tensor([value for group in groups for reply in group.engine_logprobs for value in reply])
         scores_R = torch.tensor([score for group in groups for score in group.scores])
         sizes = [len(group.replies) for group in groups]
@@ -82,7 +82,7 @@ class Learner:
             kl_coefficient=self._kl_coefficient,
             baseline=config.baseline,
         ).float()
-        importance_N = importance_weights(old_N, engine_N, config.importance_cap)
+        importance_N = importance_weights(raw_N, engine_N, config.importance_cap)
 
         rate = cosine(
             step - self._first_step,
@@ -104,7 +104,7 @@ class Learner:
         loss, clipped, moved, entropy, tokens_seen, packed_all = self._optimiser.sum(
             torch.cat([torch.stack(totals).sum(0), torch.tensor([float(packed)], dtype=torch.float64)])
         ).tolist()
-        gap_N = (old_N - engine_N).abs()
+        gap_N = (raw_N - engine_N).abs()
         return {
             "loss": loss / len(totals),
             "kl": float((old_N - anchor_N).sum()) / len(lengths_R),
@@ -135,17 +135,21 @@ class Learner:
         self._optimiser.load(folder)
 
     @torch.no_grad()
-    def _logprobs(self, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
-        """The log-probabilities of all reply tokens by the present policy and by the anchor (N each, on the CPU)."""
-        starts = _starts(groups)
-        logprobs_2N = torch.zeros(2, starts[-1], device=self._policy.device)
+    def _logprobs(self, groups: Sequence[Group]) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities of all groups' reply tokens as the weights are now, each (N) on the CPU, in nats.
+
+        By the policy at temperature 1, as the engine reports its own; by the policy and by the anchor at the
+        temperature that the replies were sampled at.
+        """
+        starts, temperature = _starts(groups), self._config.temperature
+        found_3N = torch.zeros(3, starts[-1], device=self._policy.device)
         for row, weight in self._packs(groups, range(len(groups))):
-            for number, which in enumerate((Which.POLICY, Which.ANCHOR)):
-                logprobs_N, _ = self._policy.forward(row, which)
-                if weight:
-                    logprobs_2N[number, _tokens_of(row.groups, starts)] = logprobs_N
-        old_N, anchor_N = self._optimiser.sum(logprobs_2N).cpu()
-        return old_N, anchor_N
+            (raw_N, _), (old_N, _) = self._policy.forward_at(row, Which.POLICY, (1.0, temperature))
+            anchor_N, _ = self._policy.forward(row, Which.ANCHOR, temperature=temperature)
+            if weight:
+                found_3N[:, _tokens_of(row.groups, starts)] = torch.stack([raw_N, old_N, anchor_N])
+        raw_N, old_N, anchor_N = self._optimiser.sum(found_3N).cpu()
+        return raw_N, old_N, anchor_N
 
     def _minibatch(
         self, groups: Sequence[Group], chosen: Sequence[int], old_N: Tensor, advantages_N: Tensor, importance_N: Tensor
@@ -156,7 +160,7 @@ class Learner:
         sums = torch.zeros(5, dtype=torch.float64)
         packed = 0
         for row, weight in self._packs(groups, chosen):
-            logprobs_N, entropies_N = self._policy.forward(row)
+            logprobs_N, entropies_N = self._policy.forward(row, temperature=self._config.temperature)
             place_N = _tokens_of(row.groups, starts)
             measured = clipped_loss(
                 logprobs_N,

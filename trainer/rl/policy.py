@@ -130,15 +130,21 @@ class Policy:
             if ".lora_" in name and mark in name
         }
 
-    def forward(self, row: Pack, which: Which = Which.POLICY) -> tuple[Tensor, Tensor]:
-        """Log-probability (temperature 1) and entropy at each reply token of a pack, float32 (N), in nats.
+    def forward(self, row: Pack, which: Which = Which.POLICY, *, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Log-probability and entropy of each reply token of a pack at a temperature, float32 (N), in nats.
 
-        Only the policy's log-probabilities have a gradient, if torch records gradients.
+        Only the policy's log-probabilities have a gradient, and only where torch records one.
         """
+        [found] = self.forward_at(row, which, (temperature,))
+        return found
+
+    def forward_at(self, row: Pack, which: Which, temperatures: Sequence[float]) -> list[tuple[Tensor, Tensor]]:
+        """`forward` at several temperatures, with one pass through the layers."""
         self._switch(which)
         with torch.set_grad_enabled(torch.is_grad_enabled() and which is Which.POLICY):
-            logprobs_N, entropies_N = self._model(partial(_score, inputs=Inputs.of(row, self.device)))
-        return logprobs_N, entropies_N
+            task = partial(_score, inputs=Inputs.of(row, self.device), temperatures=temperatures)
+            found: list[tuple[Tensor, Tensor]] = self._model(task)
+        return found
 
     @torch.inference_mode()
     def greedy(self, prompt: Sequence[int], max_tokens: int, which: Which = Which.POLICY) -> Greedy:
@@ -248,7 +254,7 @@ class Inside(nn.Module):
         return task(self.adapted.get_base_model())
 
 
-def _score(base: Any, *, inputs: Inputs) -> tuple[Tensor, Tensor]:
+def _score(base: Any, *, inputs: Inputs, temperatures: Sequence[float]) -> list[tuple[Tensor, Tensor]]:
     hidden_TD = base.base_model(
         input_ids=inputs.tokens_1T,
         # Attention follows the blocks. This mask is not read; without one transformers would build its own.
@@ -257,7 +263,10 @@ def _score(base: Any, *, inputs: Inputs) -> tuple[Tensor, Tensor]:
         use_cache=False,
         pack_blocks=inputs.blocks,
     ).last_hidden_state[0]
-    return token_logprobs(hidden_TD[inputs.read_N], base.get_output_embeddings().weight, inputs.targets_N)
+    hidden_ND, head_VD = hidden_TD[inputs.read_N], base.get_output_embeddings().weight
+    return [
+        token_logprobs(hidden_ND, head_VD, inputs.targets_N, temperature=temperature) for temperature in temperatures
+    ]
 
 
 def _next(base: Any, *, tokens_1T: Tensor, cache: Any) -> Any:
