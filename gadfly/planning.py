@@ -14,6 +14,7 @@ from uuid import UUID
 
 from pydantic import TypeAdapter
 
+from gadfly.settings import Settings
 from gadfly.store.training_data import LabelledAnswer, source_counts
 from gadfly.training import TrainConfig
 
@@ -235,6 +236,17 @@ def _effect(nats: float) -> float:
 
 
 # -------------------------------------------------------------------------------------------------- warnings and notes
+
+
+def differences(config: TrainConfig, settings: Settings) -> list[str]:
+    """Warnings where a critic would learn under other conditions than those it answers under."""
+    served = settings.served_options() | {"temperature": settings.temperature}
+    return [
+        f"{name} is {getattr(config, name):g}, and the service answers with {value:g}: the critic learns under other "
+        "conditions than it is used and measured under."
+        for name, value in served.items()
+        if getattr(config, name) != value
+    ]
 
 
 def _warnings(

@@ -225,6 +225,16 @@ class Settings(BaseSettings):
             raise BadSettings("GADFLY_DATABASE_URL and GADFLY_ENGINE_URLS must be set; `gadfly up` sets both")
         return self.database_url.get_secret_value(), self.engine_urls
 
+    def served_options(self) -> dict[str, Any]:
+        """The training options that follow from how the service answers.
+
+        Nothing can be learned from greedy samples, so a served temperature of 0 leaves the training default.
+        """
+        options: dict[str, Any] = {"max_critique_tokens": self.max_tokens, "max_answer_tokens": self.max_tokens}
+        if self.temperature > 0:
+            options["temperature"] = self.temperature
+        return options
+
     @property
     def service_url(self) -> str:
         host = "127.0.0.1" if self.host in ("0.0.0.0", "") else "[::1]" if self.host == "::" else self.host

@@ -237,8 +237,13 @@ class TrainConfig(BaseModel):
             raise BadInput(f"{field}: {first['msg'].removeprefix('Value error, ')}", field=field) from None
 
     @classmethod
-    def effective(cls, file: Path | None, changes: Mapping[str, Any]) -> Self:
+    def effective(
+        cls, file: Path | None, changes: Mapping[str, Any], *, served: Mapping[str, Any] | None = None
+    ) -> Self:
         """The config of a run: the defaults, overridden by the deployment's file, overridden by the caller's `changes`.
+
+        `served` are the options that the deployment serves with (`Settings.served_options`): a critic learns at the
+        temperature and the lengths at which it answers, unless the file or the caller says otherwise.
 
         Raises:
             BadInput: the file cannot be used, or names the first bad field of `changes`.
@@ -248,7 +253,7 @@ class TrainConfig(BaseModel):
             cls.read(base)
         except BadInput as error:
             raise BadInput(f"the training config {file} cannot be used: {error}") from None
-        return cls.read(_merged(base, changes))
+        return cls.read({**(served or {}), **_merged(base, changes)})
 
 
 def read_config_file(path: Path | None) -> dict[str, Any]:

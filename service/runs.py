@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -13,7 +13,7 @@ import structlog
 
 from gadfly import store
 from gadfly.errors import Conflict, StoreUnavailable
-from gadfly.planning import Plan, plan
+from gadfly.planning import Plan, differences, plan
 from gadfly.records import Split
 from gadfly.service.answering.single_flight import SingleFlight
 from gadfly.service.keyring import Caller
@@ -79,7 +79,8 @@ class Runs:
             train = await store.training_data.labelled_answers(session, Split.TRAIN, limit=config.max_questions)
             heldout = await store.training_data.labelled_answers(session, Split.HELDOUT, limit=config.max_questions)
             per_step = await store.runs.seconds_per_step(session, config)
-        return await asyncio.to_thread(plan, train, heldout, config, seconds_per_step_history=per_step)
+        found = await asyncio.to_thread(plan, train, heldout, config, seconds_per_step_history=per_step)
+        return replace(found, warnings=(*found.warnings, *differences(config, self._settings)))
 
     async def reproduce(self, caller: Caller, id: UUID) -> Run:
         """Request a run that repeats the run `id`.
@@ -168,7 +169,8 @@ class Runs:
                 await self._stopping.wait()
 
     async def _effective(self, changes: Mapping[str, Any]) -> TrainConfig:
-        return await asyncio.to_thread(TrainConfig.effective, self._settings.train_config, changes)
+        served = self._settings.served_options()
+        return await asyncio.to_thread(TrainConfig.effective, self._settings.train_config, changes, served=served)
 
 
 def _nothing_to_learn(*, needs_reference: bool) -> str:

@@ -136,7 +136,7 @@ class Worker:
 
     async def request(self, trigger: Trigger) -> None:
         """Request a run with the deployment's own config, unless one is queued or in progress."""
-        config = TrainConfig.effective(self.settings.train_config, {})
+        config = TrainConfig.effective(self.settings.train_config, {}, served=self.settings.served_options())
         async with self.database.session() as session:
             if await store.runs.unfinished_runs(session):
                 return

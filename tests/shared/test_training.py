@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 from gadfly.errors import BadInput
+from gadfly.planning import differences
+from gadfly.settings import Settings
 from gadfly.training import RunStatus, TrainConfig, read_config_file
 
 BAD = [  # values, field, a part of what is said, why this row exists
@@ -68,6 +70,26 @@ def test_the_request_counts_over_the_file_and_the_file_over_the_default(
 def test_without_a_file_the_request_counts_alone() -> None:
     assert TrainConfig.effective(None, {"seed": 3}) == TrainConfig(seed=3)
     assert read_config_file(None) == {}
+
+
+def test_a_critic_learns_as_it_answers_unless_somebody_says_otherwise(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, temperature=0.3, max_tokens=100)
+    served = settings.served_options()
+    config = TrainConfig.effective(None, {}, served=served)
+    assert (config.temperature, config.max_critique_tokens, config.max_answer_tokens) == (0.3, 100, 100)
+    assert differences(config, settings) == []
+    file = tmp_path / "train.json"
+    file.write_text('{"max_answer_tokens": 50}')
+    config = TrainConfig.effective(file, {"temperature": 1.0}, served=served)
+    assert (config.temperature, config.max_critique_tokens, config.max_answer_tokens) == (1.0, 100, 50)
+    assert [warning.partition(":")[0] for warning in differences(config, settings)] == [
+        "max_answer_tokens is 50, and the service answers with 100",
+        "temperature is 1, and the service answers with 0.3",
+    ]
+    greedy = Settings(home=tmp_path, temperature=0.0)
+    config = TrainConfig.effective(None, {}, served=greedy.served_options())
+    assert config.temperature == TrainConfig().temperature
+    assert "temperature is 0.7, and the service answers with 0" in differences(config, greedy)[0]
 
 
 @pytest.mark.parametrize(
