@@ -24,7 +24,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install up test test-fast check docs lab lab-quick format clean
+.PHONY: help install up test test-fast check wheel-check docs lab lab-quick format clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -47,6 +47,9 @@ check: $(STAMP) ## Check format, lint, types, import contracts and migrations
 	.venv/bin/lint-imports
 	@home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && .venv/bin/gadfly migrate --home "$$home" && \
 		.venv/bin/gadfly migrate --check --home "$$home"
+
+wheel-check: $(STAMP) ## Install the wheel into an empty environment, and use it there
+	UV="$$(realpath $$(command -v $(UV)))" TORCH="$(TORCH)" .ci/wheel
 
 docs: $(STAMP) ## Build the documentation site from docs/ and the code, in build/site; needs no network
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --quiet
