@@ -99,7 +99,8 @@ class Lab:
             numbers = {
                 split.value: measure(without_critic(answers)).to_json() for split, answers in self.arena.tests.items()
             }
-            found = await sampling.actor_alone(self._bench(self.engines(str(folder))), self._sampled, seed=seed)
+            bench = self._bench(self.engines(str(folder)), samples=sampling.SAMPLES)
+            found = await sampling.actor_alone(bench, self._sampled, seed=seed)
             return head | {"last": numbers, "best": numbers, "samples": sampling.measure(found)}
         engines = self.engines(str(folder))
         if row.method is Method.START:
@@ -219,7 +220,7 @@ class Lab:
     async def _samples(self, engines: RunEngines, name: str, seed: int) -> list[dict[str, Any]]:
         tokenizer = self.generator.tokenizer
         found = await sampling.with_critic(
-            self._bench(engines),
+            self._bench(engines, samples=sampling.SAMPLES),
             self._sampled,
             model=name,
             seed=seed,
@@ -231,28 +232,18 @@ class Lab:
     def _sampled(self) -> Sequence[LabelledAnswer]:
         return self.arena.tests[LabSplit.IN_DOMAIN][: self.sampled]
 
-    def _bench(self, engines: RunEngines) -> Bench:
+    def _bench(self, engines: RunEngines, *, samples: int = 1) -> Bench:
         return Bench(
             engines=engines.pool,
             prompts=self.prompts,
             grader=self.grader,
             max_critique_tokens=self.base.max_critique_tokens,
             max_answer_tokens=self.base.max_answer_tokens,
-            concurrency=engines.at_once(sampling.SAMPLES),
+            concurrency=engines.at_once(samples),
         )
 
     async def _judge(self, engines: RunEngines, name: str, answers: Sequence[LabelledAnswer]) -> list[Judged]:
-        return await evaluate(
-            engines.pool,
-            self.prompts,
-            self.grader,
-            answers,
-            model=name,
-            max_critique_tokens=self.base.max_critique_tokens,
-            max_answer_tokens=self.base.max_answer_tokens,
-            concurrency=engines.at_once(1),
-            with_refinement=True,
-        )
+        return await evaluate(self._bench(engines), answers, model=name, with_refinement=True)
 
 
 def _merit(point: dict[str, Any]) -> float:

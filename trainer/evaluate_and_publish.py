@@ -113,10 +113,10 @@ async def _enter(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _History:
-    """What the gate knows before this run measures anything."""
+    """The gate's input besides the judgements of this run."""
 
     live: CriticVersion
-    anchor: CriticVersion | None  # a fixed critic that small losses may not add up against; None: it is the live one
+    anchor: CriticVersion | None  # a fixed critic, which shows small losses that add up; None: the live critic
     past: Evidence
     traffic: Traffic | None
 
@@ -142,13 +142,13 @@ def _past(reports: Mapping[int, dict[str, Any]], *, start: int, live: int) -> Ev
     known = {version: gate["numbers"].get("evidence") for version, gate in reports.items()}
     if start != live and known.get(start) is not None:
         return Evidence.from_json(known[start])
-    # Reports of earlier releases hold no evidence; each of them was a look of its own.
+    # Reports of earlier releases hold no evidence. Each counts as a lineage of its own.
     begun = sum(evidence is None or evidence["nights"] <= 1 for evidence in known.values())
     return Evidence(lineage=begun + 1)
 
 
 def _best(promoted: Mapping[int, dict[str, Any]]) -> int:
-    """The version that was measured best among those that have been live; version 0 where none was measured."""
+    """The version with the best measured rates among those that have been live; version 0 if none was measured."""
 
     def merit(gate: Mapping[str, Any]) -> float:
         measured = gate["numbers"]["candidate"]
@@ -159,10 +159,10 @@ def _best(promoted: Mapping[int, dict[str, Any]]) -> int:
 
 
 async def heldout_items(context: RunContext, past: Evidence) -> list[LabelledAnswer]:
-    """Held-out answers that the critics judge: the logged ones and the actor's own, both classes alike.
+    """The held-out answers for the critics to judge, logged ones and the actor's own, balanced by class.
 
-    Answers to questions that the lineage was not judged by yet come alone; where there are none, those that there are
-    show the critics' rates.
+    Only answers to questions that are new to the lineage are evidence. Where there are none, the known questions are
+    judged again, for the critics' rates alone.
     """
     config = context.run.config
     logged = await in_session(
@@ -181,7 +181,7 @@ async def heldout_items(context: RunContext, past: Evidence) -> list[LabelledAns
 
 
 async def measure(context: RunContext, history: _History, items: Sequence[LabelledAnswer]) -> GateReport:
-    """All critics on the same items, at the served temperature; items judged before an interruption stay judged."""
+    """Have all critics judge the same items at the served temperature, and decide. Finished judgements are kept."""
     final, _ = await load_adapter(context.engines, context.workspace.final, label="final")
     names = {"candidate": final, f"live-{history.live.version}": await _served(context, history.live, label="live")}
     if history.anchor is not None:
@@ -200,7 +200,7 @@ async def measure(context: RunContext, history: _History, items: Sequence[Labell
 
 
 async def _served(context: RunContext, critic: CriticVersion, *, label: str) -> str:
-    """The name under which the engine serves a published critic to this run."""
+    """Load a published critic for this run; its name on the engines."""
     if critic.adapter_path is None:
         return ACTOR
     name, _ = await load_adapter(context.engines, context.published(critic), label=label)
@@ -218,16 +218,11 @@ async def _judge(context: RunContext, model: str, items: Sequence[LabelledAnswer
 
     return await context.engines.patiently(
         lambda: evaluate(
-            context.engines.pool,
-            context.prompts,
-            context.grader,
+            context.collector().bench(),
             items,
             model=model,
-            max_critique_tokens=config.max_critique_tokens,
-            max_answer_tokens=config.max_answer_tokens,
-            concurrency=context.engines.at_once(1),
             with_refinement=True,
-            samples=config.gate_samples if temperature > 0 else 1,  # greedy samples would all be the same
+            samples=config.gate_samples if temperature > 0 else 1,  # greedy samples would all be equal
             temperature=temperature,
             seed=config.seed,
             done=done,

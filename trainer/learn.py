@@ -165,17 +165,7 @@ class Learning:
         if not self.validate:
             return
         judged = await self.engines.patiently(
-            lambda: evaluate(
-                self.engines.pool,
-                self.collector.prompts,
-                self.collector.grader,
-                self.validate,
-                model=model,
-                max_critique_tokens=self.config.max_critique_tokens,
-                max_answer_tokens=self.config.max_answer_tokens,
-                concurrency=self.engines.at_once(1),
-                with_refinement=False,
-            )
+            lambda: evaluate(self.collector.bench(), self.validate, model=model, with_refinement=False)
         )
         measured = metrics.measure(judged)
         rates = {

@@ -19,6 +19,7 @@ from gadfly.refinement import rewrite
 from gadfly.store.training_data import LabelledAnswer
 from gadfly.trainer.data import StoredAnswer, seed_of
 from gadfly.trainer.engines import ROLLOUT_PRIORITY, RunEngines
+from gadfly.trainer.measure.evaluate import Bench
 from gadfly.trainer.rl.packing import Group
 from gadfly.trainer.rl.rewards import score
 from gadfly.trainer.workspace import Lines
@@ -74,6 +75,17 @@ class Collector:
     prompts: PromptSet
     grader: Grader
     config: TrainConfig
+
+    def bench(self) -> Bench:
+        """The same engines, prompts, grader and token limits for an evaluation."""
+        return Bench(
+            engines=self.engines.pool,
+            prompts=self.prompts,
+            grader=self.grader,
+            max_critique_tokens=self.config.max_critique_tokens,
+            max_answer_tokens=self.config.max_answer_tokens,
+            concurrency=self.engines.at_once(1),
+        )
 
     async def collect(
         self, items: Sequence[LabelledAnswer], *, stage: Stage, model: str, adapter_sha256: str, seed: str, file: Path

@@ -1,5 +1,5 @@
-"""Evaluation on a real engine. The tiny model calls an answer with WRONGMARK wrong, any other correct, and whatever it
-is asked to rewrite becomes "The answer is 7".
+"""Evaluation on a real engine. The tiny model calls an answer with WRONGMARK wrong and any other correct, and rewrites
+every answer to "The answer is 7".
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from gadfly.store.training_data import LabelledAnswer
 from gadfly.trainer.measure.evaluate import (
     Bench,
     PastRound,
-    Remembering,
+    PromptSetWithHistory,
     evaluate,
     oracle_gate,
     several_rounds,
@@ -49,7 +49,7 @@ def answer(number: int, response: str, *, is_right: bool, reference: str | None 
 ANSWERS = [
     answer(1, "It is 7.", is_right=True),  # called correct, stays right
     answer(2, "It is 9. WRONGMARK", is_right=False),  # called wrong, fixed
-    answer(3, "It is 9.", is_right=False),  # called correct, fixed all the same
+    answer(3, "It is 9.", is_right=False),  # called correct, fixed nevertheless
     answer(4, "It is 4.", is_right=True, reference="4"),  # called correct, broken
     answer(5, "It is 9. WRONGMARK", is_right=False, reference=None),
 ]
@@ -76,17 +76,7 @@ async def bench(engines: EnginePool) -> AsyncIterator[Bench]:
 
 
 async def evaluated(bench: Bench, answers: Sequence[LabelledAnswer], **options: object) -> list[Judged]:
-    return await evaluate(
-        bench.engines,
-        bench.prompts,
-        bench.grader,
-        answers,
-        model=ACTOR,
-        max_critique_tokens=bench.max_critique_tokens,
-        max_answer_tokens=bench.max_answer_tokens,
-        concurrency=bench.concurrency,
-        **{"with_refinement": True, **options},  # type: ignore[arg-type]
-    )
+    return await evaluate(bench, answers, model=ACTOR, **{"with_refinement": True, **options})  # type: ignore[arg-type]
 
 
 async def test_every_answer_is_judged_rewritten_and_graded(bench: Bench) -> None:
@@ -109,20 +99,20 @@ async def test_every_answer_is_judged_rewritten_and_graded(bench: Bench) -> None
     assert found.delta.value == pytest.approx((2 - 1) / 4)
 
 
-async def test_labels_alone_need_no_actor(bench: Bench) -> None:
+async def test_without_refinement_no_answer_is_rewritten(bench: Bench) -> None:
     items = await evaluated(bench, ANSWERS, with_refinement=False)
     assert [item.refined for item in items] == [None] * 5
     assert [item.stated for item in items] == [C, W, C, C, W]
 
 
-async def test_a_critique_that_is_cut_off_states_nothing(bench: Bench) -> None:
+async def test_a_critique_that_is_cut_off_has_no_stated_verdict(bench: Bench) -> None:
     [item] = await evaluated(replace(bench, max_critique_tokens=2), ANSWERS[:1])
     assert (item.stated, item.verdict_lines, item.is_verdict_right) == (U, 0, False)
     assert item.served is not U  # read from the engine
     assert item.critique_tokens == 2
 
 
-async def test_an_evaluation_goes_on_where_it_was_cut_off(bench: Bench) -> None:
+async def test_an_interrupted_evaluation_resumes(bench: Bench) -> None:
     finished: dict[str, Judged] = {}
 
     async def keep(item: Judged) -> None:
@@ -130,14 +120,14 @@ async def test_an_evaluation_goes_on_where_it_was_cut_off(bench: Bench) -> None:
 
     first = await evaluated(bench, ANSWERS[:2], on_item=keep)
     assert sorted(finished) == sorted(item.key for item in first)
-    marked = {key: replace(item, critique_tokens=999) for key, item in finished.items()}  # so that one sees who comes
+    marked = {key: replace(item, critique_tokens=999) for key, item in finished.items()}  # to recognise the kept items
     finished.clear()
     items = await evaluated(bench, ANSWERS, done=marked, on_item=keep)
     assert [item.critique_tokens == 999 for item in items] == [True, True, False, False, False]
     assert sorted(finished) == sorted(item.key for item in items[2:])
 
 
-async def test_what_does_not_fit_counts_as_a_mistake(bench: Bench) -> None:
+async def test_an_answer_that_does_not_fit_counts_as_a_mistake(bench: Bench) -> None:
     row = answer(6, "so " * 9000, is_right=True)
     [item] = await evaluated(bench, [row])
     assert item.is_too_long
@@ -157,21 +147,21 @@ async def test_errors_are_raised_and_not_scored(bench: Bench) -> None:
         await evaluated(bench, [answer(1, "It is 7.", is_right=True, reference="1/0")])
 
 
-async def test_at_most_so_many_at_a_time(bench: Bench) -> None:
-    at_work = most = 0
+async def test_concurrency_is_limited(bench: Bench) -> None:
+    in_progress = most = 0
 
     async def work(_: LabelledAnswer) -> None:
-        nonlocal at_work, most
-        at_work += 1
-        most = max(most, at_work)
+        nonlocal in_progress, most
+        in_progress += 1
+        most = max(most, in_progress)
         await asyncio.sleep(0.01)
-        at_work -= 1
+        in_progress -= 1
 
     await bench.each(work, ANSWERS)
     assert most == 3
 
 
-async def test_without_a_critic_nothing_changes() -> None:
+async def test_without_a_critic_no_answer_changes() -> None:
     found = measure(without_critic(ANSWERS))
     assert found.accuracy_refined is not None
     assert (found.accuracy_refined.hits, found.accuracy_refined.of) == (2, 4)
@@ -180,13 +170,13 @@ async def test_without_a_critic_nothing_changes() -> None:
     assert found.delta.value == 0
 
 
-async def test_the_oracle_keeps_right_answers(bench: Bench) -> None:
+async def test_the_oracle_gate_keeps_right_answers(bench: Bench) -> None:
     items = await oracle_gate(bench, ANSWERS, model=ACTOR)
     assert [item.stated for item in items] == [None, W, C, None, W]
     assert [item.refined for item in items] == [Grade.RIGHT, Grade.RIGHT, Grade.RIGHT, Grade.RIGHT, None]
 
 
-async def test_rounds_go_on_from_the_last_answer(bench: Bench) -> None:
+async def test_each_round_continues_with_the_last_answer(bench: Bench) -> None:
     chains = await several_rounds(bench, [ANSWERS[1], ANSWERS[3]], model=ACTOR, rounds=2, with_history=False)
     assert [[item.round for item in chain] for chain in chains] == [[0, 1], [0, 1]]
     # "It is 9. WRONGMARK" is called wrong and becomes "The answer is 7", which is right and is called correct.
@@ -199,15 +189,15 @@ async def test_rounds_go_on_from_the_last_answer(bench: Bench) -> None:
         await several_rounds(bench, ANSWERS, model=ACTOR, rounds=1, with_history=False)
 
 
-async def test_with_history_the_first_answer_is_not_forgotten(bench: Bench) -> None:
+async def test_with_history_the_critic_sees_the_first_answer(bench: Bench) -> None:
     [chain] = await several_rounds(bench, [ANSWERS[1]], model=ACTOR, rounds=2, with_history=True)
-    # The mark of the first answer is still in the critic's prompt.
+    # The mark of the first answer is in the critic's prompt of the second round.
     assert [(item.was_right, item.stated) for item in chain] == [(False, W), (True, W)]
 
 
-def test_history_continues_either_conversation() -> None:
+def test_history_continues_the_conversations_of_critic_and_actor() -> None:
     past = PastRound("It is 9.", "Step sentence: It is 9.\nfirst", "It is 8.")
-    prompts = Remembering.of(PROMPTS, (past,))
+    prompts = PromptSetWithHistory.of(PROMPTS, (past,))
     plain = PROMPTS.critique(question="Q", response="It is 9.")
     asked = prompts.critique(question="Q", response="It is 8.")
     assert asked.messages == (
@@ -222,12 +212,11 @@ def test_history_continues_either_conversation() -> None:
     assert "It is 9.\nfirst" in refined.messages[2].content
     assert "Step sentence: second" in refined.messages[4].content
     assert (prompts.correct, prompts.name) == (PROMPTS.correct, PROMPTS.name)
-    assert Remembering.of(PROMPTS, ()).critique(question="Q", response="R") == PROMPTS.critique(
-        question="Q", response="R"
-    )
+    without_history = PromptSetWithHistory.of(PROMPTS, ())
+    assert without_history.critique(question="Q", response="R") == PROMPTS.critique(question="Q", response="R")
 
 
-async def test_samples_are_drawn_grouped_and_graded(bench: Bench) -> None:
+async def test_samples_are_grouped_and_graded(bench: Bench) -> None:
     items = await several_samples(bench, [ANSWERS[1], ANSWERS[3]], model=ACTOR, samples=4, temperature=1.0, seed=1)
     for item, row in zip(items, [ANSWERS[1], ANSWERS[3]], strict=True):
         assert item.answer_id == row.interaction_id

@@ -1,11 +1,10 @@
-"""A critic's work on held-out answers, through the pipeline that serves: judged, refined, graded.
+"""Evaluation of a critic on held-out answers, which are judged, refined and graded through the serving pipeline.
 
-Each mode returns items for `trainer/measure/metrics.py`. Decoding is greedy except where samples are asked for. Errors
-of the engine and the grader are raised, never scored: nothing is skipped. What does not fit the model is no error but
-the item's (`is_too_long`): it counts as a wrong verdict and, with a reference, as a wrong refinement, under any critic.
+Each function returns items for `trainer/measure/metrics.py`. Decoding is greedy unless samples are requested. Errors of
+the engine and the grader are raised, and no item is skipped. An item that does not fit the model is not an error: it is
+marked `is_too_long` and counts as a wrong verdict and, with a reference, as a wrong refinement.
 
-Whoever calls keeps finished items (`on_item`) and gives them back (`done`), so that an evaluation can go on where it
-was cut off.
+The caller can store finished items (`on_item`) and pass them again (`done`) to resume an interrupted evaluation.
 """
 
 import asyncio
@@ -30,16 +29,16 @@ from gadfly.verdict import Verdict, count_verdicts
 T = TypeVar("T")
 
 OnItem = Callable[[Judged], Awaitable[None]]
-"""Called with each item as soon as it is finished, in any order."""
+"""Called with each item when it is finished, in any order."""
 
 _NOTHING_DONE: Mapping[str, Judged] = {}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bench:
-    """What every evaluation needs: engines, prompts, a grader, and how much of them it may take.
+    """Engines, prompts and grader of an evaluation, and its limits.
 
-    `priority` is the engine's (lower goes first), `concurrency` the answers under way at a time.
+    `priority` is the engine's (lower goes first), `concurrency` the most answers in progress at a time.
     """
 
     engines: EnginePool
@@ -54,7 +53,7 @@ class Bench:
         return Sampling(temperature=temperature, max_tokens=max_tokens, seed=seed, priority=self.priority)
 
     async def each(self, work: Callable[[LabelledAnswer], Awaitable[T]], answers: Sequence[LabelledAnswer]) -> list[T]:
-        """The result of every answer, in order, at most `concurrency` at a time. The first error ends the others."""
+        """The results of `work`, in the order of `answers`. At most `concurrency` run at a time; an error ends all."""
         slots = asyncio.Semaphore(self.concurrency)
 
         async def one(answer: LabelledAnswer) -> T:
@@ -65,72 +64,58 @@ class Bench:
 
 
 async def evaluate(
-    engines: EnginePool,
-    prompts: PromptSet,
-    grader: Grader,
+    bench: Bench,
     answers: Sequence[LabelledAnswer],
     *,
     model: str,
-    max_critique_tokens: int,
-    max_answer_tokens: int,
-    concurrency: int,
     with_refinement: bool,
     samples: int = 1,
     temperature: float = 0.0,
     seed: int = 0,
-    priority: int = 10,
     done: Mapping[str, Judged] = _NOTHING_DONE,
     on_item: OnItem | None = None,
 ) -> list[Judged]:
     """Have `model` judge every answer and, `with_refinement`, the frozen actor rewrite those that have a reference.
 
-    This is what the gate compares: the paper's soft gate, in which the actor rewrites whatever the verdict. Items come
-    in the order of `answers`; those whose key is in `done` are taken from there. With `samples` above 1 each answer is
-    judged that often at `temperature`, its samples one after another; sample k of an answer has the same seed under
-    every critic.
+    The actor rewrites whatever the verdict is, which is the paper's soft gate. Items are in the order of `answers`;
+    those whose key is in `done` are taken from there. With `samples` above 1 each answer is judged that often at
+    `temperature`, one sample after another; sample k of an answer has the same seed under every critic.
 
     Raises:
         EngineError: the engine does not answer.
-        UnreadableReference: broken data.
+        UnreadableReference: a reference cannot be read.
     """
-    bench = Bench(
-        engines=engines,
-        prompts=prompts,
-        grader=grader,
-        max_critique_tokens=max_critique_tokens,
-        max_answer_tokens=max_answer_tokens,
-        concurrency=concurrency,
-        priority=priority,
-    )
 
     async def one(answer: LabelledAnswer) -> list[Judged]:
-        found = []
+        items = []
         for sample in range(samples):
             item = replace(_item(answer), sample=sample)
             if item.key in done:
-                found.append(done[item.key])
+                items.append(done[item.key])
                 continue
             sampling = bench.sampling(
-                max_critique_tokens, temperature=temperature, seed=seed_of_sample(seed, sample) if temperature else None
+                bench.max_critique_tokens,
+                temperature=temperature,
+                seed=seed_of_sample(seed, sample) if temperature else None,
             )
             turn = await _turn(
                 bench, bench.prompts, answer, item, model=model, rewrites=with_refinement, sampling=sampling
             )
-            found.append(await _finished(turn.item, on_item))
-        return found
+            items.append(await _finished(turn.item, on_item))
+        return items
 
     return [item for items in await bench.each(one, answers) for item in items]
 
 
 def without_critic(answers: Sequence[LabelledAnswer]) -> list[Judged]:
-    """No critic: every answer stays what it is. Acc@Refine is then Acc."""
+    """The items without a critic: every answer stays unchanged, so Acc@Refine equals Acc."""
     return [_kept(answer) for answer in answers]
 
 
 async def oracle_gate(
     bench: Bench, answers: Sequence[LabelledAnswer], *, model: str, on_item: OnItem | None = None
 ) -> list[Judged]:
-    """Only wrong answers are judged and rewritten, right ones kept (figure 5): what a perfect verdict would be worth.
+    """Have only wrong answers judged and rewritten (figure 5), which shows the value of perfect verdicts.
 
     Raises as `evaluate`.
     """
@@ -153,12 +138,12 @@ async def several_rounds(
     with_history: bool,
     on_item: OnItem | None = None,
 ) -> list[tuple[Judged, ...]]:
-    """`rounds` of critique and rewriting, each of the answer before: one item a round, for every answer.
+    """For every answer one item per round: each round judges and rewrites the answer of the round before.
 
-    An item's `was_right` is that of the answer that its round began with, its `refined` that of the one it ended with.
-    Without history a round sees the question and the last answer, as served and as in the code released with the paper.
-    With history both critic and actor see all earlier rounds, as in the paper's formula: their conversation goes on
-    (`Remembering`). A round that does not fit the model ends the chain, and counts for those that would have followed.
+    An item's `was_right` is about the answer at the start of its round, its `refined` about the answer at the end.
+    Without history a round sees the question and the last answer, as in serving and in the code released with the
+    paper. With history critic and actor see all earlier rounds, as in the paper's formula (`PromptSetWithHistory`). A
+    round that does not fit the model ends the chain, and its item is repeated for the remaining rounds.
 
     Raises:
         ValueError: an answer has no reference.
@@ -171,7 +156,7 @@ async def several_rounds(
         history: tuple[PastRound, ...] = ()
         response, was_right = answer.response, answer.is_right
         for round in range(rounds):
-            prompts = Remembering.of(bench.prompts, history) if with_history else bench.prompts
+            prompts = PromptSetWithHistory.of(bench.prompts, history) if with_history else bench.prompts
             item = replace(_item(answer), was_right=was_right, round=round)
             turn = await _turn(bench, prompts, replace(answer, response=response), item, model=model, rewrites=True)
             items.append(await _finished(turn.item, on_item))
@@ -197,9 +182,9 @@ async def several_samples(
     seed: int,
     rounds: int = 1,
 ) -> list[Samples]:
-    """`samples` chains of `rounds` for every answer, drawn at `temperature`: what MV@K and Pass@K count.
+    """For every answer `samples` chains of `rounds`, sampled at `temperature`, for MV@K and Pass@K.
 
-    Which chains end with the same answer is decided as in serving. A chain that does not fit the model ends with none.
+    Final answers are grouped as in serving. A chain that does not fit the model has no final answer.
 
     Raises:
         ValueError: an answer has no reference.
@@ -208,7 +193,7 @@ async def several_samples(
     references = _need_references(answers)
 
     async def chain(answer: LabelledAnswer, sample: int) -> tuple[str, int]:
-        its_seed = seed_of_sample(seed, sample)
+        chain_seed = seed_of_sample(seed, sample)
         try:
             found = await refine_chain(
                 bench.engines,
@@ -218,8 +203,8 @@ async def several_samples(
                 response=answer.response,
                 rounds=rounds,
                 when=When.ALWAYS,
-                critique_sampling=bench.sampling(bench.max_critique_tokens, temperature=temperature, seed=its_seed),
-                refine_sampling=bench.sampling(bench.max_answer_tokens, temperature=temperature, seed=its_seed),
+                critique_sampling=bench.sampling(bench.max_critique_tokens, temperature=temperature, seed=chain_seed),
+                refine_sampling=bench.sampling(bench.max_answer_tokens, temperature=temperature, seed=chain_seed),
                 sample=sample,
             )
         except PromptTooLong:
@@ -238,10 +223,10 @@ async def several_samples(
 async def graded_samples(
     grader: Grader, answer: LabelledAnswer, reference: str, texts: Sequence[str], tokens: Sequence[int]
 ) -> Samples:
-    """Several final texts of one answer, each with the tokens it cost: which are equal, and which are right.
+    """Group and grade several final texts of one answer. `tokens` is the cost of each.
 
     Raises:
-        UnreadableReference: no rule reads the reference.
+        UnreadableReference: no rule can read the reference.
     """
     grades = await grader.grade_all([(text, reference) for text in texts])
     for grade in grades:
@@ -265,7 +250,7 @@ async def graded_samples(
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    """A judged answer with the texts that made it; empty where there is none."""
+    """A judged answer, with the texts of its critique and refinement, or "" without one."""
 
     item: Judged
     critique: str = ""
@@ -273,12 +258,12 @@ class _Turn:
 
 
 def _item(answer: LabelledAnswer) -> Judged:
-    """An answer that nobody has judged yet."""
+    """The item of an answer that is not judged yet."""
     return Judged(answer_id=answer.id, question_hash=answer.question_hash, was_right=answer.is_right)
 
 
 def _kept(answer: LabelledAnswer) -> Judged:
-    """An answer that no critic saw and that stays as it is."""
+    """The item of an answer that is neither judged nor rewritten."""
     kept = Grade.RIGHT if answer.is_right else Grade.WRONG
     return replace(_item(answer), refined=None if answer.reference is None else kept)
 
@@ -293,7 +278,7 @@ async def _turn(
     rewrites: bool,
     sampling: Sampling | None = None,
 ) -> _Turn:
-    """Judge one answer, greedily without `sampling`; with `rewrites` and a reference, rewrite it and grade that."""
+    """Judge one answer, greedily without `sampling`; with `rewrites` and a reference, also rewrite and grade it."""
     rewrites = rewrites and answer.reference is not None
     refined = Grade.NO_ANSWER if rewrites else None
     try:
@@ -316,7 +301,7 @@ async def _turn(
         verdict_lines=count_verdicts(judged.text),
         p_correct=judged.p_correct,
         p_incorrect=judged.p_incorrect,
-        critique_tokens=judged.usage.completion_tokens - 1,  # one was spent on reading the verdict
+        critique_tokens=judged.usage.completion_tokens - 1,  # without the token that reads the verdict
         leaks_gold=None
         if answer.reference is None
         else leaks_gold(judged.text, question=answer.question, response=answer.response, reference=answer.reference),
@@ -349,16 +334,16 @@ async def _finished(item: Judged, on_item: OnItem | None) -> Judged:
 def _need_references(answers: Sequence[LabelledAnswer]) -> dict[UUID, str]:
     references = {answer.id: answer.reference for answer in answers if answer.reference is not None}
     if len(references) < len(answers):
-        raise ValueError("every answer needs a reference of its own")
+        raise ValueError("every answer needs a reference")
     return references
 
 
-# --------------------------------------------------------------------------------------------------------------- memory
+# -------------------------------------------------------------------------------------------------------------- history
 
 
 @dataclass(frozen=True, slots=True)
 class PastRound:
-    """A finished round: the answer it began with, its critique, and the answer it ended with."""
+    """A finished round: the answer at its start, its critique, and the answer at its end."""
 
     response: str
     critique: str
@@ -366,18 +351,18 @@ class PastRound:
 
 
 @dataclass(frozen=True, slots=True)
-class Remembering(PromptSet):
-    """A prompt set whose prompts carry the rounds before: the conversation of each role goes on.
+class PromptSetWithHistory(PromptSet):
+    """A prompt set whose prompts include the earlier rounds, as a conversation of each role.
 
-    The critic's is that of the first round, then its critique as the assistant's turn, then the last turn of the prompt
-    for the next answer, and so on. The actor's is that of the first round, then its new answer, then the last turn of
-    the prompt that brings the next critique. Instructions and worked examples so stand once.
+    The critic's conversation is the prompt of the first round, its critique as the assistant's turn, the last turn of
+    the prompt for the next answer, and so on. The actor's is the prompt of the first round, its new answer, the last
+    turn of the prompt with the next critique, and so on. Instructions and worked examples appear once.
     """
 
     history: tuple[PastRound, ...] = ()
 
     @classmethod
-    def of(cls, prompts: PromptSet, history: tuple[PastRound, ...]) -> "Remembering":
+    def of(cls, prompts: PromptSet, history: tuple[PastRound, ...]) -> "PromptSetWithHistory":
         return cls(**{field.name: getattr(prompts, field.name) for field in fields(PromptSet)}, history=history)
 
     def critique(self, *, question: str, response: str) -> Prompt:
@@ -399,7 +384,7 @@ class Remembering(PromptSet):
 
 
 def _joined(prompts: Sequence[Prompt], replies: Sequence[str]) -> Prompt:
-    """The first prompt, continued by each reply and the last turn of the prompt after it."""
+    """The first prompt, followed by each reply and the last turn of the next prompt."""
     messages = prompts[0].messages
     for reply, prompt in zip(replies, prompts[1:], strict=True):
         messages = (*messages, Message("assistant", reply), prompt.messages[-1])
