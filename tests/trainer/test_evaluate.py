@@ -112,6 +112,20 @@ async def test_a_critique_that_is_cut_off_has_no_stated_verdict(bench: Bench) ->
     assert item.critique_tokens == 2
 
 
+async def test_samples_of_an_answer_are_items_of_their_own(bench: Bench) -> None:
+    options = {"samples": 3, "temperature": 1.5, "seed": 7}
+    items = await evaluated(bench, ANSWERS[:2], **options)
+    assert [(item.answer_id, item.sample) for item in items] == [
+        (row.interaction_id, sample) for row in ANSWERS[:2] for sample in range(3)
+    ]
+    assert len({item.key for item in items}) == 6
+    assert await evaluated(bench, ANSWERS[:2], **options) == items, "the same seed gives the same samples"
+    assert await evaluated(bench, ANSWERS[:2], **{**options, "seed": 8}) != items
+    done = {item.key: replace(item, critique_tokens=999) for item in items[:4]}
+    again = await evaluated(bench, ANSWERS[:2], done=done, **options)
+    assert [item.critique_tokens == 999 for item in again] == [True] * 4 + [False] * 2
+
+
 async def test_an_interrupted_evaluation_resumes(bench: Bench) -> None:
     finished: dict[str, Judged] = {}
 
