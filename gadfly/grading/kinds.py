@@ -317,6 +317,10 @@ def _essay(text: str) -> UnreadableReference:
     )
 
 
+# What tables and programs write where there is no value. Not "none": that can be an answer.
+_PLACEHOLDERS = frozenset({"nan", "n/a", "#n/a", "<na>", "null", "undefined", "tbd", "todo", "unknown", "nat"})
+
+
 @lru_cache(maxsize=1024)
 def classify_reference(text: str) -> Reference:
     """A reference classified by its form, without sympy and so in bounded time: a Symbolic one may fail to parse.
@@ -335,6 +339,8 @@ def classify_reference(text: str) -> Reference:
         raise _essay(stated)
     plain = unlatex(stated)
     word = plain.strip(" .!").casefold()
+    if word in _PLACEHOLDERS:
+        raise UnreadableReference(f"The reference {stated!r} is a placeholder; leave the reference out instead.")
     if word in YES_NO:
         return Reference(stated, YesNo(YES_NO[word]))
     if re.fullmatch(r"\(?[A-Ea-e]\)?|(?:option|choice)\s+\(?[A-E]\)?", plain.rstrip(". ")) or re.match(
@@ -380,7 +386,7 @@ def read_reference(text: str) -> Reference:
     `Grader`.
 
     Raises:
-        UnreadableReference: empty, an essay, not a number (1/0), or LaTeX that cannot be parsed.
+        UnreadableReference: empty, a placeholder (`n/a`), an essay, not a number (1/0), or LaTeX that cannot be parsed.
     """
     reference = classify_reference(text)
     if isinstance(reference.answer, Symbolic) and not load_sympy().is_readable(reference.answer.latex):
