@@ -82,18 +82,18 @@ def table(results: Sequence[Result], columns: Sequence[tuple[str, Callable[[Resu
         "| --- " * (len(columns) + 4) + "|",
     ]
     for row in ROWS:
-        found = of_row(results, row)
-        if not found:
+        runs = of_row(results, row)
+        if not runs:
             continue
         cells = []
         for _, read in columns:
-            values = [value for value in map(read, found if row.is_trained else found[:1]) if value is not None]
+            values = [value for value in map(read, runs if row.is_trained else runs[:1]) if value is not None]
             cells.append(Mean.of(values).percent() if values else "-")
-        seconds = sum(each["seconds"] for each in found) / len(found)
+        seconds = sum(each["seconds"] for each in runs) / len(runs)
         lines.append(
-            f"| {row.title} | {len(found) if row.is_trained else '-'} | "
+            f"| {row.title} | {len(runs) if row.is_trained else '-'} | "
             + " | ".join(cells)
-            + f" | {found[0]['rollouts']:,} | {seconds:.0f} |"
+            + f" | {runs[0]['rollouts']:,} | {seconds:.0f} |"
         )
     return "\n".join(lines)
 
@@ -139,10 +139,10 @@ def samples_table(results: Sequence[Result]) -> str:
     lines = ["| row | K | tokens per answer | MV@K | Pass@K |", "| --- " * 5 + "|"]
     for row in ROWS:
         by_k = _samples_by_k(results, row)
-        for k, found in sorted(by_k.items()):
-            tokens = sum(each["mean_tokens"] for each in found) / len(found)
+        for k, measured in sorted(by_k.items()):
+            tokens = sum(each["mean_tokens"] for each in measured) / len(measured)
             rates = (
-                Mean.of([each[name]["value"] for each in found]).percent() for name in ("majority", "pass_unbiased")
+                Mean.of([each[name]["value"] for each in measured]).percent() for name in ("majority", "pass_unbiased")
             )
             lines.append(f"| {row.title} | {k} | {tokens:.0f} | " + " | ".join(rates) + " |")
     return "\n".join(lines)
@@ -157,8 +157,8 @@ def draw_samples(results: Sequence[Result], path: Path) -> None:
             if by_k:
                 points = [by_k[k] for k in sorted(by_k)]
                 panel.plot(
-                    [sum(each["mean_tokens"] for each in found) / len(found) for found in points],
-                    [100 * sum(each[name]["value"] for each in found) / len(found) for found in points],
+                    [sum(each["mean_tokens"] for each in measured) / len(measured) for measured in points],
+                    [100 * sum(each[name]["value"] for each in measured) / len(measured) for measured in points],
                     marker="o",
                     label=row.title,
                 )
@@ -203,12 +203,12 @@ def efficiency_table(results: Sequence[Result], *, critiques_per_step: int) -> s
         "| --- " * 7 + "|",
     ]
     for row in ROWS:
-        found = [each for each in of_row(results, row) if each["curve"]]
+        runs = [each for each in of_row(results, row) if each["curve"]]
         cells = []
-        for target in (end.value, end.value - _NEARLY) if found else ():
-            needed = [rollouts_to(each, target, critiques_per_step=critiques_per_step) for each in found]
+        for target in (end.value, end.value - _NEARLY) if runs else ():
+            needed = [rollouts_to(each, target, critiques_per_step=critiques_per_step) for each in runs]
             reached = [each for each in needed if each is not None]
-            cells.append(f"{len(reached)} of {len(found)}")
+            cells.append(f"{len(reached)} of {len(runs)}")
             mean = sum(reached) / len(reached) if reached else None
             cells += ["-", "-"] if mean is None else [f"{mean:,.0f}", f"{mean / released[0]['rollouts']:.2f}"]
         if cells:
@@ -240,9 +240,9 @@ def draw_curves(results: Sequence[Result], path: Path, *, names: Sequence[str], 
             by_step: dict[int, list[float]] = {}
             for result in of_row(results, row):
                 for point in result["curve"]:
-                    found = point["metrics"][rate]
-                    if found is not None:
-                        by_step.setdefault(point["step"], []).append(100 * found["value"])
+                    value = point["metrics"][rate]
+                    if value is not None:
+                        by_step.setdefault(point["step"], []).append(100 * value["value"])
             if not by_step:
                 continue
             steps = sorted(by_step)

@@ -272,7 +272,7 @@ def refine(of: WordProblem, judgements: Sequence[Judgement]) -> list[Equation]:
     equations: list[Equation] = []
     for operation, judgement in zip(of.operations, judgements, strict=True):
         again = judgement.again
-        anew = Equation(value, operation.sign, operation.operand, operation.apply(value))
-        equations.append(again if again.left == value else anew)
+        computed = Equation(value, operation.sign, operation.operand, operation.apply(value))
+        equations.append(again if again.left == value else computed)
         value = equations[-1].result
     return equations
