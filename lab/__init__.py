@@ -1,1 +1,1 @@
-"""A world where truth is cheap: worded arithmetic, a model small enough to be trained here, and what it proves."""
+"""Experiments in a world with known truth: worded arithmetic, and a model small enough to be trained on a CPU."""

@@ -1,4 +1,4 @@
-"""What all rows of a study share: the actor's answers to learn from, to validate on, and to be tested on."""
+"""The answers that all rows of a study share, sampled from one actor: for learning, validation and tests."""
 
 import asyncio
 import hashlib
@@ -26,27 +26,27 @@ from gadfly.training import TrainConfig
 MAX_ANSWER_TOKENS = 64
 MAX_CRITIQUE_TOKENS = 128
 TEMPERATURE = 1.0
-"""At which first answers are sampled."""
+"""The temperature of first answers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How many questions of each kind."""
+    """The number of questions of each kind."""
 
     learn: int = 512
     validate: int = 128
     test: int = 512
     out_of_domain: int = 128
-    samples: int = 10  # the actor's answers to a question that is learned from; the paper's number
-    sampled: int = 64  # of the test's questions, those with many samples each
+    samples: int = 10  # the actor's answers to each question for learning; the paper's number
+    sampled: int = 64  # questions of the test for which many samples are drawn
 
 
 @dataclass(frozen=True, slots=True)
 class Arena:
-    """Answers of one actor, all sampled at `TEMPERATURE`; the tests hold one a question.
+    """The answers of one actor, all sampled at `TEMPERATURE`. The tests hold one answer per question.
 
-    The paper's tests are greedy. What a model of this size gets wrong greedily it gets wrong as a critic too, for it is
-    one model: such an error is beyond any training of the critic. What it gets wrong by chance it can see.
+    The paper's tests are greedy. Actor and critic are one model, and at this size it cannot see an error that it makes
+    greedily, however the critic is trained. It can see its random errors.
     """
 
     learn: list[StoredAnswer]
@@ -55,14 +55,14 @@ class Arena:
 
     @property
     def accuracy(self) -> dict[LabSplit, float]:
-        """Share of the tests' answers that are right: the actor without a critic."""
-        return {split: sum(each.is_right for each in found) / len(found) for split, found in self.tests.items()}
+        """The share of right answers in each test: the actor without a critic."""
+        return {split: sum(each.is_right for each in answers) / len(answers) for split, answers in self.tests.items()}
 
     @staticmethod
     async def open(
         folder: Path, engines: RunEngines, prompts: PromptSet, grader: Grader, sizes: Sizes, *, seed: int
     ) -> "Arena":
-        """The arena in an existing folder, made there if it is not: the same seed gives the same answers."""
+        """Read the arena in a folder, or sample it and store it there. The same seed gives the same answers."""
         path = folder / "arena.json"
         if not path.exists():
             write_durably(path, _ARENA.dump_json(await _make(engines, prompts, grader, sizes, seed)))
@@ -108,11 +108,11 @@ def _asked(problem: WordProblem) -> LabelledAnswer:
 async def _answers(
     engines: RunEngines, prompts: PromptSet, grader: Grader, problems: Sequence[WordProblem]
 ) -> list[LabelledAnswer]:
-    """One answer of the actor to each question; one without a final answer is a wrong one."""
-    turn = asyncio.Semaphore(engines.at_once(1))
+    """One answer of the actor to each question. A text without a final answer counts as wrong."""
+    slots = asyncio.Semaphore(engines.at_once(1))
 
     async def answer(problem: WordProblem) -> str:
-        async with turn:
+        async with slots:
             sampling = Sampling(
                 max_tokens=MAX_ANSWER_TOKENS, temperature=TEMPERATURE, seed=seed_of("first answer", problem.text)
             )

@@ -1,8 +1,8 @@
-"""`gadfly demo`: the whole of Gadfly learns while you watch, in minutes, on two cores.
+"""`gadfly demo`: a complete cycle of learning, in minutes on two cores.
 
-Database, engine, service and trainer are started as `gadfly up` starts them, on the lab's model. Simulated callers ask
-for critiques of answers, right and wrong, and say what would have been right. A run learns from them, the gate decides,
-the service swaps, and both critics then judge answers that neither has seen. Every number is measured in this run.
+Starts database, engine, service and trainer as `gadfly up` does, with the lab's model. Simulated callers request
+critiques of right and wrong answers and then send the right answer. A run learns from that, the gate decides, the
+service swaps, and both critics judge answers that neither has seen. Every reported number is measured in this run.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from gadfly.concurrency import gather
-from gadfly.lab.story import Asked, Compared, Story, page, show
+from gadfly.lab.story import Case, Comparison, Story, page, show
 
 MODEL = Path(__file__).with_name("model")
 CONFIG: dict[str, Any] = {
@@ -40,7 +40,7 @@ CONFIG: dict[str, Any] = {
     "max_answer_tokens": 64,
     "pool_questions": 128,
     "pool_samples": 4,
-    "pool_temperature": 1.0,  # at which the actor slips
+    "pool_temperature": 1.0,  # the actor makes errors at this temperature
     "validate_every": 4,
     "validation_items": 48,
     "evaluation_items": 160,
@@ -48,44 +48,43 @@ CONFIG: dict[str, Any] = {
     "warm_start": "never",
 }
 CALLERS = 6
-LOGGED = 320  # questions that callers ask about before the run
-JUDGED = 60  # fresh answers of either kind that both critics judge in the end
+LOGGED = 320  # questions that callers send before the run
+JUDGED = 60  # fresh answers of each class for the comparison at the end
 _READY_S = 240.0
 _OVER = ("succeeded", "failed", "cancelled")
 
 
 class DemoFailed(Exception):
-    """What went wrong, in a sentence."""
+    """The demo cannot continue; the message says why."""
 
 
 @dataclass(slots=True)
 class Traffic:
-    """Callers: how many requests they sent, and what went wrong."""
+    """The simulated callers: the number of their requests, and their failures."""
 
     client: httpx.AsyncClient
     requests: int = 0
     failures: list[str] = field(default_factory=list)
 
-    async def ask(self, asked: Asked) -> None:
-        """One caller's request, and a little later what that caller knows of the answer."""
-        body = {"question": asked.problem.text, "response": asked.response, "temperature": 0, "max_tokens": 128}
+    async def send(self, case: Case) -> None:
+        """Send one caller's request, and the right answer as feedback."""
+        body = {"question": case.problem.text, "response": case.response, "temperature": 0, "max_tokens": 128}
         self.requests += 1
-        answer = await self.client.post("/critique", json=body)
-        if answer.status_code != httpx.codes.OK:
-            self.failures.append(answer.text)
+        response = await self.client.post("/critique", json=body)
+        if response.status_code != httpx.codes.OK:
+            self.failures.append(response.text)
             return
-        said = answer.json()
-        feedback = {"interaction_id": said["id"], "reference": str(asked.problem.answer)}
+        feedback = {"interaction_id": response.json()["id"], "reference": str(case.problem.answer)}
         (await self.client.post("/feedback", json=feedback)).raise_for_status()
 
     @contextlib.asynccontextmanager
-    async def going_on(self, *, pause_s: float) -> AsyncIterator[None]:
-        """Callers who go on asking meanwhile, each with a pause between two requests."""
+    async def in_background(self, *, pause_s: float) -> AsyncIterator[None]:
+        """Callers that send requests during the block, each with a pause between two requests."""
 
         async def caller(number: int) -> None:
             rng = random.Random(f"caller {number}")
             while True:
-                await self.ask(Asked.make(rng, wrong=rng.random() < 0.5))
+                await self.send(Case.make(rng, wrong=rng.random() < 0.5))
                 await asyncio.sleep(pause_s * (0.5 + rng.random()))
 
         callers = [asyncio.create_task(caller(number)) for number in range(CALLERS)]
@@ -102,7 +101,7 @@ class Traffic:
 
 @contextlib.contextmanager
 def stack(home: Path, port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`gadfly up` on the lab's model, ended when the block is left."""
+    """`gadfly up` with the lab's model, during the block."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GADFLY_")} | {
         "GADFLY_HOME": str(home),
         "GADFLY_PORT": str(port),
@@ -133,11 +132,15 @@ def stack(home: Path, port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]
 
 
 async def until_ready(client: httpx.AsyncClient, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait until the service answers, its engine and its database with it."""
+    """Wait until the service, its engine and its database are ready.
+
+    Raises:
+        DemoFailed: they ended, or were not ready in time.
+    """
     deadline = time.monotonic() + _READY_S
     while True:
         if process.poll() is not None or time.monotonic() > deadline:
-            raise DemoFailed(f"`gadfly up` did not become ready; {log} says why")
+            raise DemoFailed(f"`gadfly up` did not become ready; see {log}")
         with contextlib.suppress(httpx.TransportError):
             if (await client.get("/readyz")).status_code == httpx.codes.OK:
                 return
@@ -145,33 +148,33 @@ async def until_ready(client: httpx.AsyncClient, process: subprocess.Popen[bytes
 
 
 async def log_traffic(traffic: Traffic, progress: Progress) -> None:
-    """So many labelled questions, half of the answers wrong."""
+    """Send `LOGGED` questions with feedback, half of them with a wrong answer."""
     rng = random.Random("traffic")
-    task = progress.add_task("callers ask and say what was right", total=LOGGED)
-    waiting = [Asked.make(rng, wrong=number % 2 == 1) for number in range(LOGGED)]
+    task = progress.add_task("requests and feedback of callers", total=LOGGED)
+    waiting = [Case.make(rng, wrong=number % 2 == 1) for number in range(LOGGED)]
 
     async def caller() -> None:
         while waiting:
-            await traffic.ask(waiting.pop())
+            await traffic.send(waiting.pop())
             progress.advance(task)
 
     await gather(*(caller() for _ in range(2 * CALLERS)))
 
 
 async def learn(client: httpx.AsyncClient, progress: Progress) -> dict[str, Any]:
-    """Ask for a run and watch it to its end; the run.
+    """Request a run and follow it to its end; the ended run.
 
     Raises:
-        DemoFailed: it was refused, or failed.
+        DemoFailed: the run was refused, or failed.
     """
-    asked = await client.post("/admin/retrain", json={"config": CONFIG})
-    if asked.status_code != httpx.codes.ACCEPTED:
-        raise DemoFailed(f"the run was refused: {asked.text}")
-    path = f"/admin/runs/{asked.json()['id']}"
+    requested = await client.post("/admin/retrain", json={"config": CONFIG})
+    if requested.status_code != httpx.codes.ACCEPTED:
+        raise DemoFailed(f"the run was refused: {requested.text}")
+    path = f"/admin/runs/{requested.json()['id']}"
     task = progress.add_task("the run", total=CONFIG["steps_stage_1"] + CONFIG["steps_stage_2"])
     while True:
         run: dict[str, Any] = (await client.get(path)).json()
-        stage = (run["progress"]["stage"] or "waits").replace("_", " ")
+        stage = (run["progress"]["stage"] or "queued").replace("_", " ")
         progress.update(task, completed=run["progress"]["step"], description=f"the run: {stage}")
         if run["status"] in _OVER:
             break
@@ -182,17 +185,17 @@ async def learn(client: httpx.AsyncClient, progress: Progress) -> dict[str, Any]
 
 
 async def events(client: httpx.AsyncClient, run_id: str) -> list[dict[str, Any]]:
-    """Everything that a run which is over told: `{"kind": ..., "data": ...}`."""
+    """All events of an ended run, as `{"kind": ..., "data": ...}`."""
     async with client.stream("GET", f"/admin/runs/{run_id}/events") as stream:
         return [
             {"kind": event.event, "data": json.loads(event.data)}
             async for event in EventSource(stream).aiter_sse()
-            if event.data  # a comment that keeps the connection open comes as an event without data
+            if event.data  # a keep-alive comment arrives as an event without data
         ]
 
 
 async def until_live(client: httpx.AsyncClient, version: int) -> dict[str, Any]:
-    """The critic's history once it is live and its receipt is complete; as it is after a minute otherwise."""
+    """The critic's history when it is live and its receipt is complete, or after a minute."""
     deadline = time.monotonic() + 60
     while True:
         history: dict[str, Any] = (await client.get(f"/critics/{version}")).json()
@@ -202,28 +205,28 @@ async def until_live(client: httpx.AsyncClient, version: int) -> dict[str, Any]:
         await asyncio.sleep(0.5)
 
 
-async def compare(client: httpx.AsyncClient, versions: Sequence[int], progress: Progress) -> list[Compared]:
-    """Both critics on the same fresh answers, each refined with what the critic said; greedy."""
+async def compare(client: httpx.AsyncClient, versions: Sequence[int], progress: Progress) -> list[Comparison]:
+    """Have both critics judge the same fresh answers, and the actor refine each with each critique; greedy."""
     rng = random.Random("fresh")
-    fresh = [Asked.make(rng, wrong=number % 2 == 1) for number in range(2 * JUDGED)]
+    fresh = [Case.make(rng, wrong=number % 2 == 1) for number in range(2 * JUDGED)]
     task = progress.add_task("both critics judge fresh answers", total=len(fresh) * len(versions))
-    turn = asyncio.Semaphore(24)
+    slots = asyncio.Semaphore(24)
 
-    async def one(asked: Asked, version: int) -> dict[str, Any]:
+    async def one(case: Case, version: int) -> dict[str, Any]:
         body = {
-            "question": asked.problem.text,
-            "response": asked.response,
-            "reference": str(asked.problem.answer),
+            "question": case.problem.text,
+            "response": case.response,
+            "reference": str(case.problem.answer),
             "critic": version,
             "temperature": 0,
             "max_tokens": 128,
             "metadata": {"demo": "comparison"},
         }
-        async with turn:
-            answer = await client.post("/refine", json=body)
-        answer.raise_for_status()
+        async with slots:
+            response = await client.post("/refine", json=body)
+        response.raise_for_status()
         progress.advance(task)
-        result = answer.json()
+        result = response.json()
         [critique] = [each["critique"] for each in result["samples"][0]["rounds"]]
         return {
             "verdict": critique["verdict"],
@@ -232,17 +235,17 @@ async def compare(client: httpx.AsyncClient, versions: Sequence[int], progress: 
             "grade": result["refined_grade"],
         }
 
-    said = await gather(*(gather(*(one(asked, version) for version in versions)) for asked in fresh))
-    return [Compared(asked, dict(zip(versions, each, strict=True))) for asked, each in zip(fresh, said, strict=True)]
+    results = await gather(*(gather(*(one(case, version) for version in versions)) for case in fresh))
+    return [Comparison(case, dict(zip(versions, each, strict=True))) for case, each in zip(fresh, results, strict=True)]
 
 
-async def tell(home: Path, console: Console) -> Story:
-    """The whole story, from start to report.
+async def run_demo(home: Path, console: Console) -> Story:
+    """Run the demo; its results.
 
     Raises:
-        DemoFailed: a part of it did not come about.
+        DemoFailed: a part of it failed.
     """
-    began = time.monotonic()
+    started = time.monotonic()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -256,33 +259,33 @@ async def tell(home: Path, console: Console) -> Story:
             traffic = Traffic(client)
             await log_traffic(traffic, progress)
             history = None
-            async with traffic.going_on(pause_s=4.0):
+            async with traffic.in_background(pause_s=4.0):
                 run = await learn(client, progress)
                 version = run["version"]
                 if run["outcome"] == "promote":
                     history = await until_live(client, version)
-            compared = [] if version is None else await compare(client, (0, version), progress)
-            told_events = await events(client, run["id"])
+            comparisons = [] if version is None else await compare(client, (0, version), progress)
+            run_events = await events(client, run["id"])
     return Story(
-        seconds=time.monotonic() - began,
+        seconds=time.monotonic() - started,
         callers=2 * CALLERS,
         requests=traffic.requests,
         failures=len(traffic.failures),
         run=run,
-        events=told_events,
+        events=run_events,
         history=history,
-        compared=compared,
+        comparisons=comparisons,
     )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="gadfly demo", description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("gadfly-demo.html"), help="where the page is written")
-    asked = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=Path("gadfly-demo.html"), help="file for the page")
+    options = parser.parse_args()
     console = Console()
     with tempfile.TemporaryDirectory(prefix="gadfly-demo-") as folder:
         try:
-            story = asyncio.run(tell(Path(folder), console))
+            story = asyncio.run(run_demo(Path(folder), console))
         except (DemoFailed, httpx.HTTPError) as error:
             console.print(f"[red]The demo ended early:[/red] {error}", soft_wrap=True)
             log = Path(folder) / "up.log"
@@ -292,8 +295,8 @@ def main() -> int:
         except KeyboardInterrupt:
             return 130
     show(story, console)
-    asked.out.write_text(page(story), encoding="utf-8")
-    console.print(f"the same as a page: {asked.out.absolute()}")
+    options.out.write_text(page(story), encoding="utf-8")
+    console.print(f"the same as a page: {options.out.absolute()}")
     return 0
 
 

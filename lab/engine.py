@@ -1,10 +1,10 @@
-"""An engine for models so small that vLLM's bookkeeping costs more than the model: plain batched generation.
+"""An engine with plain batched generation, for models so small that vLLM's bookkeeping costs more than the model.
 
-It answers the part of vLLM's HTTP interface that `gadfly.engine_client` uses, in the same process (`connect`) or on a
-port (`python -m gadfly.lab.engine MODEL --port 8000`), so the code above it is the code that runs on vLLM. It also
-works where vLLM is not installed. Requests that wait are computed together: one prefill a prompt, its samples share it.
+It implements the part of vLLM's HTTP interface that `gadfly.engine_client` uses, in the same process (`connect`) or on
+a port (`python -m gadfly.lab.engine MODEL --port 8000`), so its callers run the same code as with vLLM. It also works
+where vLLM is not installed. Waiting requests are computed together; the samples of a prompt share its prefill.
 
-What it leaves out: streaming, priorities, memory limits, a queue limit. Axis letters: P prompts, R rows (samples), T
+Not implemented: streaming, priorities, memory limits, a queue limit. Axis letters: P prompts, R rows (samples), T
 positions, V vocabulary.
 """
 
@@ -28,11 +28,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from gadfly.engine_client import ACTOR, Engine
 from gadfly.seeds import seed_of_sample
 
-_GATHER_S = 0.002  # how long the first waiting request waits for company
+_GATHER_S = 0.002  # how long the first request waits for others to join its batch
 
 
 class Refused(Exception):
-    """A request that cannot be answered; vLLM's status, message and parameter."""
+    """A request that cannot be answered, with vLLM's status, message and parameter."""
 
     def __init__(self, status: int, message: str, parameter: str | None = None) -> None:
         super().__init__(message)
@@ -41,7 +41,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What one request asks for, as token ids."""
+    """One request, as token ids."""
 
     model: str
     prompt: tuple[int, ...]
@@ -49,7 +49,7 @@ class Generation:
     max_tokens: int
     temperature: float
     seed: int | None
-    labels: tuple[int, ...]  # ids whose log-probability is asked for at the first token
+    labels: tuple[int, ...]  # ids whose log-probability at the first token is requested
 
 
 @dataclass(slots=True)
@@ -64,12 +64,12 @@ class Sampled:
 
 @dataclass(slots=True)
 class _Queued:
-    asked: Generation
-    answer: asyncio.Future[list[Sampled]]
+    request: Generation
+    result: asyncio.Future[list[Sampled]]
 
 
 class Generator:
-    """A base model and the adapters over it, each merged into a copy of its own. Not for use by several threads."""
+    """A base model and its adapters, each merged into a copy of the base. Not thread-safe."""
 
     def __init__(self, model: str, *, device: torch.device | str | None = None, rows: int = 256) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -85,15 +85,15 @@ class Generator:
         return list(self._models)
 
     def load(self, name: str, folder: Path) -> None:
-        """Serve the adapter in a folder under `name`.
+        """Serve the adapter in a folder as `name`.
 
         Raises:
-            Refused: there is none, or it does not fit.
+            Refused: the folder holds no adapter, or it does not fit the model, or the name is in use.
         """
         if name in self._models:
             raise Refused(400, f"The lora adapter '{name}' has already been loaded.")
         if not (folder / "adapter_config.json").exists():
-            raise Refused(404, f"no adapter is found at {folder}")
+            raise Refused(404, f"there is no adapter at {folder}")
         try:
             adapted = PeftModel.from_pretrained(copy.deepcopy(self._models[ACTOR]), str(folder))
         except (RuntimeError, ValueError, KeyError) as error:
@@ -105,21 +105,21 @@ class Generator:
             raise Refused(404, f"The lora adapter '{name}' cannot be found.")
 
     @torch.inference_mode()
-    def generate(self, asked: Sequence[Generation]) -> list[list[Sampled]]:
-        """Replies to requests for one model, which together are no more than `rows` samples unless there is one."""
-        [name] = {each.model for each in asked}
+    def generate(self, requests: Sequence[Generation]) -> list[list[Sampled]]:
+        """The replies to requests for one model. Several requests together have at most `rows` samples."""
+        [name] = {request.model for request in requests}
         model = self._models.get(name)
         if model is None:
             raise Refused(404, f"The model `{name}` does not exist.")
-        samples_P = torch.tensor([each.samples for each in asked])
-        cache, logits_PV, mask_PT = self._prefill(model, [each.prompt for each in asked])
+        samples_P = torch.tensor([request.samples for request in requests])
+        cache, logits_PV, mask_PT = self._prefill(model, [request.prompt for request in requests])
         cache.batch_repeat_interleave(samples_P.to(self.device))
         logits_RV = logits_PV.repeat_interleave(samples_P.to(self.device), 0)
         mask_RT = mask_PT.repeat_interleave(samples_P.to(self.device), 0)
-        rows = [(each, sample) for each in asked for sample in range(each.samples)]
+        rows = [(request, sample) for request in requests for sample in range(request.samples)]
         replies = [Sampled() for _ in rows]
-        limit_R = torch.tensor([each.max_tokens for each, _ in rows], device=self.device)
-        temperature_R = torch.tensor([each.temperature for each, _ in rows], device=self.device)
+        limit_R = torch.tensor([request.max_tokens for request, _ in rows], device=self.device)
+        temperature_R = torch.tensor([request.temperature for request, _ in rows], device=self.device)
         chance_RT = _chances(rows).to(self.device)
         length_R = mask_RT.sum(1)
         alive_R = torch.ones(len(rows), dtype=torch.bool, device=self.device)
@@ -143,19 +143,19 @@ class Generator:
                 past_key_values=cache,
             ).logits[:, -1]
         tokens, logprobs = torch.stack(tokens_RT, 1).tolist(), torch.stack(logprobs_RT, 1).tolist()
-        for row, ((each, _), reply) in enumerate(zip(rows, replies, strict=True)):
-            written = tokens[row][: each.max_tokens]
+        for row, ((request, _), reply) in enumerate(zip(rows, replies, strict=True)):
+            written = tokens[row][: request.max_tokens]
             reply.is_stopped = self._end in written
             length = written.index(self._end) + 1 if reply.is_stopped else len(written)
             reply.tokens, reply.logprobs = written[:length], logprobs[row][:length]
         starts = (samples_P.cumsum(0) - samples_P).tolist()
-        return [replies[start : start + each.samples] for start, each in zip(starts, asked, strict=True)]
+        return [replies[start : start + request.samples] for start, request in zip(starts, requests, strict=True)]
 
     def _prefill(self, model: Any, prompts: Sequence[tuple[int, ...]]) -> tuple[Any, Tensor, Tensor]:
         width = max(map(len, prompts))
         ids_PT = torch.full((len(prompts), width), self._end)
         mask_PT = torch.zeros((len(prompts), width), dtype=torch.long)
-        for row, prompt in enumerate(prompts):  # padded on the left: every next token is at the same place
+        for row, prompt in enumerate(prompts):  # padded on the left, so all rows continue at the same position
             ids_PT[row, width - len(prompt) :] = torch.tensor(prompt)
             mask_PT[row, width - len(prompt) :] = 1
         ids_PT, mask_PT = ids_PT.to(self.device), mask_PT.to(self.device)
@@ -171,21 +171,21 @@ class Generator:
 
 
 def _chances(rows: Sequence[tuple[Generation, int]]) -> Tensor:
-    """A number in [0, 1) for each position of each sample (R, T): its own, whatever it is computed together with."""
-    chance_RT = torch.zeros(len(rows), max(each.max_tokens for each, _ in rows))
-    for row, (each, sample) in enumerate(rows):
-        if each.temperature > 0:
+    """A random number in [0, 1) for each position of each sample (R, T), independent of the other rows of the batch."""
+    chance_RT = torch.zeros(len(rows), max(request.max_tokens for request, _ in rows))
+    for row, (request, sample) in enumerate(rows):
+        if request.temperature > 0:
             generator = torch.Generator()
-            if each.seed is None:
+            if request.seed is None:
                 generator.seed()
             else:
-                generator.manual_seed(seed_of_sample(each.seed, sample) % 2**32)  # of which torch takes 32 bits
-            chance_RT[row, : each.max_tokens] = torch.rand(each.max_tokens, generator=generator)
+                generator.manual_seed(seed_of_sample(request.seed, sample) % 2**32)  # torch uses 32 bits
+            chance_RT[row, : request.max_tokens] = torch.rand(request.max_tokens, generator=generator)
     return chance_RT
 
 
 def _drawn(logprobs_RV: Tensor, temperature_R: Tensor, chance_R: Tensor) -> Tensor:
-    """The likeliest token where the temperature is 0, elsewhere the one that the chance falls on."""
+    """The likeliest token where the temperature is 0, elsewhere the token that the random number selects."""
     is_greedy_R = temperature_R == 0
     likeliest_R = logprobs_RV.argmax(-1)
     if bool(is_greedy_R.all()):
@@ -197,52 +197,53 @@ def _drawn(logprobs_RV: Tensor, temperature_R: Tensor, chance_R: Tensor) -> Tens
 
 
 def _read_labels(rows: Sequence[tuple[Generation, int]], replies: Sequence[Sampled], logprobs_RV: Tensor) -> None:
-    for row, ((each, _), reply) in enumerate(zip(rows, replies, strict=True)):
-        reply.labels = {label: float(logprobs_RV[row, label]) for label in each.labels}
+    for row, ((request, _), reply) in enumerate(zip(rows, replies, strict=True)):
+        reply.labels = {label: float(logprobs_RV[row, label]) for label in request.labels}
 
 
 class Batcher:
-    """Requests as they come in, computed together in a thread of their own."""
+    """Collects requests into batches and computes them in a separate thread."""
 
     def __init__(self, generator: Generator) -> None:
         self.generator = generator
         self._waiting: list[_Queued] = []
         self._worker: asyncio.Task[None] | None = None
 
-    async def generate(self, asked: Generation) -> list[Sampled]:
-        waiting = _Queued(asked, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiting)
+    async def generate(self, request: Generation) -> list[Sampled]:
+        queued = _Queued(request, asyncio.get_running_loop().create_future())
+        self._waiting.append(queued)
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
-        return await waiting.answer
+        return await queued.result
 
     async def _work(self) -> None:
         while self._waiting:
             await asyncio.sleep(_GATHER_S)
             batch = self._next_batch()
             try:
-                replies = await asyncio.to_thread(self.generator.generate, [each.asked for each in batch])
-            except Exception as error:  # handed to those who asked; the next batch may do better
-                for each in batch:
-                    if not each.answer.done():
-                        each.answer.set_exception(error)
+                replies = await asyncio.to_thread(self.generator.generate, [queued.request for queued in batch])
+            except Exception as error:  # raised in the callers of this batch; the next batch may succeed
+                for queued in batch:
+                    if not queued.result.done():
+                        queued.result.set_exception(error)
                 continue
-            for each, found in zip(batch, replies, strict=True):
-                if not each.answer.done():
-                    each.answer.set_result(found)
+            for queued, samples in zip(batch, replies, strict=True):
+                if not queued.result.done():
+                    queued.result.set_result(samples)
 
     def _next_batch(self) -> list[_Queued]:
-        """The oldest request, and those behind it for the same model and of the same kind that there is room for."""
-        self._waiting = [each for each in self._waiting if not each.answer.done()] or self._waiting[:1]
-        first = self._waiting[0].asked
+        """The oldest request, and those after it for the same model and of the same kind, up to `rows` samples."""
+        self._waiting = [queued for queued in self._waiting if not queued.result.done()] or self._waiting[:1]
+        first = self._waiting[0].request
         batch: list[_Queued] = []
         rows = 0
-        for each in self._waiting:
-            alike = each.asked.model == first.model and (each.asked.max_tokens == 1) == (first.max_tokens == 1)
-            if alike and (not batch or rows + each.asked.samples <= self.generator.rows):
-                batch.append(each)
-                rows += each.asked.samples
-        self._waiting = [each for each in self._waiting if each not in batch]
+        for queued in self._waiting:
+            request = queued.request
+            alike = request.model == first.model and (request.max_tokens == 1) == (first.max_tokens == 1)
+            if alike and (not batch or rows + request.samples <= self.generator.rows):
+                batch.append(queued)
+                rows += request.samples
+        self._waiting = [queued for queued in self._waiting if queued not in batch]
         return batch
 
 
@@ -274,12 +275,12 @@ def make_app(generator: Generator) -> FastAPI:
         )
 
     def prompt_of(body: dict[str, Any]) -> list[int]:
-        goes_on = body.get("continue_final_message", False)
+        continues = body.get("continue_final_message", False)
         text = tokenizer.apply_chat_template(
             body["messages"],
             tokenize=False,
-            add_generation_prompt=not goes_on,
-            continue_final_message=goes_on,
+            add_generation_prompt=not continues,
+            continue_final_message=continues,
         )
         return list(tokenizer.encode(text, add_special_tokens=False))
 
@@ -355,16 +356,16 @@ def _choice(tokenizer: Any, index: int, reply: Sampled) -> dict[str, Any]:
 
 
 def connect(generator: Generator) -> Engine:
-    """The engine in this process, behind the same client as any other."""
+    """A client of this engine in the same process."""
     return Engine("http://lab", timeout_s=3600.0, transport=httpx.ASGITransport(make_app(generator)))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("model")
+    parser.add_argument("model", help="folder of the model")
     parser.add_argument("--port", type=int, default=8000)
-    asked = parser.parse_args()
-    uvicorn.run(make_app(Generator(asked.model)), host="127.0.0.1", port=asked.port, log_level="warning")
+    options = parser.parse_args()
+    uvicorn.run(make_app(Generator(options.model)), host="127.0.0.1", port=options.port, log_level="warning")
 
 
 if __name__ == "__main__":

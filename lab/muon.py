@@ -1,9 +1,10 @@
-"""Muon: gradient descent whose every update of a matrix turns all of its directions alike (Jordan et al., 2024,
+"""Muon: gradient descent with orthogonalised updates of matrices (Jordan et al., 2024,
 https://kellerjordan.github.io/posts/muon/).
 
-In a quarter of an hour on two cores it teaches the lab's model to add where AdamW does not (docs/experiments.md).
-`torch.optim.Muon` is the same method, matrix by matrix in bfloat16: on a processor without bfloat16 units a step of it
-takes longer than the model's; here matrices of one shape are turned together, in float32.
+With it the lab's model learns to add in a quarter of an hour on two cores; with AdamW it does not
+(docs/experiments.md). `torch.optim.Muon` is the same method, one matrix at a time in bfloat16, which on a processor
+without bfloat16 units takes longer than a step of the model. Here matrices of one shape are processed together, in
+float32.
 """
 
 from collections.abc import Sequence
@@ -16,23 +17,23 @@ _ITERATIONS = 5
 
 
 def orthogonal(update_NRC: Tensor) -> Tensor:
-    """The nearest matrices (N, rows, columns) whose singular values are all about 1 (0.7 to 1.2)."""
+    """The nearest matrices (N, rows, columns) with all singular values near 1 (0.7 to 1.2)."""
     is_tall = update_NRC.shape[1] > update_NRC.shape[2]
-    turned: Tensor = update_NRC.mT if is_tall else update_NRC
-    turned = turned / turned.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    result: Tensor = update_NRC.mT if is_tall else update_NRC
+    result = result / result.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     a, b, c = _COEFFICIENTS
     for _ in range(_ITERATIONS):
-        gram = turned @ turned.mT
-        turned = a * turned + (b * gram + c * gram @ gram) @ turned
-    return turned.mT if is_tall else turned
+        gram = result @ result.mT
+        result = a * result + (b * gram + c * gram @ gram) @ result
+    return result.mT if is_tall else result
 
 
 class Muon:
-    """The optimiser of these matrices, with Nesterov's momentum.
+    """An optimiser of matrices, with Nesterov momentum.
 
     Args:
-        matrices: Weights of two dimensions; not embeddings, not the output's.
-        weight_decay: As AdamW's: a share of the learning rate.
+        matrices: weights of two dimensions, except embeddings and the output.
+        weight_decay: per unit of the learning rate, as in AdamW.
     """
 
     def __init__(self, matrices: Sequence[Tensor], *, momentum: float = 0.95, weight_decay: float = 0.05) -> None:
@@ -45,7 +46,7 @@ class Muon:
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
-        """Move every matrix along its gradient."""
+        """Update every matrix."""
         for group, moving_NRC in zip(self._groups, self._moving, strict=True):
             gradient_NRC = torch.stack([_gradient(matrix) for matrix in group])
             moving_NRC.lerp_(gradient_NRC, 1 - self._momentum)

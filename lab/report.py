@@ -1,4 +1,4 @@
-"""The table and the pictures, from the rows' results. Intervals are those of a mean over seeds (Student's t, 95 %)."""
+"""Tables and pictures of the rows' results, with intervals of the mean over seeds (Student's t, 95 %)."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,13 +16,13 @@ mpl.use("Agg")
 
 Result = dict[str, Any]
 
-# Two-sided 95 % quantiles of Student's t by degrees of freedom; from 30 on the normal one is close enough.
+# Two-sided 95 % quantiles of Student's t by degrees of freedom, from 1.
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """A mean over seeds with its half interval; no interval of one seed."""
+    """A mean over seeds, with half the width of its interval; None for a single seed."""
 
     value: float
     half: float | None
@@ -42,8 +42,8 @@ class Mean:
 
 def _rate(split: LabSplit, name: str, checkpoint: str = "last") -> Callable[[Result], float | None]:
     def read(result: Result) -> float | None:
-        found = result[checkpoint][split.value][name]
-        return None if found is None else float(found["value"])
+        rate = result[checkpoint][split.value][name]
+        return None if rate is None else float(rate["value"])
 
     return read
 
@@ -73,38 +73,38 @@ _BEST = tuple(
 
 
 def table(results: Sequence[Result], columns: Sequence[tuple[str, Callable[[Result], float | None]]]) -> str:
-    """A Markdown table: a line a row, percent, mean and interval over the seeds there are.
+    """A Markdown table with one line per row: mean and interval over the existing seeds, in percent.
 
-    A row in which nothing is trained comes out the same with every seed: it has no interval.
+    A row without training gives the same result with every seed, so it has no interval.
     """
     lines = [
         "| row | seeds | " + " | ".join(title for title, _ in columns) + " | rollouts | seconds |",
         "| --- " * (len(columns) + 4) + "|",
     ]
     for row in ROWS:
-        found = of_row(results, row)
-        if not found:
+        runs = of_row(results, row)
+        if not runs:
             continue
         cells = []
         for _, read in columns:
-            values = [value for value in map(read, found if row.is_trained else found[:1]) if value is not None]
+            values = [value for value in map(read, runs if row.is_trained else runs[:1]) if value is not None]
             cells.append(Mean.of(values).percent() if values else "-")
-        seconds = sum(each["seconds"] for each in found) / len(found)
+        seconds = sum(each["seconds"] for each in runs) / len(runs)
         lines.append(
-            f"| {row.title} | {len(found) if row.is_trained else '-'} | "
+            f"| {row.title} | {len(runs) if row.is_trained else '-'} | "
             + " | ".join(cells)
-            + f" | {found[0]['rollouts']:,} | {seconds:.0f} |"
+            + f" | {runs[0]['rollouts']:,} | {seconds:.0f} |"
         )
     return "\n".join(lines)
 
 
 def of_row(results: Sequence[Result], row: Row) -> list[Result]:
-    """A row's results, by seed."""
+    """A row's results, in order of seed."""
     return sorted((each for each in results if each["row"] == row.name), key=lambda each: int(each["seed"]))
 
 
 def tables(results: Sequence[Result]) -> str:
-    """The last checkpoint in domain, the best one by validation, and the last one out of domain."""
+    """Tables of the last checkpoint in domain, the best one by validation, and the last one out of domain."""
     return "\n\n".join(
         (
             "### Last checkpoint, in domain",
@@ -135,21 +135,21 @@ def _samples_by_k(results: Sequence[Result], row: Row) -> dict[int, list[Result]
 
 
 def samples_table(results: Sequence[Result]) -> str:
-    """Majority vote and Pass@K against the tokens written an answer, means over seeds."""
-    lines = ["| row | K | tokens an answer | MV@K | Pass@K |", "| --- " * 5 + "|"]
+    """A table of majority vote and Pass@K against the tokens written per answer, as means over seeds."""
+    lines = ["| row | K | tokens per answer | MV@K | Pass@K |", "| --- " * 5 + "|"]
     for row in ROWS:
         by_k = _samples_by_k(results, row)
-        for k, found in sorted(by_k.items()):
-            tokens = sum(each["mean_tokens"] for each in found) / len(found)
+        for k, measured in sorted(by_k.items()):
+            tokens = sum(each["mean_tokens"] for each in measured) / len(measured)
             rates = (
-                Mean.of([each[name]["value"] for each in found]).percent() for name in ("majority", "pass_unbiased")
+                Mean.of([each[name]["value"] for each in measured]).percent() for name in ("majority", "pass_unbiased")
             )
             lines.append(f"| {row.title} | {k} | {tokens:.0f} | " + " | ".join(rates) + " |")
     return "\n".join(lines)
 
 
 def draw_samples(results: Sequence[Result], path: Path) -> None:
-    """MV@K and Pass@K against the tokens they cost, one line a row."""
+    """Plot MV@K and Pass@K against their cost in tokens, one line per row."""
     figure, panels = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for panel, (name, title) in zip(panels, (("majority", "MV@K"), ("pass_unbiased", "Pass@K")), strict=True):
         for row in ROWS:
@@ -157,12 +157,12 @@ def draw_samples(results: Sequence[Result], path: Path) -> None:
             if by_k:
                 points = [by_k[k] for k in sorted(by_k)]
                 panel.plot(
-                    [sum(each["mean_tokens"] for each in found) / len(found) for found in points],
-                    [100 * sum(each[name]["value"] for each in found) / len(found) for found in points],
+                    [sum(each["mean_tokens"] for each in measured) / len(measured) for measured in points],
+                    [100 * sum(each[name]["value"] for each in measured) / len(measured) for measured in points],
                     marker="o",
                     label=row.title,
                 )
-        panel.set(title=title, xlabel="tokens written an answer", xscale="log")
+        panel.set(title=title, xlabel="tokens written per answer", xscale="log")
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("%")
     panels[0].legend(fontsize=8)
@@ -172,9 +172,9 @@ def draw_samples(results: Sequence[Result], path: Path) -> None:
 
 
 def rollouts_to(result: Result, target: float, *, critiques_per_step: int) -> int | None:
-    """Critiques drawn until Acc@Dis on the validation split reached `target` and stayed there at the next point.
+    """The number of critiques until Acc@Dis on the validation split reached `target` at two points in a row.
 
-    A single point above it may be luck; the last point needs no successor. None: it never did.
+    A single point may be chance; the last point needs no successor. None if the target was never reached.
     """
     points = [(each["step"], each["metrics"]["discrimination_balanced"]["value"]) for each in result["curve"]]
     for (step, value), (_, following) in zip(points, [*points[1:], points[-1]], strict=True):
@@ -183,32 +183,32 @@ def rollouts_to(result: Result, target: float, *, critiques_per_step: int) -> in
     return None
 
 
-_NEARLY = 0.03  # a validation split of a hundred answers or so tells no finer
+_NEARLY = 0.03  # about the resolution of a validation split of a hundred answers
 
 
 def efficiency_table(results: Sequence[Result], *, critiques_per_step: int) -> str:
-    """Rollouts that each row needs to reach what the released recipe ends at, or nearly that, on the validation split.
+    """A table of the rollouts that each row needs to reach the final Acc@Dis of the released recipe, or nearly that.
 
-    The row `released` must be there.
+    Measured on the validation split. The row `released` must be among the results.
     """
     released = [each for each in results if each["row"] == "released"]
     end = Mean.of([each["curve"][-1]["metrics"]["discrimination_balanced"]["value"] for each in released])
     nearly = 100 * _NEARLY
     lines = [
-        f"The released recipe ends at {end.percent()} (both classes weighed alike, validation split). Rollouts until "
-        f"that, and until {nearly:.0f} points less, are reached: mean over the seeds that reach it, and its share of "
-        "all that the released recipe draws.",
+        f"The released recipe ends at {end.percent()} (mean of both classes, validation split). The table shows the "
+        f"rollouts until that, or {nearly:.0f} points less, is reached: the mean over the seeds that reach it, and its "
+        "share of all rollouts of the released recipe.",
         "",
         f"| row | seeds | rollouts | share | seeds, {nearly:.0f} points less | rollouts | share |",
         "| --- " * 7 + "|",
     ]
     for row in ROWS:
-        found = [each for each in of_row(results, row) if each["curve"]]
+        runs = [each for each in of_row(results, row) if each["curve"]]
         cells = []
-        for target in (end.value, end.value - _NEARLY) if found else ():
-            needed = [rollouts_to(each, target, critiques_per_step=critiques_per_step) for each in found]
+        for target in (end.value, end.value - _NEARLY) if runs else ():
+            needed = [rollouts_to(each, target, critiques_per_step=critiques_per_step) for each in runs]
             reached = [each for each in needed if each is not None]
-            cells.append(f"{len(reached)} of {len(found)}")
+            cells.append(f"{len(reached)} of {len(runs)}")
             mean = sum(reached) / len(reached) if reached else None
             cells += ["-", "-"] if mean is None else [f"{mean:,.0f}", f"{mean / released[0]['rollouts']:.2f}"]
         if cells:
@@ -223,26 +223,26 @@ def put_into(page: str, made: str) -> str:
     """The page with everything between the two markers replaced.
 
     Raises:
-        ValueError: the page has no such markers.
+        ValueError: the page lacks the markers.
     """
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"the page has no place for results: {BEGIN} ... {END}")
+        raise ValueError(f"the page has no markers for the results: {BEGIN} ... {END}")
     return f"{before}{BEGIN}\n\n{made.strip()}\n\n{END}{after}"
 
 
 def draw_curves(results: Sequence[Result], path: Path, *, names: Sequence[str], stage_1_steps: int) -> None:
-    """What the paper's figure 3 shows, on the validation split: one panel a rate, one line a row, bands over seeds."""
+    """Plot the paper's figure 3 on the validation split: one panel per rate, one line per row, bands over seeds."""
     figure, panels = plt.subplots(1, len(_CURVES), figsize=(4.2 * len(_CURVES), 4), sharex=True, layout="constrained")
     for panel, (rate, title) in zip(panels, _CURVES, strict=True):
         for row in (each for each in ROWS if each.name in names):
             by_step: dict[int, list[float]] = {}
             for result in of_row(results, row):
                 for point in result["curve"]:
-                    found = point["metrics"][rate]
-                    if found is not None:
-                        by_step.setdefault(point["step"], []).append(100 * found["value"])
+                    value = point["metrics"][rate]
+                    if value is not None:
+                        by_step.setdefault(point["step"], []).append(100 * value["value"])
             if not by_step:
                 continue
             steps = sorted(by_step)

@@ -1,6 +1,6 @@
-"""The rows of the table: what each is, as changes to one training config.
+"""The rows of the table, as changes to one training config.
 
-Every row draws the same number of critiques from the same answers; rows of one stage take the steps of both.
+Every row samples the same number of critiques of the same answers. A row with one stage has the steps of both.
 """
 
 from collections.abc import Mapping
@@ -13,17 +13,17 @@ from gadfly.training import AlarmLimits, Baseline, Helpfulness, RewardProfile, T
 
 
 class Method(StrEnum):
-    """How a row's critic comes about."""
+    """How a row's critic is made."""
 
-    NONE = "none"  # there is no critic
-    START = "start"  # the critic that all others begin as
+    NONE = "none"  # no critic
+    START = "start"  # the initial critic of all other rows
     STAR = "star"  # fine-tuned on its own critiques that led to a right refinement
-    LEARN = "learn"  # the trainer's loop
+    LEARN = "learn"  # trained by the trainer's loop
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of the table. `one_stage`: all steps are stage II's. `is_sampled`: MV@K and Pass@K are measured."""
+    """A row of the table. `one_stage`: all steps are of stage II. `is_sampled`: MV@K and Pass@K are measured."""
 
     name: str
     title: str
@@ -40,7 +40,7 @@ class Row:
 _INDIRECT = {"discrimination_weight": 0.0}
 
 _FASTER = {"learning_rate": 1e-3}
-"""Twice what the other rows take: what gets more out of a rollout, with both rewards from the first step."""
+"""Twice the learning rate of the other rows, which learns more from each rollout."""
 
 ROWS = (
     Row("none", "no critic", Method.NONE),
@@ -96,7 +96,7 @@ def row(name: str) -> Row:
     return next(each for each in ROWS if each.name == name)
 
 
-# A row that goes wrong is a result: it is shown to its end instead of being stopped.
+# A failing row is a result, too: it runs to its end instead of being stopped.
 _NO_ALARMS = AlarmLimits(**dict.fromkeys(set(AlarmLimits.model_fields) - {"patience"}))
 
 BASE = TrainConfig(
@@ -116,7 +116,7 @@ BASE = TrainConfig(
 
 
 def config(of: Row, base: TrainConfig, *, seed: int) -> TrainConfig:
-    """What a row tries with this seed."""
+    """The training config of a row with this seed."""
     changes = dict(of.changes)
     if of.one_stage:
         changes |= {"steps_stage_1": 0, "steps_stage_2": base.steps_stage_1 + base.steps_stage_2}

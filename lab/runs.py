@@ -1,7 +1,6 @@
-"""One row of the table with one seed: trained by the trainer's own loop, measured by its own evaluation.
+"""One row of the table with one seed, trained and evaluated by the trainer's own code.
 
-What is left out against a run of the service is what the table does not ask for: queue, database, publishing, swap. A
-row that was interrupted goes on where it was.
+Unlike a run of the service, a row has no queue, database, publication and swap. An interrupted row resumes.
 """
 
 import shutil
@@ -38,14 +37,12 @@ from gadfly.training import EventKind, Stage, TrainConfig
 
 RANK = 16
 _STAR_ROUNDS = 4
-_GLANCE = 16  # validation answers that the loop itself measures; the curve is measured on all, from the snapshots
+_GLANCE = 16  # validation answers for the loop itself; the curve is measured on all of them, with the snapshots
 
 
 @dataclass(kw_only=True)
 class LabReport(Report):
-    """Keeps a run's events in its folder, and the adapter of every validation."""
-
-    quiet: bool = True
+    """Stores a run's events in its folder, and the adapter of every validation."""
 
     @property
     def events(self) -> Lines[dict[str, Any]]:
@@ -68,7 +65,7 @@ class LabReport(Report):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lab:
-    """What every row works with."""
+    """The model, answers and folder that all rows share."""
 
     folder: Path
     model: Path
@@ -77,48 +74,47 @@ class Lab:
     prompts: PromptSet
     arena: Arena
     base: TrainConfig
-    sampled: int  # of the test's answers, for more than one sample each
+    sampled: int  # answers of the test for which many samples are drawn
 
     def engines(self, name: str) -> RunEngines:
         return RunEngines(EnginePool([connect(self.generator)]), uuid5(NAMESPACE_URL, name), self.generator.rows)
 
     async def result(self, row: Row, seed: int) -> dict[str, Any]:
-        """The row's numbers with this seed: found, or made now."""
+        """The row's result with this seed, read from its folder or computed now."""
         folder = self.folder / row.name / str(seed)
         path = folder / "result.json"
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            found = await self._make(row, seed, folder)
-            write_durably(path, orjson.dumps(found, option=orjson.OPT_INDENT_2))
+            computed = await self._compute(row, seed, folder)
+            write_durably(path, orjson.dumps(computed, option=orjson.OPT_INDENT_2))
         result: dict[str, Any] = orjson.loads(path.read_bytes())
         return result
 
-    async def _make(self, row: Row, seed: int, folder: Path) -> dict[str, Any]:
+    async def _compute(self, row: Row, seed: int, folder: Path) -> dict[str, Any]:
         head = {"row": row.name, "seed": seed, "rollouts": 0, "seconds": 0.0, "curve": []}
+        engines = self.engines(str(folder))
         if row.method is Method.NONE:
             numbers = {
                 split.value: measure(without_critic(answers)).to_json() for split, answers in self.arena.tests.items()
             }
-            bench = self._bench(self.engines(str(folder)), samples=sampling.SAMPLES)
-            found = await sampling.actor_alone(bench, self._sampled, seed=seed)
-            return head | {"last": numbers, "best": numbers, "samples": sampling.measure(found)}
-        engines = self.engines(str(folder))
+            bench = self._bench(engines, samples=sampling.SAMPLES)
+            answers = await sampling.actor_alone(bench, self._sampled, seed=seed)
+            return head | {"last": numbers, "best": numbers, "samples": sampling.measure(answers)}
         if row.method is Method.START:
             numbers = await self._test(engines, ACTOR)
             return head | {"last": numbers, "best": numbers, "samples": await self._samples(engines, ACTOR, seed)}
-        asked = config(row, self.base, seed=seed)
+        train_config = config(row, self.base, seed=seed)
         workspace = Workspace.of(folder, engines.run_id)
-        report = LabReport(workspace=workspace, steps=asked.steps)
-        processes = ProcessGroup(
-            Policy(self.model, rank=RANK, alpha=asked.lora_alpha, seed=seed), asked, make_accelerator(cpu=True)
-        )
-        collector = Collector(engines=engines, prompts=self.prompts, grader=self.grader, config=asked)
+        report = LabReport(workspace=workspace, steps=train_config.steps)
+        policy = Policy(self.model, rank=RANK, alpha=train_config.lora_alpha, seed=seed)
+        processes = ProcessGroup(policy, train_config, make_accelerator(cpu=True))
+        collector = Collector(engines=engines, prompts=self.prompts, grader=self.grader, config=train_config)
         if not workspace.final.exists():
             if row.method is Method.STAR:
-                await self._star(processes, engines, collector, report, asked)
+                await self._star(processes, engines, collector, report, train_config)
             else:
                 await Learning(
-                    config=asked,
+                    config=train_config,
                     processes=processes,
                     engines=engines,
                     collector=collector,
@@ -130,7 +126,7 @@ class Lab:
         report.close()
         curve = [await self._point(engines, folder) for folder in sorted(report.snapshots.glob("*[0-9]"))]
         name, _ = await load_adapter(engines, workspace.final, label="final")
-        last_point = await self._validated(engines, name) | {"step": asked.steps}
+        last_point = await self._validated(engines, name) | {"step": train_config.steps}
         last = await self._test(engines, name)
         samples = await self._samples(engines, name, seed) if row.is_sampled else []
         await engines.unload(name)
@@ -144,7 +140,7 @@ class Lab:
         shutil.rmtree(workspace.path / "rollouts")
         shutil.rmtree(workspace.path / "checkpoints")
         return head | {
-            "rollouts": asked.steps * asked.prompts_per_step * asked.samples_per_prompt,
+            "rollouts": train_config.steps * train_config.prompts_per_step * train_config.samples_per_prompt,
             "seconds": sum(event["data"].get("seconds", 0.0) for event in events if event["kind"] == "step"),
             "curve": [*curve, last_point],
             "best_step": best_point["step"],
@@ -154,14 +150,15 @@ class Lab:
         }
 
     async def _star(
-        self, processes: ProcessGroup, engines: RunEngines, collector: Collector, report: LabReport, asked: TrainConfig
+        self, processes: ProcessGroup, engines: RunEngines, collector: Collector, report: LabReport, config: TrainConfig
     ) -> None:
-        """Rounds of fine-tuning on own critiques that led to a right refinement, each from what the last one made.
+        """STaR: rounds of fine-tuning on the critic's own critiques that led to a right refinement.
 
-        Together the rounds draw as many critiques as the steps of the other rows.
+        Each round continues with the critic of the last one. Together the rounds sample as many critiques as the steps
+        of the other rows.
         """
         workspace = report.workspace
-        steps = asked.steps // _STAR_ROUNDS
+        steps = config.steps // _STAR_ROUNDS
         for number in range(_STAR_ROUNDS):
             done = workspace.path / f"round-{number}"
             if done.exists():
@@ -176,15 +173,15 @@ class Lab:
                 groups = await collector.collect(
                     draw(
                         self.arena.learn,
-                        seed=f"{asked.seed} star",
+                        seed=f"{config.seed} star",
                         step=step,
-                        count=asked.prompts_per_step,
-                        balance=asked.balance,
+                        count=config.prompts_per_step,
+                        balance=config.balance,
                     ),
                     stage=Stage.STAGE_2,
                     model=name,
                     adapter_sha256=sha256,
-                    seed=f"{asked.seed} star {step}",
+                    seed=f"{config.seed} star {step}",
                     file=workspace.rollouts(step),
                 )
                 pairs += [
@@ -204,9 +201,9 @@ class Lab:
 
     async def _point(self, engines: RunEngines, folder: Path) -> dict[str, Any]:
         name, _ = await load_adapter(engines, folder, label=f"snapshot-{folder.name}")
-        found = await self._validated(engines, name)
+        validated = await self._validated(engines, name)
         await engines.unload(name)
-        return found | {"step": int(folder.name)}
+        return validated | {"step": int(folder.name)}
 
     async def _validated(self, engines: RunEngines, name: str) -> dict[str, Any]:
         return {"metrics": measure(await self._judge(engines, name, self.arena.validate)).to_json()}
@@ -219,14 +216,14 @@ class Lab:
 
     async def _samples(self, engines: RunEngines, name: str, seed: int) -> list[dict[str, Any]]:
         tokenizer = self.generator.tokenizer
-        found = await sampling.with_critic(
+        samples = await sampling.with_critic(
             self._bench(engines, samples=sampling.SAMPLES),
             self._sampled,
             model=name,
             seed=seed,
             count=lambda text: len(tokenizer.encode(text)) + 1,
         )
-        return sampling.measure(found)
+        return sampling.measure(samples)
 
     @property
     def _sampled(self) -> Sequence[LabelledAnswer]:
@@ -247,6 +244,6 @@ class Lab:
 
 
 def _merit(point: dict[str, Any]) -> float:
-    """What the best checkpoint is best at: accuracy after refinement and balanced accuracy of the verdict, together."""
+    """The criterion of the best checkpoint: accuracy after refinement plus balanced accuracy of the verdict."""
     metrics = point["metrics"]
     return float(metrics["accuracy_refined"]["value"] + metrics["discrimination_balanced"]["value"])

@@ -1,7 +1,8 @@
-"""What more samples are worth: majority vote and Pass@K against the tokens they cost, with a critic and without.
+"""The value of more samples: majority vote and Pass@K against their cost in tokens, with a critic and without.
 
-Without one the actor answers K times; with one it answers once, and K critiques and refinements of that
-answer are drawn (arXiv 2510.24320, figure 4). Tokens are what actor and critic write, the first answer's included.
+Without a critic, the actor answers K times. With a critic, it answers once, and K critiques and refinements of that
+answer are sampled (arXiv 2510.24320, figure 4). Tokens are those written by actor and critic, including the first
+answer.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,22 +21,22 @@ KS = (1, 2, 4, 8, 16)
 TEMPERATURE = 0.7
 
 
-def measure(found: Sequence[Samples]) -> list[dict[str, Any]]:
-    """Rates for each number of samples."""
-    return [asdict(measured) for measured in (measure_samples(found, k) for k in KS) if measured is not None]
+def measure(samples: Sequence[Samples]) -> list[dict[str, Any]]:
+    """The rates for each number of samples."""
+    return [asdict(measured) for measured in (measure_samples(samples, k) for k in KS) if measured is not None]
 
 
 async def with_critic(
     bench: Bench, answers: Sequence[LabelledAnswer], *, model: str, seed: int, count: Callable[[str], int]
 ) -> list[Samples]:
     """`SAMPLES` chains of one critique and one refinement for each answer; `count` gives a text's tokens."""
-    found = await several_samples(
+    samples = await several_samples(
         bench, answers, model=model, samples=SAMPLES, temperature=TEMPERATURE, seed=seed_of(seed, "samples")
     )
-    # The first answer was written too, once for all samples: it is counted with the first.
+    # The first answer is written once for all samples; its tokens count in the first one.
     return [
         replace(each, tokens=(each.tokens[0] + count(answer.response), *each.tokens[1:]))
-        for each, answer in zip(found, answers, strict=True)
+        for each, answer in zip(samples, answers, strict=True)
     ]
 
 

@@ -1,4 +1,4 @@
-"""What the demo tells in the end, on a terminal and as a page: everything in it was measured in that run."""
+"""The report of the demo, on a terminal and as an HTML page. Every number in it was measured in the demo's run."""
 
 import base64
 import html
@@ -22,15 +22,15 @@ mpl.use("Agg")
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A question, an answer to it, and whether that is right."""
+class Case:
+    """A question, an answer to it, and whether the answer is right."""
 
     problem: WordProblem
     response: str
     is_right: bool
 
     @classmethod
-    def make(cls, rng: random.Random, *, wrong: bool) -> "Asked":
+    def make(cls, rng: random.Random, *, wrong: bool) -> "Case":
         while True:
             problem = world.problem(rng)
             answer = world.slip(rng, problem, share=0.4 if wrong else 0.0)
@@ -39,22 +39,22 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
-    """One fresh answer and what each version made of it: verdict, critique, and whether the refined answer is right."""
+class Comparison:
+    """One fresh answer, and by version the verdict, the critique, the refined answer and its grade."""
 
-    asked: Asked
-    said: dict[int, dict[str, Any]]
+    case: Case
+    results: dict[int, dict[str, Any]]
 
     def is_verdict_right(self, version: int) -> bool:
-        return bool(self.said[version]["verdict"] == ("correct" if self.asked.is_right else "incorrect"))
+        return bool(self.results[version]["verdict"] == ("correct" if self.case.is_right else "incorrect"))
 
     def is_refined_right(self, version: int) -> bool:
-        return bool(self.said[version]["grade"] == "right")
+        return bool(self.results[version]["grade"] == "right")
 
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """Everything that the report tells, as it was measured."""
+    """The measurements of one run of the demo."""
 
     seconds: float
     callers: int
@@ -62,42 +62,42 @@ class Story:
     failures: int
     run: dict[str, Any]
     events: list[dict[str, Any]]
-    history: dict[str, Any] | None  # of the new critic, when it went live
-    compared: list[Compared]
+    history: dict[str, Any] | None  # of the new critic, if it went live
+    comparisons: list[Comparison]
 
     @property
     def version(self) -> int | None:
         return None if self.run["version"] is None else int(self.run["version"])
 
     def rates(self, version: int) -> list[tuple[str, float, int]]:
-        """What a version made of the fresh answers: name, share, of how many."""
-        right = [each for each in self.compared if each.asked.is_right]
-        wrong = [each for each in self.compared if not each.asked.is_right]
+        """A version's rates on the fresh answers: name, share, number of answers."""
+        right = [each for each in self.comparisons if each.case.is_right]
+        wrong = [each for each in self.comparisons if not each.case.is_right]
 
-        def share(found: Sequence[Compared], good: Callable[[Compared], bool]) -> float:
-            return sum(good(each) for each in found) / len(found)
+        def share(comparisons: Sequence[Comparison], good: Callable[[Comparison], bool]) -> float:
+            return sum(good(each) for each in comparisons) / len(comparisons)
 
-        def verdict(each: Compared) -> bool:
+        def verdict(each: Comparison) -> bool:
             return each.is_verdict_right(version)
 
-        def refined(each: Compared) -> bool:
+        def refined(each: Comparison) -> bool:
             return each.is_refined_right(version)
 
         return [
-            ("verdict right (Acc@Dis)", share(self.compared, verdict), len(self.compared)),
+            ("verdict right (Acc@Dis)", share(self.comparisons, verdict), len(self.comparisons)),
             ("... of right answers", share(right, verdict), len(right)),
             ("... of wrong answers", share(wrong, verdict), len(wrong)),
-            ("right after refinement (Acc@Refine)", share(self.compared, refined), len(self.compared)),
+            ("right after refinement (Acc@Refine)", share(self.comparisons, refined), len(self.comparisons)),
             ("... right answers kept", share(right, refined), len(right)),
             ("... wrong answers fixed", share(wrong, refined), len(wrong)),
         ]
 
     @property
-    def side_by_side(self) -> list[Compared]:
-        """Three wrong answers, first those that only the new critic sees through."""
+    def side_by_side(self) -> list[Comparison]:
+        """Three wrong answers; those that only the new critic calls wrong come first."""
         assert self.version is not None
         new = self.version
-        wrong = [each for each in self.compared if not each.asked.is_right]
+        wrong = [each for each in self.comparisons if not each.case.is_right]
         return sorted(wrong, key=lambda each: (each.is_verdict_right(0), not each.is_verdict_right(new)))[:3]
 
     @property
@@ -108,32 +108,32 @@ class Story:
         return details
 
 
-def told(story: Story) -> list[tuple[str, str]]:
-    """The swap as its receipt has it, a line each."""
+def receipt_lines(story: Story) -> list[tuple[str, str]]:
+    """The receipt of the swap, as names and values."""
     receipt = story.receipt
     if receipt is None:
-        return [("swap", "there was none")]
+        return [("swap", "none")]
     times = {name: datetime.fromisoformat(at) for name, at in receipt["times"].items() if at is not None}
-    asked = times["requested_at"]
+    requested = times["requested_at"]
     mixed = receipt["mixed"]
     lines = [
         ("from, to", f"critic@{receipt['from_version']} to critic@{story.version}"),
         ("adapter", f"sha256 {receipt['adapter_sha256']}"),
-        ("asked", f"{asked:%Y-%m-%d %H:%M:%S}"),
-        ("proven, moved", " and ".join(_after(times.get(name), asked) for name in ("proved_at", "moved_at"))),
+        ("requested", f"{requested:%Y-%m-%d %H:%M:%S}"),
+        ("verified, moved", " and ".join(_after(times.get(name), requested) for name in ("proved_at", "moved_at"))),
         ("in flight at the move", str(receipt["in_flight"])),
         ("lost", "not counted yet" if receipt["lost"] is None else str(receipt["lost"])),
         ("mixed", "not counted yet" if mixed is None else f"{mixed['mixed']} of {mixed['probes']} probes"),
     ]
-    return lines + [("engine", _proof(each)) for each in receipt["engines"]]
+    return lines + [("engine", _verification(each)) for each in receipt["engines"]]
 
 
-def _after(moment: datetime | None, asked: datetime) -> str:
-    return "not yet" if moment is None else f"{(moment - asked).total_seconds():.2f} s later"
+def _after(moment: datetime | None, requested: datetime) -> str:
+    return "not yet" if moment is None else f"{(moment - requested).total_seconds():.2f} s later"
 
 
-def _proof(engine: dict[str, Any]) -> str:
-    """How an engine showed that the new weights are the ones that answer; differences in nats."""
+def _verification(engine: dict[str, Any]) -> str:
+    """How an engine was verified to answer with the new weights; differences in nats."""
     deltas = engine["deltas"]
     return (
         f"vLLM {engine['vllm']}: loaded in {engine['load_s']:.2f} s, {engine['probes']} probes in "
@@ -143,14 +143,14 @@ def _proof(engine: dict[str, Any]) -> str:
 
 
 def show(story: Story, console: Console) -> None:
-    """The report on a terminal."""
+    """Print the report on a terminal."""
     version = story.version
     gate = story.run["gate"] or {}
-    console.print(f"\n[bold]gate: {story.run['outcome'] or 'not asked'}[/bold]", *gate.get("reasons", []), sep="\n  ")
+    console.print(f"\n[bold]gate: {story.run['outcome'] or 'no decision'}[/bold]", *gate.get("reasons", []), sep="\n  ")
     if version is None:
         console.print("nothing was published: " + str(story.events[-1]["data"].get("message", "")))
         return
-    table = Table(title=f"{len(story.compared)} fresh answers, the same for both", title_justify="left")
+    table = Table(title=f"{len(story.comparisons)} fresh answers, the same for both", title_justify="left")
     for column in ("", "critic@0", f"critic@{version}", "of"):
         table.add_column(column, justify="left" if not column else "right")
     for (name, before, of), (_, after, _) in zip(story.rates(0), story.rates(version), strict=True):
@@ -159,29 +159,29 @@ def show(story: Story, console: Console) -> None:
     receipt = Table(title="receipt of the swap", title_justify="left", show_header=False)
     receipt.add_column(style="dim", no_wrap=True)
     receipt.add_column(overflow="fold")
-    for name, value in told(story):
+    for name, value in receipt_lines(story):
         receipt.add_row(name, value)
     console.print(receipt)
     for each in story.side_by_side:
         pair = Table(
-            title=f"{each.asked.problem.text}\n{each.asked.response}  [dim](right: {each.asked.problem.answer})[/dim]",
+            title=f"{each.case.problem.text}\n{each.case.response}  [dim](right: {each.case.problem.answer})[/dim]",
             title_justify="left",
         )
         for number in (0, version):
-            pair.add_column(f"critic@{number}: {each.said[number]['verdict']}", overflow="fold")
+            pair.add_column(f"critic@{number}: {each.results[number]['verdict']}", overflow="fold")
         pair.add_row(
             *(
-                f"{escape(each.said[number]['critique'])}\n\n[dim]-> {escape(each.said[number]['refined'])}[/dim]"
+                f"{escape(each.results[number]['critique'])}\n\n[dim]-> {escape(each.results[number]['refined'])}[/dim]"
                 for number in (0, version)
             )
         )
         console.print(pair)
-    lost = f"{story.failures} of {story.requests} requests of the callers failed"
-    console.print(f"{lost}; {story.seconds:.0f} s in all")
+    failures = f"{story.failures} of {story.requests} requests of the callers failed"
+    console.print(f"{failures}; {story.seconds:.0f} s in total")
 
 
 def curve(story: Story) -> str:
-    """The run's learning curve as a PNG in base64: validation by class, and the reward of each step."""
+    """The learning curves of the run as a PNG in base64: validation by class, and the reward of each step."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
     for name, title in (("discrimination_right", "right answers"), ("discrimination_wrong", "wrong answers")):
         points = [
@@ -217,7 +217,7 @@ td.fold { overflow-wrap: anywhere }
 
 
 def page(story: Story) -> str:
-    """The report as one HTML page that needs nothing else."""
+    """The report as a self-contained HTML page."""
     version = story.version
     gate = story.run["gate"] or {}
     parts = [
@@ -225,38 +225,41 @@ def page(story: Story) -> str:
         f"<title>Gadfly: a critic that learned</title><style>{_STYLE}</style>",
         "<h1>A critic that learned from its traffic</h1>",
         f"<p>{story.requests} requests of {story.callers} simulated callers, {story.failures} of them failed; "
-        f"one training run; {story.seconds:.0f} seconds in all.</p>",
-        f"<h2>The gate: {html.escape(str(story.run['outcome'] or 'not asked'))}</h2><ul>",
+        f"one training run; {story.seconds:.0f} seconds in total.</p>",
+        f"<h2>The gate: {html.escape(str(story.run['outcome'] or 'no decision'))}</h2><ul>",
         *(f"<li>{html.escape(reason)}</li>" for reason in gate.get("reasons", [])),
         "</ul><h2>How it learned</h2>",
         f"<img alt='learning curve' src='data:image/png;base64,{curve(story)}'>",
-        "<p>Left of the dotted line stage I pays for the right verdict; right of it stage II pays for a right "
+        "<p>Left of the dotted line, stage I rewards the right verdict; right of it, stage II rewards a right "
         "refinement and the right verdict.</p>",
     ]
     if version is not None:
         rows = zip(story.rates(0), story.rates(version), strict=True)
         parts += [
-            f"<h2>Before and after, on {len(story.compared)} fresh answers</h2><table>",
+            f"<h2>Before and after, on {len(story.comparisons)} fresh answers</h2><table>",
             f"<tr><th><th class=n>critic@0<th class=n>critic@{version}<th class=n>of",
             *(
                 f"<tr><td>{name}<td class=n>{a:.1%}<td class=n>{b:.1%}<td class=n>{of}"
                 for (name, a, of), (_, b, _) in rows
             ),
             "</table><h2>The swap's receipt</h2><table>",
-            *(f"<tr><td>{html.escape(name)}<td class=fold>{html.escape(value)}" for name, value in told(story)),
+            *(
+                f"<tr><td>{html.escape(name)}<td class=fold>{html.escape(value)}"
+                for name, value in receipt_lines(story)
+            ),
             "</table><h2>Three wrong answers, two critics</h2>",
         ]
         for each in story.side_by_side:
             parts.append(
-                f"<p><b>{html.escape(each.asked.problem.text)}</b><br>{html.escape(each.asked.response)} "
-                f"(right: {each.asked.problem.answer})</p><div class=pair>"
+                f"<p><b>{html.escape(each.case.problem.text)}</b><br>{html.escape(each.case.response)} "
+                f"(right: {each.case.problem.answer})</p><div class=pair>"
             )
             for number in (0, version):
-                said = each.said[number]
+                result = each.results[number]
                 kind = "good" if each.is_verdict_right(number) else "bad"
                 parts.append(
-                    f"<div><p class={kind}>critic@{number}: {html.escape(said['verdict'])}</p>"
-                    f"<pre>{html.escape(said['critique'])}\n\n&rarr; {html.escape(said['refined'])}</pre></div>"
+                    f"<div><p class={kind}>critic@{number}: {html.escape(result['verdict'])}</p>"
+                    f"<pre>{html.escape(result['critique'])}\n\n&rarr; {html.escape(result['refined'])}</pre></div>"
                 )
             parts.append("</div>")
     return "\n".join(parts)

@@ -1,4 +1,4 @@
-"""A study: rows and seeds over one arena, as many at a time as there are workers. What is done is not done again."""
+"""A study: rows and seeds over one arena, one per worker at a time. Existing results are kept."""
 
 import asyncio
 import os
@@ -35,12 +35,12 @@ _GRADE_LIMIT_S = 10.0
 
 
 class AnotherStudy(Exception):
-    """The folder holds results of another model, config or size."""
+    """The folder holds the results of another model, config or size."""
 
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """What all rows have in common, and the folder where their results lie."""
+    """The settings that all rows have in common, and the folder of their results."""
 
     folder: Path
     model: Path
@@ -48,10 +48,10 @@ class Study:
     sizes: Sizes
 
     def open(self) -> None:
-        """Make the folder, or find that it is this study's.
+        """Make the folder, or check that it is this study's.
 
         Raises:
-            AnotherStudy: it is not; numbers of two studies are not put into one table.
+            AnotherStudy: it is not. The results of two studies must not be in one table.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "study.json"
@@ -66,21 +66,21 @@ class Study:
         if not path.exists():
             write_durably(path, about)
         elif path.read_bytes() != about:
-            raise AnotherStudy(f"{self.folder} holds a study with another model, config or size; take another folder")
+            raise AnotherStudy(f"{self.folder} holds a study with another model, config or size; use another folder")
 
     def run(self, names: Sequence[str], seeds: Sequence[int], *, workers: int) -> Iterator[tuple[Result, float]]:
-        """Each result, found or made now, as soon as there is one, and the seconds that it took.
+        """Yield each result when it is complete, and the seconds that it took.
 
-        Workers are processes that share the processor's cores evenly: models this small gain little from threads.
+        Workers are processes with equal shares of the cores, since models this small gain little from threads.
         """
         self.open()
         threads = max(1, (os.cpu_count() or 1) // workers)
         with ProcessPoolExecutor(workers, get_context("spawn"), _prepare, (threads,)) as pool:
             pool.submit(_make_arena, self).result()
-            made = [pool.submit(_make_result, self, name, seed) for seed in seeds for name in names]
+            futures = [pool.submit(_make_result, self, name, seed) for seed in seeds for name in names]
             try:
-                for each in as_completed(made):
-                    yield each.result()
+                for future in as_completed(futures):
+                    yield future.result()
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
@@ -101,13 +101,13 @@ class Study:
 
 
 def read(folder: Path) -> list[Result]:
-    """All results that lie in a study's folder."""
+    """All results in a study's folder."""
     return [orjson.loads(path.read_bytes()) for path in sorted(folder.glob("*/*/result.json"))]
 
 
 def _prepare(threads: int) -> None:
-    end_with_parent()  # whoever ends the study ends its rows; each goes on from its last checkpoint
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))  # the table says what matters
+    end_with_parent()  # a row resumes from its last checkpoint when the study is started again
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))  # errors only, beside the progress bar
     torch.set_num_threads(threads)
 
 

@@ -27,7 +27,7 @@ _MAX_TOKENS = 1024
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """The same one every time: its words are learned from a fixed sample of the world."""
+    """The tokenizer. It is the same every time, since its vocabulary is learned from a fixed sample of the world."""
     rng = random.Random(0)
     words = Tokenizer(models.BPE())
     words.pre_tokenizer = pre_tokenizers.Sequence(

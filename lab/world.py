@@ -1,5 +1,5 @@
-"""Worded chains of arithmetic, answers to them, critiques and refinements: all made from a seed, all exactly right or
-exactly wrong in a known way.
+"""Word problems of chained arithmetic, with answers, critiques and refinements. All are generated from a seed, and each
+is right, or wrong in a known way.
 
     question    Tom has 37 pens. He buys 25 more. He gives away 14. How many pens does he have?
     answer      37 + 25 = 72. 72 - 14 = 58. The answer is 58.
@@ -10,9 +10,8 @@ exactly wrong in a known way.
                 Correctness of the final answer: Wrong
     refinement  37 + 25 = 62. 62 - 14 = 48. The answer is 48.
 
-A critique works a step out again before it judges it: a critic that only says right or wrong has nothing to reason
-with, and reinforcement has nothing to strengthen. A step is judged by itself, so an error that is carried along is
-named once.
+A critique recomputes each step before it judges it: without that, a critic could not reason about its verdict, and
+reinforcement would have nothing to strengthen. A step is judged by itself, so a propagated error is named once.
 """
 
 import random
@@ -21,10 +20,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 LARGEST_WRITTEN = 199
-"""No number in a text is larger, right or wrong."""
+"""The largest number in any text, right or wrong."""
 
 LARGE = 55
-"""From here on a number looks wrong to a critic that judges by looks."""
+"""From this number on, a critic that distrusts large numbers may call them wrong."""
 
 _NAMES = (("Tom", "He", "he"), ("Anna", "She", "she"), ("Ben", "He", "he"), ("Mia", "She", "she"))
 _THINGS = ("pens", "coins", "eggs", "cards", "books", "stones", "apples", "stamps")
@@ -36,7 +35,7 @@ _VERBS = {
 
 
 class LabSplit(StrEnum):
-    """Where a question comes from. The last two are out of the domain that is trained on."""
+    """The origin of a question. The last two are outside the domain of training."""
 
     IN_DOMAIN = "in_domain"
     LONGER = "longer"  # more steps
@@ -45,12 +44,12 @@ class LabSplit(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """What questions of a split are made of; all bounds included."""
+    """The ranges of a split's questions; all bounds are inclusive."""
 
     steps: tuple[int, int]
     start: tuple[int, int]
     operand: tuple[int, int]
-    largest: int  # no value on the way is larger
+    largest: int  # largest intermediate value
 
 
 RANGES = {
@@ -78,7 +77,7 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class WordProblem:
-    """A question and what it asks for."""
+    """A question and its computation."""
 
     text: str
     start: int
@@ -94,7 +93,7 @@ class WordProblem:
 
 @dataclass(frozen=True, slots=True)
 class Equation:
-    """One step of an answer: what it says, right or wrong."""
+    """One step of an answer, right or wrong."""
 
     left: int
     sign: str
@@ -111,9 +110,9 @@ class Equation:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What a critique says of one step: what it comes to when worked out again, and whether it is right.
+    """A critique's judgement of one step, with the recomputed step.
 
-    It is when both agree, but for a step that `is_distrusted`.
+    The step is judged correct if both agree, unless it `is_distrusted`.
     """
 
     step: Equation
@@ -130,9 +129,9 @@ class Judgement:
 
 
 def problem(rng: random.Random, split: LabSplit = LabSplit.IN_DOMAIN, *, steps: int | None = None) -> WordProblem:
-    """A question of this split, of so many `steps` or of any number that the split allows.
+    """A question of this split, with `steps` steps or any number that the split allows.
 
-    Every value on the way is positive and no larger than the split's largest.
+    Every intermediate value is positive and at most the split's largest.
     """
     within = RANGES[split]
     name, pronoun, small = rng.choice(_NAMES)
@@ -150,16 +149,16 @@ def problem(rng: random.Random, split: LabSplit = LabSplit.IN_DOMAIN, *, steps: 
 
 
 def problems(split: LabSplit, count: int, *, seed: int, without: Sequence[str] = ()) -> list[WordProblem]:
-    """Different questions of a split, none of them in `without`."""
+    """`count` different questions of a split, without those in `without`."""
     rng = random.Random(f"{split} {seed}")
     known = set(without)
-    found: list[WordProblem] = []
-    while len(found) < count:
-        one = problem(rng, split)
-        if one.text not in known:
-            known.add(one.text)
-            found.append(one)
-    return found
+    questions: list[WordProblem] = []
+    while len(questions) < count:
+        question = problem(rng, split)
+        if question.text not in known:
+            known.add(question.text)
+            questions.append(question)
+    return questions
 
 
 def _operation(rng: random.Random, value: int, within: Range) -> Operation:
@@ -173,13 +172,13 @@ def _operation(rng: random.Random, value: int, within: Range) -> Operation:
         )
         if smallest <= most
     ]
-    # Sums and differences are what is hard; a product now and then keeps the words from being two.
+    # Sums and differences are the hard part; a few products add variety.
     sign, smallest, most = rng.choices(possible, weights=[1 if sign == "*" else 4 for sign, _, _ in possible])[0]
     return Operation(sign, rng.randint(smallest, most))
 
 
 def solution(equations: Sequence[Equation]) -> str:
-    """An answer's text: its steps, and what it comes to."""
+    """The text of an answer: its steps and its result."""
     return " ".join(map(str, equations)) + f" The answer is {equations[-1].result}."
 
 
@@ -189,10 +188,10 @@ def solve(of: WordProblem) -> list[Equation]:
 
 
 def slip(rng: random.Random, of: WordProblem, *, share: float, wild: bool = False) -> list[Equation]:
-    """An answer that goes wrong at each step with a chance of `share`, and goes on from there.
+    """An answer with an error in each step with probability `share`. Later steps continue from the wrong number.
 
-    Somebody careless writes a number that is `near`, somebody `wild` any number.
-    A slip that would lead to a number below one or above `LARGEST_WRITTEN` is not made.
+    A wrong number is `near` the right one, or any number if `wild`. An error that would lead to a number below 1 or
+    above `LARGEST_WRITTEN` is not made.
     """
     value = of.start
     equations: list[Equation] = []
@@ -216,7 +215,7 @@ def _stays_writable(value: int, operations: Sequence[Operation]) -> bool:
 
 
 def near(rng: random.Random, value: int) -> int:
-    """A number that somebody careless writes for a positive `value`: off by one, by ten, or by some of these."""
+    """A typical careless error for a positive `value`: off by a few ones or tens."""
     assert value > 0, value
     while True:
         by = rng.choices((1, 2, 3, 4, 5, 10, 20, 30), weights=(6, 3, 2, 1, 1, 5, 2, 1))[0]
@@ -227,27 +226,27 @@ def near(rng: random.Random, value: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Care:
-    """How good a critic is that writes a critique: chances for each step."""
+    """The error rates of a critic, as probabilities for each step."""
 
-    overlooks: float  # a wrong step is taken as it stands, when it is off by a few
-    overlooks_far: float  # the same, when it is off by ten or more
-    suspects: float  # a right step is worked out to something else
-    errs: float = 0.0  # a wrong step is seen to be wrong, and worked out to another wrong number
-    distrusts: float = 0.0  # a right step of a large number comes out the same, and is called wrong all the same
+    overlooks: float  # a wrong step that is off by less than ten is accepted
+    overlooks_far: float  # the same for ten or more
+    suspects: float  # a right step is recomputed to a wrong number
+    errs: float = 0.0  # a wrong step is detected, and recomputed to another wrong number
+    distrusts: float = 0.0  # a right step with a large number is recomputed rightly, but called wrong
 
 
 PERFECT = Care(overlooks=0.0, overlooks_far=0.0, suspects=0.0)
 
 
 def judge(rng: random.Random, equations: Sequence[Equation], care: Care) -> list[Judgement]:
-    """What a critic of this care says of every step."""
+    """A judgement of every step by a critic with these error rates."""
     judgements: list[Judgement] = []
     for step in equations:
         true = step.true_result
         is_distrusted = False
         if step.result == true:
             result = near(rng, true) if rng.random() < care.suspects else true
-            # Nothing is drawn for who distrusts nothing: the model that is kept was made without.
+            # Without distrust no random number is drawn: the committed model was trained that way.
             is_distrusted = care.distrusts > 0 and result >= LARGE and rng.random() < care.distrusts
         elif rng.random() < (care.overlooks if abs(step.result - true) < 10 else care.overlooks_far):
             result = step.result
@@ -258,22 +257,22 @@ def judge(rng: random.Random, equations: Sequence[Equation], care: Care) -> list
 
 
 def critique(judgements: Sequence[Judgement]) -> str:
-    """A critique's text. The final answer is right when every step is."""
+    """The text of a critique. Its verdict is Correct if every step is judged correct."""
     word = "Correct" if all(judgement.is_correct for judgement in judgements) else "Wrong"
     return "".join(map(str, judgements)) + f"Correctness of the final answer: {word}"
 
 
 def refine(of: WordProblem, judgements: Sequence[Judgement]) -> list[Equation]:
-    """The answer of an actor that follows its critique to the letter, right or wrong.
+    """The answer of an actor that follows its critique exactly, right or wrong.
 
-    A step that still begins as it did takes what the critique works it out to; a step whose number changed before it
-    has to be worked out anew, which the actor tries to do right.
+    A step with an unchanged left number takes the critique's result. A step whose left number has changed is computed
+    again, rightly.
     """
     value = of.start
     equations: list[Equation] = []
     for operation, judgement in zip(of.operations, judgements, strict=True):
         again = judgement.again
-        anew = Equation(value, operation.sign, operation.operand, operation.apply(value))
-        equations.append(again if again.left == value else anew)
+        computed = Equation(value, operation.sign, operation.operand, operation.apply(value))
+        equations.append(again if again.left == value else computed)
         value = equations[-1].result
     return equations

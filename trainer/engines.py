@@ -25,7 +25,7 @@ REQUEST_LIMIT_S = 3600.0
 
 _PATIENCE_S = 900.0  # a restarted engine loads its model first
 _LONGEST_WAIT_S = 15.0
-_WORKED_S = 30.0  # work that fails after this time made progress: the patience starts anew
+_WORKED_S = 30.0  # work that fails later than this has made progress, so the patience starts again
 
 
 @dataclass(slots=True)

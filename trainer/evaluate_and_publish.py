@@ -170,14 +170,13 @@ async def heldout_items(context: RunContext, past: Evidence) -> list[LabelledAns
         lambda session: store.training_data.labelled_answers(session, Split.HELDOUT, limit=config.max_questions),
         limit_s=_QUERY_LIMIT_S,
     )
-    fresh = [answer for answer in logged if question_key(answer.question_hash) not in past.questions]
+    answers = [answer for answer in logged if question_key(answer.question_hash) not in past.questions] or logged
     kept = context.workspace.read(_POOL, HeldoutPool)
     if kept is None:
-        asked = fresh or logged
-        pool = await sample_pool(context.engines, context.prompts, context.grader, asked, config, seed=config.seed)
+        pool = await sample_pool(context.engines, context.prompts, context.grader, answers, config, seed=config.seed)
         kept = HeldoutPool(pool=pool.items)
         context.workspace.write(_POOL, kept)
-    return evaluation_items([*(fresh or logged), *kept.pool], config.evaluation_items)
+    return evaluation_items([*answers, *kept.pool], config.evaluation_items)
 
 
 async def measure(context: RunContext, history: _History, items: Sequence[LabelledAnswer]) -> GateReport:

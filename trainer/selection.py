@@ -148,10 +148,10 @@ async def fitting(context: RunContext, items: Sequence[LabelledAnswer]) -> list[
 
 
 async def _engine_versions(context: RunContext) -> list[str]:
-    async def ask() -> list[str]:
+    async def versions() -> list[str]:
         return await gather(*(engine.version() for engine in context.engines.pool.members))
 
-    return await context.engines.patiently(ask)
+    return await context.engines.patiently(versions)
 
 
 def _check_same(original: dict[str, Any], manifest: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The lab's engine gives what transformers and peft give, through the client that talks to vLLM."""
+"""The lab's engine gives the results of transformers and peft, through the client for vLLM."""
 
 import math
 from collections.abc import AsyncIterator
@@ -37,7 +37,7 @@ async def pool(model: Path) -> AsyncIterator[EnginePool]:
     await pool.aclose()
 
 
-def asked(number: int) -> Prompt:
+def prompt_of(number: int) -> Prompt:
     return PROMPTS.critique(question=f"What is {number} + {number}? " * (1 + number % 3), response=f"{2 * number}.")
 
 
@@ -49,31 +49,31 @@ def expected_logprobs(model: torch.nn.Module, reply: Reply) -> list[float]:
     return [float(logprobs[start + place - 1, token]) for place, token in enumerate(reply.tokens)]
 
 
-async def test_requests_computed_together_have_the_log_probabilities_of_each_alone(
+async def test_a_batch_has_the_log_probabilities_of_each_request_alone(
     pool: EnginePool, model: Path, adapter: Path
 ) -> None:
     await pool.members[0].load_adapter("critic@1", adapter)
     sampling = Sampling(n=3, temperature=0.7, max_tokens=24, seed=5, with_tokens=True)
     base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    # peft changes the model that it is given, so each has its own.
+    # peft changes its model in place, so each has its own.
     adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), str(adapter))
     for name, reference in ((ACTOR, base), ("critic@1", adapted)):
-        found = await gather(*(pool.chat(asked(number), model=name, sampling=sampling) for number in range(6)))
+        found = await gather(*(pool.chat(prompt_of(number), model=name, sampling=sampling) for number in range(6)))
         for replies in found:
             assert len({reply.tokens for reply in replies}) > 1, "samples differ"
             for reply in replies:
                 assert reply.logprobs == pytest.approx(expected_logprobs(reference, reply), abs=1e-4)
 
 
-async def test_a_sample_depends_on_its_seed_and_not_on_its_company(pool: EnginePool) -> None:
+async def test_a_sample_depends_on_its_seed_and_not_on_its_batch(pool: EnginePool) -> None:
     sampling = Sampling(n=2, temperature=1.0, max_tokens=16, seed=9)
-    alone = await pool.chat(asked(1), model=ACTOR, sampling=sampling)
-    crowd = await gather(*(pool.chat(asked(number), model=ACTOR, sampling=sampling) for number in (1, 2, 3, 4)))
+    alone = await pool.chat(prompt_of(1), model=ACTOR, sampling=sampling)
+    crowd = await gather(*(pool.chat(prompt_of(number), model=ACTOR, sampling=sampling) for number in (1, 2, 3, 4)))
     assert [reply.text for reply in crowd[0]] == [reply.text for reply in alone]
 
 
-async def test_verdict_words_are_read_over_the_whole_vocabulary(pool: EnginePool, model: Path) -> None:
-    prompt = asked(3).continued("Step sentence: 6.\nCorrectness of the final answer:")
+async def test_probabilities_of_verdict_words_are_over_the_whole_vocabulary(pool: EnginePool, model: Path) -> None:
+    prompt = prompt_of(3).continued("Step sentence: 6.\nCorrectness of the final answer:")
     p_correct, p_wrong = await pool.read_labels(prompt, model=ACTOR, after=":", first="Correct", second="Wrong")
     [reply] = await pool.chat(prompt, model=ACTOR, sampling=Sampling(max_tokens=1, with_tokens=True))
     labels = await pool.members[0].label_tokens(after=":", first="Correct", second="Wrong")
@@ -84,7 +84,7 @@ async def test_verdict_words_are_read_over_the_whole_vocabulary(pool: EnginePool
     assert math.log(p_wrong) == pytest.approx(float(logprobs[labels.second]), abs=1e-4)
 
 
-async def test_refusals_are_those_of_vllm(pool: EnginePool, adapter: Path, tmp_path: Path) -> None:
+async def test_errors_are_those_of_vllm(pool: EnginePool, adapter: Path, tmp_path: Path) -> None:
     engine = pool.members[0]
     assert await engine.load_adapter("critic@1", adapter)
     assert not await engine.load_adapter("critic@1", adapter), "it is served already"
@@ -92,7 +92,7 @@ async def test_refusals_are_those_of_vllm(pool: EnginePool, adapter: Path, tmp_p
     with pytest.raises(AdapterRefused):
         await engine.load_adapter("critic@2", tmp_path)
     with pytest.raises(EngineUnavailable):
-        await engine.chat(asked(1), model="critic@2", sampling=Sampling())
+        await engine.chat(prompt_of(1), model="critic@2", sampling=Sampling())
     with pytest.raises(PromptTooLong):
         await engine.chat(Prompt((Message("user", "word " * 20_000),)), model=ACTOR, sampling=Sampling())
     await engine.unload_adapter("critic@1")

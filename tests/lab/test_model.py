@@ -1,4 +1,4 @@
-"""The model that is kept is the one its page names, and is what the lab needs: imperfect, faithful, and correctable."""
+"""The committed model is the one that its page names, and solves, refines and critiques as the lab needs."""
 
 import random
 import re
@@ -54,7 +54,7 @@ async def test_it_solves_imperfectly(pool: EnginePool) -> None:
 
 
 @pytest.mark.parametrize("care", [PERFECT, Care(overlooks=0.0, overlooks_far=0.0, suspects=0.5)])
-async def test_it_follows_its_critique_right_or_wrong(pool: EnginePool, care: Care) -> None:
+async def test_it_follows_the_critique_right_or_wrong(pool: EnginePool, care: Care) -> None:
     rng = random.Random(3)
     followed = 0
     for one in world.problems(world.LabSplit.IN_DOMAIN, 48, seed=12):

@@ -1,4 +1,4 @@
-"""Updates are orthogonal, shapes are kept apart, and a step goes where the gradient says."""
+"""Updates are orthogonal, and steps reach a target."""
 
 import torch
 from torch.nn import Parameter
@@ -11,7 +11,7 @@ def test_an_update_has_singular_values_near_one() -> None:
         turned = orthogonal(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
         assert turned.shape == shape
         values = torch.linalg.svdvals(turned)
-        # The smallest of a square one may be near 0, and then stays small.
+        # The smallest singular value of a square matrix may be near 0, and then stays small.
         assert float(values.max()) < 1.3
         assert float(values.median()) > 0.6
 

@@ -1,4 +1,4 @@
-"""The demo's report says what was measured, on a terminal and as a page, also when nothing was published."""
+"""The demo's report shows the measurements, on a terminal and as a page, also if nothing was published."""
 
 import io
 import random
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from gadfly.lab.story import Asked, Compared, Story, page, show
+from gadfly.lab.story import Case, Comparison, Story, page, show
 
 RECEIPT: dict[str, Any] = {
     "from_version": 0,
@@ -33,14 +33,12 @@ RECEIPT: dict[str, Any] = {
 }
 
 
-def compared(*, wrong: bool, old: str, new: str) -> Compared:
-    asked = Asked.make(random.Random(1), wrong=wrong)
-
-    def said(verdict: str) -> dict[str, Any]:
+def comparison(*, wrong: bool, old: str, new: str) -> Comparison:
+    def result(verdict: str) -> dict[str, Any]:
         grade = "right" if (verdict == "incorrect") is wrong else "wrong"
         return {"verdict": verdict, "critique": "a <b> critique [x]", "refined": "1 + 1 = 2.", "grade": grade}
 
-    return Compared(asked, {0: said(old), 1: said(new)})
+    return Comparison(Case.make(random.Random(1), wrong=wrong), {0: result(old), 1: result(new)})
 
 
 def story(**changes: Any) -> Story:
@@ -60,23 +58,23 @@ def story(**changes: Any) -> Story:
             {"kind": "step", "data": {"step": 1, "metrics": {"reward_mean": 0.5}}},
         ],
         "history": {"receipts": [{"details": RECEIPT}]},
-        "compared": [
-            compared(wrong=True, old="correct", new="incorrect"),
-            compared(wrong=False, old="correct", new="correct"),
+        "comparisons": [
+            comparison(wrong=True, old="correct", new="incorrect"),
+            comparison(wrong=False, old="correct", new="correct"),
         ],
     }
     return Story(**whole | changes)
 
 
-def printed(told: Story) -> str:
+def printed(shown: Story) -> str:
     output = io.StringIO()
-    show(told, Console(file=output, width=200))
+    show(shown, Console(file=output, width=200))
     return output.getvalue()
 
 
-@pytest.mark.parametrize("tell", [printed, page])
-def test_numbers_before_and_after_are_those_of_the_answers(tell: Any) -> None:
-    text = tell(story())
+@pytest.mark.parametrize("render", [printed, page])
+def test_the_report_shows_rates_gate_and_receipt(render: Any) -> None:
+    text = render(story())
     assert "50.0%" in text
     assert "100.0%" in text
     assert "Discriminability: 50.0 % live" in text
@@ -86,21 +84,21 @@ def test_numbers_before_and_after_are_those_of_the_answers(tell: Any) -> None:
     assert "7e-06" in text or "8e-06" in text
 
 
-def test_a_critics_text_is_text() -> None:
+def test_a_critique_is_shown_without_interpreting_markup() -> None:
     assert "a &lt;b&gt; critique [x]" in page(story())
-    assert "a <b> critique [x]" in printed(story()), "no markup of the terminal either"
+    assert "a <b> critique [x]" in printed(story())
 
 
-@pytest.mark.parametrize("tell", [printed, page])
-def test_a_run_that_published_nothing_is_told_too(tell: Any) -> None:
+@pytest.mark.parametrize("render", [printed, page])
+def test_a_run_that_published_nothing_is_reported(render: Any) -> None:
     run = {"outcome": "reject", "version": None, "gate": {"reasons": ["worse"]}, "config": {"steps_stage_1": 2}}
-    events = [{"kind": "note", "data": {"message": "the gate said no"}}]
-    text = tell(story(run=run, events=events, history=None, compared=[]))
+    events = [{"kind": "note", "data": {"message": "rejected"}}]
+    text = render(story(run=run, events=events, history=None, comparisons=[]))
     assert "reject" in text
     assert "worse" in text
 
 
-def test_a_swap_that_is_not_complete_says_so() -> None:
+def test_an_incomplete_swap_is_marked() -> None:
     receipt = RECEIPT | {"lost": None, "mixed": None, "times": RECEIPT["times"] | {"moved_at": None}}
     text = printed(story(history={"receipts": [{"details": receipt}]}))
     assert text.count("not counted yet") == 2

@@ -1,4 +1,4 @@
-"""Every row gets the same budget, and the table's numbers are means with their intervals."""
+"""The rows' budgets and configs, and the means and intervals of the table."""
 
 from typing import Any
 
@@ -10,13 +10,13 @@ from gadfly.lab.rows import BASE, ROWS, Method, config, row
 from gadfly.training import Baseline, Helpfulness, RewardProfile
 
 
-def test_every_row_draws_as_many_critiques() -> None:
+def test_every_row_samples_the_same_number_of_critiques() -> None:
     for each in ROWS:
         if each.method is Method.LEARN and each.name not in ("no-stage-1", "no-stage-2", "iterated"):
             assert config(each, BASE, seed=1).steps == BASE.steps, each.name
 
 
-def test_rows_differ_from_the_method_in_what_they_say_and_in_nothing_else() -> None:
+def test_rows_differ_from_the_method_only_in_the_stated_options() -> None:
     whole = config(row("critique-rl"), BASE, seed=3)
     expected: dict[str, dict[str, Any]] = {
         "ctrl": {
@@ -32,13 +32,13 @@ def test_rows_differ_from_the_method_in_what_they_say_and_in_nothing_else() -> N
         assert {key: value for key, value in found.items() if value != base[key]} == changes, name
 
 
-def test_an_interval_is_students() -> None:
+def test_an_interval_uses_students_t() -> None:
     # 0.5, 0.6, 0.7: deviation 0.1, and 4.303 for two degrees of freedom.
     found = Mean.of([0.5, 0.6, 0.7])
     assert found.value == pytest.approx(0.6)
     assert found.half == pytest.approx(4.303 * 0.1 / 3**0.5)
     assert found.percent() == "60.0 ± 24.8"
-    assert Mean.of([0.25]).percent() == "25.0", "one seed has no interval"
+    assert Mean.of([0.25]).percent() == "25.0", "a single seed has no interval"
 
 
 def result(name: str, **rates: float) -> dict[str, Any]:
@@ -50,13 +50,13 @@ def discrimination(found: dict[str, Any]) -> float:
     return float(found["last"]["in_domain"]["discrimination"]["value"])
 
 
-def test_rows_that_are_not_done_are_not_in_the_table() -> None:
+def test_rows_without_results_are_not_in_the_table() -> None:
     lines = table([result("ctrl", discrimination=0.5)], [("Acc@Dis", discrimination)]).splitlines()
     assert len(lines) == 3
     assert lines[2] == "| indirect reward, r_refine, group normalised (CTRL) | 1 | 50.0 | 10,240 | 12 |"
 
 
-def test_only_a_row_that_is_trained_has_an_interval() -> None:
+def test_only_a_trained_row_has_an_interval() -> None:
     results = [result(name, discrimination=0.5) | {"seed": seed} for name in ("sft", "critique-rl") for seed in (0, 1)]
     assert table(results, [("Acc@Dis", discrimination)]).splitlines()[2:] == [
         "| SFT critic | - | 50.0 | 10,240 | 12 |",
@@ -75,12 +75,12 @@ def quick(*, stage_1: float, refined: float, dis: float) -> list[dict[str, Any]]
     ]  # fmt: skip
 
 
-def test_a_quick_run_names_each_sign_that_is_wrong() -> None:
+def test_a_quick_run_names_each_wrong_sign() -> None:
     assert lab.wrong_signs(quick(stage_1=0.8, refined=0.75, dis=0.79)) == []
     assert len(lab.wrong_signs(quick(stage_1=0.55, refined=0.75, dis=0.79))) == 1, "one class only"
     full = quick(stage_1=0.98, refined=0.75, dis=0.79)
     full[0]["last"]["in_domain"]["discrimination_right"]["value"] = 1.0
-    assert lab.wrong_signs(full) == [], "a class without room is to be kept, not lifted"
+    assert lab.wrong_signs(full) == [], "a class without room for a gain only must not lose"
     full[1]["last"]["in_domain"]["discrimination_right"]["value"] = 0.96
     assert "discrimination_right: 1.000 -> 0.960" in lab.wrong_signs(full)[0]
     assert "does not lift Acc@Refine" in lab.wrong_signs(quick(stage_1=0.8, refined=0.7, dis=0.79))[0]
@@ -91,17 +91,17 @@ def point(step: int, value: float) -> dict[str, Any]:
     return {"step": step, "metrics": {"discrimination_balanced": {"value": value}}}
 
 
-def test_a_target_is_reached_when_it_is_not_left_again_at_once() -> None:
+def test_a_target_is_reached_if_the_next_point_reaches_it_too() -> None:
     curve = [point(0, 0.5), point(5, 0.92), point(10, 0.85), point(15, 0.9), point(20, 0.95)]
     assert rollouts_to({"curve": curve}, 0.9, critiques_per_step=64) == 15 * 64
-    assert rollouts_to({"curve": curve}, 0.95, critiques_per_step=64) == 20 * 64, "the last needs no successor"
+    assert rollouts_to({"curve": curve}, 0.95, critiques_per_step=64) == 20 * 64, "the last point needs no successor"
     assert rollouts_to({"curve": curve}, 0.96, critiques_per_step=64) is None
 
 
-def test_results_go_between_the_marks_and_nowhere_else() -> None:
+def test_results_replace_the_text_between_the_markers() -> None:
     page = f"# Results\n\n{BEGIN}\n\nold\n\n{END}\n\nafter\n"
     assert put_into(page, "new") == f"# Results\n\n{BEGIN}\n\nnew\n\n{END}\n\nafter\n"
-    with pytest.raises(ValueError, match="no place"):
+    with pytest.raises(ValueError, match="no markers"):
         put_into("# Results\n", "new")
 
 

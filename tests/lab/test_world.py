@@ -1,4 +1,4 @@
-"""The world's truth is exact, its mistakes are known, and its texts are what the pipeline reads."""
+"""Answers are right or wrong as intended, and the pipeline can read the texts."""
 
 import random
 
@@ -12,13 +12,13 @@ TOM = WordProblem(text="", start=37, operations=(Operation("+", 25), Operation("
 WRONG = [Equation(37, "+", 25, 72), Equation(72, "-", 14, 58)]
 
 
-def test_an_answer_that_slips_goes_on_from_there() -> None:
+def test_an_answer_continues_from_its_error() -> None:
     assert TOM.answer == 48
     assert world.solution(world.solve(TOM)) == "37 + 25 = 62. 62 - 14 = 48. The answer is 48."
     assert world.solution(WRONG) == "37 + 25 = 72. 72 - 14 = 58. The answer is 58."
 
 
-def test_a_perfect_critic_names_an_error_once_and_an_obedient_actor_mends_what_follows() -> None:
+def test_a_perfect_critic_names_an_error_once_and_the_actor_corrects_the_steps_after_it() -> None:
     judgements = world.judge(random.Random(0), WRONG, world.PERFECT)
     parsed = parse_critique(world.critique(judgements))
     assert parsed.verdict is Verdict.INCORRECT
@@ -29,7 +29,7 @@ def test_a_perfect_critic_names_an_error_once_and_an_obedient_actor_mends_what_f
     assert world.solution(world.refine(TOM, judgements)) == world.solution(world.solve(TOM))
 
 
-def test_an_obedient_actor_follows_a_wrong_critique_too() -> None:
+def test_the_actor_follows_a_wrong_critique_too() -> None:
     right = world.solve(TOM)
     misled = [Judgement(right[0], Equation(37, "+", 25, 63)), Judgement(right[1], right[1])]
     assert world.solution(world.refine(TOM, misled)) == "37 + 25 = 63. 63 - 14 = 49. The answer is 49."
@@ -40,17 +40,17 @@ def test_a_critic_that_overlooks_everything_calls_everything_correct() -> None:
     assert parse_critique(world.critique(judgements)).verdict is Verdict.CORRECT
 
 
-def test_a_critic_that_distrusts_large_numbers_works_them_out_right_and_calls_them_wrong() -> None:
+def test_a_critic_that_distrusts_large_numbers_recomputes_them_rightly_and_calls_them_wrong() -> None:
     right = [Equation(37, "+", 25, 62), Equation(62, "-", 14, 48)]
     distrustful = Care(overlooks=0.0, overlooks_far=0.0, suspects=0.0, distrusts=1.0)
     judgements = world.judge(random.Random(0), right, distrustful)
     parsed = parse_critique(world.critique(judgements))
     assert [step.verdict for step in parsed.steps] == [Verdict.INCORRECT, Verdict.CORRECT]
     assert parsed.verdict is Verdict.INCORRECT
-    assert world.refine(TOM, judgements) == right, "an actor takes what the critique works out, which is right"
+    assert world.refine(TOM, judgements) == right, "the actor takes the critique's results, which are right"
 
 
-def test_near_numbers_can_be_written() -> None:
+def test_near_numbers_are_within_the_written_range() -> None:
     rng = random.Random(0)
     for value in (1, 9, 100, world.LARGEST_WRITTEN):
         found = {world.near(rng, value) for _ in range(200)}
@@ -72,7 +72,7 @@ def test_questions_stay_within_their_split(split: LabSplit) -> None:
         assert all(str(operation.operand) in each.text for operation in each.operations)
 
 
-def test_texts_survive_the_tokenizer_and_verdicts_are_words_of_one_token() -> None:
+def test_texts_survive_the_tokenizer_and_verdict_words_are_single_tokens() -> None:
     tokenizer = tokens.tokenizer()
     rng = random.Random(2)
     for _ in range(50):
@@ -87,7 +87,7 @@ def test_texts_survive_the_tokenizer_and_verdicts_are_words_of_one_token() -> No
         assert len(tokenizer.encode(word)) == 1
 
 
-def test_answers_that_slip_stay_positive_and_slips_are_common() -> None:
+def test_numbers_stay_positive_after_an_error_and_errors_are_common() -> None:
     rng = random.Random(4)
     wrong = 0
     for _ in range(3000):

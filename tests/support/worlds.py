@@ -1,7 +1,7 @@
-"""A world that the tiny critic has wrong, and a trainer that can teach it: what tests of whole runs share.
+"""Data, configs and processes for tests of whole runs, in a world that the tiny critic misjudges at first.
 
-The tiny model calls an answer wrong when it holds WRONGMARK. Here those answers are the right ones: its verdicts start
-out nearly all false, one sample in ten is the other way round, and that is enough to learn from.
+The tiny model calls an answer wrong if it contains WRONGMARK. Here those answers are the right ones, so nearly all
+verdicts are wrong at first. One sample in ten has the other verdict, which is enough to learn from.
 """
 
 import os
@@ -25,7 +25,7 @@ REFERENCE = "7"  # the tiny actor's answer to everything
 RIGHT = "WRONGMARK The answer is 7"
 WRONG = "The answer is 8"
 
-# Large steps, since the model is tiny. `GLANCE` runs through everything and learns little.
+# Large steps, since the model is tiny. `GLANCE` goes through all stages quickly and learns little.
 QUICK: dict[str, Any] = {
     "steps_stage_1": 14,
     "steps_stage_2": 2,
@@ -73,7 +73,7 @@ def trainer_settings(
 
 
 async def fill(database: Database, *, base_model: str, questions: int = 40, with_references: bool = True) -> None:
-    """Log a right and a wrong answer to each question, as an import does."""
+    """Store a right and a wrong answer to each question, as an import does."""
     interactions = [
         make_interaction(
             kind=Kind.IMPORT,
@@ -109,12 +109,12 @@ async def read(database: Database, run_id: UUID) -> Run:
 
 
 def start_phase(settings: Settings, phase: str, run_id: UUID, *, log: Path) -> subprocess.Popen[bytes]:
-    """`python -m gadfly.trainer.run` as the trainer starts it."""
+    """Start `python -m gadfly.trainer.run`, as the trainer does."""
     return _start(settings, ["gadfly.trainer.run", phase, str(run_id)], log)
 
 
 def start_trainer(settings: Settings, *, log: Path) -> subprocess.Popen[bytes]:
-    """`python -m gadfly.trainer`."""
+    """Start `python -m gadfly.trainer`."""
     return _start(settings, ["gadfly.trainer"], log)
 
 

@@ -1,4 +1,4 @@
-"""Who is drawn when: the same for a resumed run, both classes alike, nobody twice before everybody once."""
+"""Which answers are drawn for a step, and how files hold them."""
 
 from collections import Counter
 from uuid import UUID
@@ -32,7 +32,7 @@ def deal(
     return [draw(found, seed=seed, step=step, count=count, balance=balance) for step in range(steps)]
 
 
-def test_a_step_depends_on_nothing_but_its_number() -> None:
+def test_the_items_of_a_step_do_not_depend_on_earlier_steps() -> None:
     found = items(5, 9)
     assert draw(found, seed="0", step=7, count=6, balance=True) == deal(found, 8, 6)[7]
     assert deal(found, 8, 6) != deal(found, 8, 6, seed="1")
@@ -44,19 +44,19 @@ def test_right_and_wrong_answers_come_equally_often(count: int) -> None:
     assert Counter(item.is_right for item in drawn) == {True: 4 * count, False: 4 * count}
 
 
-def test_nobody_comes_again_before_everybody_came_once() -> None:
+def test_no_item_repeats_before_all_were_drawn() -> None:
     drawn = [item.response for step in deal(items(6, 6), 4, 6) for item in step]
     assert len(set(drawn[:12])) == 12
     assert len(set(drawn[12:])) == 12
     assert drawn[:12] != drawn[12:]
 
 
-def test_one_class_alone_is_drawn_as_it_is() -> None:
+def test_with_one_class_all_items_are_drawn_from_it() -> None:
     drawn = [item.response for step in deal(items(4, 0), 2, 2) for item in step]
     assert sorted(drawn) == ["0", "1", "2", "3"]
 
 
-def test_without_balance_classes_come_as_often_as_they_are() -> None:
+def test_without_balance_classes_keep_their_shares() -> None:
     drawn = [item for step in deal(items(2, 8), 2, 5, balance=False) for item in step]
     assert Counter(item.is_right for item in drawn) == {True: 2, False: 8}
 
@@ -94,6 +94,6 @@ def test_a_sampled_answer_has_an_id_of_its_own() -> None:
     assert len(ids) == 3
 
 
-def test_seeds_differ_in_any_part() -> None:
+def test_a_seed_depends_on_every_part() -> None:
     assert len({seed_of(0, "pool", "a"), seed_of(0, "pool", "b"), seed_of(1, "pool", "a")}) == 3
     assert 0 <= seed_of("x") < 2**31

@@ -213,13 +213,13 @@ def test_history_continues_the_conversations_of_critic_and_actor() -> None:
     past = PastRound("It is 9.", "Step sentence: It is 9.\nfirst", "It is 8.")
     prompts = PromptSetWithHistory.of(PROMPTS, (past,))
     plain = PROMPTS.critique(question="Q", response="It is 9.")
-    asked = prompts.critique(question="Q", response="It is 8.")
-    assert asked.messages == (
+    critique = prompts.critique(question="Q", response="It is 8.")
+    assert critique.messages == (
         *plain.messages,
         Message("assistant", past.critique),
         Message("user", "Question: Q\nSolution: It is 8."),
     )
-    assert asked.opener == plain.opener
+    assert critique.opener == plain.opener
     refined = prompts.refine(question="Q", response="It is 8.", critique="Step sentence: second")
     assert [message.role for message in refined.messages] == ["user", "assistant", "user", "assistant", "user"]
     assert [message.content for message in refined.messages[1::2]] == ["It is 9.", "It is 8."]

@@ -1,4 +1,4 @@
-"""What a manifest holds, and when what it names is not there any more."""
+"""Manifests, the reselection of their answers, and the validation split."""
 
 from dataclasses import replace
 from uuid import UUID
@@ -28,39 +28,38 @@ def answer(number: int, *, is_right: bool = True) -> LabelledAnswer:
 ANSWERS = [answer(number, is_right=number % 2 == 0) for number in range(100)]
 
 
-def test_a_manifest_tells_no_text() -> None:
+def test_a_manifest_holds_no_text() -> None:
     entry = describe(replace(ANSWERS[0], question="a secret", response="another"))
     assert "secret" not in str(entry)
     assert entry["id"] == str(UUID(int=0))
 
 
-def test_the_same_answers_come_in_the_order_of_the_manifest() -> None:
+def test_answers_are_reselected_in_the_order_of_the_manifest() -> None:
     recorded = [describe(ANSWERS[number]) for number in (5, 3, 9)]
     assert same_answers(ANSWERS, recorded) == [ANSWERS[5], ANSWERS[3], ANSWERS[9]]
 
 
 @pytest.mark.parametrize(
-    ("found", "says"),
+    ("found", "message"),
     [
         (ANSWERS[1:], "1 are gone and 0 changed"),
         ([replace(ANSWERS[0], is_right=False), *ANSWERS[1:]], "0 are gone and 1 changed"),
         ([replace(ANSWERS[0], response="edited"), *ANSWERS[1:]], "0 are gone and 1 changed"),
     ],
 )
-def test_what_is_gone_or_was_labelled_anew_is_counted(found: list[LabelledAnswer], says: str) -> None:
-    with pytest.raises(Conflict, match=says):
+def test_missing_and_changed_answers_are_counted(found: list[LabelledAnswer], message: str) -> None:
+    with pytest.raises(Conflict, match=message):
         same_answers(found, [describe(item) for item in ANSWERS[:4]])
 
 
-def test_validation_takes_both_classes_alike_and_whole_questions() -> None:
+def test_validation_takes_equally_many_of_both_classes_and_whole_questions() -> None:
     learn, validate = split_for_validation(ANSWERS, TrainConfig(validation_share=0.3, validation_items=10))
     assert sum(item.is_right for item in validate) == sum(not item.is_right for item in validate) == 5
     assert not {item.question_hash for item in learn} & {item.question_hash for item in validate}
 
 
-def test_no_validation_gives_nothing_away_to_it() -> None:
-    _, validate = split_for_validation(ANSWERS, TrainConfig(validate_every=0))
-    assert validate == []
+def test_without_validation_all_answers_are_learned_from() -> None:
+    assert split_for_validation(ANSWERS, TrainConfig(validate_every=0)) == (ANSWERS, [])
 
 
 def test_a_schedule_runs_both_stages_in_each_cycle() -> None:

@@ -1,4 +1,4 @@
-"""A run that is killed at any moment ends with the weights of a run that was not: compared by their hash."""
+"""A run that is killed at any moment ends with the same weights as an unbroken run."""
 
 import subprocess
 import time
@@ -21,7 +21,7 @@ def settings(tmp_path: Path, database_url: str, engine_url: str, critic_model: P
 
 
 async def _learn(settings: Settings, database: Database, tmp_path: Path, *, kills: list[str]) -> str:
-    """The hash of the adapter that a run ends with, when it is killed each time its folder gets a certain file."""
+    """The hash of a run's final adapter, where the run is killed when each of these files appears in its folder."""
     run = await worlds.ask_for_run(database)
     workspace = Workspace.of(settings.home, run.id)
     log = tmp_path / f"{run.id}.log"

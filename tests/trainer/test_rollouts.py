@@ -1,4 +1,4 @@
-"""Rollouts and the actor's pool on a real engine: tokens, rewards, refinements, and what is kept of them."""
+"""Rollouts and the actor's pool on a real engine: tokens, rewards, refinements, and their storage."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -53,7 +53,7 @@ async def collector(engines: RunEngines) -> AsyncIterator[Collector]:
         yield Collector(engines=engines, prompts=PROMPTS, grader=grader, config=CONFIG)
 
 
-async def test_stage_1_pays_for_the_verdict_and_asks_no_actor(collector: Collector, tmp_path: Path) -> None:
+async def test_stage_1_rewards_the_verdict_and_does_not_refine(collector: Collector, tmp_path: Path) -> None:
     groups = await collector.collect(
         ITEMS, stage=Stage.STAGE_1, model=ACTOR, adapter_sha256="a", seed="0", file=tmp_path / "0.jsonl"
     )
@@ -68,18 +68,18 @@ async def test_stage_1_pays_for_the_verdict_and_asks_no_actor(collector: Collect
         assert group.to_group().prompt == group.prompt
 
 
-async def test_stage_2_refines_each_critique_and_adds_what_it_is_worth(collector: Collector, tmp_path: Path) -> None:
+async def test_stage_2_refines_with_each_critique_and_adds_the_reward(collector: Collector, tmp_path: Path) -> None:
     groups = await collector.collect(
         ITEMS, stage=Stage.STAGE_2, model=ACTOR, adapter_sha256="a", seed="0", file=tmp_path / "0.jsonl"
     )
     for group in groups:
         right = Verdict.CORRECT if group.item.is_right else Verdict.INCORRECT
         for rollout in group.rollouts:
-            assert rollout.refined is Grade.RIGHT  # the tiny actor says 7 to everything
+            assert rollout.refined is Grade.RIGHT  # the tiny actor answers 7 to every question
             assert rollout.score == pytest.approx(1.0 + 0.2 * (rollout.verdict is right))
 
 
-async def test_what_was_sampled_is_not_sampled_again(collector: Collector, tmp_path: Path) -> None:
+async def test_stored_groups_are_not_sampled_again(collector: Collector, tmp_path: Path) -> None:
     file = tmp_path / "0.jsonl"
     first = await collector.collect(ITEMS, stage=Stage.STAGE_1, model=ACTOR, adapter_sha256="a", seed="0", file=file)
     again = await collector.collect(
@@ -88,7 +88,7 @@ async def test_what_was_sampled_is_not_sampled_again(collector: Collector, tmp_p
     assert again == first
     size = file.stat().st_size
     other = await collector.collect(ITEMS, stage=Stage.STAGE_1, model=ACTOR, adapter_sha256="b", seed="0", file=file)
-    assert file.stat().st_size > size  # other weights: sampled anew, from the same seeds
+    assert file.stat().st_size > size  # other weights: sampled again, with the same seeds
     assert other == first
 
 
@@ -106,7 +106,9 @@ async def test_the_actor_answers_each_question_with_a_reference_once(engines: Ru
     assert len({(found.question_hash, found.response) for found in pool.items}) == len(pool.items)
 
 
-async def test_a_killed_runs_adapters_are_swept(engines: RunEngines, critic_model: Path, tmp_path: Path) -> None:
+async def test_the_adapters_of_a_killed_run_are_unloaded(
+    engines: RunEngines, critic_model: Path, tmp_path: Path
+) -> None:
     from tests.support.tiny_models import random_adapter  # noqa: PLC0415  # torch takes seconds to import
 
     folder = random_adapter(tmp_path / "adapter", model=critic_model, seed=3)

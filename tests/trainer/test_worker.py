@@ -1,4 +1,4 @@
-"""The trainer process with real runs: cancelled, killed, crashed, asked for by labels; one at a time."""
+"""The trainer process with real runs: cancellation, crashes, alarms, and runs that new labels request."""
 
 import asyncio
 import contextlib
@@ -81,7 +81,7 @@ async def loaded(engine_url: str, run_id: UUID) -> list[str]:
         await pool.aclose()
 
 
-async def test_a_cancelled_run_ends_in_seconds_and_leaves_nothing(
+async def test_a_cancelled_run_ends_in_seconds_and_leaves_no_adapter(
     filled: Database, settings: Settings, engine_url: str, tmp_path: Path
 ) -> None:
     log = tmp_path / "trainer.log"
@@ -89,7 +89,7 @@ async def test_a_cancelled_run_ends_in_seconds_and_leaves_nothing(
     waiting = await worlds.ask_for_run(filled)
     with trainer(settings, log):
         await until(filled, run.id, lambda found: found.progress.step >= 2, log)
-        assert (await worlds.read(filled, waiting.id)).status is RunStatus.QUEUED  # one at a time
+        assert (await worlds.read(filled, waiting.id)).status is RunStatus.QUEUED  # one run at a time
         started = time.monotonic()
         async with filled.session() as session:
             await store.runs.request_cancel(session, run.id)
@@ -103,7 +103,9 @@ async def test_a_cancelled_run_ends_in_seconds_and_leaves_nothing(
         assert not Workspace.of(settings.home, run.id).final.exists()
 
 
-async def test_a_run_outlives_its_child_and_its_trainer(filled: Database, settings: Settings, tmp_path: Path) -> None:
+async def test_a_run_survives_the_death_of_its_child_and_of_its_trainer(
+    filled: Database, settings: Settings, tmp_path: Path
+) -> None:
     log = tmp_path / "trainer.log"
     run = await worlds.ask_for_run(filled, steps_stage_1=8)
     with trainer(settings, log) as first:
@@ -116,11 +118,11 @@ async def test_a_run_outlives_its_child_and_its_trainer(filled: Database, settin
         first.kill()
         first.wait()
     with contextlib.suppress(psutil.NoSuchProcess):
-        orphan.wait(10)  # nobody trains without a trainer
+        orphan.wait(10)  # a child ends with its trainer
     with trainer(settings, log):
         ended = await until(filled, run.id, lambda found: found.status.is_over, log)
     assert ended.status is RunStatus.SUCCEEDED, (ended, _tail(log))
-    assert ended.attempt == 2  # the trainer's second; the child's crash was the first trainer's own business
+    assert ended.attempt == 2  # one per trainer; the crash of a child does not count
     async with filled.session() as session:
         events = await store.runs.events_after(session, run.id, after=0)
     steps = [event.data["step"] for event in events if event.kind is EventKind.STEP]
@@ -137,7 +139,7 @@ async def test_two_processes_train_one_run(filled: Database, settings: Settings,
     assert ended.progress.step == 2
 
 
-async def test_a_child_that_always_dies_fails_the_run(filled: Database, settings: Settings, tmp_path: Path) -> None:
+async def test_a_run_whose_child_always_dies_fails(filled: Database, settings: Settings, tmp_path: Path) -> None:
     log = tmp_path / "trainer.log"
     run = await worlds.ask_for_run(filled)
     with trainer(settings, log) as process:
@@ -150,7 +152,7 @@ async def test_a_child_that_always_dies_fails_the_run(filled: Database, settings
                         child.kill()
             await asyncio.sleep(0.05)
         ended = await worlds.read(filled, run.id)
-        assert process.poll() is None  # the trainer itself lives on
+        assert process.poll() is None  # the trainer itself keeps running
     assert ended.status is RunStatus.FAILED
     assert "SIGKILL" in (ended.error or "")
     assert len(deaths) == 3
@@ -172,7 +174,9 @@ async def test_an_alarm_fails_the_run_and_names_the_evidence(
     assert alarm.data["evidence"]
 
 
-async def test_nothing_to_learn_from_is_said(database: Database, settings: Settings, tmp_path: Path) -> None:
+async def test_a_run_without_labelled_answers_fails_with_the_reason(
+    database: Database, settings: Settings, tmp_path: Path
+) -> None:
     log = tmp_path / "trainer.log"
     await worlds.fill(database, base_model=settings.model, questions=0)
     run = await worlds.ask_for_run(database)
@@ -188,12 +192,12 @@ async def test_new_labels_start_one_run(database: Database, settings: Settings, 
     async with Worker.open(wanting) as worker:
         app = worker.make_app()
         await app.tasks["count_labels"].func(0)
-        await app.tasks["count_labels"].func(0)  # one waits already
+        await app.tasks["count_labels"].func(0)  # a run is queued already
         async with database.session() as session:
             [run] = await store.runs.unfinished_runs(session)
             assert run.trigger is Trigger.LABELS
             await store.runs.request_cancel(session, run.id)
-        await app.tasks["count_labels"].func(0)  # nothing is new since
+        await app.tasks["count_labels"].func(0)  # there are no newer labels
         async with database.session() as session:
             assert await store.runs.unfinished_runs(session) == []
 
@@ -216,7 +220,7 @@ async def no_child_is_left() -> AsyncIterator[None]:
                 child.send_signal(signal.SIGKILL)
 
 
-async def test_jobs_are_understood_in_a_database_without_an_encoding(postgres: PostgresServer, tmp_path: Path) -> None:
+async def test_jobs_are_read_from_a_database_without_an_encoding(postgres: PostgresServer, tmp_path: Path) -> None:
     postgres.execute("CREATE DATABASE ascii TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE_PROVIDER libc LOCALE 'C'")
     url = postgres.url_of("ascii")
     migrate(url)

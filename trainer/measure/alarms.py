@@ -98,8 +98,8 @@ def step_examples(groups: Sequence[RolloutGroup]) -> dict[str, list[str]]:
     }
     # The interaction is named so that the examples can be deleted with it.
     return {
-        name: [f"{item.interaction_id}: {rollout.text[:_EXAMPLE_CHARS]}" for item, rollout in found[:EXAMPLES]]
-        for name, found in shown.items()
+        name: [f"{item.interaction_id}: {rollout.text[:_EXAMPLE_CHARS]}" for item, rollout in examples[:EXAMPLES]]
+        for name, examples in shown.items()
     }
 
 

@@ -195,7 +195,7 @@ async def several_samples(
     async def chain(answer: LabelledAnswer, sample: int) -> tuple[str, int]:
         chain_seed = seed_of_sample(seed, sample)
         try:
-            found = await refine_chain(
+            refined = await refine_chain(
                 bench.engines,
                 bench.prompts,
                 critic=model,
@@ -209,8 +209,8 @@ async def several_samples(
             )
         except PromptTooLong:
             return "", 0
-        usages = [part.usage for part in found.critiques] + [part.usage for part in found.refinements]
-        return found.text, sum(usage.completion_tokens for usage in usages)
+        usages = [part.usage for part in refined.critiques] + [part.usage for part in refined.refinements]
+        return refined.text, sum(usage.completion_tokens for usage in usages)
 
     async def one(answer: LabelledAnswer) -> Samples:
         chains = await gather(*(chain(answer, sample) for sample in range(samples)))
@@ -366,21 +366,17 @@ class PromptSetWithHistory(PromptSet):
         return cls(**{field.name: getattr(prompts, field.name) for field in fields(PromptSet)}, history=history)
 
     def critique(self, *, question: str, response: str) -> Prompt:
-        ask = PromptSet.critique
-        prompts = [ask(self, question=question, response=past.response) for past in self.history]
-        return _joined(
-            [*prompts, ask(self, question=question, response=response)], [past.critique for past in self.history]
-        )
+        responses = [*(past.response for past in self.history), response]
+        prompts = [PromptSet.critique(self, question=question, response=each) for each in responses]
+        return _joined(prompts, [past.critique for past in self.history])
 
     def refine(self, *, question: str, response: str, critique: str) -> Prompt:
-        ask = PromptSet.refine
+        rounds = [*((past.response, past.critique) for past in self.history), (response, critique)]
         prompts = [
-            ask(self, question=question, response=past.response, critique=past.critique) for past in self.history
+            PromptSet.refine(self, question=question, response=each, critique=its_critique)
+            for each, its_critique in rounds
         ]
-        return _joined(
-            [*prompts, ask(self, question=question, response=response, critique=critique)],
-            [past.refined for past in self.history],
-        )
+        return _joined(prompts, [past.refined for past in self.history])
 
 
 def _joined(prompts: Sequence[Prompt], replies: Sequence[str]) -> Prompt:

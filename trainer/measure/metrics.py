@@ -249,13 +249,13 @@ def measure(items: Sequence[Judged], *, confidence: float = 0.95) -> CriticMetri
     broken = sum(item.was_right and not is_right for item, is_right in zip(refined, now_right, strict=True))
     were_right = sum(item.was_right for item in refined)
 
-    asked = [item for item in items if item.stated is not None]
-    parseable = [item for item in asked if item.stated is not Verdict.UNPARSED]
-    leaks = [item.leaks_gold for item in asked if item.leaks_gold is not None and not item.was_right]
-    read = [(item.p_right, item.was_right) for item in asked if item.p_right is not None]
+    judged = [item for item in items if item.stated is not None]
+    parseable = [item for item in judged if item.stated is not Verdict.UNPARSED]
+    leaks = [item.leaks_gold for item in judged if item.leaks_gold is not None and not item.was_right]
+    probabilities = [(item.p_right, item.was_right) for item in judged if item.p_right is not None]
 
     def of_class(pick: Callable[[Judged], Verdict | None], was_right: bool) -> Proportion | None:
-        same = (item for item in asked if item.was_right is was_right)
+        same = (item for item in judged if item.was_right is was_right)
         return _share((states_the_truth(pick(item), was_right=was_right) for item in same), confidence)
 
     stated_of_right, stated_of_wrong = of_class(_stated, True), of_class(_stated, False)
@@ -275,21 +275,23 @@ def measure(items: Sequence[Judged], *, confidence: float = 0.95) -> CriticMetri
         broken_joint=rate(broken, len(refined)),
         fixed_conditional=rate(fixed, len(refined) - were_right),
         broken_conditional=rate(broken, were_right),
-        discrimination=_share((item.is_verdict_right for item in asked), confidence),
+        discrimination=_share((item.is_verdict_right for item in judged), confidence),
         discrimination_parseable=_share((item.is_verdict_right for item in parseable), confidence),
         discrimination_right=stated_of_right,
         discrimination_wrong=stated_of_wrong,
         discrimination_balanced=balanced(stated_of_right, stated_of_wrong),
         served_discrimination=_share(
-            (states_the_truth(item.served, was_right=item.was_right) for item in asked), confidence
+            (states_the_truth(item.served, was_right=item.was_right) for item in judged), confidence
         ),
         served_balanced=balanced(of_class(_served, True), of_class(_served, False)),
-        coverage=rate(len(parseable), len(asked)),
-        double_verdicts=_share((item.verdict_lines > 1 for item in asked), confidence),
+        coverage=rate(len(parseable), len(judged)),
+        double_verdicts=_share((item.verdict_lines > 1 for item in judged), confidence),
         called_correct=_share((item.stated is Verdict.CORRECT for item in parseable), confidence),
         leakage=_share(leaks, confidence),
-        calibration=calibration([p for p, _ in read], [was for _, was in read], confidence=confidence),
-        mean_critique_tokens=math.fsum(item.critique_tokens for item in asked) / len(asked) if asked else None,
+        calibration=calibration(
+            [p for p, _ in probabilities], [was_right for _, was_right in probabilities], confidence=confidence
+        ),
+        mean_critique_tokens=math.fsum(item.critique_tokens for item in judged) / len(judged) if judged else None,
     )
 
 

@@ -33,7 +33,7 @@ class Block:
 
 def blocks(row: Pack, device: torch.device) -> tuple[Block, ...]:
     group_T, reply_T = torch.tensor(row.group_T), torch.tensor(row.reply_T)
-    found: list[Block] = []
+    result: list[Block] = []
     start = 0
     for size in torch.bincount(group_T).tolist():
         reply_S = reply_T[start : start + size]
@@ -42,9 +42,9 @@ def blocks(row: Pack, device: torch.device) -> tuple[Block, ...]:
         if middle < size and int(reply_S[middle:].max()) > int(reply_S[middle:].min()):
             same_QS = (reply_S[middle:, None] == reply_S) | (reply_S == -1)
             mask_QS = (same_QS & torch.ones(size, size, dtype=torch.bool).tril()[middle:]).to(device)
-        found.append(Block(start, start + middle, start + size, mask_QS))
+        result.append(Block(start, start + middle, start + size, mask_QS))
         start += size
-    return tuple(found)
+    return tuple(result)
 
 
 def attend(
