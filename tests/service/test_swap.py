@@ -284,8 +284,8 @@ REFUSALS = [  # how it is published, what happens to the folder afterwards, and 
     ("good", "weights corrupt", "its hash differs"),
     ("another rank", "kept", "rank 32"),
     ("another base", "kept", "was trained on the model another"),
-    ("another prompt", "kept", "other tokens than the trainer"),
-    ("another token", "kept", "other tokens than the trainer's"),
+    ("another prompt", "kept", "the engine's prompt tokens differ from the trainer's"),
+    ("another token", "kept", "the engine's reply differs from the trainer's"),
     ("other log-probabilities", "kept", "nats from the trainer's"),
     ("nothing learned", "kept", "answers like the base model"),
 ]
