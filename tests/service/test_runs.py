@@ -207,8 +207,8 @@ async def test_a_dry_run_counts_and_stores_nothing(api: httpx.AsyncClient, datab
     for took in (10.0, 14.0):
         await write(database, run["id"], EventKind.STEP, step=1, seconds=took)
     timed = (await api.post("/admin/retrain", json={"dry_run": True, "config": config})).json()
-    # 3 steps of 12 s, and 2 x 1 held-out critiques of 64 a step
-    assert timed["seconds"] == pytest.approx(12 * (3 + 2 / 64))
+    # 3 steps of 12 s, and 4 samples of 2 x 1 held-out critiques, of 64 a step
+    assert timed["seconds"] == pytest.approx(12 * (3 + 2 * 4 / 64))
     other = {**config, "prompts_per_step": 8}
     untimed = (await api.post("/admin/retrain", json={"dry_run": True, "config": other})).json()
     assert untimed["seconds"] is None, "steps of another size are no basis for an estimate"
