@@ -428,21 +428,32 @@ async def test_fifty_swaps_under_load_lose_and_mix_nothing(world: World) -> None
 
 
 async def test_labelled_traffic_that_shows_a_worse_critic_brings_the_old_one_back(world: World) -> None:
-    def judged(version: int, *, is_right: bool) -> Interaction:
-        critique = make_critique(stated=Verdict.CORRECT if is_right else Verdict.INCORRECT)
-        return make_interaction(critic_version=version, reference="4", grade=Grade.RIGHT, critiques=(critique,))
+    def judged(version: int, *, is_verdict_right: bool) -> list[Interaction]:
+        """A right and a wrong answer with their labels."""
+        return [
+            make_interaction(
+                critic_version=version,
+                reference="4",
+                grade=grade,
+                critiques=(make_critique(stated=said if is_verdict_right else other),),
+            )
+            for grade, said, other in (
+                (Grade.RIGHT, Verdict.CORRECT, Verdict.INCORRECT),
+                (Grade.WRONG, Verdict.INCORRECT, Verdict.CORRECT),
+            )
+        ]
 
     await world.promoted(1)
-    records = [judged(0, is_right=number % 5 > 0) for number in range(60)]  # 80 % right
-    records += [judged(1, is_right=False) for _ in range(12)]
+    records = [record for number in range(40) for record in judged(0, is_verdict_right=number % 5 > 0)]  # 80 % right
+    records += [record for _ in range(30) for record in judged(1, is_verdict_right=False)]
     async with world.database.session() as session:
         await insert_records(session, records, heldout_share=0.2)
     await _until(lambda: httpx.get(f"{world.client.base_url}/state").json()["live_critic"] == 0, limit_s=30)
     assert await world.text() == world.texts[0]
     [swap] = (await world.client.get("/critics/0")).json()["swaps"]
     assert swap["kind"] == "watch"
-    assert "0 of 12 verdicts of version 1" in swap["reason"]
-    assert "80.0% right (of its 60 on live traffic)" in swap["reason"]
+    assert "version 1 judges 0.0% of right answers and 0.0% of wrong answers correctly" in swap["reason"]
+    assert "version 0 judged 80.0% of right answers and 80.0% of wrong answers" in swap["reason"]
 
 
 # ------------------------------------------------------------------------------------------ replicas, engines, restarts
