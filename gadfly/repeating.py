@@ -40,11 +40,20 @@ async def retry(
     return await attempts(work)
 
 
-async def repeat(work: Callable[[], Awaitable[object]], *, wait: Callable[[], Awaitable[object]], failure: str) -> None:
-    """Do `work`, then `wait`, until cancelled.
+async def repeat(
+    work: Callable[[], Awaitable[object]],
+    *,
+    wait: Callable[[], Awaitable[object]],
+    failure: str,
+    waits_first: bool = True,
+) -> None:
+    """Do `work` after each `wait`, until cancelled; without `waits_first` also at once.
 
-    An error is logged as `failure` and ends neither the loop nor the process: the next round tries again.
+    An error is logged under the event name `failure` and ends neither the loop nor the process: the next round tries
+    again.
     """
+    if waits_first:
+        await wait()
     while True:
         try:
             await work()

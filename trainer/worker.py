@@ -275,7 +275,7 @@ class Worker:
             async with self.database.session() as session:
                 await store.runs.enqueue_lost_runs(session)
 
-        await repeat(repair, wait=partial(asyncio.sleep, _HEARTBEAT_S), failure="queue_not_repaired")
+        await repeat(repair, wait=partial(asyncio.sleep, _HEARTBEAT_S), failure="queue_not_repaired", waits_first=False)
 
 
 def last_line(path: Path) -> str:

@@ -115,7 +115,7 @@ class Swapper:
                 problem=self.problem,
             )
 
-        await repeat(beat, wait=partial(asyncio.sleep, _TICK_S), failure="heartbeat_failed")
+        await repeat(beat, wait=partial(asyncio.sleep, _TICK_S), failure="heartbeat_failed", waits_first=False)
 
     async def leave(self) -> None:
         """Tell the other replicas that this one ends."""

@@ -58,7 +58,9 @@ class EngineUpkeep:
                 if isinstance(outcome, Exception):
                     log.error("engine_not_reconciled", engine=without_password(engine.url), exc_info=outcome)
 
-        await repeat(reconcile_all, wait=partial(asyncio.sleep, _TICK_S), failure="engines_not_reconciled")
+        await repeat(
+            reconcile_all, wait=partial(asyncio.sleep, _TICK_S), failure="engines_not_reconciled", waits_first=False
+        )
 
     def in_use(self, *, with_candidate: bool) -> set[int]:
         """The versions that any pointer names, any replica serves as live, or any request needs."""
