@@ -99,14 +99,3 @@ def interval(observations: Sequence[float], *, alpha: float) -> tuple[float, flo
         lower_bound(observations, alpha=alpha / 2),
         -lower_bound([-observation for observation in observations], alpha=alpha / 2),
     )
-
-
-def combined_wealth(tests: Sequence[MeanTest], shares: Sequence[float]) -> float:
-    """The wealth of simultaneous bets on several tests; `shares` divide the initial wealth and sum to 1.
-
-    Under all null hypotheses together its error is controlled like that of one test, however the tests depend on
-    each other.
-    """
-    if not math.isclose(math.fsum(shares), 1.0):
-        raise ValueError("the shares must sum to 1")
-    return math.fsum(share * test.wealth for test, share in zip(tests, shares, strict=True))

@@ -198,7 +198,7 @@ class TrainConfig(BaseModel):
     )
     continue_candidate: bool = Field(True, description="Start from an undecided candidate and add to its evidence.")
     gate_min_items: int = Field(20, ge=1, description="Fewest held-out answers of each class, right and wrong.")
-    bootstrap_resamples: int = Field(2000, ge=100, description="Draws for intervals and the randomisation test.")
+    bootstrap_resamples: int = Field(2000, ge=100, description="Without effect; kept for configs of the first release.")
 
     alarms: AlarmLimits = AlarmLimits()
 

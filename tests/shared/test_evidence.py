@@ -4,7 +4,7 @@ from itertools import accumulate
 import numpy as np
 import pytest
 
-from gadfly.evidence import MeanTest, combined_wealth, interval, lower_bound
+from gadfly.evidence import MeanTest, interval, lower_bound
 
 
 def test_wealth_is_the_mean_of_the_bets() -> None:
@@ -72,10 +72,3 @@ def test_bounds_rise_with_evidence() -> None:
     bounds = [lower_bound([0.5] * count, alpha=0.05) for count in (5, 20, 80)]
     assert bounds == sorted(bounds)
     assert list(accumulate(bounds, max)) == bounds
-
-
-def test_combined_wealth_is_shared_out() -> None:
-    up, down = MeanTest.of([1.0] * 5), MeanTest.of([-1.0] * 5)
-    assert combined_wealth([up, down], [0.25, 0.75]) == pytest.approx(0.25 * up.wealth + 0.75 * down.wealth)
-    with pytest.raises(ValueError, match="sum to 1"):
-        combined_wealth([up, down], [0.5, 0.6])

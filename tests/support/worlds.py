@@ -44,7 +44,6 @@ QUICK: dict[str, Any] = {
     "validation_items": 8,
     "gate_min_items": 8,
     "gate_margin": 0.25,  # what two dozen answers can rule out on an axis where nothing changes
-    "bootstrap_resamples": 500,
     "warm_start": "never",
     "alarms": {"kl": None, "logprob_gap": 0.01},
 }
