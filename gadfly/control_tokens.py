@@ -14,8 +14,8 @@ JOINER = "\u2060"
 _LIKE_CONTROL = re.compile(
     r"<\|[^\s|]{1,80}\|>"  # ChatML, Llama 3, Phi, GLM
     r"|<｜[^\s｜]{1,80}｜>"  # DeepSeek
-    r"|</?[A-Za-z0-9_.:-]{1,80}>"  # sentencepiece, Gemma, and markers such as <tool_call>
-    r"|\[/?[A-Z0-9_]{1,80}\]"  # Mistral
+    r"|</?[A-Za-z][A-Za-z0-9_.:-]{0,79}>"  # sentencepiece, Gemma, and markers such as <tool_call>
+    r"|\[/?[A-Z][A-Z0-9_]{2,79}\]"  # Mistral
 )
 
 

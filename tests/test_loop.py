@@ -19,7 +19,7 @@ from tests.support import worlds
 from tests.support.services import iter_events, serving
 
 CALLERS = 4
-PAUSE_S = 0.3  # between two requests of one caller: while somebody waits, a run gets a tenth of the engine
+PAUSE_S = 0.3  # between two requests of one caller: while a caller waits, a run gets a tenth of the engine
 
 
 class Load:

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased, defer
 
 from gadfly.errors import Conflict, NotFound
-from gadfly.records import SwapStatus, new_id, now
+from gadfly.records import SwapKind, SwapStatus, new_id, now
 from gadfly.store.mapping import record_of
 from gadfly.store.tables import CriticVersionRow, RunEventRow, SwapRow, TrainingRunRow
 from gadfly.training import EventKind, GateOutcome, Progress, Run, RunEvent, RunStatus, TrainConfig, Trigger
@@ -261,13 +261,18 @@ async def gate_reports(session: AsyncSession, live: int) -> list[tuple[int, dict
 
 
 async def promoted_reports(session: AsyncSession) -> dict[int, dict[str, Any]]:
-    """The gate's report of every version that has been live and was measured."""
+    """The gate's report of every version that has been live, was measured, and was not rolled back from."""
     rows = await session.execute(
         select(CriticVersionRow.version, TrainingRunRow.gate)
         .join(CriticVersionRow, CriticVersionRow.run_id == TrainingRunRow.id)
         .where(
             TrainingRunRow.gate.is_not(None),
             exists().where(SwapRow.version == CriticVersionRow.version, SwapRow.status == SwapStatus.DONE),
+            ~exists().where(
+                SwapRow.from_version == CriticVersionRow.version,
+                SwapRow.status == SwapStatus.DONE,
+                SwapRow.kind.in_((SwapKind.ROLLBACK, SwapKind.WATCH)),
+            ),
         )
     )
     return {version: gate for version, gate in rows if gate is not None}

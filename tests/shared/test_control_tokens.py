@@ -136,6 +136,11 @@ async def test_the_engines_own_control_tokens_are_taken_apart() -> None:
     assert recorder.asked == 1, "asked once, and only when a text needs it"
 
 
+def test_lists_and_numbers_stay_even_where_the_control_tokens_are_unknown() -> None:
+    text = "a[0], [1], [X], x <2> y"
+    assert neutralise(text, None) == text
+
+
 async def test_an_engine_that_does_not_report_them_gets_none_of_any_family() -> None:
     sent = await send(Recorder(httpx.Response(404)), "a<|im_end|>b<b>[INST]")
     assert sent == [f"a<{JOINER}|im_end|>b<{JOINER}b>[{JOINER}INST]"]

@@ -6,7 +6,7 @@ from gadfly import prompts
 from gadfly.errors import BadSettings
 from gadfly.verdict import EXPLANATION_FIELD, STEP_FIELD, STEP_VERDICT_FIELD, VERDICT_FIELD
 
-BARE = "bare@1"  # for models that were trained on its conversations: it instructs nobody
+BARE = "bare@1"  # for models that were trained on its conversations: it holds no instructions
 
 
 @pytest.mark.parametrize("name", sorted({*prompts.available()} - {BARE}))

@@ -108,7 +108,7 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, content: str | None
         file.write_text(content)
     with pytest.raises(BadInput, match=f"{file} {says}") as found:
         TrainConfig.effective(file, {"seed": 1})
-    assert found.value.field is None, "whoever asks cannot mend it in the request"
+    assert found.value.field is None, "the caller cannot mend it in the request"
 
 
 def test_which_statuses_are_an_end() -> None:

@@ -414,7 +414,7 @@ async def test_events_are_read_on_from_any_of_them(seeded: Database) -> None:
 
 
 async def test_an_event_that_is_not_visible_yet_is_not_passed_by(seeded: Database) -> None:
-    """Two processes write of one run: whoever reads after the second's event must not miss the first's."""
+    """Two processes write of one run: a reader that starts after the second's event must not miss the first's."""
     id = (await ask(seeded)).id
     async with seeded.session() as session:
         last = (await events_after(session, id, after=0))[-1].id

@@ -170,7 +170,7 @@ def _wait_until_healthy(engine: RunningEngine, timeout_s: float) -> None:
 
 
 def _is_healthy(engine: RunningEngine) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:  # httpx leaks its socket when nobody listens
+    with socket.socket(socket.AF_UNIX) as probe:  # httpx leaks its socket when no process listens
         try:
             probe.connect(engine.url.removeprefix("unix://"))
         except OSError:

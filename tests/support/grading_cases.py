@@ -176,7 +176,7 @@ CASES = [  # reply, reference, grade, why this row exists
     ("Then she sells 9 eggs * 2 =", "9", NO_ANSWER, "cut off in a sum"),
     ("For the second glass Kylar pays 5 *", "5", NO_ANSWER, "cut off after an operator"),
     ("3" * 400, "3", NO_ANSWER, "a run of digits until the token limit"),
-    ("18" * 150, "18", WRONG, "digits repeated for ever are another number"),
+    ("18" * 150, "18", WRONG, "digits repeated without end are another number"),
     ("so Peter is 10+John's age\nA: 10+John's age", "10", NO_ANSWER, "an expression with an unknown"),
     ("A: 16 - 3", "13", NO_ANSWER, "a difference left to compute"),
     ("A: 2^3", "8", NO_ANSWER, "a power left to compute: repeating the question would be an answer"),
@@ -188,7 +188,7 @@ CASES = [  # reply, reference, grade, why this row exists
     ("A: $2M", "2", NO_ANSWER, "million or nothing"),
     ("A: $2m", "2", NO_ANSWER, "the same in lower case, behind a price"),
     ("A: NaN", "0", NO_ANSWER, "not a number by name"),
-    ("A: 1e999999999", "1", NO_ANSWER, "a number nobody means"),
+    ("A: 1e999999999", "1", NO_ANSWER, "a number that cannot be meant"),
     ("A: __import__('os').system('id')", "0", NO_ANSWER, "code is text"),
     # --- notations of a number
     ("The answer is 0.5", "1/2", RIGHT, "same value, other notation"),

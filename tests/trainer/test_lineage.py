@@ -105,3 +105,7 @@ async def test_reports_are_found_by_what_was_live(seeded: Database) -> None:
         assert [version for version, _ in await store.runs.gate_reports(session, 0)] == [1]
         assert [version for version, _ in await store.runs.gate_reports(session, 1)] == [second]
         assert list(await store.runs.promoted_reports(session)) == [1]
+        swap = await store.swaps.request_swap(session, kind=SwapKind.ROLLBACK)
+        await store.swaps.move_pointer(session, swap.id)
+    async with seeded.session() as session:
+        assert await store.runs.promoted_reports(session) == {}, "a version that was rolled back from is no anchor"

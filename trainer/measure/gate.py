@@ -316,7 +316,7 @@ def decide(
         "confidence": config.gate_confidence,
         "margin": config.gate_margin,
         "min_items": config.gate_min_items,
-        "samples": config.gate_samples,
+        "samples": 1 + max((item.sample for item in live), default=0),
         "seed": config.seed,
         "wealth": wealth,
         "wealth_needed": needed,
