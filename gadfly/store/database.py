@@ -54,12 +54,13 @@ class Database:
         """
         self.url = url
         self.timeout_s = timeout_s
+        self._opened = _Opened()
         self._engine = create_async_engine(
             url,
             pool_size=pool,
             max_overflow=0,
             pool_timeout=_POOL_PATIENCE * timeout_s,
-            connect_args=_connect_args(url, timeout_s, role),
+            connect_args={**_connect_args(url, timeout_s, role), "async_creator_fn": self._opened.connect},
         )
         event.listen(self._engine.sync_engine, "checkout", _refuse_dead)
         self._sessions = async_sessionmaker(self._engine, expire_on_commit=False, autoflush=False)
@@ -78,7 +79,9 @@ class Database:
         await self.close()
 
     async def close(self) -> None:
+        """Close every connection, also those of tasks that were cancelled. Sessions in use fail."""
         await self._engine.dispose()
+        await self._opened.close()
 
     @asynccontextmanager
     async def session(self, *, limit_s: float | None = None) -> AsyncGenerator[AsyncSession]:
@@ -124,6 +127,54 @@ class Database:
                     yield
         except psycopg.Error as error:
             raise StoreUnavailable(f"Postgres is unavailable: {str(error).strip() or type(error).__name__}") from error
+
+
+class _Opened:
+    """The open connections of one pool, including those that the pool lost.
+
+    When a task is cancelled while its connection opens or returns to the pool, the pool may lose that connection. It
+    would occupy a slot of the server until the garbage collector finds it.
+    """
+
+    def __init__(self) -> None:
+        self._connections: set[psycopg.AsyncConnection[Any]] = set()
+        self._opening: set[asyncio.Task[psycopg.AsyncConnection[Any]]] = set()
+        self._is_closed = False
+
+    async def connect(self, *args: Any, **options: Any) -> psycopg.AsyncConnection[Any]:
+        """A new connection, with the arguments of psycopg's connect.
+
+        Raises:
+            psycopg.OperationalError: It cannot be opened, or the pool was closed.
+        """
+        if self._is_closed:
+            raise psycopg.OperationalError("this process has closed its connections")
+        opening = asyncio.create_task(psycopg.AsyncConnection.connect(*args, **options))
+        self._opening.add(opening)
+        opening.add_done_callback(self._keep)
+        try:
+            return await asyncio.shield(opening)  # cancelled in between, psycopg itself would lose the connection
+        except asyncio.CancelledError:
+            opening.add_done_callback(_finish)
+            raise
+
+    def _keep(self, opening: asyncio.Task[psycopg.AsyncConnection[Any]]) -> None:
+        self._opening.discard(opening)
+        self._connections = {connection for connection in self._connections if not connection.closed}
+        if not opening.cancelled() and opening.exception() is None:
+            self._connections.add(opening.result())
+
+    async def close(self) -> None:
+        self._is_closed = True
+        await asyncio.gather(*self._opening, return_exceptions=True)
+        for connection in self._connections:
+            await connection.close()
+        self._connections.clear()
+
+
+def _finish(opening: asyncio.Task[psycopg.AsyncConnection[Any]]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().pgconn.finish()
 
 
 @contextmanager

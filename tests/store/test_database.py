@@ -1,10 +1,11 @@
 """The pool and the edge of a transaction, against a Postgres that stops, dies, hangs and comes back."""
 
 import asyncio
+import gc
 import time
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -137,3 +138,40 @@ async def test_a_server_that_hangs_cannot_hold_the_caller(own_postgres: Postgres
         assert time.monotonic() - started < 5
         own_postgres.thaw()
         await ping(database)
+
+
+async def test_a_connection_is_not_lost_when_its_task_is_cancelled(database_url: str) -> None:
+    for microseconds in range(0, 6000, 150):
+        async with Database(database_url, pool=2, timeout_s=2.0) as database:
+            task = asyncio.create_task(ping(database))
+            await asyncio.sleep(microseconds / 1e6)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+    gc.collect()  # a lost connection warns here, and a warning is an error
+
+
+async def test_closing_ends_the_connections_of_tasks_that_go_on(database_url: str, postgres: PostgresServer) -> None:
+    database = Database(database_url, pool=3, timeout_s=2.0)
+    inside = asyncio.Event()
+
+    async def stay() -> None:
+        async with database.session() as session:
+            await session.execute(text("SELECT 1"))
+            inside.set()
+            await asyncio.Event().wait()
+
+    staying = asyncio.create_task(stay())
+    await inside.wait()
+    opening = asyncio.create_task(ping(database))
+    await asyncio.sleep(0)
+    await database.close()
+    with pytest.raises(StoreUnavailable):
+        await ping(database)
+    staying.cancel()
+    await asyncio.gather(staying, opening, return_exceptions=True)
+    async with Database(postgres.url_of("postgres")) as other, other.session() as session:
+        left = await session.scalar(
+            text("SELECT count(*) FROM pg_stat_activity WHERE datname = :name"),
+            {"name": make_url(database_url).database},
+        )
+    assert left == 0
