@@ -109,6 +109,12 @@ class Settings(BaseSettings):
     auto_rollback: bool = Field(
         True, description="Roll back when labelled live traffic shows that the new critic is worse."
     )
+    shadow_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Share of labelled answers that the critic before judges too, at low priority, after a promotion.",
+    )
 
     train: bool = Field(True, description="Whether `gadfly up` starts the trainer.")
     train_schedule: str = Field("", description="Training schedule in cron syntax (0 3 * * *). Empty: on request only.")
