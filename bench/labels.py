@@ -1,9 +1,9 @@
 """What a key with bad labels does to the labels of all: `python -m bench.labels [--runs 20]`.
 
 Simulated deployments: five keys label equally many answers, and some answers are labelled by a second key or graded
-against a reference. The honest keys err in 3 % of their labels, and the fifth key in the way of the row. Prints a Markdown
-table: whether the dry run names the fifth key and it alone, and the share of wrong labels among all answers with a label,
-by the rule before (the newest word counts) and by `gadfly.votes`.
+against a reference. Four keys err in 3 % of their labels, and the fifth as the row says. Prints a Markdown table:
+whether the dry run names the fifth key, and it alone; and the share of wrong labels among all answers with a label, by
+the rule before (the newest word counts) and by `gadfly.votes`.
 """
 
 import argparse
@@ -81,9 +81,7 @@ def simulate(label: Labelling, *, seed: int, right: float, overlap: float, grade
         for _ in range(answers):
             answer = Answer(rng.random() < right, rng.random() < 0.5)
             keys = [key, *([rng.choice([other for other in KEYS if other != key])] if rng.random() < overlap else [])]
-            said = [
-                Vote(each, LabelSource.PERSON, (label if each == BAD else honest)(rng, answer)) for each in keys
-            ]
+            said = [Vote(each, LabelSource.PERSON, (label if each == BAD else honest)(rng, answer)) for each in keys]
             if rng.random() < graded:
                 grade = answer.is_right is not (rng.random() < GRADE_ERROR)
                 said.insert(0, Vote(rng.choice(KEYS[:-1]), LabelSource.REFERENCE, grade))

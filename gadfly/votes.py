@@ -22,6 +22,8 @@ from statistics import median
 from typing import Any, Self
 from uuid import UUID
 
+from gadfly.records import Ruling
+
 
 class LabelSource(StrEnum):
     """The source of a label."""
@@ -103,7 +105,7 @@ class _Prior:
 _PRIORS = {
     LabelSource.PERSON: _Prior(0.95, 20),
     LabelSource.IMPORT: _Prior(0.95, 20),
-    LabelSource.REFERENCE: _Prior(0.99, 100),
+    LabelSource.REFERENCE: _Prior(0.98, 60),
 }
 GRADE_ACCURACY = _PRIORS[LabelSource.REFERENCE].accuracy
 """The assumed probability that a grade is right, without votes that tell more."""
@@ -333,6 +335,47 @@ def _decision(votes: Votes, evidence: float) -> bool | None:
     if by_votes is by_grade or (by_votes is None and not is_majority):
         return by_grade
     return by_votes if is_majority else None
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerLabel:
+    """The label of an answer."""
+
+    is_right: bool | None  # None: it has none
+    source: LabelSource | None
+    key_id: UUID | None  # the only key that supports it; None: several keys, or the operator, or an admin decided
+
+
+def label(
+    found: Opinion, *, frozen: AnswerLabel | None, ruling: Ruling | None, distrusted: frozenset[UUID]
+) -> AnswerLabel:
+    """The label of an answer: an admin's ruling, else the frozen label, else what the votes say.
+
+    A frozen label that only a distrusted key supports does not count.
+    """
+    match ruling:
+        case Ruling.RIGHT | Ruling.WRONG:
+            return AnswerLabel(ruling is Ruling.RIGHT, LabelSource.ADMIN, None)
+        case Ruling.NONE:
+            return AnswerLabel(None, None, None)
+    if frozen is not None and frozen.key_id not in distrusted:
+        return frozen
+    return AnswerLabel(found.is_right, found.source, found.key_id)
+
+
+def certainty(
+    is_right: bool, votes: Votes | None, ruling: Ruling | None, model: LabelModel, distrusted: frozenset[UUID]
+) -> float:
+    """The probability that the label of an answer is true; 1 for an admin's ruling.
+
+    Votes that were not counted yet (None), and a frozen label whose votes are gone, count as one person's word.
+    """
+    if ruling is not None:
+        return 1.0
+    probability = opinion(votes or (), model, distrusted=distrusted).probability
+    if probability is None:
+        return _PRIORS[LabelSource.PERSON].accuracy
+    return probability if is_right else 1 - probability
 
 
 # ------------------------------------------------------------------------------------- keys that contradict the others

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from gadfly.store.labels import LabelSource
 from gadfly.store.training_data import LabelledAnswer
+from gadfly.votes import LabelSource
 
 
 def _upgraded(values: Any) -> Any:

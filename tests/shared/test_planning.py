@@ -24,10 +24,10 @@ from gadfly.planning import (
     variance_of_change,
 )
 from gadfly.records import Split
-from gadfly.store.labels import LabelSource
 from gadfly.store.split import split_of
 from gadfly.store.training_data import LabelledAnswer
 from gadfly.training import TrainConfig
+from gadfly.votes import LabelSource
 
 CONFIG = TrainConfig(validation_share=0)
 

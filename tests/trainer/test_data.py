@@ -6,9 +6,9 @@ from uuid import UUID
 import pytest
 from pydantic import TypeAdapter
 
-from gadfly.store.labels import LabelSource
 from gadfly.store.training_data import LabelledAnswer
 from gadfly.trainer.data import StoredAnswer, draw, seed_of
+from gadfly.votes import LabelSource
 
 
 def items(right: int, wrong: int) -> list[LabelledAnswer]:

@@ -6,11 +6,11 @@ from uuid import UUID
 import pytest
 
 from gadfly.errors import Conflict
-from gadfly.store.labels import LabelSource
 from gadfly.store.training_data import LabelledAnswer
 from gadfly.trainer.learn import schedule
 from gadfly.trainer.manifest import describe, same_answers, split_for_validation
 from gadfly.training import Stage, TrainConfig
+from gadfly.votes import LabelSource
 
 
 def answer(number: int, *, is_right: bool = True) -> LabelledAnswer:
