@@ -36,8 +36,10 @@ class JudgedAnswer:
     ruling: Ruling | None
 
 
-async def rule(session: AsyncSession, interaction_id: UUID, ruling: Ruling) -> JudgedAnswer:
+async def rule(session: AsyncSession, interaction_id: UUID, ruling: Ruling) -> tuple[bool | None, JudgedAnswer]:
     """Decide the label of the answer that an interaction is about, whatever the votes say and whether it is frozen.
+
+    Returns the label before and the answer after.
 
     `Ruling.VOTES` ends an earlier ruling; a held-out answer is then frozen with the label that the votes give now.
 
@@ -46,6 +48,7 @@ async def rule(session: AsyncSession, interaction_id: UUID, ruling: Ruling) -> J
     """
     answer = await _answer_of(session, interaction_id)
     await relabel(session, [answer])  # adds and locks the row
+    before = await session.scalar(select(AnswerRow.is_right).where(is_among([answer])))
     is_withdrawn = ruling is Ruling.VOTES
     await session.execute(
         update(AnswerRow)
@@ -54,7 +57,7 @@ async def rule(session: AsyncSession, interaction_id: UUID, ruling: Ruling) -> J
         .execution_options(synchronize_session=False)
     )
     await relabel(session, [answer])
-    return await judged_answer(session, interaction_id)
+    return before, await judged_answer(session, interaction_id)
 
 
 async def judged_answer(session: AsyncSession, interaction_id: UUID) -> JudgedAnswer:
@@ -66,7 +69,7 @@ async def judged_answer(session: AsyncSession, interaction_id: UUID) -> JudgedAn
     found = await session.execute(_judged().where(is_among([await _answer_of(session, interaction_id)])))
     row = found.first()
     if row is None:
-        raise NotFound(f"nobody has given a label for the answer of the interaction {interaction_id}")
+        raise NotFound(f"there is no vote about the answer of the interaction {interaction_id}")
     return JudgedAnswer(**row._mapping)
 
 

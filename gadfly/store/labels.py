@@ -11,6 +11,7 @@ it writes only rows whose label changes.
 
 import asyncio
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
@@ -33,6 +34,7 @@ from sqlalchemy import (
     union_all,
     update,
 )
+from sqlalchemy import text as sql_text
 from sqlalchemy.dialects.postgresql import distinct_on, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -347,7 +349,7 @@ async def refresh(database: Database) -> LabelModel:
     First counts the votes about answers that an earlier release labelled. Several processes may call it at once.
     """
     while True:
-        async with database.session(limit_s=_REFRESH_LIMIT_S) as session:
+        async with _long_session(database) as session:
             uncounted = await session.execute(
                 select(AnswerRow.question_hash, AnswerRow.text_sha256).where(AnswerRow.votes.is_(None)).limit(_CHUNK)
             )
@@ -355,7 +357,7 @@ async def refresh(database: Database) -> LabelModel:
             await relabel(session, keys)
         if not keys:
             break
-    async with database.session(limit_s=_REFRESH_LIMIT_S) as session:
+    async with _long_session(database) as session:
         patterns = await read_patterns(session)
     model = await asyncio.to_thread(fit, patterns)
     async with database.session() as session:
@@ -366,12 +368,19 @@ async def refresh(database: Database) -> LabelModel:
                 set_={"fitted_at": statement.excluded.fitted_at, "model": statement.excluded.model},
             )
         )
-    async with database.session(limit_s=_REFRESH_LIMIT_S) as session:
+    async with _long_session(database) as session:
         changes = [change async for change in _changes(session, model)]
     for state, new in changes:
         while await _apply(database, state, new) == _CHUNK:
             pass
     return model
+
+
+@asynccontextmanager
+async def _long_session(database: Database) -> AsyncIterator[AsyncSession]:
+    async with database.session(limit_s=_REFRESH_LIMIT_S) as session:
+        await session.execute(sql_text(f"SET LOCAL statement_timeout = {int(1000 * _REFRESH_LIMIT_S)}"))
+        yield session
 
 
 async def _changes(session: AsyncSession, model: LabelModel) -> AsyncIterator[tuple[_State, _State]]:
@@ -425,7 +434,7 @@ async def _apply(database: Database, state: _State, new: _State) -> int:
         values["changed_at"] = func.clock_timestamp()
     if state.is_frozen is not new.is_frozen:
         values["frozen_at"] = func.clock_timestamp() if new.is_frozen else None
-    async with database.session(limit_s=_REFRESH_LIMIT_S) as session:
+    async with _long_session(database) as session:
         keys = [(question_hash, text) for question_hash, text in await session.execute(chosen)]
         if keys:
             await session.execute(
