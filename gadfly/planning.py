@@ -323,7 +323,7 @@ def with_labels(
     names: Mapping[UUID, str],
     max_key_share: float,
 ) -> Plan:
-    """The plan with the findings about labels: probably false ones, contradicting keys, the limit of one key's share."""
+    """The plan with the findings about labels: probably false ones, contradicting keys, the limit per key."""
     warnings = [_contradiction(case, names) for case in contradicting]
     for label, truth in (("wrong", "right"), ("right", "wrong")):
         count = getattr(found.stage_1, label)

@@ -28,8 +28,8 @@ def draw(items: Sequence[LabelledAnswer], *, seed: str, step: int, count: int, b
 
     Items are dealt from shuffled decks, each used up before it is shuffled again. A deck has as many cards as there are
     items, and an item has cards in proportion to the certainty of its label: one, if all are equally certain. With
-    `balance`, right and wrong answers have a deck each and are dealt in turn; if one class is empty, all items come from
-    the other.
+    `balance`, right and wrong answers have a deck each and are dealt in turn; if one class is empty, all items come
+    from the other.
     """
     right = [item for item in items if item.is_right]
     wrong = [item for item in items if not item.is_right]

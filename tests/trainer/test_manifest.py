@@ -39,6 +39,13 @@ def test_answers_are_reselected_in_the_order_of_the_manifest() -> None:
     assert same_answers(ANSWERS, recorded) == [ANSWERS[5], ANSWERS[3], ANSWERS[9]]
 
 
+def test_a_reselected_answer_is_as_certain_as_it_was() -> None:
+    recorded = describe(replace(ANSWERS[0], certainty=0.75))
+    assert same_answers(ANSWERS, [recorded]) == [replace(ANSWERS[0], certainty=0.75)]
+    del recorded["certainty"]  # as in manifests of release 0.1.0
+    assert same_answers([replace(ANSWERS[0], certainty=0.5)], [recorded]) == [ANSWERS[0]]
+
+
 @pytest.mark.parametrize(
     ("found", "message"),
     [
