@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly.errors import NotFound
 from gadfly.records import Ruling, Split
-from gadfly.store.labels import WHITE_SPACE, AnswerKey, is_about, is_among, relabel, text_sha256
+from gadfly.store.labels import WHITE_SPACE, AnswerKey, is_about, is_among, relabel, stored_text_sha256
 from gadfly.store.tables import AnswerRow, CriticVersionRow, InteractionRow, QuestionRow, StoredVotes
 from gadfly.votes import LabelSource, Standing, Votes
 
@@ -134,7 +134,7 @@ def _judged() -> Select[*tuple[Any, ...]]:
 
 
 async def _answer_of(session: AsyncSession, interaction_id: UUID) -> AnswerKey:
-    statement = select(InteractionRow.question_hash, text_sha256(InteractionRow.response))
+    statement = select(InteractionRow.question_hash, stored_text_sha256())
     found = (await session.execute(statement.where(InteractionRow.id == interaction_id))).one_or_none()
     if found is None:
         raise NotFound(f"there is no interaction {interaction_id}")
@@ -160,7 +160,8 @@ async def critics_taught_by(session: AsyncSession, key_id: UUID) -> list[Taught]
             " ON run.id = critic.run_id CROSS JOIN jsonb_array_elements(run.manifest -> 'answers') AS entry"
             " JOIN interactions AS i ON i.id = (entry ->> 'id')::uuid"
             " JOIN answers AS a ON a.question_hash = i.question_hash"
-            " AND a.text_sha256 = sha256(convert_to(btrim(i.response, :white_space), 'UTF8'))"
+            " AND a.text_sha256 = coalesce(i.text_sha256,"
+            " sha256(convert_to(btrim(i.response, :white_space), 'UTF8')))"
             " WHERE a.votes @> jsonb_build_array(jsonb_build_object("
             "'key', CAST(:key_id AS text), 'right', (entry ->> 'is_right')::boolean))"
             " GROUP BY critic.version"

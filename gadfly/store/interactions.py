@@ -40,7 +40,16 @@ from gadfly.records import (
 )
 from gadfly.storable import storable_json
 from gadfly.store.claims import end_claims
-from gadfly.store.labels import Label, count_votes, forget_unanswered, is_about, newest_first, relabel, text_sha256
+from gadfly.store.labels import (
+    Label,
+    count_votes,
+    forget_unanswered,
+    is_about,
+    newest_first,
+    relabel,
+    stored_text_sha256,
+    text_sha256,
+)
 from gadfly.store.mapping import record_of, values_of
 from gadfly.store.split import question_hash, split_of
 from gadfly.store.tables import (
@@ -134,7 +143,7 @@ async def _insert_interactions(
         added = await _insert_missing(
             session,
             InteractionRow,
-            [values_of(InteractionRow, item, question_hash=hashes[item.id], own_grade=item.grade) for item in ordered],
+            [_values_of(item, hashes[item.id]) for item in ordered],
         )
     except IntegrityError as error:
         raise _explained(error) from error
@@ -158,6 +167,16 @@ async def _insert_interactions(
     )
     await end_claims(session, interactions)
     return added
+
+
+def _values_of(interaction: Interaction, hash_: bytes) -> dict[str, Any]:
+    return values_of(
+        InteractionRow,
+        interaction,
+        question_hash=hash_,
+        text_sha256=text_sha256(interaction.response),
+        own_grade=interaction.grade,
+    )
 
 
 async def _insert_missing(session: AsyncSession, table: type[Table], rows: list[dict[str, Any]]) -> int:
@@ -282,7 +301,7 @@ async def delete_interaction(session: AsyncSession, id: UUID, *, scope: Scope) -
     """
     found = (
         await session.execute(
-            select(InteractionRow.episode_id, InteractionRow.question_hash, text_sha256(InteractionRow.response)).where(
+            select(InteractionRow.episode_id, InteractionRow.question_hash, stored_text_sha256()).where(
                 InteractionRow.id == id, *_in_scope(scope)
             )
         )

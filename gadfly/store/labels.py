@@ -10,6 +10,7 @@ it writes only rows whose label changes.
 """
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,11 +19,13 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from sqlalchemy import (
+    ARRAY,
     ColumnElement,
     CompoundSelect,
     LargeBinary,
     Select,
     and_,
+    any_,
     case,
     delete,
     exists,
@@ -40,6 +43,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly.grading import Grade
 from gadfly.records import FeedbackSource, Ruling, Split
+from gadfly.storable import storable_text
 from gadfly.store.database import Database
 from gadfly.store.tables import (
     AnswerRow,
@@ -48,6 +52,7 @@ from gadfly.store.tables import (
     KeyRow,
     LabelModelRow,
     QuestionRow,
+    StoredVotes,
 )
 from gadfly.votes import (
     AnswerLabel,
@@ -72,16 +77,26 @@ _REFRESH_LIMIT_S = 300.0
 T = TypeVar("T")
 
 
-def text_sha256(text: ColumnElement[str] | Any) -> ColumnElement[bytes]:
-    """The hash of an answer's text without the white space around it, by the database alone."""
-    return func.sha256(func.convert_to(func.btrim(text, WHITE_SPACE), "UTF8"), type_=LargeBinary)
+def text_sha256(response: str) -> bytes:
+    """The hash of an answer's text without the white space around it, as it is stored."""
+    return hashlib.sha256(storable_text(response).strip(WHITE_SPACE).encode()).digest()
+
+
+def stored_text_sha256() -> ColumnElement[bytes]:
+    """The hash of an interaction's `response`, also where release 0.1.0 stored the row without one."""
+    computed = func.sha256(func.convert_to(func.btrim(InteractionRow.response, WHITE_SPACE), "UTF8"), type_=LargeBinary)
+    return func.coalesce(InteractionRow.text_sha256, computed)
 
 
 def is_about(answer: type[AnswerRow], interaction: type[InteractionRow]) -> ColumnElement[bool]:
     """Whether an interaction is about an answer."""
-    return and_(
-        answer.question_hash == interaction.question_hash, answer.text_sha256 == text_sha256(interaction.response)
-    )
+    return and_(answer.question_hash == interaction.question_hash, answer.text_sha256 == stored_text_sha256())
+
+
+def is_any_of(column: Any, values: Iterable[bytes]) -> ColumnElement[bool]:
+    """Whether a column has one of many values, as one parameter."""
+    found: ColumnElement[bool] = column == any_(literal(list(values), ARRAY(LargeBinary)))
+    return found
 
 
 class Label:
@@ -131,7 +146,7 @@ async def count_votes(session: AsyncSession, interaction_ids: Collection[UUID]) 
     """
     for ids in _chunks(sorted(interaction_ids)):
         answers = await session.execute(
-            select(InteractionRow.question_hash, text_sha256(InteractionRow.response)).where(InteractionRow.id.in_(ids))
+            select(InteractionRow.question_hash, stored_text_sha256()).where(InteractionRow.id.in_(ids))
         )
         await relabel(session, {(question_hash, text) for question_hash, text in answers})
 
@@ -142,12 +157,14 @@ async def relabel(session: AsyncSession, answers: Collection[AnswerKey]) -> None
         return
     model, distrusted = await read_model(session), await distrusted_keys(session)
     for chunk in _chunks(sorted(answers)):
+        wanted = _table_of(chunk)
         await session.execute(
-            insert(AnswerRow).on_conflict_do_nothing(),
-            [
-                {"question_hash": question_hash, "text_sha256": text, "votes": (), "standing": Standing.NONE}
-                for question_hash, text in chunk
-            ],
+            insert(AnswerRow)
+            .from_select(
+                ["question_hash", "text_sha256", "votes", "standing"],
+                select(wanted.c.question_hash, wanted.c.text, literal((), StoredVotes), literal(Standing.NONE.value)),
+            )
+            .on_conflict_do_nothing()
         )
         rows = await session.execute(
             select(AnswerRow, QuestionRow.split, func.clock_timestamp())
@@ -166,7 +183,15 @@ async def relabel(session: AsyncSession, answers: Collection[AnswerKey]) -> None
 
 
 def is_among(answers: Sequence[AnswerKey]) -> ColumnElement[bool]:
-    return tuple_(AnswerRow.question_hash, AnswerRow.text_sha256).in_(answers)
+    """Whether an answer is one of these."""
+    wanted = _table_of(answers)
+    return tuple_(AnswerRow.question_hash, AnswerRow.text_sha256).in_(select(wanted.c.question_hash, wanted.c.text))
+
+
+def _table_of(answers: Sequence[AnswerKey]) -> Any:
+    """The keys as a table of two columns: a list of pairs in a condition is compared one by one."""
+    columns = [literal([answer[part] for answer in answers], ARRAY(LargeBinary)) for part in (0, 1)]
+    return func.unnest(*columns).table_valued("question_hash", "text", name="wanted").render_derived()
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,13 +250,14 @@ def _write(row: AnswerRow, state: _State, moment: datetime) -> None:
 
 async def _votes(session: AsyncSession, answers: Sequence[AnswerKey]) -> dict[AnswerKey, Votes]:
     """All votes about these answers: of each key the newest word and the newest grade, reduced to one vote."""
-    said = _statements([question_hash for question_hash, _ in answers]).subquery()
+    said = _statements(dict.fromkeys(question_hash for question_hash, _ in answers)).subquery()
+    wanted = _table_of(answers)
     is_word = (said.c.source != LabelSource.REFERENCE.value).label("is_word")
     columns = (said.c.question_hash, said.c.text, said.c.key_id, is_word)
     rows = await session.execute(
         select(*columns, said.c.source, said.c.is_right)
         .ext(distinct_on(*columns))
-        .where(tuple_(said.c.question_hash, said.c.text).in_(answers))
+        .join(wanted, and_(wanted.c.question_hash == said.c.question_hash, wanted.c.text == said.c.text))
         .order_by(*columns, said.c.stored_at.desc().nulls_last(), said.c.created_at.desc(), said.c.id.desc())
     )
     statements: dict[AnswerKey, list[Vote]] = {}
@@ -242,7 +268,7 @@ async def _votes(session: AsyncSession, answers: Sequence[AnswerKey]) -> dict[An
     return {answer: one_vote_each(given) for answer, given in statements.items()}
 
 
-def reference_statements(question_hashes: Any) -> CompoundSelect[Any]:
+def reference_statements(question_hashes: Iterable[bytes]) -> CompoundSelect[Any]:
     """All references that were given with or about the answers to these questions, each with the key that gave it.
 
     Columns: question_hash, text (its hash), key_id, source, is_right (by this reference; NULL: neither), reference,
@@ -251,20 +277,20 @@ def reference_statements(question_hashes: Any) -> CompoundSelect[Any]:
     return union_all(*_reference_selects(question_hashes))
 
 
-def _statements(question_hashes: Any) -> CompoundSelect[Any]:
+def _statements(question_hashes: Iterable[bytes]) -> CompoundSelect[Any]:
     """All that was said about the answers to these questions."""
     word = case((FeedbackRow.source == FeedbackSource.IMPORT, LabelSource.IMPORT.value), else_=LabelSource.PERSON.value)
     words = (
         select(*_said(FeedbackRow, word, FeedbackRow.correct))
         .join(InteractionRow, FeedbackRow.interaction_id == InteractionRow.id)
-        .where(InteractionRow.question_hash.in_(question_hashes), FeedbackRow.correct.is_not(None))
+        .where(is_any_of(InteractionRow.question_hash, question_hashes), FeedbackRow.correct.is_not(None))
     )
     return union_all(*_reference_selects(question_hashes), words)
 
 
-def _reference_selects(question_hashes: Any) -> tuple[Select[Any], Select[Any]]:
+def _reference_selects(question_hashes: Iterable[bytes]) -> tuple[Select[Any], Select[Any]]:
     source = literal(LabelSource.REFERENCE.value)
-    is_about_them = InteractionRow.question_hash.in_(question_hashes)
+    is_about_them = is_any_of(InteractionRow.question_hash, question_hashes)
     own = select(*_said(InteractionRow, source, _is_right(own_grade())))
     given = select(*_said(FeedbackRow, source, _is_right(FeedbackRow.grade)))
     return (
@@ -278,7 +304,7 @@ def _reference_selects(question_hashes: Any) -> tuple[Select[Any], Select[Any]]:
 def _said(row: type[FeedbackRow] | type[InteractionRow], source: Any, is_right: Any) -> tuple[Any, ...]:
     return (
         InteractionRow.question_hash,
-        text_sha256(InteractionRow.response).label("text"),
+        stored_text_sha256().label("text"),
         row.key_id,
         source.label("source"),
         is_right.label("is_right"),
@@ -346,8 +372,10 @@ async def read_patterns(session: AsyncSession) -> list[Pattern]:
 async def refresh(database: Database) -> LabelModel:
     """Estimate the voters' reliabilities again, store them, and bring all labels up to date.
 
-    First counts the votes about answers that an earlier release labelled. Several processes may call it at once.
+    First hashes the texts and counts the votes of rows of release 0.1.0. Several processes may call it at once.
     """
+    while await _hash_old_texts(database) == _CHUNK:
+        pass
     while True:
         async with _long_session(database) as session:
             uncounted = await session.execute(
@@ -374,6 +402,26 @@ async def refresh(database: Database) -> LabelModel:
         while await _apply(database, state, new) == _CHUNK:
             pass
     return model
+
+
+async def _hash_old_texts(database: Database) -> int:
+    """Store the hash of the text of at most `_CHUNK` old interactions; their number."""
+    async with _long_session(database) as session:
+        ids = await session.scalars(
+            select(InteractionRow.id)
+            .where(InteractionRow.text_sha256.is_(None))
+            .order_by(InteractionRow.id)
+            .limit(_CHUNK)
+            .with_for_update(skip_locked=True)
+        )
+        hashed = await session.scalars(
+            update(InteractionRow)
+            .where(InteractionRow.id.in_(ids.all()))
+            .values(text_sha256=stored_text_sha256())
+            .returning(InteractionRow.id)
+            .execution_options(synchronize_session=False)
+        )
+        return len(hashed.all())
 
 
 @asynccontextmanager

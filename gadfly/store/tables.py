@@ -294,6 +294,7 @@ class InteractionRow(Table):
     prompt_tokens: Mapped[int]
     completion_tokens: Mapped[int]
     latency_ms: Mapped[float | None]
+    text_sha256: Mapped[bytes | None]  # of `response`: `gadfly.store.labels.text_sha256`
     # Against the interaction's own reference. To check it would read the whole table while the migration locks it.
     own_grade: Mapped[Grade | None] = mapped_column(_enum(Grade, "own_grade", is_checked=False))
     stored_at: Mapped[datetime | None] = mapped_column(server_default=_CLOCK)

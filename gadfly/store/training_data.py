@@ -2,17 +2,26 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Self
 from uuid import UUID, uuid5
 
-from sqlalchemy import Select, exists, func, select, text
+from sqlalchemy import exists, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly.fields import HexBytes
 from gadfly.records import Kind, Split
-from gadfly.store.labels import AnswerKey, Label, distrusted_keys, is_about, read_model, reference_statements
+from gadfly.store.labels import (
+    AnswerKey,
+    Label,
+    distrusted_keys,
+    is_about,
+    is_any_of,
+    read_model,
+    reference_statements,
+)
 from gadfly.store.tables import AnswerRow, FeedbackRow, InteractionRow, QuestionRow, TrainingRunRow
-from gadfly.votes import GRADE_ACCURACY, LabelSource, certainty
+from gadfly.votes import GRADE_ACCURACY, LabelSource, Votes, certainty
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +67,7 @@ async def labelled_answers(session: AsyncSession, split: Split, *, limit: int) -
 
     Several interactions about one text are one answer: that of the newest interaction.
     """
-    questions = (
+    questions = await session.scalars(
         select(InteractionRow.question_hash)
         .join(AnswerRow, is_about(AnswerRow, InteractionRow))
         .join(QuestionRow, QuestionRow.hash == InteractionRow.question_hash)
@@ -67,29 +76,37 @@ async def labelled_answers(session: AsyncSession, split: Split, *, limit: int) -
         .order_by(func.max(InteractionRow.created_at).desc(), InteractionRow.question_hash)
         .limit(limit)
     )
+    hashes = questions.all()
+    label = (AnswerRow.is_right, AnswerRow.source, AnswerRow.key_id, AnswerRow.votes, AnswerRow.ruling)
     rows = await session.execute(
-        select(InteractionRow.id, InteractionRow.question, InteractionRow.response, AnswerRow)
+        select(
+            InteractionRow.id,
+            InteractionRow.question,
+            InteractionRow.response,
+            AnswerRow.question_hash,
+            AnswerRow.text_sha256,
+            *label,
+        )
         .join(AnswerRow, is_about(AnswerRow, InteractionRow))
-        .where(InteractionRow.question_hash.in_(questions), Label.exists)
+        .where(is_any_of(InteractionRow.question_hash, hashes), Label.exists)
         .order_by(InteractionRow.created_at.desc(), InteractionRow.id.desc())
     )
     model, distrusted = await read_model(session), await distrusted_keys(session)
-    references = await _references(session, questions, distrusted)
+    references = await _references(session, hashes, distrusted)
+    certain = cache(partial(certainty, model=model, distrusted=distrusted))  # few answers have votes of their own
     answers: dict[AnswerKey, LabelledAnswer] = {}
-    for id, question, response, row in rows:
+    for row in rows:
         key = (row.question_hash, row.text_sha256)
-        assert row.is_right is not None
-        assert row.source is not None
         if key not in answers:
             answers[key] = LabelledAnswer(
-                interaction_id=id,
+                interaction_id=row.id,
                 question_hash=row.question_hash,
-                question=question,
-                response=response,
+                question=row.question,
+                response=row.response,
                 is_right=row.is_right,
                 source=row.source,
-                reference=_reference(references.get(key, ()), row),
-                certainty=certainty(row.is_right, row.votes, row.ruling, model, distrusted),
+                reference=_reference(references.get(key, ()), row.is_right, row.votes or ()),
+                certainty=certain(row.is_right, row.votes, row.ruling),
                 key_id=row.key_id,
             )
     return list(answers.values())
@@ -105,7 +122,7 @@ class _Reference:
 
 
 async def _references(
-    session: AsyncSession, questions: Select[bytes], distrusted: frozenset[UUID]
+    session: AsyncSession, questions: Sequence[bytes], distrusted: frozenset[UUID]
 ) -> dict[AnswerKey, list[_Reference]]:
     """The references of the answers to these questions, the newest first."""
     said = reference_statements(questions).subquery()
@@ -122,15 +139,15 @@ async def _references(
     return found
 
 
-def _reference(given: Sequence[_Reference], answer: AnswerRow) -> str | None:
+def _reference(given: Sequence[_Reference], is_right: bool, votes: Votes) -> str | None:
     """The reference to learn with: the newest that agrees with the label, else one that does not contradict it.
 
     A reference that contradicts the label serves only where its own key supports the label: then that key says that its
     reference is right, although the answer was not recognised by it.
     """
-    supporters = {vote.key_id for vote in answer.votes or () if vote.is_right is answer.is_right}
-    usable = [item for item in given if item.is_right in (None, answer.is_right) or item.key_id in supporters]
-    best = max(usable, key=lambda item: (item.is_right is answer.is_right, item.is_right is None), default=None)
+    supporters = {vote.key_id for vote in votes if vote.is_right is is_right}
+    usable = [item for item in given if item.is_right in (None, is_right) or item.key_id in supporters]
+    best = max(usable, key=lambda item: (item.is_right is is_right, item.is_right is None), default=None)
     return None if best is None else best.text
 
 

@@ -96,6 +96,7 @@ def upgrade() -> None:
         # First without the default: a column whose default changes from row to row would rewrite the table.
         op.add_column(table, sa.Column("stored_at", moment, nullable=True))
         op.alter_column(table, "stored_at", server_default=sa.text("clock_timestamp()"))
+    op.add_column("interactions", sa.Column("text_sha256", sa.LargeBinary(), nullable=True))
     op.add_column("interactions", sa.Column("own_grade", sa.String(32), nullable=True))
     op.add_column("keys", sa.Column("distrusted_at", moment, nullable=True))
     op.execute(f"GRANT SELECT ON answers, label_models TO {_ROLE}")
@@ -112,6 +113,7 @@ def downgrade() -> None:
     op.execute(f"REVOKE ALL (id, distrusted_at) ON keys FROM {_ROLE}")
     op.drop_column("keys", "distrusted_at")
     op.drop_column("interactions", "own_grade")
+    op.drop_column("interactions", "text_sha256")
     op.drop_column("interactions", "stored_at")
     op.drop_column("feedback", "stored_at")
     op.drop_table("admin_acts")
