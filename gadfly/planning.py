@@ -5,8 +5,9 @@ held-out answers with the same functions, so that a run follows its plan.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from statistics import NormalDist
 from typing import Any
@@ -17,6 +18,7 @@ from pydantic import TypeAdapter
 from gadfly.settings import Settings
 from gadfly.store.training_data import LabelledAnswer, source_counts
 from gadfly.training import TrainConfig
+from gadfly.votes import Contradiction, LabelModel
 
 POWER = 0.8  # the probability that the gate detects a difference of the given size
 DISCORDANCE = 0.2  # assumed share of answers on which one sample of candidate and live critic differ
@@ -78,6 +80,9 @@ class Plan:
     assumed_discordance: float
     power: float
     seconds: float | None
+    expected_mislabelled: dict[str, float]  # of `stage_1`, by label: answers whose label is probably false
+    beyond_key_share: int  # labelled answers that are left out because of the setting max_key_share
+    contradicting_keys: tuple[UUID | None, ...]  # whose labels contradict those of the others
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -96,11 +101,14 @@ def plan(
     config: TrainConfig,
     *,
     seconds_per_step_history: float | None,
+    max_key_share: float = 1.0,
 ) -> Plan:
     """The plan of a run with `config` over the labelled answers on either side of the training wall.
 
     `seconds_per_step_history` is the duration of a rollout step in an earlier run with steps of the same size.
     """
+    labelled = len(train) + len(heldout)
+    train, heldout = within_key_share(train, max_key_share), within_key_share(by_hash(heldout), max_key_share)
     share = config.validation_share if config.validates else 0.0
     learn, validate = validation_split(train, share)
     referenced = [answer for answer in learn if answer.reference is not None]
@@ -130,6 +138,9 @@ def plan(
         assumed_discordance=DISCORDANCE,
         power=POWER,
         seconds=seconds,
+        expected_mislabelled=expected_mislabelled(learn),
+        beyond_key_share=labelled - len(train) - len(heldout),
+        contradicting_keys=(),
         warnings=tuple(_warnings(learn, referenced, judged, judged_referenced, config)),
         notes=tuple(_notes(detectable, len(judged_referenced) >= config.gate_min_items, seconds, config)),
     )
@@ -188,12 +199,55 @@ def evaluation_items(heldout: Sequence[LabelledAnswer], limit: int) -> list[Labe
     return right[:of_right] + wrong[: limit - of_right]
 
 
+def by_hash(answers: Sequence[LabelledAnswer]) -> list[LabelledAnswer]:
+    """Answers in an order that depends on nothing but themselves, so that the same ones are kept every time."""
+    return sorted(answers, key=lambda each: (each.question_hash, each.id))
+
+
 def _spread(answers: Sequence[LabelledAnswer]) -> list[LabelledAnswer]:
     """One answer of every question, then a second one of every question that has two, and so on."""
     by_question: dict[bytes, list[LabelledAnswer]] = {}
-    for answer in sorted(answers, key=lambda each: (each.question_hash, each.id)):
+    for answer in by_hash(answers):
         by_question.setdefault(answer.question_hash, []).append(answer)
     return [answer for turn in zip_longest(*by_question.values()) for answer in turn if answer is not None]
+
+
+_SEVERAL_KEYS = 3  # the share of one key is limited from so many keys on
+_LABELLING = 20  # answers of a class from which on a key counts as one that labels
+
+
+def within_key_share(answers: Sequence[LabelledAnswer], share: float) -> list[LabelledAnswer]:
+    """The answers without those that exceed a key's `share` of its class, in order; the first ones of a key are kept.
+
+    Answers whose label several keys support, and the operator's, belong to no key and are all kept. In a class that
+    fewer than three keys label with 20 answers each, nothing is left out: one of two keys is no majority to guard.
+    """
+    quotas = {
+        is_right: _quota([each for each in answers if each.is_right is is_right], share) for is_right in (True, False)
+    }
+    taken: Counter[tuple[bool, UUID]] = Counter()
+    kept = []
+    for answer in answers:
+        quota = quotas[answer.is_right]
+        if answer.key_id is not None and quota is not None:
+            if taken[answer.is_right, answer.key_id] >= quota:
+                continue
+            taken[answer.is_right, answer.key_id] += 1
+        kept.append(answer)
+    return kept
+
+
+def _quota(answers: Sequence[LabelledAnswer], share: float) -> int | None:
+    """The most answers that a key may have in one class; None: any number."""
+    counts = Counter(answer.key_id for answer in answers if answer.key_id is not None)
+    if sum(count >= _LABELLING for count in counts.values()) < _SEVERAL_KEYS:
+        return None
+    shared = sum(answer.key_id is None for answer in answers)
+    # The largest total t with: shared answers + min(count, share * t) over the keys >= t.
+    total = len(answers)
+    while (kept := shared + sum(min(count, math.floor(share * total)) for count in counts.values())) < total:
+        total = kept
+    return math.floor(share * total)
 
 
 # ---------------------------------------------------------------------------------------------- detectable differences
@@ -247,6 +301,64 @@ def differences(config: TrainConfig, settings: Settings) -> list[str]:
         for name, value in served.items()
         if getattr(config, name) != value
     ]
+
+
+_WORTH_SAYING = 0.1  # the share of probably false labels in a class from which on the plan warns
+
+
+def expected_mislabelled(answers: Sequence[LabelledAnswer]) -> dict[str, float]:
+    """How many answers labelled right, and how many labelled wrong, probably are not."""
+    sums = {
+        name: math.fsum(1 - answer.certainty for answer in answers if answer.is_right is is_right)
+        for name, is_right in (("right", True), ("wrong", False))
+    }
+    return {name: round(value, 1) for name, value in sums.items()}
+
+
+def with_labels(
+    found: Plan,
+    model: LabelModel,
+    contradicting: Sequence[Contradiction],
+    *,
+    names: Mapping[UUID, str],
+    max_key_share: float,
+) -> Plan:
+    """The plan with the findings about labels: probably false ones, contradicting keys, the limit per key."""
+    warnings = [_contradiction(case, names) for case in contradicting]
+    for label, truth in (("wrong", "right"), ("right", "wrong")):
+        count = getattr(found.stage_1, label)
+        false = found.expected_mislabelled[label]
+        if count and false >= _WORTH_SAYING * count:
+            warnings.append(
+                f"About {false:.0f} of the {count} answers labelled {label} are probably {truth}: about "
+                f"{100 * model.right_share:.0f} % of all labelled answers are right, and errors gather in the rarer "
+                f"class. {_basis(model)}"
+            )
+    if found.beyond_key_share:
+        warnings.append(
+            f"{found.beyond_key_share} labelled answers are left out, because one key has more than "
+            f"{100 * max_key_share:g} % of a class (setting max_key_share)."
+        )
+    keys = dict.fromkeys(case.voter.key_id for case in contradicting)
+    return replace(found, warnings=(*found.warnings, *warnings), contradicting_keys=tuple(keys))
+
+
+def _basis(model: LabelModel) -> str:
+    measured = sum(known.items_right + known.items_wrong for known in model.voters.values())
+    if not measured:
+        return "This assumes that a person errs in 5 % of labels: no answer has labels of several keys to measure it."
+    return f"The errors were measured on {measured:.0f} labels of answers that several keys labelled."
+
+
+def _contradiction(case: Contradiction, names: Mapping[UUID, str]) -> str:
+    key_id = case.voter.key_id
+    key = "the operator" if key_id is None else f"the key {names.get(key_id, 'without a name')} ({key_id})"
+    kind = {None: "", True: " that others call right", False: " that others call wrong"}[case.truth]
+    return (
+        f"The labels by {case.voter.source} of {key} contradict those of the others on {case.contradictions:.0f} of "
+        f"{case.answers:.0f} answers{kind}, where {case.expected:.0f} would be normal: look at them with "
+        "`gadfly labels conflicts --disputed`, and take them out with `gadfly keys distrust`."
+    )
 
 
 def _warnings(

@@ -54,6 +54,25 @@ class Tier(StrEnum):
     ADMIN = "admin"
 
 
+class Ruling(StrEnum):
+    """An admin's decision about the label of an answer."""
+
+    RIGHT = "right"
+    WRONG = "wrong"
+    NONE = "none"  # it gets no label: it cannot be judged
+    VOTES = "votes"  # the votes decide, as without a ruling
+
+
+class AdminAction(StrEnum):
+    """What an admin did."""
+
+    DISTRUST_KEY = "distrust_key"
+    TRUST_KEY = "trust_key"
+    SET_LABEL = "set_label"
+    CREATE_KEY = "create_key"
+    REVOKE_KEY = "revoke_key"
+
+
 class StopReason(StrEnum):
     """The reason why a refinement loop ended."""
 
@@ -163,7 +182,7 @@ class Interaction:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Feedback:
-    """Feedback about an interaction. Appended, never overwritten; the newest label counts."""
+    """Feedback about an interaction. Appended, never overwritten; `gadfly/votes.py` says which label it gives."""
 
     id: UUID
     interaction_id: UUID
@@ -260,9 +279,23 @@ class Key:
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+    distrusted_at: datetime | None = None  # since then its labels count for nothing
 
     def is_active(self, at: datetime) -> bool:
         return self.revoked_at is None and (self.expires_at is None or at < self.expires_at)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdminAct:
+    """One act of an admin."""
+
+    id: UUID
+    at: datetime  # by the database's clock
+    key_id: UUID | None  # the admin's key; None: the command line on the database, or a service without keys
+    action: AdminAction
+    subject: str  # the id of the key or of the interaction
+    reason: str | None
+    details: dict[str, Any]
 
 
 Record = Interaction | Feedback

@@ -148,6 +148,13 @@ class Settings(BaseSettings):
     temperature: float = Field(0.7, ge=0, le=2, description="Sampling temperature, unless the request sets it.")
     max_in_flight: int = Field(256, ge=1, description="Maximum requests in flight; further ones are answered 429.")
 
+    max_key_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Largest share of one key in the right and in the wrong answers of training and of the held-out "
+        "set. It applies where three keys or more label.",
+    )
     heldout_share: float = Field(0.2, gt=0, lt=1, description="Share of new questions that training never sees.")
     spool_max_bytes: int = Field(
         2**30, ge=2**12, description="Disk space of the spool, used while Postgres is unavailable."

@@ -16,12 +16,12 @@ from gadfly.grading import Grade, Grader
 from gadfly.lab import world
 from gadfly.lab.world import LabSplit, WordProblem
 from gadfly.prompts import PromptSet
-from gadfly.store.labels import LabelSource
 from gadfly.store.training_data import LabelledAnswer
 from gadfly.trainer.data import StoredAnswer, seed_of
 from gadfly.trainer.engines import RunEngines
 from gadfly.trainer.pool import sample_pool
 from gadfly.training import TrainConfig
+from gadfly.votes import LabelSource
 
 MAX_ANSWER_TOKENS = 64
 MAX_CRITIQUE_TOKENS = 128

@@ -14,14 +14,14 @@ from sqlalchemy import Connection, text
 from gadfly.errors import GadflyError
 from gadfly.settings import Settings
 from gadfly.store.database import VERSION_TABLE, is_compared, migrating
-from gadfly.store.tables import StoredJson, StoredText, Table
+from gadfly.store.tables import StoredJson, StoredText, StoredVotes, Table
 
 
 def render(kind: str, item: Any, context: AutogenContext) -> str | Literal[False]:
     """Write Gadfly's column types as Postgres's types: a migration must not change when the code does."""
     if isinstance(item, StoredText):
         return "sa.Text()"
-    if isinstance(item, StoredJson):
+    if isinstance(item, StoredJson | StoredVotes):
         context.imports.add("from sqlalchemy.dialects import postgresql")
         return "postgresql.JSONB()"
     return False

@@ -18,6 +18,7 @@ from gadfly.service.critics.serving import CriticServing
 from gadfly.service.health import Health
 from gadfly.service.history import History
 from gadfly.service.keyring import Keyring
+from gadfly.service.labels import Labels
 from gadfly.service.metrics import Metrics
 from gadfly.service.recording.recorder import Recorder
 from gadfly.service.runs import Runs
@@ -42,6 +43,7 @@ class Service:
     answerer: Answerer
     health: Health
     runs: Runs
+    labels: Labels
     _requests: Idempotency
     _database: Database
     _grader: Grader
@@ -95,6 +97,7 @@ class Service:
                 ),
                 health=Health(database=database, critics=critics, recorder=recorder, metrics=metrics),
                 runs=Runs(database, settings=settings, metrics=metrics),
+                labels=Labels(database),
                 _requests=requests,
                 _database=database,
                 _grader=grader,
@@ -108,7 +111,7 @@ class Service:
             Conflict: the critics in the database are adapters of another base model.
         """
         await retry(self._start, on=StoreUnavailable, every_s=_RETRY_S, event="waiting_for_database")
-        await asyncio.gather(self._requests.run_claim_renewal(), self.critics.run())
+        await asyncio.gather(self._requests.run_claim_renewal(), self.critics.run(), self.labels.run())
 
     async def _start(self) -> None:
         await require_current_schema(self._database)

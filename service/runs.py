@@ -13,7 +13,7 @@ import structlog
 
 from gadfly import store
 from gadfly.errors import Conflict, StoreUnavailable
-from gadfly.planning import Plan, differences, plan
+from gadfly.planning import Plan, differences, plan, with_labels
 from gadfly.records import Split
 from gadfly.service.answering.single_flight import SingleFlight
 from gadfly.service.keyring import Caller
@@ -22,6 +22,7 @@ from gadfly.settings import Settings
 from gadfly.store.database import Database
 from gadfly.store.runs import Requested
 from gadfly.training import Run, RunEvent, TrainConfig, Trigger
+from gadfly.votes import contradictions
 
 log = structlog.get_logger(__name__)
 
@@ -69,17 +70,25 @@ class Runs:
         return requested
 
     async def plan(self, changes: Mapping[str, Any]) -> Plan:
-        """The plan of a run with `changes` to the deployment's config. Stores nothing.
+        """The plan of a run with `changes` to the deployment's config. Stores no run; labels are brought up to date.
 
         Raises:
             BadInput: as `request`.
         """
         config = await self._effective(changes)
+        model = await store.labels.refresh(self._database)
         async with self._database.session() as session:
             train = await store.training_data.labelled_answers(session, Split.TRAIN, limit=config.max_questions)
             heldout = await store.training_data.labelled_answers(session, Split.HELDOUT, limit=config.max_questions)
             per_step = await store.runs.seconds_per_step(session, config)
-        found = await asyncio.to_thread(plan, train, heldout, config, seconds_per_step_history=per_step)
+            patterns = await store.labels.read_patterns(session)
+            names = {key.id: key.name for key in await store.keys.list_keys(session)}
+        share = self._settings.max_key_share
+        found = await asyncio.to_thread(
+            plan, train, heldout, config, seconds_per_step_history=per_step, max_key_share=share
+        )
+        contradicting = await asyncio.to_thread(contradictions, patterns, model)
+        found = with_labels(found, model, contradicting, names=names, max_key_share=share)
         return replace(found, warnings=(*found.warnings, *differences(config, self._settings)))
 
     async def reproduce(self, caller: Caller, id: UUID) -> Run:

@@ -8,14 +8,19 @@ from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from alembic import command
 from sqlalchemy import Connection, NullPool, create_engine, inspect, text
 
 from gadfly.errors import StoreUnavailable
+from gadfly.records import Split
 from gadfly.store.database import Database, migrate, migration_config, require_current_schema, schema_state
+from gadfly.store.labels import refresh
 from gadfly.store.tables import Table
+from gadfly.store.training_data import labelled_answers
+from gadfly.votes import LabelSource
 from tests.support.postgres import PostgresServer
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -77,6 +82,71 @@ def test_every_migration_goes_down_and_up_again(empty_url: str) -> None:
         assert inspect(connection).get_table_names() == ["gadfly_schema"]
     migrate(empty_url)
     assert schema_state(empty_url).drift == ()
+
+
+_OLD_ROWS = r"""
+CREATE FUNCTION id(number int) RETURNS uuid LANGUAGE sql RETURN lpad(number::text, 32, '0')::uuid;
+INSERT INTO critic_versions (version, base_model, created_at) VALUES (0, 'tiny', now());
+INSERT INTO keys (id, name, tier, hint, digest, created_at)
+    SELECT id(number), 'key ' || number, 'caller', 'gf', decode('0' || number, 'hex'), now()
+    FROM generate_series(1, 2) AS number;
+INSERT INTO questions (hash, split, created_at) VALUES ('\x01', 'train', now()), ('\x02', 'heldout', now());
+INSERT INTO episodes (id, question_hash, created_at)
+    SELECT id(number), decode('0' || number, 'hex'), now() FROM generate_series(1, 2) AS number;
+INSERT INTO interactions (id, episode_id, question_hash, key_id, response, grade, created_at, kind, question, metadata,
+    parameters, prompt_tokens, completion_tokens, reference)
+SELECT id(number), id(episode), decode('0' || episode, 'hex'), id(key), response, grade,
+    now() - age * interval '1 hour', 'critique', 'q', '{}', '{}', 1, 1, CASE WHEN grade IS NOT NULL THEN '4' END
+FROM (VALUES
+    (1, 1, 1, 'a', 'right', 9), (2, 1, 2, E' a\n', NULL, 8),
+    (3, 1, 1, 'b', 'wrong', 7), (4, 1, 1, 'c', 'no_answer', 6),
+    (5, 2, 1, 'a', 'right', 5), (6, 2, 2, 'a ', NULL, 4), (7, 2, 1, 'd', NULL, 3)
+) AS rows (number, episode, key, response, grade, age);
+INSERT INTO feedback (id, interaction_id, key_id, created_at, source, correct, metadata, refinement_grades)
+SELECT id(number), id(about), id(key), now() - age * interval '1 hour', source, correct, '{}', '{}'
+FROM (VALUES (1, 2, 2, 2, 'caller', false), (2, 1, 1, 3, 'caller', true), (3, 6, 2, 2, 'caller', false))
+    AS rows (number, about, key, age, source, correct);
+"""
+
+
+def test_rows_from_before_keep_their_labels_and_held_out_ones_are_frozen(empty_url: str) -> None:
+    with _transaction(empty_url) as connection:
+        command.upgrade(migration_config(connection), "0004")
+    with _transaction(empty_url) as connection:
+        connection.exec_driver_sql(_OLD_ROWS)
+    migrate(empty_url)
+    with _transaction(empty_url) as connection:
+        rows = connection.execute(
+            text(
+                "SELECT a.question_hash, i.response, a.is_right, a.source, a.key_id, a.frozen_at IS NOT NULL, a.votes"
+                " FROM answers AS a JOIN interactions AS i ON i.question_hash = a.question_hash"
+                " AND sha256(convert_to(i.response, 'UTF8')) = a.text_sha256 ORDER BY i.id"
+            )
+        ).all()
+        stored = connection.execute(text("SELECT count(stored_at) FROM feedback")).scalar_one()
+    one, two = (UUID(int=number) for number in (1, 2))
+    assert [tuple(row) for row in rows] == [
+        (b"\x01", "a", False, "person", two, False, None),  # the newest word, about another interaction with the text
+        (b"\x01", "b", False, "reference", one, False, None),
+        (b"\x02", "a", False, "person", two, True, None),
+    ]
+    assert stored == 0, "the database's clock of then is not known"
+    assert asyncio.run(_labels_when_counted(empty_url)) == {
+        (Split.TRAIN, "a"): (True, LabelSource.REFERENCE),  # another key's bare word does not overrule a grade
+        (Split.TRAIN, "b"): (False, LabelSource.REFERENCE),
+        (Split.HELDOUT, "a"): (False, LabelSource.PERSON),  # it stays as it was frozen
+    }
+
+
+async def _labels_when_counted(url: str) -> dict[tuple[Split, str], tuple[bool, LabelSource]]:
+    found = {}
+    async with Database(url) as database:
+        await refresh(database)
+        for split in Split:
+            async with database.session() as session:
+                for item in await labelled_answers(session, split, limit=10):
+                    found[split, item.response.strip()] = (item.is_right, item.source)
+    return found
 
 
 def test_replicas_may_migrate_at_once(empty_url: str) -> None:

@@ -12,7 +12,7 @@ from gadfly import store
 from gadfly.adapters import Marker
 from gadfly.engine_client import ACTOR
 from gadfly.errors import Conflict
-from gadfly.planning import evaluation_items
+from gadfly.planning import by_hash, evaluation_items, within_key_share
 from gadfly.records import CriticVersion, Split, SwapKind
 from gadfly.store.training_data import LabelledAnswer
 from gadfly.trainer.context import RunContext
@@ -170,6 +170,7 @@ async def heldout_items(context: RunContext, past: Evidence) -> list[LabelledAns
         lambda session: store.training_data.labelled_answers(session, Split.HELDOUT, limit=config.max_questions),
         limit_s=_QUERY_LIMIT_S,
     )
+    logged = within_key_share(by_hash(logged), context.settings.max_key_share)
     answers = [answer for answer in logged if question_key(answer.question_hash) not in past.questions] or logged
     kept = context.workspace.read(_POOL, HeldoutPool)
     if kept is None:

@@ -3,6 +3,7 @@
 import hashlib
 import platform
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 from uuid import UUID
@@ -11,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly import store
 from gadfly.errors import BadInput, Conflict
-from gadfly.planning import validation_split
+from gadfly.planning import validation_split, within_key_share
 from gadfly.records import CriticVersion, Split
 from gadfly.store.training_data import LabelledAnswer
 from gadfly.training import Run, TrainConfig
@@ -19,8 +20,12 @@ from gadfly.training import Run, TrainConfig
 _PACKAGES = ("gadfly", "torch", "transformers", "peft", "accelerate", "numpy")
 
 
-async def select_answers(session: AsyncSession, run: Run, original: Run | None) -> list[LabelledAnswer]:
+async def select_answers(
+    session: AsyncSession, run: Run, original: Run | None, *, max_key_share: float
+) -> list[LabelledAnswer]:
     """The labelled train-split answers of a run: the newest ones, or exactly those of the run that it reproduces.
+
+    Of the newest ones, no key has more than `max_key_share` of a class.
 
     Raises:
         BadInput: there is nothing to learn from.
@@ -28,7 +33,9 @@ async def select_answers(session: AsyncSession, run: Run, original: Run | None) 
     """
     limit = run.config.max_questions if original is None else 2**31 - 1
     answers = await store.training_data.labelled_answers(session, Split.TRAIN, limit=limit)
-    if original is not None:
+    if original is None:
+        answers = within_key_share(answers, max_key_share)
+    else:
         assert original.manifest is not None
         answers = same_answers(answers, original.manifest["answers"])
     if not answers:
@@ -37,19 +44,24 @@ async def select_answers(session: AsyncSession, run: Run, original: Run | None) 
 
 
 def same_answers(answers: Sequence[LabelledAnswer], recorded: Sequence[dict[str, Any]]) -> list[LabelledAnswer]:
-    """The answers that a manifest names, in its order.
+    """The answers that a manifest names, in its order and with the certainty of their labels then.
 
     Raises:
         Conflict: some are gone or differ; the message counts them.
     """
     known = {str(answer.interaction_id): answer for answer in answers}
     gone = [entry["id"] for entry in recorded if entry["id"] not in known]
-    changed = [entry["id"] for entry in recorded if entry["id"] in known and describe(known[entry["id"]]) != entry]
+    changed = [entry["id"] for entry in recorded if entry["id"] in known and not _is_same(known[entry["id"]], entry)]
     if gone or changed:
         raise Conflict(
             f"the run cannot be reproduced: of {len(recorded)} answers {len(gone)} are gone and {len(changed)} changed"
         )
-    return [known[entry["id"]] for entry in recorded]
+    return [replace(known[entry["id"]], certainty=entry.get("certainty", 1.0)) for entry in recorded]
+
+
+def _is_same(answer: LabelledAnswer, entry: dict[str, Any]) -> bool:
+    # Certainty changes with every vote, and manifests of release 0.1.0 have none.
+    return describe(answer) | {"certainty": None} == entry | {"certainty": None}
 
 
 def describe(answer: LabelledAnswer) -> dict[str, Any]:
@@ -59,6 +71,7 @@ def describe(answer: LabelledAnswer) -> dict[str, Any]:
         "id": str(answer.interaction_id),
         "is_right": answer.is_right,
         "source": answer.source.value,
+        "certainty": answer.certainty,
         "sha256": hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest(),
     }
 

@@ -68,7 +68,8 @@ async def _decide(context: RunContext) -> Selection:
             if recorded
             else await _start(session, continue_candidate=config.continue_candidate)
         )
-        return original, start, await select_answers(session, run, original)
+        share = context.settings.max_key_share
+        return original, start, await select_answers(session, run, original, max_key_share=share)
 
     original, start, answers = await in_session(context.database, read, limit_s=_QUERY_LIMIT_S)
     manifest = make_manifest(

@@ -29,10 +29,11 @@ from gadfly.errors import BadInput, BadSettings, NotFound, StoreUnavailable
 from gadfly.repeating import repeat, retry
 from gadfly.settings import Settings
 from gadfly.store.database import Database, require_current_schema
+from gadfly.store.labels import refresh
 from gadfly.store.runs import QUEUE, TASK
 from gadfly.tether import tether
 from gadfly.trainer.engines import sweep
-from gadfly.trainer.patience import in_session
+from gadfly.trainer.patience import in_session, patiently
 from gadfly.trainer.phases import Phase, take_reason
 from gadfly.trainer.workspace import Workspace
 from gadfly.training import Run, RunStatus, TrainConfig, Trigger
@@ -149,6 +150,8 @@ class Worker:
         if run.status is not RunStatus.RUNNING:
             return
         log.info("run_started", run=str(run_id), attempt=run.attempt)
+        if run.attempt == 1:  # later attempts have their answers in the run's folder
+            await patiently(partial(refresh, self.database))
         status, error = RunStatus.SUCCEEDED, None
         for phase in Phase:
             status, error = await self._execute(phase, run_id)

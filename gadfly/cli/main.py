@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from gadfly.cli.commands import ask, critics, data, keys, runs, serve
+from gadfly.cli.commands import ask, critics, data, keys, labels, runs, serve
 from gadfly.cli.options import takes_settings
 from gadfly.errors import BadInput, BadSettings, GadflyError
 
@@ -23,6 +23,8 @@ app = typer.Typer(
 for group in (serve, ask, critics, runs, data):
     app.add_typer(group.app)  # without a name: its commands become commands of `gadfly`
 app.add_typer(keys.app, name="keys")
+app.add_typer(labels.app, name="labels")
+app.command("acts")(labels.list_acts)
 
 
 @app.callback()

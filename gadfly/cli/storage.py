@@ -19,18 +19,22 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly import store
 from gadfly.api_keys import issue_key
 from gadfly.errors import BadInput
 from gadfly.grading import Grader
-from gadfly.records import Key, Tier, now
+from gadfly.records import AdminAction, Key, Tier, now
 from gadfly.settings import Settings
 from gadfly.store.database import Database, require_current_schema
+from gadfly.store.disputes import Taught
 from gadfly.store.embedded import EmbeddedPostgres
 from gadfly.store.files import ExportFormat, ImportReport, Skipped, export, import_rows
+from gadfly.store.labels import refresh
 
+_TAUGHT_LIMIT_S = 300.0  # for reading the manifests of all runs
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
@@ -90,6 +94,14 @@ async def create_key(
     """
     async with opened(settings, url) as database, database.session() as session:
         key, secret = await issue_key(session, name=name, tier=tier, expires_at=expires_at)
+        await store.acts.record_act(
+            session,
+            AdminAction.CREATE_KEY,
+            key.id,
+            key_id=None,
+            reason=None,
+            details={"name": name, "tier": tier.value},
+        )
         if out is not None:
             write_secret(out, secret, overwrite=overwrite)
     return key, secret
@@ -103,7 +115,37 @@ async def revoke(settings: Settings, url: str, name: str) -> Key:
         NotFound: no key has this id.
     """
     async with opened(settings, url) as database, database.session() as session:
-        return await store.keys.revoke_key(session, await _find(session, name))
+        key = await store.keys.revoke_key(session, await _find(session, name))
+        await store.acts.record_act(
+            session, AdminAction.REVOKE_KEY, key.id, key_id=None, reason=None, details={"name": key.name}
+        )
+    return key
+
+
+async def set_trust(
+    settings: Settings, url: str, name: str, *, is_trusted: bool, reason: str | None
+) -> tuple[Key, list[Taught]]:
+    """Count the labels of the key with this id or name, or none of them; returns it with the critics that it taught.
+
+    All labels are up to date when this returns.
+
+    Raises:
+        BadInput: no key has this name, or several have it.
+        NotFound: no key has this id.
+    """
+    action = AdminAction.TRUST_KEY if is_trusted else AdminAction.DISTRUST_KEY
+    async with opened(settings, url) as database:
+        await refresh(database)  # counts the votes about answers of an earlier release
+        async with database.session(limit_s=_TAUGHT_LIMIT_S) as session:
+            await session.execute(text("SET LOCAL statement_timeout = 0"))
+            key = await store.keys.set_trust(
+                session, await _find(session, name, only_active=False), is_trusted=is_trusted
+            )
+            taught = await store.disputes.critics_taught_by(session, key.id)
+            details = {"name": key.name, "critics": [critic.version for critic in taught]}
+            await store.acts.record_act(session, action, key.id, key_id=None, reason=reason, details=details)
+        await refresh(database)
+    return key, taught
 
 
 def expiry(text: str, *, at: datetime) -> datetime:
@@ -187,14 +229,16 @@ async def export_file(
             )
 
 
-async def _find(session: AsyncSession, name: str) -> UUID:
+async def _find(session: AsyncSession, name: str, *, only_active: bool = True) -> UUID:
     try:
         return UUID(name)
     except ValueError:
         pass
-    matches = [key for key in await store.keys.list_keys(session) if key.name == name and key.is_active(now())]
+    found = [key for key in await store.keys.list_keys(session) if key.name == name]
+    matches = [key for key in found if key.is_active(now())] if only_active else found
+    kind = "active key" if only_active else "key"
     if not matches:
-        raise BadInput(f"there is no active key {name}: `gadfly keys list` lists the keys")
+        raise BadInput(f"there is no {kind} {name}: `gadfly keys list` lists the keys")
     if len(matches) > 1:
-        raise BadInput(f"{len(matches)} active keys are named {name}: give the id of one")
+        raise BadInput(f"{len(matches)} {kind}s are named {name}: give the id of one")
     return matches[0].id

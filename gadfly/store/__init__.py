@@ -4,8 +4,10 @@ Every function takes a session and runs in its transaction.
 """
 
 from gadfly.store import (
+    acts,
     claims,
     critics,
+    disputes,
     interactions,
     keys,
     labels,
@@ -18,8 +20,10 @@ from gadfly.store import (
 )
 
 __all__ = [
+    "acts",
     "claims",
     "critics",
+    "disputes",
     "interactions",
     "keys",
     "labels",

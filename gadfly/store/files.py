@@ -32,7 +32,6 @@ from gadfly.store.interactions import (
     LoggedInteraction,
     find_imported,
     insert_interactions,
-    insert_records,
     stream_interactions,
 )
 
@@ -162,8 +161,7 @@ async def _import_batch(
         if id not in unreadable and known.get(id) is not correct  # an import must not override later feedback
     ]
     async with database.session(limit_s=_BATCH_LIMIT_S) as session:
-        added = await insert_interactions(session, interactions, heldout_share=heldout_share)
-        await insert_records(session, feedback, heldout_share=heldout_share)
+        added = await insert_interactions(session, interactions, feedback, heldout_share=heldout_share)
     report.added += added
     report.known += len(rows) - len(skipped) - added
     return skipped

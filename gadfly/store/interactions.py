@@ -40,10 +40,20 @@ from gadfly.records import (
 )
 from gadfly.storable import storable_json
 from gadfly.store.claims import end_claims
-from gadfly.store.labels import Label, is_labelled
+from gadfly.store.labels import (
+    Label,
+    count_votes,
+    forget_unanswered,
+    is_about,
+    newest_first,
+    relabel,
+    stored_text_sha256,
+    text_sha256,
+)
 from gadfly.store.mapping import record_of, values_of
 from gadfly.store.split import question_hash, split_of
 from gadfly.store.tables import (
+    AnswerRow,
     CritiqueRow,
     EpisodeRow,
     FeedbackRow,
@@ -78,21 +88,44 @@ async def insert_records(session: AsyncSession, records: Sequence[Record], *, he
         Conflict: the request id of an interaction belongs to another, or its episode to another question.
         NotFound: feedback about an interaction that is not stored.
     """
-    await insert_interactions(
-        session, [record for record in records if isinstance(record, Interaction)], heldout_share=heldout_share
-    )
-    stored = iter(await _insert_feedback(session, [record for record in records if isinstance(record, Feedback)]))
+    interactions = [record for record in records if isinstance(record, Interaction)]
+    feedback = [record for record in records if isinstance(record, Feedback)]
+    await _insert_interactions(session, interactions, heldout_share=heldout_share)
+    stored = iter(await _insert_feedback(session, feedback))
+    await _count_votes(session, interactions, feedback)
     return [next(stored) if isinstance(record, Feedback) else Stored(record, False) for record in records]
 
 
 async def insert_interactions(
-    session: AsyncSession, interactions: Sequence[Interaction], *, heldout_share: float
+    session: AsyncSession,
+    interactions: Sequence[Interaction],
+    feedback: Sequence[Feedback] = (),
+    *,
+    heldout_share: float,
 ) -> int:
-    """Store interactions with their critiques and refinements; return how many were new.
+    """Store interactions with their critiques and refinements, and feedback; return how many interactions were new.
 
     Raises:
         Conflict: as `insert_records`.
+        NotFound: as `insert_records`.
     """
+    added = await _insert_interactions(session, interactions, heldout_share=heldout_share)
+    await _insert_feedback(session, feedback)
+    await _count_votes(session, interactions, feedback)
+    return added
+
+
+async def _count_votes(
+    session: AsyncSession, interactions: Sequence[Interaction], feedback: Sequence[Feedback]
+) -> None:
+    graded = {item.id for item in interactions if item.grade is not None}
+    said = {item.interaction_id for item in feedback if item.correct is not None or item.reference is not None}
+    await count_votes(session, graded | said)
+
+
+async def _insert_interactions(
+    session: AsyncSession, interactions: Sequence[Interaction], *, heldout_share: float
+) -> int:
     if not interactions:
         return 0
     hashes = {interaction.id: question_hash(interaction.question) for interaction in interactions}
@@ -110,7 +143,7 @@ async def insert_interactions(
         added = await _insert_missing(
             session,
             InteractionRow,
-            [values_of(InteractionRow, item, question_hash=hashes[item.id]) for item in ordered],
+            [_values_of(item, hashes[item.id]) for item in ordered],
         )
     except IntegrityError as error:
         raise _explained(error) from error
@@ -134,6 +167,16 @@ async def insert_interactions(
     )
     await end_claims(session, interactions)
     return added
+
+
+def _values_of(interaction: Interaction, hash_: bytes) -> dict[str, Any]:
+    return values_of(
+        InteractionRow,
+        interaction,
+        question_hash=hash_,
+        text_sha256=text_sha256(interaction.response),
+        own_grade=interaction.grade,
+    )
 
 
 async def _insert_missing(session: AsyncSession, table: type[Table], rows: list[dict[str, Any]]) -> int:
@@ -193,7 +236,7 @@ async def _insert_feedback(session: AsyncSession, feedback: Sequence[Feedback]) 
         select(FeedbackRow)
         .ext(distinct_on(FeedbackRow.interaction_id, FeedbackRow.key_id))
         .where(FeedbackRow.interaction_id.in_(ids))
-        .order_by(FeedbackRow.interaction_id, FeedbackRow.key_id, FeedbackRow.created_at.desc(), FeedbackRow.id.desc())
+        .order_by(FeedbackRow.interaction_id, FeedbackRow.key_id, *newest_first(FeedbackRow))
     )
     newest = {(row.interaction_id, row.key_id): record_of(Feedback, row) for row in rows}
     stored: list[Stored] = []
@@ -215,7 +258,7 @@ async def _take_newest_grades(session: AsyncSession, interaction_ids: Sequence[U
         select(FeedbackRow.interaction_id, FeedbackRow.grade, FeedbackRow.refinement_grades)
         .ext(distinct_on(FeedbackRow.interaction_id))
         .where(FeedbackRow.interaction_id.in_(interaction_ids), FeedbackRow.reference.is_not(None))
-        .order_by(FeedbackRow.interaction_id, FeedbackRow.created_at.desc(), FeedbackRow.id.desc())
+        .order_by(FeedbackRow.interaction_id, *newest_first(FeedbackRow))
         .subquery()
     )
     await session.execute(
@@ -256,14 +299,21 @@ async def delete_interaction(session: AsyncSession, id: UUID, *, scope: Scope) -
     Raises:
         NotFound: there is none, or it belongs to another key.
     """
-    episode_id = await session.scalar(
-        select(InteractionRow.episode_id).where(InteractionRow.id == id, *_in_scope(scope))
-    )
-    if episode_id is None:
+    found = (
+        await session.execute(
+            select(InteractionRow.episode_id, InteractionRow.question_hash, stored_text_sha256()).where(
+                InteractionRow.id == id, *_in_scope(scope)
+            )
+        )
+    ).one_or_none()
+    if found is None:
         raise NotFound(f"there is no interaction {id}")
+    episode_id, answer = found[0], (found[1], found[2])
     # Locked first: a writer that adds to this episode now waits, and then creates it again.
     await session.execute(select(EpisodeRow.id).where(EpisodeRow.id == episode_id).with_for_update())
     await session.execute(delete(InteractionRow).where(InteractionRow.id == id))
+    await relabel(session, [answer])
+    await forget_unanswered(session, [answer])
     # Alarms of training runs quote critiques, each with the id of its interaction.
     await session.execute(
         delete(RunEventRow).where(
@@ -375,7 +425,7 @@ async def find_imported(session: AsyncSession, ids: Iterable[UUID]) -> dict[UUID
             & FeedbackRow.correct.is_not(None),
         )
         .where(InteractionRow.id.in_(list(ids)))
-        .order_by(InteractionRow.id, FeedbackRow.created_at.desc(), FeedbackRow.id.desc())
+        .order_by(InteractionRow.id, *newest_first(FeedbackRow))
     )
     return dict(rows.all())
 
@@ -409,7 +459,7 @@ class LoggedInteraction:
     interaction: Interaction
     feedback: tuple[Feedback, ...]
     split: Split
-    label: bool | None  # whether the response is right, by the rule of `gadfly.store.labels`
+    label: bool | None  # whether the response is right, by the rule of `gadfly/votes.py`
 
 
 async def stream_interactions(
@@ -478,7 +528,8 @@ async def count_rows(session: AsyncSession) -> Counts:
     labelled = await session.execute(
         select(QuestionRow.split, func.count())
         .join(InteractionRow, InteractionRow.question_hash == QuestionRow.hash)
-        .where(is_labelled())
+        .join(AnswerRow, is_about(AnswerRow, InteractionRow))
+        .where(AnswerRow.is_right.is_not(None))
         .group_by(QuestionRow.split)
     )
     feedback = await session.scalar(select(func.count()).select_from(FeedbackRow))

@@ -4,6 +4,7 @@ from uuid import UUID
 
 from sqlalchemy import (
     exists,
+    func,
     select,
 )
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -45,5 +46,22 @@ async def revoke_key(session: AsyncSession, id: UUID) -> Key:
     if row is None:
         raise NotFound(f"there is no key {id}")
     row.revoked_at = row.revoked_at or now()
+    await session.flush()
+    return record_of(Key, row)
+
+
+async def set_trust(session: AsyncSession, id: UUID, *, is_trusted: bool) -> Key:
+    """Count the labels of a key, or none of them. `gadfly.store.labels.refresh` then brings all labels up to date.
+
+    Raises:
+        NotFound: there is no such key.
+    """
+    row = await session.get(KeyRow, id, with_for_update=True)
+    if row is None:
+        raise NotFound(f"there is no key {id}")
+    if is_trusted:
+        row.distrusted_at = None
+    elif row.distrusted_at is None:
+        row.distrusted_at = await session.scalar(select(func.clock_timestamp()))
     await session.flush()
     return record_of(Key, row)

@@ -1,109 +1,491 @@
-"""The label of an answer: one rule for training, counting, the rollback watch, the dry run and the export.
+"""Labels in the database: the rows of `answers`, kept in line with the votes, and read by everything that uses a label.
 
-Feedback with `correct` takes precedence over a grade, however new the grade's reference is; the newest such feedback
-decides. Without it, the grade against the newest reference decides: `InteractionRow.grade`.
+A row is one text answered to a question. `count_votes` brings rows up to date in the transaction that stores a vote, so
+reading a label is one join: training, counts, the dry run, the rollback watch and the export read `Label`. The rule
+itself is in `gadfly/votes.py`.
+
+How reliable voters are changes slowly, so it is estimated apart (`refresh`, every few minutes and before each run) and
+stored as one row. A refresh groups the answers by their votes: its work depends on the number of different groups, and
+it writes only rows whose label changes.
 """
 
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any
+from datetime import datetime
+from typing import Any, TypeVar
+from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, case, exists, func, or_, select
-from sqlalchemy.dialects.postgresql import distinct_on
-from sqlalchemy.sql.selectable import Subquery
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    CompoundSelect,
+    LargeBinary,
+    Select,
+    and_,
+    any_,
+    case,
+    delete,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+    tuple_,
+    union_all,
+    update,
+)
+from sqlalchemy import text as sql_text
+from sqlalchemy.dialects.postgresql import distinct_on, insert
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly.grading import Grade
-from gadfly.records import FeedbackSource
-from gadfly.store.tables import FeedbackRow, InteractionRow
+from gadfly.records import FeedbackSource, Ruling, Split
+from gadfly.storable import storable_text
+from gadfly.store.database import Database
+from gadfly.store.tables import (
+    AnswerRow,
+    FeedbackRow,
+    InteractionRow,
+    KeyRow,
+    LabelModelRow,
+    QuestionRow,
+    StoredVotes,
+)
+from gadfly.votes import (
+    AnswerLabel,
+    LabelModel,
+    LabelSource,
+    Pattern,
+    Standing,
+    Vote,
+    Votes,
+    fit,
+    label,
+    one_vote_each,
+    opinion,
+)
+
+AnswerKey = tuple[bytes, bytes]
+"""The identity of an answer: the hashes of its question and of its text."""
+
+WHITE_SPACE = " \t\n\r\f\v"
+_CHUNK = 500  # answers read or written in one statement
+_REFRESH_LIMIT_S = 300.0
+T = TypeVar("T")
 
 
-class LabelSource(StrEnum):
-    """The source of a label."""
-
-    PERSON = "person"  # feedback with `correct`
-    IMPORT = "import"  # an imported row with `correct`
-    REFERENCE = "reference"  # the answer was graded against a reference
+def text_sha256(response: str) -> bytes:
+    """The hash of an answer's text without the white space around it, as it is stored."""
+    return hashlib.sha256(storable_text(response).strip(WHITE_SPACE).encode()).digest()
 
 
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """The feedback that decides, each with at most one row per interaction."""
+def stored_text_sha256() -> ColumnElement[bytes]:
+    """The hash of an interaction's `response`, also where release 0.1.0 stored the row without one."""
+    computed = func.sha256(func.convert_to(func.btrim(InteractionRow.response, WHITE_SPACE), "UTF8"), type_=LargeBinary)
+    return func.coalesce(InteractionRow.text_sha256, computed)
 
-    verdict: Subquery  # the newest with `correct`
-    reference: Subquery  # the newest with a reference
-    newest: Subquery  # the time of the newest of either kind
+
+def is_about(answer: type[AnswerRow], interaction: type[InteractionRow]) -> ColumnElement[bool]:
+    """Whether an interaction is about an answer."""
+    return and_(answer.question_hash == interaction.question_hash, answer.text_sha256 == stored_text_sha256())
+
+
+def is_any_of(column: Any, values: Iterable[bytes]) -> ColumnElement[bool]:
+    """Whether a column has one of many values, as one parameter."""
+    found: ColumnElement[bool] = column == any_(literal(list(values), ARRAY(LargeBinary)))
+    return found
 
 
 class Label:
     """The label of an interaction as columns of a statement that selects from `InteractionRow`.
 
-    `joined` adds the tables that the columns read. All columns are NULL where there is no label, except `reference`:
-    the newest known one, whether or not the answer was graded against it.
+    `joined` adds the table that the columns read. All columns are NULL where there is no label.
     """
 
-    def __init__(self) -> None:
-        parts = _parts()
-        self._parts = parts
-        verdict, reference = parts.verdict.c, parts.reference.c
-        self.is_right: ColumnElement[bool | None] = func.coalesce(verdict.correct, InteractionRow.grade == Grade.RIGHT)
-        self.exists: ColumnElement[bool] = or_(verdict.correct.is_not(None), InteractionRow.grade.is_not(None))
-        self.source: ColumnElement[str | None] = case(
-            (verdict.source == FeedbackSource.IMPORT, LabelSource.IMPORT.value),
-            (verdict.correct.is_not(None), LabelSource.PERSON.value),
-            (InteractionRow.grade.is_not(None), LabelSource.REFERENCE.value),
-            else_=None,
+    is_right: ColumnElement[bool | None] = AnswerRow.is_right.expression
+    exists: ColumnElement[bool] = AnswerRow.is_right.is_not(None)
+    source: ColumnElement[LabelSource | None] = AnswerRow.source.expression
+    key_id: ColumnElement[UUID | None] = AnswerRow.key_id.expression
+    """The only key that supports the label; NULL for several keys and for the operator."""
+    arrived_at: ColumnElement[datetime | None] = func.greatest(
+        AnswerRow.changed_at, func.coalesce(InteractionRow.stored_at, InteractionRow.created_at)
+    )
+    """When the interaction had its label, by the database's clock."""
+
+    @staticmethod
+    def joined(statement: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
+        """The statement, joined with the answers that the columns read."""
+        return statement.outerjoin(AnswerRow, is_about(AnswerRow, InteractionRow))
+
+
+def own_grade() -> ColumnElement[Grade | None]:
+    """The grade of an interaction's response against its own reference.
+
+    Rows of release 0.1.0 have one grade, that against the newest reference. It is the own one if no feedback gave any.
+    """
+    given = exists().where(FeedbackRow.interaction_id == InteractionRow.id, FeedbackRow.reference.is_not(None))
+    return func.coalesce(InteractionRow.own_grade, case((~given, InteractionRow.grade), else_=None))
+
+
+def newest_first(row: type[FeedbackRow] | type[InteractionRow]) -> tuple[ColumnElement[Any], ...]:
+    """The order of rows by the database's clock, the newest first. Rows of release 0.1.0 are older than all others."""
+    return (row.stored_at.desc().nulls_last(), row.created_at.desc(), row.id.desc())
+
+
+# -------------------------------------------------------------------------------------------------------- count votes
+
+
+async def count_votes(session: AsyncSession, interaction_ids: Collection[UUID]) -> None:
+    """Bring the labels of these interactions' answers up to date, in this transaction.
+
+    The rows stay locked until it ends, so two writers of votes about one text count both. Interactions must be locked
+    before their answers.
+    """
+    for ids in _chunks(sorted(interaction_ids)):
+        answers = await session.execute(
+            select(InteractionRow.question_hash, stored_text_sha256()).where(InteractionRow.id.in_(ids))
         )
-        self.reference: ColumnElement[str | None] = func.coalesce(reference.reference, InteractionRow.reference)
-        self.given_at: ColumnElement[Any] = verdict.created_at
-        """The time of the feedback with `correct`; NULL for a grade."""
-        self.changed_at: ColumnElement[Any] = case(
-            (
-                self.exists,
-                func.greatest(
-                    parts.newest.c.at, case((InteractionRow.grade.is_not(None), InteractionRow.created_at), else_=None)
-                ),
+        await relabel(session, {(question_hash, text) for question_hash, text in answers})
+
+
+async def relabel(session: AsyncSession, answers: Collection[AnswerKey]) -> None:
+    """Count the votes about these answers again; the others stay as they are."""
+    if not answers:
+        return
+    model, distrusted = await read_model(session), await distrusted_keys(session)
+    for chunk in _chunks(sorted(answers)):
+        wanted = _table_of(chunk)
+        await session.execute(
+            insert(AnswerRow)
+            .from_select(
+                ["question_hash", "text_sha256", "votes", "standing"],
+                select(wanted.c.question_hash, wanted.c.text, literal((), StoredVotes), literal(Standing.NONE.value)),
+            )
+            .on_conflict_do_nothing()
+        )
+        rows = await session.execute(
+            select(AnswerRow, QuestionRow.split, func.clock_timestamp())
+            .join(QuestionRow, QuestionRow.hash == AnswerRow.question_hash)
+            .where(is_among(chunk))
+            .order_by(AnswerRow.question_hash, AnswerRow.text_sha256)
+            .with_for_update(of=AnswerRow)
+            .execution_options(populate_existing=True)
+        )
+        locked = rows.all()
+        votes = await _votes(session, chunk)  # after the locks, so that no vote is missed
+        for row, split, moment in locked:
+            now = _State.of(row, split, votes.get((row.question_hash, row.text_sha256), ()))
+            _write(row, now.updated(model, distrusted), moment)
+        await session.flush()
+
+
+def is_among(answers: Sequence[AnswerKey]) -> ColumnElement[bool]:
+    """Whether an answer is one of these."""
+    wanted = _table_of(answers)
+    return tuple_(AnswerRow.question_hash, AnswerRow.text_sha256).in_(select(wanted.c.question_hash, wanted.c.text))
+
+
+def _table_of(answers: Sequence[AnswerKey]) -> Any:
+    """The keys as a table of two columns: a list of pairs in a condition is compared one by one."""
+    columns = [literal([answer[part] for answer in answers], ARRAY(LargeBinary)) for part in (0, 1)]
+    return func.unnest(*columns).table_valued("question_hash", "text", name="wanted").render_derived()
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """The columns of an answer that its label depends on or consists of."""
+
+    votes: Votes
+    voted_right: bool | None
+    standing: Standing
+    is_right: bool | None
+    source: LabelSource | None
+    key_id: UUID | None
+    is_frozen: bool
+    ruling: Ruling | None
+    is_heldout: bool
+
+    @classmethod
+    def of(cls, row: AnswerRow, split: Split, votes: Votes) -> "_State":
+        return cls(
+            votes=votes,
+            voted_right=row.voted_right,
+            standing=row.standing,
+            is_right=row.is_right,
+            source=row.source,
+            key_id=row.key_id,
+            is_frozen=row.frozen_at is not None,
+            ruling=row.ruling,
+            is_heldout=split is Split.HELDOUT,
+        )
+
+    def updated(self, model: LabelModel, distrusted: frozenset[UUID]) -> "_State":
+        found = opinion(self.votes, model, distrusted=distrusted)
+        frozen = AnswerLabel(self.is_right, self.source, self.key_id) if self.is_frozen else None
+        given = label(found, frozen=frozen, ruling=self.ruling, distrusted=distrusted)
+        return _State(
+            votes=self.votes,
+            voted_right=found.is_right,
+            standing=found.standing,
+            is_right=given.is_right,
+            source=given.source,
+            key_id=given.key_id,
+            is_frozen=self.is_heldout and given.is_right is not None,
+            ruling=self.ruling,
+            is_heldout=self.is_heldout,
+        )
+
+
+def _write(row: AnswerRow, state: _State, moment: datetime) -> None:
+    if row.is_right is not state.is_right:
+        row.changed_at = moment
+    if (row.frozen_at is not None) is not state.is_frozen:
+        row.frozen_at = moment if state.is_frozen else None
+    for name in ("votes", "voted_right", "standing", "is_right", "source", "key_id"):
+        setattr(row, name, getattr(state, name))
+
+
+async def _votes(session: AsyncSession, answers: Sequence[AnswerKey]) -> dict[AnswerKey, Votes]:
+    """All votes about these answers: of each key the newest word and the newest grade, reduced to one vote."""
+    said = _statements(dict.fromkeys(question_hash for question_hash, _ in answers)).subquery()
+    wanted = _table_of(answers)
+    is_word = (said.c.source != LabelSource.REFERENCE.value).label("is_word")
+    columns = (said.c.question_hash, said.c.text, said.c.key_id, is_word)
+    rows = await session.execute(
+        select(*columns, said.c.source, said.c.is_right)
+        .ext(distinct_on(*columns))
+        .join(wanted, and_(wanted.c.question_hash == said.c.question_hash, wanted.c.text == said.c.text))
+        .order_by(*columns, said.c.stored_at.desc().nulls_last(), said.c.created_at.desc(), said.c.id.desc())
+    )
+    statements: dict[AnswerKey, list[Vote]] = {}
+    for row in rows:
+        if row.is_right is not None:  # a response without an answer is neither right nor wrong
+            vote = Vote(row.key_id, LabelSource(row.source), row.is_right)
+            statements.setdefault((row.question_hash, row.text), []).append(vote)
+    return {answer: one_vote_each(given) for answer, given in statements.items()}
+
+
+def reference_statements(question_hashes: Iterable[bytes]) -> CompoundSelect[Any]:
+    """All references that were given with or about the answers to these questions, each with the key that gave it.
+
+    Columns: question_hash, text (its hash), key_id, source, is_right (by this reference; NULL: neither), reference,
+    and those of the order, stored_at, created_at and id.
+    """
+    return union_all(*_reference_selects(question_hashes))
+
+
+def _statements(question_hashes: Iterable[bytes]) -> CompoundSelect[Any]:
+    """All that was said about the answers to these questions."""
+    word = case((FeedbackRow.source == FeedbackSource.IMPORT, LabelSource.IMPORT.value), else_=LabelSource.PERSON.value)
+    words = (
+        select(*_said(FeedbackRow, word, FeedbackRow.correct))
+        .join(InteractionRow, FeedbackRow.interaction_id == InteractionRow.id)
+        .where(is_any_of(InteractionRow.question_hash, question_hashes), FeedbackRow.correct.is_not(None))
+    )
+    return union_all(*_reference_selects(question_hashes), words)
+
+
+def _reference_selects(question_hashes: Iterable[bytes]) -> tuple[Select[Any], Select[Any]]:
+    source = literal(LabelSource.REFERENCE.value)
+    is_about_them = is_any_of(InteractionRow.question_hash, question_hashes)
+    own = select(*_said(InteractionRow, source, _is_right(own_grade())))
+    given = select(*_said(FeedbackRow, source, _is_right(FeedbackRow.grade)))
+    return (
+        own.where(is_about_them, or_(InteractionRow.reference.is_not(None), own_grade().is_not(None))),
+        given.join(InteractionRow, FeedbackRow.interaction_id == InteractionRow.id).where(
+            is_about_them, or_(FeedbackRow.reference.is_not(None), FeedbackRow.grade.is_not(None))
+        ),
+    )
+
+
+def _said(row: type[FeedbackRow] | type[InteractionRow], source: Any, is_right: Any) -> tuple[Any, ...]:
+    return (
+        InteractionRow.question_hash,
+        stored_text_sha256().label("text"),
+        row.key_id,
+        source.label("source"),
+        is_right.label("is_right"),
+        row.reference,
+        row.stored_at,
+        row.created_at,
+        row.id,
+    )
+
+
+def _is_right(grade: Any) -> ColumnElement[bool | None]:
+    return case((grade == Grade.RIGHT, True), (grade == Grade.WRONG, False), else_=None)
+
+
+def _chunks(items: Iterable[T]) -> Iterator[list[T]]:
+    chunk: list[T] = []
+    for item in items:
+        chunk.append(item)
+        if len(chunk) == _CHUNK:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+async def forget_unanswered(session: AsyncSession, answers: Collection[AnswerKey]) -> None:
+    """Delete those of these answers that no interaction is about any more."""
+    await session.execute(
+        delete(AnswerRow)
+        .where(is_among(list(answers)), ~exists().where(is_about(AnswerRow, InteractionRow)))
+        .execution_options(synchronize_session=False)
+    )
+
+
+# --------------------------------------------------------------------------------------------------------- the model
+
+
+async def read_model(session: AsyncSession) -> LabelModel:
+    """The stored estimate of the voters' reliabilities; the priors where there is none yet."""
+    stored = await session.scalar(select(LabelModelRow.model))
+    return LabelModel() if stored is None else LabelModel.from_json(stored)
+
+
+async def distrusted_keys(session: AsyncSession) -> frozenset[UUID]:
+    """The keys whose labels do not count."""
+    return frozenset(await session.scalars(select(KeyRow.id).where(KeyRow.distrusted_at.is_not(None))))
+
+
+async def read_patterns(session: AsyncSession) -> list[Pattern]:
+    """How many answers have which votes, without those of distrusted keys."""
+    distrusted = await distrusted_keys(session)
+    rows = await session.execute(
+        select(AnswerRow.votes, AnswerRow.ruling, func.count())
+        .where(AnswerRow.votes.is_not(None))
+        .group_by(AnswerRow.votes, AnswerRow.ruling)
+    )
+    truths: dict[Ruling | None, bool] = {Ruling.RIGHT: True, Ruling.WRONG: False}
+    return [
+        Pattern(tuple(vote for vote in votes if vote.key_id not in distrusted), truths.get(ruling), answers)
+        for votes, ruling, answers in rows
+        if votes is not None and ruling is not Ruling.NONE
+    ]
+
+
+async def refresh(database: Database) -> LabelModel:
+    """Estimate the voters' reliabilities again, store them, and bring all labels up to date.
+
+    First hashes the texts and counts the votes of rows of release 0.1.0. Several processes may call it at once.
+    """
+    while await _hash_old_texts(database) == _CHUNK:
+        pass
+    while True:
+        async with _long_session(database) as session:
+            uncounted = await session.execute(
+                select(AnswerRow.question_hash, AnswerRow.text_sha256).where(AnswerRow.votes.is_(None)).limit(_CHUNK)
+            )
+            keys = [(question_hash, text) for question_hash, text in uncounted]
+            await relabel(session, keys)
+        if not keys:
+            break
+    async with _long_session(database) as session:
+        patterns = await read_patterns(session)
+    model = await asyncio.to_thread(fit, patterns)
+    async with database.session() as session:
+        statement = insert(LabelModelRow).values(id=1, fitted_at=func.clock_timestamp(), model=model.to_json())
+        await session.execute(
+            statement.on_conflict_do_update(
+                index_elements=[LabelModelRow.id],
+                set_={"fitted_at": statement.excluded.fitted_at, "model": statement.excluded.model},
+            )
+        )
+    async with _long_session(database) as session:
+        changes = [change async for change in _changes(session, model)]
+    for state, new in changes:
+        while await _apply(database, state, new) == _CHUNK:
+            pass
+    return model
+
+
+async def _hash_old_texts(database: Database) -> int:
+    """Store the hash of the text of at most `_CHUNK` old interactions; their number."""
+    async with _long_session(database) as session:
+        ids = await session.scalars(
+            select(InteractionRow.id)
+            .where(InteractionRow.text_sha256.is_(None))
+            .order_by(InteractionRow.id)
+            .limit(_CHUNK)
+            .with_for_update(skip_locked=True)
+        )
+        hashed = await session.scalars(
+            update(InteractionRow)
+            .where(InteractionRow.id.in_(ids.all()))
+            .values(text_sha256=stored_text_sha256())
+            .returning(InteractionRow.id)
+            .execution_options(synchronize_session=False)
+        )
+        return len(hashed.all())
+
+
+@asynccontextmanager
+async def _long_session(database: Database) -> AsyncIterator[AsyncSession]:
+    async with database.session(limit_s=_REFRESH_LIMIT_S) as session:
+        await session.execute(sql_text(f"SET LOCAL statement_timeout = {int(1000 * _REFRESH_LIMIT_S)}"))
+        yield session
+
+
+async def _changes(session: AsyncSession, model: LabelModel) -> AsyncIterator[tuple[_State, _State]]:
+    """The states of answers whose label the model changes, each with its new state."""
+    distrusted = await distrusted_keys(session)
+    columns = (
+        AnswerRow.votes,
+        AnswerRow.voted_right,
+        AnswerRow.standing,
+        AnswerRow.is_right,
+        AnswerRow.source,
+        AnswerRow.key_id,
+        AnswerRow.frozen_at.is_not(None),
+        AnswerRow.ruling,
+        QuestionRow.split == Split.HELDOUT,
+    )
+    rows = await session.execute(
+        select(*columns)
+        .join(QuestionRow, QuestionRow.hash == AnswerRow.question_hash)
+        .where(AnswerRow.votes.is_not(None))
+        .distinct()
+    )
+    for row in rows:
+        state = _State(*row)  # type: ignore[arg-type]  # votes are not NULL here
+        if state != (new := state.updated(model, distrusted)):
+            yield state, new
+
+
+async def _apply(database: Database, state: _State, new: _State) -> int:
+    """Write the new label to at most `_CHUNK` answers of the old state; their number."""
+    side = Split.HELDOUT if state.is_heldout else Split.TRAIN
+    chosen = (
+        select(AnswerRow.question_hash, AnswerRow.text_sha256)
+        .join(QuestionRow, QuestionRow.hash == AnswerRow.question_hash)
+        .where(
+            QuestionRow.split == side,
+            (AnswerRow.frozen_at.is_not(None)).is_(state.is_frozen),
+            *(
+                getattr(AnswerRow, name).is_not_distinct_from(getattr(state, name))
+                for name in ("votes", "voted_right", "standing", "is_right", "source", "key_id", "ruling")
             ),
-            else_=None,
         )
-        """The time of the newest feedback that could change the label; for a grade alone, of the answer."""
-        self.key_id: ColumnElement[Any] = case(
-            (verdict.interaction_id.is_not(None), verdict.key_id),
-            (reference.interaction_id.is_not(None), reference.key_id),
-            else_=InteractionRow.key_id,
-        )
-        """The key of the caller who gave the label."""
-
-    def joined(self, statement: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
-        """The statement, joined with the feedback that the columns read."""
-        for part in (self._parts.verdict, self._parts.reference, self._parts.newest):
-            statement = statement.outerjoin(part, part.c.interaction_id == InteractionRow.id)
-        return statement
-
-
-def is_labelled() -> ColumnElement[bool]:
-    """Whether an interaction has a label, for statements that need nothing else: it stops at the first feedback."""
-    judged = exists().where(FeedbackRow.interaction_id == InteractionRow.id, FeedbackRow.correct.is_not(None))
-    return or_(InteractionRow.grade.is_not(None), judged)
-
-
-def _parts() -> _Parts:
-    def newest_with(column: Any, name: str) -> Subquery:
-        return (
-            select(FeedbackRow.interaction_id, column, FeedbackRow.source, FeedbackRow.key_id, FeedbackRow.created_at)
-            .ext(distinct_on(FeedbackRow.interaction_id))
-            .where(column.is_not(None))
-            .order_by(FeedbackRow.interaction_id, FeedbackRow.created_at.desc(), FeedbackRow.id.desc())
-            .subquery(name)
-        )
-
-    newest = (
-        select(FeedbackRow.interaction_id, func.max(FeedbackRow.created_at).label("at"))
-        .where(or_(FeedbackRow.correct.is_not(None), FeedbackRow.reference.is_not(None)))
-        .group_by(FeedbackRow.interaction_id)
-        .subquery("newest_label")
+        .order_by(AnswerRow.question_hash, AnswerRow.text_sha256)
+        .limit(_CHUNK)
+        .with_for_update(of=AnswerRow, skip_locked=True)  # a row that is being written gets its label there
     )
-    return _Parts(
-        verdict=newest_with(FeedbackRow.correct, "newest_correct"),
-        reference=newest_with(FeedbackRow.reference, "newest_reference"),
-        newest=newest,
-    )
+    values: dict[str, Any] = {
+        name: getattr(new, name) for name in ("voted_right", "standing", "is_right", "source", "key_id")
+    }
+    if state.is_right is not new.is_right:
+        values["changed_at"] = func.clock_timestamp()
+    if state.is_frozen is not new.is_frozen:
+        values["frozen_at"] = func.clock_timestamp() if new.is_frozen else None
+    async with _long_session(database) as session:
+        keys = [(question_hash, text) for question_hash, text in await session.execute(chosen)]
+        if keys:
+            await session.execute(
+                update(AnswerRow).where(is_among(keys)).values(values).execution_options(synchronize_session=False)
+            )
+    return len(keys)

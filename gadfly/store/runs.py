@@ -51,7 +51,7 @@ async def request_run(
         "id": id,
         "status": RunStatus.QUEUED,
         "trigger": trigger,
-        "created_at": now(),
+        "created_at": func.clock_timestamp(),  # the clock of labels, of which a run learns the older ones
         "key_id": key_id,
         "request_id": request_id,
         "config": config.model_dump(mode="json"),

@@ -29,10 +29,21 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator
 
 from gadfly.grading import Grade
-from gadfly.records import FeedbackSource, Kind, Split, StopReason, SwapKind, SwapStatus, Tier
+from gadfly.records import (
+    AdminAction,
+    FeedbackSource,
+    Kind,
+    Ruling,
+    Split,
+    StopReason,
+    SwapKind,
+    SwapStatus,
+    Tier,
+)
 from gadfly.storable import storable_json, storable_text
 from gadfly.training import EventKind, GateOutcome, RunStatus, Stage, Trigger
 from gadfly.verdict import Verdict, VerdictSource
+from gadfly.votes import LabelSource, Standing, Votes, votes_from_json, votes_to_json
 
 
 class StoredText(TypeDecorator[str]):
@@ -68,15 +79,32 @@ class StoredGrades(TypeDecorator[dict[UUID, Grade]]):
         return None if value is None else {UUID(id): Grade(grade) for id, grade in value.items()}
 
 
-def _enum(values: type[StrEnum], name: str) -> Enum:
+class StoredVotes(TypeDecorator[Votes]):
+    """Votes as a JSON array. Equal votes are equal values, so that rows can be grouped by them."""
+
+    impl = JSONB
+    cache_ok = True
+
+    def process_bind_param(self, value: Votes | None, dialect: Dialect) -> Any:
+        return None if value is None else votes_to_json(value)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Votes | None:
+        return None if value is None else votes_from_json(value)
+
+
+def _enum(values: type[StrEnum], name: str, *, is_checked: bool = True) -> Enum:
     return Enum(
         values,
         name=name,
         native_enum=False,  # a check constraint can gain a value inside a transaction, a type cannot
-        create_constraint=True,
+        create_constraint=is_checked,
         length=32,
         values_callable=lambda members: [member.value for member in members],
     )
+
+
+_CLOCK = text("clock_timestamp()")
+"""The database's clock, which orders rows of all processes; NULL in rows of release 0.1.0."""
 
 
 class Table(DeclarativeBase):
@@ -110,6 +138,10 @@ class Table(DeclarativeBase):
         EventKind: _enum(EventKind, "event_kind"),
         SwapKind: _enum(SwapKind, "swap_kind"),
         SwapStatus: _enum(SwapStatus, "swap_status"),
+        LabelSource: _enum(LabelSource, "label_source"),
+        Standing: _enum(Standing, "standing"),
+        Ruling: _enum(Ruling, "ruling"),
+        AdminAction: _enum(AdminAction, "action"),
     }
 
 
@@ -121,6 +153,54 @@ class QuestionRow(Table):
     hash: Mapped[bytes] = mapped_column(primary_key=True)
     split: Mapped[Split]
     created_at: Mapped[datetime]
+
+
+class AnswerRow(Table):
+    """One text answered to a question: the votes about it, and its label. It holds no text.
+
+    The text's hash is that of `gadfly.store.labels.text_sha256`. The label of a held-out answer is frozen when it gets
+    one; the votes are counted on, and `voted_right` is what they say now.
+    """
+
+    __tablename__ = "answers"
+    __table_args__ = (Index(None, "changed_at"),)
+
+    question_hash: Mapped[bytes] = mapped_column(ForeignKey("questions.hash"), primary_key=True)
+    text_sha256: Mapped[bytes] = mapped_column(primary_key=True)
+    votes: Mapped[Votes | None] = mapped_column(StoredVotes)  # NULL: labelled by an earlier release, not counted yet
+    voted_right: Mapped[bool | None]
+    standing: Mapped[Standing]
+    is_right: Mapped[bool | None]  # the label; NULL: there is none
+    source: Mapped[LabelSource | None]
+    key_id: Mapped[UUID | None] = mapped_column(ForeignKey("keys.id"))  # the only key that supports the label
+    changed_at: Mapped[datetime | None]  # the label
+    frozen_at: Mapped[datetime | None]
+    ruling: Mapped[Ruling | None]  # an admin's
+
+
+class LabelModelRow(Table):
+    """The newest estimate of the voters' reliabilities; at most one row."""
+
+    __tablename__ = "label_models"
+    __table_args__ = (CheckConstraint("id = 1", name="one"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    fitted_at: Mapped[datetime]
+    model: Mapped[dict[str, Any]]
+
+
+class AdminActRow(Table):
+    """One act of an admin: who, when, what and why."""
+
+    __tablename__ = "admin_acts"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
+    key_id: Mapped[UUID | None] = mapped_column(ForeignKey("keys.id"))
+    action: Mapped[AdminAction]
+    subject: Mapped[str]
+    reason: Mapped[str | None]
+    details: Mapped[dict[str, Any]]
 
 
 class CriticVersionRow(Table):
@@ -156,6 +236,7 @@ class KeyRow(Table):
     created_at: Mapped[datetime]
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
+    distrusted_at: Mapped[datetime | None]
 
 
 class EpisodeRow(Table):
@@ -213,6 +294,10 @@ class InteractionRow(Table):
     prompt_tokens: Mapped[int]
     completion_tokens: Mapped[int]
     latency_ms: Mapped[float | None]
+    text_sha256: Mapped[bytes | None]  # of `response`: `gadfly.store.labels.text_sha256`
+    # Against the interaction's own reference. To check it would read the whole table while the migration locks it.
+    own_grade: Mapped[Grade | None] = mapped_column(_enum(Grade, "own_grade", is_checked=False))
+    stored_at: Mapped[datetime | None] = mapped_column(server_default=_CLOCK)
 
     critiques: Mapped[list["CritiqueRow"]] = relationship(lazy="raise", order_by="CritiqueRow.position", viewonly=True)
     refinements: Mapped[list["RefinementRow"]] = relationship(
@@ -295,6 +380,7 @@ class FeedbackRow(Table):
     metadata_: Mapped[dict[str, Any]] = mapped_column("metadata")
     grade: Mapped[Grade | None]
     refinement_grades: Mapped[dict[UUID, Grade]]
+    stored_at: Mapped[datetime | None] = mapped_column(server_default=_CLOCK)
 
 
 class RequestClaimRow(Table):

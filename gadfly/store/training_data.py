@@ -2,17 +2,26 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from functools import cache, partial
 from typing import Self
 from uuid import UUID, uuid5
 
-from sqlalchemy import case, exists, func, select, text
+from sqlalchemy import exists, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly.fields import HexBytes
 from gadfly.records import Kind, Split
-from gadfly.store.labels import Label, LabelSource, is_labelled
-from gadfly.store.tables import FeedbackRow, InteractionRow, QuestionRow, TrainingRunRow
+from gadfly.store.labels import (
+    AnswerKey,
+    Label,
+    distrusted_keys,
+    is_about,
+    is_any_of,
+    read_model,
+    reference_statements,
+)
+from gadfly.store.tables import AnswerRow, FeedbackRow, InteractionRow, QuestionRow, TrainingRunRow
+from gadfly.votes import GRADE_ACCURACY, LabelSource, Votes, certainty
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,8 +34,10 @@ class LabelledAnswer:
     response: str
     is_right: bool
     source: LabelSource
-    reference: str | None  # the newest known; with it the answer also serves stage II
+    reference: str | None  # with it the answer also serves stage II
     sample: int | None = None  # the number of a sampled answer; None: logged
+    certainty: float = 1.0  # the probability that `is_right` is true
+    key_id: UUID | None = None  # the only key that supports the label; None: several, or the operator
 
     @property
     def key(self) -> str:
@@ -40,61 +51,104 @@ class LabelledAnswer:
 
     def sampled(self, sample: int, response: str, *, is_right: bool) -> Self:
         """The same question with an answer sampled by the actor and graded against the reference."""
-        return replace(self, sample=sample, response=response, is_right=is_right, source=LabelSource.REFERENCE)
+        return replace(
+            self,
+            sample=sample,
+            response=response,
+            is_right=is_right,
+            source=LabelSource.REFERENCE,
+            certainty=GRADE_ACCURACY,
+            key_id=None,
+        )
 
 
 async def labelled_answers(session: AsyncSession, split: Split, *, limit: int) -> list[LabelledAnswer]:
     """Labelled answers, the newest first, each text once per question; of at most `limit` questions.
 
-    Feedback about an answer takes precedence over its grade against a reference, and newer feedback over older, even
-    when it is about another interaction with the same text. A newer reference updates the grades.
+    Several interactions about one text are one answer: that of the newest interaction.
     """
-    label = Label()
-    questions = (
-        label.joined(select(InteractionRow.question_hash))
+    questions = await session.scalars(
+        select(InteractionRow.question_hash)
+        .join(AnswerRow, is_about(AnswerRow, InteractionRow))
         .join(QuestionRow, QuestionRow.hash == InteractionRow.question_hash)
-        .where(QuestionRow.split == split, label.exists)
+        .where(QuestionRow.split == split, Label.exists)
         .group_by(InteractionRow.question_hash)
         .order_by(func.max(InteractionRow.created_at).desc(), InteractionRow.question_hash)
         .limit(limit)
     )
+    hashes = questions.all()
+    label = (AnswerRow.is_right, AnswerRow.source, AnswerRow.key_id, AnswerRow.votes, AnswerRow.ruling)
     rows = await session.execute(
-        label.joined(
-            select(
-                InteractionRow.id,
-                InteractionRow.question_hash,
-                InteractionRow.question,
-                InteractionRow.response,
-                label.is_right.label("is_right"),
-                label.source.label("source"),
-                label.reference.label("reference"),
-                label.given_at.label("given_at"),
-            )
+        select(
+            InteractionRow.id,
+            InteractionRow.question,
+            InteractionRow.response,
+            AnswerRow.question_hash,
+            AnswerRow.text_sha256,
+            *label,
         )
-        .where(InteractionRow.question_hash.in_(questions), label.exists)
+        .join(AnswerRow, is_about(AnswerRow, InteractionRow))
+        .where(is_any_of(InteractionRow.question_hash, hashes), Label.exists)
         .order_by(InteractionRow.created_at.desc(), InteractionRow.id.desc())
     )
-    answers: dict[tuple[bytes, str], LabelledAnswer] = {}
-    newest_given_at: dict[tuple[bytes, str], datetime] = {}
+    model, distrusted = await read_model(session), await distrusted_keys(session)
+    references = await _references(session, hashes, distrusted)
+    certain = cache(partial(certainty, model=model, distrusted=distrusted))  # few answers have votes of their own
+    answers: dict[AnswerKey, LabelledAnswer] = {}
     for row in rows:
-        same = (row.question_hash, row.response.strip())
-        newer = answers.get(same)
-        if newer is None:
-            answers[same] = LabelledAnswer(
+        key = (row.question_hash, row.text_sha256)
+        if key not in answers:
+            answers[key] = LabelledAnswer(
                 interaction_id=row.id,
                 question_hash=row.question_hash,
                 question=row.question,
                 response=row.response,
                 is_right=row.is_right,
-                source=LabelSource(row.source),
-                reference=row.reference,
+                source=row.source,
+                reference=_reference(references.get(key, ()), row.is_right, row.votes or ()),
+                certainty=certain(row.is_right, row.votes, row.ruling),
+                key_id=row.key_id,
             )
-        else:
-            answers[same] = replace(newer, reference=newer.reference or row.reference)
-        if row.given_at is not None and (same not in newest_given_at or row.given_at > newest_given_at[same]):
-            newest_given_at[same] = row.given_at
-            answers[same] = replace(answers[same], is_right=row.is_right, source=LabelSource(row.source))
     return list(answers.values())
+
+
+@dataclass(frozen=True, slots=True)
+class _Reference:
+    """A reference that a key gave with an answer or about it, and whether the answer is right by it."""
+
+    text: str
+    key_id: UUID | None
+    is_right: bool | None  # None: by this reference the answer is neither
+
+
+async def _references(
+    session: AsyncSession, questions: Sequence[bytes], distrusted: frozenset[UUID]
+) -> dict[AnswerKey, list[_Reference]]:
+    """The references of the answers to these questions, the newest first."""
+    said = reference_statements(questions).subquery()
+    rows = await session.execute(
+        select(said)
+        .where(said.c.reference.is_not(None))
+        .order_by(said.c.stored_at.desc().nulls_last(), said.c.created_at.desc(), said.c.id.desc())
+    )
+    found: dict[AnswerKey, list[_Reference]] = {}
+    for row in rows:
+        if row.key_id not in distrusted:
+            given = _Reference(row.reference, row.key_id, row.is_right)
+            found.setdefault((row.question_hash, row.text), []).append(given)
+    return found
+
+
+def _reference(given: Sequence[_Reference], is_right: bool, votes: Votes) -> str | None:
+    """The reference to learn with: the newest that agrees with the label, else one that does not contradict it.
+
+    A reference that contradicts the label serves only where its own key supports the label: then that key says that its
+    reference is right, although the answer was not recognised by it.
+    """
+    supporters = {vote.key_id for vote in votes if vote.is_right is is_right}
+    usable = [item for item in given if item.is_right in (None, is_right) or item.key_id in supporters]
+    best = max(usable, key=lambda item: (item.is_right is is_right, item.is_right is None), default=None)
+    return None if best is None else best.text
 
 
 async def traffic_counts(session: AsyncSession) -> tuple[int, int]:
@@ -102,16 +156,14 @@ async def traffic_counts(session: AsyncSession) -> tuple[int, int]:
 
     Only callers' own answers have the class shares that callers see.
     """
-    label = Label()
     rows = await session.execute(
-        label.joined(
-            select(
-                (InteractionRow.kind == Kind.IMPORT).label("is_import"),
-                label.is_right.label("is_right"),
-                func.count().label("answers"),
-            ).select_from(InteractionRow)
+        select(
+            (InteractionRow.kind == Kind.IMPORT).label("is_import"),
+            Label.is_right.label("is_right"),
+            func.count().label("answers"),
         )
-        .where(label.exists)
+        .join(AnswerRow, is_about(AnswerRow, InteractionRow))
+        .where(Label.exists)
         .group_by("is_import", "is_right")
     )
     counts = {(row.is_import, row.is_right): int(row.answers) for row in rows}
@@ -125,16 +177,13 @@ async def traffic_counts(session: AsyncSession) -> tuple[int, int]:
 async def has_labels(session: AsyncSession, split: Split, *, with_reference: bool = False) -> bool:
     """Whether any answer on this side has a label, and, if `with_reference`, a known reference."""
     statement = (
-        select(InteractionRow.id)
-        .join(QuestionRow, QuestionRow.hash == InteractionRow.question_hash)
-        .where(
-            QuestionRow.split == split,
-            is_labelled(),
-        )
+        select(AnswerRow.question_hash)
+        .join(QuestionRow, QuestionRow.hash == AnswerRow.question_hash)
+        .where(QuestionRow.split == split, Label.exists)
         .limit(1)
     )
     if with_reference:
-        statement = statement.where(
+        statement = statement.join(InteractionRow, is_about(AnswerRow, InteractionRow)).where(
             InteractionRow.reference.is_not(None)
             | exists().where(FeedbackRow.interaction_id == InteractionRow.id, FeedbackRow.reference.is_not(None))
         )
@@ -142,18 +191,16 @@ async def has_labels(session: AsyncSession, split: Split, *, with_reference: boo
 
 
 async def count_new_labels(session: AsyncSession) -> int:
-    """Labelled train-split answers whose label is newer than the newest run."""
+    """Train-split answers whose label is newer than the newest run: they had none then, or another one."""
     since = select(func.max(TrainingRunRow.created_at)).scalar_subquery()
-    label = Label()
-    # An imported row keeps its own time, which may be years ago; its question was stored at the import.
-    stored_at = case((InteractionRow.grade.is_not(None), QuestionRow.created_at), else_=None)
     count = await session.scalar(
-        label.joined(select(func.count()).select_from(InteractionRow))
-        .join(QuestionRow, QuestionRow.hash == InteractionRow.question_hash)
+        select(func.count())
+        .select_from(AnswerRow)
+        .join(QuestionRow, QuestionRow.hash == AnswerRow.question_hash)
         .where(
             QuestionRow.split == Split.TRAIN,
-            label.exists,
-            func.greatest(label.changed_at, stored_at) > func.coalesce(since, text("'-infinity'::timestamptz")),
+            Label.exists,
+            AnswerRow.changed_at > func.coalesce(since, text("'-infinity'::timestamptz")),
         )
     )
     return count or 0

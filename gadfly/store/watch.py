@@ -31,7 +31,7 @@ class Outcome:
 
     was_right: bool  # the label
     is_verdict_right: bool  # the stated verdict agrees with it
-    key_id: UUID | None = None  # of the caller whose label it is
+    key_id: UUID | None = None  # of the only caller whose label it is; None: several callers, or the operator
 
 
 async def verdict_outcomes(
@@ -40,8 +40,8 @@ async def verdict_outcomes(
     """A critic's verdicts on labelled live traffic, in the order in which their labels arrived.
 
     An interaction counts once, by the verdict stated in the critic's first critique of its response; a critique without
-    a stated verdict counts as wrong. `gadfly.store.labels` defines the label. A later call returns the earlier outcomes
-    in the same positions, except those whose label changed.
+    a stated verdict counts as wrong. The label is that of `gadfly.store.labels`. A later call returns the earlier
+    outcomes in the same positions, except those whose label changed.
     """
     label = Label()
     statement = (
@@ -52,7 +52,7 @@ async def verdict_outcomes(
         )
         .join(CritiqueRow, is_first_critique())
         .where(InteractionRow.critic_version == version, label.exists)
-        .order_by(label.changed_at, InteractionRow.id)
+        .order_by(label.arrived_at, InteractionRow.id)
         .limit(limit)
     )
     if since is not None:

@@ -1,5 +1,6 @@
 """Keys, import, export and migrations, on a real database."""
 
+import asyncio
 import json
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,9 +9,12 @@ import pyarrow.parquet
 import pytest
 from typer.testing import CliRunner, Result
 
+from gadfly import store
 from gadfly.cli.main import app
 from gadfly.cli.storage import expiry, write_secret
 from gadfly.errors import BadInput
+from gadfly.records import AdminAct
+from gadfly.store.database import Database
 from tests.support.postgres import PostgresServer
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
@@ -98,6 +102,28 @@ def test_a_key_whose_file_cannot_be_written_is_not_created(database_url: str, tm
     assert json.loads(done(database_url, "keys", "list", "--json")) == []
     with pytest.raises(BadInput, match="cannot be written"):
         write_secret(tmp_path / "no" / "key", "gf_x", overwrite=False)
+
+
+def test_a_distrusted_key_is_marked_and_every_act_on_keys_is_recorded(database_url: str) -> None:
+    key = json.loads(done(database_url, "keys", "create", "--name", "eve", "--json"))
+    told = done(database_url, "keys", "distrust", "eve", "--reason", "calls everything wrong")
+    assert f"the labels of eve ({key['id']}) count no more" in told
+    assert "no critic learned from them" in told
+    assert "labels distrusted" in done(database_url, "keys", "list")
+    done(database_url, "keys", "revoke", "eve")
+    trusted = json.loads(done(database_url, "keys", "trust", "eve", "--json"))  # also a revoked one, by its name
+    assert (trusted["key"]["distrusted_at"], trusted["critics"]) == (None, [])
+    assert isinstance(run(database_url, "keys", "distrust", "bob").exception, BadInput)
+
+    async def acts() -> list[AdminAct]:
+        async with Database(database_url) as database, database.session() as session:
+            return await store.acts.list_acts(session, limit=10)
+
+    found = asyncio.run(acts())
+    assert [act.action.value for act in found] == ["trust_key", "revoke_key", "distrust_key", "create_key"]
+    assert {act.subject for act in found} == {key["id"]}
+    assert [act.reason for act in found] == [None, None, "calls everything wrong", None]
+    assert found[2].details == {"name": "eve", "critics": []}
 
 
 def test_import_skips_bad_lines_with_number_and_reason(database_url: str, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import math
+from collections import Counter
+from dataclasses import replace
 from uuid import UUID
 
 import numpy as np
@@ -22,12 +24,14 @@ from gadfly.planning import (
     units_needed,
     validation_split,
     variance_of_change,
+    with_labels,
+    within_key_share,
 )
 from gadfly.records import Split
-from gadfly.store.labels import LabelSource
 from gadfly.store.split import split_of
 from gadfly.store.training_data import LabelledAnswer
 from gadfly.training import TrainConfig
+from gadfly.votes import Contradiction, LabelModel, LabelSource, Voter
 
 CONFIG = TrainConfig(validation_share=0)
 
@@ -159,7 +163,7 @@ def test_a_plan_counts_what_it_would_use() -> None:
     assert found.train_ids == (UUID(int=1), UUID(int=2), UUID(int=3))
     assert found.validation_ids == ()
     assert (found.stage_1.answers, found.stage_1.questions, found.stage_1.right, found.stage_1.wrong) == (3, 2, 1, 2)
-    assert found.stage_1.by_source == {"person": 1, "import": 0, "reference": 2}
+    assert found.stage_1.by_source == {"person": 1, "import": 0, "reference": 2, "admin": 0}
     assert (found.stage_2.answers, found.stage_2.questions) == (2, 1)
     assert found.pool_answers == 4  # one question with a reference, four samples
     assert (found.heldout.right, found.heldout.wrong, found.heldout_with_reference.answers) == (30, 30, 60)
@@ -178,7 +182,9 @@ PLAN_JSON = (
     f'"stage_1":{PORTION_JSON},"stage_2":{PORTION_JSON},"pool_answers":8,"validation":{PORTION_JSON},'
     f'"heldout":{PORTION_JSON},"heldout_with_reference":{PORTION_JSON},"steps":40,'
     '"detectable_discriminability":0.125,"detectable_helpfulness":null,"questions_for_margin":629,'
-    '"assumed_discordance":0.2,"power":0.8,"seconds":1.5,"warnings":["few answers"],"notes":["ü","n"]}'
+    '"assumed_discordance":0.2,"power":0.8,"seconds":1.5,"expected_mislabelled":{"right":0.1,"wrong":0.5},'
+    '"beyond_key_share":2,"contradicting_keys":["00000000-0000-0000-0000-000000000004",null],'
+    '"warnings":["few answers"],"notes":["ü","n"]}'
 )
 
 
@@ -201,6 +207,9 @@ def test_plan_json_keeps_its_form() -> None:
         assumed_discordance=0.2,
         power=0.8,
         seconds=1.5,
+        expected_mislabelled={"right": 0.1, "wrong": 0.5},
+        beyond_key_share=2,
+        contradicting_keys=(UUID(int=4), None),
         warnings=("few answers",),
         notes=("ü", "n"),
     )
@@ -254,3 +263,72 @@ def test_what_is_amiss_is_said(
     assert len(warnings) == len(sentences)
     for warning, sentence in zip(warnings, sentences, strict=True):
         assert sentence in warning
+
+
+# ----------------------------------------------------------------------------------------------- labels of several keys
+
+
+def of_keys(*counts: int, is_right: bool = True, operator: int = 0) -> list[LabelledAnswer]:
+    """So many answers of each key, and of the operator."""
+    keys = [UUID(int=key) for key, count in enumerate(counts, start=1) for _ in range(count)]
+    return [
+        replace(answer(1000 * is_right + number, is_right=is_right), key_id=key)
+        for number, key in enumerate([*keys, *[None] * operator])
+    ]
+
+
+@pytest.mark.parametrize(
+    ("counts", "operator", "share", "kept", "why"),
+    [
+        ((900,), 0, 0.5, [900], "one key labels"),
+        ((900, 30), 0, 0.5, [900, 30], "two keys label: neither is a majority against the other"),
+        ((900, 30, 19), 0, 0.5, [900, 30, 19], "the third has too few labels to count as one that labels"),
+        ((900, 30, 30), 0, 0.5, [60, 30, 30], "half of what is kept"),
+        ((900, 100, 100, 100, 100), 0, 0.5, [400, 100, 100, 100, 100], "a key that floods the others"),
+        ((100, 100, 100, 100, 100), 0, 0.5, [100, 100, 100, 100, 100], "five equal keys"),
+        ((900, 30, 30), 100, 0.5, [160, 30, 30], "the operator's answers are kept, and count"),
+        ((900, 30, 30), 0, 1.0, [900, 30, 30], "no limit"),
+        ((90, 30, 30), 0, 0.1, [0, 0, 0], "a share that three keys cannot fill"),
+    ],
+)
+def test_no_key_has_more_than_its_share(
+    counts: tuple[int, ...], operator: int, share: float, kept: list[int], why: str
+) -> None:
+    found = within_key_share(of_keys(*counts, operator=operator), share)
+    found_counts = Counter(item.key_id for item in found)
+    assert [found_counts[UUID(int=key)] for key in range(1, len(counts) + 1)] == kept, why
+    assert found_counts[None] == operator
+
+
+def test_the_share_of_a_key_is_that_of_one_class_and_its_first_answers_stay() -> None:
+    right, wrong = of_keys(50, 50, 50), of_keys(200, 30, 30, is_right=False)
+    found = within_key_share([*right, *wrong], 0.5)
+    assert found == [*right, *wrong[:60], *wrong[200:]]
+
+
+def test_a_plan_leaves_out_what_exceeds_a_share_and_says_so() -> None:
+    train = of_keys(900, 30, 30)
+    found = plan(train, [], CONFIG, seconds_per_step_history=None, max_key_share=0.5)
+    assert (found.stage_1.answers, found.beyond_key_share) == (120, 840)
+    said = with_labels(found, LabelModel(), [], names={}, max_key_share=0.5)
+    assert any("840 labelled answers are left out" in warning and "50 %" in warning for warning in said.warnings)
+
+
+def test_a_plan_says_how_many_labels_are_probably_false() -> None:
+    train = [replace(item, certainty=0.99 if item.is_right else 0.5) for item in answers(95, 10)]
+    found = plan(train, [], CONFIG, seconds_per_step_history=None)
+    assert found.expected_mislabelled == {"right": 1.0, "wrong": 5.0}
+    said = with_labels(found, LabelModel(0.95), [], names={}, max_key_share=0.5)
+    [warning] = [item for item in said.warnings if "probably" in item]
+    assert warning.startswith("About 5 of the 10 answers labelled wrong are probably right: about 95 % of all labelled")
+
+
+def test_a_plan_names_a_key_that_contradicts_the_others() -> None:
+    key = UUID(int=3)
+    case = Contradiction(Voter(key, LabelSource.PERSON), True, answers=40.0, contradictions=20.0, expected=3.2)
+    found = plan(answers(5, 5), [], CONFIG, seconds_per_step_history=None)
+    said = with_labels(found, LabelModel(), [case], names={key: "eve"}, max_key_share=0.5)
+    assert said.contradicting_keys == (key,)
+    assert f"the key eve ({key}) contradict those of the others on 20 of 40 answers that others call right" in "".join(
+        said.warnings
+    )

@@ -188,10 +188,10 @@ async def test_the_newest_reference_grades(seeded: Database) -> None:
         interaction.id, reference="4", grade=Grade.WRONG, refinement_grades={refinement.id: Grade.RIGHT}
     )
     older = make_feedback(
-        interaction.id, reference="6", grade=Grade.NO_ANSWER, created_at=newer.created_at - timedelta(days=1)
+        interaction.id, reference="6", grade=Grade.NO_ANSWER, created_at=newer.created_at + timedelta(days=1)
     )
-    await keep(seeded, interaction, newer)
-    await keep(seeded, older)  # replayed late, it does not outvote the newer one
+    await keep(seeded, interaction, older)
+    await keep(seeded, newer)  # by the database's clock; the clock of the process that took the older one is ahead
     await keep(seeded, make_feedback(interaction.id, correct=True))  # says nothing about the reference
     stored = await read(seeded, interaction.id)
     assert (stored.grade, stored.refinements[0].grade) == (Grade.WRONG, Grade.RIGHT)

@@ -14,11 +14,12 @@ from gadfly.records import Feedback, FeedbackSource, Split, new_id, now
 from gadfly.store.database import Database
 from gadfly.store.files import ExportFormat, export
 from gadfly.store.interactions import Filters
-from gadfly.store.labels import LabelSource
+from gadfly.store.keys import insert_key
 from gadfly.store.training_data import count_new_labels, has_labels, labelled_answers, source_counts
 from gadfly.store.watch import verdict_outcomes
 from gadfly.verdict import Verdict
-from tests.support.records import make_critique, make_feedback, make_interaction
+from gadfly.votes import LabelSource
+from tests.support.records import make_critique, make_feedback, make_interaction, make_key
 
 ALL_TRAIN = 1e-9
 START = now() - timedelta(hours=1)
@@ -26,6 +27,10 @@ INTERACTION = new_id()
 
 WRONG_GRADE = {"reference": "4", "grade": Grade.WRONG}
 RIGHT_GRADE = {"reference": "4", "grade": Grade.RIGHT}
+
+
+A, B, C, D, OUT = KEYS = [new_id() for _ in range(5)]  # OUT is distrusted
+BY_A = {"key_id": A}
 
 
 def said(minute: int, **fields: Any) -> Feedback:
@@ -47,20 +52,28 @@ CASES = [
     Case(RIGHT_GRADE, [], True, LabelSource.REFERENCE, "a grade is a label"),
     Case(WRONG_GRADE, [], False, LabelSource.REFERENCE, "a grade is a label"),
     Case({}, [said(1, **WRONG_GRADE)], False, LabelSource.REFERENCE, "so is the grade of a later reference"),
+    Case({"reference": "4", "grade": Grade.NO_ANSWER}, [], None, None, "no answer is neither right nor wrong"),
     Case(
         WRONG_GRADE,
         [said(1, reference="5", grade=Grade.RIGHT)],
         True,
         LabelSource.REFERENCE,
-        "the newest reference counts",
+        "a key's newest reference counts",
     ),
-    Case(WRONG_GRADE, [said(1, correct=True)], True, LabelSource.PERSON, "a person counts more than a grade"),
+    Case(
+        WRONG_GRADE,
+        [said(1, reference="x", grade=Grade.NO_ANSWER)],
+        None,
+        None,
+        "also where the answer is neither by it",
+    ),
+    Case(WRONG_GRADE, [said(1, correct=True)], True, LabelSource.PERSON, "a key's word counts more than its grade"),
     Case(
         {},
         [said(1, correct=True), said(2, **WRONG_GRADE)],
         True,
         LabelSource.PERSON,
-        "also where the reference came later",
+        "also where its reference came later",
     ),
     Case(
         {},
@@ -69,8 +82,15 @@ CASES = [
         LabelSource.PERSON,
         "and where it came earlier",
     ),
-    Case({}, [said(2, correct=False), said(1, correct=True)], False, LabelSource.PERSON, "the newest, not the last in"),
+    Case(
+        {},
+        [said(2, correct=False), said(1, correct=True)],
+        True,
+        LabelSource.PERSON,
+        "the newest by the database's clock, whatever the caller's process says",
+    ),
     Case({}, [said(1, correct=True, **WRONG_GRADE)], True, LabelSource.PERSON, "both in one feedback"),
+    Case(RIGHT_GRADE, [said(1, correct=True)], True, LabelSource.REFERENCE, "a word that agrees with the key's grade"),
     Case(
         RIGHT_GRADE,
         [said(1, correct=False, source=FeedbackSource.IMPORT)],
@@ -85,6 +105,81 @@ CASES = [
         LabelSource.IMPORT,
         "the newest of the two sources counts",
     ),
+    Case(
+        BY_A | RIGHT_GRADE,
+        [said(1, correct=False, key_id=B)],
+        True,
+        LabelSource.REFERENCE,
+        "another key's bare word does not overrule a grade",
+    ),
+    Case(
+        BY_A | RIGHT_GRADE,
+        [said(1, correct=False, key_id=B), said(2, correct=False, key_id=B)],
+        True,
+        LabelSource.REFERENCE,
+        "nor if it is repeated",
+    ),
+    Case(
+        BY_A | RIGHT_GRADE,
+        [said(1, correct=False, key_id=B), said(2, correct=False, key_id=C)],
+        False,
+        LabelSource.PERSON,
+        "two keys overrule a grade",
+    ),
+    Case(
+        BY_A | RIGHT_GRADE,
+        [said(1, correct=False, key_id=B), said(2, correct=False, key_id=C), said(3, correct=True, key_id=D)],
+        True,
+        LabelSource.REFERENCE,
+        "if they are more than the keys on its side",
+    ),
+    Case(
+        BY_A | RIGHT_GRADE,
+        [said(1, reference="5", grade=Grade.WRONG, key_id=B)],
+        None,
+        None,
+        "another key's newer reference does not replace the first one: a conflict",
+    ),
+    Case(
+        BY_A | RIGHT_GRADE,
+        [
+            said(1, reference="5", grade=Grade.WRONG, key_id=B),
+            said(2, correct=False, key_id=C),
+            said(3, correct=False, key_id=D),
+        ],
+        None,
+        None,
+        "which votes do not resolve",
+    ),
+    Case(
+        BY_A,
+        [said(1, correct=True, key_id=A), said(2, correct=False, key_id=B)],
+        None,
+        None,
+        "two words that differ are a conflict",
+    ),
+    Case(
+        BY_A,
+        [said(1, correct=True, key_id=A), said(2, correct=False, key_id=B), said(3, correct=False, key_id=C)],
+        False,
+        LabelSource.PERSON,
+        "and of three the two that agree decide",
+    ),
+    Case(
+        BY_A,
+        [said(1, correct=True, key_id=A), said(2, correct=False, key_id=B), said(3, correct=True, key_id=B)],
+        True,
+        LabelSource.PERSON,
+        "a key may change its mind",
+    ),
+    Case(BY_A, [said(1, correct=True, key_id=OUT)], None, None, "a distrusted key's word does not count"),
+    Case(
+        BY_A | RIGHT_GRADE,
+        [said(1, reference="5", grade=Grade.WRONG, key_id=OUT)],
+        True,
+        LabelSource.REFERENCE,
+        "nor does its reference",
+    ),
 ]
 IDS = [case.why for case in CASES]
 
@@ -93,6 +188,8 @@ IDS = [case.why for case in CASES]
 async def seeded(database: Database) -> Database:
     async with database.session() as session:
         await store.critics.ensure_version_zero(session, "tiny")
+        for number, id in enumerate(KEYS):
+            await insert_key(session, make_key(id=id, distrusted_at=now() if id == OUT else None), bytes([number]))
     return database
 
 

@@ -13,7 +13,7 @@ from gadfly.store.training_data import labelled_answers
 from tests.support.records import make_feedback, make_interaction
 
 _SHARE = 0.5
-_TABLES = ("interactions", "episodes", "critiques", "refinements", "feedback")
+_TABLES = ("interactions", "episodes", "critiques", "refinements", "feedback", "answers")
 
 
 def _questions(split: Split) -> list[str]:
@@ -69,6 +69,8 @@ async def test_held_out_rows_are_out_of_reach_also_when_asked_for(database_url: 
         "UPDATE critic_pointers SET version = 0",
         "UPDATE training_runs SET outcome = 'promote'",
         "UPDATE training_runs SET status = 'succeeded'",
+        "UPDATE answers SET is_right = true",
+        "UPDATE keys SET distrusted_at = now()",
     ],
 )
 async def test_training_code_cannot_move_the_wall_or_what_is_served(database_url: str, statement: str) -> None:

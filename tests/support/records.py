@@ -8,9 +8,11 @@ from gadfly.records import (
     Feedback,
     FeedbackSource,
     Interaction,
+    Key,
     Kind,
     Refinement,
     StopReason,
+    Tier,
     Usage,
     new_id,
     now,
@@ -91,3 +93,16 @@ def make_feedback(interaction_id: UUID, **fields: Any) -> Feedback:
         "source": FeedbackSource.CALLER,
     }
     return Feedback(**(defaults | fields))
+
+
+def make_key(**fields: Any) -> Key:
+    defaults: dict[str, Any] = {
+        "id": new_id(),
+        "name": "test",
+        "tier": Tier.CALLER,
+        "hint": "gf_test",
+        "created_at": now(),
+        "expires_at": None,
+        "revoked_at": None,
+    }
+    return Key(**(defaults | fields))

@@ -8,12 +8,12 @@ import pytest
 from pydantic import TypeAdapter
 
 from gadfly.grading import Grade
-from gadfly.store.labels import LabelSource
 from gadfly.store.training_data import LabelledAnswer
 from gadfly.trainer.measure.alarms import Alarm, Alarms, AlarmState, step_examples, step_statistics
 from gadfly.trainer.rollouts import Rollout, RolloutGroup
 from gadfly.training import AlarmLimits
 from gadfly.verdict import count_verdicts, parse_critique
+from gadfly.votes import LabelSource
 
 FINAL = "Correctness of the final answer:"
 

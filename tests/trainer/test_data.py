@@ -1,14 +1,15 @@
 """Which answers are drawn for a step, and how files hold them."""
 
 from collections import Counter
+from dataclasses import replace
 from uuid import UUID
 
 import pytest
 from pydantic import TypeAdapter
 
-from gadfly.store.labels import LabelSource
 from gadfly.store.training_data import LabelledAnswer
 from gadfly.trainer.data import StoredAnswer, draw, seed_of
+from gadfly.votes import LabelSource
 
 
 def items(right: int, wrong: int) -> list[LabelledAnswer]:
@@ -59,6 +60,28 @@ def test_with_one_class_all_items_are_drawn_from_it() -> None:
 def test_without_balance_classes_keep_their_shares() -> None:
     drawn = [item for step in deal(items(2, 8), 2, 5, balance=False) for item in step]
     assert Counter(item.is_right for item in drawn) == {True: 2, False: 8}
+
+
+def test_an_item_is_drawn_in_proportion_to_the_certainty_of_its_label() -> None:
+    found = [replace(item, certainty=0.9 if number < 5 else 0.45) for number, item in enumerate(items(10, 0))]
+    drawn = [item for step in deal(found, 60, 10) for item in step]
+    counts = Counter(item.certainty for item in drawn)
+    assert counts[0.9] / counts[0.45] == pytest.approx(2, rel=0.05)
+    each = Counter(item.response for item in drawn[:10])
+    assert all(each[str(number)] in (1, 2) for number in range(5)), "shares of 1.33 cards"
+    assert deal(found, 8, 3) == deal(found, 8, 3)
+
+
+def test_equally_certain_items_are_dealt_once_each_as_before() -> None:
+    certain, less = items(6, 0), [replace(item, certainty=0.7) for item in items(6, 0)]
+    assert [[item.response for item in step] for step in deal(certain, 4, 4)] == [
+        [item.response for item in step] for step in deal(less, 4, 4)
+    ]
+
+
+def test_items_without_any_certainty_are_dealt() -> None:
+    drawn = [item for step in deal([replace(item, certainty=0.0) for item in items(3, 0)], 2, 3) for item in step]
+    assert len(drawn) == 6
 
 
 STORED = TypeAdapter(StoredAnswer)

@@ -13,7 +13,6 @@ from gadfly.engine_client import ACTOR, EnginePool
 from gadfly.errors import EngineUnavailable, UnreadableReference
 from gadfly.grading import Grade, Grader
 from gadfly.prompts import Message, load
-from gadfly.store.labels import LabelSource
 from gadfly.store.split import question_hash
 from gadfly.store.training_data import LabelledAnswer
 from gadfly.trainer.measure.evaluate import (
@@ -28,6 +27,7 @@ from gadfly.trainer.measure.evaluate import (
 )
 from gadfly.trainer.measure.metrics import Judged, measure, measure_samples
 from gadfly.verdict import Verdict
+from gadfly.votes import LabelSource
 
 C, W, U = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNPARSED
 PROMPTS = load("stepwise@1")

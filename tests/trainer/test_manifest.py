@@ -6,11 +6,11 @@ from uuid import UUID
 import pytest
 
 from gadfly.errors import Conflict
-from gadfly.store.labels import LabelSource
 from gadfly.store.training_data import LabelledAnswer
 from gadfly.trainer.learn import schedule
 from gadfly.trainer.manifest import describe, same_answers, split_for_validation
 from gadfly.training import Stage, TrainConfig
+from gadfly.votes import LabelSource
 
 
 def answer(number: int, *, is_right: bool = True) -> LabelledAnswer:
@@ -37,6 +37,13 @@ def test_a_manifest_holds_no_text() -> None:
 def test_answers_are_reselected_in_the_order_of_the_manifest() -> None:
     recorded = [describe(ANSWERS[number]) for number in (5, 3, 9)]
     assert same_answers(ANSWERS, recorded) == [ANSWERS[5], ANSWERS[3], ANSWERS[9]]
+
+
+def test_a_reselected_answer_is_as_certain_as_it_was() -> None:
+    recorded = describe(replace(ANSWERS[0], certainty=0.75))
+    assert same_answers(ANSWERS, [recorded]) == [replace(ANSWERS[0], certainty=0.75)]
+    del recorded["certainty"]  # as in manifests of release 0.1.0
+    assert same_answers([replace(ANSWERS[0], certainty=0.5)], [recorded]) == [ANSWERS[0]]
 
 
 @pytest.mark.parametrize(

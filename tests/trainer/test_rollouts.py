@@ -9,7 +9,6 @@ import pytest
 from gadfly.engine_client import ACTOR, EnginePool
 from gadfly.grading import Grade, Grader
 from gadfly.prompts import load
-from gadfly.store.labels import LabelSource
 from gadfly.store.training_data import LabelledAnswer
 from gadfly.trainer.engines import RunEngines, sweep
 from gadfly.trainer.pool import sample_pool
@@ -17,6 +16,7 @@ from gadfly.trainer.rollouts import Collector, KeptGroup, Rollout, RolloutGroup
 from gadfly.trainer.workspace import Lines
 from gadfly.training import Stage, TrainConfig
 from gadfly.verdict import Verdict
+from gadfly.votes import LabelSource
 from tests.support import worlds
 
 PROMPTS = load("stepwise@1")

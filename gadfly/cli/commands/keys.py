@@ -1,4 +1,4 @@
-"""`gadfly keys create`, `list` and `revoke`: API keys."""
+"""`gadfly keys create`, `list`, `revoke`, `distrust` and `trust`: API keys."""
 
 import asyncio
 from dataclasses import asdict
@@ -12,7 +12,7 @@ from gadfly.cli.options import takes_settings
 from gadfly.records import Tier
 from gadfly.settings import Settings
 
-app = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
+app = typer.Typer(help="Create, list, revoke and distrust API keys.", no_args_is_help=True)
 
 
 @app.command("create")
@@ -91,6 +91,8 @@ def list_keys(settings: Settings, json: Json = False) -> None:
         inactive = "revoked" if key.revoked_at else "expired"
         active = "active" if key.expires_at is None else f"active until {key.expires_at:%Y-%m-%d}"
         state = active if key.is_active(now()) else inactive
+        if key.distrusted_at is not None:
+            state += ", labels distrusted"
         table.add_row(str(key.id), key.name, key.tier, f"{key.hint}...", f"{key.created_at:%Y-%m-%d}", state)
     out.print(table if keys else "no keys")
 
@@ -107,3 +109,40 @@ def revoke_key(
     with storage.database_url(settings) as url:
         revoked = asyncio.run(storage.revoke(settings, url, key))
     out.print(f"revoked {revoked.tier} key {revoked.name} ({revoked.id})", markup=False)
+
+
+KeyName = Annotated[str, typer.Argument(help="The key's id, or its name if the name is unique.")]
+Reason = Annotated[str | None, typer.Option("--reason", help="Why; stored with the act.")]
+
+
+@app.command("distrust")
+@takes_settings()
+def distrust_key(settings: Settings, key: KeyName, reason: Reason = None, json: Json = False) -> None:
+    """Count no label of a key any more, also past ones, and name the critics that learned from them."""
+    _set_trust(settings, key, is_trusted=False, reason=reason, json=json)
+
+
+@app.command("trust")
+@takes_settings()
+def trust_key(settings: Settings, key: KeyName, reason: Reason = None, json: Json = False) -> None:
+    """Count the labels of a distrusted key again, also past ones."""
+    _set_trust(settings, key, is_trusted=True, reason=reason, json=json)
+
+
+def _set_trust(settings: Settings, name: str, *, is_trusted: bool, reason: str | None, json: bool) -> None:
+    from gadfly.cli import storage
+    from gadfly.cli.terminal import out, print_json
+
+    with storage.database_url(settings) as url:
+        key, taught = asyncio.run(storage.set_trust(settings, url, name, is_trusted=is_trusted, reason=reason))
+    if json:
+        print_json({"key": asdict(key), "critics": [asdict(critic) for critic in taught]})
+        return
+    out.print(f"the labels of {key.name} ({key.id}) {'count' if is_trusted else 'count no more'}", markup=False)
+    for critic in taught:
+        learned = (
+            f"learned from {critic.answers} of them" if critic.answers else "continues a version that learned from them"
+        )
+        out.print(f"critic@{critic.version} {learned}", markup=False)
+    if not taught:
+        out.print("no critic learned from them")
