@@ -13,6 +13,7 @@ from gadfly.records import Split
 from gadfly.settings import SplitBlocks
 from gadfly.store.blocks import BANDS, LARGE, Blocks, block_keys, without_wrapper
 from gadfly.store.split import question_hash, split_of
+from tests.support.records import unrelated_question
 
 GOLDEN = (3720754196475837662, 4485056419677196890, 4656898746914322233)
 QUESTION = "Tom has 37 pens. He buys 25 more and gives 14 of them to Anna. How many pens does he have now?"
@@ -201,7 +202,7 @@ def test_a_large_block_binds_while_both_sides_have_their_share() -> None:
     blocks = Blocks({}, Counter({Split.TRAIN: 80, Split.HELDOUT: 20}), 0.2)
     for number in range(10 * LARGE):
         # Other held-out questions keep that side's share.
-        blocks.place(block_keys(f"An unrelated question about subject{number} of area{number}?"), Split.HELDOUT)
+        blocks.place(block_keys(unrelated_question(number)), Split.HELDOUT)
         own = Split.TRAIN if not number else Split.HELDOUT
         assert blocks.place(block_keys(f"What is {number} + 1?"), own) is Split.TRAIN
     assert not any(key.is_open for key in blocks.keys.values())
