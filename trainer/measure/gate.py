@@ -353,9 +353,9 @@ def decide(
         return GateReport(
             outcome=GateOutcome.NOT_ENOUGH_EVIDENCE, numbers=numbers, reasons=[_too_few(evidence, config)]
         )
-    reasons = [_sentence(axis, evidence) for axis in axes]
+    reasons = [_sentence(axis, nights=evidence.nights) for axis in axes]
     if set_apart is not None:
-        reasons.append(set_apart.sentence(evidence, numbers["items"]))
+        reasons.append(set_apart.sentence(of=len({item.answer_id for item in live})))
     if "helpfulness" not in by_name:
         count = f"only {len(helpful)} units have" if helpful else "no held-out answer has"
         reasons.append(f"Helpfulness does not count, since {count} a reference.")
@@ -396,10 +396,10 @@ class _SetApart:
             "utility": [_plain(axis) for axis in self.axes if axis.name.startswith("utility")],
         }
 
-    def sentence(self, evidence: Evidence, items: int) -> str:
-        found = " ".join(_sentence(axis, evidence) for axis in self.axes) or "They show no difference yet."
+    def sentence(self, *, of: int) -> str:
+        found = " ".join(map(_sentence, self.axes)) or "They are too few to compare the critics on them."
         return (
-            f"{self.items} of the {items} held-out answers are to questions without a near neighbour in training; "
+            f"{self.items} of the {of} held-out answers are to questions without a near neighbour in training; "
             f"these do not decide by themselves. {found}"
         )
 
@@ -586,16 +586,16 @@ def _too_few(evidence: Evidence, config: TrainConfig) -> str:
     )
 
 
-def _sentence(axis: Axis, evidence: Evidence) -> str:
+def _sentence(axis: Axis, *, nights: int = 1) -> str:
     tonight = (
         ""
         if axis.live is None or axis.candidate is None
         else f" {100 * axis.live:.1f} % live, {100 * axis.candidate:.1f} % candidate;"
     )
-    nights = f" over {evidence.nights} runs" if evidence.nights > 1 else ""
+    runs = f" over {nights} runs" if nights > 1 else ""
     return (
         f"{axis.name[0].upper()}{axis.name[1:]}:{tonight} difference {100 * axis.difference:+.1f} points "
-        f"[{100 * axis.low:+.1f}, {100 * axis.high:+.1f}] on {axis.units} units{nights}."
+        f"[{100 * axis.low:+.1f}, {100 * axis.high:+.1f}] on {axis.units} units{runs}."
     )
 
 
