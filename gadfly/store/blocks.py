@@ -59,12 +59,12 @@ _FILLERS = _set(
     """
 )
 _MARKUP = re.compile(
-    r"(?<![\w)*])(?:\*{1,3}|_{2,3})(?=[^\W_])"  # emphasis opens before a word and closes after one; 2**3 is a power
-    r"|(?<=[^\W_:.?!])(?:\*{1,3}|_{2,3})(?![\w(*])|(?<=[:.?!])\*{1,3}(?!\w)"
+    r"(?<![\w)*])(?:\*{2,3}|_{2,3})(?=[^\W_])"  # emphasis opens before a word; 2**3 and 2 ** 3 are powers
+    r"|(?<=[^\s*_])(?:\*{2,3}|_{2,3})(?=\s|$)"  # and ends behind one
     r"|^(?:\#{1,6}\ |>+\ |[-*+•]\ (?=[^\W\d_]))|^'''\w*$|</?[a-z][a-z_]*>",
     re.VERBOSE,
 )
-_BREAK = re.compile(r"(?<=[.!?:;)\]])\s+|(?<=[\u3400-\u9fff]:)")
+_BREAK = re.compile(r"(?<=[.!?:;)\]])\*?\s+|(?<=[\u3400-\u9fff]:)")
 _WORD = re.compile(r"[^\s.,:;!?()\[\]{}'\"*#]+(?:'[a-z]+)?")
 _NUMBERS = _set(
     """
