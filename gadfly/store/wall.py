@@ -15,6 +15,7 @@ from sqlalchemy import (
     Boolean,
     ColumnElement,
     Integer,
+    LargeBinary,
     Text,
     bindparam,
     delete,
@@ -25,21 +26,31 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from gadfly.records import Split, now
 from gadfly.settings import SplitBlocks
 from gadfly.store.blocks import LARGE, BlockKeys, Blocks, Key, block_keys
 from gadfly.store.database import Database
 from gadfly.store.split import split_of
-from gadfly.store.tables import BlockKeyRow, InteractionRow, QuestionRow, SplitSecretRow
+from gadfly.store.tables import BlockKeyRow, InteractionRow, QuestionRow
 
 _RECENT = 1000  # the newest questions, which show whether a side is starved
 _BATCH = 500
 _BATCH_LIMIT_S = 60.0
 _KEYING_LOCK = 0x6761_6466_7761  # one process at a time gives keys to stored questions
 
+_READ_QUESTIONS = text("SELECT hash, split, is_keyed FROM questions WHERE hash = ANY(:hashes)").bindparams(
+    bindparam("hashes", type_=ARRAY(LargeBinary))
+)
+_INSERT_QUESTIONS = text(
+    "INSERT INTO questions (hash, split, created_at, is_keyed)"
+    " SELECT hash, split, :created_at, true FROM unnest(:hashes, :splits) AS new (hash, split) ON CONFLICT DO NOTHING"
+).bindparams(bindparam("hashes", type_=ARRAY(LargeBinary)), bindparam("splits", type_=ARRAY(Text)))
+_READ_KEYS = text(
+    "SELECT secret, key, split, questions, in_training, is_open"
+    " FROM split_secrets LEFT JOIN block_keys ON key = ANY(:keys)"
+).bindparams(bindparam("keys", type_=ARRAY(BigInteger)))
 _COLUMNS = (
     bindparam("keys", type_=ARRAY(BigInteger)),
     bindparam("splits", type_=ARRAY(Text)),
@@ -73,28 +84,22 @@ async def place_questions(
         heldout_share: the share of new blocks that is held out.
         blocks: which questions follow an earlier one.
     """
-    stored = await session.execute(
-        select(QuestionRow.hash, QuestionRow.split, QuestionRow.is_keyed).where(QuestionRow.hash.in_(questions))
-    )
+    connection = await session.connection()
+    stored = await connection.execute(_READ_QUESTIONS, {"hashes": list(questions)})
     is_keyed: dict[bytes, bool] = {}
     fixed: dict[bytes, Split] = {}
     for row in stored:
         is_keyed[row.hash] = row.is_keyed
         if not row.is_keyed:
-            fixed[row.hash] = row.split
+            fixed[row.hash] = Split(row.split)
     arriving = {hash_: block_keys(question) for hash_, question in questions.items() if not is_keyed.get(hash_)}
     if not arriving:
         return
-    splits = await _enter(session, arriving, fixed, heldout_share=heldout_share, blocks=blocks)
-    moment = now()
-    rows = [
-        {"hash": hash_, "split": splits[hash_], "is_keyed": True, "created_at": moment}
-        for hash_ in sorted(arriving.keys() - fixed.keys())
-    ]
-    if rows:
-        connection = await session.connection()
-        await connection.execute(insert(QuestionRow).on_conflict_do_nothing(index_elements=[QuestionRow.hash]), rows)
-    await _mark_keyed(session, fixed)
+    splits = await _enter(connection, arriving, fixed, heldout_share=heldout_share, blocks=blocks)
+    if new := sorted(arriving.keys() - fixed.keys()):
+        rows = {"hashes": new, "splits": [splits[hash_].value for hash_ in new], "created_at": now()}
+        await connection.execute(_INSERT_QUESTIONS, rows)
+    await _mark_keyed(connection, fixed)
 
 
 async def key_stored_questions(database: Database) -> int:
@@ -125,8 +130,9 @@ async def key_stored_questions(database: Database) -> int:
                 return keyed
             fixed = {row.hash: row.split for row in rows}
             keys = {row.hash: block_keys(row.question) for row in rows}
-            await _enter(session, keys, fixed, heldout_share=0.5, blocks=SplitBlocks.EXACT)  # all sides are fixed
-            await _mark_keyed(session, fixed)
+            connection = await session.connection()
+            await _enter(connection, keys, fixed, heldout_share=0.5, blocks=SplitBlocks.EXACT)  # all sides are fixed
+            await _mark_keyed(connection, fixed)
         keyed += len(rows)
 
 
@@ -142,7 +148,7 @@ async def apart_from_training(session: AsyncSession, questions: Mapping[bytes, s
 
 
 async def _enter(
-    session: AsyncSession,
+    connection: AsyncConnection,
     arriving: Mapping[bytes, BlockKeys],
     fixed: Mapping[bytes, Split],
     *,
@@ -151,10 +157,10 @@ async def _enter(
 ) -> dict[bytes, Split]:
     """Decide the sides of questions and store their keys. `fixed` are the sides that are decided already."""
     while True:
-        secret, stored = await _read_keys(session, {key for keys in arriving.values() for key in keys})
+        secret, stored = await _read_keys(connection, {key for keys in arriving.values() for key in keys})
         known = frozenset(stored)
         may_open = len(arriving) >= LARGE or any(key.questions >= LARGE and not key.is_open for key in stored.values())
-        recent = await _recent(session) if may_open and len(fixed) < len(arriving) else Counter[Split]()
+        recent = await _recent(connection) if may_open and len(fixed) < len(arriving) else Counter[Split]()
         wall = Blocks(stored, recent, heldout_share, blocks)
         splits = {
             hash_: wall.place(
@@ -165,51 +171,36 @@ async def _enter(
             for hash_, keys in arriving.items()
         }
         new = wall.changed - known
-        inserted = list(await session.scalars(_INSERT_KEYS, _columns(wall.keys, new))) if new else []
+        inserted = list((await connection.scalars(_INSERT_KEYS, _columns(wall.keys, new))).all()) if new else []
         if len(inserted) == len(new):
             if old := wall.changed & known:
-                await session.execute(_UPDATE_KEYS, _columns(wall.keys, old))
+                await connection.execute(_UPDATE_KEYS, _columns(wall.keys, old))
             return splits
         # Another writer was first with some keys, and this transaction waited for its end. All keys are decided now.
-        await session.execute(delete(BlockKeyRow).where(BlockKeyRow.key == func.any(_bigints(inserted))))
+        await connection.execute(delete(BlockKeyRow).where(BlockKeyRow.key == func.any(_bigints(inserted))))
 
 
-async def _read_keys(session: AsyncSession, keys: Collection[int]) -> tuple[bytes, dict[int, Key]]:
+async def _read_keys(connection: AsyncConnection, keys: Collection[int]) -> tuple[bytes, dict[int, Key]]:
     """The deployment's secret, and those of the keys that are stored."""
-    rows = await session.execute(
-        select(
-            SplitSecretRow.secret,
-            BlockKeyRow.key,
-            BlockKeyRow.split,
-            BlockKeyRow.questions,
-            BlockKeyRow.in_training,
-            BlockKeyRow.is_open,
-        ).outerjoin(BlockKeyRow, BlockKeyRow.key == func.any(_bigints(sorted(keys))))
-    )
-    secret = b""
-    stored: dict[int, Key] = {}
-    for row in rows:
-        secret = row.secret
-        if row.key is not None:
-            stored[row.key] = Key(row.split, row.questions, row.in_training, row.is_open)
-    assert secret, "the migration stores a secret"
-    return secret, stored
+    rows = (await connection.execute(_READ_KEYS, {"keys": sorted(keys)})).all()
+    assert rows, "the migration stores a secret"
+    stored = {
+        row.key: Key(Split(row.split), row.questions, row.in_training, row.is_open)
+        for row in rows
+        if row.key is not None
+    }
+    return rows[0].secret, stored
 
 
-async def _recent(session: AsyncSession) -> Counter[Split]:
+async def _recent(connection: AsyncConnection) -> Counter[Split]:
     newest = select(QuestionRow.split).order_by(QuestionRow.created_at.desc()).limit(_RECENT).subquery()
-    rows = await session.execute(select(newest.c.split, func.count()).group_by(newest.c.split))
+    rows = await connection.execute(select(newest.c.split, func.count()).group_by(newest.c.split))
     return Counter(dict(rows.all()))
 
 
-async def _mark_keyed(session: AsyncSession, hashes: Collection[bytes]) -> None:
+async def _mark_keyed(connection: AsyncConnection, hashes: Collection[bytes]) -> None:
     if hashes:
-        await session.execute(
-            update(QuestionRow)
-            .where(QuestionRow.hash.in_(hashes))
-            .values(is_keyed=True)
-            .execution_options(synchronize_session=False)
-        )
+        await connection.execute(update(QuestionRow).where(QuestionRow.hash.in_(hashes)).values(is_keyed=True))
 
 
 def _bigints(values: Iterable[int]) -> ColumnElement[list[int]]:
