@@ -24,7 +24,6 @@ from sqlalchemy import (
     literal,
     select,
     text,
-    update,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
@@ -47,6 +46,10 @@ _INSERT_QUESTIONS = text(
     "INSERT INTO questions (hash, split, created_at, is_keyed)"
     " SELECT hash, split, :created_at, true FROM unnest(:hashes, :splits) AS new (hash, split) ON CONFLICT DO NOTHING"
 ).bindparams(bindparam("hashes", type_=ARRAY(LargeBinary)), bindparam("splits", type_=ARRAY(Text)))
+_MARK_KEYED = text(
+    "WITH locked AS (SELECT hash FROM questions WHERE hash = ANY(:hashes) ORDER BY hash FOR NO KEY UPDATE)"
+    " UPDATE questions SET is_keyed = true FROM locked WHERE questions.hash = locked.hash"
+).bindparams(bindparam("hashes", type_=ARRAY(LargeBinary)))
 _READ_KEYS = text(
     "SELECT secret, key, split, questions, in_training, is_open"
     " FROM split_secrets LEFT JOIN block_keys ON key = ANY(:keys)"
@@ -200,7 +203,7 @@ async def _recent(connection: AsyncConnection) -> Counter[Split]:
 
 async def _mark_keyed(connection: AsyncConnection, hashes: Collection[bytes]) -> None:
     if hashes:
-        await connection.execute(update(QuestionRow).where(QuestionRow.hash.in_(hashes)).values(is_keyed=True))
+        await connection.execute(_MARK_KEYED, {"hashes": list(hashes)})
 
 
 def _bigints(values: Iterable[int]) -> ColumnElement[list[int]]:
