@@ -54,7 +54,9 @@ async def fill(settings: Settings, lines: list[dict[str, str]]) -> None:
         Database.of(settings, settings.database_url.get_secret_value()) as database,
         database.session() as session,
     ):
-        await store.interactions.insert_interactions(session, interactions, heldout_share=settings.heldout_share)
+        await store.interactions.insert_interactions(
+            session, interactions, heldout_share=settings.heldout_share, split_blocks=settings.split_blocks
+        )
 
 
 class LiveCaller:

@@ -178,7 +178,7 @@ def validation_split(
     """Answers to learn from and answers to validate on, in order; about `share` of the questions are the latter's.
 
     The question's hash decides, so the split is the same in every run and all answers to a question are on one side.
-    Other bytes of the hash decide between train and held-out: for train questions those are all above one bound.
+    Its first eight bytes do not count: the first release decided by them between train and held-out.
     """
     learn: list[LabelledAnswer] = []
     validate: list[LabelledAnswer] = []

@@ -39,6 +39,13 @@ class Device(StrEnum):
     GPU = "gpu"
 
 
+class SplitBlocks(StrEnum):
+    """Which questions are always on one side of the training wall."""
+
+    NEAR = "near"  # near-duplicates: equal but for numbers, wrappers or a few words
+    EXACT = "exact"  # spellings of one question, with or without a wrapper
+
+
 class LogFormat(StrEnum):
     CONSOLE = "console"
     JSON = "json"
@@ -156,6 +163,11 @@ class Settings(BaseSettings):
         "set. It applies where three keys or more label.",
     )
     heldout_share: float = Field(0.2, gt=0, lt=1, description="Share of new questions that training never sees.")
+    split_blocks: SplitBlocks = Field(
+        SplitBlocks.NEAR,
+        description="Questions that share a side: near-duplicates, also with other numbers (near); or only spellings "
+        "of one question (exact), for traffic that is made of a few templates.",
+    )
     spool_max_bytes: int = Field(
         2**30, ge=2**12, description="Disk space of the spool, used while Postgres is unavailable."
     )

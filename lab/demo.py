@@ -113,6 +113,7 @@ def stack(home: Path, port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]
         "GADFLY_ENGINE_MAX_NUM_SEQS": "96",
         "GADFLY_ENGINE_KV_CACHE_BYTES": str(256 * 2**20),
         "GADFLY_AUTO_PROMOTE": "true",
+        "GADFLY_SPLIT_BLOCKS": "exact",  # the questions of this world are few sentences with other numbers
     }
     with log.open("wb") as output:
         process = subprocess.Popen(

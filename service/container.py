@@ -7,7 +7,7 @@ from typing import Self
 
 import structlog
 
-from gadfly import prompts
+from gadfly import prompts, store
 from gadfly.engine_client import Engine
 from gadfly.errors import StoreUnavailable
 from gadfly.grading import Grader
@@ -76,6 +76,7 @@ class Service:
                     database,
                     settings.home / "spool",
                     heldout_share=settings.heldout_share,
+                    split_blocks=settings.split_blocks,
                     spool_max_bytes=settings.spool_max_bytes,
                 )
             )
@@ -115,6 +116,8 @@ class Service:
 
     async def _start(self) -> None:
         await require_current_schema(self._database)
+        if keyed := await store.wall.key_stored_questions(self._database):
+            log.info("stored_questions_keyed", questions=keyed)
         live = await self.critics.start()
         await self.keyring.start()
         await self._grader.start()

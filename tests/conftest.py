@@ -10,7 +10,7 @@ import pytest
 
 from gadfly.store.database import Database, migrate
 from tests.support.engines import start_engine
-from tests.support.postgres import PostgresServer
+from tests.support.postgres import SPLIT_SECRET, PostgresServer
 
 _NEEDS = {  # marker -> the fixtures that start what it names
     "engine": {"engine_url", "make_up", "tiny_engine", "bare_engine", "bare_engines", "engine", "both"},
@@ -42,6 +42,7 @@ def postgres() -> Iterator[PostgresServer]:
         server.start()
         server.execute(f"CREATE DATABASE {_TEMPLATE}")
         migrate(server.url_of(_TEMPLATE))
+        server.execute(f"UPDATE split_secrets SET secret = '\\x{SPLIT_SECRET.hex()}'", _TEMPLATE)
         yield server
         server.kill()
 

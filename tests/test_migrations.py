@@ -149,6 +149,36 @@ async def _labels_when_counted(url: str) -> dict[tuple[Split, str], tuple[bool, 
     return found
 
 
+def test_questions_of_an_earlier_release_keep_their_sides(empty_url: str) -> None:
+    with _transaction(empty_url) as connection:
+        command.upgrade(migration_config(connection), "0004")
+        for hash_, split in ((b"a", "train"), (b"b", "heldout")):
+            row = {"hash": hash_, "split": split}
+            connection.execute(text("INSERT INTO questions VALUES (:hash, :split, now())"), row)
+    migrate(empty_url)
+    with _transaction(empty_url) as connection:
+        stored = connection.execute(text("SELECT hash, split, is_keyed FROM questions ORDER BY hash")).all()
+        assert [tuple(row) for row in stored] == [(b"a", "train", False), (b"b", "heldout", False)]
+        # A process of that release, which may still run, stores a question.
+        connection.execute(text("INSERT INTO questions (hash, split, created_at) VALUES ('c', 'train', now())"))
+        command.downgrade(migration_config(connection), "0004")
+        assert connection.execute(text("SELECT count(*) FROM questions")).scalar_one() == 3
+
+
+def test_each_deployment_has_a_secret_of_its_own(postgres: PostgresServer, empty_url: str) -> None:
+    found = []
+    for _ in range(2):
+        migrate(empty_url)
+        migrate(empty_url)  # the secret is made once
+        with _transaction(empty_url) as connection:
+            [secret] = connection.scalars(text("SELECT secret FROM split_secrets")).all()
+            found.append(secret)
+        postgres.execute("DROP DATABASE test_empty WITH (FORCE)")
+        postgres.execute("CREATE DATABASE test_empty")
+    assert [len(secret) for secret in found] == [32, 32]
+    assert found[0] != found[1]
+
+
 def test_replicas_may_migrate_at_once(empty_url: str) -> None:
     with ThreadPoolExecutor() as threads:
         list(threads.map(migrate, [empty_url] * 4))

@@ -189,6 +189,8 @@ async def measure(context: RunContext, history: _History, items: Sequence[Labell
     judged = [await _judge(context, model, items, context.workspace.evaluation(name)) for name, model in names.items()]
     await context.engines.unload_all()
     candidate, live, *anchor = judged
+    questions = {item.question_hash: item.question for item in items}
+    apart = await in_session(context.database, lambda session: store.wall.apart_from_training(session, questions))
     return decide(
         live,
         candidate,
@@ -196,6 +198,7 @@ async def measure(context: RunContext, history: _History, items: Sequence[Labell
         anchor=anchor[0] if anchor else None,
         past=history.past,
         traffic=history.traffic,
+        apart=apart,
     )
 
 

@@ -64,6 +64,12 @@ async def opened(settings: Settings, url: str) -> AsyncIterator[Database]:
         yield database
 
 
+async def key_stored_questions(settings: Settings, url: str) -> int:
+    """Finish the migration to blocks: as `store.wall.key_stored_questions`."""
+    async with opened(settings, url) as database:
+        return await store.wall.key_stored_questions(database)
+
+
 async def active_keys(settings: Settings, url: str, tier: Tier | None = None) -> list[Key]:
     """The keys that are valid now, of one tier or of both."""
     async with opened(settings, url) as database, database.session() as session:
@@ -193,11 +199,13 @@ async def import_file(settings: Settings, url: str, path: Path, *, size: int | N
             progress.console.print(f"line {skipped.line}: {skipped.reason}", markup=False)
 
         async with opened(settings, url) as database, Grader(timeout_s=settings.grade_timeout_s) as grader:
+            await store.wall.key_stored_questions(database)
             return await import_rows(
                 path,
                 database,
                 grader=grader,
                 heldout_share=settings.heldout_share,
+                split_blocks=settings.split_blocks,
                 max_text_chars=settings.max_text_chars,
                 on_skip=on_skip,
                 on_progress=lambda read: progress.update(task, completed=read),

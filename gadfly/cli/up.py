@@ -115,6 +115,7 @@ class _Up:
         await self._supervisor.failed()
 
     async def _start_database(self) -> str:
+        from gadfly.cli.storage import key_stored_questions
         from gadfly.store.database import migrate
         from gadfly.store.embedded import EmbeddedPostgres
 
@@ -140,6 +141,7 @@ class _Up:
                 progress.result("Postgres is ready")
         with step("schema", "migrating") as progress:
             await asyncio.to_thread(migrate, url)
+            await key_stored_questions(self._settings, url)
             progress.result("current")
         return url
 

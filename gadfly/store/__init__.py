@@ -16,6 +16,7 @@ from gadfly.store import (
     shadow,
     swaps,
     training_data,
+    wall,
     watch,
 )
 
@@ -32,5 +33,6 @@ __all__ = [
     "shadow",
     "swaps",
     "training_data",
+    "wall",
     "watch",
 ]

@@ -26,6 +26,7 @@ from gadfly.errors import BadInput, UnreadableReference
 from gadfly.fields import FilledText, Metadata
 from gadfly.grading import Grade, Grader
 from gadfly.records import Critique, Feedback, FeedbackSource, Interaction, Kind, Refinement, Usage, new_id, now
+from gadfly.settings import SplitBlocks
 from gadfly.store.database import Database
 from gadfly.store.interactions import (
     Filters,
@@ -98,6 +99,7 @@ async def import_rows(
     *,
     grader: Grader,
     heldout_share: float,
+    split_blocks: SplitBlocks = SplitBlocks.NEAR,
     max_text_chars: int,
     on_skip: Callable[[Skipped], None],
     on_progress: Callable[[int], None] = lambda bytes_read: None,
@@ -124,7 +126,7 @@ async def import_rows(
                         rows.append((number, row))
                 except BadInput as error:
                     skipped.append(Skipped(number, str(error)))
-            skipped += await _import_batch(rows, database, grader, heldout_share, report)
+            skipped += await _import_batch(rows, database, grader, heldout_share, split_blocks, report)
             report.skipped += len(skipped)
             for item in sorted(skipped, key=lambda item: item.line):
                 on_skip(item)
@@ -137,6 +139,7 @@ async def _import_batch(
     database: Database,
     grader: Grader,
     heldout_share: float,
+    split_blocks: SplitBlocks,
     report: ImportReport,
 ) -> list[Skipped]:
     firsts: dict[UUID, ImportRow] = {}
@@ -161,7 +164,9 @@ async def _import_batch(
         if id not in unreadable and known.get(id) is not correct  # an import must not override later feedback
     ]
     async with database.session(limit_s=_BATCH_LIMIT_S) as session:
-        added = await insert_interactions(session, interactions, feedback, heldout_share=heldout_share)
+        added = await insert_interactions(
+            session, interactions, feedback, heldout_share=heldout_share, split_blocks=split_blocks
+        )
     report.added += added
     report.known += len(rows) - len(skipped) - added
     return skipped

@@ -36,8 +36,8 @@ from gadfly.records import (
     Record,
     Refinement,
     Split,
-    now,
 )
+from gadfly.settings import SplitBlocks
 from gadfly.storable import storable_json
 from gadfly.store.claims import end_claims
 from gadfly.store.labels import (
@@ -51,7 +51,7 @@ from gadfly.store.labels import (
     text_sha256,
 )
 from gadfly.store.mapping import record_of, values_of
-from gadfly.store.split import question_hash, split_of
+from gadfly.store.split import question_hash
 from gadfly.store.tables import (
     AnswerRow,
     CritiqueRow,
@@ -63,6 +63,7 @@ from gadfly.store.tables import (
     RunEventRow,
     Table,
 )
+from gadfly.store.wall import place_questions
 from gadfly.training import EventKind
 from gadfly.verdict import Verdict
 
@@ -81,7 +82,13 @@ class Stored:
     is_repeat: bool
 
 
-async def insert_records(session: AsyncSession, records: Sequence[Record], *, heldout_share: float) -> list[Stored]:
+async def insert_records(
+    session: AsyncSession,
+    records: Sequence[Record],
+    *,
+    heldout_share: float,
+    split_blocks: SplitBlocks = SplitBlocks.NEAR,
+) -> list[Stored]:
     """Store records, in order; a record that is stored already stays unchanged. Takes a few round trips for any number.
 
     Raises:
@@ -90,7 +97,7 @@ async def insert_records(session: AsyncSession, records: Sequence[Record], *, he
     """
     interactions = [record for record in records if isinstance(record, Interaction)]
     feedback = [record for record in records if isinstance(record, Feedback)]
-    await _insert_interactions(session, interactions, heldout_share=heldout_share)
+    await _insert_interactions(session, interactions, heldout_share=heldout_share, split_blocks=split_blocks)
     stored = iter(await _insert_feedback(session, feedback))
     await _count_votes(session, interactions, feedback)
     return [next(stored) if isinstance(record, Feedback) else Stored(record, False) for record in records]
@@ -102,14 +109,17 @@ async def insert_interactions(
     feedback: Sequence[Feedback] = (),
     *,
     heldout_share: float,
+    split_blocks: SplitBlocks = SplitBlocks.NEAR,
 ) -> int:
     """Store interactions with their critiques and refinements, and feedback; return how many interactions were new.
+
+    The share and the blocks are those of `gadfly.store.wall.place_questions`, for questions that are new.
 
     Raises:
         Conflict: as `insert_records`.
         NotFound: as `insert_records`.
     """
-    added = await _insert_interactions(session, interactions, heldout_share=heldout_share)
+    added = await _insert_interactions(session, interactions, heldout_share=heldout_share, split_blocks=split_blocks)
     await _insert_feedback(session, feedback)
     await _count_votes(session, interactions, feedback)
     return added
@@ -124,18 +134,14 @@ async def _count_votes(
 
 
 async def _insert_interactions(
-    session: AsyncSession, interactions: Sequence[Interaction], *, heldout_share: float
+    session: AsyncSession, interactions: Sequence[Interaction], *, heldout_share: float, split_blocks: SplitBlocks
 ) -> int:
     if not interactions:
         return 0
     hashes = {interaction.id: question_hash(interaction.question) for interaction in interactions}
+    questions = {hashes[interaction.id]: interaction.question for interaction in interactions}
+    await place_questions(session, questions, heldout_share=heldout_share, blocks=split_blocks)
     # Every writer inserts in the same order, so that two writers of the same rows cannot deadlock.
-    questions = {hash_: split_of(hash_, heldout_share) for hash_ in sorted(hashes.values())}
-    await _insert_missing(
-        session,
-        QuestionRow,
-        [{"hash": hash_, "split": split, "created_at": now()} for hash_, split in questions.items()],
-    )
     episodes = {interaction.episode_id: interaction for interaction in reversed(interactions)}
     await _insert_episodes(session, [episodes[id] for id in sorted(episodes)], hashes)
     ordered = sorted(interactions, key=lambda interaction: (interaction.request_id or "", interaction.id))

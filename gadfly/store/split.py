@@ -1,9 +1,10 @@
 """The identity of a question, and its side of the training wall.
 
-Duplicates must be on one side, or the held-out set measures memory. So questions that differ only in typography share
-one hash: Unicode form, case, white space, quotation marks and dashes, invisible characters, outer quotation marks,
-closing punctuation. Nothing that may be part of a number is changed: signs, decimal points, thousands separators, a
-factorial's exclamation mark, and superscripts (5² differs from 52) are all kept.
+Duplicates must be on one side, or the held-out set measures memory; near-duplicates too (`gadfly/store/blocks.py`). So
+questions that differ only in typography share one hash: Unicode form, case, white space, quotation marks and dashes,
+invisible characters, outer quotation marks, closing punctuation. Nothing that may be part of a number is changed:
+signs, decimal points, thousands separators, a factorial's exclamation mark, and superscripts (5² differs from 52) are
+all kept.
 """
 
 import hashlib
@@ -34,9 +35,13 @@ def question_hash(question: str) -> bytes:
     return hashlib.sha256(normalise_question(question).encode()).digest()
 
 
-def split_of(hash_: bytes, heldout_share: float) -> Split:
-    """The side of a NEW question. A stored question keeps its side, whatever the share is now."""
-    return Split.HELDOUT if int.from_bytes(hash_[:8]) < heldout_share * 2**64 else Split.TRAIN
+def split_of(hash_: bytes, heldout_share: float, *, secret: bytes) -> Split:
+    """The side of a NEW question without near-duplicates. A stored one keeps its side, whatever the share is now.
+
+    Only the deployment's secret, of at most 64 bytes, makes it predictable.
+    """
+    drawn = hashlib.blake2b(hash_, digest_size=8, key=secret).digest()
+    return Split.HELDOUT if int.from_bytes(drawn) < heldout_share * 2**64 else Split.TRAIN
 
 
 def _compatible(char: str) -> str:

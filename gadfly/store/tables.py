@@ -149,10 +149,38 @@ class QuestionRow(Table):
     """One question's side of the training wall. It holds no text, so it may outlive deleted interactions."""
 
     __tablename__ = "questions"
+    __table_args__ = (
+        Index(None, "created_at", "split"),
+        Index("ix_questions_unkeyed", "split", "created_at", postgresql_where=text("NOT is_keyed")),
+    )
 
     hash: Mapped[bytes] = mapped_column(primary_key=True)
     split: Mapped[Split]
     created_at: Mapped[datetime]
+    # Whether its keys are in `block_keys`. An earlier release that still runs stores questions without keys.
+    is_keyed: Mapped[bool] = mapped_column(server_default=text("false"))
+
+
+class BlockKeyRow(Table):
+    """What near-duplicate questions have in common, and the side that it binds them to: `gadfly/store/blocks.py`."""
+
+    __tablename__ = "block_keys"
+
+    key: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    split: Mapped[Split]
+    questions: Mapped[int]
+    in_training: Mapped[bool]
+    is_open: Mapped[bool]
+
+
+class SplitSecretRow(Table):
+    """The secret of the deployment without which the side of a new question is unpredictable. One row."""
+
+    __tablename__ = "split_secrets"
+    __table_args__ = (CheckConstraint("id = 1", name="id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    secret: Mapped[bytes]
 
 
 class AnswerRow(Table):

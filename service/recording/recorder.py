@@ -23,6 +23,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from gadfly.errors import Conflict, NotFound, StoreUnavailable
 from gadfly.records import Feedback, Interaction, Record, new_id
 from gadfly.service.recording.spool import Spool
+from gadfly.settings import SplitBlocks
 from gadfly.store.database import Database
 from gadfly.store.interactions import Stored, insert_records
 
@@ -72,9 +73,18 @@ class Recorder:
         ...     acknowledgement = await recorder.record(interaction)
     """
 
-    def __init__(self, database: Database, spool: Path, *, heldout_share: float, spool_max_bytes: int) -> None:
+    def __init__(
+        self,
+        database: Database,
+        spool: Path,
+        *,
+        heldout_share: float,
+        spool_max_bytes: int,
+        split_blocks: SplitBlocks = SplitBlocks.NEAR,
+    ) -> None:
         self._database = database
         self._heldout_share = heldout_share
+        self._split_blocks = split_blocks
         self._spool = Spool(spool, max_bytes=spool_max_bytes)
         self._files = ThreadPoolExecutor(1, thread_name_prefix="spool")
         self._pending: deque[_Pending] = deque()
@@ -224,7 +234,9 @@ class Recorder:
     async def _store(self, records: Sequence[Record]) -> list[Stored]:
         try:
             async with self._database.session(limit_s=self._database.timeout_s) as session:
-                return await insert_records(session, records, heldout_share=self._heldout_share)
+                return await insert_records(
+                    session, records, heldout_share=self._heldout_share, split_blocks=self._split_blocks
+                )
         except (IntegrityError, DataError):
             raise
         except DBAPIError as error:

@@ -1,7 +1,6 @@
 """Labels over HTTP and on the command line: conflicts, decisions, their audit, and what a dry run says about keys."""
 
 import asyncio
-import json
 from pathlib import Path
 from typing import Any
 from uuid import UUID

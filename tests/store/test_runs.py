@@ -17,6 +17,7 @@ from gadfly.api_keys import issue_key
 from gadfly.errors import Conflict, NotFound
 from gadfly.grading import Grade
 from gadfly.records import FeedbackSource, Interaction, Record, Split, Tier, new_id, now
+from gadfly.settings import SplitBlocks
 from gadfly.store.critics import insert_critic
 from gadfly.store.database import Database
 from gadfly.store.runs import (
@@ -38,6 +39,7 @@ from gadfly.store.runs import (
 from gadfly.store.split import question_hash, split_of
 from gadfly.store.training_data import LabelledAnswer, count_new_labels, has_labels, labelled_answers, source_counts
 from gadfly.training import EventKind, GateOutcome, Progress, Run, RunStatus, Stage, TrainConfig, Trigger
+from tests.support.postgres import SPLIT_SECRET
 from tests.support.records import make_feedback, make_interaction
 
 ALL_TRAIN, ALL_HELDOUT = 1e-9, 1 - 1e-9
@@ -55,9 +57,13 @@ async def seeded(database: Database) -> Database:
     return database
 
 
-async def keep(seeded: Database, *records: Record, heldout_share: float = ALL_TRAIN) -> None:
+async def keep(
+    seeded: Database, *records: Record, heldout_share: float = ALL_TRAIN, split_blocks: SplitBlocks = SplitBlocks.NEAR
+) -> None:
     async with seeded.session() as session:
-        await store.interactions.insert_records(session, records, heldout_share=heldout_share)
+        await store.interactions.insert_records(
+            session, records, heldout_share=heldout_share, split_blocks=split_blocks
+        )
 
 
 async def learn_from(seeded: Database, split: Split = Split.TRAIN, limit: int = 100) -> list[LabelledAnswer]:
@@ -156,9 +162,10 @@ async def test_questions_are_the_newest_and_their_answers_come_newest_first(seed
 async def test_only_the_side_that_was_asked_for(seeded: Database) -> None:
     questions = [f"What is {number} + 1?" for number in range(20)]
     for question in questions:
-        await keep(seeded, answer(question=question, reference="4", grade=Grade.RIGHT), heldout_share=0.5)
+        graded = answer(question=question, reference="4", grade=Grade.RIGHT)
+        await keep(seeded, graded, heldout_share=0.5, split_blocks=SplitBlocks.EXACT)
     for split in Split:
-        expected = {item for item in questions if split_of(question_hash(item), 0.5) is split}
+        expected = {item for item in questions if split_of(question_hash(item), 0.5, secret=SPLIT_SECRET) is split}
         assert 0 < len(expected) < 20
         assert {item.question for item in await learn_from(seeded, split)} == expected
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from gadfly.records import Split
 from gadfly.store.split import normalise_question, question_hash, split_of
 
+SECRET = bytes(range(32))
 SAME = [  # two askings, why they are one question
     ("What is 2 + 2?", "what is  2 + 2", "case, space, closing mark"),
     ("What is 2 + 2?\n", "\tWhat is\n2 + 2 ?", "line ends"),
@@ -78,6 +79,21 @@ def test_other_numbers_are_another_question(one: int, other: int) -> None:
 
 def test_the_split_follows_the_share() -> None:
     hashes = [question_hash(f"What is {number} + 1?") for number in range(10_000)]
-    heldout = {hash_ for hash_ in hashes if split_of(hash_, 0.2) is Split.HELDOUT}
+    heldout = {hash_ for hash_ in hashes if split_of(hash_, 0.2, secret=SECRET) is Split.HELDOUT}
     assert 1_850 < len(heldout) < 2_150  # 0.2 +- 3.75 standard deviations
-    assert heldout < {hash_ for hash_ in hashes if split_of(hash_, 0.3) is Split.HELDOUT}  # a larger share adds only
+    larger = {hash_ for hash_ in hashes if split_of(hash_, 0.3, secret=SECRET) is Split.HELDOUT}
+    assert heldout < larger  # a larger share adds only
+
+
+def test_the_split_is_unknown_without_the_secret() -> None:
+    hashes = [question_hash(f"What is {number} + 1?") for number in range(10_000)]
+    ours, theirs, bare = (
+        {hash_ for hash_ in hashes if is_heldout(hash_)}
+        for is_heldout in (
+            lambda hash_: split_of(hash_, 0.2, secret=SECRET) is Split.HELDOUT,
+            lambda hash_: split_of(hash_, 0.2, secret=b"another") is Split.HELDOUT,
+            lambda hash_: int.from_bytes(hash_[:8]) < 0.2 * 2**64,  # what a caller can compute
+        )
+    )
+    for guess in (theirs, bare):
+        assert 300 < len(ours & guess) < 500  # 20 % of a guess of 20 % is right by chance: 400 +- 20

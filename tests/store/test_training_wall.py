@@ -6,10 +6,12 @@ from sqlalchemy.exc import ProgrammingError
 
 from gadfly import store
 from gadfly.records import Split
+from gadfly.settings import SplitBlocks
 from gadfly.store.database import Database
 from gadfly.store.runs import TRAINING_ROLE
 from gadfly.store.split import question_hash, split_of
 from gadfly.store.training_data import labelled_answers
+from tests.support.postgres import SPLIT_SECRET
 from tests.support.records import make_feedback, make_interaction
 
 _SHARE = 0.5
@@ -18,7 +20,7 @@ _TABLES = ("interactions", "episodes", "critiques", "refinements", "feedback", "
 
 def _questions(split: Split) -> list[str]:
     texts = [f"What is {number} + 1?" for number in range(60)]
-    return [item for item in texts if split_of(question_hash(item), _SHARE) is split][:5]
+    return [item for item in texts if split_of(question_hash(item), _SHARE, secret=SPLIT_SECRET) is split][:5]
 
 
 @pytest.fixture
@@ -33,6 +35,7 @@ async def filled(database: Database) -> None:
                     session,
                     [interaction, make_feedback(interaction.id, correct=False, reference="2")],
                     heldout_share=_SHARE,
+                    split_blocks=SplitBlocks.EXACT,
                 )
 
 
@@ -66,6 +69,8 @@ async def test_held_out_rows_are_out_of_reach_also_when_asked_for(database_url: 
         "INSERT INTO interactions SELECT * FROM interactions",
         "DELETE FROM feedback",
         "SELECT digest FROM keys",
+        "SELECT secret FROM split_secrets",
+        "SELECT key FROM block_keys",
         "UPDATE critic_pointers SET version = 0",
         "UPDATE training_runs SET outcome = 'promote'",
         "UPDATE training_runs SET status = 'succeeded'",

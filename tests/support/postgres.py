@@ -11,6 +11,9 @@ from sqlalchemy import make_url
 
 from gadfly.store.embedded import EmbeddedPostgres
 
+SPLIT_SECRET = b"\x01" * 32
+"""The secret of every database of the fixture `database`: the same questions are held out in every run of a test."""
+
 
 class PostgresServer(EmbeddedPostgres):
     """The server that Gadfly embeds, with the faults a server can have. It dies with the process that started it."""

@@ -1,5 +1,7 @@
 """Records for tests: whole ones by default, each field replaceable."""
 
+import random
+import string
 from typing import Any
 from uuid import UUID
 
@@ -106,3 +108,9 @@ def make_key(**fields: Any) -> Key:
         "revoked_at": None,
     }
     return Key(**(defaults | fields))
+
+
+def unrelated_question(number: int) -> str:
+    """A question of random words, with no near-duplicate among the others."""
+    rng = random.Random(number)
+    return " ".join("".join(rng.choices(string.ascii_lowercase, k=6)) for _ in range(8)) + "?"

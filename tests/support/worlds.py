@@ -14,12 +14,13 @@ from uuid import UUID
 from gadfly import store
 from gadfly.grading import Grade
 from gadfly.records import Kind
-from gadfly.settings import Settings
+from gadfly.settings import Settings, SplitBlocks
 from gadfly.store.database import Database
 from gadfly.training import Run, TrainConfig, Trigger
 from tests.support.records import make_interaction
 
 HELDOUT_SHARE = 0.35
+SPLIT_BLOCKS = SplitBlocks.EXACT  # all questions of this world follow one template
 REFERENCE = "7"  # the tiny actor's answer to everything
 
 RIGHT = "WRONGMARK The answer is 7"
@@ -65,6 +66,7 @@ def trainer_settings(
             "max_tokens": 48,
             "temperature": 0.0,
             "heldout_share": HELDOUT_SHARE,
+            "split_blocks": SPLIT_BLOCKS,
             "adapter_rank": 8,
             "train_threads": 1,
             **more,
@@ -89,7 +91,9 @@ async def fill(database: Database, *, base_model: str, questions: int = 40, with
     ]
     async with database.session() as session:
         await store.critics.ensure_version_zero(session, base_model=base_model)
-        await store.interactions.insert_interactions(session, interactions, heldout_share=HELDOUT_SHARE)
+        await store.interactions.insert_interactions(
+            session, interactions, heldout_share=HELDOUT_SHARE, split_blocks=SPLIT_BLOCKS
+        )
 
 
 async def ask_for_run(database: Database, *, reproduces: UUID | None = None, **config: Any) -> Run:

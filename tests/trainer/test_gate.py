@@ -279,6 +279,53 @@ def test_a_question_counts_once() -> None:
     assert both.numbers["evidence"]["nights"] == 2
 
 
+# --------------------------------------------------------------------------- questions without a neighbour in training
+
+
+def hashes(*questions: range) -> frozenset[bytes]:
+    return frozenset(each.to_bytes(4, "big") for numbers in questions for each in numbers)
+
+
+def test_questions_without_a_near_neighbour_are_reported_apart_and_decide_nothing() -> None:
+    candidate = critic(BOTH, first(150, 160), first(60, 160))
+    report = decide(LIVE, candidate, CONFIG, apart=hashes(range(40), range(80, 120)), traffic=Traffic(80, 20))
+    plain = decide(LIVE, candidate, CONFIG, traffic=Traffic(80, 20))
+    assert (report.outcome, report.numbers["discriminability"]) == (plain.outcome, plain.numbers["discriminability"])
+    apart = report.numbers["apart"]
+    # Both critics judge all those right answers, and the first 40 of the wrong ones, correctly.
+    assert (apart["items"], apart["questions"]) == (80, 80)
+    assert (apart["discriminability"]["live"], apart["discriminability"]["candidate"]) == (1.0, 1.0)
+    assert (apart["discriminability"]["difference"], apart["discriminability"]["units"]) == (0.0, 40)
+    assert apart["helpfulness"]["difference"] == 0.0
+    assert len(apart["utility"]) == 2
+    [sentence] = [each for each in report.reasons if "near neighbour" in each]
+    assert sentence.startswith("80 of the 160 held-out answers are to questions without a near neighbour in training;")
+    assert "Discriminability: 100.0 % live, 100.0 % candidate; difference +0.0 points" in sentence
+    assert plain.numbers["apart"] is None
+    assert not any("near neighbour" in each for each in plain.reasons)
+
+
+def test_a_held_out_set_without_such_questions_says_so() -> None:
+    report = decide(LIVE, critic(BOTH, first(150, 160), first(60, 160)), CONFIG, apart=frozenset())
+    assert report.numbers["apart"] == {
+        "items": 0, "questions": 0, "discriminability": None, "helpfulness": None, "utility": [],
+    }  # fmt: skip
+    assert any(each.startswith("0 of the 160 held-out answers are to questions without") for each in report.reasons)
+
+
+def test_their_evidence_adds_up_over_nights_too() -> None:
+    past = None
+    for number in range(3):
+        apart = hashes(range(1000 * number + 10, 1000 * number + 30))  # ten right and ten wrong answers a night
+        report = decide(night(number, 30), night(number, 33), CONFIG, past=past, apart=apart)
+        past = Evidence.from_json(json.loads(json.dumps(report.numbers["evidence"])))
+    assert past is not None
+    assert (len(past.units), len(past.apart)) == (60, 30)
+    assert report.numbers["apart"]["discriminability"]["units"] == 30
+    earlier = {name: value for name, value in report.numbers["evidence"].items() if name != "apart"}
+    assert Evidence.from_json(earlier).apart == (), "a report of an earlier release"
+
+
 def test_later_lineages_need_more() -> None:
     needed = [wealth_needed(CONFIG, lineage) for lineage in range(1, 200)]
     assert needed[0] == pytest.approx(25.0)

@@ -8,7 +8,7 @@ each axis (`gadfly.evidence`): its error is counted once over all nights. Why th
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import NormalDist
 from typing import Any, Self
@@ -144,6 +144,7 @@ class Evidence:
 
     units: tuple[Unit, ...] = ()
     anchored: tuple[Unit, ...] = ()  # changes from the anchor to the candidate
+    apart: tuple[Unit, ...] = ()  # of questions without a near neighbour in training alone; they do not decide
     right: int = 0  # answers seen, by class
     wrong: int = 0
     questions: frozenset[str] = frozenset()  # the first bytes of their hashes (hex); none is counted twice
@@ -154,6 +155,7 @@ class Evidence:
         return {
             "units": [unit.to_json() for unit in self.units],
             "anchored": [unit.to_json() for unit in self.anchored],
+            "apart": [unit.to_json() for unit in self.apart],
             "right": self.right,
             "wrong": self.wrong,
             "questions": sorted(self.questions),
@@ -166,6 +168,7 @@ class Evidence:
         return cls(
             units=tuple(map(Unit.from_json, values["units"])),
             anchored=tuple(map(Unit.from_json, values["anchored"])),
+            apart=tuple(map(Unit.from_json, values.get("apart", ()))),  # earlier releases did not measure them
             right=values["right"],
             wrong=values["wrong"],
             questions=frozenset(values["questions"]),
@@ -174,9 +177,15 @@ class Evidence:
         )
 
     def with_night(
-        self, live: Sequence[Judged], candidate: Sequence[Judged], anchor: Sequence[Judged] | None
+        self,
+        live: Sequence[Judged],
+        candidate: Sequence[Judged],
+        anchor: Sequence[Judged] | None,
+        apart: Collection[bytes] = frozenset(),
     ) -> "Evidence":
         """This evidence and a night's. Answers to questions that it holds already add nothing to it.
+
+        `apart` has the hashes of the questions without a near neighbour in training.
 
         Raises:
             ValueError: as `units_of`.
@@ -191,6 +200,7 @@ class Evidence:
         return Evidence(
             units=(*self.units, *units_of(fresh, fresh_candidate)),
             anchored=(*self.anchored, *anchored),
+            apart=(*self.apart, *units_of(_of(fresh, apart), _of(fresh_candidate, apart))),
             right=self.right + sum(classes.values()),
             wrong=self.wrong + len(classes) - sum(classes.values()),
             questions=self.questions | questions,
@@ -200,6 +210,10 @@ class Evidence:
 
     def _fresh(self, items: Sequence[Judged]) -> list[Judged]:
         return [item for item in items if question_key(item.question_hash) not in self.questions]
+
+
+def _of(items: Sequence[Judged], questions: Collection[bytes]) -> list[Judged]:
+    return [item for item in items if item.question_hash in questions]
 
 
 def question_key(question_hash: bytes) -> str:
@@ -272,6 +286,7 @@ def decide(
     anchor: Sequence[Judged] | None = None,
     past: Evidence | None = None,
     traffic: Traffic | None = None,
+    apart: Collection[bytes] | None = None,
 ) -> GateReport:
     """Add a night's items to the evidence of earlier nights, and decide.
 
@@ -292,13 +307,16 @@ def decide(
             is the live one.
         past: the evidence of the candidates that this one was made from, under the same live critic.
         traffic: labelled answers of the deployment's own traffic, by class.
+        apart: the hashes of the questions without a near neighbour in training. Their result is reported beside that
+            of all, and does not decide. None: not known.
 
     Raises:
         ValueError: the critics did not judge the same items, or one was not asked for a verdict.
     """
-    evidence = (past or Evidence()).with_night(live, candidate, anchor)
+    evidence = (past or Evidence()).with_night(live, candidate, anchor, apart or frozenset())
     helpful = [unit.helpful for unit in evidence.units if unit.helpful is not None]
-    axes = _axes(evidence, live, candidate, config, traffic)
+    axes = _axes(evidence.units, live, candidate, config, traffic)
+    set_apart = None if apart is None else _set_apart(evidence, live, candidate, config, traffic, apart)
     anchored = _anchored(evidence, config)
     measured = {
         name: measure(items, confidence=config.gate_confidence)
@@ -324,6 +342,7 @@ def decide(
         "helpfulness": _plain(by_name.get("helpfulness")),
         "utility": [_plain(axis) for axis in axes if axis.name.startswith("utility")],
         "anchor": [_plain(axis) for axis in anchored],
+        "apart": None if set_apart is None else set_apart.to_json(),
         "traffic": None if traffic is None else asdict(traffic),
         "live": measured["live"].to_json(),
         "candidate": measured["candidate"].to_json(),
@@ -334,7 +353,9 @@ def decide(
         return GateReport(
             outcome=GateOutcome.NOT_ENOUGH_EVIDENCE, numbers=numbers, reasons=[_too_few(evidence, config)]
         )
-    reasons = [_sentence(axis, evidence) for axis in axes]
+    reasons = [_sentence(axis, nights=evidence.nights) for axis in axes]
+    if set_apart is not None:
+        reasons.append(set_apart.sentence(of=len({item.answer_id for item in live})))
     if "helpfulness" not in by_name:
         count = f"only {len(helpful)} units have" if helpful else "no held-out answer has"
         reasons.append(f"Helpfulness does not count, since {count} a reference.")
@@ -357,14 +378,55 @@ def wealth_needed(config: TrainConfig, lineage: int) -> float:
     return 1 / ((1 - config.gate_confidence) * share)
 
 
-def _axes(
+@dataclass(frozen=True, slots=True)
+class _SetApart:
+    """The result on questions without a near neighbour in training, where no critic can remember a near-duplicate."""
+
+    items: int  # of this night
+    questions: int
+    axes: Sequence[Axis]
+
+    def to_json(self) -> dict[str, Any]:
+        by_name = {axis.name: axis for axis in self.axes}
+        return {
+            "items": self.items,
+            "questions": self.questions,
+            "discriminability": _plain(by_name.get("discriminability")),
+            "helpfulness": _plain(by_name.get("helpfulness")),
+            "utility": [_plain(axis) for axis in self.axes if axis.name.startswith("utility")],
+        }
+
+    def sentence(self, *, of: int) -> str:
+        found = " ".join(map(_sentence, self.axes)) or "They are too few to compare the critics on them."
+        return (
+            f"{self.items} of the {of} held-out answers are to questions without a near neighbour in training; "
+            f"these do not decide by themselves. {found}"
+        )
+
+
+def _set_apart(
     evidence: Evidence,
     live: Sequence[Judged],
     candidate: Sequence[Judged],
     config: TrainConfig,
     traffic: Traffic | None,
+    apart: Collection[bytes],
+) -> _SetApart:
+    ours, theirs = _of(live, apart), _of(candidate, apart)
+    return _SetApart(
+        items=len({item.answer_id for item in ours}),
+        questions=len({item.question_hash for item in ours}),
+        axes=_axes(evidence.apart, ours, theirs, config, traffic),
+    )
+
+
+def _axes(
+    units: Sequence[Unit],
+    live: Sequence[Judged],
+    candidate: Sequence[Judged],
+    config: TrainConfig,
+    traffic: Traffic | None,
 ) -> list[Axis]:
-    units = evidence.units
     if not units:
         return []
     before, after = _by_class(live), _by_class(candidate)
@@ -524,16 +586,16 @@ def _too_few(evidence: Evidence, config: TrainConfig) -> str:
     )
 
 
-def _sentence(axis: Axis, evidence: Evidence) -> str:
+def _sentence(axis: Axis, *, nights: int = 1) -> str:
     tonight = (
         ""
         if axis.live is None or axis.candidate is None
         else f" {100 * axis.live:.1f} % live, {100 * axis.candidate:.1f} % candidate;"
     )
-    nights = f" over {evidence.nights} runs" if evidence.nights > 1 else ""
+    runs = f" over {nights} runs" if nights > 1 else ""
     return (
         f"{axis.name[0].upper()}{axis.name[1:]}:{tonight} difference {100 * axis.difference:+.1f} points "
-        f"[{100 * axis.low:+.1f}, {100 * axis.high:+.1f}] on {axis.units} units{nights}."
+        f"[{100 * axis.low:+.1f}, {100 * axis.high:+.1f}] on {axis.units} units{runs}."
     )
 
 

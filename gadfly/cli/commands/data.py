@@ -24,7 +24,7 @@ def migrate(
     check: Annotated[bool, typer.Option("--check", help="Change nothing; fail if something would change.")] = False,
 ) -> None:
     """Bring the database's schema up to date."""
-    from gadfly.cli.storage import database_url
+    from gadfly.cli.storage import database_url, key_stored_questions
     from gadfly.cli.terminal import fail, out
     from gadfly.store.database import migrate, schema_state
 
@@ -36,6 +36,8 @@ def migrate(
             fail(f"the schema is at {state.current or 'nothing'} and not at {state.head}: run `gadfly migrate`")
         if state.drift:
             fail(f"the tables differ from those of this release: {'; '.join(state.drift)}")
+        if not check and (keyed := asyncio.run(key_stored_questions(settings, url))):
+            out.print(f"{keyed} stored questions can be compared with new ones now")
         out.print(f"the schema is at {state.current}, as this release needs it")
 
 
