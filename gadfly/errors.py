@@ -54,6 +54,13 @@ class EngineUnavailable(EngineError):
         self.retry_after_s = retry_after_s
 
 
+class EngineRefused(EngineError):
+    """The engine or the actor refuses this deployment: a wrong key, or a model that it does not serve.
+
+    The settings have to change; trying again does not help.
+    """
+
+
 class EngineTimeout(EngineError):
     """A generation exceeded its time limit."""
 
