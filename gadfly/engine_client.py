@@ -109,6 +109,15 @@ class Adapters(StrEnum):
     NOT_AT_RUN_TIME = "not_at_run_time"  # it has no route for that
     OFF = "off"  # it was started without adapters
 
+    @property
+    def problem(self) -> str:
+        """Why it serves the base model only, to follow the engine's name; empty if it loads adapters."""
+        return {
+            Adapters.LOADED: "",
+            Adapters.NOT_AT_RUN_TIME: "loads no adapters at run time (VLLM_ALLOW_RUNTIME_LORA_UPDATING)",
+            Adapters.OFF: "was started without --enable-lora",
+        }[self]
+
 
 @dataclass(frozen=True, slots=True)
 class Served:
@@ -175,6 +184,7 @@ class Engine:
         self._reserved: tuple[int, frozenset[str] | None] | None = (
             None  # `drops` at the time of reading, and the strings
         )
+        self._adapters: tuple[int, Adapters] | None = None  # `drops` at the time of asking, and the answer
         self._labels: dict[tuple[str, str, str], LabelTokens] = {}
 
     async def aclose(self) -> None:
@@ -361,6 +371,9 @@ class Engine:
             return False
         if response.status_code == httpx.codes.INTERNAL_SERVER_ERROR and not await self._is_healthy():
             raise EngineUnavailable(f"the engine does not load {path}: it is dead")
+        if response.status_code == httpx.codes.NOT_FOUND and b'"detail"' in response.content:  # there is no such route
+            self._adapters = self.drops, Adapters.NOT_AT_RUN_TIME
+            raise AdapterRefused(f"the engine {self._adapters[1].problem}")
         if response.status_code in (400, 404, 500):
             raise AdapterRefused(f"the engine does not load {path}: {_message(response.content)[0][:500]}")
         if response.status_code != httpx.codes.OK:
@@ -400,11 +413,22 @@ class Engine:
         """
         return (await self._discover()).names
 
+    @property
+    def known_adapters(self) -> Adapters | None:
+        """The last answer to `adapters`; None before it, and after a failed connection."""
+        return self._adapters[1] if self._adapters is not None and self._adapters[0] == self.drops else None
+
     async def adapters(self) -> Adapters:
-        """Whether the engine loads adapters at run time. Asks without loading one."""
+        """Whether the engine loads adapters at run time. It is asked once, without loading an adapter."""
+        if self.known_adapters is None:
+            self._adapters = self.drops, await self._ask_for_adapters()
+        assert self._adapters is not None
+        return self._adapters[1]
+
+    async def _ask_for_adapters(self) -> Adapters:
         async with self._request_errors():
             response = await self._client.post("/v1/load_lora_adapter", json={}, timeout=_PROBE_TIMEOUT_S)
-            if response.status_code == httpx.codes.UNAUTHORIZED:
+            if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
                 self._raise_for(response.status_code, response.content)
             if response.status_code in (httpx.codes.NOT_FOUND, httpx.codes.METHOD_NOT_ALLOWED):
                 return Adapters.NOT_AT_RUN_TIME
@@ -455,10 +479,8 @@ class Engine:
 
     def _raise_for(self, status: int, content: bytes) -> None:
         if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-            problem = (
-                "refuses the key in GADFLY_ENGINE_KEY" if self._access.key else "needs a key: set GADFLY_ENGINE_KEY"
-            )
-            raise EngineRefused(f"the engine at {without_password(self.url)} {problem}")
+            problem = "refuses the key in" if self._access.key else "needs a key: set"
+            raise EngineRefused(f"the engine at {without_password(self.url)} {problem} GADFLY_ENGINE_KEY")
         _raise_for(status, content)
 
     @asynccontextmanager

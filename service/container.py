@@ -8,7 +8,7 @@ from typing import Self
 import structlog
 
 from gadfly import prompts
-from gadfly.engine_client import Engine
+from gadfly.engine_client import engines_of
 from gadfly.errors import StoreUnavailable
 from gadfly.grading import Grader
 from gadfly.repeating import retry
@@ -54,14 +54,14 @@ class Service:
         Raises:
             BadSettings: no database or engine address, or an unknown prompt set.
         """
-        database_url, engine_urls = settings.require_addresses()
+        database_url, _ = settings.require_addresses()
         prompt_set = prompts.load(settings.prompts)
         async with AsyncExitStack() as stack:  # closes the opened parts when a later one fails
             database = await stack.enter_async_context(Database.of(settings, database_url))
             critics = CriticServing(
                 settings=settings,
                 database=database,
-                engines=[Engine(url, timeout_s=settings.engine_timeout_s) for url in engine_urls],
+                engines=engines_of(settings, timeout_s=settings.engine_timeout_s),
                 metrics=metrics,
             )
             stack.push_async_callback(critics.aclose)

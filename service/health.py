@@ -9,10 +9,11 @@ from uuid import UUID
 from pydantic import BaseModel, Field
 from sqlalchemy import text
 
-from gadfly.engine_client import Engine
-from gadfly.errors import GadflyError
+from gadfly.engine_client import Adapters, Engine
+from gadfly.errors import EngineRefused, GadflyError
 from gadfly.records import Pointer, Swap, SwapKind, SwapStatus
 from gadfly.service.answering.single_flight import SingleFlight
+from gadfly.service.critics.loader import without_adapters
 from gadfly.service.critics.serving import CriticServing
 from gadfly.service.metrics import Metrics
 from gadfly.service.recording.recorder import Recorder
@@ -45,6 +46,9 @@ class EngineState(BaseModel):
     url: str
     in_flight: int
     reachable: bool
+    adapters: bool | None = Field(
+        description="Whether it loads adapters at run time. false: it serves version 0 only; null: not known yet."
+    )
     critics: list[int] = Field(description="Versions that this engine has proven to serve; version 0 needs no proof.")
 
 
@@ -148,7 +152,8 @@ class Health:
         failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         if len(failures) == len(outcomes):
             raise failures[0]
-        return f"{len(outcomes) - len(failures)} of {len(outcomes)} engines generate"
+        refused = [f"; {failure}" for failure in failures if isinstance(failure, EngineRefused)]
+        return f"{len(outcomes) - len(failures)} of {len(outcomes)} engines generate{''.join(refused)}"
 
     async def _check_database(self) -> str:
         async with self._database.session() as session:
@@ -166,14 +171,14 @@ class Health:
                 "; ".join(
                     [
                         f"no engine serves the live critic {live.engine_name} as it was published",
-                        *filter(None, [self._critics.swapper.problem]),
+                        *filter(None, [self._critics.swapper.problem, without_adapters(self._engines)]),
                     ]
                 )
             )
         lacking = len(self._critics.upkeep.lacking)
-        return f"version {live.version} is served as {live.engine_name}" + (
-            f"; {lacking} of {len(self._engines)} engines do not serve it (see the log)" if lacking else ""
-        )
+        notes = [f"{lacking} of {len(self._engines)} engines do not serve it (see the log)"] if lacking else []
+        notes += filter(None, [without_adapters(self._engines)])
+        return "; ".join([f"version {live.version} is served as {live.engine_name}", *notes])
 
     def _check_swap(self) -> Check:
         """The deployment's last swap, and whether this replica has followed it."""
@@ -212,6 +217,7 @@ class Health:
                     url=without_password(engine.url),
                     in_flight=engine.in_flight,
                     reachable=engine.is_reachable,
+                    adapters=None if engine.known_adapters is None else engine.known_adapters is Adapters.LOADED,
                     critics=self._critics.loader.proven_on(engine),
                 )
                 for engine in self._engines
