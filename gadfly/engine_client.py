@@ -21,7 +21,7 @@ import orjson
 from httpx_sse import EventSource
 
 from gadfly.access import Access, why_not_connected
-from gadfly.control_tokens import may_hold_control_tokens, neutralise, reserved_strings
+from gadfly.control_tokens import guard, reserved_strings
 from gadfly.errors import (
     AdapterRefused,
     BadInput,
@@ -31,7 +31,7 @@ from gadfly.errors import (
     EngineUnavailable,
     PromptTooLong,
 )
-from gadfly.prompts import Message, Prompt
+from gadfly.prompts import Prompt
 from gadfly.records import Usage
 from gadfly.settings import Settings, without_password
 
@@ -218,7 +218,7 @@ class Engine:
             EngineUnavailable: no connection, overload, no such model at present, or the engine died meanwhile.
             EngineTimeout: it took longer than the client's limit.
         """
-        body = _chat_body(await self._guarded(prompt), model=model, sampling=sampling)
+        body = _chat_body(await guard(prompt, self._reserved_strings), model=model, sampling=sampling)
         if on_text is None:
             answer = await self._ask("/v1/chat/completions", body)
             choices = sorted(answer["choices"], key=lambda choice: choice["index"])
@@ -286,7 +286,7 @@ class Engine:
         """
         labels = await self.label_tokens(after=after, first=first, second=second)
         body = _chat_body(
-            await self._guarded(prompt.continued(prompt.opener + labels.bridge)),
+            await guard(prompt.continued(prompt.opener + labels.bridge), self._reserved_strings),
             model=model,
             sampling=Sampling(max_tokens=1, priority=priority),
         ) | {
@@ -319,19 +319,10 @@ class Engine:
 
     async def tokenize(self, prompt: Prompt) -> tuple[int, ...]:
         """The tokens of a prompt as `chat` would send them to the model."""
-        body = _chat_body(await self._guarded(prompt), model=ACTOR, sampling=Sampling())
+        body = _chat_body(await guard(prompt, self._reserved_strings), model=ACTOR, sampling=Sampling())
         wanted = {"model", "messages", "continue_final_message", "add_generation_prompt"}
         kept = {name: value for name, value in body.items() if name in wanted}
         return tuple((await self._ask("/tokenize", kept))["tokens"])
-
-    async def _guarded(self, prompt: Prompt) -> Prompt:
-        """The prompt without control tokens in its texts, so that no text can begin a turn."""
-        texts = [message.content for message in prompt.messages] + [prompt.opener]
-        if not any(map(may_hold_control_tokens, texts)):
-            return prompt
-        reserved = await self._reserved_strings()
-        messages = tuple(Message(each.role, neutralise(each.content, reserved)) for each in prompt.messages)
-        return Prompt(messages, neutralise(prompt.opener, reserved))
 
     async def _reserved_strings(self) -> frozenset[str] | None:
         """The control tokens of the engine's tokenizer; None where the engine does not report them."""

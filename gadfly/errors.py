@@ -65,6 +65,14 @@ class EngineTimeout(EngineError):
     """A generation exceeded its time limit."""
 
 
+class ActorUnavailable(EngineUnavailable):
+    """The actor's own endpoint cannot be reached, or accepts no requests at present."""
+
+
+class ActorTimeout(EngineTimeout):
+    """The actor's own endpoint took longer than its time limit."""
+
+
 class AdapterRefused(EngineError):
     """The engine does not serve an adapter; the message gives the reason."""
 

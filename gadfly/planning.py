@@ -68,6 +68,7 @@ class Plan:
     stage_1: Portion  # all labelled
     stage_2: Portion  # those with a reference
     pool_answers: int  # first answers that the actor samples in addition
+    actor_answers: int  # the most that the actor is asked for: first answers and refinements, the evaluation included
     validation: Portion
     heldout: Portion
     heldout_with_reference: Portion
@@ -107,6 +108,7 @@ def plan(
     judged = evaluation_items(heldout, config.evaluation_items)
     judged_referenced = [answer for answer in judged if answer.reference is not None]
     stage_2 = Portion.of(referenced)
+    pool_answers = min(config.pool_questions, stage_2.questions) * config.pool_samples
     units = min(_questions(judged, is_right=True), _questions(judged, is_right=False))
     detectable = (
         _detectable("discriminability", units, config),
@@ -119,7 +121,8 @@ def plan(
         heldout_ids=tuple(answer.interaction_id for answer in judged),
         stage_1=Portion.of(learn),
         stage_2=stage_2,
-        pool_answers=min(config.pool_questions, stage_2.questions) * config.pool_samples,
+        pool_answers=pool_answers,
+        actor_answers=_actor_answers(pool_answers, Portion.of(judged_referenced), config, refines=bool(referenced)),
         validation=Portion.of(validate),
         heldout=Portion.of(judged),
         heldout_with_reference=Portion.of(judged_referenced),
@@ -133,6 +136,14 @@ def plan(
         warnings=tuple(_warnings(learn, referenced, judged, judged_referenced, config)),
         notes=tuple(_notes(detectable, len(judged_referenced) >= config.gate_min_items, seconds, config)),
     )
+
+
+def _actor_answers(pool_answers: int, heldout: Portion, config: TrainConfig, *, refines: bool) -> int:
+    heldout_pool = min(config.pool_questions, heldout.questions) * config.pool_samples
+    judged = min(config.evaluation_items, heldout.answers + heldout_pool)
+    stage_2 = config.cycles * config.steps_stage_2 * config.prompts_per_step * config.samples_per_prompt
+    refinements = 2 * judged * config.gate_samples + (stage_2 if refines else 0)
+    return pool_answers + heldout_pool + refinements
 
 
 def _detectable(axis: str, units: float, config: TrainConfig) -> float | None:

@@ -90,6 +90,14 @@ class Usage:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Spent:
+    """Requests that an actor's own endpoint answered, and their tokens as it counted them."""
+
+    requests: int = 0
+    usage: Usage = Usage()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Critique:
     """One critique that the critic wrote, or that a caller supplied to /refine (`supplied`)."""
 

@@ -8,6 +8,7 @@ from typing import Self
 import structlog
 
 from gadfly import prompts
+from gadfly.actor import open_actor
 from gadfly.engine_client import engines_of
 from gadfly.errors import StoreUnavailable
 from gadfly.grading import Grader
@@ -65,6 +66,8 @@ class Service:
                 metrics=metrics,
             )
             stack.push_async_callback(critics.aclose)
+            actor = open_actor(settings, critics.engines)
+            stack.push_async_callback(actor.aclose)
             grader = await stack.enter_async_context(
                 Grader(timeout_s=settings.grade_timeout_s, patience_s=_GRADING_PATIENCE_S)
             )
@@ -86,14 +89,15 @@ class Service:
                 answerer=Answerer(
                     settings=settings,
                     prompts=prompt_set,
+                    actor=actor,
                     critics=critics,
                     grader=grader,
                     recorder=recorder,
                     requests=requests,
                     metrics=metrics,
                 ),
-                health=Health(database=database, critics=critics, recorder=recorder, metrics=metrics),
-                runs=Runs(database, settings=settings, metrics=metrics),
+                health=Health(database=database, critics=critics, actor=actor, recorder=recorder, metrics=metrics),
+                runs=Runs(database, settings=settings, metrics=metrics, actor=actor, loader=critics.loader),
                 _requests=requests,
                 _database=database,
                 _grader=grader,

@@ -85,9 +85,8 @@ class Swapper:
                 version that an admin wants to promote.
             StoreUnavailable: Postgres is unavailable, so the swap was not requested.
         """
-        if version is not None and kind is SwapKind.PROMOTE:
-            if (await self._pointers.resolve(version)).adapter_path is not None:
-                self._loader.require_adapters()
+        if kind is SwapKind.PROMOTE and version != 0:
+            self._loader.require_adapters()
         async with self._database.session() as session:
             swap = await store.swaps.request_swap(
                 session, version=version, kind=kind, from_version=from_version, key_id=key_id, reason=reason
