@@ -75,8 +75,11 @@ def open_actor(settings: Settings, engines: EnginePool) -> Actor:
     Raises:
         BadSettings: the file with certificates cannot be used.
     """
-    if not settings.actor_url:
-        return BaseActor(engines, settings.model)
+    return open_endpoint(settings) if settings.actor_url else BaseActor(engines, settings.model)
+
+
+def open_endpoint(settings: Settings) -> EndpointActor:
+    """The actor at `settings.actor_url`. Raises as `open_actor`."""
     key = "" if settings.actor_key is None else settings.actor_key.get_secret_value()
     return EndpointActor(
         settings.actor_url,

@@ -17,7 +17,7 @@ import orjson
 from httpx_sse import EventSource
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from gadfly.access import Access, why_not_connected
+from gadfly.access import Access
 from gadfly.concurrency import gather
 from gadfly.control_tokens import guard, reserved_strings
 from gadfly.engine_client import OnText, Reply, Sampling
@@ -33,6 +33,7 @@ from gadfly.prompts import Message, Prompt
 from gadfly.records import Spent, Usage
 from gadfly.seeds import seed_of_sample
 from gadfly.settings import without_password
+from gadfly.transport import open_transport, why_not_connected
 
 T = TypeVar("T")
 
@@ -71,7 +72,7 @@ class EndpointActor:
         self._longest_wait_s = longest_wait_s
         self._slots = asyncio.Semaphore(concurrency)
         self._client = httpx.AsyncClient(
-            transport=transport or access.transport(self._url),
+            transport=transport or open_transport(self._url, ca_file=access.ca_file),
             base_url=self._url,
             headers=access.headers,
             timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_TIMEOUT_S)),

@@ -20,7 +20,7 @@ import httpx
 import orjson
 from httpx_sse import EventSource
 
-from gadfly.access import Access, why_not_connected
+from gadfly.access import Access
 from gadfly.control_tokens import guard, reserved_strings
 from gadfly.errors import (
     AdapterRefused,
@@ -34,6 +34,7 @@ from gadfly.errors import (
 from gadfly.prompts import Prompt
 from gadfly.records import Usage
 from gadfly.settings import Settings, without_password
+from gadfly.transport import open_transport, why_not_connected
 
 ACTOR = "base"
 """The model name of the base weights. Where an engine serves them under another name, `Engine` translates."""
@@ -126,6 +127,7 @@ class Served:
     base: str
     names: frozenset[str]
     folder: str = ""  # where the engine loaded the base model from: a folder there, or a hub id
+    max_model_len: int | None = None
 
     @classmethod
     def of(cls, cards: Sequence[Mapping[str, Any]], *, wanted: str, url: str) -> Self:
@@ -146,7 +148,8 @@ class Served:
             )
         base = wanted or (ACTOR if ACTOR in bases else next(iter(bases)))
         names = {str(card["id"]) for card in cards} - set(bases)
-        return cls(base, frozenset({*names, ACTOR}), bases[base])
+        [length] = [card.get("max_model_len") for card in cards if str(card["id"]) == base]
+        return cls(base, frozenset({*names, ACTOR}), bases[base], length)
 
 
 class Engine:
@@ -176,7 +179,7 @@ class Engine:
         self._access = access
         self._base = access.model or ACTOR  # the engine's name of the base model
         self._client = httpx.AsyncClient(
-            transport=transport or access.transport(url),
+            transport=transport or open_transport(url, ca_file=access.ca_file),
             base_url="http://engine" if url.startswith("unix://") else url,
             headers=access.headers,
             timeout=httpx.Timeout(timeout_s, connect=_CONNECT_TIMEOUT_S),
@@ -402,7 +405,7 @@ class Engine:
         Raises:
             EngineRefused: it refuses the key, or does not serve a base model that can be told from others.
         """
-        return (await self._discover()).names
+        return (await self.served()).names
 
     @property
     def known_adapters(self) -> Adapters | None:
@@ -419,17 +422,33 @@ class Engine:
     async def _ask_for_adapters(self) -> Adapters:
         async with self._request_errors():
             response = await self._client.post("/v1/load_lora_adapter", json={}, timeout=_PROBE_TIMEOUT_S)
-            if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-                self._raise_for(response.status_code, response.content)
-            if response.status_code in (httpx.codes.NOT_FOUND, httpx.codes.METHOD_NOT_ALLOWED):
-                return Adapters.NOT_AT_RUN_TIME
-            metrics = await self._client.get("/metrics", timeout=_PROBE_TIMEOUT_S)
+        if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+            self._raise_for(response.status_code, response.content)
+        if response.status_code in (httpx.codes.NOT_FOUND, httpx.codes.METHOD_NOT_ALLOWED):
+            return Adapters.NOT_AT_RUN_TIME
+        metrics = await self.metrics()
         # vLLM defines this metric with --enable-lora. Without metrics, the first adapter shows whether it is.
-        has_metrics = metrics.status_code == httpx.codes.OK and "vllm:num_requests_running" in metrics.text
-        return Adapters.OFF if has_metrics and "vllm:lora_requests_info" not in metrics.text else Adapters.LOADED
+        is_vllm = "vllm:num_requests_running" in metrics
+        return Adapters.OFF if is_vllm and "vllm:lora_requests_info" not in metrics else Adapters.LOADED
 
-    async def _discover(self) -> Served:
-        """Read the engine's list of models, and note its name of the base model."""
+    async def facts(self) -> dict[str, Any] | None:
+        """How the engine was started, as Gadfly's middleware reports it; None from an engine without that."""
+        async with self._request_errors():
+            response = await self._client.get("/gadfly/engine", timeout=_PROBE_TIMEOUT_S)
+        try:
+            facts = response.json()
+        except ValueError:
+            return None
+        return facts if response.status_code == httpx.codes.OK and isinstance(facts, dict) else None
+
+    async def metrics(self) -> str:
+        """The engine's metrics in Prometheus' text format; empty from an engine without metrics."""
+        async with self._request_errors():
+            response = await self._client.get("/metrics", timeout=_PROBE_TIMEOUT_S)
+        return response.text if response.status_code == httpx.codes.OK else ""
+
+    async def served(self) -> Served:
+        """Read the engine's list of models, and note its name of the base model. Raises as `models`."""
         async with self._request_errors():
             response = await self._client.get("/v1/models", timeout=_PROBE_TIMEOUT_S)
         if response.status_code != httpx.codes.OK:
@@ -450,7 +469,7 @@ class Engine:
         try:
             return await send({**body, "model": tried})
         except _NotServed:
-            base = (await self._discover()).base
+            base = (await self.served()).base
             if base == tried:
                 raise
         return await send({**body, "model": base})

@@ -68,7 +68,6 @@ class Plan:
     stage_1: Portion  # all labelled
     stage_2: Portion  # those with a reference
     pool_answers: int  # first answers that the actor samples in addition
-    actor_answers: int  # the most that the actor is asked for: first answers and refinements, the evaluation included
     validation: Portion
     heldout: Portion
     heldout_with_reference: Portion
@@ -81,6 +80,7 @@ class Plan:
     seconds: float | None
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
+    actor_answers: int = 0  # the most that the actor is asked for: first answers and refinements, with the evaluation's
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON values."""

@@ -178,7 +178,8 @@ PLAN_JSON = (
     f'"stage_1":{PORTION_JSON},"stage_2":{PORTION_JSON},"pool_answers":8,"validation":{PORTION_JSON},'
     f'"heldout":{PORTION_JSON},"heldout_with_reference":{PORTION_JSON},"steps":40,'
     '"detectable_discriminability":0.125,"detectable_helpfulness":null,"questions_for_margin":629,'
-    '"assumed_discordance":0.2,"power":0.8,"seconds":1.5,"warnings":["few answers"],"notes":["ü","n"]}'
+    '"assumed_discordance":0.2,"power":0.8,"seconds":1.5,"warnings":["few answers"],"notes":["ü","n"],'
+    '"actor_answers":9}'
 )
 
 
@@ -203,6 +204,7 @@ def test_plan_json_keeps_its_form() -> None:
         seconds=1.5,
         warnings=("few answers",),
         notes=("ü", "n"),
+        actor_answers=9,
     )
     assert orjson.dumps(written.to_json()).decode() == PLAN_JSON
     assert TypeAdapter(Plan).validate_json(PLAN_JSON) == written

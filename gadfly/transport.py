@@ -1,0 +1,42 @@
+"""HTTP transports for engines and actors: Unix sockets, and TLS with a deployment's own authorities."""
+
+import ssl
+from pathlib import Path
+
+import httpx
+
+from gadfly.errors import BadSettings
+
+_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=60)
+
+
+def open_transport(url: str, *, ca_file: Path | None) -> httpx.AsyncHTTPTransport:
+    """A transport for an address, which may be a Unix socket (`unix:///path`).
+
+    Raises:
+        BadSettings: the file with certificates cannot be used.
+    """
+    socket = url.removeprefix("unix://") if url.startswith("unix://") else None
+    return httpx.AsyncHTTPTransport(uds=socket, limits=_LIMITS, verify=_certificates(ca_file))
+
+
+def _certificates(ca_file: Path | None) -> ssl.SSLContext | bool:
+    if ca_file is None:
+        return True
+    context = httpx.create_ssl_context()
+    try:
+        context.load_verify_locations(ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise BadSettings(f"GADFLY_CA_FILE: {ca_file} cannot be read as certificates in PEM: {error}") from None
+    return context
+
+
+def why_not_connected(error: httpx.ConnectError, url: str) -> str:
+    """Why TLS could not be set up, as a sentence without a full stop; empty for other failures to connect."""
+    text = str(error)
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        reason = text.partition("certificate verify failed: ")[2].rpartition(" (")[0] or "it cannot be verified"
+        return f"the certificate of {url} is not trusted ({reason}): set GADFLY_CA_FILE to the file of its authority"
+    if "[SSL" in text:
+        return f"{url} does not speak TLS as expected ({text})"
+    return ""
