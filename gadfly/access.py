@@ -11,7 +11,3 @@ class Access:
     key: str = field(default="", repr=False)
     model: str = ""
     ca_file: Path | None = None
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {"authorization": f"Bearer {self.key}"} if self.key else {}

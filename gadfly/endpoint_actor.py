@@ -33,13 +33,13 @@ from gadfly.prompts import Message, Prompt
 from gadfly.records import Spent, Usage
 from gadfly.seeds import seed_of_sample
 from gadfly.settings import without_password
-from gadfly.transport import open_transport, why_not_connected
+from gadfly.transport import bearer, open_transport, why_not_connected
 
 T = TypeVar("T")
 
 _CONNECT_TIMEOUT_S = 10.0
 _LONGEST_WAIT_S = 60.0
-_OPTIONAL = ("temperature", "seed", "n")  # an endpoint that refuses one is asked without it
+_OPTIONAL = ("temperature", "seed", "n", "stream_options")  # an endpoint that refuses one is asked without it
 _DECLINED = ("content_filter", "content_policy_violation")  # codes: the endpoint does not answer this text
 
 _TRIAL = Prompt((Message("user", "Write twelve random letters, separated by spaces."),))
@@ -74,7 +74,7 @@ class EndpointActor:
         self._client = httpx.AsyncClient(
             transport=transport or open_transport(self._url, ca_file=access.ca_file),
             base_url=self._url,
-            headers=access.headers,
+            auth=bearer(access.key),
             timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_TIMEOUT_S)),
         )
         self._limit_name = "max_tokens"
@@ -114,14 +114,15 @@ class EndpointActor:
 
     async def _complete(self, prompt: Prompt, sampling: Sampling) -> list[Reply]:
         async def once() -> list[Reply]:
+            body = self._body(prompt, sampling)
             async with self._request_errors():
                 response = await self._client.post(
                     "/chat/completions",
-                    content=orjson.dumps(self._body(prompt, sampling)),
+                    content=orjson.dumps(body),
                     headers={"content-type": "application/json"},
                 )
             if response.status_code != httpx.codes.OK:
-                return [self._declined(response.status_code, response.content)]
+                return [self._declined(response.status_code, response.content, sent=body)]
             return self._replies(response.content)
 
         replies = await self._patiently(once)
@@ -137,7 +138,9 @@ class EndpointActor:
             await on_text(index, text)
 
         async def once() -> Reply:
-            body = self._body(prompt, sampling) | {"stream": True, "stream_options": {"include_usage": True}}
+            body = self._body(prompt, sampling) | {"stream": True}
+            if "stream_options" not in self._without:
+                body["stream_options"] = {"include_usage": True}
             async with (
                 self._request_errors(),
                 self._client.stream(
@@ -148,7 +151,7 @@ class EndpointActor:
                 ) as response,
             ):
                 if response.status_code != httpx.codes.OK:
-                    return self._declined(response.status_code, await response.aread())
+                    return self._declined(response.status_code, await response.aread(), sent=body)
                 return await self._read_stream(response, index, started)
 
         reply = await self._patiently(once, may_retry=lambda: not has_started)
@@ -262,7 +265,7 @@ class EndpointActor:
                 f"the connection to the actor at {self._where} failed: {type(error).__name__}", retry_after_s=1.0
             ) from error
 
-    def _declined(self, status: int, content: bytes) -> Reply:
+    def _declined(self, status: int, content: bytes, *, sent: Mapping[str, Any]) -> Reply:
         """An empty reply where the endpoint does not answer this text; any other failure is raised."""
         error = _error(content)
         code, parameter = str(error.get("code") or ""), str(error.get("param") or "")
@@ -279,7 +282,7 @@ class EndpointActor:
             case 400 if code in _DECLINED:
                 return Reply(text="", finish_reason="content_filter", usage=Usage())
             case 400 | 422:
-                self._leave_out(parameter, message)
+                self._leave_out(parameter, message, sent)
                 if (
                     code == "context_length_exceeded"
                     or parameter in ("input_tokens", "max_tokens", "messages")
@@ -298,14 +301,17 @@ class EndpointActor:
             case _:
                 raise EngineError(f"the actor at {self._where} answered with status {status}: {message}")
 
-    def _leave_out(self, parameter: str, message: str) -> None:
+    def _leave_out(self, parameter: str, message: str, sent: Mapping[str, Any]) -> None:
         """Note an option that the endpoint does not know, and raise `_OptionRefused` to have the request sent again."""
-        if parameter == "max_tokens" and "max_completion_tokens" in message and self._limit_name == "max_tokens":
+        if parameter not in sent:
+            return
+        if parameter == "max_tokens" and "max_completion_tokens" in message:
             self._limit_name = "max_completion_tokens"
-            raise _OptionRefused
-        if parameter in _OPTIONAL and parameter not in self._without:
+        elif parameter in _OPTIONAL:
             self._without.add(parameter)
-            raise _OptionRefused
+        else:
+            return
+        raise _OptionRefused
 
     # ------------------------------------------------------------------------------------------ what the endpoint is
 
@@ -314,7 +320,7 @@ class EndpointActor:
         async with self._request_errors():
             response = await self._client.get("/models", timeout=min(self._timeout_s, _CONNECT_TIMEOUT_S))
         if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-            self._declined(response.status_code, response.content)
+            self._declined(response.status_code, response.content, sent={})
         try:
             listed = {str(item["id"]) for item in response.json()["data"]}
         except (ValueError, KeyError, TypeError):

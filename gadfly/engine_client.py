@@ -34,7 +34,7 @@ from gadfly.errors import (
 from gadfly.prompts import Prompt
 from gadfly.records import Usage
 from gadfly.settings import Settings, without_password
-from gadfly.transport import open_transport, why_not_connected
+from gadfly.transport import bearer, open_transport, why_not_connected
 
 ACTOR = "base"
 """The model name of the base weights. Where an engine serves them under another name, `Engine` translates."""
@@ -181,7 +181,7 @@ class Engine:
         self._client = httpx.AsyncClient(
             transport=transport or open_transport(url, ca_file=access.ca_file),
             base_url="http://engine" if url.startswith("unix://") else url,
-            headers=access.headers,
+            auth=bearer(access.key),
             timeout=httpx.Timeout(timeout_s, connect=_CONNECT_TIMEOUT_S),
         )
         self._reserved: tuple[int, frozenset[str] | None] | None = (

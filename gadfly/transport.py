@@ -1,6 +1,7 @@
 """HTTP transports for engines and actors: Unix sockets, and TLS with a deployment's own authorities."""
 
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -29,6 +30,16 @@ def _certificates(ca_file: Path | None) -> ssl.SSLContext | bool:
     except (OSError, ssl.SSLError) as error:
         raise BadSettings(f"GADFLY_CA_FILE: {ca_file} cannot be read as certificates in PEM: {error}") from None
     return context
+
+
+def bearer(key: str) -> Callable[[httpx.Request], httpx.Request] | None:
+    """Authentication by an API key, which goes before a name and password in the address; None without a key."""
+
+    def authorise(request: httpx.Request) -> httpx.Request:
+        request.headers["authorization"] = f"Bearer {key}"
+        return request
+
+    return authorise if key else None
 
 
 def why_not_connected(error: httpx.ConnectError, url: str) -> str:
