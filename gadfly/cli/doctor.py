@@ -316,9 +316,8 @@ async def engine(deployment: Deployment) -> Finding:
     engines = await asyncio.gather(*(_ask_engine(deployment.settings, url) for url in deployment.engine_urls))
     problems = [problem for problem, _ in engines if problem]
     if problems:
-        return Finding(
-            "engine", Outcome.FAIL, " ".join(problems), "Start engines with `gadfly up` or `python -m gadfly.engine`."
-        )
+        action = "Start engines with `gadfly up` or `python -m gadfly.engine`, or correct the settings."
+        return Finding("engine", Outcome.FAIL, " ".join(problems), action)
     base_only = [limit for _, limit in engines if limit]
     if base_only:
         return Finding("engine", Outcome.WARN, " ".join(base_only), "See the check of the hot swap.")

