@@ -153,9 +153,8 @@ async def test_an_engine_without_adapters_serves_version_0_and_says_so(
     tmp_path: Path, database_url: str, database: Database, plain: ForeignEngine, critic_model: Path
 ) -> None:
     settings = make_settings(tmp_path, database_url, plain.url, engine_key=ACTOR_KEY, **SIZES)
-    critic = await insert_version(
-        database, publish_adapter(settings.adapters_folder / "one", model=critic_model, seed=1)
-    )
+    published = publish_adapter(settings.adapters_folder / "one", model=critic_model, seed=1)
+    critic = await insert_version(database, published)
     limit = f"the engine at {plain.url} loads no adapters at run time (VLLM_ALLOW_RUNTIME_LORA_UPDATING)"
     async with serving(settings) as client:
         answer = (await client.post("/critique", json=WRONG)).json()
