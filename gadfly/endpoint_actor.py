@@ -33,7 +33,7 @@ from gadfly.prompts import Message, Prompt
 from gadfly.records import Spent, Usage
 from gadfly.seeds import seed_of_sample
 from gadfly.settings import without_password
-from gadfly.transport import bearer, open_transport, why_not_connected
+from gadfly.transport import bearer, open_transport, untrusted_certificate
 
 T = TypeVar("T")
 
@@ -254,8 +254,9 @@ class EndpointActor:
         try:
             yield
         except httpx.ConnectError as error:
-            reason = why_not_connected(error, self._where) or f"no actor answers at {self._where}"
-            raise ActorUnavailable(reason, retry_after_s=1.0) from error
+            if problem := untrusted_certificate(error, self._where):
+                raise EngineRefused(problem) from error
+            raise ActorUnavailable(f"no actor answers at {self._where}", retry_after_s=1.0) from error
         except httpx.ConnectTimeout as error:
             raise ActorUnavailable(f"no actor answers at {self._where}", retry_after_s=1.0) from error
         except httpx.TimeoutException as error:

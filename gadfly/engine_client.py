@@ -34,7 +34,7 @@ from gadfly.errors import (
 from gadfly.prompts import Prompt
 from gadfly.records import Usage
 from gadfly.settings import Settings, without_password
-from gadfly.transport import bearer, open_transport, why_not_connected
+from gadfly.transport import bearer, open_transport, untrusted_certificate
 
 ACTOR = "base"
 """The model name of the base weights. Where an engine serves them under another name, `Engine` translates."""
@@ -502,7 +502,9 @@ class Engine:
             self.drops += 1
             self._down_until = time.monotonic() + _AVOIDED_S
             where = without_password(self.url)
-            raise _NotTaken(why_not_connected(error, where) or f"no engine answers at {where}") from error
+            if problem := untrusted_certificate(error, where):
+                raise EngineRefused(problem) from error
+            raise _NotTaken(f"no engine answers at {where}") from error
         except httpx.TimeoutException as error:
             if isinstance(error, httpx.ConnectTimeout):
                 self._down_until = time.monotonic() + _AVOIDED_S

@@ -1,5 +1,6 @@
 """HTTP transports for engines and actors: Unix sockets, and TLS with a deployment's own authorities."""
 
+import re
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ import httpx
 
 from gadfly.errors import BadSettings
 
+_UNTRUSTED = re.compile(r"certificate verify failed: (.*?)(?: \(_ssl|$)")
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=60)
 
 
@@ -42,12 +44,9 @@ def bearer(key: str) -> Callable[[httpx.Request], httpx.Request] | None:
     return authorise if key else None
 
 
-def why_not_connected(error: httpx.ConnectError, url: str) -> str:
-    """Why TLS could not be set up, as a sentence without a full stop; empty for other failures to connect."""
-    text = str(error)
-    if "CERTIFICATE_VERIFY_FAILED" in text:
-        reason = text.partition("certificate verify failed: ")[2].rpartition(" (")[0] or "it cannot be verified"
-        return f"the certificate of {url} is not trusted ({reason}): set GADFLY_CA_FILE to the file of its authority"
-    if "[SSL" in text:
-        return f"{url} does not speak TLS as expected ({text})"
-    return ""
+def untrusted_certificate(error: httpx.ConnectError, url: str) -> str:
+    """That a certificate is not trusted, as a sentence without a full stop; empty for other failures to connect."""
+    found = _UNTRUSTED.search(str(error))
+    if found is None:
+        return ""
+    return f"the certificate of {url} is not trusted ({found[1]}): set GADFLY_CA_FILE to the file of its authority"

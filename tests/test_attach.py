@@ -4,17 +4,19 @@
 serves version 0 only, and as another model behind an OpenAI endpoint it is an actor.
 """
 
+import asyncio
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
 import structlog
 
-from gadfly import prompts
+from gadfly import prompts, store
 from gadfly.actor import open_actor
 from gadfly.cli.doctor import Finding, Outcome, examine
 from gadfly.engine_client import ACTOR, EnginePool
@@ -27,8 +29,9 @@ from gadfly.store.training_data import LabelledAnswer
 from gadfly.trainer.engines import RunEngines
 from gadfly.trainer.measure.evaluate import Bench, evaluate
 from gadfly.trainer.pool import sample_pool
-from gadfly.training import TrainConfig
+from gadfly.training import Run, RunStatus, TrainConfig
 from tests.service.conftest import RIGHT, WRONG, make_settings
+from tests.support import worlds
 from tests.support.adapters import RANK, insert_version, publish_adapter
 from tests.support.engines import ForeignEngine, start_foreign
 from tests.support.services import free_port, read_events, serving
@@ -216,6 +219,45 @@ async def test_training_and_measuring_use_the_actor(attached: Settings) -> None:
     assert actor.spent.usage.completion_tokens > after_pool.usage.completion_tokens > 0
     await actor.aclose()
     await pool.aclose()
+
+
+async def test_a_run_trains_for_the_actor_and_reports_its_cost(
+    tmp_path: Path, database_url: str, database: Database, attached: Settings, critic_model: Path
+) -> None:
+    settings = worlds.trainer_settings(
+        home=tmp_path / "home", database_url=database_url, engine_urls=attached.engine_urls, model=critic_model
+    ).model_copy(
+        update={name: getattr(attached, name) for name in ("engine_key", "actor_url", "actor_model", "actor_key")}
+    )
+    await worlds.fill(database, base_model=str(critic_model), questions=24)
+    run = await worlds.ask_for_run(database, steps_stage_1=2, steps_stage_2=1)
+    log = tmp_path / "trainer.log"
+    process = worlds.start_trainer(settings, log=log)
+    try:
+        ended = await over(database, run.id)
+    finally:
+        process.kill()
+        process.wait()
+    assert ended.status is RunStatus.SUCCEEDED, (ended, log.read_text()[-3000:])
+    assert ended.manifest is not None
+    assert ended.gate is not None
+    assert ended.manifest["actor"] == ended.gate["actor"]["model"] == ACTOR_NAME
+    assert "the run pays for its tokens" in ended.gate["actor"]["gaps"][0]
+    assert ended.gate["actor"]["spent"]["requests"] > 20
+    async with database.session() as session:
+        events = await store.runs.events_after(session, run.id, after=0)
+    spent = [event.data for event in events if "at its own endpoint" in str(event.data.get("message"))]
+    assert len(spent) == 2, "one note for each phase"
+    assert all(note["completion_tokens"] >= note["requests"] > 0 for note in spent)
+
+
+async def over(database: Database, run_id: UUID, *, limit_s: float = 300) -> Run:
+    deadline = time.monotonic() + limit_s
+    while True:
+        run = await worlds.read(database, run_id)
+        if run.status.is_over or time.monotonic() > deadline:
+            return run
+        await asyncio.sleep(0.2)
 
 
 async def findings(settings: Settings) -> dict[str, Finding]:
