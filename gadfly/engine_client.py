@@ -148,7 +148,7 @@ class Served:
             )
         base = wanted or (ACTOR if ACTOR in bases else next(iter(bases)))
         names = {str(card["id"]) for card in cards} - set(bases)
-        [length] = [card.get("max_model_len") for card in cards if str(card["id"]) == base]
+        length = next(card.get("max_model_len") for card in cards if str(card["id"]) == base)
         return cls(base, frozenset({*names, ACTOR}), bases[base], length)
 
 

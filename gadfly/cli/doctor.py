@@ -22,13 +22,13 @@ import psutil
 from rich.table import Table
 from rich.text import Text
 
-from gadfly.access import Access
+from gadfly.actor import open_endpoint
 from gadfly.cli import engine_needs, probes
 from gadfly.cli.connection import service_address
 from gadfly.cli.engine_needs import State
 from gadfly.cli.terminal import out
 from gadfly.cli.up_state import active_state
-from gadfly.endpoint_actor import EndpointActor
+from gadfly.concurrency import gather
 from gadfly.engine_client import Engine
 from gadfly.errors import GadflyError
 from gadfly.settings import DEFAULT_MODEL, Device, Settings, without_password
@@ -331,13 +331,10 @@ async def hot_swap(deployment: Deployment) -> Finding:
     urls = deployment.settings.engine_urls
     if not urls:
         return Finding("hot swap", Outcome.OK, "Engines that `gadfly up` starts have all it needs.")
-    outcomes = await asyncio.gather(
-        *(engine_needs.examine(deployment.settings, url) for url in urls), return_exceptions=True
-    )
-    examined = [outcome for outcome in outcomes if isinstance(outcome, engine_needs.Examined)]
-    if len(examined) < len(outcomes):
+    try:
+        return _about_swaps(await gather(*(engine_needs.examine(deployment.settings, url) for url in urls)))
+    except (GadflyError, ValueError, KeyError, TypeError):
         return Finding("hot swap", Outcome.WARN, "Not checked: an engine does not answer.", "See the engine check.")
-    return _about_swaps(examined)
 
 
 def _about_swaps(examined: Sequence[engine_needs.Examined]) -> Finding:
@@ -365,20 +362,15 @@ async def actor(deployment: Deployment) -> Finding:
     settings = deployment.settings
     if not settings.actor_url:
         return Finding("actor", Outcome.OK, "The critic's base model, on the engines.")
-    key = "" if settings.actor_key is None else settings.actor_key.get_secret_value()
-    external = EndpointActor(
-        settings.actor_url,
-        access=Access(key=key, model=settings.actor_model, ca_file=settings.ca_file),
-        timeout_s=settings.actor_timeout_s,
-        concurrency=settings.actor_concurrency,
-        retries=0,
-    )
     try:
-        found = await external.check()
+        external = open_endpoint(settings)
+        try:
+            found = await external.check()
+        finally:
+            await external.aclose()
     except GadflyError as error:
-        return Finding("actor", Outcome.FAIL, _sentence(str(error)), "Check GADFLY_ACTOR_URL, _MODEL and _KEY.")
-    finally:
-        await external.aclose()
+        action = "Check GADFLY_ACTOR_URL, GADFLY_ACTOR_MODEL and GADFLY_ACTOR_KEY."
+        return Finding("actor", Outcome.FAIL, _sentence(str(error)), action)
     return Finding("actor", Outcome.OK, f"{found}. `gadfly retrain --dry-run` tries it, and says what it lacks.")
 
 

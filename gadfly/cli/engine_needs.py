@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import distributions
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -161,13 +162,7 @@ def _serve_line(settings: Settings, url: str, served: Served, facts: dict[str, A
         "--version": version,
     } | ({} if port is None else {"--port": str(port)})
     done = subprocess.run(
-        [
-            sys.executable,
-            "-P",
-            "-m",
-            "gadfly.engine.serve_line",
-            *(part for pair in arguments.items() for part in pair),
-        ],
+        [sys.executable, "-P", "-m", "gadfly.engine.serve_line", *chain(*arguments.items())],
         env={**os.environ, **settings.to_environment()},
         capture_output=True,
         text=True,
