@@ -9,7 +9,6 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly import store
-from gadfly.actor import Actor
 from gadfly.adapters import Marker
 from gadfly.engine_client import ACTOR
 from gadfly.errors import Conflict
@@ -55,9 +54,7 @@ async def evaluate_and_publish(context: RunContext) -> None:
     live = await in_session(context.database, lambda session: store.critics.resolve_critic(session, "live"))
     history = await _history(context, live)
     report = await measure(context, history, await heldout_items(context, history.past))
-    await context.report.gate(
-        report.outcome, report.to_json() | {"live": live.version, "actor": await _about(context.actor)}
-    )
+    await context.report.gate(report.outcome, report.to_json() | {"live": live.version, "actor": await _about(context)})
 
     await context.report.stage(Stage.PUBLISH, step=run.progress.step)
     assert run.manifest is not None
@@ -75,9 +72,10 @@ async def evaluate_and_publish(context: RunContext) -> None:
     await context.report.note(note, version=version.version)
 
 
-async def _about(actor: Actor) -> dict[str, Any]:
+async def _about(context: RunContext) -> dict[str, Any]:
     """The actor for the gate's report: what it lacks, and what this evaluation cost at its own endpoint."""
-    return {"model": actor.name, "gaps": await actor.gaps(), "spent": asdict(actor.spent)}
+    gaps = await context.engines.patiently(context.actor.gaps)
+    return {"model": context.actor.name, "gaps": gaps, "spent": asdict(context.actor.spent)}
 
 
 async def _enter(
