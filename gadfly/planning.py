@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from gadfly.settings import Settings
 from gadfly.store.training_data import LabelledAnswer, source_counts
-from gadfly.training import TrainConfig
+from gadfly.training import TrainConfig, WarmStart
 
 POWER = 0.8  # the probability that the gate detects a difference of the given size
 DISCORDANCE = 0.2  # assumed share of answers on which one sample of candidate and live critic differ
@@ -141,8 +141,11 @@ def plan(
 def _actor_answers(pool_answers: int, heldout: Portion, config: TrainConfig, *, refines: bool) -> int:
     heldout_pool = min(config.pool_questions, heldout.questions) * config.pool_samples
     judged = min(config.evaluation_items, heldout.answers + heldout_pool)
-    stage_2 = config.cycles * config.steps_stage_2 * config.prompts_per_step * config.samples_per_prompt
-    refinements = 2 * judged * config.gate_samples + (stage_2 if refines else 0)
+    refinements = 3 * judged * config.gate_samples  # for the candidate, the live critic, and at times a third one
+    if refines:
+        refinements += config.cycles * config.steps_stage_2 * config.prompts_per_step * config.samples_per_prompt
+    if refines and config.warm_start is not WarmStart.NEVER:
+        refinements += config.warm_start_prompts * config.samples_per_prompt
     return pool_answers + heldout_pool + refinements
 
 

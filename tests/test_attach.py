@@ -105,6 +105,14 @@ async def test_it_answers_and_remembers_who_did(client: httpx.AsyncClient) -> No
     assert (await client.get("/state")).json()["engines"][0]["adapters"] is True
 
 
+async def test_the_dry_run_says_what_the_actor_costs_and_lacks(client: httpx.AsyncClient) -> None:
+    plan = (await client.post("/admin/retrain", json={"dry_run": True})).json()
+    found = [warning for warning in plan["warnings"] if "actor" in warning or "tokenizer" in warning]
+    assert found[0].startswith(f"The run asks the actor {ACTOR_NAME} for up to ")
+    assert "the run pays for its tokens" in found[1]
+    assert "tokenizer is not known" in found[2], "that server was started without the route"
+
+
 async def test_an_actor_streams(client: httpx.AsyncClient) -> None:
     events = await read_events(client, "/refine", WRONG)
     pieces = [data["text"] for name, data in events if name == "text" and data["role"] == "refinement"]

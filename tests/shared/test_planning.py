@@ -162,6 +162,8 @@ def test_a_plan_counts_what_it_would_use() -> None:
     assert found.stage_1.by_source == {"person": 1, "import": 0, "reference": 2}
     assert (found.stage_2.answers, found.stage_2.questions) == (2, 1)
     assert found.pool_answers == 4  # one question with a reference, four samples
+    refinements = 3 * 300 * 4 + 20 * 16 * 4 + 64 * 4  # at the gate, in stage II, at a warm start
+    assert found.actor_answers == 4 + 60 * 4 + refinements  # pool, held-out pool: 60 + 240 answers are judged
     assert (found.heldout.right, found.heldout.wrong, found.heldout_with_reference.answers) == (30, 30, 60)
     nats = nats_needed(CONFIG, share=0.15)
     assert found.detectable_helpfulness == detectable_difference(30, nats=nats, samples=4)
