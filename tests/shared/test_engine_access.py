@@ -53,8 +53,13 @@ class Server:
             return httpx.Response(self.lora_route, json={"detail": "Not Found"})
         if path == "/metrics":
             return httpx.Response(200, text=self.metrics)
-        if orjson.loads(request.content)["model"] not in self.names:
+        body = orjson.loads(request.content)
+        if body["model"] not in self.names:
             return httpx.Response(404, json={"error": {"message": "no such model", "param": "model"}})
+        if body.get("stream"):
+            choice = {"index": 0, "delta": {"content": "2"}, "finish_reason": "stop"}
+            event = orjson.dumps({"choices": [choice], "usage": ANSWER["usage"]}).decode()
+            return httpx.Response(200, text=f"data: {event}\n\n", headers={"content-type": "text/event-stream"})
         return httpx.Response(200, json=ANSWER)
 
     def engine(self, **access: Any) -> Engine:
@@ -71,6 +76,17 @@ async def test_the_name_of_the_base_model_is_read_from_the_engine_once() -> None
     assert server.paths.count("/v1/models") == 1
     assert server.paths.count("/v1/chat/completions") == 3, "only the first request was sent twice"
     assert await engine.models() == {ACTOR, "critic@2"}
+
+
+async def test_the_name_is_read_before_a_stream_begins() -> None:
+    pieces: list[str] = []
+
+    async def on_text(sample: int, text: str) -> None:
+        pieces.append(text)
+
+    engine = Server("Qwen/Qwen2.5-7B-Instruct").engine()
+    [reply] = await engine.chat(PROMPT, model=ACTOR, sampling=ONE, on_text=on_text)
+    assert (reply.text, pieces) == ("2", ["2"])
 
 
 async def test_an_engine_that_knows_our_name_is_not_asked() -> None:
