@@ -110,7 +110,7 @@ class EndpointActor:
         replies = [] if "n" in self._without else await self._complete(guarded, sampling)
         missing = range(len(replies), sampling.n)
         single = await gather(*(self._complete(guarded, _one(sampling, index)) for index in missing))
-        return tuple([*replies, *(reply for [reply] in single)][: sampling.n])
+        return tuple([*replies, *(reply for reply, *_ in single)][: sampling.n])
 
     async def _complete(self, prompt: Prompt, sampling: Sampling) -> list[Reply]:
         async def once() -> list[Reply]:
