@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 OWN_POSTGRES = {"GADFLY_DATABASE_URL": "postgresql://me:secret@host.docker.internal/gadfly"}
 OWN_ENGINES = {"GADFLY_ENGINE_URLS": "https://engine:8000", "ADAPTERS_FOLDER": "/srv/adapters"}
 # A setting with one value in every container: the others come from the shell or an .env file.
-FIXED = {"GADFLY_HOME", "GADFLY_HOST", "GADFLY_PORT"}
+FIXED = {"GADFLY_HOME", "GADFLY_CACHE", "GADFLY_HOST", "GADFLY_PORT"}
 
 COMBINATIONS = [  # overrides, variables
     ((), {}),
