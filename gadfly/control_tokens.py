@@ -6,7 +6,9 @@ ordinary tokens, and the rest of the text is unchanged. Only prompts are changed
 """
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
+
+from gadfly.prompts import Message, Prompt
 
 JOINER = "\u2060"
 """WORD JOINER: it has no width, and tokenizers encode it as separate bytes."""
@@ -30,6 +32,20 @@ def reserved_strings(added_tokens: Iterable[str]) -> frozenset[str]:
     Other added tokens are ordinary words of a model, or runs of spaces, and a text may hold them.
     """
     return frozenset(token for token in added_tokens if _LIKE_CONTROL.search(token.strip()))
+
+
+async def guard(prompt: Prompt, read_reserved: Callable[[], Awaitable[frozenset[str] | None]]) -> Prompt:
+    """The prompt without control tokens in its texts, so that no text can begin a turn.
+
+    `read_reserved` gives the control tokens of the model that reads the prompt, or None where they are unknown. It is
+    called only for a text that may hold one.
+    """
+    texts = [message.content for message in prompt.messages] + [prompt.opener]
+    if not any(map(may_hold_control_tokens, texts)):
+        return prompt
+    reserved = await read_reserved()
+    messages = tuple(Message(each.role, neutralise(each.content, reserved)) for each in prompt.messages)
+    return Prompt(messages, neutralise(prompt.opener, reserved))
 
 
 def neutralise(text: str, reserved: Collection[str] | None) -> str:

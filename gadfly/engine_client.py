@@ -9,9 +9,10 @@ Source: vLLM 0.32, vllm/entrypoints/openai/chat_completion/protocol.py.
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
@@ -19,12 +20,24 @@ import httpx
 import orjson
 from httpx_sse import EventSource
 
-from gadfly.control_tokens import may_hold_control_tokens, neutralise, reserved_strings
-from gadfly.errors import AdapterRefused, BadInput, EngineError, EngineTimeout, EngineUnavailable, PromptTooLong
-from gadfly.prompts import Message, Prompt
+from gadfly.access import Access
+from gadfly.control_tokens import guard, reserved_strings
+from gadfly.errors import (
+    AdapterRefused,
+    BadInput,
+    EngineError,
+    EngineRefused,
+    EngineTimeout,
+    EngineUnavailable,
+    PromptTooLong,
+)
+from gadfly.prompts import Prompt
 from gadfly.records import Usage
+from gadfly.settings import Settings, without_password
+from gadfly.transport import bearer, open_transport, untrusted_certificate
 
-ACTOR = "base"  # the model name of the base weights
+ACTOR = "base"
+"""The model name of the base weights. Where an engine serves them under another name, `Engine` translates."""
 
 OnText = Callable[[int, str], Awaitable[None]]
 """Called with (sample, new text) for each piece of a streamed reply."""
@@ -44,6 +57,8 @@ _UNCHANGED = {
 
 _CONNECT_TIMEOUT_S = 2.0
 _PROBE_TIMEOUT_S = 10.0
+_OPEN = Access()
+_OURS = ("critic@", "run@")  # how the names of our adapters begin
 _AVOIDED_S = 1.0  # how long other engines are preferred to one that did not take a request
 
 
@@ -88,10 +103,72 @@ class LabelTokens:
     second: int
 
 
-class Engine:
-    """One vLLM server, at `http://host:port` or on a Unix socket (`unix:///path`)."""
+class Adapters(StrEnum):
+    """Whether an engine loads adapters at run time."""
 
-    def __init__(self, url: str, *, timeout_s: float, transport: httpx.AsyncBaseTransport | None = None) -> None:
+    LOADED = "loaded"
+    NOT_AT_RUN_TIME = "not_at_run_time"  # it has no route for that
+    OFF = "off"  # it was started without adapters
+
+    @property
+    def problem(self) -> str:
+        """Why it serves the base model only, to follow the engine's name; empty if it loads adapters."""
+        return {
+            Adapters.LOADED: "",
+            Adapters.NOT_AT_RUN_TIME: "loads no adapters at run time (VLLM_ALLOW_RUNTIME_LORA_UPDATING)",
+            Adapters.OFF: "was started without --enable-lora",
+        }[self]
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """An engine's list of models: its own name of the base model, and all names with `base` in place of that one."""
+
+    base: str
+    names: frozenset[str]
+    folder: str = ""  # where the engine loaded the base model from: a folder there, or a hub id
+    max_model_len: int | None = None
+
+    @classmethod
+    def of(cls, cards: Sequence[Mapping[str, Any]], *, wanted: str, url: str) -> Self:
+        """Tell the base model from adapters, which name a parent. `wanted`: its name; empty: any, if there is one.
+
+        Raises:
+            EngineRefused: no base model, several different ones, or not the wanted one.
+        """
+        where = without_password(url)
+        bases = {str(card["id"]): str(card.get("root") or card["id"]) for card in cards if not card.get("parent")}
+        bases = {name: root for name, root in bases.items() if not name.startswith(_OURS)}
+        listed = ", ".join(bases) or "no model"
+        if wanted and wanted not in bases:
+            raise EngineRefused(f"the engine at {where} serves {listed}, and not {wanted} (GADFLY_ENGINE_MODEL)")
+        if not wanted and ACTOR not in bases and len(set(bases.values())) != 1:
+            raise EngineRefused(
+                f"the engine at {where} serves {listed}: set GADFLY_ENGINE_MODEL to the name of the base model"
+            )
+        base = wanted or (ACTOR if ACTOR in bases else next(iter(bases)))
+        names = {str(card["id"]) for card in cards} - set(bases)
+        length = next(card.get("max_model_len") for card in cards if str(card["id"]) == base)
+        return cls(base, frozenset({*names, ACTOR}), bases[base], length)
+
+
+class Engine:
+    """One vLLM server, at `http://host:port`, `https://...`, or on a Unix socket (`unix:///path`).
+
+    It may serve the base model under another name: that is read from its list of models when it does not know `base`.
+
+    Raises:
+        BadSettings: the file with certificates cannot be used.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float,
+        access: Access = _OPEN,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
         self.url = url
         self.in_flight = 0
         # Monotonic seconds; until then other engines are tried first.
@@ -99,18 +176,18 @@ class Engine:
         self._full_until = 0.0  # after a refusal
         self.drops = 0  # failed connections: after one, another process may run at the same address
         self._timeout_s = timeout_s
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=60)
-        if transport is None:
-            socket = url.removeprefix("unix://") if url.startswith("unix://") else None
-            transport = httpx.AsyncHTTPTransport(uds=socket, limits=limits)
+        self._access = access
+        self._base = access.model or ACTOR  # the engine's name of the base model
         self._client = httpx.AsyncClient(
-            transport=transport,
+            transport=transport or open_transport(url, ca_file=access.ca_file),
             base_url="http://engine" if url.startswith("unix://") else url,
+            auth=bearer(access.key),
             timeout=httpx.Timeout(timeout_s, connect=_CONNECT_TIMEOUT_S),
         )
         self._reserved: tuple[int, frozenset[str] | None] | None = (
             None  # `drops` at the time of reading, and the strings
         )
+        self._adapters: tuple[int, Adapters] | None = None  # `drops` at the time of asking, and the answer
         self._labels: dict[tuple[str, str, str], LabelTokens] = {}
 
     async def aclose(self) -> None:
@@ -144,9 +221,9 @@ class Engine:
             EngineUnavailable: no connection, overload, no such model at present, or the engine died meanwhile.
             EngineTimeout: it took longer than the client's limit.
         """
-        body = _chat_body(await self._guarded(prompt), model=model, sampling=sampling)
+        body = _chat_body(await guard(prompt, self._reserved_strings), model=model, sampling=sampling)
         if on_text is None:
-            answer = await self._post("/v1/chat/completions", body)
+            answer = await self._ask("/v1/chat/completions", body)
             choices = sorted(answer["choices"], key=lambda choice: choice["index"])
             counts = [len(choice.get("token_ids") or ()) for choice in choices]
             replies = _replies(
@@ -166,7 +243,7 @@ class Engine:
                 )
                 for reply, choice in zip(replies, choices, strict=True)
             )
-        return await self._stream(body, sampling.n, on_text)
+        return await self._named(body, lambda named: self._stream(named, sampling.n, on_text))
 
     async def _stream(self, body: dict[str, Any], n: int, on_text: OnText) -> tuple[Reply, ...]:
         texts = [""] * n
@@ -181,7 +258,7 @@ class Engine:
             ) as response,
         ):
             if response.status_code != httpx.codes.OK:
-                _raise_for(response.status_code, await response.aread())
+                self._raise_for(response.status_code, await response.aread())
             async for event in EventSource(response).aiter_sse():
                 if event.data == "[DONE]":
                     break
@@ -212,7 +289,7 @@ class Engine:
         """
         labels = await self.label_tokens(after=after, first=first, second=second)
         body = _chat_body(
-            await self._guarded(prompt.continued(prompt.opener + labels.bridge)),
+            await guard(prompt.continued(prompt.opener + labels.bridge), self._reserved_strings),
             model=model,
             sampling=Sampling(max_tokens=1, priority=priority),
         ) | {
@@ -220,7 +297,7 @@ class Engine:
             "logprob_token_ids": [labels.first, labels.second],
             "return_tokens_as_token_ids": True,
         }
-        [choice] = (await self._post("/v1/chat/completions", body))["choices"]
+        [choice] = (await self._ask("/v1/chat/completions", body))["choices"]
         _refuse_aborted([choice["finish_reason"]])
         logprobs = {item["token"]: item["logprob"] for item in choice["logprobs"]["content"][0]["top_logprobs"]}
         try:
@@ -238,26 +315,17 @@ class Engine:
                 common += 1
             if common == min(len(one), len(two)):
                 raise EngineError(f"the model's tokens do not distinguish {first!r} from {second!r}")
-            shared = (await self._post("/detokenize", {"model": ACTOR, "tokens": one[:common]}))["prompt"]
+            shared = (await self._ask("/detokenize", {"model": ACTOR, "tokens": one[:common]}))["prompt"]
             bridge = shared[shared.rindex(after) + len(after) :] if after in shared else ""
             known = self._labels[after, first, second] = LabelTokens(bridge, one[common], two[common])
         return known
 
     async def tokenize(self, prompt: Prompt) -> tuple[int, ...]:
         """The tokens of a prompt as `chat` would send them to the model."""
-        body = _chat_body(await self._guarded(prompt), model=ACTOR, sampling=Sampling())
+        body = _chat_body(await guard(prompt, self._reserved_strings), model=ACTOR, sampling=Sampling())
         wanted = {"model", "messages", "continue_final_message", "add_generation_prompt"}
         kept = {name: value for name, value in body.items() if name in wanted}
-        return tuple((await self._post("/tokenize", kept))["tokens"])
-
-    async def _guarded(self, prompt: Prompt) -> Prompt:
-        """The prompt without control tokens in its texts, so that no text can begin a turn."""
-        texts = [message.content for message in prompt.messages] + [prompt.opener]
-        if not any(map(may_hold_control_tokens, texts)):
-            return prompt
-        reserved = await self._reserved_strings()
-        messages = tuple(Message(each.role, neutralise(each.content, reserved)) for each in prompt.messages)
-        return Prompt(messages, neutralise(prompt.opener, reserved))
+        return tuple((await self._ask("/tokenize", kept))["tokens"])
 
     async def _reserved_strings(self) -> frozenset[str] | None:
         """The control tokens of the engine's tokenizer; None where the engine does not report them."""
@@ -269,14 +337,14 @@ class Engine:
         return self._reserved[1]
 
     async def _tokenize(self, text: str) -> list[int]:
-        answer = await self._post("/tokenize", {"model": ACTOR, "prompt": text, "add_special_tokens": False})
+        answer = await self._ask("/tokenize", {"model": ACTOR, "prompt": text, "add_special_tokens": False})
         return list(answer["tokens"])
 
     async def probe(self) -> float:
         """Generate one token and return the duration in seconds: shows that the engine works, not only listens."""
         started = time.monotonic()
         body = {"model": ACTOR, "prompt": "0", "max_tokens": 1, "temperature": 0, "priority": -1}
-        await self._post("/v1/completions", body, timeout_s=_PROBE_TIMEOUT_S)
+        await self._ask("/v1/completions", body, timeout_s=_PROBE_TIMEOUT_S)
         return time.monotonic() - started
 
     async def load_adapter(self, name: str, path: Path) -> bool:
@@ -297,10 +365,13 @@ class Engine:
             return False
         if response.status_code == httpx.codes.INTERNAL_SERVER_ERROR and not await self._is_healthy():
             raise EngineUnavailable(f"the engine does not load {path}: it is dead")
+        if response.status_code == httpx.codes.NOT_FOUND and b'"detail"' in response.content:  # there is no such route
+            self._adapters = self.drops, Adapters.NOT_AT_RUN_TIME
+            raise AdapterRefused(f"the engine {self._adapters[1].problem}")
         if response.status_code in (400, 404, 500):
             raise AdapterRefused(f"the engine does not load {path}: {_message(response.content)[0][:500]}")
         if response.status_code != httpx.codes.OK:
-            _raise_for(response.status_code, response.content)
+            self._raise_for(response.status_code, response.content)
         return True
 
     async def _is_healthy(self) -> bool:
@@ -318,23 +389,90 @@ class Engine:
                 "/v1/unload_lora_adapter", json={"lora_name": name}, timeout=_PROBE_TIMEOUT_S
             )
         if response.status_code not in (httpx.codes.OK, httpx.codes.NOT_FOUND):
-            _raise_for(response.status_code, response.content)
+            self._raise_for(response.status_code, response.content)
 
     async def version(self) -> str:
         """The engine's version of vLLM."""
         async with self._request_errors():
             response = await self._client.get("/version", timeout=_PROBE_TIMEOUT_S)
         if response.status_code != httpx.codes.OK:
-            _raise_for(response.status_code, response.content)
+            self._raise_for(response.status_code, response.content)
         return str(response.json()["version"])
 
     async def models(self) -> frozenset[str]:
-        """The names that the engine serves: `base` and every loaded adapter."""
+        """The names that the engine serves: `base`, whatever its name there, and every loaded adapter.
+
+        Raises:
+            EngineRefused: it refuses the key, or does not serve a base model that can be told from others.
+        """
+        return (await self.served()).names
+
+    @property
+    def known_adapters(self) -> Adapters | None:
+        """The last answer to `adapters`; None before it, and after a failed connection."""
+        return self._adapters[1] if self._adapters is not None and self._adapters[0] == self.drops else None
+
+    async def adapters(self) -> Adapters:
+        """Whether the engine loads adapters at run time. It is asked once, without loading an adapter."""
+        if self.known_adapters is None:
+            self._adapters = self.drops, await self._ask_for_adapters()
+        assert self._adapters is not None
+        return self._adapters[1]
+
+    async def _ask_for_adapters(self) -> Adapters:
+        async with self._request_errors():
+            response = await self._client.post("/v1/load_lora_adapter", json={}, timeout=_PROBE_TIMEOUT_S)
+        if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+            self._raise_for(response.status_code, response.content)
+        if response.status_code in (httpx.codes.NOT_FOUND, httpx.codes.METHOD_NOT_ALLOWED):
+            return Adapters.NOT_AT_RUN_TIME
+        metrics = await self.metrics()
+        # vLLM defines this metric with --enable-lora. Without metrics, the first adapter shows whether it is.
+        is_vllm = "vllm:num_requests_running" in metrics
+        return Adapters.OFF if is_vllm and "vllm:lora_requests_info" not in metrics else Adapters.LOADED
+
+    async def facts(self) -> dict[str, Any] | None:
+        """How the engine was started, as Gadfly's middleware reports it; None from an engine without that."""
+        async with self._request_errors():
+            response = await self._client.get("/gadfly/engine", timeout=_PROBE_TIMEOUT_S)
+        try:
+            facts = response.json()
+        except ValueError:
+            return None
+        return facts if response.status_code == httpx.codes.OK and isinstance(facts, dict) else None
+
+    async def metrics(self) -> str:
+        """The engine's metrics in Prometheus' text format; empty from an engine without metrics."""
+        async with self._request_errors():
+            response = await self._client.get("/metrics", timeout=_PROBE_TIMEOUT_S)
+        return response.text if response.status_code == httpx.codes.OK else ""
+
+    async def served(self) -> Served:
+        """Read the engine's list of models, and note its name of the base model. Raises as `models`."""
         async with self._request_errors():
             response = await self._client.get("/v1/models", timeout=_PROBE_TIMEOUT_S)
         if response.status_code != httpx.codes.OK:
-            _raise_for(response.status_code, response.content)
-        return frozenset(item["id"] for item in response.json()["data"])
+            self._raise_for(response.status_code, response.content)
+        served = Served.of(response.json()["data"], wanted=self._access.model, url=self.url)
+        self._base = served.base
+        return served
+
+    async def _ask(self, path: str, body: dict[str, Any], *, timeout_s: float | None = None) -> dict[str, Any]:
+        """`_post` with the engine's name of the model."""
+        return await self._named(body, lambda named: self._post(path, named, timeout_s=timeout_s))
+
+    async def _named(self, body: dict[str, Any], send: Callable[[dict[str, Any]], Awaitable[T]]) -> T:
+        """Send a request with the engine's name of the model; an engine that lacks the base model is asked for it."""
+        if body["model"] != ACTOR:
+            return await send(body)
+        tried = self._base
+        try:
+            return await send({**body, "model": tried})
+        except _NotServed:
+            base = (await self.served()).base
+            if base == tried:
+                raise
+        return await send({**body, "model": base})
 
     async def _post(self, path: str, body: dict[str, Any], *, timeout_s: float | None = None) -> dict[str, Any]:
         async with self._request_errors():
@@ -345,9 +483,15 @@ class Engine:
                 timeout=timeout_s or self._timeout_s,
             )
         if response.status_code != httpx.codes.OK:
-            _raise_for(response.status_code, response.content)
+            self._raise_for(response.status_code, response.content)
         answer: dict[str, Any] = orjson.loads(response.content)
         return answer
+
+    def _raise_for(self, status: int, content: bytes) -> None:
+        if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+            problem = "refuses the key in" if self._access.key else "needs a key: set"
+            raise EngineRefused(f"the engine at {without_password(self.url)} {problem} GADFLY_ENGINE_KEY")
+        _raise_for(status, content)
 
     @asynccontextmanager
     async def _request_errors(self) -> AsyncIterator[None]:
@@ -357,17 +501,20 @@ class Engine:
         except httpx.ConnectError as error:
             self.drops += 1
             self._down_until = time.monotonic() + _AVOIDED_S
-            raise _NotTaken(f"no engine answers at {self.url}") from error
+            where = without_password(self.url)
+            if problem := untrusted_certificate(error, where):
+                raise EngineRefused(problem) from error
+            raise _NotTaken(f"no engine answers at {where}") from error
         except httpx.TimeoutException as error:
             if isinstance(error, httpx.ConnectTimeout):
                 self._down_until = time.monotonic() + _AVOIDED_S
-                raise _NotTaken(f"no engine answers at {self.url}") from error
+                raise _NotTaken(f"no engine answers at {without_password(self.url)}") from error
             raise EngineTimeout(f"the engine took longer than {self._timeout_s:g} s") from error
         except httpx.TransportError as error:
             self.drops += 1
             self._down_until = time.monotonic() + _AVOIDED_S
             raise EngineUnavailable(
-                f"the connection to the engine at {self.url} failed: {type(error).__name__}"
+                f"the connection to the engine at {without_password(self.url)} failed: {type(error).__name__}"
             ) from error
         finally:
             self.in_flight -= 1
@@ -395,6 +542,16 @@ class Router(Protocol):
         """
 
 
+def engines_of(settings: Settings, *, timeout_s: float) -> list[Engine]:
+    """The engines of a deployment, each with its key.
+
+    Raises:
+        BadSettings: no address, or the file with certificates cannot be used.
+    """
+    _, urls = settings.require_addresses()
+    return [Engine(url, timeout_s=timeout_s, access=settings.engine_access(url)) for url in urls]
+
+
 class EnginePool:
     """The engines of a deployment: each request goes to the reachable one with the fewest requests in flight.
 
@@ -409,7 +566,13 @@ class EnginePool:
 
     @classmethod
     def connect(cls, urls: Sequence[str], *, timeout_s: float) -> Self:
+        """The engines at these addresses, which need no key."""
         return cls([Engine(url, timeout_s=timeout_s) for url in urls])
+
+    @classmethod
+    def of(cls, settings: Settings, *, timeout_s: float) -> Self:
+        """The engines of a deployment."""
+        return cls(engines_of(settings, timeout_s=timeout_s))
 
     async def aclose(self) -> None:
         await asyncio.gather(*(engine.aclose() for engine in self.members))
@@ -443,14 +606,14 @@ class EnginePool:
 
     async def _first(self, call: Callable[[Engine], Awaitable[T]], model: str) -> T:
         lacking: list[Engine] = []
-        refusal: EngineUnavailable | None = None
+        refusal: EngineError | None = None
         for engine in sorted(self.members, key=lambda each: (not each.has_room, each.in_flight)):
             if self._router is not None and not self._router.may_serve(engine, model):
                 lacking.append(engine)
                 continue
             try:
                 return await call(engine)
-            except _NotTaken as error:
+            except (_NotTaken, EngineRefused) as error:
                 engine.note_refusal()
                 refusal = refusal or error
                 if isinstance(error, _NotServed):

@@ -54,8 +54,23 @@ class EngineUnavailable(EngineError):
         self.retry_after_s = retry_after_s
 
 
+class EngineRefused(EngineError):
+    """The engine or the actor refuses this deployment: a wrong key, or a model that it does not serve.
+
+    The settings have to change; trying again does not help.
+    """
+
+
 class EngineTimeout(EngineError):
     """A generation exceeded its time limit."""
+
+
+class ActorUnavailable(EngineUnavailable):
+    """The actor's own endpoint cannot be reached, or accepts no requests at present."""
+
+
+class ActorTimeout(EngineTimeout):
+    """The actor's own endpoint took longer than its time limit."""
 
 
 class AdapterRefused(EngineError):

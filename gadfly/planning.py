@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 
 from gadfly.settings import Settings
 from gadfly.store.training_data import LabelledAnswer, source_counts
-from gadfly.training import TrainConfig
+from gadfly.training import TrainConfig, WarmStart
 from gadfly.votes import Contradiction, LabelModel
 
 POWER = 0.8  # the probability that the gate detects a difference of the given size
@@ -85,6 +85,7 @@ class Plan:
     contradicting_keys: tuple[UUID | None, ...]  # whose labels contradict those of the others
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
+    actor_answers: int = 0  # the most that the actor is asked for: first answers and refinements, with the evaluation's
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON values."""
@@ -115,6 +116,7 @@ def plan(
     judged = evaluation_items(heldout, config.evaluation_items)
     judged_referenced = [answer for answer in judged if answer.reference is not None]
     stage_2 = Portion.of(referenced)
+    pool_answers = min(config.pool_questions, stage_2.questions) * config.pool_samples
     units = min(_questions(judged, is_right=True), _questions(judged, is_right=False))
     detectable = (
         _detectable("discriminability", units, config),
@@ -127,7 +129,8 @@ def plan(
         heldout_ids=tuple(answer.interaction_id for answer in judged),
         stage_1=Portion.of(learn),
         stage_2=stage_2,
-        pool_answers=min(config.pool_questions, stage_2.questions) * config.pool_samples,
+        pool_answers=pool_answers,
+        actor_answers=_actor_answers(pool_answers, Portion.of(judged_referenced), config, refines=bool(referenced)),
         validation=Portion.of(validate),
         heldout=Portion.of(judged),
         heldout_with_reference=Portion.of(judged_referenced),
@@ -144,6 +147,17 @@ def plan(
         warnings=tuple(_warnings(learn, referenced, judged, judged_referenced, config)),
         notes=tuple(_notes(detectable, len(judged_referenced) >= config.gate_min_items, seconds, config)),
     )
+
+
+def _actor_answers(pool_answers: int, heldout: Portion, config: TrainConfig, *, refines: bool) -> int:
+    heldout_pool = min(config.pool_questions, heldout.questions) * config.pool_samples
+    judged = min(config.evaluation_items, heldout.answers + heldout_pool)
+    refinements = 3 * judged * config.gate_samples  # for the candidate, the live critic, and at times a third one
+    if refines:
+        refinements += config.cycles * config.steps_stage_2 * config.prompts_per_step * config.samples_per_prompt
+    if refines and config.warm_start is not WarmStart.NEVER:
+        refinements += config.warm_start_prompts * config.samples_per_prompt
+    return pool_answers + heldout_pool + refinements
 
 
 def _detectable(axis: str, units: float, config: TrainConfig) -> float | None:

@@ -109,6 +109,14 @@ class Usage:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Spent:
+    """Requests that an actor's own endpoint answered, and their tokens as it counted them."""
+
+    requests: int = 0
+    usage: Usage = Usage()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Critique:
     """One critique that the critic wrote, or that a caller supplied to /refine (`supplied`)."""
 
@@ -167,7 +175,7 @@ class Interaction:
     grade: Grade | None  # of `response`, against the newest known reference
     metadata: dict[str, Any]
     parameters: dict[str, Any]  # of the request: n, temperature, max_tokens, seed, rounds, when, samples, ...
-    model: str | None  # the actor's name; None for imports
+    model: str | None  # the actor that refined; the critic's base for a critique; an imported row's own
     prompt_set: str | None
     critic_version: int | None  # None for imports
     adapter_sha256: str | None

@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from gadfly.actor import Actor
 from gadfly.critique import critique
-from gadfly.engine_client import ACTOR, EnginePool, OnText, Reply, Sampling
+from gadfly.engine_client import EnginePool, OnText, Reply, Sampling
 from gadfly.prompts import PromptSet
 from gadfly.records import Critique, Refinement, StopReason, new_id
 from gadfly.seeds import seed_of_round
@@ -44,6 +45,7 @@ class Chain:
 
 async def refine_chain(
     engines: EnginePool,
+    actor: Actor,
     prompts: PromptSet,
     *,
     critic: str,
@@ -59,7 +61,7 @@ async def refine_chain(
 ) -> Chain:
     """Run up to `rounds` rounds on `response`; `first_critique`, when given, replaces the critic in round 0.
 
-    Raises the errors of `gadfly.engine_client.Engine.chat`.
+    Raises the errors of `gadfly.engine_client.Engine.chat` and `gadfly.actor.Actor.chat`.
     """
     critiques: list[Critique] = []
     refinements: list[Refinement] = []
@@ -88,7 +90,7 @@ async def refine_chain(
                 stopped=StopReason.JUDGED_CORRECT,
             )
         refined = await refine(
-            engines,
+            actor,
             prompts,
             question=question,
             response=answer,
@@ -104,7 +106,7 @@ async def refine_chain(
 
 
 async def refine(
-    engines: EnginePool,
+    actor: Actor,
     prompts: PromptSet,
     *,
     question: str,
@@ -117,7 +119,7 @@ async def refine(
 ) -> Refinement:
     """Have the actor rewrite one answer with one critique. The refinement is not graded yet."""
     reply = await rewrite(
-        engines,
+        actor,
         prompts,
         question=question,
         response=response,
@@ -138,7 +140,7 @@ async def refine(
 
 
 async def rewrite(
-    engines: EnginePool,
+    actor: Actor,
     prompts: PromptSet,
     *,
     question: str,
@@ -148,11 +150,8 @@ async def rewrite(
     on_text: OnText | None = None,
 ) -> Reply:
     """The actor's reply to the prompt for a rewrite of an answer with a critique."""
-    (reply,) = await engines.chat(
-        prompts.refine(question=question, response=response, critique=critique),
-        model=ACTOR,
-        sampling=sampling,
-        on_text=on_text,
+    (reply,) = await actor.chat(
+        prompts.refine(question=question, response=response, critique=critique), sampling=sampling, on_text=on_text
     )
     return reply
 

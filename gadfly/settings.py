@@ -24,6 +24,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from gadfly.access import Access
 from gadfly.errors import BadSettings
 from gadfly.prompts import available
 
@@ -101,6 +102,21 @@ class Settings(BaseSettings):
         (),
         description="Comma-separated engines: http://host:port or unix:///path. Unset: `gadfly up` starts an engine.",
     )
+    engine_key: Annotated[SecretStr | None, BeforeValidator(_empty_is_unset)] = Field(
+        None,
+        description="API key of the engines. Several, comma-separated: one for each address, in the same order; empty "
+        "where an engine needs none.",
+    )
+    engine_model: str = Field(
+        "",
+        description="Name under which your own engines serve the base model. Unset: the one that an engine lists; "
+        "needed where it lists several.",
+    )
+    ca_file: Annotated[Folder | None, BeforeValidator(_empty_is_unset)] = Field(
+        None,
+        description="PEM file of certificate authorities to trust besides the usual ones, for engines and actors on "
+        "https addresses.",
+    )
     engine_timeout_s: float = Field(300.0, gt=0, description="Time limit of one generation.")
     engine_device: Device = Field(Device.AUTO, description="Device of the engine that `gadfly up` starts.")
     engine_dtype: str = Field(
@@ -115,6 +131,22 @@ class Settings(BaseSettings):
     engine_args: str = Field("", description="Additional vLLM flags for the engine that `gadfly up` starts.")
 
     model: str = Field(DEFAULT_MODEL, description="Base model of actor and critic: the default, a folder, or a hub id.")
+    actor_url: str = Field(
+        "",
+        description="An OpenAI chat endpoint that solves and refines, as https://host/v1. Unset: the base model on the "
+        "engines does.",
+    )
+    actor_model: str = Field("", description="Model of that endpoint. Answers and refinements are stored under it.")
+    actor_key: Annotated[SecretStr | None, BeforeValidator(_empty_is_unset)] = Field(
+        None, description="API key of that endpoint."
+    )
+    actor_timeout_s: float = Field(120.0, gt=0, description="Time limit of one request to that endpoint.")
+    actor_concurrency: int = Field(
+        8, ge=1, description="Requests that a process sends to that endpoint at the same time; further ones wait."
+    )
+    actor_retries: int = Field(
+        4, ge=0, description="Retries of a request to that endpoint while it is unavailable or limits its callers."
+    )
     prompts: str = Field("stepwise@1", description="Prompt set, as name@version.")
     adapter_rank: int = Field(16, ge=1, le=512, description="LoRA rank of every critic of this deployment.")
     adapter_slots: int = Field(4, ge=2, description="Critics that the engine can serve in one step.")
@@ -186,6 +218,13 @@ class Settings(BaseSettings):
                 raise ValueError(f"{url!r} is not http://, https:// or unix:///path")
         return urls
 
+    @field_validator("actor_url")
+    @classmethod
+    def _is_http(cls, url: str) -> str:
+        if url and not url.startswith(("http://", "https://")):
+            raise ValueError(f"{without_password(url)!r} is not http:// or https://")
+        return url.rstrip("/")
+
     @field_validator("prompts")
     @classmethod
     def _is_there(cls, name: str) -> str:
@@ -213,6 +252,24 @@ class Settings(BaseSettings):
     def _tokens_fit(self) -> Self:
         if self.max_tokens >= self.engine_max_model_len:
             raise ValueError("max_tokens must be smaller than engine_max_model_len")
+        return self
+
+    @model_validator(mode="after")
+    def _a_key_for_each_engine(self) -> Self:
+        keys = self._engine_keys()
+        if len(keys) > 1 and len(keys) != len(self.engine_urls):
+            raise ValueError(
+                f"engine_key has {len(keys)} keys and engine_urls {len(self.engine_urls)} addresses: set one key for "
+                "all, or one for each address"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _actor_is_whole(self) -> Self:
+        if bool(self.actor_url) != bool(self.actor_model):
+            raise ValueError("actor_url and actor_model must be set together")
+        if self.actor_key is not None and not self.actor_url:
+            raise ValueError("actor_key is set, and actor_url is not")
         return self
 
     @classmethod
@@ -259,6 +316,15 @@ class Settings(BaseSettings):
         if self.database_url is None or not self.engine_urls:
             raise BadSettings("GADFLY_DATABASE_URL and GADFLY_ENGINE_URLS must be set; `gadfly up` sets both")
         return self.database_url.get_secret_value(), self.engine_urls
+
+    def _engine_keys(self) -> list[str]:
+        return [] if self.engine_key is None else [key.strip() for key in self.engine_key.get_secret_value().split(",")]
+
+    def engine_access(self, url: str) -> Access:
+        """What a client needs to use the engine at one of the addresses."""
+        keys = self._engine_keys() or [""]
+        key = keys[self.engine_urls.index(url)] if len(keys) > 1 and url in self.engine_urls else keys[0]
+        return Access(key=key, model=self.engine_model, ca_file=self.ca_file)
 
     def served_options(self) -> dict[str, Any]:
         """The training options that follow from how the service answers.

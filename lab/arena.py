@@ -9,9 +9,10 @@ from uuid import NAMESPACE_URL, uuid5
 
 from pydantic import TypeAdapter
 
+from gadfly.actor import BaseActor
 from gadfly.adapters import write_durably
 from gadfly.concurrency import gather
-from gadfly.engine_client import ACTOR, Sampling
+from gadfly.engine_client import Sampling
 from gadfly.grading import Grade, Grader
 from gadfly.lab import world
 from gadfly.lab.world import LabSplit, WordProblem
@@ -79,7 +80,9 @@ async def _make(engines: RunEngines, prompts: PromptSet, grader: Grader, sizes: 
         pool_questions=sizes.learn, pool_samples=sizes.samples, pool_temperature=TEMPERATURE,
         max_answer_tokens=MAX_ANSWER_TOKENS, seed=seed,
     )  # fmt: skip
-    pool = await sample_pool(engines, prompts, grader, [_asked(each) for each in learn], config, seed=seed)
+    pool = await sample_pool(
+        engines, BaseActor(engines.pool), prompts, grader, [_asked(each) for each in learn], config, seed=seed
+    )
     tests = {
         LabSplit.IN_DOMAIN: rest[sizes.validate :],
         LabSplit.LONGER: world.problems(LabSplit.LONGER, sizes.out_of_domain, seed=seed),
@@ -116,7 +119,7 @@ async def _answers(
             sampling = Sampling(
                 max_tokens=MAX_ANSWER_TOKENS, temperature=TEMPERATURE, seed=seed_of("first answer", problem.text)
             )
-            [reply] = await engines.pool.chat(prompts.solve(question=problem.text), model=ACTOR, sampling=sampling)
+            [reply] = await BaseActor(engines.pool).chat(prompts.solve(question=problem.text), sampling=sampling)
         return reply.text.strip()
 
     texts = await gather(*map(answer, problems))

@@ -13,6 +13,7 @@ from uuid import NAMESPACE_URL, uuid5
 
 import orjson
 
+from gadfly.actor import BaseActor
 from gadfly.adapters import write_durably
 from gadfly.engine_client import ACTOR, EnginePool
 from gadfly.grading import Grade, Grader
@@ -108,7 +109,13 @@ class Lab:
         report = LabReport(workspace=workspace, steps=train_config.steps)
         policy = Policy(self.model, rank=RANK, alpha=train_config.lora_alpha, seed=seed)
         processes = ProcessGroup(policy, train_config, make_accelerator(cpu=True))
-        collector = Collector(engines=engines, prompts=self.prompts, grader=self.grader, config=train_config)
+        collector = Collector(
+            engines=engines,
+            actor=BaseActor(engines.pool),
+            prompts=self.prompts,
+            grader=self.grader,
+            config=train_config,
+        )
         if not workspace.final.exists():
             if row.method is Method.STAR:
                 await self._star(processes, engines, collector, report, train_config)
@@ -232,6 +239,7 @@ class Lab:
     def _bench(self, engines: RunEngines, *, samples: int = 1) -> Bench:
         return Bench(
             engines=engines.pool,
+            actor=BaseActor(engines.pool),
             prompts=self.prompts,
             grader=self.grader,
             max_critique_tokens=self.base.max_critique_tokens,

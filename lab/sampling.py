@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from gadfly.engine_client import ACTOR
 from gadfly.lab import arena
 from gadfly.store.training_data import LabelledAnswer
 from gadfly.trainer.data import seed_of
@@ -48,8 +47,8 @@ async def actor_alone(bench: Bench, answers: Sequence[LabelledAnswer], *, seed: 
         sampling = bench.sampling(
             bench.max_answer_tokens, temperature=arena.TEMPERATURE, seed=seed_of(seed, answer.question_hash.hex())
         )
-        replies = await bench.engines.chat(
-            bench.prompts.solve(question=answer.question), model=ACTOR, sampling=replace(sampling, n=SAMPLES)
+        replies = await bench.actor.chat(
+            bench.prompts.solve(question=answer.question), sampling=replace(sampling, n=SAMPLES)
         )
         texts = [reply.text.strip() for reply in replies]
         tokens = [reply.usage.completion_tokens for reply in replies]

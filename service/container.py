@@ -8,7 +8,8 @@ from typing import Self
 import structlog
 
 from gadfly import prompts, store
-from gadfly.engine_client import Engine
+from gadfly.actor import open_actor
+from gadfly.engine_client import engines_of
 from gadfly.errors import StoreUnavailable
 from gadfly.grading import Grader
 from gadfly.repeating import retry
@@ -56,7 +57,7 @@ class Service:
         Raises:
             BadSettings: no database or engine address, or an unknown prompt set.
         """
-        database_url, engine_urls = settings.require_addresses()
+        database_url, _ = settings.require_addresses()
         prompt_set = prompts.load(settings.prompts)
         async with AsyncExitStack() as stack:  # closes the opened parts when a later one fails
             database = await stack.enter_async_context(Database.of(settings, database_url))
@@ -64,10 +65,12 @@ class Service:
                 settings=settings,
                 prompts=prompt_set,
                 database=database,
-                engines=[Engine(url, timeout_s=settings.engine_timeout_s) for url in engine_urls],
+                engines=engines_of(settings, timeout_s=settings.engine_timeout_s),
                 metrics=metrics,
             )
             stack.push_async_callback(critics.aclose)
+            actor = open_actor(settings, critics.engines)
+            stack.push_async_callback(actor.aclose)
             grader = await stack.enter_async_context(
                 Grader(timeout_s=settings.grade_timeout_s, patience_s=_GRADING_PATIENCE_S)
             )
@@ -90,14 +93,15 @@ class Service:
                 answerer=Answerer(
                     settings=settings,
                     prompts=prompt_set,
+                    actor=actor,
                     critics=critics,
                     grader=grader,
                     recorder=recorder,
                     requests=requests,
                     metrics=metrics,
                 ),
-                health=Health(database=database, critics=critics, recorder=recorder, metrics=metrics),
-                runs=Runs(database, settings=settings, metrics=metrics),
+                health=Health(database=database, critics=critics, actor=actor, recorder=recorder, metrics=metrics),
+                runs=Runs(database, settings=settings, metrics=metrics, actor=actor, loader=critics.loader),
                 labels=Labels(database),
                 _requests=requests,
                 _database=database,

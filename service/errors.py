@@ -29,6 +29,7 @@ STATUS: tuple[tuple[type[errors.GadflyError], int, str], ...] = (
     (errors.TooBusy, 429, "Too many requests"),
     (errors.AdapterRefused, 409, "Adapter refused"),
     (BadAdapter, 409, "Adapter refused"),
+    (errors.EngineRefused, 503, "Engine refused"),
     (errors.EngineTimeout, 504, "Engine timed out"),
     (errors.EngineUnavailable, 503, "Engine unavailable"),
     (errors.EngineError, 502, "Engine failed"),

@@ -9,16 +9,19 @@ from uuid import UUID
 from pydantic import BaseModel, Field
 from sqlalchemy import text
 
-from gadfly.engine_client import Engine
-from gadfly.errors import GadflyError
+from gadfly.actor import Actor
+from gadfly.engine_client import Adapters, Engine
+from gadfly.errors import EngineRefused, GadflyError
 from gadfly.records import Pointer, Swap, SwapKind, SwapStatus
 from gadfly.service.answering.single_flight import SingleFlight
+from gadfly.service.critics.loader import without_adapters
 from gadfly.service.critics.serving import CriticServing
 from gadfly.service.metrics import Metrics
 from gadfly.service.recording.recorder import Recorder
 from gadfly.settings import without_password
 from gadfly.store.database import Database
 
+_ACTOR_VALID_S = 60.0
 _READY_VALID_S = 1.0  # /readyz generates a token; more frequent requests share one check
 
 
@@ -31,7 +34,8 @@ class Check(BaseModel):
 class Readiness(BaseModel):
     """`ready`: the service can answer requests and store the answers; `detail` of a failed check gives the reason.
 
-    `swap` does not affect `ready`: after a refused swap the service answers as before.
+    `swap` and `actor` do not affect `ready`: after a refused swap the service answers as before, and while the
+    actor's own endpoint is unavailable it still critiques.
     """
 
     ready: bool
@@ -39,12 +43,16 @@ class Readiness(BaseModel):
     database: Check
     critic: Check
     swap: Check
+    actor: Check
 
 
 class EngineState(BaseModel):
     url: str
     in_flight: int
     reachable: bool
+    adapters: bool | None = Field(
+        description="Whether it loads adapters at run time. false: it serves version 0 only; null: not known yet."
+    )
     critics: list[int] = Field(description="Versions that this engine has proven to serve; version 0 needs no proof.")
 
 
@@ -110,14 +118,18 @@ class Health:
     Its results need no key, so they name versions but give no reasons: those may hold admins' texts and file paths.
     """
 
-    def __init__(self, *, database: Database, critics: CriticServing, recorder: Recorder, metrics: Metrics) -> None:
+    def __init__(
+        self, *, database: Database, critics: CriticServing, actor: Actor, recorder: Recorder, metrics: Metrics
+    ) -> None:
         self._database = database
         self._critics = critics
         self._engines = critics.engines.members
+        self._actor = actor
         self._recorder = recorder
         self._metrics = metrics
         self._started_at = time.monotonic()
         self._last: tuple[float, Readiness] | None = None
+        self._last_actor: tuple[float, Check] | None = None
         self._checks: SingleFlight[Readiness] = SingleFlight()
         self.running = False
 
@@ -128,8 +140,8 @@ class Health:
         return await self._checks.run("readiness", self._check)
 
     async def _check(self) -> Readiness:
-        engine, database, critic = await asyncio.gather(
-            _timed(self._check_engines), _timed(self._check_database), _timed(self._check_critic)
+        engine, database, critic, actor = await asyncio.gather(
+            _timed(self._check_engines), _timed(self._check_database), _timed(self._check_critic), self._check_actor()
         )
         readiness = Readiness(
             ready=self.running and engine.ok and database.ok and critic.ok,
@@ -137,6 +149,7 @@ class Health:
             database=database,
             critic=critic,
             swap=self._check_swap(),
+            actor=actor,
         )
         self._last = (time.monotonic(), readiness) if readiness.ready else None
         self._metrics.ready.set(readiness.ready)
@@ -148,7 +161,8 @@ class Health:
         failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         if len(failures) == len(outcomes):
             raise failures[0]
-        return f"{len(outcomes) - len(failures)} of {len(outcomes)} engines generate"
+        refused = [f"; {failure}" for failure in failures if isinstance(failure, EngineRefused)]
+        return f"{len(outcomes) - len(failures)} of {len(outcomes)} engines generate{''.join(refused)}"
 
     async def _check_database(self) -> str:
         async with self._database.session() as session:
@@ -166,14 +180,20 @@ class Health:
                 "; ".join(
                     [
                         f"no engine serves the live critic {live.engine_name} as it was published",
-                        *filter(None, [self._critics.swapper.problem]),
+                        *filter(None, [self._critics.swapper.problem, without_adapters(self._engines)]),
                     ]
                 )
             )
         lacking = len(self._critics.upkeep.lacking)
-        return f"version {live.version} is served as {live.engine_name}" + (
-            f"; {lacking} of {len(self._engines)} engines do not serve it (see the log)" if lacking else ""
-        )
+        notes = [f"{lacking} of {len(self._engines)} engines do not serve it (see the log)"] if lacking else []
+        notes += filter(None, [without_adapters(self._engines)])
+        return "; ".join([f"version {live.version} is served as {live.engine_name}", *notes])
+
+    async def _check_actor(self) -> Check:
+        """The actor; its own endpoint is asked once a minute at most, because it may be somebody else's."""
+        if self._last_actor is None or time.monotonic() - self._last_actor[0] > _ACTOR_VALID_S:
+            self._last_actor = time.monotonic(), await _timed(self._actor.check)
+        return self._last_actor[1]
 
     def _check_swap(self) -> Check:
         """The deployment's last swap, and whether this replica has followed it."""
@@ -212,6 +232,7 @@ class Health:
                     url=without_password(engine.url),
                     in_flight=engine.in_flight,
                     reachable=engine.is_reachable,
+                    adapters=None if engine.known_adapters is None else engine.known_adapters is Adapters.LOADED,
                     critics=self._critics.loader.proven_on(engine),
                 )
                 for engine in self._engines

@@ -12,10 +12,12 @@ from uuid import UUID
 import structlog
 
 from gadfly import store
-from gadfly.errors import Conflict, StoreUnavailable
+from gadfly.actor import Actor
+from gadfly.errors import Conflict, EngineError, StoreUnavailable
 from gadfly.planning import Plan, differences, plan, with_labels
 from gadfly.records import Split
 from gadfly.service.answering.single_flight import SingleFlight
+from gadfly.service.critics.loader import Loader
 from gadfly.service.keyring import Caller
 from gadfly.service.metrics import Metrics
 from gadfly.settings import Settings
@@ -41,10 +43,14 @@ class _Page:
 class Runs:
     """Requests and reads runs. The trainer runs them; the two processes share only Postgres."""
 
-    def __init__(self, database: Database, *, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self, database: Database, *, settings: Settings, metrics: Metrics, actor: Actor, loader: Loader
+    ) -> None:
         self._database = database
         self._settings = settings
         self._metrics = metrics
+        self._actor = actor
+        self._loader = loader
         self._pages: SingleFlight[_Page] = SingleFlight()
         self._one_read = asyncio.Semaphore()
         self._stopping = asyncio.Event()
@@ -54,8 +60,10 @@ class Runs:
 
         Raises:
             BadInput: an option is invalid (the message names it), or the deployment's config file cannot be used.
-            Conflict: there is no labelled answer to learn from, or the request id belongs to another config.
+            Conflict: there is no labelled answer to learn from, an engine cannot load a new critic, or the request id
+                belongs to another config.
         """
+        self._loader.require_adapters()
         config = await self._effective(changes)
         async with self._database.session() as session:
             requested = await store.runs.request_run(
@@ -89,15 +97,37 @@ class Runs:
         )
         contradicting = await asyncio.to_thread(contradictions, patterns, model)
         found = with_labels(found, model, contradicting, names=names, max_key_share=share)
-        return replace(found, warnings=(*found.warnings, *differences(config, self._settings)))
+        more = [*differences(config, self._settings), *self._about_engines(), *await self._about_actor(found, config)]
+        return replace(found, warnings=(*found.warnings, *more))
+
+    def _about_engines(self) -> list[str]:
+        try:
+            self._loader.require_adapters()
+        except Conflict as error:
+            return [f"A run is refused: {error}."]
+        return []
+
+    async def _about_actor(self, found: Plan, config: TrainConfig) -> list[str]:
+        """What an actor of its own endpoint costs, and what it lacks."""
+        if not self._settings.actor_url:
+            return []
+        cost = (
+            f"The run asks the actor {self._actor.name} for up to {found.actor_answers:,} answers of at most "
+            f"{config.max_answer_tokens} tokens each."
+        )
+        try:
+            return [cost, *await self._actor.gaps()]
+        except EngineError as error:
+            return [cost, f"The actor could not be tried: {error}."]
 
     async def reproduce(self, caller: Caller, id: UUID) -> Run:
         """Request a run that repeats the run `id`.
 
         Raises:
             NotFound: no such run.
-            Conflict: the run has not stored its manifest yet.
+            Conflict: the run has not stored its manifest yet, or an engine cannot load a new critic.
         """
+        self._loader.require_adapters()
         async with self._database.session() as session:
             original = await store.runs.read_run(session, id)
             if original.manifest is None:

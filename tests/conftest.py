@@ -13,7 +13,17 @@ from tests.support.engines import start_engine
 from tests.support.postgres import SPLIT_SECRET, PostgresServer
 
 _NEEDS = {  # marker -> the fixtures that start what it names
-    "engine": {"engine_url", "make_up", "tiny_engine", "bare_engine", "bare_engines", "engine", "both"},
+    "engine": {
+        "engine_url",
+        "make_up",
+        "tiny_engine",
+        "bare_engine",
+        "bare_engines",
+        "engine",
+        "both",
+        "foreign",
+        "plain",
+    },
     "database": {"postgres", "own_postgres"},
     "model": {"critic_model", "tiny", "model"},
 }

@@ -2,13 +2,14 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from uuid import UUID
 
 from sqlalchemy import text
 
 from gadfly import prompts, store
+from gadfly.actor import Actor, open_actor
 from gadfly.adapters import AdapterFolder
 from gadfly.engine_client import EnginePool
 from gadfly.errors import BadSettings
@@ -35,6 +36,7 @@ class RunContext:
     run: Run
     database: Database
     engines: RunEngines
+    actor: Actor
     prompts: PromptSet
     grader: Grader
     workspace: Workspace
@@ -62,17 +64,21 @@ class RunContext:
         return AdapterFolder.read(path, base_model=self.settings.model, max_rank=self.settings.adapter_rank).path
 
     def collector(self) -> Collector:
-        return Collector(engines=self.engines, prompts=self.prompts, grader=self.grader, config=self.run.config)
+        return Collector(
+            engines=self.engines, actor=self.actor, prompts=self.prompts, grader=self.grader, config=self.run.config
+        )
 
 
 @asynccontextmanager
 async def open_context(settings: Settings, run_id: UUID, *, role: str | None) -> AsyncIterator[RunContext]:
     """Open the resources of a phase. `role` is the database role to work under."""
-    database_url, engine_urls = settings.require_addresses()
+    database_url, _ = settings.require_addresses()
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(Database.of(settings, database_url, role=role))
-        pool = EnginePool.connect(engine_urls, timeout_s=max(settings.engine_timeout_s, REQUEST_LIMIT_S))
+        pool = EnginePool.of(settings, timeout_s=max(settings.engine_timeout_s, REQUEST_LIMIT_S))
         stack.push_async_callback(pool.aclose)
+        actor = open_actor(settings, pool)
+        stack.push_async_callback(actor.aclose)
         grader = await stack.enter_async_context(Grader(timeout_s=settings.grade_timeout_s))
 
         if role is not None:
@@ -88,12 +94,18 @@ async def open_context(settings: Settings, run_id: UUID, *, role: str | None) ->
             run=run,
             database=database,
             engines=engines,
+            actor=actor,
             prompts=prompts.load(settings.prompts),
             grader=grader,
             workspace=workspace,
             report=report,
             location=model_location(settings),
         )
+        if actor.spent.requests:
+            spent = asdict(actor.spent.usage)
+            await report.note(
+                f"the actor {actor.name} answered at its own endpoint", requests=actor.spent.requests, **spent
+            )
 
 
 async def _require_role(database: Database, role: str) -> None:

@@ -13,6 +13,7 @@ import structlog
 from gadfly.concurrency import gather
 from gadfly.engine_client import EnginePool
 from gadfly.errors import EngineError, EngineTimeout, EngineUnavailable
+from gadfly.settings import without_password
 
 ROLLOUT_PRIORITY = 10  # live requests have a lower number and go first
 PREFIX = "run@"
@@ -63,7 +64,9 @@ class RunEngines:
             try:
                 await engine.unload_adapter(name)
             except (EngineUnavailable, EngineTimeout) as error:
-                log.warning("adapter_not_unloaded", adapter=name, engine=engine.url, reason=str(error))
+                log.warning(
+                    "adapter_not_unloaded", adapter=name, engine=without_password(engine.url), reason=str(error)
+                )
 
     async def unload_all(self) -> None:
         for name in list(self._loaded):
@@ -113,4 +116,4 @@ async def sweep(pool: EnginePool, run_id: UUID) -> None:
                 if name.startswith(name_prefix(run_id)):
                     await engine.unload_adapter(name)
         except EngineError as error:
-            log.warning("engine_not_swept", engine=engine.url, reason=str(error))
+            log.warning("engine_not_swept", engine=without_password(engine.url), reason=str(error))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ async def evaluate_and_publish(context: RunContext) -> None:
     live = await in_session(context.database, lambda session: store.critics.resolve_critic(session, "live"))
     history = await _history(context, live)
     report = await measure(context, history, await heldout_items(context, history.past))
-    await context.report.gate(report.outcome, report.to_json() | {"live": live.version})
+    await context.report.gate(report.outcome, report.to_json() | {"live": live.version, "actor": await _about(context)})
 
     await context.report.stage(Stage.PUBLISH, step=run.progress.step)
     assert run.manifest is not None
@@ -70,6 +70,12 @@ async def evaluate_and_publish(context: RunContext) -> None:
     version, note = await in_session(context.database, lambda session: _enter(session, context, marker, report, live))
     await _compare_with_original(context, version)
     await context.report.note(note, version=version.version)
+
+
+async def _about(context: RunContext) -> dict[str, Any]:
+    """The actor for the gate's report: what it lacks, and what this evaluation cost at its own endpoint."""
+    gaps = await context.engines.patiently(context.actor.gaps)
+    return {"model": context.actor.name, "gaps": gaps, "spent": asdict(context.actor.spent)}
 
 
 async def _enter(
@@ -174,7 +180,9 @@ async def heldout_items(context: RunContext, past: Evidence) -> list[LabelledAns
     answers = [answer for answer in logged if question_key(answer.question_hash) not in past.questions] or logged
     kept = context.workspace.read(_POOL, HeldoutPool)
     if kept is None:
-        pool = await sample_pool(context.engines, context.prompts, context.grader, answers, config, seed=config.seed)
+        pool = await sample_pool(
+            context.engines, context.actor, context.prompts, context.grader, answers, config, seed=config.seed
+        )
         kept = HeldoutPool(pool=pool.items)
         context.workspace.write(_POOL, kept)
     return evaluation_items([*answers, *kept.pool], config.evaluation_items)

@@ -8,8 +8,9 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gadfly.actor import Actor
 from gadfly.concurrency import gather
-from gadfly.engine_client import ACTOR, Sampling
+from gadfly.engine_client import Sampling
 from gadfly.errors import PromptTooLong, UnreadableReference
 from gadfly.grading import Grade, Grader
 from gadfly.prompts import PromptSet
@@ -30,6 +31,7 @@ class Pool:
 
 async def sample_pool(
     engines: RunEngines,
+    actor: Actor,
     prompts: PromptSet,
     grader: Grader,
     items: Sequence[LabelledAnswer],
@@ -49,9 +51,8 @@ async def sample_pool(
         async with turn:
             try:
                 replies = await engines.patiently(
-                    lambda: engines.pool.chat(
+                    lambda: actor.chat(
                         prompts.solve(question=item.question),
-                        model=ACTOR,
                         sampling=Sampling(
                             n=config.pool_samples,
                             temperature=config.pool_temperature,

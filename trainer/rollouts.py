@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gadfly.actor import Actor
 from gadfly.concurrency import gather
 from gadfly.critique import sample_critiques
 from gadfly.engine_client import Reply, Sampling
@@ -72,6 +73,7 @@ class Collector:
     """Samples, refines and scores critiques."""
 
     engines: RunEngines
+    actor: Actor
     prompts: PromptSet
     grader: Grader
     config: TrainConfig
@@ -80,6 +82,7 @@ class Collector:
         """The same engines, prompts, grader and token limits for an evaluation."""
         return Bench(
             engines=self.engines.pool,
+            actor=self.actor,
             prompts=self.prompts,
             grader=self.grader,
             max_critique_tokens=self.config.max_critique_tokens,
@@ -142,7 +145,7 @@ class Collector:
         async def refinement(critique: str) -> str:
             try:
                 reply = await rewrite(
-                    self.engines.pool,
+                    self.actor,
                     self.prompts,
                     question=item.question,
                     response=item.response,

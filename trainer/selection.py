@@ -12,6 +12,7 @@ from gadfly import store
 from gadfly.concurrency import gather
 from gadfly.errors import BadInput, Conflict
 from gadfly.records import CriticVersion
+from gadfly.settings import without_password
 from gadfly.store.training_data import LabelledAnswer
 from gadfly.trainer.base_model import base_sha256
 from gadfly.trainer.context import RunContext
@@ -78,19 +79,26 @@ async def _decide(context: RunContext) -> Selection:
         start=start,
         base_model=context.settings.model,
         base_sha256=base_sha256(context.location),
+        actor=context.actor.name,
         prompt_set=context.prompts.name,
         rank=context.settings.adapter_rank,
-        engine_versions=dict(zip(context.settings.engine_urls, await _engine_versions(context), strict=True)),
+        engine_versions=dict(
+            zip(map(without_password, context.settings.engine_urls), await _engine_versions(context), strict=True)
+        ),
         threads=torch.get_num_threads(),
         reproduces=run.reproduces,
     )
     if original is not None and original.manifest is not None:
         _check_same(original.manifest, manifest)
+    for gap in await context.engines.patiently(context.actor.gaps):
+        await context.report.note(gap)
     learn_from, validate = split_for_validation(answers, config)
     logged = await fitting(context, learn_from)
     validated = await fitting(context, validate)
     await context.report.stage(Stage.POOL, step=0)
-    pool = await sample_pool(context.engines, context.prompts, context.grader, logged, config, seed=config.seed)
+    pool = await sample_pool(
+        context.engines, context.actor, context.prompts, context.grader, logged, config, seed=config.seed
+    )
     pooled = await fitting(context, pool.items)
     learn = [*logged, *pooled]
     with_reference = sum(item.reference is not None for item in learn)
@@ -159,6 +167,7 @@ def _check_same(original: dict[str, Any], manifest: dict[str, Any]) -> None:
     """Raises:
     Conflict: names the value that differs.
     """
-    for name in ("base_sha256", "prompt_set", "adapter_rank", "config"):
+    original = {"actor": original["base_model"], **original}  # earlier releases had no other actor
+    for name in ("base_sha256", "actor", "prompt_set", "adapter_rank", "config"):
         if original[name] != manifest[name]:
             raise Conflict(f"the run cannot be reproduced here: its {name} was {original[name]}, not {manifest[name]}")

@@ -64,8 +64,8 @@ class Worker:
         """Raises:
         BadSettings: there is no address of a database or an engine.
         """
-        url, engine_urls = settings.require_addresses()
-        engines = EnginePool.connect(engine_urls, timeout_s=settings.engine_timeout_s)
+        url, _ = settings.require_addresses()
+        engines = EnginePool.of(settings, timeout_s=settings.engine_timeout_s)
         try:
             async with Database.of(settings, url) as database:
                 yield cls(settings=settings, database=database, engines=engines, url=url)

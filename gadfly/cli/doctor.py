@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
@@ -22,10 +22,14 @@ import psutil
 from rich.table import Table
 from rich.text import Text
 
-from gadfly.cli import probes
+from gadfly.actor import open_endpoint
+from gadfly.cli import engine_needs, probes
 from gadfly.cli.connection import service_address
+from gadfly.cli.engine_needs import State
 from gadfly.cli.terminal import out
 from gadfly.cli.up_state import active_state
+from gadfly.concurrency import gather
+from gadfly.engine_client import Engine
 from gadfly.errors import GadflyError
 from gadfly.settings import DEFAULT_MODEL, Device, Settings, without_password
 
@@ -37,6 +41,7 @@ _C_COMPILERS = ("gcc", "cc", "clang")
 _LEAST_MEMORY = 3 * 2**30
 _LEAST_DISK = 2**30
 _LEAST_SHARED = 64 * 2**20
+_ENGINE_TIMEOUT_S = 10.0
 _CLOCK_LIMIT_S = 30.0
 _OLDEST_SENSIBLE = 1_735_689_600  # 2025, before this program existed: an earlier clock was never set
 
@@ -308,14 +313,65 @@ def database(deployment: Deployment) -> Finding:
 async def engine(deployment: Deployment) -> Finding:
     if not deployment.engine_urls:
         return Finding("engine", Outcome.OK, "It does not run; `gadfly up` starts it.")
-    problems = [problem for url in deployment.engine_urls if (problem := await _engine_problem(url))]
+    engines = await asyncio.gather(*(_ask_engine(deployment.settings, url) for url in deployment.engine_urls))
+    problems = [problem for problem, _ in engines if problem]
     if problems:
-        return Finding(
-            "engine", Outcome.FAIL, " ".join(problems), "Start engines with `gadfly up` or `python -m gadfly.engine`."
-        )
+        action = "Start engines with `gadfly up` or `python -m gadfly.engine`, or correct the settings."
+        return Finding("engine", Outcome.FAIL, " ".join(problems), action)
+    base_only = [limit for _, limit in engines if limit]
+    if base_only:
+        return Finding("engine", Outcome.WARN, " ".join(base_only), "See the check of the hot swap.")
     count = len(deployment.engine_urls)
     summary = "The engine answers" if count == 1 else f"All {count} engines answer"
     return Finding("engine", Outcome.OK, f"{summary}, with the base model and with adapters.")
+
+
+async def hot_swap(deployment: Deployment) -> Finding:
+    """Each need of the hot swap, on every engine that this deployment did not start."""
+    urls = deployment.settings.engine_urls
+    if not urls:
+        return Finding("hot swap", Outcome.OK, "Engines that `gadfly up` starts have all it needs.")
+    try:
+        return _about_swaps(await gather(*(engine_needs.examine(deployment.settings, url) for url in urls)))
+    except (GadflyError, ValueError, KeyError, TypeError):
+        return Finding("hot swap", Outcome.WARN, "Not checked: an engine does not answer.", "See the engine check.")
+
+
+def _about_swaps(examined: Sequence[engine_needs.Examined]) -> Finding:
+    says, worst, lines = [], Outcome.OK, []
+    for each in examined:
+        missing = each.of(State.MISSING, State.HARMFUL)
+        hidden = each.of(State.NOT_VISIBLE)
+        parts = [f"lacks {', '.join(missing)}"] if missing else []
+        parts += [f"does not show whether it has {', '.join(hidden)}"] if hidden else []
+        parts += [f"has {', '.join(each.of(State.THERE))}"]
+        says.append(f"{each.url} {'; '.join(parts)}.")
+        if each.of(State.HARMFUL):
+            worst = Outcome.FAIL
+        elif (missing or hidden) and worst is Outcome.OK:
+            worst = Outcome.WARN
+        if missing or hidden:
+            lines.append(each.line)
+    if not lines:
+        return Finding("hot swap", worst, " ".join(says))
+    note = "Start it as follows, beside an installed Gadfly. (On a GPU without: no --middleware, no --scheduler-cls.)"
+    return Finding("hot swap", worst, " ".join(says), "\n".join([note, *dict.fromkeys(lines)]))
+
+
+async def actor(deployment: Deployment) -> Finding:
+    settings = deployment.settings
+    if not settings.actor_url:
+        return Finding("actor", Outcome.OK, "The critic's base model, on the engines.")
+    try:
+        external = open_endpoint(settings)
+        try:
+            found = await external.check()
+        finally:
+            await external.aclose()
+    except GadflyError as error:
+        action = "Check GADFLY_ACTOR_URL, GADFLY_ACTOR_MODEL and GADFLY_ACTOR_KEY."
+        return Finding("actor", Outcome.FAIL, _sentence(str(error)), action)
+    return Finding("actor", Outcome.OK, f"{found}. `gadfly retrain --dry-run` tries it, and says what it lacks.")
 
 
 def model(deployment: Deployment) -> Finding:
@@ -400,6 +456,8 @@ CHECKS: tuple[Check, ...] = (
     service,
     database,
     engine,
+    hot_swap,
+    actor,
     model,
     spool,
     keys,
@@ -415,11 +473,16 @@ _MODEL_FILES = {
 def show(findings: list[Finding]) -> None:
     """Print one line per finding."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    commands: list[str] = []
     for finding in findings:
-        action = f" {finding.do}" if finding.do else ""
+        first, _, command = finding.do.partition("\n")
+        action = f" {first}" if first else ""
+        commands += [command] if command else []
         style = _COLOURS[finding.outcome]
         table.add_row(Text(finding.outcome, style=style), finding.name, Text(finding.says + action))
     out.print(table)
+    for command in commands:  # whole lines, to be copied
+        out.print(f"\n{command}", markup=False, highlight=False, soft_wrap=True)
 
 
 def spooled(home: Path) -> tuple[int, int]:
@@ -470,20 +533,23 @@ async def _date_of(url: str) -> float | None:
         return None
 
 
-async def _engine_problem(url: str) -> str:
+async def _ask_engine(settings: Settings, url: str) -> tuple[str, str]:
+    """Why an engine cannot be used, and why it can serve the base model only; empty where that is not so."""
     shown = without_password(url)
-    health = await probes.get(probes.engine_endpoint(url, "/health"))
-    if not health.is_ok:
-        return f"{shown}: {health.problem}."
-    models = await probes.get(probes.engine_endpoint(url, "/v1/models"))
-    if not models.is_ok:
-        return f"{shown} does not list its models: {models.problem}."
-    served = [item.get("id") for item in models.body["data"]] if isinstance(models.body, dict) else []
-    if "base" not in served:
-        return f"{shown} serves {', '.join(map(str, served)) or 'nothing'} and not `base`."
-    if not await probes.takes_adapters(url):
-        return f"{shown} does not load adapters."
-    return ""
+    try:
+        engine = Engine(url, timeout_s=_ENGINE_TIMEOUT_S, access=settings.engine_access(url))
+    except GadflyError as error:
+        return _sentence(str(error)), ""
+    try:
+        await engine.models()
+        problem = (await engine.adapters()).problem
+    except GadflyError as error:
+        return _sentence(str(error)), ""
+    except (ValueError, KeyError, TypeError):
+        return f"{shown} does not answer like vLLM.", ""
+    finally:
+        await engine.aclose()
+    return "", f"{shown} {problem}, so it serves version 0 only." if problem else ""
 
 
 def _database_state(url: str) -> tuple[int, Any]:

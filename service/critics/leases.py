@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 
-from gadfly.errors import EngineError, TooBusy
+from gadfly.errors import ActorTimeout, ActorUnavailable, EngineError, TooBusy
 from gadfly.service.metrics import Metrics
 
 
@@ -44,6 +44,8 @@ class Leases:
         gauge.inc()
         try:
             yield
+        except (ActorUnavailable, ActorTimeout):
+            raise  # not the critic's fault
         except EngineError:
             self.failed[version] += 1
             raise

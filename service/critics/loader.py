@@ -6,7 +6,7 @@ Happens in a swap, after an engine restarted without the critic, and when a requ
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -14,11 +14,12 @@ import structlog
 from gadfly import prompts
 from gadfly.adapters import AdapterFolder, BadAdapter
 from gadfly.concurrency import gather
-from gadfly.engine_client import Engine, Reply, Sampling
+from gadfly.engine_client import Adapters, Engine, Reply, Sampling
 from gadfly.errors import (
     AdapterRefused,
     BadInput,
     BadSettings,
+    Conflict,
     EngineError,
     EngineTimeout,
     EngineUnavailable,
@@ -136,6 +137,15 @@ class Loader:
                 retry_after_s=_ROOM_S,
             )
 
+    def require_adapters(self) -> None:
+        """Check that no engine is known to serve the base model only, before a critic is promoted or trained.
+
+        Raises:
+            Conflict: names the engines that do, and why.
+        """
+        if problem := without_adapters(self._engines):
+            raise Conflict(f"{problem}; `gadfly doctor` prints the command that starts an engine with all it needs")
+
     async def restore(self, engine: Engine, name: str) -> None:
         """Load and prove an adapter on an engine where a request found it missing or unproven. Raises as `ready`."""
         version = version_of(name)
@@ -230,6 +240,8 @@ class Loader:
 
     async def _prove_on(self, engine: Engine, critic: CriticVersion, folder: AdapterFolder) -> Proof:
         where = without_password(engine.url)
+        if problem := without_adapters([engine]):  # known: the engine is not asked again for each request
+            raise AdapterRefused(problem)
         attempt = _Attempt()
         try:
             async with asyncio.timeout(_PATIENCE_S):
@@ -362,6 +374,15 @@ async def _replies(engine: Engine, critic: CriticVersion, folder: AdapterFolder,
         )
     )
     return [reply for [reply] in replies]
+
+
+def without_adapters(engines: Iterable[Engine]) -> str:
+    """Which of the engines serve the base model only, and why; empty if none is known to."""
+    return "; ".join(
+        f"the engine at {without_password(engine.url)} {support.problem}, so it serves version 0 only"
+        for engine in engines
+        if (support := engine.known_adapters) not in (None, Adapters.LOADED)
+    )
 
 
 def version_of(name: str) -> int | None:

@@ -61,6 +61,7 @@ class Swapper:
         self._metrics = metrics
         self._receipts = receipts
         self._upkeep = upkeep
+        self._not_adopted: tuple[int, str] | None = None  # the version of the last failed adoption, and the reason
         self.problem: str | None = None  # why this replica does not serve the live critic
 
     # ----------------------------------------------------------------------------------------------------- requests
@@ -80,9 +81,12 @@ class Swapper:
         A requested swap survives an outage of Postgres and goes on afterwards.
 
         Raises:
-            NotFound, Conflict: as `gadfly.store.swaps.request_swap`.
+            NotFound, Conflict: as `gadfly.store.swaps.request_swap`; also a Conflict where an engine cannot load the
+                version that an admin wants to promote.
             StoreUnavailable: Postgres is unavailable, so the swap was not requested.
         """
+        if kind is SwapKind.PROMOTE and version != 0:
+            self._loader.require_adapters()
         async with self._database.session() as session:
             swap = await store.swaps.request_swap(
                 session, version=version, kind=kind, from_version=from_version, key_id=key_id, reason=reason
@@ -203,7 +207,9 @@ class Swapper:
             serving = self._pointers.serving
             still = "" if serving is None else f", still answering with {serving}"
             self.problem = f"the live critic {critic.version} is not served here (see the log){still}"
-            log.warning("live_critic_not_served", critic=critic.engine_name, reason=str(error), still=serving)
+            if (critic.version, str(error)) != self._not_adopted:  # every attempt of each second has the same reason
+                log.warning("live_critic_not_served", critic=critic.engine_name, reason=str(error), still=serving)
+            self._not_adopted = critic.version, str(error)
             return
         if self._pointers.current["live"] != critic.version:
             self._pointers.refresh_soon()  # the pointer has moved again; the next reading starts another adoption
@@ -219,7 +225,7 @@ class Swapper:
 
     def _begin(self, critic: CriticVersion) -> None:
         self._pointers.serving = critic.version
-        self.problem = None
+        self.problem = self._not_adopted = None
         self._metrics.live.set(critic.version)
         self._metrics.adoptions.labels("done").inc()
 

@@ -10,7 +10,7 @@ from functools import partial
 import structlog
 
 from gadfly.engine_client import Engine
-from gadfly.errors import EngineError, EngineTimeout, GadflyError
+from gadfly.errors import EngineError, EngineRefused, EngineTimeout, GadflyError
 from gadfly.repeating import repeat
 from gadfly.service.critics.leases import Leases
 from gadfly.service.critics.loader import Loader, version_of
@@ -46,6 +46,7 @@ class EngineUpkeep:
         self._replicas = replicas
         self._receipts = receipts
         self._unused_since: dict[tuple[str, int], float] = {}  # by engine and version, in the loop's seconds
+        self._refusals: dict[str, str] = {}  # by engine's URL: why it refuses this deployment
         self.lacking: set[str] = set()  # URLs of engines that do not serve this replica's live critic
 
     async def run(self) -> None:
@@ -71,6 +72,14 @@ class EngineUpkeep:
     async def _reconcile(self, engine: Engine) -> None:
         try:
             served = {version for name in await engine.models() if (version := version_of(name)) is not None}
+            await self._note_adapters(engine)
+            self._refusals.pop(engine.url, None)
+        except EngineRefused as error:
+            self._loader.forget_all(engine)
+            if self._refusals.get(engine.url) != str(error):  # once: only a change of the settings helps
+                log.error("engine_refuses", engine=without_password(engine.url), reason=str(error))
+            self._refusals[engine.url] = str(error)
+            return
         except EngineTimeout:
             return  # it is busy and has not restarted; the next round asks again
         except EngineError:
@@ -82,6 +91,10 @@ class EngineUpkeep:
         await self._load_live(engine)
         if max(self._pointers.age_s, self._replicas.age_s) < FRESH_S:
             await self._unload_unused(engine, served)
+
+    async def _note_adapters(self, engine: Engine) -> None:
+        if engine.known_adapters is None and (problem := (await engine.adapters()).problem):
+            log.warning("engine_serves_version_0_only", engine=without_password(engine.url), reason=f"it {problem}")
 
     async def _load_live(self, engine: Engine) -> None:
         critic = None if self._pointers.serving is None else self._pointers.known(self._pointers.serving)

@@ -146,7 +146,7 @@ class CritiqueResult(Wire):
     request_id: str | None
     created_at: datetime
     critic: CriticView
-    model: str
+    model: str = Field(description="The critic's base model.")
     prompt_set: str
     verdict: Verdict
     confidence: float | None
@@ -169,7 +169,7 @@ class RefineResult(Wire):
     request_id: str | None
     created_at: datetime
     critic: CriticView
-    model: str
+    model: str = Field(description="The actor that rewrote the answer.")
     prompt_set: str
     refined_response: str
     stop_reason: StopReason

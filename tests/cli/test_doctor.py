@@ -54,7 +54,7 @@ async def test_every_failure_recommends_an_action(tmp_path: Path, another_progra
     assert all(results[name].do for name in failed)
     assert "Another program uses" in results["service"].says
     assert "cannot be reached" in results["database"].says
-    assert "nothing listens there" in results["engine"].says
+    assert "No engine answers at" in results["engine"].says
 
 
 async def test_a_service_that_is_not_ready_gives_the_reason(tmp_path: Path) -> None:
@@ -103,9 +103,15 @@ async def test_an_incomplete_default_model_is_reported(tmp_path: Path) -> None:
 
 ENGINES = [  # answers of the engine, words, why this row exists
     (ENGINE, None, "no fault"),
-    ({}, "answers 404", "another program"),
-    ({**ENGINE, "/v1/models": (200, {"data": [{"id": "llama"}]})}, "serves llama and not `base`", "another vLLM"),
-    ({**ENGINE, "/v1/load_lora_adapter": (404, {})}, "does not load adapters", "started without the flag"),
+    ({}, "does not serve this", "another program"),
+    ({**ENGINE, "/v1/models": (200, {"data": [{"id": "llama"}]})}, None, "another vLLM, with a name of its own"),
+    (
+        {**ENGINE, "/v1/models": (200, {"data": [{"id": "llama"}, {"id": "qwen"}]})},
+        "serves llama, qwen: set GADFLY_ENGINE_MODEL to the name of the base model",
+        "a gateway",
+    ),
+    ({**ENGINE, "/v1/models": (401, {"error": "Unauthorized"})}, "needs a key: set GADFLY_ENGINE_KEY", "--api-key"),
+    ({**ENGINE, "/v1/models": (200, [])}, "does not answer like vLLM", "another program on all paths"),
 ]
 
 

@@ -164,6 +164,8 @@ def test_a_plan_counts_what_it_would_use() -> None:
     assert found.stage_1.by_source == {"person": 1, "import": 0, "reference": 2, "admin": 0}
     assert (found.stage_2.answers, found.stage_2.questions) == (2, 1)
     assert found.pool_answers == 4  # one question with a reference, four samples
+    refinements = 3 * 300 * 4 + 20 * 16 * 4 + 64 * 4  # at the gate, in stage II, at a warm start
+    assert found.actor_answers == 4 + 60 * 4 + refinements  # pool, held-out pool: 60 + 240 answers are judged
     assert (found.heldout.right, found.heldout.wrong, found.heldout_with_reference.answers) == (30, 30, 60)
     nats = nats_needed(CONFIG, share=0.15)
     assert found.detectable_helpfulness == detectable_difference(30, nats=nats, samples=4)
@@ -182,7 +184,7 @@ PLAN_JSON = (
     '"detectable_discriminability":0.125,"detectable_helpfulness":null,"questions_for_margin":629,'
     '"assumed_discordance":0.2,"power":0.8,"seconds":1.5,"expected_mislabelled":{"right":0.1,"wrong":0.5},'
     '"beyond_key_share":2,"contradicting_keys":["00000000-0000-0000-0000-000000000004",null],'
-    '"warnings":["few answers"],"notes":["ü","n"]}'
+    '"warnings":["few answers"],"notes":["ü","n"],"actor_answers":9}'
 )
 
 
@@ -210,6 +212,7 @@ def test_plan_json_keeps_its_form() -> None:
         contradicting_keys=(UUID(int=4), None),
         warnings=("few answers",),
         notes=("ü", "n"),
+        actor_answers=9,
     )
     assert orjson.dumps(written.to_json()).decode() == PLAN_JSON
     assert TypeAdapter(Plan).validate_json(PLAN_JSON) == written

@@ -158,6 +158,57 @@ def start_engine(
     return engine
 
 
+@dataclass(frozen=True)
+class ForeignEngine:
+    """A vLLM server that somebody else started, at `http://127.0.0.1:PORT`."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def stop(self) -> None:
+        _kill_group(self.process)
+        self.process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def start_foreign(line: str, *, port: int, home: Path, key: str = "", timeout_s: float = 180.0) -> ForeignEngine:
+    """Run a shell command that starts vLLM on a port, and wait until it answers. `key` is in $GADFLY_ENGINE_KEY there.
+
+    `python` in the command is this interpreter.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    log = home / f"foreign-{port}.log"
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GADFLY_")}
+    env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(_REPOSITORY), "GADFLY_ENGINE_KEY": key, "HF_HUB_OFFLINE": "1"}
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            ["bash", "-c", f"exec env {line}"], cwd=home, env=env, stdout=output, stderr=output,
+            stdin=subprocess.DEVNULL, start_new_session=True,
+            preexec_fn=_end_with_parent,  # noqa: PLW1509  # one call into libc, nothing that could take a lock
+        )  # fmt: skip
+    engine = ForeignEngine(f"http://127.0.0.1:{port}", process, log)
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            if httpx.get(f"{engine.url}/health", timeout=5).status_code == httpx.codes.OK:
+                return engine
+        except httpx.TransportError:
+            pass
+        if process.poll() is not None or time.monotonic() > deadline:
+            engine.stop()
+            raise EngineDidNotStart(f"The engine did not start:\n{_tail(log, 40)}")
+        time.sleep(0.3)
+
+
 def _wait_until_healthy(engine: RunningEngine, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while not _is_healthy(engine):

@@ -9,6 +9,7 @@ from uuid import UUID
 
 import pytest
 
+from gadfly.actor import BaseActor
 from gadfly.engine_client import ACTOR, EnginePool
 from gadfly.errors import EngineUnavailable, UnreadableReference
 from gadfly.grading import Grade, Grader
@@ -67,6 +68,7 @@ async def bench(engines: EnginePool) -> AsyncIterator[Bench]:
     async with Grader(timeout_s=5) as grader:
         yield Bench(
             engines=engines,
+            actor=BaseActor(engines),
             prompts=PROMPTS,
             grader=grader,
             max_critique_tokens=64,

@@ -6,6 +6,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from gadfly.actor import BaseActor
 from gadfly.engine_client import ACTOR, EnginePool
 from gadfly.grading import Grade, Grader
 from gadfly.prompts import load
@@ -50,7 +51,7 @@ async def engines(engine_url: str) -> AsyncIterator[RunEngines]:
 @pytest.fixture
 async def collector(engines: RunEngines) -> AsyncIterator[Collector]:
     async with Grader(timeout_s=5) as grader:
-        yield Collector(engines=engines, prompts=PROMPTS, grader=grader, config=CONFIG)
+        yield Collector(engines=engines, actor=BaseActor(engines.pool), prompts=PROMPTS, grader=grader, config=CONFIG)
 
 
 async def test_stage_1_rewards_the_verdict_and_does_not_refine(collector: Collector, tmp_path: Path) -> None:
@@ -96,8 +97,9 @@ async def test_the_actor_answers_each_question_with_a_reference_once(engines: Ru
     items = [*ITEMS, item(1, "another answer", is_right=False), item(3, "no reference", is_right=True, reference=None)]
     config = CONFIG.model_copy(update={"pool_samples": 3, "pool_questions": 10})
     async with Grader(timeout_s=5) as grader:
-        pool = await sample_pool(engines, PROMPTS, grader, items, config, seed=0)
-        again = await sample_pool(engines, PROMPTS, grader, items, config, seed=0)
+        actor = BaseActor(engines.pool)
+        pool = await sample_pool(engines, actor, PROMPTS, grader, items, config, seed=0)
+        again = await sample_pool(engines, actor, PROMPTS, grader, items, config, seed=0)
     assert pool == again
     assert {found.question_hash for found in pool.items} <= {items[0].question_hash, items[1].question_hash}
     for found in pool.items:

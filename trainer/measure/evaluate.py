@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 from uuid import UUID
 
+from gadfly.actor import Actor
 from gadfly.concurrency import gather
 from gadfly.critique import critique
 from gadfly.engine_client import EnginePool, Sampling
@@ -36,12 +37,13 @@ _NOTHING_DONE: Mapping[str, Judged] = {}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bench:
-    """Engines, prompts and grader of an evaluation, and its limits.
+    """Engines, actor, prompts and grader of an evaluation, and its limits.
 
     `priority` is the engine's (lower goes first), `concurrency` the most answers in progress at a time.
     """
 
     engines: EnginePool
+    actor: Actor
     prompts: PromptSet
     grader: Grader
     max_critique_tokens: int
@@ -197,6 +199,7 @@ async def several_samples(
         try:
             refined = await refine_chain(
                 bench.engines,
+                bench.actor,
                 bench.prompts,
                 critic=model,
                 question=answer.question,
@@ -310,7 +313,7 @@ async def _turn(
         return _Turn(item, judged.text)
     try:
         rewritten = await refine(
-            bench.engines,
+            bench.actor,
             prompts,
             question=answer.question,
             response=answer.response,

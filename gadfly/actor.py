@@ -1,0 +1,90 @@
+"""The actor: solves questions and refines answers. It is the critic's base model on the engines, or another endpoint.
+
+Serving, training and evaluation get it from `open_actor`, and differ in nothing else.
+"""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from gadfly.access import Access
+from gadfly.endpoint_actor import EndpointActor
+from gadfly.engine_client import ACTOR, EnginePool, OnText, Reply, Sampling
+from gadfly.prompts import Prompt
+from gadfly.records import Spent
+from gadfly.settings import Settings
+
+
+class Actor(Protocol):
+    """A model that solves and refines."""
+
+    @property
+    def name(self) -> str:
+        """The model's name, which is stored with what it writes."""
+
+    @property
+    def spent(self) -> Spent:
+        """What its own endpoint has answered this process; nothing for a model on the engines."""
+
+    async def chat(self, prompt: Prompt, *, sampling: Sampling, on_text: OnText | None = None) -> tuple[Reply, ...]:
+        """Sample `sampling.n` replies to one prompt, in order of sample.
+
+        Raises:
+            PromptTooLong: the prompt does not fit the model.
+            EngineUnavailable, EngineTimeout: it does not answer at present, or not in time.
+            EngineRefused: it refuses the key or the model.
+        """
+
+    async def check(self) -> str:
+        """One sentence about its state, without a full stop.
+
+        Raises:
+            EngineError: the reason why it cannot answer.
+        """
+
+    async def gaps(self) -> tuple[str, ...]:
+        """What it lacks for reproducible training, each as a sentence that says what that costs. Raises as `chat`."""
+
+    async def aclose(self) -> None:
+        """Close its connections."""
+
+
+@dataclass(frozen=True, slots=True)
+class BaseActor:
+    """The critic's base model on the engines."""
+
+    engines: EnginePool
+    name: str = ACTOR
+    spent: Spent = field(default_factory=Spent)
+
+    async def chat(self, prompt: Prompt, *, sampling: Sampling, on_text: OnText | None = None) -> tuple[Reply, ...]:
+        return await self.engines.chat(prompt, model=ACTOR, sampling=sampling, on_text=on_text)
+
+    async def check(self) -> str:
+        return "the base model on the engines"
+
+    async def gaps(self) -> tuple[str, ...]:
+        return ()
+
+    async def aclose(self) -> None:
+        """Nothing: the engines belong to their pool."""
+
+
+def open_actor(settings: Settings, engines: EnginePool) -> Actor:
+    """The actor of a deployment.
+
+    Raises:
+        BadSettings: the file with certificates cannot be used.
+    """
+    return open_endpoint(settings) if settings.actor_url else BaseActor(engines, settings.model)
+
+
+def open_endpoint(settings: Settings) -> EndpointActor:
+    """The actor at `settings.actor_url`. Raises as `open_actor`."""
+    key = "" if settings.actor_key is None else settings.actor_key.get_secret_value()
+    return EndpointActor(
+        settings.actor_url,
+        access=Access(key=key, model=settings.actor_model, ca_file=settings.ca_file),
+        timeout_s=settings.actor_timeout_s,
+        concurrency=settings.actor_concurrency,
+        retries=settings.actor_retries,
+    )
