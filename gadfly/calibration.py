@@ -72,22 +72,23 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bin:
-    """The verdicts with a confidence in one range."""
+    """The judgements whose probability that the answer is right is in one range."""
 
     low: float
     high: float
     items: int
-    traffic_share: float  # of all verdicts, at the class shares of the traffic
-    mean_confidence: float
-    right: float  # share of right verdicts, weighted like `mean_confidence` by the traffic's class shares
+    traffic_share: float  # of all judgements, at the class shares of the traffic
+    mean_p: float
+    right: float  # share of right answers, weighted like `mean_p` by the traffic's class shares
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reliability:
-    """How the confidence of verdicts agrees with how often they are right, at the class shares of the traffic.
+    """How the probability that an answer is right agrees with whether it is, at the class shares of the traffic.
 
-    `ece` is the expected calibration error: the mean of |mean confidence - share of right verdicts| over the bins,
-    weighted by their share of the traffic. Chance alone makes it larger than 0; the interval (95 %) errs upwards.
+    `ece` is the expected calibration error: the mean of |mean probability - share right| over the bins, weighted by
+    their share of the traffic. Chance alone makes it larger than 0; the interval (95 %) errs upwards. Bins of the
+    confidence in a verdict would hide a wrong class share: too little in "correct" and too much in "incorrect" cancel.
     """
 
     ece: float
@@ -100,15 +101,15 @@ class Reliability:
 class CalibrationReport:
     """How well a calibration does on held-out answers.
 
-    `after` is cross-fitted: each question's confidences come from a calibration that was fitted without it.
+    `after` is cross-fitted: each question's probabilities come from a calibration that was fitted without it.
     """
 
-    items: int  # verdicts
+    items: int  # judgements
     questions: int
     folds: int
     share_low: float  # of right answers in the traffic: Wilson's interval (95 %)
     share_high: float
-    before: Reliability  # of the critic's own confidence
+    before: Reliability  # of the two verdict words
     after: Reliability
 
     def to_json(self) -> dict[str, Any]:
@@ -123,11 +124,11 @@ class CalibrationReport:
 _REPORT = TypeAdapter(CalibrationReport)
 
 
-def bins_of(confidences: Sequence[float], hits: Sequence[bool], weights: Sequence[float]) -> tuple[Bin, ...]:
-    """The non-empty bins of verdicts with these confidences; `weights` need not sum to 1."""
+def bins_of(probabilities: Sequence[float], are_right: Sequence[bool], weights: Sequence[float]) -> tuple[Bin, ...]:
+    """The non-empty bins of these probabilities that an answer is right; `weights` need not sum to 1."""
     members: dict[int, list[int]] = {}
-    for index, confidence in enumerate(confidences):
-        members.setdefault(bin_of(confidence), []).append(index)
+    for index, p in enumerate(probabilities):
+        members.setdefault(bin_of(p), []).append(index)
     total = math.fsum(weights)
     found = []
     for number, indices in sorted(members.items()):
@@ -138,18 +139,18 @@ def bins_of(confidences: Sequence[float], hits: Sequence[bool], weights: Sequenc
                 high=(number + 1) / BINS,
                 items=len(indices),
                 traffic_share=weight / total,
-                mean_confidence=math.fsum(weights[index] * confidences[index] for index in indices) / weight,
-                right=math.fsum(weights[index] * hits[index] for index in indices) / weight,
+                mean_p=math.fsum(weights[index] * probabilities[index] for index in indices) / weight,
+                right=math.fsum(weights[index] * are_right[index] for index in indices) / weight,
             )
         )
     return tuple(found)
 
 
-def bin_of(confidence: float) -> int:
-    """The number of the bin that a confidence is in."""
-    return min(int(confidence * BINS), BINS - 1)
+def bin_of(p: float) -> int:
+    """The number of the bin that a probability is in."""
+    return min(int(p * BINS), BINS - 1)
 
 
 def expected_error(bins: Sequence[Bin]) -> float:
     """The expected calibration error over these bins."""
-    return math.fsum(each.traffic_share * abs(each.mean_confidence - each.right) for each in bins)
+    return math.fsum(each.traffic_share * abs(each.mean_p - each.right) for each in bins)

@@ -82,21 +82,21 @@ class ClassSharesView(Wire):
 
 
 class BinView(Wire):
-    """The verdicts with a confidence in one range."""
+    """The judgements whose probability that the answer is right is in one range."""
 
     low: float
     high: float
     items: int
-    traffic_share: float = Field(description="The bin's share of all verdicts, at the class shares of the traffic.")
-    mean_confidence: float
-    right: float = Field(description="Share of right verdicts, at the class shares of the traffic.")
+    traffic_share: float = Field(description="The bin's share of all judgements, at the class shares of the traffic.")
+    mean_p: float
+    right: float = Field(description="Share of right answers, at the class shares of the traffic.")
 
 
 class ReliabilityView(Wire):
-    """How the confidence of verdicts agrees with how often they are right."""
+    """How the probability that an answer is right agrees with whether it is."""
 
     ece: float = Field(
-        description="Expected calibration error: mean of |mean confidence - share of right verdicts| over the bins."
+        description="Expected calibration error: mean of |mean probability - share of right answers| over the bins."
     )
     low: float = Field(description="Lower bound of the error, 95 %, over resampled questions.")
     high: float
@@ -114,11 +114,11 @@ class CalibrationView(Wire):
     slope: float
     intercept: float
     class_shares: ClassSharesView
-    items: int = Field(description="Held-out verdicts.")
+    items: int = Field(description="Held-out judgements.")
     questions: int
     folds: int = Field(description="`after` comes from calibrations that were fitted without the question's fold.")
-    before: ReliabilityView = Field(description="Of `confidence`.")
-    after: ReliabilityView = Field(description="Of `calibrated_confidence`.")
+    before: ReliabilityView = Field(description="Of the two verdict words, as in `confidence`.")
+    after: ReliabilityView = Field(description="Of the calibrated probability, as in `calibrated_confidence`.")
 
 
 class CriticHistoryView(CriticVersionView):

@@ -1,6 +1,6 @@
 """Fits a critic's calibration on held-out judgements, and measures it on judgements that the fit did not see.
 
-Letters of axes: N judgements, Q questions, B bins of confidence, R resamplings, Y classes (wrong, right).
+Letters of axes: N judgements, Q questions, B bins of probability, R resamplings, Y classes (wrong, right).
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,6 @@ from gadfly.calibration import (
     log_odds,
 )
 from gadfly.trainer.measure.metrics import Judged, proportion
-from gadfly.verdict import Verdict
 
 LEAST_QUESTIONS = 20  # of each class: with fewer, the fit is as likely to harm as to help
 FOLDS = 10
@@ -39,74 +38,55 @@ def calibrate(
     """The calibration of the critic that judged these held-out items, and how well it does; None with too few items.
 
     The calibration is fitted on all items. The report's `after` is cross-fitted over folds of whole questions, so no
-    confidence in it comes from a fit that saw its question.
+    probability in it comes from a fit that saw its question.
     """
-    data = _Data.of(items)
+    data = Judgements.of(items)
     if min(data.questions_with(is_right) for is_right in (True, False)) < LEAST_QUESTIONS:
         return None
-    confidences_N = np.empty(len(data.odds_N))
+    p_N = np.empty(len(data.odds_N))
     for fold in range(FOLDS):
         is_tested_N = data.question_N % FOLDS == fold
-        fitted = fit(data.only(~is_tested_N), traffic)
-        confidences_N[is_tested_N] = data.only(is_tested_N).confidences(fitted)
-    low_high = proportion(traffic.right, traffic.right + traffic.wrong, confidence=_CONFIDENCE)
+        p_N[is_tested_N] = data.only(is_tested_N).calibrated(fit(data.only(~is_tested_N), traffic))
+    share = proportion(traffic.right, traffic.right + traffic.wrong, confidence=_CONFIDENCE)
     report = CalibrationReport(
         items=len(data.odds_N),
         questions=int(data.question_N.max()) + 1,
         folds=FOLDS,
-        share_low=0.0 if low_high is None else low_high.low,
-        share_high=1.0 if low_high is None else low_high.high,
-        before=_reliability(data, data.stated_confidences(), traffic.share, seed=seed),
-        after=_reliability(data, confidences_N, traffic.share, seed=seed),
+        share_low=0.0 if share is None else share.low,
+        share_high=1.0 if share is None else share.high,
+        before=_reliability(data, _logistic(data.odds_N), traffic.share, seed=seed),
+        after=_reliability(data, p_N, traffic.share, seed=seed),
     )
     return fit(data, traffic), report
 
 
 @dataclass(frozen=True, slots=True)
-class _Data:
-    """Judgements with a verdict and its probability, in the order of their questions' hashes."""
+class Judgements:
+    """Judgements whose verdict words were read; questions are numbered in the order of their hashes."""
 
     odds_N: Floats  # log-odds of the verdict words
     was_right_N: NDArray[np.bool_]
-    says_correct_N: NDArray[np.bool_]
-    question_N: NDArray[np.int64]  # the number of the question
+    question_N: NDArray[np.int64]
 
     @classmethod
-    def of(cls, items: Sequence[Judged]) -> "_Data":
-        told = [
-            (item, odds)
-            for item in items
-            if item.served not in (None, Verdict.UNPARSED)
-            and (odds := log_odds(item.p_correct, item.p_incorrect)) is not None
-        ]
-        numbers = {hash_: number for number, hash_ in enumerate(sorted({item.question_hash for item, _ in told}))}
+    def of(cls, items: Sequence[Judged]) -> "Judgements":
+        read = [(item, odds) for item in items if (odds := log_odds(item.p_correct, item.p_incorrect)) is not None]
+        numbers = {hash_: number for number, hash_ in enumerate(sorted({item.question_hash for item, _ in read}))}
         return cls(
-            odds_N=np.array([odds for _, odds in told], dtype=np.float64),
-            was_right_N=np.array([item.was_right for item, _ in told], dtype=np.bool_),
-            says_correct_N=np.array([item.served is Verdict.CORRECT for item, _ in told], dtype=np.bool_),
-            question_N=np.array([numbers[item.question_hash] for item, _ in told], dtype=np.int64),
+            odds_N=np.array([odds for _, odds in read], dtype=np.float64),
+            was_right_N=np.array([item.was_right for item, _ in read], dtype=np.bool_),
+            question_N=np.array([numbers[item.question_hash] for item, _ in read], dtype=np.int64),
         )
 
-    def only(self, which_N: NDArray[np.bool_]) -> "_Data":
-        return _Data(
-            self.odds_N[which_N], self.was_right_N[which_N], self.says_correct_N[which_N], self.question_N[which_N]
-        )
+    def only(self, which_N: NDArray[np.bool_]) -> "Judgements":
+        return Judgements(self.odds_N[which_N], self.was_right_N[which_N], self.question_N[which_N])
 
     def questions_with(self, is_right: bool) -> int:
         return len(np.unique(self.question_N[self.was_right_N == is_right]))
 
-    def hits(self) -> NDArray[np.bool_]:
-        """Whether each verdict is right."""
-        return ~(self.was_right_N ^ self.says_correct_N)
-
-    def stated_confidences(self) -> Floats:
-        """The critic's own confidence in each verdict."""
-        return _logistic(np.where(self.says_correct_N, self.odds_N, -self.odds_N))
-
-    def confidences(self, calibration: Calibration) -> Floats:
-        """The calibrated confidence in each verdict."""
-        right_N = np.array([calibration.p_right_at(odds) for odds in self.odds_N.tolist()])
-        return np.where(self.says_correct_N, right_N, 1 - right_N)
+    def calibrated(self, calibration: Calibration) -> Floats:
+        """The calibrated probability that each answer is right."""
+        return np.array([calibration.p_right_at(odds) for odds in self.odds_N.tolist()])
 
     def weights(self, right_share: float) -> Floats:
         """Weights under which this share of the judgements is about right answers. They sum to 1."""
@@ -115,12 +95,12 @@ class _Data:
         return np.where(self.was_right_N, right_share / of_right, (1 - right_share) / of_wrong)
 
 
-def fit(data: _Data, traffic: ClassCounts) -> Calibration:
+def fit(data: Judgements, traffic: ClassCounts) -> Calibration:
     """Platt's fit with both classes weighted equally; the traffic's class share enters where it is applied.
 
     The targets are Platt's: a share of (n + 1) / (n + 2) and not 1, so that classes which the critic separates without
     an error give a finite slope. n counts questions, since the samples of one question are no independent evidence. A
-    critic whose probabilities point the wrong way gets a slope of 0: its confidence is then the class share.
+    critic whose probabilities point the wrong way gets a slope of 0: every answer is then right with the class share.
     """
     questions = data.questions_with(True), data.questions_with(False)
     weights_N = data.weights(0.5) * len(np.unique(data.question_N))
@@ -160,28 +140,27 @@ def _logistic(x_N: Floats) -> Floats:
     return values
 
 
-def _reliability(data: _Data, confidences_N: Floats, right_share: float, *, seed: int) -> Reliability:
+def _reliability(data: Judgements, p_N: Floats, right_share: float, *, seed: int) -> Reliability:
     """Bins and ECE. The interval is ECE +- (97.5 % quantile over resampled questions - ECE).
 
-    Resampling adds chance to a number that chance makes larger, so its quantiles lie too high; measured from the ECE to
-    both sides they hold the true error in at least 95 % of simulations (bench/calibration.py).
+    Resampling adds chance to a number that chance makes larger, so its quantiles lie too high; this distance on both
+    sides holds the true error at least as often as it says (bench/calibration.py).
     """
-    bins = bins_of(confidences_N.tolist(), data.hits().tolist(), data.weights(right_share).tolist())
+    bins = bins_of(p_N.tolist(), data.was_right_N.tolist(), data.weights(right_share).tolist())
     ece = expected_error(bins)
-    upper = float(np.quantile(_resampled_errors(data, confidences_N, right_share, seed=seed), (1 + _CONFIDENCE) / 2))
+    upper = float(np.quantile(_resampled_errors(data, p_N, right_share, seed=seed), (1 + _CONFIDENCE) / 2))
     half = max(0.0, upper - ece)
     return Reliability(ece=ece, low=max(0.0, ece - half), high=min(1.0, ece + half), bins=bins)
 
 
-def _resampled_errors(data: _Data, confidences_N: Floats, right_share: float, *, seed: int) -> Floats:
+def _resampled_errors(data: Judgements, p_N: Floats, right_share: float, *, seed: int) -> Floats:
     """The ECE of samples of the questions, drawn with replacement; the class shares are the traffic's in each."""
-    bin_N = np.array([bin_of(confidence) for confidence in confidences_N.tolist()])
-    number_N = np.unique(data.question_N, return_inverse=True)[1]
-    questions = int(number_N.max()) + 1
+    bin_N = np.array([bin_of(p) for p in p_N.tolist()])
+    questions = int(data.question_N.max()) + 1
     gap_YQB, count_YQ = np.zeros((2, questions, BINS)), np.zeros((2, questions))
     class_N = data.was_right_N.astype(int)
-    np.add.at(gap_YQB, (class_N, number_N, bin_N), confidences_N - data.hits())
-    np.add.at(count_YQ, (class_N, number_N), 1.0)
+    np.add.at(gap_YQB, (class_N, data.question_N, bin_N), p_N - data.was_right_N)
+    np.add.at(count_YQ, (class_N, data.question_N), 1.0)
     drawn_RQ = np.random.default_rng(seed).multinomial(questions, np.full(questions, 1 / questions), _RESAMPLINGS)
     gap_YRB = drawn_RQ.astype(float) @ gap_YQB
     count_YR = np.maximum(drawn_RQ @ count_YQ.T, 1e-9).T
