@@ -45,6 +45,7 @@ async def evaluate_and_publish(context: RunContext) -> None:
     run = context.run
     if run.version is not None:  # an earlier attempt finished: version, candidate and swap are one transaction
         return
+    await context.engines.prove_sampling()
     policy = context.load_policy()
     policy.load_adapter(context.workspace.final)
     try:

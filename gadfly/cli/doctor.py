@@ -26,7 +26,7 @@ from gadfly.cli import probes
 from gadfly.cli.connection import service_address
 from gadfly.cli.terminal import out
 from gadfly.cli.up_state import active_state
-from gadfly.errors import GadflyError
+from gadfly.errors import GadflyError, WrongSampling
 from gadfly.settings import DEFAULT_MODEL, Device, Settings, without_password
 
 VLLM_VERSION = "0.32.0"
@@ -37,6 +37,7 @@ _C_COMPILERS = ("gcc", "cc", "clang")
 _LEAST_MEMORY = 3 * 2**30
 _LEAST_DISK = 2**30
 _LEAST_SHARED = 64 * 2**20
+_SAMPLING_LIMIT_S = 30.0
 _CLOCK_LIMIT_S = 30.0
 _OLDEST_SENSIBLE = 1_735_689_600  # 2025, before this program existed: an earlier clock was never set
 
@@ -318,6 +319,34 @@ async def engine(deployment: Deployment) -> Finding:
     return Finding("engine", Outcome.OK, f"{summary}, with the base model and with adapters.")
 
 
+async def sampling(deployment: Deployment) -> Finding:
+    if not deployment.engine_urls:
+        return Finding("sampling", Outcome.OK, "Not checked: the engine does not run.")
+    from gadfly.engine_client import Engine
+    from gadfly.sampling_proof import prove_sampling
+
+    draws, seconds = 0, 0.0
+    for url in deployment.engine_urls:
+        engine = Engine(url, timeout_s=_SAMPLING_LIMIT_S)
+        try:
+            proof = await prove_sampling(engine, temperature=deployment.settings.temperature, priority=0)
+        except WrongSampling as error:
+            return Finding(
+                "sampling",
+                Outcome.FAIL,
+                f"{without_password(url)}: {error}.",
+                "Start the engine with --generation-config vllm, and without a proxy that changes requests.",
+            )
+        except GadflyError as error:
+            return Finding("sampling", Outcome.WARN, f"{without_password(url)} cannot be checked: {error}.")
+        finally:
+            await engine.aclose()
+        draws, seconds = draws + proof.draws, seconds + proof.seconds
+    return Finding(
+        "sampling", Outcome.OK, f"{draws} draws follow the distribution that is reported, in {seconds:.1f} s."
+    )
+
+
 def model(deployment: Deployment) -> Finding:
     settings = deployment.settings
     if settings.engine_urls:
@@ -400,6 +429,7 @@ CHECKS: tuple[Check, ...] = (
     service,
     database,
     engine,
+    sampling,
     model,
     spool,
     keys,

@@ -10,6 +10,7 @@ from gadfly.service.critics.loader import Loader
 from gadfly.service.critics.pointers import CriticPointers
 from gadfly.service.critics.receipts import SwapReceipts
 from gadfly.service.critics.replicas import Replicas
+from gadfly.service.critics.sampling import SamplingProofs
 from gadfly.service.critics.swapper import Swapper
 from gadfly.service.critics.upkeep import EngineUpkeep
 from gadfly.service.critics.watch import RollbackWatch
@@ -50,6 +51,7 @@ class CriticServing:
             upkeep=self.upkeep,
             metrics=metrics,
         )
+        self.sampling = SamplingProofs(engines, temperature=settings.temperature)
         self.watch = RollbackWatch(database, self.pointers, is_on=settings.auto_rollback)
 
     async def start(self) -> CriticVersion:
@@ -62,7 +64,7 @@ class CriticServing:
         return await self.pointers.start(base_model=self._settings.model)
 
     async def run(self) -> None:
-        """Follow the pointers, do swaps, reconcile the engines and watch live traffic, until cancelled."""
+        """Follow the pointers, do swaps, reconcile and check the engines and watch live traffic, until cancelled."""
         try:
             await asyncio.gather(
                 self.pointers.run_refresh(),
@@ -71,6 +73,7 @@ class CriticServing:
                 self.swapper.run(),
                 self.upkeep.run(),
                 self.watch.run(),
+                self.sampling.run(),
             )
         finally:
             await self.swapper.leave()
