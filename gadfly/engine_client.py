@@ -228,11 +228,13 @@ class Engine:
         except KeyError as error:
             raise EngineError(f"the engine did not report the probability of {error}") from None
 
-    async def read_logprobs(self, prompt: Prompt, *, tokens: Sequence[int], priority: int = 0) -> dict[int, float]:
+    async def read_logprobs(self, prompt: Prompt, *, tokens: Sequence[int]) -> dict[int, float]:
         """The log-probabilities (nats) of at most 128 tokens as the reply's first token. Raises as `chat`."""
-        body = _chat_body(
-            await self._guarded(prompt), model=ACTOR, sampling=Sampling(max_tokens=1, priority=priority)
-        ) | {"logprobs": True, "logprob_token_ids": list(tokens), "return_tokens_as_token_ids": True}
+        body = _chat_body(await self._guarded(prompt), model=ACTOR, sampling=Sampling(max_tokens=1)) | {
+            "logprobs": True,
+            "logprob_token_ids": list(tokens),
+            "return_tokens_as_token_ids": True,
+        }
         [choice] = (await self._post("/v1/chat/completions", body))["choices"]
         _refuse_aborted([choice["finish_reason"]])
         found = {item["token"]: item["logprob"] for item in choice["logprobs"]["content"][0]["top_logprobs"]}
@@ -249,10 +251,9 @@ class Engine:
         temperature: float,
         seed: int | None,
         logit_bias: Mapping[int, float],
-        priority: int = 0,
     ) -> list[int]:
         """The first tokens of `n` replies, with `logit_bias` (nats by token) added to the logits. Raises as `chat`."""
-        sampling = Sampling(n=n, temperature=temperature, max_tokens=1, seed=seed, priority=priority)
+        sampling = Sampling(n=n, temperature=temperature, max_tokens=1, seed=seed)
         body = _chat_body(await self._guarded(prompt), model=ACTOR, sampling=sampling) | {
             "logit_bias": {str(token): bias for token, bias in logit_bias.items()},
             "return_token_ids": True,

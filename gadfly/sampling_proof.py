@@ -85,7 +85,7 @@ class Ladder:
         return list(found.values())
 
 
-async def prove_sampling(engine: Engine, *, temperature: float, priority: int) -> SamplingProof:
+async def prove_sampling(engine: Engine, *, temperature: float) -> SamplingProof:
     """Have an engine prove that it samples as it reports, at temperature 1 and at `temperature`. Takes 260 draws.
 
     Raises:
@@ -94,13 +94,13 @@ async def prove_sampling(engine: Engine, *, temperature: float, priority: int) -
         BadInput: it does not know one of the options of the requests.
     """
     started = time.monotonic()
-    ladder, reported = await _read_ladder(engine, priority=priority)
-    await _check_greedy(engine, ladder, reported, priority=priority)
+    ladder, reported = await _read_ladder(engine)
+    await _check_greedy(engine, ladder, reported)
     draws = 0
     samples: list[list[int | None]] = []
     for seed in _SEEDS:
         samples = [
-            await _draw(engine, ladder, reported, at, seed=seed + shift, priority=priority)
+            await _draw(engine, ladder, reported, at, seed=seed + shift)
             for at, shift in ((1.0, 0), (temperature or 1.0, DRAWS))
         ]
         draws += sum(map(len, samples))
@@ -110,7 +110,7 @@ async def prove_sampling(engine: Engine, *, temperature: float, priority: int) -
     raise WrongSampling(f"the engine does not sample the distribution that it reports: {explain(ladder, samples)}")
 
 
-async def _read_ladder(engine: Engine, *, priority: int) -> tuple[Ladder, dict[int, float]]:
+async def _read_ladder(engine: Engine) -> tuple[Ladder, dict[int, float]]:
     """The ladder of this engine's tokens, and their reported log-probabilities after the prompt."""
     in_prompt = set(await engine.tokenize(_PROMPT))
     texts = [f" {word}" for word in f"{_IN_PROMPT} {_OTHERS}".split()] + _CHARACTERS.split()
@@ -118,17 +118,17 @@ async def _read_ladder(engine: Engine, *, priority: int) -> tuple[Ladder, dict[i
     candidates = [[token for token in told if (token in in_prompt) is inside] for inside in (True, False)]
     half = min(_MOST_TOKENS // 2, *map(len, candidates))
     pairs = list(zip(candidates[0][:half], candidates[1][:half], strict=True))
-    reported = await engine.read_logprobs(_PROMPT, tokens=list(chain.from_iterable(pairs)), priority=priority)
+    reported = await engine.read_logprobs(_PROMPT, tokens=list(chain.from_iterable(pairs)))
     kept = [pair for pair in pairs if min(reported[token] for token in pair) >= _LOWEST]
     if 2 * len(kept) < _LEAST_TOKENS:
         raise EngineError(f"the proof of sampling needs {_LEAST_TOKENS} tokens, and the model offers {2 * len(kept)}")
     return Ladder(tuple(chain.from_iterable(kept))), reported
 
 
-async def _check_greedy(engine: Engine, ladder: Ladder, reported: dict[int, float], *, priority: int) -> None:
+async def _check_greedy(engine: Engine, ladder: Ladder, reported: dict[int, float]) -> None:
     wanted = [-_GREEDY_LEAD * rank for rank in range(len(ladder.tokens))]
     bias = _bias(ladder, reported, wanted, temperature=1.0)
-    [drawn] = await engine.draw(_PROMPT, n=1, temperature=0.0, seed=None, logit_bias=bias, priority=priority)
+    [drawn] = await engine.draw(_PROMPT, n=1, temperature=0.0, seed=None, logit_bias=bias)
     if drawn != ladder.tokens[0]:
         raise WrongSampling(
             "the engine does not take the likeliest token at temperature 0: it applies a penalty, or reports other "
@@ -137,16 +137,14 @@ async def _check_greedy(engine: Engine, ladder: Ladder, reported: dict[int, floa
 
 
 async def _draw(
-    engine: Engine, ladder: Ladder, reported: dict[int, float], temperature: float, *, seed: int, priority: int
+    engine: Engine, ladder: Ladder, reported: dict[int, float], temperature: float, *, seed: int
 ) -> list[int | None]:
     """The ranks of `DRAWS` tokens; None for one outside the ladder."""
     bias = _bias(ladder, reported, ladder.logprobs, temperature=temperature)
     ranks = {token: rank for rank, token in enumerate(ladder.tokens)}
     drawn: list[int | None] = []
     for first in range(0, DRAWS, _AT_ONCE):
-        tokens = await engine.draw(
-            _PROMPT, n=_AT_ONCE, temperature=temperature, seed=seed + first, logit_bias=bias, priority=priority
-        )
+        tokens = await engine.draw(_PROMPT, n=_AT_ONCE, temperature=temperature, seed=seed + first, logit_bias=bias)
         drawn += [ranks.get(token) for token in tokens]
     return drawn
 

@@ -64,7 +64,7 @@ class RunEngines:
             drops = engine.drops
             try:
                 if self._proven.get(engine.url) != drops:
-                    await prove_sampling(engine, temperature=self.temperature, priority=ROLLOUT_PRIORITY)
+                    await prove_sampling(engine, temperature=self.temperature)
                     self._proven[engine.url] = drops
                 members.append(engine)
             except (EngineUnavailable, EngineTimeout):

@@ -329,7 +329,7 @@ async def sampling(deployment: Deployment) -> Finding:
     for url in deployment.engine_urls:
         engine = Engine(url, timeout_s=_SAMPLING_LIMIT_S)
         try:
-            proof = await prove_sampling(engine, temperature=deployment.settings.temperature, priority=0)
+            proof = await prove_sampling(engine, temperature=deployment.settings.temperature)
         except WrongSampling as error:
             return Finding(
                 "sampling",

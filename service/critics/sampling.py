@@ -14,7 +14,6 @@ from gadfly.sampling_proof import prove_sampling
 from gadfly.settings import without_password
 
 _TICK_S = 1.0
-_PRIORITY = 10  # as rollouts: live requests go first
 
 log = structlog.get_logger(__name__)
 
@@ -62,7 +61,7 @@ class SamplingProofs:
     async def _prove(self, engine: Engine) -> None:
         drops, where = engine.drops, without_password(engine.url)
         try:
-            proof = await prove_sampling(engine, temperature=self._temperature, priority=_PRIORITY)
+            proof = await prove_sampling(engine, temperature=self._temperature)
         except (EngineUnavailable, EngineTimeout):
             return  # the next round tries again
         except GadflyError as error:

@@ -56,7 +56,7 @@ class Careless(httpx.AsyncBaseTransport):
 
 async def prove(engine: Engine) -> None:
     try:
-        await prove_sampling(engine, temperature=0.7, priority=0)
+        await prove_sampling(engine, temperature=0.7)
     finally:
         await engine.aclose()
 

@@ -40,7 +40,7 @@ class Bending(httpx.AsyncBaseTransport):
 async def prove(running: RunningEngine, changes: Mapping[str, Any], *, temperature: float = 0.7) -> SamplingProof:
     engine = Engine(running.url, timeout_s=60, transport=Bending(running.url, changes))
     try:
-        return await prove_sampling(engine, temperature=temperature, priority=0)
+        return await prove_sampling(engine, temperature=temperature)
     finally:
         await engine.aclose()
 

@@ -118,7 +118,7 @@ class FakeEngine:
 async def prove(fake: FakeEngine, temperature: float = 0.7) -> int:
     engine = Engine("http://engine", timeout_s=5, transport=httpx.MockTransport(fake))
     try:
-        return (await prove_sampling(engine, temperature=temperature, priority=0)).draws
+        return (await prove_sampling(engine, temperature=temperature)).draws
     finally:
         await engine.aclose()
 
