@@ -305,6 +305,44 @@ class Engine:
         except KeyError as error:
             raise EngineError(f"the engine did not report the probability of {error}") from None
 
+    async def read_logprobs(self, prompt: Prompt, *, tokens: Sequence[int]) -> dict[int, float]:
+        """The log-probabilities (nats) of at most 128 tokens as the reply's first token. Raises as `chat`."""
+        body = _chat_body(await guard(prompt, self._reserved_strings), model=ACTOR, sampling=Sampling(max_tokens=1)) | {
+            "logprobs": True,
+            "logprob_token_ids": list(tokens),
+            "return_tokens_as_token_ids": True,
+        }
+        [choice] = (await self._ask("/v1/chat/completions", body))["choices"]
+        _refuse_aborted([choice["finish_reason"]])
+        found = {item["token"]: item["logprob"] for item in choice["logprobs"]["content"][0]["top_logprobs"]}
+        try:
+            return {token: found[f"token_id:{token}"] for token in tokens}
+        except KeyError as error:
+            raise EngineError(f"the engine did not report the probability of {error}") from None
+
+    async def draw(
+        self,
+        prompt: Prompt,
+        *,
+        n: int,
+        temperature: float,
+        seed: int | None,
+        logit_bias: Mapping[int, float],
+    ) -> list[int]:
+        """The first tokens of `n` replies, with `logit_bias` (nats by token) added to the logits. Raises as `chat`."""
+        sampling = Sampling(n=n, temperature=temperature, max_tokens=1, seed=seed)
+        body = _chat_body(await guard(prompt, self._reserved_strings), model=ACTOR, sampling=sampling) | {
+            "logit_bias": {str(token): bias for token, bias in logit_bias.items()},
+            "return_token_ids": True,
+        }
+        choices = (await self._ask("/v1/chat/completions", body))["choices"]
+        _refuse_aborted([choice["finish_reason"] for choice in choices])
+        return [choice["token_ids"][0] for choice in sorted(choices, key=lambda choice: choice["index"])]
+
+    async def token_ids(self, text: str) -> list[int]:
+        """The tokens of a text alone. Raises as `chat`."""
+        return await self._tokenize(text)
+
     async def label_tokens(self, *, after: str, first: str, second: str) -> LabelTokens:
         """The tokens in which two words differ when they follow `after` and a space. Read from the engine once."""
         known = self._labels.get((after, first, second))
@@ -576,6 +614,10 @@ class EnginePool:
 
     async def aclose(self) -> None:
         await asyncio.gather(*(engine.aclose() for engine in self.members))
+
+    def keep(self, members: Sequence[Engine]) -> None:
+        """Send no further requests to the engines that are not among these. They stay open for their owner to close."""
+        self.members = tuple(members)
 
     @property
     def in_flight(self) -> int:

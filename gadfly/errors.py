@@ -77,6 +77,10 @@ class AdapterRefused(EngineError):
     """The engine does not serve an adapter; the message gives the reason."""
 
 
+class WrongSampling(EngineError):
+    """The engine samples from another distribution than the one whose log-probabilities it reports."""
+
+
 class PromptTooLong(BadInput):
     """Prompt and completion exceed the model's context."""
 

@@ -12,6 +12,7 @@ from uuid import UUID
 
 import uuid_utils.compat
 
+from gadfly.calibration import Calibration, CalibrationReport
 from gadfly.grading import Grade
 from gadfly.training import GateOutcome
 from gadfly.verdict import Verdict, VerdictSource
@@ -132,6 +133,14 @@ class Critique:
     finish_reason: str | None  # the engine's: stop, length
     usage: Usage = Usage()
     supplied: bool = False
+    calibrated_p_right: float | None = None  # that the answer is right; None: the critic has no calibration
+
+    @property
+    def calibrated_confidence(self) -> float | None:
+        """Probability that the reported verdict is right, in [0, 1]; below 0.5 where the other verdict is likelier."""
+        if self.calibrated_p_right is None or self.verdict is Verdict.UNPARSED:
+            return None
+        return self.calibrated_p_right if self.verdict is Verdict.CORRECT else 1 - self.calibrated_p_right
 
     @property
     def confidence(self) -> float | None:
@@ -254,11 +263,22 @@ class SwapReceipt:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CriticCalibration:
+    """How a critic version's probabilities become the probability that an answer is right, and how well they do."""
+
+    version: int
+    created_at: datetime
+    calibration: Calibration
+    report: CalibrationReport
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CriticHistory:
     """The gate's decision about a critic version, and the swaps that made it live."""
 
     outcome: GateOutcome | None
     gate: dict[str, Any] | None  # the gate's report
+    calibration: CriticCalibration | None
     swaps: list[Swap]  # the newest first
     receipts: list[SwapReceipt]  # the newest first
 

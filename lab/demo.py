@@ -232,6 +232,8 @@ async def compare(client: httpx.AsyncClient, versions: Sequence[int], progress: 
         [critique] = [each["critique"] for each in result["samples"][0]["rounds"]]
         return {
             "verdict": critique["verdict"],
+            "confidence": critique["confidence"],
+            "calibrated_confidence": critique["calibrated_confidence"],
             "critique": critique["text"],
             "refined": result["refined_response"],
             "grade": result["refined_grade"],
@@ -266,6 +268,7 @@ async def run_demo(home: Path, console: Console) -> Story:
                 version = run["version"]
                 if run["outcome"] == "promote":
                     history = await until_live(client, version)
+            calibration = None if version is None else (await client.get(f"/critics/{version}")).json()["calibration"]
             comparisons = [] if version is None else await compare(client, (0, version), progress)
             run_events = await events(client, run["id"])
     return Story(
@@ -276,6 +279,7 @@ async def run_demo(home: Path, console: Console) -> Story:
         run=run,
         events=run_events,
         history=history,
+        calibration=calibration,
         comparisons=comparisons,
     )
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from gadfly.calibration import bins_of, expected_error
 from gadfly.lab import world
 from gadfly.lab.world import WordProblem
 
@@ -63,6 +64,7 @@ class Story:
     run: dict[str, Any]
     events: list[dict[str, Any]]
     history: dict[str, Any] | None  # of the new critic, if it went live
+    calibration: dict[str, Any] | None  # of the new critic, on held-out answers
     comparisons: list[Comparison]
 
     @property
@@ -92,11 +94,42 @@ class Story:
             ("... wrong answers fixed", share(wrong, refined), len(wrong)),
         ]
 
+    def calibration_errors(self) -> list[tuple[str, str, str]]:
+        """The ECE of the new critic: on which answers, of its own probabilities, of the calibrated ones."""
+        rows = []
+        if self.calibration is not None:
+            shown = [
+                f"{part['ece']:.3f} [{part['low']:.3f}, {part['high']:.3f}]"
+                for part in (self.calibration["before"], self.calibration["after"])
+            ]
+            rows.append((f"{self.calibration['items']} judgements of held-out answers", shown[0], shown[1]))
+        told = [each for each in self.comparisons if self._result(each).get("calibrated_confidence") is not None]
+        if told:
+            errors = [
+                expected_error(
+                    bins_of(
+                        [_p_right(self._result(each), name) for each in told],
+                        [each.case.is_right for each in told],
+                        [1.0] * len(told),
+                    )
+                )
+                for name in ("confidence", "calibrated_confidence")
+            ]
+            rows.append((f"{len(told)} fresh answers, greedy", f"{errors[0]:.3f}", f"{errors[1]:.3f}"))
+        return rows
+
+    @property
+    def _new(self) -> int:
+        assert self.version is not None
+        return self.version
+
+    def _result(self, comparison: Comparison) -> dict[str, Any]:
+        return comparison.results[self._new]
+
     @property
     def side_by_side(self) -> list[Comparison]:
         """Three wrong answers; those that only the new critic calls wrong come first."""
-        assert self.version is not None
-        new = self.version
+        new = self._new
         wrong = [each for each in self.comparisons if not each.case.is_right]
         return sorted(wrong, key=lambda each: (each.is_verdict_right(0), not each.is_verdict_right(new)))[:3]
 
@@ -106,6 +139,11 @@ class Story:
             return None
         details: dict[str, Any] = self.history["receipts"][0]["details"]
         return details
+
+
+def _p_right(result: dict[str, Any], confidence: str) -> float:
+    """The probability that the answer is right, from the confidence in the verdict on it."""
+    return float(result[confidence] if result["verdict"] == "correct" else 1 - result[confidence])
 
 
 def receipt_lines(story: Story) -> list[tuple[str, str]]:
@@ -156,6 +194,13 @@ def show(story: Story, console: Console) -> None:
     for (name, before, of), (_, after, _) in zip(story.rates(0), story.rates(version), strict=True):
         table.add_row(name, f"{before:.1%}", f"{after:.1%}", str(of))
     console.print(table)
+    if errors := story.calibration_errors():
+        calibration = Table(title=f"calibration error (ECE) of critic@{version}", title_justify="left")
+        for column in ("", "its own", "calibrated"):
+            calibration.add_column(column, justify="left" if not column else "right")
+        for row in errors:
+            calibration.add_row(*row)
+        console.print(calibration)
     receipt = Table(title="receipt of the swap", title_justify="left", show_header=False)
     receipt.add_column(style="dim", no_wrap=True)
     receipt.add_column(overflow="fold")
@@ -242,6 +287,9 @@ def page(story: Story) -> str:
                 f"<tr><td>{name}<td class=n>{a:.1%}<td class=n>{b:.1%}<td class=n>{of}"
                 for (name, a, of), (_, b, _) in rows
             ),
+            "</table><h2>Calibration error (ECE) of the new critic</h2><table>",
+            "<tr><th><th class=n>its own<th class=n>calibrated",
+            *(f"<tr><td>{name}<td class=n>{a}<td class=n>{b}" for name, a, b in story.calibration_errors()),
             "</table><h2>The swap's receipt</h2><table>",
             *(
                 f"<tr><td>{html.escape(name)}<td class=fold>{html.escape(value)}"

@@ -34,8 +34,9 @@ class Check(BaseModel):
 class Readiness(BaseModel):
     """`ready`: the service can answer requests and store the answers; `detail` of a failed check gives the reason.
 
-    `swap` and `actor` do not affect `ready`: after a refused swap the service answers as before, and while the
-    actor's own endpoint is unavailable it still critiques.
+    Three checks do not affect `ready`. `swap`: after a refused swap the service answers as before. `actor`: while its
+    own endpoint is unavailable the service still critiques. `sampling`, whether the engines sample as they report: one
+    that does not still answers, and training does without it.
     """
 
     ready: bool
@@ -44,6 +45,7 @@ class Readiness(BaseModel):
     critic: Check
     swap: Check
     actor: Check
+    sampling: Check
 
 
 class EngineState(BaseModel):
@@ -150,6 +152,7 @@ class Health:
             critic=critic,
             swap=self._check_swap(),
             actor=actor,
+            sampling=self._check_sampling(),
         )
         self._last = (time.monotonic(), readiness) if readiness.ready else None
         self._metrics.ready.set(readiness.ready)
@@ -207,6 +210,16 @@ class Health:
         else:
             ok, detail = True, f"version {last.version} followed {last.from_version}"
         return Check(ok=ok, detail=detail, seconds=0.0)
+
+    def _check_sampling(self) -> Check:
+        """Whether the engines have proven that they sample as they report."""
+        faults, proven = self._critics.sampling.faults, self._critics.sampling.proven
+        if faults:
+            return Check(ok=False, detail="; ".join(faults), seconds=0.0)
+        return Check(
+            ok=True, detail=f"{proven} of {len(self._engines)} engines have proven that they sample as they report",
+            seconds=0.0,
+        )  # fmt: skip
 
     def state(self) -> State:
         """The state of this replica, from memory alone: available even when Postgres and the engines are not."""

@@ -268,3 +268,30 @@ def test_alembic_says_in_a_sentence_why_it_cannot(arguments: tuple[str, ...], ur
     assert done.returncode != 0
     assert sentence in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_critics_and_critiques_from_before_have_no_calibration(empty_url: str) -> None:
+    migrate(empty_url)
+    with _transaction(empty_url) as connection:
+        command.downgrade(migration_config(connection), "0004")
+        for statement in _BEFORE_CALIBRATION:
+            connection.execute(text(statement))
+    migrate(empty_url)
+    with _transaction(empty_url) as connection:
+        row = connection.execute(text("SELECT p_correct, calibrated_p_right FROM critiques")).one()
+        assert tuple(row) == (0.25, None)
+        assert connection.scalar(text("SELECT count(*) FROM critic_calibrations")) == 0
+
+
+_ID = "'01900000-0000-7000-8000-000000000001'"
+_BEFORE_CALIBRATION = (  # rows as release 0.1.0 wrote them
+    "INSERT INTO critic_versions (version, base_model, created_at) VALUES (0, 'tiny', now())",
+    "INSERT INTO questions (hash, split, created_at) VALUES ('\\x01', 'train', now())",
+    f"INSERT INTO episodes (id, question_hash, critic_version, created_at) VALUES ({_ID}, '\\x01', 0, now())",
+    "INSERT INTO interactions (id, kind, created_at, episode_id, question_hash, question, response, metadata,"
+    " parameters, critic_version, prompt_tokens, completion_tokens)"
+    f" VALUES ({_ID}, 'critique', now(), {_ID}, '\\x01', 'q', 'r', '{{}}', '{{}}', 0, 1, 1)",
+    "INSERT INTO critiques (id, interaction_id, position, round, sample, text, stated, verdict, verdict_source,"
+    " p_correct, p_incorrect, prompt_tokens, completion_tokens, supplied)"
+    f" VALUES ({_ID}, {_ID}, 0, 0, 0, 'c', 'correct', 'correct', 'stated', 0.25, 0.5, 1, 1, false)",
+)

@@ -76,7 +76,7 @@ async def open_context(settings: Settings, run_id: UUID, *, role: str | None) ->
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(Database.of(settings, database_url, role=role))
         pool = EnginePool.of(settings, timeout_s=max(settings.engine_timeout_s, REQUEST_LIMIT_S))
-        stack.push_async_callback(pool.aclose)
+        stack.push_async_callback(EnginePool(pool.members).aclose)  # all of them, also those that get no rollouts
         actor = open_actor(settings, pool)
         stack.push_async_callback(actor.aclose)
         grader = await stack.enter_async_context(Grader(timeout_s=settings.grade_timeout_s))
@@ -84,7 +84,7 @@ async def open_context(settings: Settings, run_id: UUID, *, role: str | None) ->
         if role is not None:
             await _require_role(database, role)
         run = await in_session(database, lambda session: store.runs.read_run(session, run_id))
-        engines = RunEngines(pool, run_id, settings.engine_max_num_seqs)
+        engines = RunEngines(pool, run_id, settings.engine_max_num_seqs, temperature=run.config.temperature)
         stack.push_async_callback(engines.unload_all)
         workspace = Workspace.of(settings.home, run_id)
         report = Reporter(run_id=run_id, database=database, workspace=workspace, steps=run.config.steps)

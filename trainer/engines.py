@@ -12,7 +12,8 @@ import structlog
 
 from gadfly.concurrency import gather
 from gadfly.engine_client import EnginePool
-from gadfly.errors import EngineError, EngineTimeout, EngineUnavailable
+from gadfly.errors import EngineError, EngineTimeout, EngineUnavailable, GadflyError, WrongSampling
+from gadfly.sampling_proof import prove_sampling
 from gadfly.settings import without_password
 
 ROLLOUT_PRIORITY = 10  # live requests have a lower number and go first
@@ -37,11 +38,43 @@ class RunEngines:
     run_id: UUID
     sequences: int  # most sequences that one engine runs at a time
     patience_s: float = _PATIENCE_S
+    temperature: float | None = None  # of the rollouts; with it, engines prove that they sample as they report
+    _proven: dict[str, int] = field(default_factory=dict)  # URL -> the engine's drops before the proof
     _loaded: dict[str, Path] = field(default_factory=dict)
 
     def at_once(self, samples: int) -> int:
         """How many concurrent requests of `samples` samples keep all engines busy; more would wait in their queues."""
         return max(1, len(self.pool.members) * self.sequences // samples)
+
+    async def prove_sampling(self) -> None:
+        """Have every engine prove that it samples as it reports; those that do not get no rollouts.
+
+        Raises:
+            WrongSampling: no engine does.
+            EngineUnavailable, EngineTimeout: as `patiently`.
+        """
+        await self.patiently(self._prove_sampling)
+
+    async def _prove_sampling(self) -> None:
+        if self.temperature is None:
+            return
+        fault: GadflyError | None = None
+        members = []
+        for engine in self.pool.members:
+            drops = engine.drops
+            try:
+                if self._proven.get(engine.url) != drops:
+                    await prove_sampling(engine, temperature=self.temperature)
+                    self._proven[engine.url] = drops
+                members.append(engine)
+            except (EngineUnavailable, EngineTimeout):
+                raise
+            except GadflyError as error:
+                fault = error
+                log.error("engine_sampling_not_proven", engine=without_password(engine.url), reason=str(error))
+        if not members:
+            raise WrongSampling(f"no engine can be used for rollouts: {fault}") from fault
+        self.pool.keep(members)
 
     def name(self, label: str) -> str:
         """The name that engines serve an adapter of this run under. A resumed run may load the same folder again."""
@@ -94,6 +127,7 @@ class RunEngines:
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
                 try:
+                    await self._prove_sampling()
                     await self._load_again()
                 except (EngineUnavailable, EngineTimeout):
                     pass  # still unavailable: the next attempt reports it

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly import store
 from gadfly.adapters import Marker
+from gadfly.calibration import Calibration, CalibrationReport, ClassCounts
 from gadfly.engine_client import ACTOR
 from gadfly.errors import Conflict
 from gadfly.planning import by_hash, evaluation_items, within_key_share
@@ -18,6 +19,7 @@ from gadfly.store.training_data import LabelledAnswer
 from gadfly.trainer.context import RunContext
 from gadfly.trainer.data import StoredAnswer
 from gadfly.trainer.learn import load_adapter
+from gadfly.trainer.measure.calibrate import calibrate
 from gadfly.trainer.measure.evaluate import evaluate
 from gadfly.trainer.measure.gate import LEAST_TRAFFIC, Evidence, GateReport, Traffic, decide, question_key
 from gadfly.trainer.measure.metrics import Judged
@@ -43,6 +45,7 @@ async def evaluate_and_publish(context: RunContext) -> None:
     run = context.run
     if run.version is not None:  # an earlier attempt finished: version, candidate and swap are one transaction
         return
+    await context.engines.prove_sampling()
     policy = context.load_policy()
     policy.load_adapter(context.workspace.final)
     try:
@@ -53,7 +56,8 @@ async def evaluate_and_publish(context: RunContext) -> None:
     await context.report.stage(Stage.EVALUATE, step=run.progress.step)
     live = await in_session(context.database, lambda session: store.critics.resolve_critic(session, "live"))
     history = await _history(context, live)
-    report = await measure(context, history, await heldout_items(context, history.past))
+    report, judged = await measure(context, history, await heldout_items(context, history.past))
+    calibrated = calibrate(judged, history.labels, seed=run.config.seed)
     await context.report.gate(report.outcome, report.to_json() | {"live": live.version, "actor": await _about(context)})
 
     await context.report.stage(Stage.PUBLISH, step=run.progress.step)
@@ -67,7 +71,9 @@ async def evaluate_and_publish(context: RunContext) -> None:
         base_sha256=run.manifest["base_sha256"],
         rank=context.settings.adapter_rank,
     )
-    version, note = await in_session(context.database, lambda session: _enter(session, context, marker, report, live))
+    version, note = await in_session(
+        context.database, lambda session: _enter(session, context, marker, report, live, calibrated)
+    )
     await _compare_with_original(context, version)
     await context.report.note(note, version=version.version)
 
@@ -79,9 +85,16 @@ async def _about(context: RunContext) -> dict[str, Any]:
 
 
 async def _enter(
-    session: AsyncSession, context: RunContext, marker: Marker, report: GateReport, live: CriticVersion
+    session: AsyncSession,
+    context: RunContext,
+    marker: Marker,
+    report: GateReport,
+    live: CriticVersion,
+    calibrated: tuple[Calibration, CalibrationReport] | None,
 ) -> tuple[CriticVersion, str]:
-    """Insert the version, make it the candidate and request the swap, in one transaction; the version and a note.
+    """Insert the version with its calibration, make it the candidate and request the swap, in one transaction.
+
+    Returns the version and a note.
 
     Raises:
         Conflict: the run has been cancelled.
@@ -98,6 +111,8 @@ async def _enter(
         adapter_path=str(run.id),
         adapter_sha256=marker.sha256,
     )
+    if calibrated is not None:
+        await store.calibrations.insert_calibration(session, version.version, *calibrated)
     if report.outcome is GateOutcome.REJECT:
         return version, "published; the gate rejects it, so it is not the candidate"
     await store.critics.set_candidate(session, version.version)
@@ -124,7 +139,8 @@ class _History:
     live: CriticVersion
     anchor: CriticVersion | None  # a fixed critic, which shows small losses that add up; None: the live critic
     past: Evidence
-    traffic: Traffic | None
+    labels: ClassCounts  # of the deployment's own traffic
+    traffic: Traffic | None  # the same, where they are enough for the gate
 
 
 async def _history(context: RunContext, live: CriticVersion) -> _History:
@@ -138,7 +154,8 @@ async def _history(context: RunContext, live: CriticVersion) -> _History:
         anchor = None if best == live.version else await store.critics.resolve_critic(session, best)
         right, wrong = await store.training_data.traffic_counts(session)
         traffic = Traffic(right, wrong) if right + wrong >= LEAST_TRAFFIC else None
-        return _History(live=live, anchor=anchor, past=past, traffic=traffic)
+        labels = ClassCounts(right=right, wrong=wrong)
+        return _History(live=live, anchor=anchor, past=past, labels=labels, traffic=traffic)
 
     return await in_session(context.database, read, limit_s=_QUERY_LIMIT_S)
 
@@ -188,8 +205,13 @@ async def heldout_items(context: RunContext, past: Evidence) -> list[LabelledAns
     return evaluation_items([*answers, *kept.pool], config.evaluation_items)
 
 
-async def measure(context: RunContext, history: _History, items: Sequence[LabelledAnswer]) -> GateReport:
-    """Have all critics judge the same items at the served temperature, and decide. Finished judgements are kept."""
+async def measure(
+    context: RunContext, history: _History, items: Sequence[LabelledAnswer]
+) -> tuple[GateReport, list[Judged]]:
+    """Have all critics judge the same items at the served temperature, and decide. Finished judgements are kept.
+
+    Returns the gate's report and the candidate's judgements.
+    """
     final, _ = await load_adapter(context.engines, context.workspace.final, label="final")
     names = {"candidate": final, f"live-{history.live.version}": await _served(context, history.live, label="live")}
     if history.anchor is not None:
@@ -199,7 +221,7 @@ async def measure(context: RunContext, history: _History, items: Sequence[Labell
     candidate, live, *anchor = judged
     questions = {item.question_hash: item.question for item in items}
     apart = await in_session(context.database, lambda session: store.wall.apart_from_training(session, questions))
-    return decide(
+    report = decide(
         live,
         candidate,
         context.run.config,
@@ -208,6 +230,7 @@ async def measure(context: RunContext, history: _History, items: Sequence[Labell
         traffic=history.traffic,
         apart=apart,
     )
+    return report, candidate
 
 
 async def _served(context: RunContext, critic: CriticVersion, *, label: str) -> str:

@@ -38,6 +38,7 @@ async def learn(context: RunContext, processes: ProcessGroup) -> None:
     run, workspace = context.run, context.workspace
     if workspace.final.exists():
         return
+    await context.engines.prove_sampling()
     selection, start = await select(context)
     start_name = start.engine_name
     if start.adapter_path is not None:

@@ -47,7 +47,7 @@ def stream_answer(client: Client, path: str, body: Mapping[str, Any]) -> dict[st
 
 def show_critique(result: Mapping[str, Any]) -> None:
     """Print an answer of POST /critique."""
-    out.print(Group(_steps(result["steps"]), _verdict_line(result, result["confidence"])))
+    out.print(Group(_steps(result["steps"]), _verdict_line(result, result)))
     if len(result["critiques"]) > 1:
         verdicts = [critique["verdict"] for critique in result["critiques"]]
         votes = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in sorted(set(verdicts)))
@@ -61,7 +61,7 @@ def show_refinement(result: Mapping[str, Any]) -> None:
     out.print("[bold]refined response[/]")
     out.print(Padding(Text(plain(result["refined_response"])), (0, 0, 1, 2), expand=False))
     last = result["rounds"][-1]["critique"]
-    out.print(_verdict_line(result, last["confidence"]))
+    out.print(_verdict_line(result, last))
     rounds = f"{len(result['rounds'])} round{'s' if len(result['rounds']) > 1 else ''}"
     samples = len(result["samples"])
     votes = f"; {result['votes']} of {samples} samples agree" if samples > 1 else ""
@@ -72,9 +72,11 @@ def show_refinement(result: Mapping[str, Any]) -> None:
     _show_ids(result, "refinement")
 
 
-def _verdict_line(result: Mapping[str, Any], confidence: float | None) -> str:
+def _verdict_line(result: Mapping[str, Any], judged: Mapping[str, Any]) -> str:
     verdict = result["verdict"]
+    confidence, calibrated = judged["confidence"], judged["calibrated_confidence"]
     certainty = "" if confidence is None else f"  confidence {confidence:.0%}"
+    certainty += "" if calibrated is None else f", calibrated {calibrated:.0%}"
     critic = result["critic"]
     sha = f" ({critic['adapter_sha256'][:12]})" if critic["adapter_sha256"] else " (the base model)"
     return (

@@ -36,6 +36,7 @@ def show_critic(critic: Mapping[str, Any]) -> None:
     if critic["run_id"] is not None:
         gate = "" if critic["outcome"] is None else f", gate: {critic['outcome'].replace('_', ' ')}"
         table.add_row("parent", f"version {critic['parent']}, trained by run {critic['run_id']}{gate}")
+    table.add_row("calibration", _calibration_line(critic["calibration"]))
     for swap in critic["swaps"]:
         table.add_row("swap", _swap_line(swap))
     for receipt in critic["receipts"]:
@@ -51,6 +52,20 @@ def show_swap(swap: Mapping[str, Any]) -> None:
         )
     else:
         out.print(f"version [green]{swap['version']}[/] is live; the previous version is {swap['from_version']}")
+
+
+def _calibration_line(calibration: Mapping[str, Any] | None) -> str:
+    if calibration is None:
+        return "none: its confidence is as the critic states it"
+    before, after = (
+        f"{part['ece']:.3f} ({part['low']:.3f} to {part['high']:.3f})"
+        for part in (calibration["before"], calibration["after"])
+    )
+    share = calibration["class_shares"]["share"]
+    return (
+        f"error (ECE) {before} before, {after} after, on {calibration['questions']} held-out questions; "
+        f"{share:.0%} of the traffic's labelled answers are right"
+    )
 
 
 def _swap_line(swap: Mapping[str, Any]) -> Text:

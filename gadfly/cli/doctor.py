@@ -30,7 +30,7 @@ from gadfly.cli.terminal import out
 from gadfly.cli.up_state import active_state
 from gadfly.concurrency import gather
 from gadfly.engine_client import Engine
-from gadfly.errors import GadflyError
+from gadfly.errors import GadflyError, WrongSampling
 from gadfly.settings import DEFAULT_MODEL, Device, Settings, without_password
 
 VLLM_VERSION = "0.32.0"
@@ -42,6 +42,7 @@ _LEAST_MEMORY = 3 * 2**30
 _LEAST_DISK = 2**30
 _LEAST_SHARED = 64 * 2**20
 _ENGINE_TIMEOUT_S = 10.0
+_SAMPLING_LIMIT_S = 30.0
 _CLOCK_LIMIT_S = 30.0
 _OLDEST_SENSIBLE = 1_735_689_600  # 2025, before this program existed: an earlier clock was never set
 
@@ -374,6 +375,33 @@ async def actor(deployment: Deployment) -> Finding:
     return Finding("actor", Outcome.OK, f"{found}. `gadfly retrain --dry-run` tries it, and says what it lacks.")
 
 
+async def sampling(deployment: Deployment) -> Finding:
+    if not deployment.engine_urls:
+        return Finding("sampling", Outcome.OK, "Not checked: the engine does not run.")
+    from gadfly.sampling_proof import prove_sampling
+
+    draws, seconds = 0, 0.0
+    for url in deployment.engine_urls:
+        engine = Engine(url, timeout_s=_SAMPLING_LIMIT_S, access=deployment.settings.engine_access(url))
+        try:
+            proof = await prove_sampling(engine, temperature=deployment.settings.temperature)
+        except WrongSampling as error:
+            return Finding(
+                "sampling",
+                Outcome.FAIL,
+                f"{without_password(url)}: {error}.",
+                "Start the engine with --generation-config vllm, and without a proxy that changes requests.",
+            )
+        except GadflyError as error:
+            return Finding("sampling", Outcome.WARN, f"{without_password(url)} cannot be checked: {error}.")
+        finally:
+            await engine.aclose()
+        draws, seconds = draws + proof.draws, seconds + proof.seconds
+    return Finding(
+        "sampling", Outcome.OK, f"{draws} draws follow the distribution that is reported, in {seconds:.1f} s."
+    )
+
+
 def model(deployment: Deployment) -> Finding:
     settings = deployment.settings
     if settings.engine_urls:
@@ -457,6 +485,7 @@ CHECKS: tuple[Check, ...] = (
     database,
     engine,
     hot_swap,
+    sampling,
     actor,
     model,
     spool,

@@ -5,6 +5,7 @@ Every function takes a session and runs in its transaction.
 
 from gadfly.store import (
     acts,
+    calibrations,
     claims,
     critics,
     disputes,
@@ -22,6 +23,7 @@ from gadfly.store import (
 
 __all__ = [
     "acts",
+    "calibrations",
     "claims",
     "critics",
     "disputes",

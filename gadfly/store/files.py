@@ -275,6 +275,7 @@ _CRITIQUE = pa.struct(
         "verdict_source": pa.string(),
         "p_correct": pa.float64(),
         "p_incorrect": pa.float64(),
+        "calibrated_p_right": pa.float64(),
         "finish_reason": pa.string(),
         "prompt_tokens": pa.int32(),
         "completion_tokens": pa.int32(),

@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly.records import Kind, now
-from gadfly.store.labels import is_labelled
+from gadfly.store.labels import Label
 from gadfly.store.tables import CritiqueRow, InteractionRow, ShadowVerdictRow
 from gadfly.verdict import Verdict
 
@@ -45,12 +45,14 @@ async def unjudged(
     """
     judged = exists().where(ShadowVerdictRow.interaction_id == InteractionRow.id, ShadowVerdictRow.critic_version == by)
     statement = (
-        select(InteractionRow.id, InteractionRow.question, InteractionRow.response, InteractionRow.parameters)
+        Label.joined(
+            select(InteractionRow.id, InteractionRow.question, InteractionRow.response, InteractionRow.parameters)
+        )
         .join(CritiqueRow, is_first_critique())
         .where(
             InteractionRow.critic_version == live,
             InteractionRow.kind != Kind.IMPORT,
-            is_labelled(),
+            Label.exists,
             # The last byte of an id is random, so the same interactions are chosen at every call.
             func.get_byte(func.uuid_send(InteractionRow.id), 15) < round(share * 256),
             ~judged,

@@ -244,6 +244,20 @@ class CriticVersionRow(Table):
     prompt_set: Mapped[str | None]
 
 
+class CriticCalibrationRow(Table):
+    """How a version's probabilities become the probability that an answer is right. Not every version has one."""
+
+    __tablename__ = "critic_calibrations"
+
+    version: Mapped[int] = mapped_column(ForeignKey("critic_versions.version"), primary_key=True, autoincrement=False)
+    created_at: Mapped[datetime]
+    slope: Mapped[float]
+    intercept: Mapped[float]
+    traffic_right: Mapped[int]  # labelled answers of the deployment's own traffic at that time
+    traffic_wrong: Mapped[int]
+    report: Mapped[dict[str, Any]]
+
+
 class CriticPointerRow(Table):
     __tablename__ = "critic_pointers"
     __table_args__ = (CheckConstraint("name IN ('live', 'candidate', 'previous')", name="name"),)
@@ -352,6 +366,7 @@ class CritiqueRow(Table):
     verdict_source: Mapped[VerdictSource]
     p_correct: Mapped[float | None]
     p_incorrect: Mapped[float | None]
+    calibrated_p_right: Mapped[float | None]
     finish_reason: Mapped[str | None]
     prompt_tokens: Mapped[int]
     completion_tokens: Mapped[int]

@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -25,7 +25,17 @@ from gadfly.engine_client import Sampling
 from gadfly.errors import AdapterRefused, EngineUnavailable, UnreadableReference
 from gadfly.grading import Grade, Grader, group_by_answer
 from gadfly.prompts import PromptSet
-from gadfly.records import Feedback, FeedbackSource, Interaction, Kind, Usage, new_id, now
+from gadfly.records import (
+    CriticVersion,
+    Critique,
+    Feedback,
+    FeedbackSource,
+    Interaction,
+    Kind,
+    Usage,
+    new_id,
+    now,
+)
 from gadfly.refinement import Chain, Role, refine_chain
 from gadfly.seeds import seed_of_sample
 from gadfly.service.answering.idempotency import Idempotency
@@ -119,6 +129,7 @@ class Answerer:
                 sampling=prepared.sampling,
                 on_text=None if listener is None else partial(listener.on_piece, Role.CRITIQUE, 0),
             )
+        critiques = self._calibrated(critiques, prepared.critic)
         [grade] = await self._grades([body.response], body.reference)
         return replace(
             self._record(Kind.CRITIQUE, body, prepared),
@@ -154,7 +165,7 @@ class Answerer:
                 )
             )
         chosen, votes = await self._vote(chains)
-        critiques = tuple(item for chain in chains for item in chain.critiques)
+        critiques = self._calibrated((item for chain in chains for item in chain.critiques), prepared.critic)
         refinements = tuple(item for chain in chains for item in chain.refinements)
         grade, *refined = await self._grades([body.response, *(item.text for item in refinements)], body.reference)
         refinements = tuple(replace(item, grade=own) for item, own in zip(refinements, refined, strict=True))
@@ -211,6 +222,18 @@ class Answerer:
         stored = await self._recorder.record(feedback)
         assert isinstance(stored.record, Feedback)
         return stored.record
+
+    def _calibrated(self, critiques: Iterable[Critique], critic: CriticVersion) -> tuple[Critique, ...]:
+        """The critiques with the critic's calibrated probability. A supplied critique keeps what it has."""
+        calibration = self._critics.pointers.calibration(critic.version)
+        if calibration is None:
+            return tuple(critiques)
+        return tuple(
+            item
+            if item.supplied
+            else replace(item, calibrated_p_right=calibration.p_right(item.p_correct, item.p_incorrect))
+            for item in critiques
+        )
 
     async def _grades(self, texts: Sequence[str], reference: str | None) -> list[Grade | None]:
         """The grade of each text against the reference; all None without a reference."""

@@ -11,6 +11,7 @@ from uuid import UUID
 import structlog
 
 from gadfly import store
+from gadfly.calibration import Calibration
 from gadfly.errors import BadInput, Conflict, NotFound, StoreUnavailable
 from gadfly.records import CriticHistory, CriticVersion, Critique, Pointer, Swap, SwapKind, Usage
 from gadfly.repeating import repeat
@@ -42,6 +43,7 @@ class CriticPointers:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._versions: dict[int, CriticVersion] = {}
+        self._calibrations: dict[int, Calibration] = {}
         self._read_at = -math.inf
         self._refresh_requested = asyncio.Event()
         self._reading = asyncio.Lock()
@@ -67,6 +69,10 @@ class CriticPointers:
     def known(self, version: int) -> CriticVersion | None:
         """A version as last read."""
         return self._versions.get(version)
+
+    def calibration(self, version: int) -> Calibration | None:
+        """The calibration of a version, which is stored with it; None where it has none."""
+        return self._calibrations.get(version)
 
     async def start(self, *, base_model: str) -> CriticVersion:
         """Create version 0 (the base model under the critic's prompt) if it is missing, and return the live critic."""
@@ -134,7 +140,7 @@ class CriticPointers:
         return list(self._versions.values()), self.current
 
     async def history(self, critic: CriticVersion) -> CriticHistory:
-        """The gate's report, the swaps and the swap receipts of a version.
+        """The gate's report, the calibration, the swaps and the swap receipts of a version.
 
         Raises:
             StoreUnavailable: Postgres is unavailable.
@@ -144,6 +150,7 @@ class CriticPointers:
             return CriticHistory(
                 outcome=None if run is None else run.outcome,
                 gate=None if run is None else run.gate,
+                calibration=await store.calibrations.read_calibration(session, critic.version),
                 swaps=await store.swaps.list_swaps(session, critic.version),
                 receipts=await store.swaps.receipts(session, critic.version),
             )
@@ -194,6 +201,7 @@ class CriticPointers:
             )
             pointers = await store.critics.read_pointers(session)
             versions = await store.critics.list_critic_versions(session)
+            self._calibrations = await store.calibrations.list_calibrations(session)
         self._versions = {critic.version: critic for critic in versions}
         self.current, self.swaps = pointers, swaps
         self._read_at = time.monotonic()

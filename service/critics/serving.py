@@ -11,6 +11,7 @@ from gadfly.service.critics.loader import Loader
 from gadfly.service.critics.pointers import CriticPointers
 from gadfly.service.critics.receipts import SwapReceipts
 from gadfly.service.critics.replicas import Replicas
+from gadfly.service.critics.sampling import SamplingProofs
 from gadfly.service.critics.shadow import ShadowJudge
 from gadfly.service.critics.swapper import Swapper
 from gadfly.service.critics.upkeep import EngineUpkeep
@@ -60,6 +61,7 @@ class CriticServing:
             upkeep=self.upkeep,
             metrics=metrics,
         )
+        self.sampling = SamplingProofs(engines, temperature=settings.temperature)
         share = settings.shadow_share if settings.auto_rollback else 0.0
         self.watch = RollbackWatch(database, self.pointers, is_on=settings.auto_rollback, shadow_share=share)
         self.shadow = ShadowJudge(
@@ -83,7 +85,7 @@ class CriticServing:
         return await self.pointers.start(base_model=self._settings.model)
 
     async def run(self) -> None:
-        """Follow the pointers, do swaps, reconcile the engines and watch live traffic, until cancelled."""
+        """Follow the pointers, do swaps, reconcile and check the engines and watch live traffic, until cancelled."""
         try:
             await asyncio.gather(
                 self.pointers.run_refresh(),
@@ -93,6 +95,7 @@ class CriticServing:
                 self.upkeep.run(),
                 self.watch.run(),
                 self.shadow.run(),
+                self.sampling.run(),
             )
         finally:
             await self.swapper.leave()

@@ -23,7 +23,7 @@ async def list_critics(caller: CallerDep, service: ServiceDep) -> list[CriticVer
 async def read_critic(
     version: Annotated[int, Path(ge=0, lt=2**31)], caller: CallerDep, service: ServiceDep
 ) -> CriticHistoryView:
-    """One critic: its parent, its training run, the gate's report, its swaps and their receipts.
+    """One critic: its parent, its training run, the gate's report, its calibration, its swaps and their receipts.
 
     The reasons of swaps and the addresses of engines are shown to admins only.
     """

@@ -32,6 +32,12 @@ from gadfly.service.wire.common import (
 )
 from gadfly.verdict import Verdict, VerdictSource, parse_critique
 
+_CONFIDENCE = "The critic's own probability of the verdict, among the two verdict words."
+_CALIBRATED = (
+    "The probability that the verdict is right, in the deployment's own traffic: calibrated on held-out answers. "
+    "Null where the critic has no calibration (GET /critics/{version})."
+)
+
 
 class Options(Wire):
     """Fields that /critique and /refine share."""
@@ -99,7 +105,8 @@ class CritiqueView(Wire):
     verdict: Verdict
     stated_verdict: Verdict
     verdict_source: VerdictSource
-    confidence: float | None
+    confidence: float | None = Field(description=_CONFIDENCE)
+    calibrated_confidence: float | None = Field(description=_CALIBRATED)
     probabilities: ProbabilitiesView | None
     finish_reason: str | None
     supplied: bool
@@ -136,7 +143,7 @@ class SampleView(Wire):
 class CritiqueResult(Wire):
     """The answer of /critique. `verdict` is the majority verdict of all samples.
 
-    `critique`, `steps`, `explanation` and `confidence` are those of the first sample with that verdict. A tie gives
+    `critique`, `steps`, `explanation` and both confidences are those of the first sample with that verdict. A tie gives
     `unparsed` without a confidence, and the critique of the first unparsed sample, else of the first sample.
     """
 
@@ -149,7 +156,8 @@ class CritiqueResult(Wire):
     model: str = Field(description="The critic's base model.")
     prompt_set: str
     verdict: Verdict
-    confidence: float | None
+    confidence: float | None = Field(description=_CONFIDENCE)
+    calibrated_confidence: float | None = Field(description=_CALIBRATED)
     verdict_source: VerdictSource
     critique: str
     steps: list[StepView]
@@ -161,7 +169,7 @@ class CritiqueResult(Wire):
 
 
 class RefineResult(Wire):
-    """The answer of /refine. `verdict` is the last verdict in the sample that is returned."""
+    """The answer of /refine. `verdict` and both confidences are of the last critique in the sample that is returned."""
 
     id: UUID
     kind: Literal[Kind.REFINE] = Kind.REFINE
@@ -174,6 +182,8 @@ class RefineResult(Wire):
     refined_response: str
     stop_reason: StopReason
     verdict: Verdict
+    confidence: float | None = Field(description=_CONFIDENCE)
+    calibrated_confidence: float | None = Field(description=_CALIBRATED)
     chosen_sample: int
     votes: int = Field(description="Number of samples that ended with the returned answer.")
     samples: list[SampleView]
@@ -199,6 +209,7 @@ def _critique_result(interaction: Interaction) -> CritiqueResult:
         critic=critic_of(interaction),
         verdict=verdict,
         confidence=chosen.confidence if of_majority else None,
+        calibrated_confidence=chosen.calibrated_confidence if of_majority else None,
         verdict_source=chosen.verdict_source if of_majority else VerdictSource.NONE,
         critique=chosen.text,
         steps=chosen.steps,
@@ -210,13 +221,16 @@ def _critique_result(interaction: Interaction) -> CritiqueResult:
 def _refine_result(interaction: Interaction) -> RefineResult:
     samples = _samples(interaction)
     chosen = next(sample for sample in samples if sample.refined_response == interaction.refined_response)
+    last = chosen.rounds[-1].critique
     refined = [item.refinement for item in chosen.rounds if item.refinement is not None]
     return RefineResult.of(
         interaction,
         critic=critic_of(interaction),
         refined_response=chosen.refined_response,
         stop_reason=chosen.stop_reason,
-        verdict=chosen.rounds[-1].critique.verdict,
+        verdict=last.verdict,
+        confidence=last.confidence,
+        calibrated_confidence=last.calibrated_confidence,
         chosen_sample=chosen.sample,
         votes=interaction.parameters["votes"],
         samples=samples,

@@ -12,6 +12,7 @@ from pydantic import (
 )
 
 from gadfly.records import (
+    CriticCalibration,
     CriticHistory,
     CriticVersion,
     Pointer,
@@ -70,6 +71,56 @@ class ReceiptView(Wire):
     )
 
 
+class ClassSharesView(Wire):
+    """The deployment's own labelled traffic when the critic was measured, and its share of right answers."""
+
+    right: int
+    wrong: int
+    share: float = Field(description="Of right answers, with half an answer added to each class.")
+    low: float = Field(description="Lower bound of the share: Wilson's interval, 95 %.")
+    high: float
+
+
+class BinView(Wire):
+    """The judgements whose probability that the answer is right is in one range."""
+
+    low: float
+    high: float
+    items: int
+    traffic_share: float = Field(description="The bin's share of all judgements, at the class shares of the traffic.")
+    mean_p: float
+    right: float = Field(description="Share of right answers, at the class shares of the traffic.")
+
+
+class ReliabilityView(Wire):
+    """How the probability that an answer is right agrees with whether it is."""
+
+    ece: float = Field(
+        description="Expected calibration error: mean of |mean probability - share of right answers| over the bins."
+    )
+    low: float = Field(description="Lower bound of the error, 95 %, over resampled questions.")
+    high: float
+    bins: list[BinView] = Field(description="The non-empty bins of ten.")
+
+
+class CalibrationView(Wire):
+    """How the critic's probabilities become a calibrated confidence, and how well that does on held-out answers.
+
+    The probability that an answer is right has the log-odds `slope` x (log-odds of the verdict words) + `intercept` +
+    (log-odds of the class share), drawn towards 0 where few labels tell that share.
+    """
+
+    created_at: datetime
+    slope: float
+    intercept: float
+    class_shares: ClassSharesView
+    items: int = Field(description="Held-out judgements.")
+    questions: int
+    folds: int = Field(description="`after` comes from calibrations that were fitted without the question's fold.")
+    before: ReliabilityView = Field(description="Of the two verdict words, as in `confidence`.")
+    after: ReliabilityView = Field(description="Of the calibrated probability, as in `calibrated_confidence`.")
+
+
 class CriticHistoryView(CriticVersionView):
     """One critic, its origin, and its swaps."""
 
@@ -77,6 +128,10 @@ class CriticHistoryView(CriticVersionView):
     prompt_set: str | None
     outcome: GateOutcome | None = Field(description="The decision of its run's gate.")
     gate: dict[str, Any] | None = Field(description="The gate's report.")
+    calibration: CalibrationView | None = Field(
+        description="Null for version 0, for versions of earlier releases, and with fewer than 20 held-out questions "
+        "of either class."
+    )
     swaps: list[SwapView] = Field(description="Newest first, including refused ones.")
     receipts: list[ReceiptView] = Field(description="Newest first.")
 
@@ -98,8 +153,22 @@ def history_view(
         pointers=_names_of(critic, pointers),
         outcome=history.outcome,
         gate=history.gate and _without_evidence(history.gate),
+        calibration=history.calibration and _calibration(history.calibration),
         swaps=swaps,
         receipts=receipts,
+    )
+
+
+def _calibration(stored: CriticCalibration) -> CalibrationView:
+    report, traffic = stored.report, stored.calibration.traffic
+    return CalibrationView.of(
+        report,
+        created_at=stored.created_at,
+        slope=stored.calibration.slope,
+        intercept=stored.calibration.intercept,
+        class_shares=ClassSharesView.of(traffic, low=report.share_low, high=report.share_high),
+        before=ReliabilityView.of(report.before, bins=list(report.before.bins)),
+        after=ReliabilityView.of(report.after, bins=list(report.after.bins)),
     )
 
 

@@ -19,6 +19,7 @@ CRITIQUE: dict[str, Any] = {
     "episode_id": "01-episode",
     "verdict": "incorrect",
     "confidence": 0.873,
+    "calibrated_confidence": 0.714,
     "critic": {"version": 7, "adapter_sha256": "ab" * 32},
     "steps": [
         {"text": "3 + 4 = 7", "verdict": "incorrect", "explanation": "It should be [3 * 4]."},
@@ -33,7 +34,7 @@ REFINEMENT: dict[str, Any] = {
     **CRITIQUE,
     "id": "01-refine",
     "refined_response": "3 * 4 - 2 = 10",
-    "rounds": [{"critique": {"confidence": None}}],
+    "rounds": [{"critique": {"confidence": None, "calibrated_confidence": None}}],
     "samples": [1, 2, 3],
     "votes": 2,
     "stop_reason": "judged_correct",
@@ -84,7 +85,17 @@ def test_text_is_printed_as_it_arrives_and_the_result_returned(capsys: pytest.Ca
 def test_a_critique_shows_steps_verdict_confidence_critic_and_ids(capsys: pytest.CaptureFixture[str]) -> None:
     show_critique(CRITIQUE)
     printed = capsys.readouterr().out
-    for part in ("3 + 4 = 7", "[3 * 4]", "✗", "✓", "incorrect", "87%", "critic@7", "abababababab", "01-critique"):
+    for part in (
+        "3 + 4 = 7",
+        "[3 * 4]",
+        "✗",
+        "✓",
+        "incorrect",
+        "87%, calibrated 71%",
+        "critic@7",
+        "abababababab",
+        "01-critique",
+    ):
         assert part in printed
     assert "votes       1 correct, 2 incorrect" in printed
     assert "response    wrong" in printed
@@ -93,7 +104,8 @@ def test_a_critique_shows_steps_verdict_confidence_critic_and_ids(capsys: pytest
 
 def test_a_critique_of_the_base_model_without_steps(capsys: pytest.CaptureFixture[str]) -> None:
     critic = {"version": 0, "adapter_sha256": None}
-    show_critique({**CRITIQUE, "steps": [], "verdict": "unparsed", "confidence": None, "critic": critic, "grade": None})
+    unsure = {"verdict": "unparsed", "confidence": None, "calibrated_confidence": None}
+    show_critique({**CRITIQUE, **unsure, "steps": [], "critic": critic, "grade": None})
     printed = capsys.readouterr().out
     assert "critic@0 (the base model)" in printed
     assert "confidence" not in printed

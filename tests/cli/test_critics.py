@@ -35,6 +35,12 @@ HISTORY = SEVEN | {
     "prompt_set": "stepwise@1",
     "outcome": "not_enough_evidence",
     "gate": {},
+    "calibration": {
+        "questions": 160,
+        "class_shares": {"share": 0.95},
+        "before": {"ece": 0.21, "low": 0.15, "high": 0.27},
+        "after": {"ece": 0.031, "low": 0.0, "high": 0.066},
+    },
     "swaps": [SWAP, SWAP | {"status": "refused", "reason": "its hash [red]differs\x1b[2J"}],
     "receipts": [
         {
@@ -65,6 +71,7 @@ def test_shows_how_a_critic_went_live(capsys: pytest.CaptureFixture[str]) -> Non
     shown = capsys.readouterr().out
     assert "version 0, trained by run 01-run, gate: not enough evidence" in shown
     assert "after 0 (promote): done" in shown
+    assert "error (ECE) 0.210 (0.150 to 0.270) before, 0.031 (0.000 to 0.066) after, on 160 held-out questions" in shown
     assert "refused: its hash [red]differs" in shown, "a reason is not markup"
     assert "\x1b" not in shown
     assert "proven on 2 engines, at most 3.2e-05 nats from the trainer; 4 requests in flight on 0, 0 lost" in shown

@@ -4,10 +4,14 @@ import json
 import shutil
 from pathlib import Path
 
+import httpx
+import orjson
 import pytest
 
 from gadfly import prompts
 from gadfly.engine_client import ACTOR, Engine, Reply, Sampling
+from gadfly.errors import WrongSampling
+from gadfly.sampling_proof import prove_sampling
 from tests.support.engines import RunningEngine, start_engine
 from tests.support.tiny_models import random_model
 
@@ -26,6 +30,33 @@ async def ask(running: RunningEngine, sampling: Sampling) -> tuple[Reply, ...]:
     engine = Engine(running.url, timeout_s=60)
     try:
         return await engine.chat(PROMPT, model=ACTOR, sampling=sampling)
+    finally:
+        await engine.aclose()
+
+
+class Careless(httpx.AsyncBaseTransport):
+    """Sends requests without the neutral values, as other clients do."""
+
+    def __init__(self, url: str) -> None:
+        self._inner = httpx.AsyncHTTPTransport(uds=url.removeprefix("unix://"))
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        content = await request.aread()
+        if request.url.path == "/v1/chat/completions":
+            body = orjson.loads(content)
+            content = orjson.dumps({name: value for name, value in body.items() if name not in PUBLISHED})
+        headers = {"content-type": "application/json", "host": "engine"}
+        return await self._inner.handle_async_request(
+            httpx.Request(request.method, request.url, headers=headers, content=content, extensions=request.extensions)
+        )
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+async def prove(engine: Engine) -> None:
+    try:
+        await prove_sampling(engine, temperature=0.7)
     finally:
         await engine.aclose()
 
@@ -56,6 +87,9 @@ async def test_a_models_sampling_defaults_change_nothing(tmp_path: Path) -> None
             body = {"model": "base", "messages": [{"role": "user", "content": "2 + 2?"}], "n": 16, "max_tokens": 12}
             choices = client.post("/v1/chat/completions", json=body).json()["choices"]
             assert len({choice["message"]["content"] for choice in choices}) == 1, "there the file applies"
+        await prove(Engine(engine.url, timeout_s=60))
+        with pytest.raises(WrongSampling, match="does not take the likeliest token"):
+            await prove(Engine(engine.url, timeout_s=60, transport=Careless(engine.url)))
         sampled, greedy = await texts(engine)
         # The server applies the length limit and no request can lift it, so only the prefixes can be equal.
         assert len(set(sampled)) > 8

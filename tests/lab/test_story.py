@@ -38,7 +38,14 @@ RECEIPT: dict[str, Any] = {
 def comparison(*, wrong: bool, old: str, new: str) -> Comparison:
     def result(verdict: str) -> dict[str, Any]:
         grade = "right" if (verdict == "incorrect") is wrong else "wrong"
-        return {"verdict": verdict, "critique": "a <b> critique [x]", "refined": "1 + 1 = 2.", "grade": grade}
+        return {
+            "verdict": verdict,
+            "confidence": 0.9,
+            "calibrated_confidence": 0.8,
+            "critique": "a <b> critique [x]",
+            "refined": "1 + 1 = 2.",
+            "grade": grade,
+        }
 
     return Comparison(Case.make(random.Random(1), wrong=wrong), {0: result(old), 1: result(new)})
 
@@ -65,6 +72,11 @@ def story(**changes: Any) -> Story:
             comparison(wrong=False, old="correct", new="correct"),
         ],
     }
+    whole["calibration"] = {
+        "items": 640,
+        "before": {"ece": 0.21, "low": 0.15, "high": 0.27},
+        "after": {"ece": 0.031, "low": 0.0, "high": 0.066},
+    }
     return Story(**whole | changes)
 
 
@@ -80,6 +92,10 @@ def test_the_report_shows_rates_gate_and_receipt(render: Any) -> None:
     assert "50.0%" in text
     assert "100.0%" in text
     assert "Discriminability: 50.0 % live" in text
+    assert "640 judgements of held-out answers" in text
+    assert "0.210 [0.150, 0.270]" in text
+    assert "0.031 [0.000, 0.066]" in text
+    assert "0.200" in text, "|0.1 - 0| and |0.9 - 1| became |0.2 - 0| and |0.8 - 1|"
     assert "critic@0 to critic@1" in text
     assert "1.75 s later and 2.00 s later" in text
     assert "0 of 4 probes" in text
