@@ -205,7 +205,7 @@ def _read_symbolic(span: Span, reference: Symbolic) -> Symbolic | Unread:
 # --- the rules together --------------------------------------------------------------------------------------------
 
 
-def extract_answer(response: str, reference: Reference) -> Answer | Unread:
+def extract_answer(response: str, reference: Reference, *, is_cut: bool = False) -> Answer | Unread:
     """The last answer of the reference's kind that `response` states."""
     text = tidy(tail(response))
     spans = find_spans(text)

@@ -257,6 +257,10 @@ def read_expression(text: str) -> Symbolic | Unread:
 # --- comparison ------------------------------------------------------------------------------------------------------
 
 
+def compare(reference: Answer, answer: Answer) -> bool | None:
+    return is_same(reference, answer)
+
+
 def is_same(reference: Answer, answer: Answer) -> bool:
     """Whether two answers are the same. Not symmetric: the reference determines the required kind."""
     match reference, answer:

@@ -213,6 +213,8 @@ class InteractionRow(Table):
     prompt_tokens: Mapped[int]
     completion_tokens: Mapped[int]
     latency_ms: Mapped[float | None]
+    grader: Mapped[int | None]
+    grade_problem: Mapped[str | None]
 
     critiques: Mapped[list["CritiqueRow"]] = relationship(lazy="raise", order_by="CritiqueRow.position", viewonly=True)
     refinements: Mapped[list["RefinementRow"]] = relationship(
@@ -282,6 +284,8 @@ class FeedbackRow(Table):
     metadata_: Mapped[dict[str, Any]] = mapped_column("metadata")
     grade: Mapped[Grade | None]
     refinement_grades: Mapped[dict[UUID, Grade]]
+    grader: Mapped[int | None]
+    grade_problem: Mapped[str | None]
 
 
 class RequestClaimRow(Table):

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly.fields import HexBytes
 from gadfly.records import Kind, Split
-from gadfly.store.labels import Label, LabelSource, is_labelled
+from gadfly.store.labels import Label, LabelSource, is_graded, is_labelled
 from gadfly.store.tables import FeedbackRow, InteractionRow, QuestionRow, TrainingRunRow
 
 
@@ -135,8 +135,12 @@ async def has_labels(session: AsyncSession, split: Split, *, with_reference: boo
     )
     if with_reference:
         statement = statement.where(
-            InteractionRow.reference.is_not(None)
-            | exists().where(FeedbackRow.interaction_id == InteractionRow.id, FeedbackRow.reference.is_not(None))
+            (InteractionRow.reference.is_not(None) & InteractionRow.grade_problem.is_(None))
+            | exists().where(
+                FeedbackRow.interaction_id == InteractionRow.id,
+                FeedbackRow.reference.is_not(None),
+                FeedbackRow.grade_problem.is_(None),
+            )
         )
     return await session.scalar(statement) is not None
 
@@ -146,7 +150,7 @@ async def count_new_labels(session: AsyncSession) -> int:
     since = select(func.max(TrainingRunRow.created_at)).scalar_subquery()
     label = Label()
     # An imported row keeps its own time, which may be years ago; its question was stored at the import.
-    stored_at = case((InteractionRow.grade.is_not(None), QuestionRow.created_at), else_=None)
+    stored_at = case((is_graded(), QuestionRow.created_at), else_=None)
     count = await session.scalar(
         label.joined(select(func.count()).select_from(InteractionRow))
         .join(QuestionRow, QuestionRow.hash == InteractionRow.question_hash)

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 from uuid import UUID
@@ -22,9 +22,9 @@ from gadfly.concurrency import gather
 from gadfly.critique import critique, majority_verdict
 from gadfly.engine_client import Sampling
 from gadfly.errors import AdapterRefused, EngineUnavailable, UnreadableReference
-from gadfly.grading import Grade, Grader, group_by_answer
+from gadfly.grading import GRADER_VERSION, Grade, Grader, Submission, group_by_answer
 from gadfly.prompts import PromptSet
-from gadfly.records import Feedback, FeedbackSource, Interaction, Kind, Usage, new_id, now
+from gadfly.records import Feedback, FeedbackSource, Interaction, Kind, Refinement, Usage, new_id, now
 from gadfly.refinement import Chain, Role, refine_chain
 from gadfly.seeds import seed_of_sample
 from gadfly.service.answering.idempotency import Idempotency
@@ -51,6 +51,15 @@ class Listener(Protocol):
         """Called with each piece of generated text."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Graded:
+    """Grades of several texts against one reference, by which version of the grader, or why there are none."""
+
+    grades: list[Grade | None]
+    grader: int | None = None
+    problem: str | None = None
+
+
 class Answerer:
     """Answers /critique, /refine and /feedback."""
 
@@ -72,7 +81,7 @@ class Answerer:
         self._recorder = recorder
         self._requests = requests
         self._metrics = metrics
-        self._preparation = Preparation(settings=settings, pointers=critics.pointers, grader=grader, recorder=recorder)
+        self._preparation = Preparation(settings=settings, pointers=critics.pointers, recorder=recorder)
 
     async def answer(self, caller: Caller, body: Options, *, listener: Listener | None = None) -> Interaction:
         """The durable record of the answer; for a repeated request id, that of the first request.
@@ -116,10 +125,12 @@ class Answerer:
                 sampling=prepared.sampling,
                 on_text=None if listener is None else partial(listener.on_piece, Role.CRITIQUE, 0),
             )
-        [grade] = await self._grades([body.response], body.reference)
+        graded = await self._graded([(body.response, False)], body.reference)
         return replace(
             self._record(Kind.CRITIQUE, body, prepared),
-            grade=grade,
+            grade=graded.grades[0],
+            grader=graded.grader,
+            grade_problem=graded.problem,
             parameters=_parameters(prepared) | {"n": body.n},
             verdict=majority_verdict(tuple(item.verdict for item in critiques)),
             usage=_total(critiques),
@@ -152,7 +163,8 @@ class Answerer:
         chosen, votes = await self._vote(chains)
         critiques = tuple(item for chain in chains for item in chain.critiques)
         refinements = tuple(item for chain in chains for item in chain.refinements)
-        grade, *refined = await self._grades([body.response, *(item.text for item in refinements)], body.reference)
+        graded = await self._graded([(body.response, False), *map(_text_of, refinements)], body.reference)
+        grade, *refined = graded.grades
         refinements = tuple(replace(item, grade=own) for item, own in zip(refinements, refined, strict=True))
         parameters = _parameters(prepared) | {
             "rounds": body.rounds,
@@ -166,6 +178,8 @@ class Answerer:
         return replace(
             self._record(Kind.REFINE, body, prepared),
             grade=grade,
+            grader=graded.grader,
+            grade_problem=graded.problem,
             parameters=parameters,
             verdict=chosen.critiques[-1].verdict,
             refined_response=chosen.text,
@@ -178,11 +192,11 @@ class Answerer:
     async def feedback(self, body: FeedbackRequest, interaction: Interaction, *, key_id: UUID | None) -> Feedback:
         """Store feedback about an interaction. A repeat of the newest feedback returns that one.
 
-        Raises:
-            UnreadableReference: the reference cannot be read; nothing is stored.
+        A reference that cannot be read gives no grade, with the reason in `grade_problem`; the rest of the feedback counts.
         """
-        texts = [interaction.response, *(item.text for item in interaction.refinements)]
-        grade, *refined = await self._grades(texts, body.reference)
+        texts = [(interaction.response, False), *map(_text_of, interaction.refinements)]
+        graded = await self._graded(texts, body.reference)
+        grade, *refined = graded.grades
         regraded = {
             item.id: new_grade
             for item, new_grade in zip(interaction.refinements, refined, strict=True)
@@ -202,25 +216,29 @@ class Answerer:
             metadata=body.metadata,
             grade=grade,
             refinement_grades=regraded,
+            grader=graded.grader,
+            grade_problem=graded.problem,
         )
         stored = await self._recorder.record(feedback)
         assert isinstance(stored.record, Feedback)
         return stored.record
 
-    async def _grades(self, texts: Sequence[str], reference: str | None) -> list[Grade | None]:
-        """The grade of each text against the reference; all None without a reference."""
+    async def _graded(self, texts: Sequence[tuple[str, bool]], reference: str | None) -> _Graded:
+        """The grade of each text, which its token limit cut or not; all None without a readable reference."""
+        none: list[Grade | None] = [None] * len(texts)
         if reference is None:
-            return [None] * len(texts)
+            return _Graded(none)
         grades: list[Grade | None] = []
-        for grade in await self._grader.grade_all([(text, reference) for text in texts]):
+        for grade in await self._grader.grade_all([Submission(text, reference, is_cut) for text, is_cut in texts]):
             if isinstance(grade, UnreadableReference):
-                raise grade
+                return _Graded(none, problem=str(grade))
             grades.append(grade)
-        return grades
+        return _Graded(grades, grader=GRADER_VERSION)
 
     async def _vote(self, chains: Sequence[Chain]) -> tuple[Chain, int]:
         """Majority vote (MV@K): the first chain that ends with the most frequent answer, and its number of votes."""
-        groups = await group_by_answer(self._grader, [chain.text for chain in chains])
+        cut = {number for number, chain in enumerate(chains) if chain.is_cut}
+        groups = await group_by_answer(self._grader, [chain.text for chain in chains], cut=cut)
         most_frequent = max(groups, key=len)  # of equals, max returns the first
         return chains[most_frequent[0]], len(most_frequent)
 
@@ -291,6 +309,10 @@ def fingerprint_of(body: Options) -> str:
     fields = body.model_dump(mode="json", exclude={"stream", "request_id"}, exclude_defaults=True)
     canonical = json.dumps(fields, sort_keys=True)
     return hashlib.sha256(f"{type(body).__name__}:{canonical}".encode()).hexdigest()
+
+
+def _text_of(refinement: Refinement) -> tuple[str, bool]:
+    return refinement.text, refinement.is_cut
 
 
 def _parameters(prepared: Prepared) -> dict[str, Any]:
