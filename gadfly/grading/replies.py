@@ -1,0 +1,107 @@
+"""The part of a reply that answers the question: without another turn, without thoughts, without markup.
+
+Base models go on with a question of their own, logs keep the control tokens of a chat template, programs ask for JSON.
+All functions take time linear in the text.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+# Tokens that end a turn in chat templates, and tokens that only mark one.
+_TURN_END = re.compile(
+    r"<\|(?:im_end|endoftext|eot_id|end_of_text|end|eom_id)\|>|</s>|<eos>|<end_of_turn>|\[INST\]|<\|?user\|?>"
+    r"|<\|(?:im_start|start_header_id)\|>\s*user"
+)
+_TURN_MARK = re.compile(
+    r"<\|(?:im_start|start_header_id)\|>\s*assistant(?:<\|end_header_id\|>)?|<\|?assistant\|?>|<s>|\[/INST\]"
+    r"|<\|(?:begin_of_text|end_header_id)\|>|<start_of_turn>model|<bos>",
+)
+# A line that begins another task. Numbered steps (`Question 2:` of a decomposition) count only after a statement.
+_NEXT_TASK = re.compile(
+    r"^[ \t>*_#]{0,9}(?:\[)?(?P<word>Problem|Question|Q|Human|User|Exercise|Instruction|Input|Task|Prompt)"
+    r"(?P<number>[ \t]*\#?[0-9]{1,4})?(?:\])?[*_]{0,3}[ \t]*(?:[:.][*_]{0,3}(?=\s|$|\S)|$)",
+    re.MULTILINE | re.IGNORECASE,
+)
+_THOUGHT = re.compile(r"</(?:think|thinking|reasoning|scratchpad)>", re.IGNORECASE)
+_THINKS = re.compile(r"<(?:think|thinking|reasoning|scratchpad)>", re.IGNORECASE)
+_FENCED = re.compile(r"```(?:json)?[ \t]*\n([^`]{1,20000})\n?[ \t]*```", re.IGNORECASE)
+_ANSWER_KEYS = ("final_answer", "finalanswer", "final answer", "answer", "ans", "result", "solution")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The text to read an answer from. `is_cut`: it ends where the model had not finished."""
+
+    text: str
+    is_cut: bool
+
+
+def answering_part(text: str, *, is_cut: bool = False) -> Reply:
+    """The part of a reply that answers: one turn, up to the first question that the model made up."""
+    first = _first_turn(text)
+    thoughts = list(_THOUGHT.finditer(first))
+    if thoughts:
+        first, text = first[thoughts[-1].end() :], text[thoughts[-1].end() :] if first is text else text
+    elif _THINKS.search(first):
+        return Reply("", is_cut=True)
+    answered = _up_to_next_task(first)
+    is_cut = is_cut and len(answered) == len(text)
+    return Reply(_from_json(answered), is_cut)
+
+
+def _first_turn(text: str) -> str:
+    """The text up to the first token that ends a turn, if anything stands before it."""
+    text = _TURN_MARK.sub("\n", text) if _TURN_MARK.search(text) else text
+    for end in _TURN_END.finditer(text):
+        if text[: end.start()].strip():
+            return text[: end.start()]
+    return text
+
+
+def _up_to_next_task(text: str) -> str:
+    """The text before the first line that begins another task; a reply may begin with its own question."""
+    has_own = False
+    for match in _NEXT_TASK.finditer(text):
+        before = text[: match.start()].strip()
+        if not before or (not has_own and not _may_answer(before)):
+            has_own = True
+            continue
+        if match["number"] and not _STATED.search(before):
+            continue
+        return text[: match.start()]
+    return text
+
+
+_STATED = re.compile(r"\banswers?\b|####|\\boxed|^\s*A\s*:|\*\*[^*\n]{1,40}\*\*\s*$", re.IGNORECASE | re.MULTILINE)
+
+
+def _may_answer(before: str) -> bool:
+    """Whether the text before a question may be an answer, and not an introduction to the question."""
+    return bool(_STATED.search(before)) or bool(re.search(r"[0-9]|^\W*\w+\W*$", before)) and before[-1] not in ":,"
+
+
+def _from_json(text: str) -> str:
+    """The statement of the answer that a JSON object holds; no text where it holds none. Other text as it is."""
+    stripped = text.strip()
+    fenced = list(_FENCED.finditer(stripped)) if "```" in stripped else []
+    candidate = fenced[-1][1].strip() if fenced else stripped
+    if not candidate.startswith("{"):
+        return text
+    try:
+        found: Any = json.loads(candidate)
+    except (ValueError, RecursionError):
+        return "" if re.match(r'\{\s*"[^"\n]{1,60}"\s*:', candidate) else text
+    if not isinstance(found, dict):
+        return text
+    values = {str(key).strip().casefold(): value for key, value in found.items()}
+    for key in _ANSWER_KEYS:
+        value = values.get(key)
+        if isinstance(value, bool):
+            return f"The answer is {'true' if value else 'false'}."
+        if isinstance(value, int | float):
+            return f"Answer: {json.dumps(value)}\n"
+        if isinstance(value, str) and value.strip():
+            return f"Answer: {value.strip()}\n"
+    return ""
