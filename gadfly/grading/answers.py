@@ -30,9 +30,10 @@ from gadfly.grading.kinds import (
     Sequence,
     Symbolic,
     Text,
-    YesNo,
     Special,
+    YesNo,
     colons_in,
+    compare,
     read_expression,
     read_opaque,
     read_sequence,
@@ -103,7 +104,16 @@ _NEGATED = re.compile(
 )
 
 
+_CHOICE_CONCLUDED = re.compile(
+    r"(?:\b(?:so|thus|hence|therefore),?\s+(?:(?:it|the answer|that) is\s+)?|\bwhich is\s+|\bwhich (?:corresponds to|matches)\s+)"
+    r"(?:option\s+|choice\s+|answer\s+)?\(?([A-J])\)?\W*$|^([A-J])\s+(?:remains|is left|is the only one left)\W*$"
+)
+
+
 def _read_choice(text: str, rest: str, stated: bool) -> Choice | Unread:
+    concluded = None if stated else _CHOICE_CONCLUDED.search(text)
+    if concluded and not is_denied(text[: concluded.start()]):
+        return Choice(concluded[1] or concluded[2])
     head = _CHOICE_HEAD.match(text)
     if head:
         letter = (head["bracketed"] or head["letter"] or head["lower"]).upper()
@@ -142,21 +152,36 @@ _NOT_TRUE = re.compile(r"\bnot\s+true\b", re.IGNORECASE)
 _YES_NO_WORD = re.compile(r"\b(yes|true|false|no(?=\s*(?:[.,;:!)\"']|$)))(?!\w)", re.IGNORECASE)
 
 
+# What follows the word at once, or after a comma, and makes it hold in part, or not at all.
+_HOLDS_IN_PART = re.compile(
+    r"""\s*\(?(?:is|was|would|could|for|in|when|if|iff|on|at|with|under|only|provided|and|or|as\ long|/)\b
+    |\s*[,(]?\s*(?:but|if|iff|unless|only|provided|except|in\ (?:most|some|many|general|theory|principle)|partly|mostly|usually
+        |sometimes|for\ (?:some|most|[a-z]\ ?[<>=≤≥]|even|odd|\(|positive|negative|large|small)|when|although|though|however
+        |technically|strictly|they\ say|at\ (?:first|least))\b""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_CONTRAST = re.compile(
+    r"\b(?:but|however|although|though|yet|otherwise|unless|except|mistaken|disagree|naive|only (?:if|when|for))\b", re.IGNORECASE
+)
+_CONCLUDED = re.compile(
+    r"\b(?:so|therefore|thus|hence|since|as|because|wait|actually)\b[^.;\n]{0,80}?(?:[,:]\s*|\s)(yes|no|true|false)\W*$", re.IGNORECASE
+)
+
+
 def _read_yes_no(text: str) -> YesNo | Unread:
     text = _NOT_TRUE.sub("false", text)
     words = {YES_NO[match[1].lower()] for match in _YES_NO_WORD.finditer(text)}
     head = YES_NO_HEAD.match(text)
     if head:
-        truth = YES_NO[head[1].lower()]
-        also = re.match(
-            r"\s*(?:,|/|and|or|but)?\s*(?:also\s|maybe\s)?(yes|no|true|false)\b", text[head.end() :], re.IGNORECASE
-        )
-        if also and YES_NO[also[1].lower()] != truth:
-            return Unread.HEDGED
-        return YesNo(truth)
+        words.add(YES_NO[head[1].lower()])
     if not words:
         return Unread.MISSING
-    return Unread.HEDGED if len(words) > 1 or _NEGATED.search(text) else YesNo(words.pop())
+    concluded = _CONCLUDED.search(text)
+    if len(words) > 1:
+        return YesNo(YES_NO[concluded[1].lower()]) if concluded else Unread.HEDGED
+    if _CONTRAST.search(text) or (head and _HOLDS_IN_PART.match(text, head.end())):
+        return Unread.HEDGED
+    return Unread.HEDGED if not head and _NEGATED.search(text) else YesNo(words.pop())
 
 
 def _read_compound(span: Span) -> Compound | Number | Unread:
@@ -292,6 +317,11 @@ def _read_symbolic(span: Span, reference: Symbolic) -> Symbolic | Unread:
         text += _measure_after(span.after)
     else:
         text = re.sub(r"^[\s:]*(?:is|be|therefore|simply|equal to)?\s*(?=[^\s])", "", text)
+        verb = None if span.stated else re.search(r"\b(?:is|are|equals)\s+(?=\S)", text)
+        if verb:
+            if is_denied(text[: verb.end()]):
+                return Unread.HEDGED
+            text = text[verb.end() :]
     if is_opaque:
         return read_opaque(text)
     if not is_plain_relation(text) and _OR_AND.search(text):
@@ -323,6 +353,10 @@ def extract_answer(response: str, reference: Reference, *, is_cut: bool = False)
         answer = _read(span, reference.answer)
         if answer is not Unread.MISSING:
             return answer
+    if answer is Unread.MISSING and reference.content is not None:
+        content = extract_answer(response, Reference(reference.text, reference.content), is_cut=is_cut)
+        if not isinstance(content, Unread) and compare(reference.content, content):
+            return reference.answer  # the option's content in place of its letter
     if isinstance(reference.answer, YesNo) and not reply.is_cut and not any(span.stated for span in spans[:1]):
         return _read_opening(text)
     return answer
@@ -335,7 +369,8 @@ def _read_opening(text: str) -> YesNo | Unread:
         return Unread.MISSING
     truth = YES_NO[head[1].lower()]
     others = {YES_NO[match[1].lower()] for match in _YES_NO_WORD.finditer(text, head.end())}
-    return Unread.HEDGED if others - {truth} or WITHDRAWN.search(text, head.end()) else YesNo(truth)
+    takes_back = re.search(r"(?:^|[.!\n])\s*(?:but|however|although|though|actually|unless)\b", text[head.end() - 1 :], re.IGNORECASE)
+    return Unread.HEDGED if others - {truth} or takes_back or WITHDRAWN.search(text, head.end()) else YesNo(truth)
 
 
 _TERM = re.compile(r"[0-9}]\s?(?:\\[,;: ]\s?)?[A-Za-z]\s*\.?\s*$")  # in a formula 3m is more likely a term than metres

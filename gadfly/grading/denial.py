@@ -16,7 +16,7 @@ DENIED_BEFORE = re.compile(
         |opposite|reciprocal|inverse|negative)\b(?!.*?(?:\b(?:is|are|was|were|equals?|makes?|gives?)\b|=))""",
     re.VERBOSE | re.IGNORECASE | re.DOTALL,
 )
-_CLAUSE = re.compile(r"[,.;:\n]|\b(?:so|but|then|therefore|thus|hence)\b", re.IGNORECASE)
+_CLAUSE = re.compile(r"[,.;:\n]|\b(?:so|(?<!all )(?<!anything )but|then|therefore|thus|hence)\b", re.IGNORECASE)
 
 
 def last_clause(text: str) -> str:
@@ -24,7 +24,7 @@ def last_clause(text: str) -> str:
 
 
 _VERB = re.compile(
-    r"(?<![<>!≠])=|≈|\b(?:is|are|was|were|equals?|be|measures?|gives?|yields?|gets?|becomes?|makes?|obtains?|(?:has|have)\b"
+    r"(?<![<>!≠])=|≈|\b(?:is|are|was|were|equals|(?<!or )equal|be|measures?|gives?|yields?|gets?|becomes?|makes?|obtains?|(?:has|have)\b"
     r"(?!\s+(?:not|never|no)\b))\b(?!n't)",
     re.IGNORECASE,
 )
@@ -32,8 +32,8 @@ _VERB = re.compile(
 _SENTENCE_DENIED = re.compile(
     r"""\b(?:not|never|n't|hardly|cannot|would|could|might|may)\s+(?:[a-z]+\s+)?(?:be|equal|give|get|measure|make|yield|become)\s*$
     |\bcan't\s+(?:be|equal)\s*$|n't\s+(?:be|equal|give|make|yield|measure)\s*$
-    |(?:\b(?:not|never|hardly)|n't)\s+(?:[a-z]+\s+)?(?:think|believe|say|claim|agree|expect|accept|see|mean|true|correct|right
-        |clear|certain|sure|the\ case|possible)\b
+    |(?:\b(?:not|never|hardly)|n't)\s+(?:[a-z]+\s+)?(?:think|believe|say|claim|agree|expect|accept|see|mean|the\ case
+        |(?:true|correct|right|clear|certain|sure|possible)\ that)\b
     |\bdoubts?\b|\b(?:false|untrue|impossible|wrong)\ (?:that|to)\b|\bno\ (?:one|way|reason)\b|\bnobody\b.{0,40}\bthat\b
     |\b(?:wrong|incorrect|false|mistaken|rejected|naive|tempting)\ (?:final\ )?(?:answer|value|result|option|choice|guess)\b
     |^\W*(?:if|unless|suppose|assum(?:e|ing)|whether|were)\b""",

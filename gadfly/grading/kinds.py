@@ -118,7 +118,6 @@ class Special(StrEnum):
     """An answer in words that also has signs."""
 
     NONE = "no solution"
-    NO_REAL = "no real solution"
     MANY = "infinitely many"
     REALS = "all real numbers"
 
@@ -310,18 +309,17 @@ def read_text(text: str) -> Text | Unread:
 _SPECIALS: tuple[tuple[Special, re.Pattern[str]], ...] = (
     (
         Special.NONE,
-        re.compile(r"(?:there (?:is|are) |it has |has |have )?(?:no|zero) solutions?(?: exists?)?|(?:the )?empty set|∅|\{\s?\}"
-                   r"|\\(?:emptyset|varnothing)"),
+        re.compile(r"(?:there (?:is|are) |it has |has |have )?(?:no|zero) (?:real )?(?:solutions?|roots?)(?: exists?)?|(?:the )?empty set|∅|\{\s?\}"
+                   r"|\\(?:emptyset|varnothing)", re.IGNORECASE),
     ),
-    (Special.NO_REAL, re.compile(r"(?:there (?:is|are) |it has |has |have )?no real (?:solutions?|roots?|numbers?)(?: exists?)?")),
     (
         Special.MANY,
-        re.compile(r"(?:there (?:is|are) |it has |has |have )?(?:infinitely many|infinite|an infinite number(?: of)?)(?: solutions?)?"),
+        re.compile(r"(?:there (?:is|are) |it has |has |have )?(?:infinitely many|infinite|an infinite number(?: of)?)(?: solutions?)?", re.IGNORECASE),
     ),
     (
         Special.REALS,
         re.compile(r"(?:(?:the set of )?all (?:the )?(?:real numbers?|reals)(?: [a-z])?|every real number|(?:all )?real numbers"
-                   r"|(?:[a-z]\s?\\in\s?)?\\mathbb\{?\s?R\}?|(?:[a-z]\s?\\in\s?)?\(-\\infty\s?,\s?\+?\\infty\)|ℝ)"),
+                   r"|(?:[a-z]\s?\\in\s?)?\\mathbb\{?\s?R\}?|(?:[a-z]\s?\\in\s?)?\(-\\infty\s?,\s?\+?\\infty\)|ℝ)", re.IGNORECASE),
     ),
 )  # fmt: skip
 
@@ -330,12 +328,12 @@ def whole_special(text: str) -> Special | None:
     """The answer in words that is the whole of `text`, in words or in signs."""
     plain = re.sub(r"\s+", " ", SIZES.sub("", WRAPPED.sub(r" \1 ", text.replace("∞", "\\infty")))).strip(" .$*_`!").strip()
     plain = plain.replace("\\{", "{").replace("\\}", "}").replace("\\ ", " ")
-    return next((special for special, form in _SPECIALS if re.fullmatch(form, plain.casefold() if "\\" not in plain else plain, ) or re.fullmatch(form.pattern, plain, re.IGNORECASE)), None)
+    return next((special for special, form in _SPECIALS if form.fullmatch(plain)), None)
 
 
 _STATED_SPECIAL = re.compile(
     r"(?:^|\b(?:is|are|has|have|be|so|therefore|thus|hence|that|,)\s)\s*"
-    r"(?:(?P<none>(?:no|zero) solutions?(?: exists?)?)|(?P<no_real>no real (?:solutions?|roots?)(?: exists?)?)"
+    r"(?:(?P<none>(?:no|zero) (?:real )?(?:solutions?|roots?)(?: exists?)?)"
     r"|(?P<many>(?:infinitely many|an infinite number of)(?: solutions?)?)|(?P<reals>all real numbers))\W*$",
     re.IGNORECASE,
 )
@@ -349,7 +347,7 @@ def special_at_end(text: str) -> Special | None:
     return next(
         kind
         for name, kind in (
-            ("none", Special.NONE), ("no_real", Special.NO_REAL), ("many", Special.MANY), ("reals", Special.REALS)
+            ("none", Special.NONE), ("many", Special.MANY), ("reals", Special.REALS)
         )
         if match[name]
     )  # fmt: skip
@@ -357,6 +355,7 @@ def special_at_end(text: str) -> Special | None:
 
 def comparable_text(text: str) -> str:
     """The form of `text` for comparison: folded, or unchanged if it is a formula."""
+    text = re.sub(r"_\{([A-Za-z0-9]{1,9})\}", r"_\1", text)
     text = re.sub(rf"\\({FUNCTIONS})(?![A-Za-z])", r"\1", text)
     formula = re.sub(r"\s+", " ", WRAPPED.sub(r"\1", text)).strip(' \t\n.$*_`"')
     return formula if _is_formula(formula) else _fold(text)
@@ -385,7 +384,7 @@ _TO_LATEX: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = 
 ]
 _TRAILING_UNIT = re.compile(
     r"""(?:\s|\\[,;:\ ]){0,9}\\(?:text|mathrm|mbox|textrm)\s?\{[\s~]?([A-Za-z. ]{1,40})\}(?:\s?\^\s?\{?([23])\}?)?\s*$
-    | (?<=[0-9})A-Za-z])\s+([A-Za-z]{2,12})(?:\^\{?([23])\}?)?\s*$""",
+    | (?<=[0-9})A-Za-zπ])\s+((?:square\s|cubic\s|sq\s|cu\s)?[A-Za-z]{2,12})(?:\^\{?([23])\}?)?\s*$""",
     re.VERBOSE,
 )
 _UNIT_WORDS = MEASURE_WORDS.keys() | {"unit", "units", "square", "sq", "cubic", "cu", "per"}

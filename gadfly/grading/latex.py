@@ -51,6 +51,7 @@ def normal(latex: str) -> str:
     text = re.sub(r"(\\[A-Za-z]+)\0", r"\1 ", text).replace("\0", "")
     for pattern, one in _SAME:
         text = pattern.sub(one, text)
+    text = re.sub(r"(?<=[|<>=]) | (?=[|<>=\\])", "", re.sub(r"(\\(?:leq|geq|neq|in|cup|cap)) ", r"\1~", text)).replace("~", " ")
     return text.strip().rstrip(".,;")
 
 
@@ -61,7 +62,9 @@ def is_balanced(latex: str) -> bool:
         depth += (character == "{") - (character == "}")
         if depth < 0:
             return False
-    return depth == 0 and bool(re.search(r"[A-Za-z0-9]", latex)) and not re.search(r"\\frac\s?\{\s?\}|\\sqrt\s?\{\s?\}", latex)
+    return depth == 0 and bool(re.search(r"[A-Za-z0-9]", latex)) and not re.search(
+        r"\\frac\s?\{\s?\}|\\sqrt\s?\{\s?\}|mod\s?\{?\s?0(?![0-9.])", latex
+    )
 
 
 def is_opaque(latex: str) -> bool:
@@ -153,7 +156,7 @@ def as_intervals(latex: str, *, may_be_point: bool = False) -> list[Interval] | 
         name, text = built[1], built[2]
     elif member := _MEMBER.match(text):
         name, text = member[1], text[member.end() :]
-    pieces = _split_outside(text, _OR)
+    pieces = [piece.strip() for piece in _split_outside(text, _OR)]
     found = [_interval(piece, may_be_point=may_be_point or len(pieces) > 1) for piece in pieces]
     if not all(found):
         return None
@@ -192,7 +195,7 @@ def _end(text: str) -> str | None:
 
 def _from_relation(text: str) -> Interval | None:
     signs = list(_RELATION.finditer(text))
-    parts = _RELATION.split(text)
+    parts = [part.strip() for part in _RELATION.split(text)]
     if not 1 <= len(signs) <= 2 or not all(parts):
         return None
     is_less = ["l" in sign[0] or sign[0] == "<" for sign in signs]

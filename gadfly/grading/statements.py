@@ -22,7 +22,7 @@ YES_NO_HEAD = re.compile(
 )
 
 TRIGGER = re.compile(
-    r"""(?P<mark>(?:^|\n)[ \t>]*(?:A|Ans)[ \t]*: | \#\#\#\#(?!\#))
+    r"""(?P<mark>(?:^|\n)[ \t>]*(?:A|Ans)[ \t]*: | \#\#\#\#(?!\#|\ *(?:step|case|part|section)\b))
     | (?P<box>\\(?:boxed|fbox)\s?\{)
     | \banswers?\b(?:
         [^\n.:=?!]{0,80}?\b(?:is|are|was|equals|(?:would|should|must|will|has\ to|turns\ out\ to)\ be)\b

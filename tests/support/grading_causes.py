@@ -296,7 +296,7 @@ QUALIFIED = [
     ("The answer is exactly 25.", "25", RIGHT),
     ("The answer is 25 ✓", "25", RIGHT),
     ("The answer is 25 ✅", "25", RIGHT),
-    ("The answer is 25!", "25", RIGHT),
+    ("The answer is 25!", "25", DOUBT),
 ]
 
 UNITS = [
