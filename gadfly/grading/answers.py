@@ -343,23 +343,31 @@ def _read_symbolic(span: Span, reference: Symbolic) -> Symbolic | Unread:
 
 def extract_answer(response: str, reference: Reference, *, is_cut: bool = False) -> Answer | Unread:
     """The last answer of the reference's kind that `response` states."""
+    return find_answer(response, reference, is_cut=is_cut)[0]
+
+
+def find_answer(response: str, reference: Reference, *, is_cut: bool = False) -> tuple[Answer | Unread, bool]:
+    """The last answer of the reference's kind, and whether it is sure to be meant as the answer.
+
+    One at the end of a last sentence without a full stop is not: more may have been to come.
+    """
     reply = answering_part(tail(response), is_cut=is_cut)
     text = tidy(reply.text)
     spans = find_spans(text, is_cut=reply.is_cut)
     if isinstance(spans, Unread):
-        return spans
+        return spans, False
     answer: Answer | Unread = Unread.MISSING
     for span in spans:
         answer = _read(span, reference.answer)
         if answer is not Unread.MISSING:
-            return answer
+            return answer, not span.is_open
     if answer is Unread.MISSING and reference.content is not None:
         content = extract_answer(response, Reference(reference.text, reference.content), is_cut=is_cut)
         if not isinstance(content, Unread) and compare(reference.content, content):
-            return reference.answer  # the option's content in place of its letter
+            return reference.answer, True  # the option's content in place of its letter
     if isinstance(reference.answer, YesNo) and not reply.is_cut and not any(span.stated for span in spans[:1]):
-        return _read_opening(text)
-    return answer
+        return _read_opening(text), True
+    return answer, False
 
 
 def _read_opening(text: str) -> YesNo | Unread:

@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import IO, Any, NamedTuple, Self
 
 from gadfly.errors import TooBusy, UnreadableReference
-from gadfly.grading.answers import extract_answer
+from gadfly.grading.answers import extract_answer, find_answer
 from gadfly.grading.kinds import (
     MAX_REFERENCE_CHARS,
     Reference,
@@ -77,14 +77,16 @@ class Submission(NamedTuple):
 
 def grade(response: str, reference: Reference, *, is_cut: bool = False) -> Grade:
     """The grade of `response`, in this process. Only for trusted text, since sympy may take arbitrarily long."""
-    answer = extract_answer(response, reference, is_cut=is_cut)
+    answer, is_sure = find_answer(response, reference, is_cut=is_cut)
     if isinstance(answer, Unread):
         return Grade.NO_ANSWER
     match compare(reference.answer, answer):
         case None:
             return Grade.NO_ANSWER
-        case is_same:
-            return Grade.RIGHT if is_same else Grade.WRONG
+        case True:
+            return Grade.RIGHT
+        case False:
+            return Grade.WRONG if is_sure else Grade.NO_ANSWER
 
 
 class _Died(Exception):

@@ -105,9 +105,10 @@ _RESULT_KEY = (
 )
 _KEY_VALUE = re.compile(r"[\s>*_-]{0,9}([A-Za-z][^:=\n]{0,60}):\s*(\S.*)$")
 _SURE = re.compile(r"\b(?:sure|certain|confiden(?:t|ce)|certainty|likely)\b", re.IGNORECASE)
-_OPENS_PART = re.compile(
-    r"(?:in|for|on|at|after|before|with|from|by|during|since|if|when|while|as|because|then|next|now|given|see|of|to|and|but|or"
-    r"|that|which|where|per|about|page|version)\b",
+# A reply that is nothing but an answer: it begins with a number or a sign, or is two words, or a few without digits.
+_BARE_ANSWER = re.compile(
+    r"(?!(?:page|version|week|day|in|for|on|at|to|by|of|and|the)\b)(?:"
+    r"[^A-Za-z]*[0-9$\\√π∞({\[][^\n]{0,200}|(?:[A-Za-z]\w?|\\\w+)\s?[=<>≤≥][^\n]{0,200}|[^\s0-9]+\s[0-9]\S*|[^0-9]{0,80})",
     re.IGNORECASE,
 )
 _CONCLUSION_WORD = re.compile(
@@ -136,6 +137,7 @@ class Span:
     stated: bool = True
     after: str = ""  # the text after a box in its sentence: a unit, a scale, a second answer
     rest: str = ""  # the text from the statement on, which may conclude something else
+    is_open: bool = False  # a last sentence without a full stop: the text may have been going on
 
 
 # Text that may touch a box or formula that is an answer. Other text makes it part of an expression: -[18], 2[18].
@@ -217,10 +219,14 @@ def _spans_by_ending(text: str) -> list[Span]:
     while len(sentences) > 1 and _CLOSING.match(sentences[-1]):
         sentences.pop()
         is_open = False
-    if is_open and not _is_finished(sentences[-1], is_all=len(lines) == 1 and len(sentences) == 1):
+    is_bare = len(lines) == 1 and len(sentences) == 1 and bool(_BARE_ANSWER.fullmatch(sentences[0]))
+    if is_open and not is_bare and not _is_finished(sentences[-1]):
         return []
+    last = sentences[-1] if is_open and not is_bare else None
     sentences = [sentence for sentence in sentences if not sentence.endswith("?") and not _is_aside(sentence)]
-    return [Span(sentence, stated=False, rest=sentence) for sentence in reversed(sentences)]
+    return [
+        Span(sentence, stated=False, rest=sentence, is_open=sentence is last) for sentence in reversed(sentences)
+    ]
 
 
 def _concluding_line(lines: list[str]) -> str:
@@ -252,12 +258,10 @@ def _continues_list(lines: list[str]) -> bool:
     return any((item := _NUMBERED.match(line)) and item[1] == before for line in lines[:-1])
 
 
-def _is_finished(sentence: str, *, is_all: bool) -> bool:
+def _is_finished(sentence: str) -> bool:
     """Whether a last sentence without a full stop concludes something, and is not half of one."""
     if _HANGS.search(sentence):
         return False
-    if is_all and len(sentence.split()) <= 6 and not _OPENS_PART.match(sentence):
-        return True
     digits = list(re.finditer(r"[0-9][0-9.,]*", sentence))
     after = sentence[digits[-1].end() :] if digits else ""
     if "=" in sentence and not re.search(r"[A-Za-z]{3,}\s+[A-Za-z]+\s+[A-Za-z]+\s+[A-Za-z]+", sentence[sentence.rfind("=") :]):
