@@ -239,7 +239,7 @@ def _read_text(span: Span, reference: Text) -> Text | Unread:
             before = plain[: end.start(1)]
             return Unread.HEDGED if is_denied(before) or _DOUBTED.search(before) else reference
         end = re.compile(rf"\b{_SAYS}\s+(?:(?:a|an|the)\s)?(\S.*)$", re.IGNORECASE).search(plain, end.start() + 1)
-    subject = re.match(r"(?:(?:so|thus|hence|therefore),?\s)?(.{1,80}?)\s(?:is|was)\s(?:the|a|an)\s[\w' -]{1,80}$", plain, re.IGNORECASE)
+    subject = re.match(r"(?:(?:so|thus|hence|therefore),?\s)?(.{1,80}?)\s(?:(?:is|was)\s(?:the|a|an)|(?:has|had|got)\s(?:the\s)?(?:most|more|least|fewest|highest|lowest|longest)|w[io]ns?)\b[\w' -]{0,80}$", plain, re.IGNORECASE)
     if subject and reference.is_name and read_text(subject[1]) == reference and not _DOUBTED.search(plain):
         return Unread.HEDGED if _NEGATED.search(plain) or re.search(r"\b(?:guess|opposite|mistake|trap)\b", plain) else reference
     return read
@@ -397,14 +397,17 @@ _NOT_MINE = re.compile(
 )
 
 
-def _is_disowned(span: Span, *, but_not: Fraction | None = None) -> bool:
+def _is_disowned(span: Span, *, but_not: Fraction | None = None, is_yes_no: bool = False) -> bool:
     """Whether the text behind an answer takes it back; repeating the number `but_not` takes nothing back."""
     if span.boxed and _NOT_MINE.match(span.after):
         return True
-    for match in _DISOWNED.finditer(span.rest[:_MAX_REST_CHARS] if span.stated else span.text):
+    rest = span.rest[:_MAX_REST_CHARS] if span.stated else span.text
+    for match in _DISOWNED.finditer(rest):
+        if is_yes_no and match[0].lower().endswith(("false", "not true")):
+            continue  # an answer of that kind
         if but_not is None or match.start() == 0:
             return True
-        said = values_in(unlatex(first_sentence(span.rest[match.start() :])))
+        said = values_in(unlatex(first_sentence(rest[match.start() :])))
         if not said or but_not not in said:
             return True
     return False
@@ -433,7 +436,7 @@ def _read(span: Span, reference: Answer) -> Answer | Unread:
         return Unread.HEDGED if isinstance(number, Number) and _is_contradicted(number, span.rest) else number
     if not may_follow(span.after):
         return Unread.HEDGED
-    if _is_disowned(span):
+    if _is_disowned(span, is_yes_no=isinstance(reference, YesNo)):
         return Unread.HEDGED
     match reference:
         case Choice():

@@ -202,6 +202,7 @@ _NAMED = re.compile(r"^[A-Za-z]\s?=\s?")
 
 def read_sequence(text: str) -> Sequence | Unread:
     """The sequence that `text` is; MISSING for ellipses, unpaired brackets and items that are not plain numbers."""
+    text = re.sub(r"^\s*\(\s?[A-Za-z](?:\s?,\s?[A-Za-z]){1,3}\s?\)\s?=\s?(?=[(\\$])", "", text)
     match = _BRACKETED.match(unlatex(text).replace("\\{", "{").replace("\\}", "}"))
     if not match or bool(match["open"]) != bool(match["close"]):
         return Unread.MISSING
@@ -384,7 +385,7 @@ _TO_LATEX: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = 
 ]
 _TRAILING_UNIT = re.compile(
     r"""(?:\s|\\[,;:\ ]){0,9}\\(?:text|mathrm|mbox|textrm)\s?\{[\s~]?([A-Za-z. ]{1,40})\}(?:\s?\^\s?\{?([23])\}?)?\s*$
-    | (?<=[0-9})A-Za-zπ])\s+((?:square\s|cubic\s|sq\s|cu\s)?[A-Za-z]{2,12})(?:\^\{?([23])\}?)?\s*$""",
+    | (?<=[0-9})A-Za-zπ])\s+((?:square\s|cubic\s|sq\s|cu\s)?[A-Za-z]{2,12})(?:\^\{?([23])\}?|([²³]))?\s*$""",
     re.VERBOSE,
 )
 _UNIT_WORDS = MEASURE_WORDS.keys() | {"unit", "units", "square", "sq", "cubic", "cu", "per"}
@@ -410,7 +411,8 @@ def read_expression(text: str) -> Symbolic | Unread:
     unit: tuple[str, ...] = ()
     trailing = _TRAILING_UNIT.search(text)
     if trailing:
-        word, power = (trailing[1] or trailing[3]).strip(), trailing[2] or trailing[4]
+        word = (trailing[1] or trailing[3]).strip()
+        power = trailing[2] or trailing[4] or {"²": "2", "³": "3"}.get(trailing[5] or "")
         if all(part.lower() in _UNIT_WORDS for part in word.split()):
             unit = (*({"2": ("square",), "3": ("cubic",)}.get(power or "", ())), *map(singular, word.split()))
             text = text[: trailing.start()].strip()

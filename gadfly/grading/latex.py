@@ -35,7 +35,7 @@ _OPAQUE = re.compile(
     |pmod|bmod|mod|equiv|det|arg|tr|rank|dim|ker|gcd|lcm|max|min|sup|inf|Re|Im|mathrm|odot|oplus|otimes|wedge|vee|neg|lnot
     |forall|exists|subset|supset|subseteq|setminus|mid|in|notin|Rightarrow|iff|implies|to(?!\s)|mapsto|langle|rangle|nmid)
     (?![a-zA-Z])
-    |\\[lc]?dots|\\approx|\\mp|\\sum(?!\s?_)|[A-Z]\s?\\times\s?[A-Z]|[A-Za-z]_\{?[A-Za-z0-9]{2}|\|""",
+    |\\[lc]?dots|\\approx|\\mp|\\sum(?!\s?_)|[A-Z](?:\^\{?-?\w\}?)?\s?(?:\\times\s?)?[A-Z](?![a-z])|[A-Za-z]_\{?[A-Za-z0-9]{2}|\|""",
     re.VERBOSE,
 )
 _LIMIT = re.compile(r"\\lim\s?_\{[^{}]{1,40}\}")
@@ -47,8 +47,8 @@ _DERIVATIVE_NAME = re.compile(
 def normal(latex: str) -> str:
     """The text without spaces and sizes, with one form of each notation that has several."""
     text = _SPACE.sub(" ", _SIZES.sub("", latex)).replace("\\%", "%")
-    text = re.sub(r"(?<=[A-Za-z])\s(?=[A-Za-z])", "\0", _TYPEFACE.sub(r"\1", text)).replace(" ", "")
-    text = re.sub(r"(\\[A-Za-z]+)\0", r"\1 ", text).replace("\0", "")
+    text = re.sub(r"(?<=[A-Za-z])\s(?=[A-Za-z])|(?<=[0-9])\s(?=[0-9])", "\0", _TYPEFACE.sub(r"\1", text)).replace(" ", "")
+    text = re.sub(r"(\\[A-Za-z]+|[0-9])\0", r"\1 ", text).replace("\0", "")
     for pattern, one in _SAME:
         text = pattern.sub(one, text)
     text = re.sub(r"(?<=[|<>=]) | (?=[|<>=\\])", "", re.sub(r"(\\(?:leq|geq|neq|in|cup|cap)) ", r"\1~", text)).replace("~", " ")

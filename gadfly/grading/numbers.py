@@ -83,7 +83,7 @@ _ASSIGNED = re.compile(
 _CONDITION = re.compile(r"\b(?:otherwise|unless|or else)\b", re.IGNORECASE)
 # Words after a number, in its sentence, that qualify it, take it back or say that it is another's.
 _QUALIFIED = re.compile(
-    r"""\bonly\ (?:if|when|after|before|for|on|in|with|because|under)\b|\bgive\ or\ take\b|\bmore\ or\ less\b
+    r"""^\s*(?:almost|nearly)\b|\bonly\ (?:if|when|after|before|for|on|in|with|because|under)\b|\bgive\ or\ take\b|\bmore\ or\ less\b
     |\band\ (?:change|a\ bit|some(?:thing)?|a\ little|counting)\b|\bor\ (?:so|thereabouts)\b
     |\bin\ (?:thousands|millions|billions|hundreds|dozens|lakhs?|crores?)\b|\((?:thousands|millions|billions|hundreds|dozens)\)
     |\b(?:is|was)\ (?:my|his|her|their|our|what|just|only|not|wrong|incorrect|too|mistaken)\b|\bfirst\ guess\b
@@ -430,6 +430,13 @@ def _read_spelled(text: str) -> Number | Unread:
     return Number(-value if match["sign"] else value, unit)
 
 
+def _from_spelled(sentence: str) -> str:
+    """A sentence from its only number word on: `She has eighteen left.` One is more often a pronoun."""
+    words = list(_SPELLED_OUT.finditer(sentence))
+    is_one = len(words) == 1 and words[0]["words"].lower() != "one" and sentence[: words[0].start()][-1:] in ("", " ")
+    return sentence[words[0].start() :] if is_one and not is_denied(sentence[: words[0].start()]) else sentence
+
+
 def read_number(text: str, *, stated: bool, share: bool = False) -> Number | Unread:
     """The one number that a sentence states. After a trigger (`stated`) it opens the sentence, otherwise it ends it.
 
@@ -443,7 +450,7 @@ def read_number(text: str, *, stated: bool, share: bool = False) -> Number | Unr
         text = conclusion if _literals(conclusion) else text
     literals = _literals(text)
     if not literals:
-        return _read_spelled(text)
+        return _read_spelled(text if stated else _from_spelled(text))
     assigned = list(_ASSIGNED.finditer(text))
     if len({_digits(match[1]) for match in assigned}) > 1 and (
         not stated or not text[: assigned[0].start()].strip(" :(")

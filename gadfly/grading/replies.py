@@ -20,8 +20,8 @@ _TURN_MARK = re.compile(
 )
 # A line that begins another task. Numbered steps (`Question 2:` of a decomposition) count only after a statement.
 _NEXT_TASK = re.compile(
-    r"^[ \t>*_#]{0,9}(?:\[)?(?P<word>Problem|Question|Q|Human|User|Exercise|Instruction|Input|Task|Prompt)"
-    r"(?P<number>[ \t]*\#?[0-9]{1,4})?(?:\])?[*_]{0,3}[ \t]*(?:[:.][*_]{0,3}(?=\s|$|\S)|$)",
+    r"^[ \t>*_#]{0,9}(?:\[)?(?P<word>(?:(?:Next|New|Another|Second)[ \t])?(?:Problem|Question|Q|Human|User|Exercise|Instruction|Input|Task|Prompt))"
+    r"(?P<number>[ \t]*\#?[0-9]{1,4})?(?:\])?[*_]{0,3}[ \t]*(?:[:.]|$)",
     re.MULTILINE | re.IGNORECASE,
 )
 _THOUGHT = re.compile(r"</(?:think|thinking|reasoning|scratchpad)>", re.IGNORECASE)
@@ -71,6 +71,31 @@ def _up_to_next_task(text: str) -> str:
         if match["number"] and not _STATED.search(before):
             continue
         return text[: match.start()]
+    return _up_to_next_question(text)
+
+
+_PARAGRAPH = re.compile(r"\n[ \t]*\n\s*|(?<=\n)(?=####)")
+_OWN_QUESTION = re.compile(
+    r"\W*(?:but|wait|hmm|hold|is (?:that|this|it)|does (?:that|this|it)|did|am i|are we|however|ok|okay|actually|let|so|what if|why|right)\b",
+    re.IGNORECASE,
+)
+_ASKS = re.compile(r"[0-9]|\b(?:how|what|which|find|who|when|where)\b", re.IGNORECASE)
+
+
+def _up_to_next_question(text: str) -> str:
+    """The text before a paragraph that asks something else after an answer was stated, and is answered itself."""
+    if text.count("?") == 0 or not _STATED.search(text):
+        return text
+    is_stated, start = False, 0
+    ends = [match.start() for match in _PARAGRAPH.finditer(text)] + [len(text)]
+    for end in ends:
+        paragraph = text[start:end].strip()
+        first = paragraph.split("\n", 1)[0].rstrip(" *_")
+        asks = first.endswith("?") and _ASKS.search(first) and not _OWN_QUESTION.match(first)
+        if is_stated and asks and end > start and _STATED.search(text, end if "\n" not in paragraph else start):
+            return text[:start]
+        is_stated = is_stated or bool(_STATED.search(paragraph))
+        start = end
     return text
 
 

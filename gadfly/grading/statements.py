@@ -103,12 +103,12 @@ _RESULT_KEY = (
     r"(?:(?:so|thus|hence|therefore|and|the|in|final|grand|overall)\s)*(?:total|result|sum|solution|conclusion|value|output"
     r"|ans|answers?|product|difference|therefore|thus|so|hence|finally|altogether|result\ is|lösung|ergebnis)\b[^:]{0,40}"
 )
-_KEY_VALUE = re.compile(r"[\s>*_-]{0,9}([A-Za-z][^:=\n]{0,60}):\s*(\S.*)$")
+_KEY_VALUE = re.compile(r"[\s>*_-]{0,9}([A-Za-z][^:=\n0-9]{0,60}):\s*(\S.*)$")
 _SURE = re.compile(r"\b(?:sure|certain|confiden(?:t|ce)|certainty|likely)\b", re.IGNORECASE)
 # A reply that is nothing but an answer: it begins with a number or a sign, or is two words, or a few without digits.
 _BARE_ANSWER = re.compile(
     r"(?!(?:page|version|week|day|in|for|on|at|to|by|of|and|the)\b)(?:"
-    r"[^A-Za-z]*[0-9$\\√π∞({\[][^\n]{0,200}|(?:[A-Za-z]\w?|\\\w+)\s?[=<>≤≥][^\n]{0,200}|[^\s0-9]+\s[0-9]\S*|[^0-9]{0,80})",
+    r"[^A-Za-z]*[0-9$\\√π∞({\[][^\n]{0,200}|(?:[A-Za-z]\w?|\\\w+)\s?[=<>≤≥][^\n]{0,200}|[^\s0-9]+\s[0-9]\S*|\S{1,80}|[^0-9]{0,80})",
     re.IGNORECASE,
 )
 _CONCLUSION_WORD = re.compile(
@@ -142,7 +142,7 @@ class Span:
 
 # Text that may touch a box or formula that is an answer. Other text makes it part of an expression: -[18], 2[18].
 _BEFORE_ALONE = re.compile(
-    rf"""(?:^ | [,;:.!?"'&~] | (?<![<>!≠])= | [=-]> | ≈ | \\\\ | (?:^|\s)[aA]
+    rf"""(?:^ | [,;:.!?"'&~] | [^\x00-\x7f≤≥≠±∓√−×÷·] | (?<![<>!≠])= | [=-]> | ≈ | \\\\ | (?:^|\s)[aA]
     | \\(?:approx|therefore|implies|[Rr]ightarrow|Longrightarrow|to|q?quad|[,;:!])
     | (?<![\\A-Za-z])(?!(?:{FUNCTIONS})$)[A-Za-z]{{2,}} | \\text(?:bf|rm)?\s?\{{[^{{}}]{{0,200}}\}})$""",
     re.VERBOSE,
@@ -231,12 +231,12 @@ def _spans_by_ending(text: str) -> list[Span]:
 
 def _concluding_line(lines: list[str]) -> str:
     """The last line, without its list mark; empty where it is a mark, a heading, an item or a step still to do."""
-    line = lines[-1]
+    line = re.sub(r"^(?:=>|->|→|⇒|⟹)\s*", "= ", lines[-1])
     if line.endswith(":") or _HEADING.match(line) or _ITEM.match(line) and len(lines) > 1:
         return ""
     if len(lines) > 1 and (_LIST_MARK.fullmatch(line) or _continues_list(lines)):
         return ""
-    if re.fullmatch(r"\W*\([0-9]{1,3}\)\W*", line):
+    if re.fullmatch(r"\W*\(?[0-9]{1,3}\)\W*", line):
         return ""
     numbered = _NUMBERED.match(line)
     if numbered and len(lines) > 1:

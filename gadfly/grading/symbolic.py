@@ -226,7 +226,7 @@ def _compare_values(reference: str, answer: str) -> bool | None:
     left, right = normal(reference), normal(answer)
     if left == right:
         return True
-    if is_opaque(left) or is_opaque(right):
+    if is_opaque(reference) or is_opaque(answer):
         return None
     if _brackets(left) != _brackets(right) or left.count("circ") != right.count("circ"):
         return None
