@@ -62,16 +62,23 @@ def _first_turn(text: str) -> str:
 
 def _up_to_next_task(text: str) -> str:
     """The text before the first line that begins another task; a reply may begin with its own question."""
+    begins = len(text) - len(text.lstrip())
+    stated, number = _STATED.search(text), re.search(r"[0-9]", text)
+    stated_at, number_at = (len(text) if each is None else each.start() for each in (stated, number))
     has_own = False
     for match in _NEXT_TASK.finditer(text):
-        before = text[: match.start()].strip()
-        if not before or (not has_own and not _may_answer(before)):
+        start = match.start()
+        if start <= begins or (not has_own and not (stated_at < start or _may_answer(text, start, number_at))):
             has_own = True
-            continue
-        if match["number"] and not _STATED.search(before):
-            continue
-        return text[: match.start()]
+        elif not match["number"] or stated_at < start:
+            return text[:start]
     return _up_to_next_question(text)
+
+
+def _may_answer(text: str, end: int, number_at: int) -> bool:
+    """Whether the text before a question, which states nothing, may be an answer and not an introduction."""
+    before = text[max(0, end - 200) : end].strip()
+    return before[-1:] not in ("", ":", ",") and (number_at < end or bool(re.fullmatch(r"\W*\w+\W*", before)))
 
 
 _PARAGRAPH = re.compile(r"\n[ \t]*\n\s*|(?<=\n)(?=####)")
@@ -99,12 +106,7 @@ def _up_to_next_question(text: str) -> str:
     return text
 
 
-_STATED = re.compile(r"\banswers?\b|####|\\boxed|^\s*A\s*:|\*\*[^*\n]{1,40}\*\*\s*$", re.IGNORECASE | re.MULTILINE)
-
-
-def _may_answer(before: str) -> bool:
-    """Whether the text before a question may be an answer, and not an introduction to the question."""
-    return bool(_STATED.search(before)) or bool(re.search(r"[0-9]|^\W*\w+\W*$", before)) and before[-1] not in ":,"
+_STATED = re.compile(r"\banswers?\b|####|\\boxed|^[ \t]*A[ \t]*:|\*\*[^*\n]{1,40}\*\*[ \t]*$", re.IGNORECASE | re.MULTILINE)
 
 
 def _from_json(text: str) -> str:
