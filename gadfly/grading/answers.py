@@ -68,6 +68,7 @@ from gadfly.grading.text import math_segments, tail, tidy, unlatex
 
 _MAX_CONCLUSIONS = 20
 _MAX_REST_CHARS = 600
+_MAX_SENTENCE_CHARS = 400
 
 
 # --- choices, yes and no, times, text ------------------------------------------------------------------------------
@@ -163,6 +164,7 @@ _HOLDS_IN_PART = re.compile(
 _CONTRAST = re.compile(
     r"\b(?:but|however|although|though|yet|otherwise|unless|except|mistaken|disagree|naive|only (?:if|when|for))\b", re.IGNORECASE
 )
+_SUPPOSES = re.compile(r"\b(?:would|could|might|if)\b", re.IGNORECASE)
 _CONCLUDED = re.compile(
     r"\b(?:so|therefore|thus|hence|since|as|because|wait|actually)\b[^.;\n]{0,80}?(?:[,:]\s*|\s)(yes|no|true|false)\W*$", re.IGNORECASE
 )
@@ -181,7 +183,8 @@ def _read_yes_no(text: str) -> YesNo | Unread:
         return YesNo(YES_NO[concluded[1].lower()]) if concluded else Unread.HEDGED
     if _CONTRAST.search(text) or (head and _HOLDS_IN_PART.match(text, head.end())):
         return Unread.HEDGED
-    return Unread.HEDGED if not head and _NEGATED.search(text) else YesNo(words.pop())
+    is_hedged = not head and (_NEGATED.search(text) or _SUPPOSES.search(text))
+    return Unread.HEDGED if is_hedged else YesNo(words.pop())
 
 
 def _read_compound(span: Span) -> Compound | Number | Unread:
@@ -233,6 +236,8 @@ def _read_text(span: Span, reference: Text) -> Text | Unread:
         return read
     # A sentence that says so: `The capital of Peru is Lima.`, `Lima is the capital.`
     plain = re.sub(r"\s+", " ", unlatex(span.text)).strip(" .!*_")
+    if len(plain) > _MAX_SENTENCE_CHARS:
+        return read
     end = re.search(rf"\b{_SAYS}\s+(?:(?:a|an|the)\s)?(\S.*)$", plain, re.IGNORECASE)
     while end:
         if read_text(end[1]) == reference:
@@ -389,7 +394,7 @@ _DISOWNED = re.compile(
     r"""[❌✗✘]|\bI\ disagree\b|\banswer\ (?:should|would|ought\ to)\ (?:be|have)\b
     |\b(?:that|this|the)\ (?:answer|value|result|number|one)?\ ?(?:is|was)\ (?:wrong|incorrect|false|not\ (?:right|correct|true|it))\b
     |\b(?:actual|correct|right|real|true|proper)\ (?:answer|value|number|result|one|figure)\b[^.\n]{0,40}?(?:\b(?:is|was|would|should|were)\b|[:=])
-    |\b(?:is|are)\ mistaken\b|\bwhich\ is\ (?:wrong|incorrect|mistaken)\b|\bthey\ want\ you\ to\ think\b""",
+    |\b(?:is|are)\ mistaken\b|\bwhich\ is\ (?:wrong|incorrect|mistaken)\b|\bthat(?:'s|\ is)\ an?\ (?:error|mistake|typo)\b|\bthey\ want\ you\ to\ think\b""",
     re.VERBOSE | re.IGNORECASE,
 )
 _NOT_MINE = re.compile(

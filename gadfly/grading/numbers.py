@@ -42,7 +42,7 @@ _LITERAL = re.compile(
     (?P<scale>(?:[ ]?-?(?:hundred|thousand|million|billion|trillion|dozen)s?\b){{0,2}}+)""",
     re.VERBOSE | re.IGNORECASE,
 )
-_NOT_BEFORE = re.compile(r"[A-Za-z0-9_.,/^\\²³√π∞]$|[0-9]:$|\\[A-Za-z]+\s?[\[{(]*$|[A-Za-z]\($|[\^_]\{$")
+_NOT_BEFORE = re.compile(r"(?:^|[^#])#$|[A-Za-z0-9_.,/^\\²³√π∞]$|[0-9]:$|\\[A-Za-z]+\s?[\[{(]*$|[A-Za-z]\($|[\^_]\{$")
 _OPERATOR_AFTER = re.compile(
     r"""\s*(?:\)\s*[-+*/×÷^] | [-/]\s*$ | [+*×÷^<>≤≥±·√π!⁰¹²³⁴-⁹∞] | i(?![A-Za-z]) | -\s?[$(\\]?[0-9(\\]
     | [–—]\s?\$?[0-9] | /\s?[0-9(\\$] | [xX]\s?[0-9(]) | [({\[] | \s?\\(?!\))""",
@@ -57,7 +57,7 @@ _DENIED_AFTER = re.compile(
         |tenths?|twelfths?|(?:hundred|thousand|million|billion)ths?)\b
     |(?:and|&)\ (?:a|an|one|two|three|four|five|six|seven|eight|nine)\b|or\ (?:more|less|fewer|so)\b
     |(?:more|less|fewer)\ than\b|times\ (?:as|more|less|the)\b|too\ (?:many|few|much|high|low)\b|-?ish\b
-    |[万千百亿億兆十萬‰‱]|in\ (?:a|one|every)\ (?:ten|hundred|thousand|million)\b|per\ (?:[0-9]|mille?\b)
+    |\(?mod\b|[万千百亿億兆十萬‰‱]|in\ (?:a|one|every)\ (?:ten|hundred|thousand|million)\b|per\ (?:[0-9]|mille?\b)
     |(?:degrees?\ )?below\ zero|is\ (?:not|wrong|incorrect)\b)""",
     re.VERBOSE | re.IGNORECASE,
 )
@@ -83,7 +83,8 @@ _ASSIGNED = re.compile(
 _CONDITION = re.compile(r"\b(?:otherwise|unless|or else)\b", re.IGNORECASE)
 # Words after a number, in its sentence, that qualify it, take it back or say that it is another's.
 _QUALIFIED = re.compile(
-    r"""^\s*(?:almost|nearly)\b|\bonly\ (?:if|when|after|before|for|on|in|with|because|under)\b|\bgive\ or\ take\b|\bmore\ or\ less\b
+    r"""^\s*(?:almost|nearly)\b|\brounded\ (?:up|down)\b|\b(?:without|excluding|ignoring|not\ (?:counting|including))\b
+    |\bbefore\ (?:we|the|any|tax(?:es)?|fees?|tips?|adding|subtracting)\b|\bonly\ (?:if|when|after|before|for|on|in|with|because|under)\b|\bgive\ or\ take\b|\bmore\ or\ less\b
     |\band\ (?:change|a\ bit|some(?:thing)?|a\ little|counting)\b|\bor\ (?:so|thereabouts)\b
     |\bin\ (?:thousands|millions|billions|hundreds|dozens|lakhs?|crores?)\b|\((?:thousands|millions|billions|hundreds|dozens)\)
     |\b(?:is|was)\ (?:my|his|her|their|our|what|just|only|not|wrong|incorrect|too|mistaken)\b|\bfirst\ guess\b

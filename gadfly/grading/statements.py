@@ -28,7 +28,7 @@ TRIGGER = re.compile(
         [^\n.:=?!]{0,80}?\b(?:is|are|was|equals|(?:would|should|must|will|has\ to|turns\ out\ to)\ be)\b
         | (?:\ ?\([^()\n]{0,80}\)|\ (?:to|for|in)\ [^\n.:=?!]{0,80})?[ \t]*[:=]
         | [ \t]*\n)
-    | \b(?:correct|right|best|final)\ (?:option|choice|result)\ is\b
+    | \b(?:correct|right|best|final)\ (?:option|choice|result)(?:\ is\b|:)
     | \b(?:my|final|best)\ (?:choice|pick|selection)[ \t]*(?:\bis\b|:)
     | \bI\ (?:choose|chose|pick|select)\b
     | 答案[ \t]*(?:应该是|应为|应是|是|为|為|:):? | 答え[ \t]*(?:は|:) | 정?답[ \t]*(?:은|는|:)
@@ -52,10 +52,11 @@ _REMARK = re.compile(
     r"|as follows|above|given above|obvious|what (?:you|we))\b(?!\s*[:,]?\s*(?:option|choice|\(?[A-J]\b|[-$]?[0-9]))",
     re.IGNORECASE,
 )
+_SUPPOSED = re.compile(r"\b(?:assum(?:e|ing)|if|suppos(?:e|ing)|ignoring|without|were|had)\b", re.IGNORECASE)
 _JOINED = re.compile(r"(?:\b(?:or|and|alternatively|maybe|possibly)\b[^.\n]{0,24}|[,/][\s$]*)$", re.IGNORECASE)
 WITHDRAWN = re.compile(
     r"""(?:(?<=[.!?;,\n])|(?<=--)|(?<=—))\s{0,9}(?:(?:but|hmm+|oh|and|so)[,.]?\s+)?(?:
-    wait\b | actually,?\s+(?!yes)(?=\w) | correction\b | scratch\ that | on\ second\ thought | oops | sorry\b
+    wait\b | no,?\ wait\b | actually,?\s+(?!yes)(?=\w) | correction\b | scratch\ that | on\ second\ thought | oops | sorry\b
     | no(?:,|:|\ -|\.|!|\s*$) | i\ (?:was\ wrong|made\ (?:a|an)\ (?:mistake|error)|mean\b)
     | let\ me\ (?:correct|fix|re-?do|re-?consider|try\ again)
     | (?P<second>alternatively\b | or\ (?:maybe|perhaps|possibly|is\ it|rather|\$?[0-9]|\(?[A-J]\b))
@@ -219,6 +220,8 @@ def _spans_by_ending(text: str) -> list[Span]:
     while len(sentences) > 1 and _CLOSING.match(sentences[-1]):
         sentences.pop()
         is_open = False
+    if not sentences or _UNDERWAY.match(sentences[-1]):
+        return []
     is_bare = len(lines) == 1 and len(sentences) == 1 and bool(_BARE_ANSWER.fullmatch(sentences[0]))
     if is_open and not is_bare and not _is_finished(sentences[-1]):
         return []
@@ -241,9 +244,11 @@ def _concluding_line(lines: list[str]) -> str:
     numbered = _NUMBERED.match(line)
     if numbered and len(lines) > 1:
         line = line[numbered.end() :]
-    if _UNDERWAY.match(line) or re.fullmatch(rf"\W*{_LABELLED.pattern}\W*", line, re.IGNORECASE):
+    if re.fullmatch(rf"\W*{_LABELLED.pattern}\W*", line, re.IGNORECASE):
         return ""
     pair = _KEY_VALUE.match(line)
+    if pair and re.search(r"\b(?:tokens?|attempts?|iterations?)\b", pair[1], re.IGNORECASE):
+        return ""
     if pair and not re.match(_RESULT_KEY, pair[1], re.IGNORECASE) and "=" not in pair[2]:
         return "" if re.fullmatch(r"\W*[0-9][0-9.,/%]*(?:\s+\w+)?\W*", pair[2]) else line
     return line
@@ -329,6 +334,8 @@ def find_spans(text: str, *, is_cut: bool = False) -> list[Span] | Unread:
         after = text[last.end() :]
         span = Span(first_sentence(after))
         if span.text.endswith("?"):
+            return Unread.HEDGED
+        if "would" in last[0].lower() and _SUPPOSED.search(text[: last.start()][-200:].rsplit(".", 1)[-1]):
             return Unread.HEDGED
         if not last["mark"] and _NOT_OWN.search(last_clause(text[: last.start()])):
             sentence = _SENTENCE_END.search(after.lstrip())
