@@ -28,9 +28,9 @@ from gadfly.grading.kinds import (
     Colon,
     Reference,
     Sequence,
+    Special,
     Symbolic,
     Text,
-    Special,
     YesNo,
     colons_in,
     compare,
@@ -106,7 +106,8 @@ _NEGATED = re.compile(
 
 
 _CHOICE_CONCLUDED = re.compile(
-    r"(?:\b(?:so|thus|hence|therefore),?\s+(?:(?:it|the answer|that) is\s+)?|\bwhich is\s+|\bwhich (?:corresponds to|matches)\s+)"
+    r"(?:\b(?:so|thus|hence|therefore),?\s+(?:(?:it|the answer|that) is\s+)?|\bwhich is\s+"
+    r"|\bwhich (?:corresponds to|matches)\s+)"
     r"(?:option\s+|choice\s+|answer\s+)?\(?([A-J])\)?\W*$|^([A-J])\s+(?:remains|is left|is the only one left)\W*$"
 )
 
@@ -156,17 +157,21 @@ _YES_NO_WORD = re.compile(r"\b(yes|true|false|no(?=\s*(?:[.,;:!)\"']|$)))(?!\w)"
 # What follows the word at once, or after a comma, and makes it hold in part, or not at all.
 _HOLDS_IN_PART = re.compile(
     r"""\s*\(?(?:is|was|would|could|for|in|when|if|iff|on|at|with|under|only|provided|and|or|as\ long|/)\b
-    |\s*[,(]?\s*(?:but|if|iff|unless|only|provided|except|in\ (?:most|some|many|general|theory|principle)|partly|mostly|usually
-        |sometimes|for\ (?:some|most|[a-z]\ ?[<>=≤≥]|even|odd|\(|positive|negative|large|small)|when|although|though|however
+    |\s*[,(]?\s*(?:but|if|iff|unless|only|provided|except|in\ (?:most|some|many|general|theory|principle)
+        |partly|mostly|usually
+        |sometimes|for\ (?:some|most|[a-z]\ ?[<>=≤≥]|even|odd|\(|positive|negative|large|small)|when|although
+        |though|however
         |technically|strictly|they\ say|at\ (?:first|least))\b""",
     re.VERBOSE | re.IGNORECASE,
 )
 _CONTRAST = re.compile(
-    r"\b(?:but|however|although|though|yet|otherwise|unless|except|mistaken|disagree|naive|only (?:if|when|for))\b", re.IGNORECASE
+    r"\b(?:but|however|although|though|yet|otherwise|unless|except|mistaken|disagree|naive|only (?:if|when|for))\b",
+    re.IGNORECASE,
 )
 _SUPPOSES = re.compile(r"\b(?:would|could|might|if)\b", re.IGNORECASE)
 _CONCLUDED = re.compile(
-    r"\b(?:so|therefore|thus|hence|since|as|because|wait|actually)\b[^.;\n]{0,80}?(?:[,:]\s*|\s)(yes|no|true|false)\W*$", re.IGNORECASE
+    r"\b(?:so|therefore|thus|hence|since|as|because|wait|actually)\b[^.;\n]{0,80}?(?:[,:]\s*|\s)(yes|no|true|false)\W*$",
+    re.IGNORECASE,
 )
 
 
@@ -223,7 +228,8 @@ _SAYS = (
     r"|says?|choose|pick|remains?)"
 )
 _DOUBTED = re.compile(
-    r"\b(?:could|might|may|perhaps|maybe|possibly|or|either|some|others|they|first|guess|if|unless|but|although|not sure|from|than"
+    r"\b(?:could|might|may|perhaps|maybe|possibly|or|either|some|others|they|first|guess|if|unless|but|although"
+    r"|not sure|from|than"
     r"|before|after|until|except|like)\b",
     re.IGNORECASE,
 )
@@ -244,9 +250,18 @@ def _read_text(span: Span, reference: Text) -> Text | Unread:
             before = plain[: end.start(1)]
             return Unread.HEDGED if is_denied(before) or _DOUBTED.search(before) else reference
         end = re.compile(rf"\b{_SAYS}\s+(?:(?:a|an|the)\s)?(\S.*)$", re.IGNORECASE).search(plain, end.start() + 1)
-    subject = re.match(r"(?:(?:so|thus|hence|therefore),?\s)?(.{1,80}?)\s(?:(?:is|was)\s(?:the|a|an)|(?:has|had|got)\s(?:the\s)?(?:most|more|least|fewest|highest|lowest|longest)|w[io]ns?)\b[\w' -]{0,80}$", plain, re.IGNORECASE)
+    subject = re.match(
+        r"(?:(?:so|thus|hence|therefore),?\s)?(.{1,80}?)\s(?:(?:is|was)\s(?:the|a|an)|(?:has|had"
+        r"|got)\s(?:the\s)?(?:most|more|least|fewest|highest|lowest|longest)|w[io]ns?)\b[\w' -]{0,80}$",
+        plain,
+        re.IGNORECASE,
+    )
     if subject and reference.is_name and read_text(subject[1]) == reference and not _DOUBTED.search(plain):
-        return Unread.HEDGED if _NEGATED.search(plain) or re.search(r"\b(?:guess|opposite|mistake|trap)\b", plain) else reference
+        return (
+            Unread.HEDGED
+            if _NEGATED.search(plain) or re.search(r"\b(?:guess|opposite|mistake|trap)\b", plain)
+            else reference
+        )
     return read
 
 
@@ -254,7 +269,11 @@ def _last_of_kind(text: str, found: list[Answer]) -> Answer | Unread:
     """The one answer of a kind in a sentence that denies none."""
     if not found:
         return Unread.MISSING
-    if len(set(found)) > 1 or _NEGATED.search(text) or re.search(r"\b(?:or|before|after|until|between|if|maybe|perhaps)\b", text):
+    if (
+        len(set(found)) > 1
+        or _NEGATED.search(text)
+        or re.search(r"\b(?:or|before|after|until|between|if|maybe|perhaps)\b", text)
+    ):
         return Unread.HEDGED
     return found[0]
 
@@ -382,7 +401,9 @@ def _read_opening(text: str) -> YesNo | Unread:
         return Unread.MISSING
     truth = YES_NO[head[1].lower()]
     others = {YES_NO[match[1].lower()] for match in _YES_NO_WORD.finditer(text, head.end())}
-    takes_back = re.search(r"(?:^|[.!\n])\s*(?:but|however|although|though|actually|unless)\b", text[head.end() - 1 :], re.IGNORECASE)
+    takes_back = re.search(
+        r"(?:^|[.!\n])\s*(?:but|however|although|though|actually|unless)\b", text[head.end() - 1 :], re.IGNORECASE
+    )
     return Unread.HEDGED if others - {truth} or takes_back or WITHDRAWN.search(text, head.end()) else YesNo(truth)
 
 
@@ -392,13 +413,18 @@ _TERM = re.compile(r"[0-9}]\s?(?:\\[,;: ]\s?)?[A-Za-z]\s*\.?\s*$")  # in a formu
 # A later sentence, or the rest of this one, that takes the answer back or gives another one.
 _DISOWNED = re.compile(
     r"""[❌✗✘]|\bI\ disagree\b|\banswer\ (?:should|would|ought\ to)\ (?:be|have)\b
-    |\b(?:that|this|the)\ (?:answer|value|result|number|one)?\ ?(?:is|was)\ (?:wrong|incorrect|false|not\ (?:right|correct|true|it))\b
-    |\b(?:actual|correct|right|real|true|proper)\ (?:answer|value|number|result|one|figure)\b[^.\n]{0,40}?(?:\b(?:is|was|would|should|were)\b|[:=])
-    |\b(?:is|are)\ mistaken\b|\bwhich\ is\ (?:wrong|incorrect|mistaken)\b|\bthat(?:'s|\ is)\ an?\ (?:error|mistake|typo)\b|\bthey\ want\ you\ to\ think\b""",
+    |\b(?:that|this|the)\ (?:answer|value|result|number|one)?\ ?(?:is|was)\ (?:wrong|incorrect|false
+        |not\ (?:right|correct|true|it))\b
+    |\b(?:actual|correct|right|real|true|proper)\ (?:answer|value|number|result|one
+        |figure)\b[^.\n]{0,40}?(?:\b(?:is|was|would|should|were)\b|[:=])
+    |\b(?:is|are)\ mistaken\b|\bwhich\ is\ (?:wrong|incorrect|mistaken)\b|\bthat(?:'s|\ is)\ an?\ (?:error
+        |mistake|typo)\b|\bthey\ want\ you\ to\ think\b""",
     re.VERBOSE | re.IGNORECASE,
 )
 _NOT_MINE = re.compile(
-    r"\s*(?:is|was)\ (?:what|the|my|his|her|their|a|only|just|not)\b|\s*(?:would|could|might|may)\ be\b|\s*according\ to\b", re.VERBOSE
+    r"\s*(?:is|was)\ (?:what|the|my|his|her|their|a|only|just|not)\b|\s*(?:would|could|might|may)\ be\b"
+    r"|\s*according\ to\b",
+    re.VERBOSE,
 )
 
 

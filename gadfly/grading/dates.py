@@ -3,11 +3,15 @@
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
 from gadfly.grading.numbers import DECIMAL, MEASURE_WORDS, UNIT_SIZES
 
-_MONTHS = "january february march april may june july august september october november december".split()
-WEEKDAYS = frozenset("monday tuesday wednesday thursday friday saturday sunday".split())
+_MONTHS = (
+    *("january", "february", "march", "april", "may", "june", "july", "august", "september", "october"),
+    *("november", "december"),
+)
+WEEKDAYS = frozenset(["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"])
 MONTHS = frozenset(_MONTHS)
 _MONTH_OF = {name: place for place, name in enumerate(_MONTHS, start=1)}
 _MONTH_OF |= {name[:3]: place for name, place in _MONTH_OF.items()} | {"sept": 9}
@@ -16,7 +20,9 @@ _DAY = r"(?P<day>[0-3]?[0-9])(?:st|nd|rd|th)?"
 _DATE = re.compile(
     rf"""(?<![A-Za-z0-9])(?:
     (?P<iso>[0-9]{{4}}-[01]?[0-9]-[0-3]?[0-9])
-    | (?:the\ )?(?P<day_first>[0-3]?[0-9])(?:st|nd|rd|th)?(?:\ of)?\ (?P<month_second>{_MONTH})\.?(?:,?\ (?P<year_last>[0-9]{{4}}))?
+    | (?:the\ )?(?P<day_first>[0-3]?[0-9])(?:st|nd|rd
+        |th)?(?:\ of)?\ (?P<month_second>{_MONTH})
+        \.?(?:,?\ (?P<year_last>[0-9]{{4}}))?
     | (?P<month_first>{_MONTH})\.?\ (?:the\ )?{_DAY}(?:,?\ (?P<year_end>[0-9]{{4}}))?
     )(?![A-Za-z0-9]|-[0-9]|\.[0-9])""",
     re.VERBOSE | re.IGNORECASE,
@@ -70,7 +76,9 @@ class Compound:
 
 
 _PART = rf"({DECIMAL})[ -]?([A-Za-z]{{1,12}})\.?"
-_COMPOUND = re.compile(rf"(?<![0-9A-Za-z.,/]){_PART}(?:(?:,?\ and\ |,?\ |\ &\ )?{_PART})+(?![A-Za-z0-9])", re.IGNORECASE)
+_COMPOUND = re.compile(
+    rf"(?<![0-9A-Za-z.,/]){_PART}(?:(?:,?\ and\ |,?\ |\ &\ )?{_PART})+(?![A-Za-z0-9])", re.IGNORECASE
+)
 _ONE = re.compile(_PART, re.IGNORECASE)
 
 
@@ -82,7 +90,7 @@ def _compound(text: str) -> Compound | None:
             return None
         parts.append((Fraction(number.replace(",", "") if number[0] != "." else f"0{number}"), unit))
     sizes = [UNIT_SIZES[unit] for _, unit in parts]
-    is_falling = all(left[0] == right[0] and left[1] > right[1] for left, right in zip(sizes, sizes[1:], strict=False))
+    is_falling = all(left[0] == right[0] and left[1] > right[1] for left, right in pairwise(sizes))
     return Compound(tuple(parts)) if len(parts) > 1 and is_falling else None
 
 

@@ -28,6 +28,7 @@ from difflib import SequenceMatcher
 from enum import StrEnum
 from fractions import Fraction
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 from gadfly.errors import UnreadableReference
@@ -222,7 +223,9 @@ def read_sequence(text: str) -> Sequence | Unread:
     if len(items) < len(numbers):
         return Unread.MISSING
     names = names if len(names) == len(items) else ()
-    is_joined = not re.search(r"[,;]", re.sub(r",\s+(?:and|or)\b|[0-9],[0-9]{3}", "", match["items"])) or len(pieces) == 2 and " and " in match["items"]
+    is_joined = not re.search(r"[,;]", re.sub(r",\s+(?:and|or)\b|[0-9],[0-9]{3}", "", match["items"])) or (
+        len(pieces) == 2 and " and " in match["items"]
+    )
     is_ordered = bool(match["open"]) or not (is_joined or len(set(names)) == 1)
     return Sequence((match["open"] or "") + (match["close"] or ""), items, names, is_ordered)
 
@@ -250,12 +253,15 @@ def _compare_sequences(reference: Sequence, answer: Sequence) -> bool | None:
 
 
 def _without_names(sequence: Sequence, other: Sequence) -> Sequence:
-    """A point for named coordinates in the order of their names, if the other one is a point: (3, 4) is x = 3, y = 4."""
+    """A point for named coordinates in the order of their names, if the other one is a point.
+
+    (3, 4) is x = 3, y = 4.
+    """
     if other.brackets != "()" or other.names or sequence.brackets or len(set(sequence.names)) < 2:
         return sequence
     ordered = sorted(zip(sequence.names, sequence.items, strict=True), key=lambda pair: pair[0])
     names = [name for name, _ in ordered]
-    if any(ord(right) - ord(left) != 1 for left, right in zip(names, names[1:], strict=False)):
+    if any(ord(right) - ord(left) != 1 for left, right in pairwise(names)):
         return sequence
     return Sequence("()", tuple(item for _, item in ordered))
 
@@ -310,24 +316,30 @@ def read_text(text: str) -> Text | Unread:
 _SPECIALS: tuple[tuple[Special, re.Pattern[str]], ...] = (
     (
         Special.NONE,
-        re.compile(r"(?:there (?:is|are) |it has |has |have )?(?:no|zero) (?:real )?(?:solutions?|roots?)(?: exists?)?|(?:the )?empty set|∅|\{\s?\}"
+        re.compile(r"(?:there (?:is|are) |it has |has |have )?(?:no|zero) (?:real )?(?:solutions?"
+                   r"|roots?)(?: exists?)?|(?:the )?empty set|∅|\{\s?\}"
                    r"|\\(?:emptyset|varnothing)", re.IGNORECASE),
     ),
     (
         Special.MANY,
-        re.compile(r"(?:there (?:is|are) |it has |has |have )?(?:infinitely many|infinite|an infinite number(?: of)?)(?: solutions?)?", re.IGNORECASE),
+        re.compile(r"(?:there (?:is|are) |it has |has |have )?(?:infinitely many|infinite"
+                   r"|an infinite number(?: of)?)(?: solutions?)?", re.IGNORECASE),
     ),
     (
         Special.REALS,
-        re.compile(r"(?:(?:the set of )?all (?:the )?(?:real numbers?|reals)(?: [a-z])?|every real number|(?:all )?real numbers"
-                   r"|(?:[a-z]\s?\\in\s?)?\\mathbb\{?\s?R\}?|(?:[a-z]\s?\\in\s?)?\(-\\infty\s?,\s?\+?\\infty\)|ℝ)", re.IGNORECASE),
+        re.compile(r"(?:(?:the set of )?all (?:the )?(?:real numbers?|reals)(?: [a-z])?|every real number"
+                   r"|(?:all )?real numbers"
+                   r"|(?:[a-z]\s?\\in\s?)?\\mathbb\{?\s?R\}?|(?:[a-z]\s?\\in\s?)?\(-\\infty\s?,\s?\+?\\infty\)"
+                   r"|ℝ)", re.IGNORECASE),
     ),
 )  # fmt: skip
 
 
 def whole_special(text: str) -> Special | None:
     """The answer in words that is the whole of `text`, in words or in signs."""
-    plain = re.sub(r"\s+", " ", SIZES.sub("", WRAPPED.sub(r" \1 ", text.replace("∞", "\\infty")))).strip(" .$*_`!").strip()
+    plain = (
+        re.sub(r"\s+", " ", SIZES.sub("", WRAPPED.sub(r" \1 ", text.replace("∞", "\\infty")))).strip(" .$*_`!").strip()
+    )
     plain = plain.replace("\\{", "{").replace("\\}", "}").replace("\\ ", " ")
     return next((special for special, form in _SPECIALS if form.fullmatch(plain)), None)
 
@@ -394,7 +406,7 @@ _PROSE = re.compile(r"[A-Za-z]{3,}|\b(?:is|or|of|if|in|to|at|by|so|no|we|he|it|a
 _SIGNS_OF_MATH = re.compile(
     rf"""^[\[(].{{1,80}},.{{1,80}}[\])]$
     | \\(?!text|textbf|mathrm|mbox)[A-Za-z]+ | \^ | [√π∞²³≤≥≠∪] | [0-9]! | [0-9][A-Za-z](?![A-Za-z])
-    | (?<![A-Za-z])(?:{FUNCTIONS})\s?\( | ^\s*[A-Za-z]\s?[=<>]
+    | (?<![A-Za-z])(?:{FUNCTIONS})\s?\( | ^\s*[A-Za-z]\s?[=<>] | ^[^=<>!]{{1,60}}=(?!=)
     | (?<![A-Za-z])[a-z]\s?[-+*/=<>]\s?[0-9a-z(] | [0-9)]\s?[-+*/=<>]\s?[a-z](?![A-Za-z])""",
     re.VERBOSE,
 )
@@ -430,7 +442,12 @@ def read_opaque(text: str) -> Symbolic | Unread:
     if len(segments) == 1 and segments[0][0] == 0:
         text = segments[0][2] + text[segments[0][1] :]
     text = text.strip().strip("$").strip().removesuffix(".").strip()
-    if "\\" not in text or len(text) > _MAX_MATH_CHARS or not is_balanced(text) or re.search(r"\\frac\{[^{}]*\}\{0+\}", text):
+    if (
+        "\\" not in text
+        or len(text) > _MAX_MATH_CHARS
+        or not is_balanced(text)
+        or re.search(r"\\frac\{[^{}]*\}\{0+\}", text)
+    ):
         return Unread.MISSING
     return Symbolic(text)
 
@@ -587,7 +604,7 @@ def classify_reference(text: str) -> Reference:
         symbolic = _with_unit_behind(stated)
         if isinstance(symbolic, Symbolic):
             return Reference(stated, symbolic)
-        if "\\" in WRAPPED.sub("", stated):
+        if "\\" in (stated if "=" in stated else WRAPPED.sub("", stated)):
             opaque = read_opaque(stated)
             if isinstance(opaque, Symbolic):
                 return Reference(stated, opaque)

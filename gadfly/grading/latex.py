@@ -6,9 +6,7 @@ Nothing here evaluates, and all of it takes time linear in the text.
 import re
 from dataclasses import dataclass
 
-_SIZES = re.compile(
-    r"\\(?:left|right|displaystyle|limits|bigl?|bigr?|Bigl?|Bigr?|mathstrut)(?![a-zA-Z])"
-)
+_SIZES = re.compile(r"\\(?:left|right|displaystyle|limits|bigl?|bigr?|Bigl?|Bigr?|mathstrut)(?![a-zA-Z])")
 _SPACE = re.compile(r"\s+|\\[,;:! ]|\\q?quad(?![a-zA-Z])|~|\{\}|\\/")
 _TYPEFACE = re.compile(r"\\(?:text|textrm|mathrm|mbox|operatorname|textnormal)\s?\*?\{\s?([^{}]{0,60}?)\s?\}")
 _SAME: tuple[tuple[re.Pattern[str], str], ...] = (
@@ -47,11 +45,15 @@ _DERIVATIVE_NAME = re.compile(
 def normal(latex: str) -> str:
     """The text without spaces and sizes, with one form of each notation that has several."""
     text = _SPACE.sub(" ", _SIZES.sub("", latex)).replace("\\%", "%")
-    text = re.sub(r"(?<=[A-Za-z])\s(?=[A-Za-z])|(?<=[0-9])\s(?=[0-9])", "\0", _TYPEFACE.sub(r"\1", text)).replace(" ", "")
+    text = re.sub(r"(?<=[A-Za-z])\s(?=[A-Za-z])|(?<=[0-9])\s(?=[0-9])", "\0", _TYPEFACE.sub(r"\1", text)).replace(
+        " ", ""
+    )
     text = re.sub(r"(\\[A-Za-z]+|[0-9])\0", r"\1 ", text).replace("\0", "")
     for pattern, one in _SAME:
         text = pattern.sub(one, text)
-    text = re.sub(r"(?<=[|<>=]) | (?=[|<>=\\])", "", re.sub(r"(\\(?:leq|geq|neq|in|cup|cap)) ", r"\1~", text)).replace("~", " ")
+    text = re.sub(r"(?<=[|<>=]) | (?=[|<>=\\])", "", re.sub(r"(\\(?:leq|geq|neq|in|cup|cap)) ", r"\1~", text)).replace(
+        "~", " "
+    )
     return text.strip().rstrip(".,;")
 
 
@@ -62,8 +64,10 @@ def is_balanced(latex: str) -> bool:
         depth += (character == "{") - (character == "}")
         if depth < 0:
             return False
-    return depth == 0 and bool(re.search(r"[A-Za-z0-9]", latex)) and not re.search(
-        r"\\frac\s?\{\s?\}|\\sqrt\s?\{\s?\}|mod\s?\{?\s?0(?![0-9.])", latex
+    return (
+        depth == 0
+        and bool(re.search(r"[A-Za-z0-9]", latex))
+        and not re.search(r"\\frac\s?\{\s?\}|\\sqrt\s?\{\s?\}|mod\s?\{?\s?0(?![0-9.])", latex)
     )
 
 
@@ -89,7 +93,9 @@ def _split_outside(text: str, pattern: re.Pattern[str]) -> list[str]:
 
 
 _EQUALS = re.compile(r"(?<![<>!:\\])=(?!=)")
-_OR = re.compile(r"\\text\s?\{\s?or\s?\}|\\mathrm\s?\{\s?or\s?\}|\\lor(?![a-z])|\\vee(?![a-z])|(?<![A-Za-z\\])or(?![A-Za-z])|\\cup(?![a-z])")
+_OR = re.compile(
+    r"\\text\s?\{\s?or\s?\}|\\mathrm\s?\{\s?or\s?\}|\\lor(?![a-z])|\\vee(?![a-z])|(?<![A-Za-z\\])or(?![A-Za-z])|\\cup(?![a-z])"
+)
 _AND = re.compile(r"\\text\s?\{\s?and\s?\}|\\mathrm\s?\{\s?and\s?\}|(?<![A-Za-z\\])and(?![A-Za-z])")
 _SEMICOLON = re.compile(r"(?<!\\);")
 _COMMA = re.compile(r"(?<!\\),(?!\s?[A-Za-z]\s?\\in\b)")
@@ -112,11 +118,16 @@ def split_list(latex: str) -> tuple[list[str], bool]:
 def is_nameable(latex: str) -> bool:
     """Whether the left side of an equation is what was asked for, so that the right side alone answers it."""
     text = normal(latex)
-    if re.fullmatch(r"(?:\\[A-Za-z]+|[A-Za-z])(?:_(?:[A-Za-z0-9]|\{[^{}]{1,20}\}|\\[a-z]+))?'{0,3}(?:\([^()]{1,20}\))?", text):
+    if re.fullmatch(
+        r"(?:\\[A-Za-z]+|[A-Za-z])(?:_(?:[A-Za-z0-9]|\{[^{}]{1,20}\}|\\[a-z]+))?'{0,3}(?:\([^()]{1,20}\))?", text
+    ):
         return True
     if _DERIVATIVE_NAME.search(latex) and _DERIVATIVE_NAME.fullmatch(latex.strip()):
         return True
-    if re.search(r"\\(?:int|sum|prod|lim|det|arg|angle|measuredangle|binom|max|min|gcd|lcm|overline|tr|rank|dim)(?![a-zA-Z])", text):
+    if re.search(
+        r"\\(?:int|sum|prod|lim|det|arg|angle|measuredangle|binom|max|min|gcd|lcm|overline|tr|rank|dim)(?![a-zA-Z])",
+        text,
+    ):
         return True
     if re.fullmatch(r"\|[^|=]{1,20}\||[PE][(\[][^=]{1,40}[)\]]", text):
         return True

@@ -84,9 +84,11 @@ _CONDITION = re.compile(r"\b(?:otherwise|unless|or else)\b", re.IGNORECASE)
 # Words after a number, in its sentence, that qualify it, take it back or say that it is another's.
 _QUALIFIED = re.compile(
     r"""^\s*(?:almost|nearly)\b|\brounded\ (?:up|down)\b|\b(?:without|excluding|ignoring|not\ (?:counting|including))\b
-    |\bbefore\ (?:we|the|any|tax(?:es)?|fees?|tips?|adding|subtracting)\b|\bonly\ (?:if|when|after|before|for|on|in|with|because|under)\b|\bgive\ or\ take\b|\bmore\ or\ less\b
+    |\bbefore\ (?:we|the|any|tax(?:es)?|fees?|tips?|adding|subtracting)\b|\bonly\ (?:if|when|after|before|for
+        |on|in|with|because|under)\b|\bgive\ or\ take\b|\bmore\ or\ less\b
     |\band\ (?:change|a\ bit|some(?:thing)?|a\ little|counting)\b|\bor\ (?:so|thereabouts)\b
-    |\bin\ (?:thousands|millions|billions|hundreds|dozens|lakhs?|crores?)\b|\((?:thousands|millions|billions|hundreds|dozens)\)
+    |\bin\ (?:thousands|millions|billions|hundreds|dozens|lakhs?|crores?)\b|\((?:thousands|millions|billions
+        |hundreds|dozens)\)
     |\b(?:is|was)\ (?:my|his|her|their|our|what|just|only|not|wrong|incorrect|too|mistaken)\b|\bfirst\ guess\b
     |\b(?:wrong|incorrect|mistaken|forgets|forgetting|ignores|ignoring|overlooks|neglects)\b|[❌✗✘]
     |\b(?:they|some|people|others)\ (?:say|claim|think)\b|\bI(?:\ am|\ was|'m)\ told\b|\bshould\ (?:be|have)\b
@@ -95,12 +97,15 @@ _QUALIFIED = re.compile(
 )
 # What makes a second number a reason and not a second answer, and what joins one as such.
 _REASON = re.compile(
-    r"\b(?:because|since|as|where|given|from|which is|which equals|that is|i\.e|when|assuming|considering|check)\b|[:=(]", re.IGNORECASE
+    r"\b(?:because|since|as|where|given|from|which is|which equals|that is|i\.e|when|assuming|considering"
+    r"|check)\b|[:=(]",
+    re.IGNORECASE,
 )
 _JOINS = re.compile(r"[,;]|\b(?:and|but|yet|while|whereas|or|although|though)\b", re.IGNORECASE)
 # A number that is named only to set it aside: `not 20 but 18`, `18, not 20`.
 _SET_ASIDE = re.compile(
-    rf"(?:\b(?:is|are|was)\s+not|\b(?:is|are|was)n't|\bnot)\s+\$?{DECIMAL}(?:\s?%)?[,;]?\s+(?:but|it's|it is|rather|instead)\b"
+    rf"(?:\b(?:is|are|was)\s+not|\b(?:is|are|was)n't|\bnot)\s+\$?{DECIMAL}(?:\s?%)?[,;]?\s+(?:but|it's|it is"
+    rf"|rather|instead)\b"
     rf"|(?:[,;]|\s+and)?\s*\b(?:not|rather than|instead of)\s+\$?{DECIMAL}(?=\s*(?:[.,;!]?\s*$|[,;.]\s))",
     re.IGNORECASE,
 )
@@ -195,7 +200,8 @@ _UNIT_STOP = frozenset(
     for word in line.split()
 )
 _RATE = (
-    r"([A-Za-z]{1,20})(?:\s?\^\s?\{?([23])\}?(?![0-9])|([²³])|\s+(squared|cubed)\b|\s?(?:/|\bper\b)\s?([A-Za-z]{1,20}))?"
+    r"([A-Za-z]{1,20})(?:\s?\^\s?\{?([23])\}?(?![0-9])|([²³])|\s+(squared|cubed)\b|\s?(?:/"
+    r"|\bper\b)\s?([A-Za-z]{1,20}))?"
 )
 _UNIT_WORD = re.compile(r"[ -]?([A-Za-z¢°]+)(?:\^?\{?([23])\}?(?![0-9A-Za-z])|([²³]))?")
 
@@ -524,7 +530,7 @@ _NEAR = Fraction(1, 1000)
 
 
 def compare_numbers(reference: Number, answer: Number) -> bool | None:
-    """Whether two numbers are the same. None where a rounding, a conversion or a missing percent sign may be the cause."""
+    """Whether two numbers are the same. None where a rounding, a conversion or a percent sign may be the difference."""
     if same_number(reference, answer):
         return True
     one, other = reference.value, answer.value

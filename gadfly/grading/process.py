@@ -308,9 +308,7 @@ class Grader:
         await child.wait()
 
 
-def grade_many(
-    rows: Sequence[tuple[str, str] | Submission], *, timeout_s: float
-) -> list[Grade | UnreadableReference]:
+def grade_many(rows: Sequence[tuple[str, str] | Submission], *, timeout_s: float) -> list[Grade | UnreadableReference]:
     """The outcome of each (response, reference), in order, for command lines without an event loop.
 
     An unreadable reference is returned in its row's place, so that one bad row does not hide the others.

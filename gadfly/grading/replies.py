@@ -20,7 +20,8 @@ _TURN_MARK = re.compile(
 )
 # A line that begins another task. Numbered steps (`Question 2:` of a decomposition) count only after a statement.
 _NEXT_TASK = re.compile(
-    r"^[ \t>*_#]{0,9}(?:\[)?(?P<word>(?:(?:Next|New|Another|Second)[ \t])?(?:Problem|Question|Q|Human|User|Exercise|Instruction|Input|Task|Prompt))"
+    r"^[ \t>*_#]{0,9}(?:\[)?(?P<word>(?:(?:Next|New|Another|Second)[ \t])?(?:Problem|Question|Q|Human|User"
+    r"|Exercise|Instruction|Input|Task|Prompt))"
     r"(?P<number>[ \t]*\#?[0-9]{1,4})?(?:\])?[*_]{0,3}[ \t]*(?:[:.]|$)",
     re.MULTILINE | re.IGNORECASE,
 )
@@ -63,7 +64,7 @@ def _first_turn(text: str) -> str:
 def _up_to_next_task(text: str) -> str:
     """The text before the first line that begins another task; a reply may begin with its own question."""
     begins = len(text) - len(text.lstrip())
-    stated, number = _STATED.search(text), re.search(r"[0-9]", text)
+    stated, number = _STATED.search(text), _NUMBER.search(text)
     stated_at, number_at = (len(text) if each is None else each.start() for each in (stated, number))
     has_own = False
     for match in _NEXT_TASK.finditer(text):
@@ -75,6 +76,12 @@ def _up_to_next_task(text: str) -> str:
     return _up_to_next_question(text)
 
 
+_NUMBER = re.compile(
+    r"\d|\b(?:two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|[a-z]+teen|twenty|thirty|forty|fifty|hundred)\b",
+    re.IGNORECASE,
+)
+
+
 def _may_answer(text: str, end: int, number_at: int) -> bool:
     """Whether the text before a question, which states nothing, may be an answer and not an introduction."""
     before = text[max(0, end - 200) : end].strip()
@@ -83,7 +90,8 @@ def _may_answer(text: str, end: int, number_at: int) -> bool:
 
 _PARAGRAPH = re.compile(r"\n[ \t]*\n\s*|(?<=\n)(?=####)")
 _OWN_QUESTION = re.compile(
-    r"\W*(?:but|wait|hmm|hold|is (?:that|this|it)|does (?:that|this|it)|did|am i|are we|however|ok|okay|actually|let|so|what if|why|right)\b",
+    r"\W*(?:but|wait|hmm|hold|is (?:that|this|it)|does (?:that|this|it)|did|am i|are we|however|ok|okay"
+    r"|actually|let|so|what if|why|right)\b",
     re.IGNORECASE,
 )
 _ASKS = re.compile(r"[0-9]|\b(?:how|what|which|find|who|when|where)\b", re.IGNORECASE)
@@ -106,7 +114,9 @@ def _up_to_next_question(text: str) -> str:
     return text
 
 
-_STATED = re.compile(r"\banswers?\b|####|\\boxed|^[ \t]*A[ \t]*:|\*\*[^*\n]{1,40}\*\*[ \t]*$", re.IGNORECASE | re.MULTILINE)
+_STATED = re.compile(
+    r"\banswers?\b|####|\\boxed|^[ \t]*A[ \t]*:|\*\*[^*\n]{1,40}\*\*[ \t]*$", re.IGNORECASE | re.MULTILINE
+)
 
 
 def _from_json(text: str) -> str:

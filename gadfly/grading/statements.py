@@ -56,7 +56,8 @@ _SUPPOSED = re.compile(r"\b(?:assum(?:e|ing)|if|suppos(?:e|ing)|ignoring|without
 _JOINED = re.compile(r"(?:\b(?:or|and|alternatively|maybe|possibly)\b[^.\n]{0,24}|[,/][\s$]*)$", re.IGNORECASE)
 WITHDRAWN = re.compile(
     r"""(?:(?<=[.!?;,\n])|(?<=--)|(?<=—))\s{0,9}(?:(?:but|hmm+|oh|and|so)[,.]?\s+)?(?:
-    wait\b | no,?\ wait\b | actually,?\s+(?!yes)(?=\w) | correction\b | scratch\ that | on\ second\ thought | oops | sorry\b
+    wait\b | no,?\ wait\b | actually,?\s+(?!yes)(?=\w) | correction\b | scratch\ that | on\ second\ thought
+        | oops | sorry\b
     | no(?:,|:|\ -|\.|!|\s*$) | i\ (?:was\ wrong|made\ (?:a|an)\ (?:mistake|error)|mean\b)
     | let\ me\ (?:correct|fix|re-?do|re-?consider|try\ again)
     | (?P<second>alternatively\b | or\ (?:maybe|perhaps|possibly|is\ it|rather|\$?[0-9]|\(?[A-J]\b))
@@ -76,14 +77,16 @@ CONCLUDES = re.compile(
     re.VERBOSE | re.IGNORECASE | re.MULTILINE,
 )
 _SENTENCE_END = re.compile(
-    r"(?<!\bsq)(?<!\bcu)(?<!\bapprox)(?<!\bSt)(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bRs)[.!?](?=[\"')\]*]*(?:\s|$))|\n"
+    r"(?<!\bsq)(?<!\bcu)(?<!\bapprox)(?<!\bSt)(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bRs)[.!?](?=[\"')\]*]*(?:\s|$))(?!\s?[=+*/^<>≤≥])|\n"
 )
 # A last line that concludes nothing: the response was cut off.
 _UNDERWAY = re.compile(
     r"""let\ [A-Za-z]\s?(?:=|be\b)|suppose\b|assume\b|next\b(?:[^=]*$|.*\bthen\b)
-    |(?:(?:so|now|then|first|finally|again),?\ )?(?:let\ (?:me|us)|let's|we\ (?:need|must|should|will|can)|i\ (?:need|must|will))
+    |(?:(?:so|now|then|first|finally|again),?\ )?(?:let\ (?:me|us)|let's|we\ (?:need|must|should|will|can)
+        |i\ (?:need|must|will))
         \b[^=]*$
-    |(?:(?:so|now|then|first),?\ )?(?:to\ (?:find|get|solve|compute|calculate|determine|check)|add|subtract|multiply|divide
+    |(?:(?:so|now|then|first),?\ )?(?:to\ (?:find|get|solve|compute|calculate|determine|check)|add|subtract
+        |multiply|divide
         |compute|calculate|find|count|check|see|note|consider|use|take|round|convert|substitute|solve|recall)\b
         (?![^=]*\b(?:is|are|gives?|makes?|gets?|yields?|equals?)\b)[^=]*$""",
     re.VERBOSE | re.IGNORECASE,
@@ -94,7 +97,9 @@ _LABEL = (
     r"|exercises?|questions?|problems?|versions?|appendix|proposition|corollary|definition|stage|phase|method|option|note|page"
     r"|line|footnote|hint)"
 )
-_LABELLED = re.compile(rf"\b{_LABEL}\s*(?:no\.|number|\#)?\s*\(?[0-9]+(?:\.[0-9]+)*\)?(?:\s*(?:of|and|to)\s*[0-9]+)?", re.I)
+_LABELLED = re.compile(
+    rf"\b{_LABEL}\s*(?:no\.|number|\#)?\s*\(?[0-9]+(?:\.[0-9]+)*\)?(?:\s*(?:of|and|to)\s*[0-9]+)?", re.IGNORECASE
+)
 _LIST_MARK = re.compile(r"[\s>*_]{0,9}\(?(?:[0-9]{1,3}|[a-z]|[ivx]{1,5})[.)\]:]{1,2}[\s*_]{0,9}$")
 _NUMBERED = re.compile(r"[\s>*_]{0,9}\(?([0-9]{1,3})[.)][\s*_]{1,9}(?=\S)")
 _BARE_NUMBER = re.compile(r"\W{0,9}([0-9]{1,3})\W{0,9}")
@@ -102,7 +107,8 @@ _ITEM = re.compile(r"(?:[-*•–]\s|\|)")
 _HEADING = re.compile(r"#{1,6}\s")
 _RESULT_KEY = (
     r"(?:(?:so|thus|hence|therefore|and|the|in|final|grand|overall)\s)*(?:total|result|sum|solution|conclusion|value|output"
-    r"|ans|answers?|product|difference|therefore|thus|so|hence|finally|altogether|result\ is|lösung|ergebnis)\b[^:]{0,40}"
+    r"|ans|answers?|product|difference|therefore|thus|so|hence|finally|altogether|result\ is|lösung"
+    r"|ergebnis)\b[^:]{0,40}"
 )
 _KEY_VALUE = re.compile(r"[\s>*_-]{0,9}([A-Za-z][^:=\n0-9]{0,60}):\s*(\S.*)$")
 _SURE = re.compile(r"\b(?:sure|certain|confiden(?:t|ce)|certainty|likely)\b", re.IGNORECASE)
@@ -157,6 +163,8 @@ _AFTER_ALONE = re.compile(
 _OPENS_MATH = re.compile(r"[\s*_]{0,9}(?:\$\$?|\\\(|\\\[)?[\s{*_]{0,9}$")
 _CLOSES_MATH = re.compile(r"(?<!\\)\$\$?(?![0-9])|\\\)|\\\]")
 _DECORATION = re.compile(r"\\(?:blacksquare|square|qed|checkmark|(?:tag|end)\s?\{[^{}]{0,40}\})")
+
+
 def may_precede(before: str) -> bool:
     """Whether the box or formula after `before`, in the same line, is complete and not denied by it."""
     line = before[-_MAX_SPAN_CHARS:].rsplit("\n", 1)[-1]
@@ -227,15 +235,13 @@ def _spans_by_ending(text: str) -> list[Span]:
         return []
     last = sentences[-1] if is_open and not is_bare else None
     sentences = [sentence for sentence in sentences if not sentence.endswith("?") and not _is_aside(sentence)]
-    return [
-        Span(sentence, stated=False, rest=sentence, is_open=sentence is last) for sentence in reversed(sentences)
-    ]
+    return [Span(sentence, stated=False, rest=sentence, is_open=sentence is last) for sentence in reversed(sentences)]
 
 
 def _concluding_line(lines: list[str]) -> str:
     """The last line, without its list mark; empty where it is a mark, a heading, an item or a step still to do."""
     line = re.sub(r"^(?:=>|->|→|⇒|⟹)\s*", "= ", lines[-1])
-    if line.endswith(":") or _HEADING.match(line) or _ITEM.match(line) and len(lines) > 1:
+    if line.endswith(":") or _HEADING.match(line) or (_ITEM.match(line) and len(lines) > 1):
         return ""
     if len(lines) > 1 and (_LIST_MARK.fullmatch(line) or _continues_list(lines)):
         return ""
@@ -269,7 +275,9 @@ def _is_finished(sentence: str) -> bool:
         return False
     digits = list(re.finditer(r"[0-9][0-9.,]*", sentence))
     after = sentence[digits[-1].end() :] if digits else ""
-    if "=" in sentence and not re.search(r"[A-Za-z]{3,}\s+[A-Za-z]+\s+[A-Za-z]+\s+[A-Za-z]+", sentence[sentence.rfind("=") :]):
+    if "=" in sentence and not re.search(
+        r"[A-Za-z]{3,}\s+[A-Za-z]+\s+[A-Za-z]+\s+[A-Za-z]+", sentence[sentence.rfind("=") :]
+    ):
         return True
     if len(after.split()) > 5:
         return False
@@ -283,8 +291,10 @@ def _is_aside(sentence: str) -> bool:
     """Whether a sentence says how sure the model is, or names a step, a figure or an equation by its number."""
     if _SURE.search(sentence) and not re.search(r"\bprobab", sentence):
         return True
-    return bool(re.search(r"[0-9]", sentence)) and not re.search(r"[0-9]", _LABELLED.sub("", sentence)) and not re.search(
-        r"\b(?:choose|pick|select|answer|correct|right)\b", sentence, re.IGNORECASE
+    return (
+        bool(re.search(r"[0-9]", sentence))
+        and not re.search(r"[0-9]", _LABELLED.sub("", sentence))
+        and not re.search(r"\b(?:choose|pick|select|answer|correct|right)\b", sentence, re.IGNORECASE)
     )
 
 

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import re
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import math_verify
@@ -82,7 +83,7 @@ def _parts(latex: str) -> list[str]:
 def _is_readable_part(latex: str) -> bool:
     expression = _parse(latex)
     if expression is None:
-        return is_opaque(latex)
+        return True  # compared as it stands
     try:
         # An expression that cannot be simplified can still be compared. Other errors concern the row, and are logged.
         with contextlib.suppress(TypeError, ValueError, NotImplementedError, AttributeError):
@@ -150,7 +151,7 @@ def _compare_one(reference: str, answer: str) -> bool | None:
 
 def _same_equation(reference: list[str], answer: list[str]) -> bool | None:
     """Whether two equations, or chains of them, say the same."""
-    for one, other in zip(answer[1:], answer[2:], strict=False):
+    for one, other in pairwise(answer[1:]):
         if _compare_values(one, other) is not True:
             return None
     first, last = answer[0], answer[-1]
@@ -177,7 +178,7 @@ def _same_curve(reference: tuple[str, str], answer: tuple[str, str]) -> bool | N
         return None
     if _is_symbol(reference[0]) and _is_constant(reference[1]) and not any(map(_is_symbol, answer)):
         return None  # x = 4 asks for the solution, which 2x = 8 is not yet
-    parsed = [_parse(side) for side in (*reference, *answer)]
+    parsed: list[Any] = [_parse(side) for side in (*reference, *answer)]
     if any(not isinstance(side, sympy.Expr) for side in parsed):
         return None
     left, right = parsed[0] - parsed[1], parsed[2] - parsed[3]
@@ -274,11 +275,10 @@ def _same_number(gold: Any, stated: Any) -> bool | None:
     for number, point in enumerate(_POINTS):
         if not names and number:
             break
-        values = _numeric(gold, point, names), _numeric(stated, point, names)
-        if None in values:
+        one, other = _numeric(gold, point, names), _numeric(stated, point, names)
+        if one is None or other is None:
             agrees.append(None)
             continue
-        one, other = values
         size = max(abs(one), abs(other))
         near = size == 0 or abs(one - other) <= _EQUAL * size
         if not near and number < _POSITIVE_POINTS:
@@ -367,7 +367,9 @@ def _names_of(*latex: str) -> set[str]:
     text = re.sub(r"\\frac\s?\{\s?d\s?(?:\^\{?[0-9]\}?)?\s?\}\s?\{\s?d\s?([A-Za-z])", r"{\1", text)
     if "\\int" in text or "\\frac{d" in text:
         text = re.sub(r"(?<![A-Za-z\\])d(?=\s?[A-Za-z](?![A-Za-z]))", " ", text)
-    greek = set(re.findall(r"\\(?:alpha|beta|gamma|delta|theta|lambda|mu|omega|phi|psi|rho|sigma|tau|Delta|Omega)\b", text))
+    greek = set(
+        re.findall(r"\\(?:alpha|beta|gamma|delta|theta|lambda|mu|omega|phi|psi|rho|sigma|tau|Delta|Omega)\b", text)
+    )
     letters = set(re.findall(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", " ", text)))
     return (letters | greek) - {"e", "i"} - bound
 

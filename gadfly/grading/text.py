@@ -36,11 +36,15 @@ _BREAK_TAG = re.compile(r"</?(?:p|br|div|li|ul|ol|h[1-6]|tr|table)\s?/?>", re.IG
 _TAG = re.compile(r"</?(?:b|strong|i|em|u|span|code|tt|big|small|mark|font|td|th)(?:\s[^<>\n]{0,80})?>", re.IGNORECASE)
 _STRUCK = re.compile(r"~~[^~\n]{1,200}~~|<(?:s|del|strike)>[^<>\n]{1,200}</(?:s|del|strike)>", re.IGNORECASE)
 _THIN_GROUPS = re.compile(r"(?<![0-9.,\u202f\u2009\u00a0])[0-9]{1,3}(?:[\u202f\u2009\u00a0][0-9]{3})+(?![0-9])")
-_ALIGNED = re.compile(r"\\begin\{(aligned|align\*?|gathered|split|eqnarray\*?)\}(?:\{[a-z]*\})?([^\0]{0,2000}?)\\end\{\1\}")
+_ALIGNED = re.compile(
+    r"\\begin\{(aligned|align\*?|gathered|split|eqnarray\*?)\}(?:\{[a-z]*\})?([^\0]{0,2000}?)\\end\{\1\}"
+)
 _TWICE_ESCAPED = re.compile(r"(?<!\\)\\\\(?=(?:boxed|frac|dfrac|text|sqrt|pi|left|cdot|times)\b)")
 _BARE_BOX = re.compile(r"\\(boxed|fbox)\s+(?![{\s])(\\?[A-Za-z]+|[0-9][0-9.,]*[0-9]|[0-9])")
 _BOX_IN_BOX = re.compile(r"\\(?:boxed|fbox)\s?\{\s?(?=\\(?:boxed|fbox)\s?\{)")
-_REPEATING = re.compile(r"(?<![0-9.])(-?[0-9]{1,9})\.([0-9]{0,9})\s?\\(?:overline|bar|dot)\s?(?:\{\s?([0-9]{1,9})\s?\}|([0-9]))(?!\s?[0-9])")
+_REPEATING = re.compile(
+    r"(?<![0-9.])(-?[0-9]{1,9})\.([0-9]{0,9})\s?\\(?:overline|bar|dot)\s?(?:\{\s?([0-9]{1,9})\s?\}|([0-9]))(?!\s?[0-9])"
+)
 _MAX_NESTED = 20
 _GOOD_MARKS = str.maketrans(dict.fromkeys("✅✔✓☑🎉\ufe0f", " "))
 _RAISED = {chr(code): str(digit) for digit, code in enumerate((0x2070, 0xB9, 0xB2, 0xB3, *range(0x2074, 0x207A)))}

@@ -11,8 +11,9 @@ from gadfly.grading.process import Grade, Grader, Submission
 async def group_by_answer(grader: Grader, texts: Sequence[str], *, cut: Collection[int] = ()) -> list[list[int]]:
     """Indices of `texts` in groups of the same final answer, groups and members in order of first appearance.
 
-    `cut` has the indices of texts that ended at their token limit. Such a text joins a group only by an answer that it
-    stated before, and is compared with no other text. Texts without a readable answer are grouped if they are equal. Raises the errors of `Grader.grade_all`.
+    `cut` has the indices of texts that ended at their token limit: each joins a group only by an answer that it stated
+    before, and no other text is compared with it. Texts without a readable answer are grouped if they are equal. Raises
+    the errors of `Grader.grade_all`.
     """
     groups: list[list[int]] = []
     for index, text in enumerate(texts):

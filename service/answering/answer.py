@@ -192,7 +192,7 @@ class Answerer:
     async def feedback(self, body: FeedbackRequest, interaction: Interaction, *, key_id: UUID | None) -> Feedback:
         """Store feedback about an interaction. A repeat of the newest feedback returns that one.
 
-        A reference that cannot be read gives no grade, with the reason in `grade_problem`; the rest of the feedback counts.
+        A reference that cannot be read gives no grade, and `grade_problem` says why; the rest of the feedback counts.
         """
         texts = [(interaction.response, False), *map(_text_of, interaction.refinements)]
         graded = await self._graded(texts, body.reference)

@@ -98,10 +98,20 @@ CASES = [  # reply, reference, grade, why this row exists
     ("The answer is 4. That answer is wrong.", "4", NO_ANSWER, "a statement that withdraws and states none"),
     ("The answer is 18. She sells 9 eggs a day for $2.", "18", RIGHT, "an explanation afterwards takes nothing back"),
     # --- what follows may conclude something else
-    ("To find the answer we multiply: 9 * 2 = 18.\nThen we take 3 away, which makes 15.", "18", NO_ANSWER, "no statement"),
+    (
+        "To find the answer we multiply: 9 * 2 = 18.\nThen we take 3 away, which makes 15.",
+        "18",
+        NO_ANSWER,
+        "no statement",
+    ),
     ("First, the answer to 9*2 is 18.\nThen 18 - 3 = 15.\nSo she has 15 left.", "18", NO_ANSWER, "another conclusion"),
     ("The answer is 18. However, he finds 2 more, so 20.", "18", NO_ANSWER, "a correction without a word for it"),
-    ("The answer is 18. Let me double check: 9 * 3 = 27. It's 27.", "18", NO_ANSWER, "checked, and found to be another"),
+    (
+        "The answer is 18. Let me double check: 9 * 3 = 27. It's 27.",
+        "18",
+        NO_ANSWER,
+        "checked, and found to be another",
+    ),
     ("The answer is 18. Let me check: 9 * 2 = 18.", "18", RIGHT, "checked, and found to be the same"),
     ("The answer is 18. Hold on, two are broken, that leaves 16.", "18", WRONG, "withdrawn in other words"),
     ("The answer is 18. My mistake, 20.", "20", RIGHT, "withdrawn and replaced"),

@@ -141,7 +141,8 @@ async def several_rounds(
     """For every answer one item per round: each round judges and rewrites the answer of the round before.
 
     An item's `was_right` is about the answer at the start of its round, its `refined` about the answer at the end. From
-    the second round on, an answer without a readable final answer counts as not right, as in the paper; it labels nothing.
+    the second round on, an answer without a readable final answer counts as not right, as in the paper. It labels
+    nothing.
     Without history a round sees the question and the last answer, as in serving and in the code released with the
     paper. With history critic and actor see all earlier rounds, as in the paper's formula (`PromptSetWithHistory`). A
     round that does not fit the model ends the chain, and its item is repeated for the remaining rounds.
@@ -230,7 +231,9 @@ async def graded_samples(
     *,
     cut: Sequence[bool],
 ) -> Samples:
-    """Group and grade several final texts of one answer. `tokens` is the cost of each, `cut` whether its limit ended it.
+    """Group and grade several final texts of one answer.
+
+    `tokens` is the cost of each, `cut` whether its token limit ended it.
 
     Raises:
         UnreadableReference: no rule can read the reference.
