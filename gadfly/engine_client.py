@@ -93,6 +93,11 @@ class Reply:
     tokens: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether its token limit ended it."""
+        return self.finish_reason == "length"
+
 
 @dataclass(frozen=True, slots=True)
 class LabelTokens:

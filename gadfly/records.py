@@ -166,6 +166,11 @@ class Refinement:
     grade: Grade | None  # against the reference, when one is known
     usage: Usage = Usage()
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether its token limit ended it."""
+        return self.finish_reason == "length"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Interaction:
@@ -195,6 +200,8 @@ class Interaction:
     latency_ms: float | None
     critiques: tuple[Critique, ...] = ()
     refinements: tuple[Refinement, ...] = ()
+    grader: int | None = None  # GRADER_VERSION of `grade`; None without one, and for a grade of release 0.1.0
+    grade_problem: str | None = None  # why `reference` cannot be read: there is no grade
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -214,6 +221,8 @@ class Feedback:
     metadata: dict[str, Any] = field(default_factory=dict)
     grade: Grade | None = None  # of the interaction's `response` against this feedback's reference
     refinement_grades: dict[UUID, Grade] = field(default_factory=dict)  # of its refinements, against the same
+    grader: int | None = None  # GRADER_VERSION of the grades, as in `Interaction`
+    grade_problem: str | None = None  # why `reference` cannot be read: there is no grade
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

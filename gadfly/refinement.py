@@ -42,6 +42,11 @@ class Chain:
     text: str
     stopped: StopReason
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether a token limit ended `text`. The first answer's end is not known and counts as its own."""
+        return bool(self.refinements) and self.refinements[-1].is_cut
+
 
 async def refine_chain(
     engines: EnginePool,

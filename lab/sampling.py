@@ -52,6 +52,7 @@ async def actor_alone(bench: Bench, answers: Sequence[LabelledAnswer], *, seed: 
         )
         texts = [reply.text.strip() for reply in replies]
         tokens = [reply.usage.completion_tokens for reply in replies]
-        return await graded_samples(bench.grader, answer, answer.reference, texts, tokens)
+        cut = [reply.is_cut for reply in replies]
+        return await graded_samples(bench.grader, answer, answer.reference, texts, tokens, cut=cut)
 
     return await bench.each(one, answers)

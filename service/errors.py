@@ -21,7 +21,6 @@ log = structlog.get_logger(__name__)
 
 # The first class that matches decides, so subclasses come first.
 STATUS: tuple[tuple[type[errors.GadflyError], int, str], ...] = (
-    (errors.UnreadableReference, 422, "Unreadable reference"),
     (errors.PromptTooLong, 422, "Text does not fit the model"),
     (errors.BadInput, 422, "Invalid input"),
     (errors.NotFound, 404, "Not found"),

@@ -12,7 +12,7 @@ from gadfly.actor import Actor
 from gadfly.concurrency import gather
 from gadfly.engine_client import Sampling
 from gadfly.errors import PromptTooLong, UnreadableReference
-from gadfly.grading import Grade, Grader
+from gadfly.grading import Grader, Submission
 from gadfly.prompts import PromptSet
 from gadfly.store.training_data import LabelledAnswer
 from gadfly.trainer.data import seed_of
@@ -25,7 +25,7 @@ class Pool:
     """The actor's usable answers, and how much could not be used."""
 
     items: list[LabelledAnswer]
-    without_answer: int  # texts that state no answer: a critic learns nothing from them
+    without_answer: int  # texts that state no answer, or were cut before it: a critic learns nothing from them
     unreadable: int  # questions whose reference no rule can read
 
 
@@ -47,7 +47,7 @@ async def sample_pool(
     chosen = questions[::-1][: config.pool_questions] if config.pool_samples else []
     turn = asyncio.Semaphore(engines.at_once(config.pool_samples or 1))
 
-    async def answers(item: LabelledAnswer) -> list[str]:
+    async def answers(item: LabelledAnswer) -> dict[str, bool]:
         async with turn:
             try:
                 replies = await engines.patiently(
@@ -63,21 +63,23 @@ async def sample_pool(
                     )
                 )
             except PromptTooLong:
-                return []
-        return list(dict.fromkeys(reply.text.strip() for reply in replies))
+                return {}
+        return {reply.text.strip(): reply.is_cut for reply in replies}
 
     sampled = await gather(*(answers(item) for item in chosen))
     rows = [
-        (item, place, text) for item, texts in zip(chosen, sampled, strict=True) for place, text in enumerate(texts)
+        (item, place, Submission(text, item.reference or "", is_cut))
+        for item, texts in zip(chosen, sampled, strict=True)
+        for place, (text, is_cut) in enumerate(texts.items())
     ]
-    grades = await grader.grade_all([(text, item.reference or "") for item, _, text in rows])
+    grades = await grader.grade_all([submission for _, _, submission in rows])
     usable: list[LabelledAnswer] = []
     without_answer, unreadable = 0, set()
-    for (item, place, text), grade in zip(rows, grades, strict=True):
+    for (item, place, submission), grade in zip(rows, grades, strict=True):
         if isinstance(grade, UnreadableReference):
             unreadable.add(item.question_hash)
-        elif grade is Grade.NO_ANSWER or not text:
+        elif grade.label is None or not submission.response:
             without_answer += 1
         else:
-            usable.append(item.sampled(place, text, is_right=grade is Grade.RIGHT))
+            usable.append(item.sampled(place, submission.response, is_right=grade.label))
     return Pool(items=usable, without_answer=without_answer, unreadable=len(unreadable))

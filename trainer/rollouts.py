@@ -14,7 +14,7 @@ from gadfly.concurrency import gather
 from gadfly.critique import sample_critiques
 from gadfly.engine_client import Reply, Sampling
 from gadfly.errors import PromptTooLong
-from gadfly.grading import Grade, Grader
+from gadfly.grading import Grade, Grader, Submission
 from gadfly.prompts import PromptSet
 from gadfly.refinement import rewrite
 from gadfly.store.training_data import LabelledAnswer
@@ -142,7 +142,7 @@ class Collector:
         sampling = Sampling(max_tokens=self.config.max_answer_tokens, priority=ROLLOUT_PRIORITY)
         different = list(dict.fromkeys(critiques))  # greedy: equal critiques have equal refinements
 
-        async def refinement(critique: str) -> str:
+        async def refinement(critique: str) -> tuple[str, bool]:
             try:
                 reply = await rewrite(
                     self.actor,
@@ -153,12 +153,12 @@ class Collector:
                     sampling=sampling,
                 )
             except PromptTooLong:
-                return ""  # a critique that leaves the actor no room is of no help
-            return reply.text.strip()
+                return "", False  # a critique that leaves the actor no room is of no help
+            return reply.text.strip(), reply.is_cut
 
         texts = await gather(*map(refinement, different))
         grades: dict[str, Grade] = {}
-        graded = await self.grader.grade_all([(text, item.reference) for text in texts])
+        graded = await self.grader.grade_all([Submission(text, item.reference, is_cut) for text, is_cut in texts])
         for critique, grade in zip(different, graded, strict=True):
             if isinstance(grade, Exception):  # readable when it was stored: the grading rules have changed since
                 raise grade

@@ -185,7 +185,7 @@ def write_secret(path: Path, secret: str, *, overwrite: bool) -> None:
 
 
 async def import_file(settings: Settings, url: str, path: Path, *, size: int | None, console: Console) -> ImportReport:
-    """Import `path`, of `size` bytes, with a progress bar and one line per skipped row.
+    """Import `path`, of `size` bytes, with a progress bar and one line per row that is skipped or gets no grade.
 
     Raises:
         BadInput: the file cannot be read.

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
 
+from gadfly.grading.denial import is_denied
+
 _MAX_DIGITS = 300  # keeps exact arithmetic fast
 _MAX_EXPONENT = 300
 
@@ -30,7 +32,7 @@ DECIMAL = rf"(?:{_DIGITS}(?:\.[0-9]++)?+|\.[0-9]++)"
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _LITERAL = re.compile(
     rf"""(?P<sign>(?<![0-9A-Za-z)\]}}%])[-+][ ]?|\b(?:minus|negative)\ )?
-    (?:(?P<currency>(?:US|CA|AU)?\$|£|€|¥|₹)[ ]?(?P<inner>-)?)?+
+    (?:(?P<currency>(?:US|CA|AU)?\$|£|€|¥|₹|\b(?:Rs\.?|INR|USD|EUR|GBP)(?=[ ]?[0-9-]))[ ]?(?P<inner>-)?)?+
     (?:(?P<mixed>[0-9]{{1,9}})(?:[ ]|[ ]and[ ])(?=[0-9]{{1,9}}[ ]?/[ ]?[0-9]))?
     (?P<number>{DECIMAL})
     (?:[ ]?/[ ]?(?P<under>{DECIMAL}))?+
@@ -40,7 +42,7 @@ _LITERAL = re.compile(
     (?P<scale>(?:[ ]?-?(?:hundred|thousand|million|billion|trillion|dozen)s?\b){{0,2}}+)""",
     re.VERBOSE | re.IGNORECASE,
 )
-_NOT_BEFORE = re.compile(r"[A-Za-z0-9_.,/^\\²³√π∞]$|[0-9]:$|\\[A-Za-z]+\s?[\[{(]*$|[A-Za-z]\($|[\^_]\{$")
+_NOT_BEFORE = re.compile(r"(?:^|[^#])#$|[A-Za-z0-9_.,/^\\²³√π∞]$|[0-9]:$|\\[A-Za-z]+\s?[\[{(]*$|[A-Za-z]\($|[\^_]\{$")
 _OPERATOR_AFTER = re.compile(
     r"""\s*(?:\)\s*[-+*/×÷^] | [-/]\s*$ | [+*×÷^<>≤≥±·√π!⁰¹²³⁴-⁹∞] | i(?![A-Za-z]) | -\s?[$(\\]?[0-9(\\]
     | [–—]\s?\$?[0-9] | /\s?[0-9(\\$] | [xX]\s?[0-9(]) | [({\[] | \s?\\(?!\))""",
@@ -54,20 +56,10 @@ _DENIED_AFTER = re.compile(
     |(?:a|one|two|three)?[ -]?(?:halves|half|thirds?|quarters?\ of|fourths?|fifths?|sixths?|sevenths?|eighths?|ninths?
         |tenths?|twelfths?|(?:hundred|thousand|million|billion)ths?)\b
     |(?:and|&)\ (?:a|an|one|two|three|four|five|six|seven|eight|nine)\b|or\ (?:more|less|fewer|so)\b
+    |(?:more|less|fewer)\ than\b|times\ (?:as|more|less|the)\b|too\ (?:many|few|much|high|low)\b|-?ish\b
+    |\(?mod\b|[万千百亿億兆十萬‰‱]|in\ (?:a|one|every)\ (?:ten|hundred|thousand|million)\b|per\ (?:[0-9]|mille?\b)
     |(?:degrees?\ )?below\ zero|is\ (?:not|wrong|incorrect)\b)""",
     re.VERBOSE | re.IGNORECASE,
-)
-# Words and signs that make the number after them a bound, a part of a sum, or not an answer.
-DENIED_BEFORE = re.compile(
-    r"""\b(?:not|never|cannot|neither|either|without|except|instead|rather|wrong|incorrect|unless|if|doubt|unsure)\b
-    |n't\b|[√<>≤≥±≠]|[+*/×÷^]\s?\(?[$£€]?$|[-—⁻][\s({\[$}]{0,9}$
-    |\b(?:than|least|most|between|over|under|above|below|up\ to|exceeds?|within|almost|nearly|modulo?|minus|all\ but
-        |number\ (?:after|before)|sin|cos|tan|ln)(?:\ or\ equal\ to)?\s{0,9}\(?[$£€]?$
-    # operations on the number, unless a verb stands between: the sum is 18
-    |\b(?:hal(?:f|ves)|thirds?|quarters?|fourths?|fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?|twice|thrice
-        |doubled?|triple|squared?|squares|cubed?|root|logarithm|log|sum|product|difference|ratio|times|plus|factorial
-        |opposite|reciprocal|inverse|negative)\b(?!.*?(?:\b(?:is|are|was|were|equals?|makes?|gives?)\b|=))""",
-    re.VERBOSE | re.IGNORECASE | re.DOTALL,
 )
 # Text that joins a second number to the first.
 _ALSO = re.compile(
@@ -89,10 +81,44 @@ _ASSIGNED = re.compile(
     rf"(?<![A-Za-z])[A-Za-z]\s?=\s?-?[$£€]?({DECIMAL})(?=\s*(?:$|[.;)](?![0-9])|,(?![0-9])|and\b|or\b|[A-Za-z]\s?=))"
 )
 _CONDITION = re.compile(r"\b(?:otherwise|unless|or else)\b", re.IGNORECASE)
+# Words after a number, in its sentence, that qualify it, take it back or say that it is another's.
+_QUALIFIED = re.compile(
+    r"""^\s*(?:almost|nearly)\b|\brounded\ (?:up|down)\b|\b(?:without|excluding|ignoring|not\ (?:counting|including))\b
+    |\bbefore\ (?:we|the|any|tax(?:es)?|fees?|tips?|adding|subtracting)\b|\bonly\ (?:if|when|after|before|for
+        |on|in|with|because|under)\b|\bgive\ or\ take\b|\bmore\ or\ less\b
+    |\band\ (?:change|a\ bit|some(?:thing)?|a\ little|counting)\b|\bor\ (?:so|thereabouts)\b
+    |\bin\ (?:thousands|millions|billions|hundreds|dozens|lakhs?|crores?)\b|\((?:thousands|millions|billions
+        |hundreds|dozens)\)
+    |\b(?:is|was)\ (?:my|his|her|their|our|what|just|only|not|wrong|incorrect|too|mistaken)\b|\bfirst\ guess\b
+    |\b(?:wrong|incorrect|mistaken|forgets|forgetting|ignores|ignoring|overlooks|neglects)\b|[❌✗✘]
+    |\b(?:they|some|people|others)\ (?:say|claim|think)\b|\bI(?:\ am|\ was|'m)\ told\b|\bshould\ (?:be|have)\b
+    |\b(?:not\ sure|unsure|unless|if)\b|\bcould\ (?:also\ )?be\b|\b(?:disagree|doubt)\b""",
+    re.VERBOSE | re.IGNORECASE,
+)
+# What makes a second number a reason and not a second answer, and what joins one as such.
+_REASON = re.compile(
+    r"\b(?:because|since|as|where|given|from|which is|which equals|that is|i\.e|when|assuming|considering"
+    r"|check)\b|[:=(]",
+    re.IGNORECASE,
+)
+_JOINS = re.compile(r"[,;]|\b(?:and|but|yet|while|whereas|or|although|though)\b", re.IGNORECASE)
+# A number that is named only to set it aside: `not 20 but 18`, `18, not 20`.
+_SET_ASIDE = re.compile(
+    rf"(?:\b(?:is|are|was)\s+not|\b(?:is|are|was)n't|\bnot)\s+\$?{DECIMAL}(?:\s?%)?[,;]?\s+(?:but|it's|it is"
+    rf"|rather|instead)\b"
+    rf"|(?:[,;]|\s+and)?\s*\b(?:not|rather than|instead of)\s+\$?{DECIMAL}(?=\s*(?:[.,;!]?\s*$|[,;.]\s))",
+    re.IGNORECASE,
+)
+_SHARE = re.compile(r"(?<![0-9.,/])([0-9]{1,9})\s+(?:in|out\s+of)\s+([0-9]{1,9})(?![0-9.,]*[0-9]|\s*[A-Za-z%])")
 # Words after a number, in its clause, that change it: 18 eggs at most, 18 dollars plus tax.
 _NOT_ALL = re.compile(r"\b(?:at (?:most|least)|plus|minus)\b", re.IGNORECASE)
 # Text that must not touch a literal: more of the number (0.3..., 0.(3), 5⁻¹), or a sign unknown to these rules.
-_GLUED = re.compile(r"[.,:/]\.?[0-9]|\.{2}|\.\s?\\(?:overline|dot|bar)|\.\(|[^\x00-\x7f\s°¢€£¥₹—\ud800-\udfff]")
+_GLUED = re.compile(
+    r"[.,:/]\.?[0-9]|\.{2}|\.\s?\\(?:overline|dot|bar)|\.\("
+    r"|(?![个個元块只本人米天岁歳年月日円枚つ개명원세]|です|입니다|।)[^\x00-\x7f\s°¢€£¥₹—\ud800-\udfff]"
+)
+# A mark of feet and inches, or of parts of a degree, that closes no quotation.
+_PRIME = re.compile(r"(''|\"|')(?![A-Za-z0-9'\"])")
 _LEAD = re.compile(
     r"""(?:(?:about|approximately|approx\.?|around|roughly|exactly|only|just|simply|therefore|thus|hence|so|now|also|then
     |still|indeed|clearly|equals?(?:\ to)?|found\ to\ be|a\ total\ of|total\ of|in\ total|the|value|number|is|be
@@ -107,7 +133,7 @@ _MEASURES = {
     "pound sterling": "£ gbp quid",
     "euro": "€ euros eur",
     "yen": "¥",
-    "rupee": "₹ rupees",
+    "rupee": "₹ rupees rs rs. inr",
     "second": "seconds sec secs s",
     "minute": "minutes min mins",
     "hour": "hours hr hrs h",
@@ -138,6 +164,14 @@ _MEASURES = {
     "degree": "degrees deg",
     "celsius": "centigrade",
     "fahrenheit": "",
+    "radian": "radians rad",
+    "newton": "newtons",
+    "joule": "joules",
+    "watt": "watts",
+    "kilowatt": "kilowatts kw",
+    "kilowatthour": "kwh",
+    "′": "",  # feet or minutes of arc
+    "″": "",  # inches or seconds of arc
     "mile/hour": "mph",
     "kilometer/hour": "kph kmh",
 }
@@ -164,6 +198,10 @@ _UNIT_STOP = frozenset(
         "it its there here your my his her their our he she they we you",
     )
     for word in line.split()
+)
+_RATE = (
+    r"([A-Za-z]{1,20})(?:\s?\^\s?\{?([23])\}?(?![0-9])|([²³])|\s+(squared|cubed)\b|\s?(?:/"
+    r"|\bper\b)\s?([A-Za-z]{1,20}))?"
 )
 _UNIT_WORD = re.compile(r"[ -]?([A-Za-z¢°]+)(?:\^?\{?([23])\}?(?![0-9A-Za-z])|([²³]))?")
 
@@ -207,7 +245,7 @@ def _unit_after(text: str, currency: str | None) -> tuple[str, ...] | Unread:
     words: list[str] = [MEASURE_WORDS[currency.lower().removeprefix("ca").removeprefix("au")]] if currency else []
     if currency and re.match(r"-?[A-Za-z]", text):
         return Unread.MISSING  # $5m, $5k: a scale, not a unit
-    position, rate = 0, re.match(r"\s?/\s?([A-Za-z]{1,20})", text)
+    position, rate = 0, re.match(rf"\s?/\s?{_RATE}", text)
     while not rate and len(words) < 4 and (match := _UNIT_WORD.match(text, position)):
         word, glued = match[1].lower(), position == 0 and text[0] not in " -"
         if (
@@ -231,19 +269,30 @@ def _unit_after(text: str, currency: str | None) -> tuple[str, ...] | Unread:
             word = "celsius" if word == "c" else "fahrenheit"
         words += [*raised, _POWERS.get(word) or singular(word)]
         position = match.end()
-        rate = re.match(r"(?:\s?/\s?|\s+(?:per|an|a)\s+)([A-Za-z]{1,20})", text[position:])
+        rate = re.match(rf"(?:\s?/\s?|\s+(?:per|an|a)\s+){_RATE}", text[position:])
     if rate is None:
-        rate = re.match(r"\s+(?:per|an|a|each|every)\s+([A-Za-z]{1,20})", text[position:])
+        rate = re.match(rf"\s+(?:per|an|a|each|every)\s+{_RATE}", text[position:])
+    if rate and rate[1].lower() in ("ten", "hundred", "thousand", "million", "billion"):
+        return Unread.MISSING  # 5 per thousand
     if rate and words:
-        words.append(f"/{singular(rate[1])}")
+        power = (rate[2] or rate[3] or rate[4] or rate[5] or "").lower()
+        words.append(f"/{singular(rate[1])}{'^3' if power in ('3', '³', 'cubed') else '^2' if power else ''}")
     flat = " ".join(words).replace("mile/hour", "mile /hour").replace("kilometer/hour", "kilometer /hour")
     return tuple(flat.split())
+
+
+_MARKED = {"′": {"foot", "minute"}, "″": {"inch", "second"}}
+_MARKABLE = {"degree", "foot", "inch", "minute", "second", "meter", "centimeter", "yard", "′", "″"}
 
 
 def same_unit(reference: tuple[str, ...], answer: tuple[str, ...]) -> bool:
     """Whether two units are compatible. Nothing is converted, and a missing unit is compatible with any."""
     if not reference or not answer:
         return True
+    for mark, same in _MARKED.items():
+        if mark in (*reference, *answer):
+            others = {*reference, *answer} - {mark}
+            return not others & _MARKABLE or others <= same
 
     if len({"celsius", "fahrenheit"} & {*reference, *answer}) > 1:
         return False
@@ -289,6 +338,9 @@ def _literals(text: str) -> list[_Literal]:
         is_broken = bool(_NOT_BEFORE.search(before[-24:]) or _GLUED.match(after))
         if value is not None and not is_sum and not is_broken:
             unit = _unit_after(after, match["currency"])
+            prime = _PRIME.match(after)
+            if prime and not unit and before[-1:] not in ("'", '"'):
+                unit = ("′" if prime[1] == "'" else "″",)
             if not isinstance(unit, Unread):
                 number = Number(value, unit, bool(match["percent"]))
         literals.append(_Literal(start, end, number))
@@ -341,9 +393,42 @@ def _spell(words: str) -> Fraction | None:
     return Fraction(total + group)
 
 
+_PARTS = {
+    word: number
+    for number, words in {
+        2: "half halves", 3: "third thirds", 4: "quarter quarters fourth fourths", 5: "fifth fifths", 6: "sixth sixths",
+        7: "seventh sevenths", 8: "eighth eighths", 9: "ninth ninths", 10: "tenth tenths", 12: "twelfth twelfths",
+        100: "hundredth hundredths",
+    }.items()
+    for word in words.split()
+}  # fmt: skip
+_SPELLED_FRACTION = re.compile(
+    rf"(?P<sign>(?:minus|negative)\s)?(?:(?P<whole>{_NUMBER_WORD})\sand\s)?(?:(?P<count>an?|{_NUMBER_WORD})[\s-])?"
+    rf"(?P<part>{'|'.join(_PARTS)})\b(?!\s(?:of|a|an|as|the|more|less)\b|-)",
+    re.IGNORECASE,
+)
+
+
+def _spelled_fraction(match: re.Match[str]) -> Fraction | None:
+    count = (match["count"] or "one").lower()
+    top = Fraction(1) if count in ("a", "an") else _spell(count)
+    whole = _spell(match["whole"]) if match["whole"] else Fraction(0)
+    if top is None or whole is None or not 0 < top < _PARTS[match["part"].lower()]:
+        return None
+    if match["count"] is None and match["part"].lower() != "half":
+        return None  # `third` is an ordinal
+    value = whole + top / _PARTS[match["part"].lower()]
+    return -value if match["sign"] else value
+
+
 def _read_spelled(text: str) -> Number | Unread:
     lead = _LEAD.match(text)
-    match = _SPELLED_OUT.match(text, lead.end() if lead else 0)
+    start = lead.end() if lead else 0
+    fraction = _SPELLED_FRACTION.match(text, start)
+    if fraction and not _NOT_AFTER_WORDS.match(text, fraction.end()):
+        part, unit = _spelled_fraction(fraction), _unit_after(text[fraction.end() :], None)
+        return Unread.MISSING if part is None or isinstance(unit, Unread) else Number(part, unit)
+    match = _SPELLED_OUT.match(text, start)
     if not match or _NOT_AFTER_WORDS.match(text, match.end()):
         return Unread.MISSING
     value, unit = _spell(match["words"]), _unit_after(text[match.end() :], None)
@@ -352,14 +437,27 @@ def _read_spelled(text: str) -> Number | Unread:
     return Number(-value if match["sign"] else value, unit)
 
 
-def read_number(text: str, *, stated: bool) -> Number | Unread:
-    """The one number that a sentence states. After a trigger (`stated`) it opens the sentence, otherwise it ends it."""
+def _from_spelled(sentence: str) -> str:
+    """A sentence from its only number word on: `She has eighteen left.` One is more often a pronoun."""
+    words = list(_SPELLED_OUT.finditer(sentence))
+    is_one = len(words) == 1 and words[0]["words"].lower() != "one" and sentence[: words[0].start()][-1:] in ("", " ")
+    return sentence[words[0].start() :] if is_one and not is_denied(sentence[: words[0].start()]) else sentence
+
+
+def read_number(text: str, *, stated: bool, share: bool = False) -> Number | Unread:
+    """The one number that a sentence states. After a trigger (`stated`) it opens the sentence, otherwise it ends it.
+
+    With `share`, `1 in 6` is 1/6.
+    """
+    text = _SET_ASIDE.sub(" ", text)
+    if share:
+        text = _SHARE.sub(r"\1/\2", text)
     if not stated:
         conclusion = re.split(r"\bbecause\b", text, maxsplit=1)[0]
         text = conclusion if _literals(conclusion) else text
     literals = _literals(text)
     if not literals:
-        return _read_spelled(text)
+        return _read_spelled(text if stated else _from_spelled(text))
     assigned = list(_ASSIGNED.finditer(text))
     if len({_digits(match[1]) for match in assigned}) > 1 and (
         not stated or not text[: assigned[0].start()].strip(" :(")
@@ -382,7 +480,7 @@ def read_number(text: str, *, stated: bool) -> Number | Unread:
         _OPERATOR_AFTER.match(text, each.end) for each in literals
     ):
         return Unread.HEDGED
-    if DENIED_BEFORE.search(text[: literals[0].start]):
+    if is_denied(text[: literals[0].start]):
         return Unread.HEDGED
     return _settle(text, literals[0], [])
 
@@ -394,11 +492,13 @@ def _settle(text: str, head: _Literal, others: list[_Literal]) -> Number | Unrea
     if _DENIED_AFTER.match(text, head.end) or re.match(r".{0,40}?\bis (?:not|wrong|incorrect)\b", text[head.end :]):
         return Unread.HEDGED
     rest = text[head.end :]
-    if _CONDITION.search(rest) or (others and re.search(r"\bif\b", rest)):
+    if _CONDITION.search(rest) or _QUALIFIED.search(rest):
         return Unread.HEDGED
     clause = _CLAUSE_END.search(rest)
     clause_end = head.end + (clause.start() if clause else len(rest))
     nearby = [other for other in others if other.number is None or other.number.value != head.number.value]
+    if any(_is_second(text, head, other) for other in nearby):
+        return Unread.HEDGED
     if any(other.start < clause_end for other in nearby) or _NOT_ALL.search(text, head.end, clause_end):
         return Unread.HEDGED
     if _NOT_ALL.match(text, clause_end):
@@ -407,6 +507,14 @@ def _settle(text: str, head: _Literal, others: list[_Literal]) -> Number | Unrea
     if also and any(abs(other.start - also.end()) <= 2 for other in nearby):
         return Unread.HEDGED
     return head.number
+
+
+def _is_second(text: str, head: _Literal, other: _Literal) -> bool:
+    """Whether a later number of the sentence is a second answer: joined, no reason, and not a part of a sum."""
+    between = text[head.end : other.start]
+    if not _JOINS.search(between) or _REASON.search(between):
+        return False
+    return not _OPERATOR_AFTER.match(text, other.end) and not re.search(r"[-+*/×÷=^]\s*$", between)
 
 
 def same_number(reference: Number, answer: Number) -> bool:
@@ -418,12 +526,69 @@ def same_number(reference: Number, answer: Number) -> bool:
     return reference.percent == answer.percent or abs(reference.value) > 1 or reference.value == 0
 
 
+_NEAR = Fraction(1, 1000)
+
+
+def compare_numbers(reference: Number, answer: Number) -> bool | None:
+    """Whether two numbers are the same. None where a rounding, a conversion or a percent sign may be the difference."""
+    if same_number(reference, answer):
+        return True
+    one, other = reference.value, answer.value
+    if reference.percent != answer.percent and (one == other or one in (other * 100, other / 100)):
+        return None
+    if _is_rounding(one, other) or _is_rounding(other, one):
+        return None
+    left, right = (_measured(each) for each in (reference, answer))
+    if left is not None and right is not None:
+        return None if left == right else False
+    if one != other:
+        return False
+    rates = [{word for word in each.unit if word[0] == "/"} for each in (reference, answer)]
+    has_measure = any(word in _MEASURES for word in (*reference.unit, *answer.unit))
+    return False if has_measure or (rates[0] and rates[1] and rates[0] != rates[1]) else None  # 26 fruits, 26 apples
+
+
+def _measured(number: Number) -> tuple[str, Fraction] | None:
+    """The kind of a quantity of one unit and its size in that kind's smallest unit."""
+    unit = number.unit[0] if len(number.unit) == 1 else ""
+    return None if unit not in UNIT_SIZES else (UNIT_SIZES[unit][0], number.value * UNIT_SIZES[unit][1])
+
+
+# The kind of each unit, and its size in the smallest unit of that kind.
+UNIT_SIZES = {
+    unit: (kind, size)
+    for kind, units in {
+        "time": {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800},
+        "length": {"millimeter": 1, "centimeter": 10, "meter": 1000, "kilometer": 10**6},
+        "feet": {"inch": 1, "foot": 12, "yard": 36, "mile": 63360},
+        "mass": {"milligram": 1, "gram": 1000, "kilogram": 10**6, "ton": 10**9},
+        "weight": {"ounce": 1, "pound": 16},
+        "volume": {"milliliter": 1, "liter": 1000},
+        "measure": {"cup": 1, "pint": 2, "quart": 4, "gallon": 16},
+        "money": {"cent": 1, "dollar": 100},
+        "years": {"month": 1, "year": 12},
+    }.items()
+    for unit, size in units.items()
+}
+
+
+def _is_rounding(exact: Fraction, rounded: Fraction) -> bool:
+    """Whether one value may be the other, rounded: to two decimals or more, or to a thousandth of its size."""
+    if exact.denominator == 1 and rounded.denominator == 1:
+        return False
+    if abs(exact - rounded) <= _NEAR * max(abs(exact), abs(rounded)):
+        return True
+    decimals = next((places for places in range(2, 12) if (rounded * 10**places).denominator == 1), None)
+    has_decimals = decimals is not None and (rounded * 10).denominator != 1
+    return bool(has_decimals and decimals is not None and abs(exact - rounded) * 10**decimals * 2 <= 1)
+
+
 def whole_number(text: str) -> Number | None:
     """The number, with its unit, that is the whole of `text`; None for any other text."""
     text = text.strip().removesuffix(".").strip()
     match = _LITERAL.match(text)
     if match is None:
-        spelled = _SPELLED_OUT.match(text)
+        spelled = _SPELLED_FRACTION.match(text) or _SPELLED_OUT.match(text)
         read = _read_spelled(text) if spelled else Unread.MISSING
         rest = text[spelled.end() :] if spelled else ""
         return None if isinstance(read, Unread) or not _is_unit(rest) else read

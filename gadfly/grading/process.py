@@ -22,14 +22,14 @@ from contextlib import asynccontextmanager
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, NamedTuple, Self
 
 from gadfly.errors import TooBusy, UnreadableReference
-from gadfly.grading.answers import extract_answer
+from gadfly.grading.answers import extract_answer, find_answer
 from gadfly.grading.kinds import (
     MAX_REFERENCE_CHARS,
     Reference,
-    is_same,
+    compare,
     is_sympy_loaded,
     load_sympy,
     needs_sympy,
@@ -38,7 +38,11 @@ from gadfly.grading.kinds import (
 from gadfly.grading.numbers import Unread
 from gadfly.grading.text import MAX_RESPONSE_CHARS
 
-__all__ = ["Grade", "Grader", "extract_answer", "grade", "grade_many", "read_reference"]
+__all__ = ["GRADER_VERSION", "Grade", "Grader", "Submission", "extract_answer", "grade", "grade_many", "read_reference"]
+
+GRADER_VERSION = 2
+"""The version of the rules, which is stored with a grade. Raised when a change of the rules changes grades."""
+
 
 _log = logging.getLogger(__name__)
 
@@ -51,21 +55,38 @@ WORKER_COMMAND = (sys.executable, "-m", "gadfly.grading")
 
 
 class Grade(StrEnum):
-    """The correctness of a response against its reference."""
+    """The correctness of a response against its reference. Only RIGHT and WRONG are labels; see `label`."""
 
     RIGHT = "right"
-    WRONG = "wrong"
-    NO_ANSWER = "no_answer"  # no answer of the reference's kind can be read from it within the limits
+    WRONG = "wrong"  # it states another answer
+    NO_ANSWER = "no_answer"  # it states no answer, more than one, or one that no rule can compare
+
+    @property
+    def label(self) -> bool | None:
+        """Whether the response is right; None where the grade cannot tell."""
+        return None if self is Grade.NO_ANSWER else self is Grade.RIGHT
 
 
-def grade(response: str, reference: Reference) -> Grade:
+class Submission(NamedTuple):
+    """A text to grade. One that is cut, by its token limit, has an answer only where it was stated before the cut."""
+
+    response: str
+    reference: str
+    is_cut: bool = False
+
+
+def grade(response: str, reference: Reference, *, is_cut: bool = False) -> Grade:
     """The grade of `response`, in this process. Only for trusted text, since sympy may take arbitrarily long."""
-    answer = extract_answer(response, reference)
-    if answer is Unread.MISSING:
+    answer, is_sure = find_answer(response, reference, is_cut=is_cut)
+    if isinstance(answer, Unread):
         return Grade.NO_ANSWER
-    if answer is Unread.HEDGED:
-        return Grade.WRONG
-    return Grade.RIGHT if is_same(reference.answer, answer) else Grade.WRONG
+    match compare(reference.answer, answer):
+        case None:
+            return Grade.NO_ANSWER
+        case True:
+            return Grade.RIGHT
+        case False:
+            return Grade.WRONG if is_sure else Grade.NO_ANSWER
 
 
 class _Died(Exception):
@@ -114,15 +135,15 @@ class Grader:
         """Starts the child and has it grade one answer, so that the first caller does not wait for its imports."""
         await self.grade("The answer is 1/2.", "0.5")
 
-    async def grade(self, response: str, reference: str) -> Grade:
-        """The grade of `response`.
+    async def grade(self, response: str, reference: str, *, is_cut: bool = False) -> Grade:
+        """The grade of `response`; `is_cut`: its token limit ended it.
 
         Raises:
             UnreadableReference: no answer can be read from the reference.
             TooBusy: the call waited longer than `patience_s`, as in every method here.
         """
         await self.check_reference(reference)
-        [outcome] = await self._ask([(response, reference)])
+        [outcome] = await self._ask([Submission(response, reference, is_cut)])
         return Grade.NO_ANSWER if outcome is None else Grade(outcome)
 
     async def check_reference(self, reference: str) -> None:
@@ -135,16 +156,18 @@ class Grader:
         if problem:
             raise UnreadableReference(problem)
 
-    async def grade_all(self, rows: Sequence[tuple[str, str]]) -> list[Grade | UnreadableReference]:
+    async def grade_all(self, rows: Sequence[tuple[str, str] | Submission]) -> list[Grade | UnreadableReference]:
         """The outcome of each (response, reference), in order. Other callers get their turn between batches."""
-        problems = await self._check(list(dict.fromkeys(reference for _, reference in rows)))
-        readable = [row for row in rows if not problems[row[1]]]
+        submissions = [Submission(*row) for row in rows]
+        problems = await self._check(list(dict.fromkeys(row.reference for row in submissions)))
+        readable = [row for row in submissions if not problems[row.reference]]
         outcomes: list[str | None] = []
         for start in range(0, len(readable), _BATCH_ROWS):
             outcomes += await self._ask(readable[start : start + _BATCH_ROWS])
         grades = (Grade.NO_ANSWER if outcome is None else Grade(outcome) for outcome in outcomes)
         return [
-            UnreadableReference(problems[reference]) if problems[reference] else next(grades) for _, reference in rows
+            UnreadableReference(problems[row.reference]) if problems[row.reference] else next(grades)
+            for row in submissions
         ]
 
     async def _check(self, references: Sequence[str]) -> dict[str, str]:
@@ -155,7 +178,7 @@ class Grader:
         new = [text for text in references if text not in problems]
         for start in range(0, len(new), _BATCH_ROWS):
             batch = new[start : start + _BATCH_ROWS]
-            outcomes = await self._ask([(None, text) for text in batch])
+            outcomes = await self._ask([(None, text, False) for text in batch])
             for text, outcome in zip(batch, outcomes, strict=True):
                 if outcome is None:  # not cached: a busy machine may be the reason
                     problems[text] = (
@@ -169,7 +192,7 @@ class Grader:
             self._references.popitem(last=False)
         return problems
 
-    async def _ask(self, rows: Sequence[tuple[str | None, str]]) -> list[str | None]:
+    async def _ask(self, rows: Sequence[tuple[str | None, str, bool]]) -> list[str | None]:
         """The child's outcome per row, None where the row killed it. A row without a response checks its reference."""
         outcomes: list[str | None] = []
         async with self._turn():
@@ -230,14 +253,15 @@ class Grader:
             assert ready == {"ready": True}
         return self._child
 
-    async def _send(self, child: asyncio.subprocess.Process, rows: Sequence[tuple[str | None, str]]) -> None:
+    async def _send(self, child: asyncio.subprocess.Process, rows: Sequence[tuple[str | None, str, bool]]) -> None:
         assert child.stdin is not None
         cut = [
             (
                 None if response is None else response[-MAX_RESPONSE_CHARS - 1 :],
                 reference[: MAX_REFERENCE_CHARS + 1],
+                is_cut,
             )
-            for response, reference in rows
+            for response, reference, is_cut in rows
         ]
         try:
             child.stdin.write(json.dumps(cut).encode() + b"\n")
@@ -284,7 +308,7 @@ class Grader:
         await child.wait()
 
 
-def grade_many(rows: Sequence[tuple[str, str]], *, timeout_s: float) -> list[Grade | UnreadableReference]:
+def grade_many(rows: Sequence[tuple[str, str] | Submission], *, timeout_s: float) -> list[Grade | UnreadableReference]:
     """The outcome of each (response, reference), in order, for command lines without an event loop.
 
     An unreadable reference is returned in its row's place, so that one bad row does not hide the others.
@@ -300,9 +324,9 @@ def grade_many(rows: Sequence[tuple[str, str]], *, timeout_s: float) -> list[Gra
 # --- the child ---
 
 
-def _outcome(response: str | None, reference: str) -> str:
+def _outcome(response: str | None, reference: str, is_cut: bool) -> str:
     if response is not None:
-        return grade(response, read_reference(reference))
+        return grade(response, read_reference(reference), is_cut=is_cut)
     try:
         read_reference(reference)
     except UnreadableReference as problem:
@@ -323,7 +347,7 @@ def _serve(requests: IO[str], replies: IO[str], timeout_s: float) -> None:
 
     reply({"ready": True})
     for line in requests:
-        for response, reference in json.loads(line):
+        for response, reference, is_cut in json.loads(line):
             try:
                 if not is_sympy_loaded() and needs_sympy(reference):
                     reply({"loading": True})
@@ -332,7 +356,7 @@ def _serve(requests: IO[str], replies: IO[str], timeout_s: float) -> None:
                 # The kernel ends the process after this much CPU time, which requires neither Python, nor the
                 # interpreter lock, nor a living parent.
                 signal.setitimer(signal.ITIMER_PROF, timeout_s)
-                message = {"outcome": _outcome(response, reference)}
+                message = {"outcome": _outcome(response, reference, is_cut)}
             except MemoryError:
                 os._exit(1)  # the state of this process is unknown now
             except Exception:  # a bug, but one row's: it must not stop a service, or an import of thousands

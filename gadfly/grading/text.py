@@ -1,6 +1,9 @@
 """One form for text as people and models type it: characters, LaTeX of literal numbers and words, marks of emphasis."""
 
+import html
 import re
+import unicodedata
+from functools import lru_cache
 
 MAX_RESPONSE_CHARS = 20_000  # only the end of a longer response is read: the last answer counts
 
@@ -18,10 +21,32 @@ _CHARACTERS = str.maketrans(
         "‘": "'",
         "“": '"',
         "”": '"',
+        "。": ". ",
+        "、": ", ",
+        "٫": ".",
+        "٬": ",",
     }
     | {"\u200b": "", "\ufeff": "", "\0": "", "\r": "\n", "\v": "\n", "\f": "\n", "\u2028": "\n", "\u2029": "\n"}
 )
-_ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
+_ANSWER_TAG = re.compile(r"[<\[](/?)(?:final[_ ]?answer|answer|final|result)[>\]]", re.IGNORECASE)
+_ENTITY = re.compile(r"&(?:#[0-9]{1,6}|#x[0-9a-fA-F]{1,5}|[A-Za-z]{2,8}[0-9]{0,2});")
+_RAISED_TAG = re.compile(r"<sup>\s?([^<>\n]{1,40}?)\s?</sup>", re.IGNORECASE)
+_LOWERED_TAG = re.compile(r"<sub>\s?([^<>\n]{1,40}?)\s?</sub>", re.IGNORECASE)
+_BREAK_TAG = re.compile(r"</?(?:p|br|div|li|ul|ol|h[1-6]|tr|table)\s?/?>", re.IGNORECASE)
+_TAG = re.compile(r"</?(?:b|strong|i|em|u|span|code|tt|big|small|mark|font|td|th)(?:\s[^<>\n]{0,80})?>", re.IGNORECASE)
+_STRUCK = re.compile(r"~~[^~\n]{1,200}~~|<(?:s|del|strike)>[^<>\n]{1,200}</(?:s|del|strike)>", re.IGNORECASE)
+_THIN_GROUPS = re.compile(r"(?<![0-9.,\u202f\u2009\u00a0])[0-9]{1,3}(?:[\u202f\u2009\u00a0][0-9]{3})+(?![0-9])")
+_ALIGNED = re.compile(
+    r"\\begin\{(aligned|align\*?|gathered|split|eqnarray\*?)\}(?:\{[a-z]*\})?([^\0]{0,2000}?)\\end\{\1\}"
+)
+_TWICE_ESCAPED = re.compile(r"(?<!\\)\\\\(?=(?:boxed|frac|dfrac|text|sqrt|pi|left|cdot|times)\b)")
+_BARE_BOX = re.compile(r"\\(boxed|fbox)\s+(?![{\s])(\\?[A-Za-z]+|[0-9][0-9.,]*[0-9]|[0-9])")
+_BOX_IN_BOX = re.compile(r"\\(?:boxed|fbox)\s?\{\s?(?=\\(?:boxed|fbox)\s?\{)")
+_REPEATING = re.compile(
+    r"(?<![0-9.])(-?[0-9]{1,9})\.([0-9]{0,9})\s?\\(?:overline|bar|dot)\s?(?:\{\s?([0-9]{1,9})\s?\}|([0-9]))(?!\s?[0-9])"
+)
+_MAX_NESTED = 20
+_GOOD_MARKS = str.maketrans(dict.fromkeys("✅✔✓☑🎉\ufe0f", " "))
 _RAISED = {chr(code): str(digit) for digit, code in enumerate((0x2070, 0xB9, 0xB2, 0xB3, *range(0x2074, 0x207A)))}
 _RAISED_POWER = re.compile(rf"(?:(?<=[×x*·]10)|(?<=[×x*·]\s10))⁻?[{''.join(_RAISED)}]{{1,6}}")
 _CALCULATOR_MARK = re.compile(r"<<[^<>\n]{0,200}>>")
@@ -29,12 +54,60 @@ _BOLD = re.compile(r"(?<![\w)}])(?:\*\*|__)|(?:\*\*|__)(?![\w({\\])|`")  # 2**3 
 _LONG_MINUS = re.compile(r"(?<![\w)\]}%.,;:!?])(?<![\w)\]}%.,;:!?]\s)[—―⁻](?=\s?[$£€¥₹]?[0-9.\\(])")  # no word before
 
 
+@lru_cache(maxsize=4096)
+def _digit(character: str) -> str:
+    """An ASCII digit for a decimal digit of any script."""
+    return str(unicodedata.digit(character))
+
+
+_OTHER_DIGIT = re.compile(r"[^\W0-9A-Za-z_]")
+
+
+def _digits_of(text: str) -> str:
+    if text.isascii():
+        return text
+    return _OTHER_DIGIT.sub(lambda m: _digit(m[0]) if m[0].isdecimal() else m[0], text)
+
+
+def _repeating(match: re.Match[str]) -> str:
+    whole, fixed, period = match[1], match[2], match[3] or match[4]
+    shift, ones = 10 ** len(fixed), 10 ** len(period) - 1
+    value = (int(whole.lstrip("-") + fixed) * ones) + int(period)
+    return f"{'-' if whole.startswith('-') else ''}{value}/{shift * ones}"
+
+
 def tidy(text: str) -> str:
     """The text with one form of each character that has several, and without marks that do not change a value."""
-    text = _LONG_MINUS.sub("-", text.translate(_CHARACTERS))
+    if "\\\\" in text:
+        text = text.replace("\\\\", "\\") if _TWICE_ESCAPED.search(text) and "\\begin" not in text else text
+    if "&" in text:
+        text = _ENTITY.sub(lambda m: html.unescape(m[0]), text)
+    text = _THIN_GROUPS.sub(lambda m: re.sub(r"[^0-9]", "", m[0]), _digits_of(text))
+    text = _LONG_MINUS.sub("-", text.translate(_CHARACTERS).translate(_GOOD_MARKS))
+    if "<" in text or "~~" in text:
+        text = _RAISED_TAG.sub(r"^{\1}", _LOWERED_TAG.sub(r"_{\1}", _STRUCK.sub(" ", text)))
+        text = _TAG.sub("", _BREAK_TAG.sub("\n", text))
+    if "\\begin" in text:
+        text = _ALIGNED.sub(lambda m: m[2].replace("\\\\", "\n").replace("&", ""), text)
+    if "\\boxed" in text or "\\fbox" in text:
+        text = _unnested(_BARE_BOX.sub(r"\\\1{\2}", text))
+    text = _REPEATING.sub(_repeating, text)
     text = _RAISED_POWER.sub(lambda m: "^" + "".join(_RAISED.get(sign, "-") for sign in m[0]), text)
     text = _ANSWER_TAG.sub(lambda m: "\n" if m[1] else "\nAnswer: ", text)
     return _BOLD.sub("", re.sub(r"\*\*!", "**.", _CALCULATOR_MARK.sub("", text)))  # emphasis, not a factorial
+
+
+def _unnested(text: str) -> str:
+    """A box whose whole content is a box, as that one."""
+    for _ in range(_MAX_NESTED):
+        match = _BOX_IN_BOX.search(text)
+        if match is None:
+            break
+        end = text.find("}}", match.end())
+        if end < 0:
+            return text
+        text = text[: match.start()] + text[match.end() : end + 1] + text[end + 2 :]
+    return text
 
 
 def tail(response: str) -> str:
@@ -49,7 +122,7 @@ def tail(response: str) -> str:
 WRAPPED = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname)\s?\{([^{}]{0,200})\}")
 SIZES = re.compile(r"\\(?:left|right|displaystyle|bigl?|bigr?|Bigl?|Bigr?)(?![a-zA-Z])\s?")
 _LATEX_SPACE = re.compile(r"\\[,;:! ]|\\q?quad(?![a-zA-Z])|~")
-_GROUPED = re.compile(r"(?<=[0-9])(?:\{,\}|,\\!|\\[,;:!])(?=[0-9]{3}(?![0-9]))")
+_GROUPED = re.compile(r"(?<=[0-9])(?:\{,\}|,\\!|\\[,;:!]) ?(?=[0-9]{3}(?![0-9]))")
 _DEGREES = re.compile(r"\^\s?\{?\s?\\circ\s?\}?|\\degree(?![a-zA-Z])|°")
 _FRACTION = re.compile(
     r"\\[dtc]?frac\s?(?:\{\s?(-?[0-9.,]{1,40})\s?\}|([0-9]))\s?(?:\{\s?(-?[0-9.,]{1,40})\s?\}|([0-9]))"

@@ -3,22 +3,24 @@
 The service and the evaluation share it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from gadfly.grading.process import Grade, Grader
+from gadfly.grading.process import Grade, Grader, Submission
 
 
-async def group_by_answer(grader: Grader, texts: Sequence[str]) -> list[list[int]]:
+async def group_by_answer(grader: Grader, texts: Sequence[str], *, cut: Collection[int] = ()) -> list[list[int]]:
     """Indices of `texts` in groups of the same final answer, groups and members in order of first appearance.
 
-    Texts without a readable answer are grouped if they are equal. Raises the errors of `Grader.grade_all`.
+    `cut` has the indices of texts that ended at their token limit: each joins a group only by an answer that it stated
+    before, and no other text is compared with it. Texts without a readable answer are grouped if they are equal. Raises
+    the errors of `Grader.grade_all`.
     """
     groups: list[list[int]] = []
     for index, text in enumerate(texts):
         # The first text of a group, if no rule can read it, is not a reference and equals only itself.
-        grades = await grader.grade_all([(text, texts[group[0]]) for group in groups])
+        grades = await grader.grade_all([Submission(text, texts[group[0]], index in cut) for group in groups])
         for group, grade in zip(groups, grades, strict=True):
-            if grade is Grade.RIGHT or text == texts[group[0]]:
+            if (grade is Grade.RIGHT and group[0] not in cut) or text == texts[group[0]]:
                 group.append(index)
                 break
         else:

@@ -24,7 +24,7 @@ from sqlalchemy import text
 
 from gadfly.errors import BadInput, UnreadableReference
 from gadfly.fields import FilledText, Metadata
-from gadfly.grading import Grade, Grader
+from gadfly.grading import GRADER_VERSION, Grade, Grader
 from gadfly.records import Critique, Feedback, FeedbackSource, Interaction, Kind, Refinement, Usage, new_id, now
 from gadfly.settings import SplitBlocks
 from gadfly.store.database import Database
@@ -78,7 +78,7 @@ class ImportRow(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A line that was not imported, and why."""
+    """A line that was not imported, or was imported without a grade, and why."""
 
     line: int  # counts from 1
     reason: str
@@ -86,9 +86,10 @@ class Skipped:
 
 @dataclass(slots=True)
 class ImportReport:
-    """How many rows were added, were stored already, and were skipped."""
+    """How many rows were added, were stored already, and were skipped. `ungraded` are among the added ones."""
 
     added: int = 0
+    ungraded: int = 0  # their reference cannot be read
     known: int = 0
     skipped: int = 0
 
@@ -107,7 +108,8 @@ async def import_rows(
     """Import a file of JSON lines; importing it again adds only the missing rows.
 
     `on_skip` receives each bad line, in order, and `on_progress` the number of bytes read so far. A row's `correct`
-    becomes feedback; its `reference` grades the response.
+    becomes feedback; its `reference` grades the response. A row whose reference cannot be read is imported without a
+    grade, and is a bad line too.
 
     Raises:
         BadInput: the file cannot be read.
@@ -126,9 +128,9 @@ async def import_rows(
                         rows.append((number, row))
                 except BadInput as error:
                     skipped.append(Skipped(number, str(error)))
-            skipped += await _import_batch(rows, database, grader, heldout_share, split_blocks, report)
             report.skipped += len(skipped)
-            for item in sorted(skipped, key=lambda item: item.line):
+            ungraded = await _import_batch(rows, database, grader, heldout_share, split_blocks, report)
+            for item in sorted(skipped + ungraded, key=lambda item: item.line):
                 on_skip(item)
             on_progress(file.tell())
     return report
@@ -155,21 +157,26 @@ async def _import_batch(
         known = await find_imported(session, firsts)
     new = {id: row for id, row in firsts.items() if id not in known}
     grades = await _grade(new, grader)
-    unreadable = {id: grade for id, grade in grades.items() if isinstance(grade, UnreadableReference)}
-    skipped = [Skipped(number, f"reference: {grade}") for id, grade in unreadable.items() for number in numbers[id]]
-    interactions = [_to_interaction(id, row, grades.get(id)) for id, row in new.items() if id not in unreadable]
+    interactions = [_to_interaction(id, row, grades.get(id)) for id, row in new.items()]
+    ungraded = [
+        Skipped(number, f"reference: {grade} The row is imported without a grade.")
+        for id, grade in grades.items()
+        if isinstance(grade, UnreadableReference)
+        for number in numbers[id]
+    ]
     feedback = [
         _to_feedback(id, correct)
         for id, correct in labels.items()
-        if id not in unreadable and known.get(id) is not correct  # an import must not override later feedback
+        if known.get(id) is not correct  # an import must not override later feedback
     ]
     async with database.session(limit_s=_BATCH_LIMIT_S) as session:
         added = await insert_interactions(
             session, interactions, feedback, heldout_share=heldout_share, split_blocks=split_blocks
         )
     report.added += added
-    report.known += len(rows) - len(skipped) - added
-    return skipped
+    report.known += len(rows) - added
+    report.ungraded += len(ungraded)
+    return ungraded
 
 
 async def _grade(rows: Mapping[UUID, ImportRow], grader: Grader) -> dict[UUID, Grade | UnreadableReference]:
@@ -217,7 +224,7 @@ def _read_row(line: bytes, max_text_chars: int) -> ImportRow | None:
 
 
 def _to_interaction(id: UUID, row: ImportRow, grade: Grade | UnreadableReference | None) -> Interaction:
-    assert not isinstance(grade, UnreadableReference)
+    problem = str(grade) if isinstance(grade, UnreadableReference) else None
     return Interaction(
         id=id,
         kind=Kind.IMPORT,
@@ -229,7 +236,9 @@ def _to_interaction(id: UUID, row: ImportRow, grade: Grade | UnreadableReference
         question=row.question,
         response=row.response,
         reference=row.reference,
-        grade=grade,
+        grade=None if isinstance(grade, UnreadableReference) else grade,
+        grader=GRADER_VERSION if isinstance(grade, Grade) else None,
+        grade_problem=problem,
         metadata=row.metadata,
         parameters={} if row.id is None else {"id": row.id},
         model=row.model,
@@ -324,6 +333,7 @@ SCHEMA = pa.schema(
         "response": pa.string(),
         "reference": pa.string(),
         "grade": pa.string(),
+        "grade_problem": pa.string(),
         "metadata": pa.string(),
         "parameters": pa.string(),
         "model": pa.string(),

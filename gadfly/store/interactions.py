@@ -261,16 +261,20 @@ async def _insert_feedback(session: AsyncSession, feedback: Sequence[Feedback]) 
 
 async def _take_newest_grades(session: AsyncSession, interaction_ids: Sequence[UUID]) -> None:
     newest = (
-        select(FeedbackRow.interaction_id, FeedbackRow.grade, FeedbackRow.refinement_grades)
+        select(FeedbackRow.interaction_id, FeedbackRow.grade, FeedbackRow.grader, FeedbackRow.refinement_grades)
         .ext(distinct_on(FeedbackRow.interaction_id))
-        .where(FeedbackRow.interaction_id.in_(interaction_ids), FeedbackRow.reference.is_not(None))
+        .where(
+            FeedbackRow.interaction_id.in_(interaction_ids),
+            FeedbackRow.reference.is_not(None),
+            FeedbackRow.grade_problem.is_(None),
+        )
         .order_by(FeedbackRow.interaction_id, *newest_first(FeedbackRow))
         .subquery()
     )
     await session.execute(
         update(InteractionRow)
         .where(InteractionRow.id == newest.c.interaction_id)
-        .values(grade=newest.c.grade)
+        .values(grade=newest.c.grade, grader=newest.c.grader, grade_problem=None)
         .execution_options(synchronize_session=False)
     )
     await session.execute(

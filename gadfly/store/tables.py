@@ -340,6 +340,8 @@ class InteractionRow(Table):
     # Against the interaction's own reference. To check it would read the whole table while the migration locks it.
     own_grade: Mapped[Grade | None] = mapped_column(_enum(Grade, "own_grade", is_checked=False))
     stored_at: Mapped[datetime | None] = mapped_column(server_default=_CLOCK)
+    grader: Mapped[int | None]
+    grade_problem: Mapped[str | None]
 
     critiques: Mapped[list["CritiqueRow"]] = relationship(lazy="raise", order_by="CritiqueRow.position", viewonly=True)
     refinements: Mapped[list["RefinementRow"]] = relationship(
@@ -424,6 +426,8 @@ class FeedbackRow(Table):
     grade: Mapped[Grade | None]
     refinement_grades: Mapped[dict[UUID, Grade]]
     stored_at: Mapped[datetime | None] = mapped_column(server_default=_CLOCK)
+    grader: Mapped[int | None]
+    grade_problem: Mapped[str | None]
 
 
 class RequestClaimRow(Table):

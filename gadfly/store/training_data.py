@@ -184,8 +184,12 @@ async def has_labels(session: AsyncSession, split: Split, *, with_reference: boo
     )
     if with_reference:
         statement = statement.join(InteractionRow, is_about(AnswerRow, InteractionRow)).where(
-            InteractionRow.reference.is_not(None)
-            | exists().where(FeedbackRow.interaction_id == InteractionRow.id, FeedbackRow.reference.is_not(None))
+            (InteractionRow.reference.is_not(None) & InteractionRow.grade_problem.is_(None))
+            | exists().where(
+                FeedbackRow.interaction_id == InteractionRow.id,
+                FeedbackRow.reference.is_not(None),
+                FeedbackRow.grade_problem.is_(None),
+            )
         )
     return await session.scalar(statement) is not None
 

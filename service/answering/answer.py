@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 from uuid import UUID
@@ -23,7 +23,7 @@ from gadfly.concurrency import gather
 from gadfly.critique import critique, majority_verdict
 from gadfly.engine_client import Sampling
 from gadfly.errors import AdapterRefused, EngineUnavailable, UnreadableReference
-from gadfly.grading import Grade, Grader, group_by_answer
+from gadfly.grading import GRADER_VERSION, Grade, Grader, Submission, group_by_answer
 from gadfly.prompts import PromptSet
 from gadfly.records import (
     CriticVersion,
@@ -32,6 +32,7 @@ from gadfly.records import (
     FeedbackSource,
     Interaction,
     Kind,
+    Refinement,
     Usage,
     new_id,
     now,
@@ -62,6 +63,15 @@ class Listener(Protocol):
         """Called with each piece of generated text."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Graded:
+    """Grades of several texts against one reference, by which version of the grader, or why there are none."""
+
+    grades: list[Grade | None]
+    grader: int | None = None
+    problem: str | None = None
+
+
 class Answerer:
     """Answers /critique, /refine and /feedback."""
 
@@ -85,7 +95,7 @@ class Answerer:
         self._recorder = recorder
         self._requests = requests
         self._metrics = metrics
-        self._preparation = Preparation(settings=settings, pointers=critics.pointers, grader=grader, recorder=recorder)
+        self._preparation = Preparation(settings=settings, pointers=critics.pointers, recorder=recorder)
 
     async def answer(self, caller: Caller, body: Options, *, listener: Listener | None = None) -> Interaction:
         """The durable record of the answer; for a repeated request id, that of the first request.
@@ -130,10 +140,12 @@ class Answerer:
                 on_text=None if listener is None else partial(listener.on_piece, Role.CRITIQUE, 0),
             )
         critiques = self._calibrated(critiques, prepared.critic)
-        [grade] = await self._grades([body.response], body.reference)
+        graded = await self._graded([(body.response, False)], body.reference)
         return replace(
             self._record(Kind.CRITIQUE, body, prepared),
-            grade=grade,
+            grade=graded.grades[0],
+            grader=graded.grader,
+            grade_problem=graded.problem,
             parameters=_parameters(prepared) | {"n": body.n},
             verdict=majority_verdict(tuple(item.verdict for item in critiques)),
             usage=_total(critiques),
@@ -167,7 +179,8 @@ class Answerer:
         chosen, votes = await self._vote(chains)
         critiques = self._calibrated((item for chain in chains for item in chain.critiques), prepared.critic)
         refinements = tuple(item for chain in chains for item in chain.refinements)
-        grade, *refined = await self._grades([body.response, *(item.text for item in refinements)], body.reference)
+        graded = await self._graded([(body.response, False), *map(_text_of, refinements)], body.reference)
+        grade, *refined = graded.grades
         refinements = tuple(replace(item, grade=own) for item, own in zip(refinements, refined, strict=True))
         parameters = _parameters(prepared) | {
             "rounds": body.rounds,
@@ -182,6 +195,8 @@ class Answerer:
             self._record(Kind.REFINE, body, prepared),
             model=self._actor.name,
             grade=grade,
+            grader=graded.grader,
+            grade_problem=graded.problem,
             parameters=parameters,
             verdict=chosen.critiques[-1].verdict,
             refined_response=chosen.text,
@@ -194,11 +209,11 @@ class Answerer:
     async def feedback(self, body: FeedbackRequest, interaction: Interaction, *, key_id: UUID | None) -> Feedback:
         """Store feedback about an interaction. A repeat of the newest feedback returns that one.
 
-        Raises:
-            UnreadableReference: the reference cannot be read; nothing is stored.
+        A reference that cannot be read gives no grade, and `grade_problem` says why; the rest of the feedback counts.
         """
-        texts = [interaction.response, *(item.text for item in interaction.refinements)]
-        grade, *refined = await self._grades(texts, body.reference)
+        texts = [(interaction.response, False), *map(_text_of, interaction.refinements)]
+        graded = await self._graded(texts, body.reference)
+        grade, *refined = graded.grades
         regraded = {
             item.id: new_grade
             for item, new_grade in zip(interaction.refinements, refined, strict=True)
@@ -218,6 +233,8 @@ class Answerer:
             metadata=body.metadata,
             grade=grade,
             refinement_grades=regraded,
+            grader=graded.grader,
+            grade_problem=graded.problem,
         )
         stored = await self._recorder.record(feedback)
         assert isinstance(stored.record, Feedback)
@@ -235,20 +252,22 @@ class Answerer:
             for item in critiques
         )
 
-    async def _grades(self, texts: Sequence[str], reference: str | None) -> list[Grade | None]:
-        """The grade of each text against the reference; all None without a reference."""
+    async def _graded(self, texts: Sequence[tuple[str, bool]], reference: str | None) -> _Graded:
+        """The grade of each text, which its token limit cut or not; all None without a readable reference."""
+        none: list[Grade | None] = [None] * len(texts)
         if reference is None:
-            return [None] * len(texts)
+            return _Graded(none)
         grades: list[Grade | None] = []
-        for grade in await self._grader.grade_all([(text, reference) for text in texts]):
+        for grade in await self._grader.grade_all([Submission(text, reference, is_cut) for text, is_cut in texts]):
             if isinstance(grade, UnreadableReference):
-                raise grade
+                return _Graded(none, problem=str(grade))
             grades.append(grade)
-        return grades
+        return _Graded(grades, grader=GRADER_VERSION)
 
     async def _vote(self, chains: Sequence[Chain]) -> tuple[Chain, int]:
         """Majority vote (MV@K): the first chain that ends with the most frequent answer, and its number of votes."""
-        groups = await group_by_answer(self._grader, [chain.text for chain in chains])
+        cut = {number for number, chain in enumerate(chains) if chain.is_cut}
+        groups = await group_by_answer(self._grader, [chain.text for chain in chains], cut=cut)
         most_frequent = max(groups, key=len)  # of equals, max returns the first
         return chains[most_frequent[0]], len(most_frequent)
 
@@ -319,6 +338,10 @@ def fingerprint_of(body: Options) -> str:
     fields = body.model_dump(mode="json", exclude={"stream", "request_id"}, exclude_defaults=True)
     canonical = json.dumps(fields, sort_keys=True)
     return hashlib.sha256(f"{type(body).__name__}:{canonical}".encode()).hexdigest()
+
+
+def _text_of(refinement: Refinement) -> tuple[str, bool]:
+    return refinement.text, refinement.is_cut
 
 
 def _parameters(prepared: Prepared) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from uuid import UUID
 from gadfly.critique import supplied_critique
 from gadfly.engine_client import Sampling
 from gadfly.errors import BadInput, NotFound, StoreUnavailable
-from gadfly.grading import Grader
 from gadfly.records import CriticVersion, Critique, new_id
 from gadfly.service.answering.limits import temperature_of
 from gadfly.service.critics.pointers import CriticPointers
@@ -33,23 +32,20 @@ class Prepared:
 class Preparation:
     """Turns a request into a `Prepared` one."""
 
-    def __init__(self, *, settings: Settings, pointers: CriticPointers, grader: Grader, recorder: Recorder) -> None:
+    def __init__(self, *, settings: Settings, pointers: CriticPointers, recorder: Recorder) -> None:
         self._settings = settings
         self._pointers = pointers
-        self._grader = grader
         self._recorder = recorder
 
     async def prepare(self, body: Options, caller: Caller) -> Prepared:
         """Check a request and read the records it refers to.
 
         Raises:
-            BadInput: the reference cannot be read, or the episode is about another question.
+            BadInput: the episode is about another question.
             NotFound: no such critic, or no critique or episode that this caller may see.
             StoreUnavailable: Postgres is unavailable and the request refers to a stored record, or the episode or
                 critique may not be stored yet.
         """
-        if body.reference is not None:
-            await self._grader.check_reference(body.reference)
         pinned = None
         if body.episode_id is not None:
             pinned = await self._pinned(body.episode_id, question=body.question, scope=caller.scope)

@@ -164,6 +164,7 @@ class CritiqueResult(Wire):
     explanation: str
     critiques: list[CritiqueView]
     grade: Grade | None = Field(description="Grade of the response against the reference, if known.")
+    grade_problem: str | None = Field(None, description="Why the reference cannot be read: there is no grade.")
     usage: UsageView
     latency_ms: float
 
@@ -190,6 +191,7 @@ class RefineResult(Wire):
     rounds: list[RoundView] = Field(description="The rounds of the returned sample.")
     grade: Grade | None = Field(description="Grade of the original response against the reference, if known.")
     refined_grade: Grade | None = Field(description="Grade of the refined response against the reference, if known.")
+    grade_problem: str | None = Field(None, description="Why the reference cannot be read: there is no grade.")
     usage: UsageView
     latency_ms: float
 

@@ -51,3 +51,4 @@ class FeedbackView(Wire):
     comment: str | None
     metadata: dict[str, Any]
     grade: Grade | None = Field(description="Grade of the interaction's response against this feedback's reference.")
+    grade_problem: str | None = Field(None, description="Why the reference cannot be read: there is no grade.")

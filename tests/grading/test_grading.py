@@ -18,8 +18,10 @@ from gadfly.grading.kinds import Choice, Number, Text, YesNo
 from gadfly.grading.numbers import Unread
 from gadfly.grading.text import MAX_RESPONSE_CHARS
 from tests.support.grading_cases import CASES, MATH_CASES, REFERENCES, UNREADABLE
+from tests.support.grading_causes import CAUSES, CUT, Must
 
 LIMIT_S = 1.0
+SLOW_S = 3.0  # far below seconds for each character more, far above a busy machine
 HANGS = "9^{9^{9^{9}}}"  # sympy tries to compute it
 ROOT = Path(__file__).parents[2]
 
@@ -30,7 +32,7 @@ DIES_AT_A_RESPONSE = (
     "-c",
     READY
     + """for line in sys.stdin:
-    for response, reference in json.loads(line):
+    for response, reference, is_cut in json.loads(line):
         if response == "poison" or reference == "poison":
             sys.exit(3)
         print(json.dumps({"outcome": "" if response is None else "right"}), flush=True)""",
@@ -40,7 +42,7 @@ FAILS = (
     "-c",
     READY
     + """for line in sys.stdin:
-    for response, reference in json.loads(line):
+    for response, reference, is_cut in json.loads(line):
         outcome = "no_answer" if response else "cannot be read" if reference == "poison" else ""
         print(json.dumps({"outcome": outcome, "failed": "KeyError: 'x'"}), flush=True)""",
 )
@@ -55,6 +57,173 @@ def test_case(reply: str, reference: str, expected: Grade, reason: str) -> None:
 @pytest.mark.parametrize(("reply", "reference", "expected", "reason"), MATH_CASES, ids=[case[3] for case in MATH_CASES])
 def test_math_case(reply: str, reference: str, expected: Grade, reason: str) -> None:
     assert grade(reply, read_reference(reference)) is expected, reason
+
+
+ALLOWED = {
+    Must.RIGHT: {Grade.RIGHT},
+    Must.NOT_RIGHT: {Grade.WRONG, Grade.NO_ANSWER},
+    Must.DOUBT: {Grade.NO_ANSWER},
+    Must.WRONG: {Grade.WRONG},
+}
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_cause(cause: str) -> None:
+    failed = [
+        (reply, reference, must, found)
+        for reply, reference, must in CAUSES[cause]
+        if (found := grade(reply, read_reference(reference))) not in ALLOWED[must]
+    ]
+    assert failed == []
+
+
+def test_a_cut_reply_has_an_answer_only_where_one_was_stated_before_the_cut() -> None:
+    failed = [
+        (reply, reference, must, found)
+        for reply, reference, must in CUT
+        if (found := grade(reply, read_reference(reference), is_cut=True)) not in ALLOWED[must]
+    ]
+    assert failed == []
+
+
+LEFT_SIDES = (
+    *(
+        "x_1",
+        "f(2)",
+        "f'(2)",
+        "a_{10}",
+        "|z|",
+        r"\overline{AB}",
+        r"\angle ABC",
+        "P(A|B)",
+        r"\mathbb{E}[X]",
+        r"\bar{x}",
+        r"\det A",
+    ),
+    *(
+        r"\gcd(12,18)",
+        r"\max f",
+        r"\lim_{x\to 2} f(x)",
+        r"\sum_{n=1}^{\infty} a_n",
+        r"\int_0^1 f(x)\,dx",
+        r"\frac{dy}{dx}",
+    ),
+    *(
+        r"\frac{\partial f}{\partial x}",
+        "y''",
+        r"\sin x",
+        r"\log_2 x",
+        "e^x",
+        "2x",
+        r"\frac{x}{y}",
+        r"\arg z",
+        r"\binom{6}{2}",
+    ),
+    *(
+        "2^{3}",
+        r"\sqrt{16}",
+        r"7 \times 8",
+        r"\sin 90^\circ",
+        "5!",
+        r"\Delta x",
+        r"x \bmod 7",
+        "x^2+y^2",
+        "x_1x_2",
+        r"\vec{a}\cdot\vec{b}",
+    ),
+)
+
+
+@pytest.mark.parametrize("left", LEFT_SIDES)
+def test_an_equation_takes_no_other_right_side(left: str) -> None:
+    values = ("3", r"\frac{1}{2}", r"2\sqrt{3}", "-3")
+    for value in values:
+        reference = read_reference(f"{left} = {value}")
+        for other in values:
+            assert (grade(f"\\boxed{{{left} = {other}}}", reference) is Grade.RIGHT) is (other == value), (
+                left,
+                value,
+                other,
+            )
+
+
+@pytest.mark.parametrize(
+    "text", ["1. Add.\n2. Divide.\n3.", "### Step 3", "Figure 3", "- days: 3", "Then 3 people leave, and the"]
+)
+def test_what_is_no_answer_to_one_reference_is_none_to_its_number(text: str) -> None:
+    for reference in ("3", "5", "B", "yes", "1, 2"):
+        assert grade(text, read_reference(reference)) is Grade.NO_ANSWER
+
+
+def test_a_made_up_next_question_makes_no_right_reply_wrong() -> None:
+    next_task = "\n\nQuestion: Tom has 3 pens and buys 958.\nThe answer is 961."
+    rows = [row for cause in CAUSES.values() for row in cause if row[2] is Must.RIGHT]
+    assert [row for row in rows if grade(row[0] + next_task, read_reference(row[1])) is Grade.WRONG] == []
+
+
+REPEATED = (
+    *(
+        "9",
+        "1 ",
+        "1,",
+        "A: ",
+        "the answer is ",
+        "\\boxed{",
+        "{",
+        "(",
+        "$",
+        "\n",
+        "1. ",
+        "Q: ",
+        "Problem 1:\n",
+        "Question: ?\n",
+        "**",
+        "~~",
+    ),
+    *(
+        "<b>",
+        "&#36;",
+        "<|im_end|>",
+        '{"answer": ',
+        "not ",
+        "is ",
+        "is not ",
+        "or ",
+        "yes ",
+        "because ",
+        "one half ",
+        "3 hours ",
+        "May 3, ",
+    ),
+    *(
+        "x < ",
+        "\\cup ",
+        "=",
+        "-",
+        "٣",
+        "答案",
+        "'",
+        " per ",
+        "\\begin{aligned}",
+        "\\\\",
+        "<think>",
+        "? ",
+        "\u202f1",
+        "0.\\overline{",
+        "| ",
+        "#### 1\n",
+    ),
+)
+
+
+@pytest.mark.parametrize("reference", ["18", "0.5", "(B) 12", "yes", "1, 2", "Paris", "3 hours 20 minutes", "x > 3"])
+def test_no_text_of_100_kilobytes_takes_long(reference: str) -> None:
+    read = read_reference(reference)
+    for piece in REPEATED:
+        text = "The answer is 18 " + piece * (100_000 // len(piece)) + " 5"
+        started = time.process_time()
+        grade(text, read)
+        assert time.process_time() - started < SLOW_S, piece
 
 
 @pytest.mark.parametrize(("text", "answer", "reason"), REFERENCES, ids=[case[2] for case in REFERENCES])
@@ -117,8 +286,7 @@ def test_two_numbers_are_right_only_when_equal(number: str, other: str, stated: 
     ours, theirs = read_reference(number).answer, read_reference(other).answer
     assert isinstance(ours, Number)
     assert isinstance(theirs, Number)
-    expected = Grade.RIGHT if ours.value == theirs.value else Grade.WRONG
-    assert grade(stated.format(other), read_reference(number)) is expected
+    assert (grade(stated.format(other), read_reference(number)) is Grade.RIGHT) is (ours.value == theirs.value)
 
 
 @given(number=NUMBERS, other=NUMBERS, joint=st.sampled_from([" or ", ", ", " and ", " to ", ", maybe ", " (or "]))
@@ -417,7 +585,7 @@ def test_child_keeps_to_its_protocol_and_its_memory() -> None:
         assert json.loads(child.stdout.readline()) == {"ready": True}
         soft, hard = psutil.Process(child.pid).rlimit(psutil.RLIMIT_AS)
         assert soft == hard == 2 * 2**30
-        child.stdin.write(json.dumps([["A: 18", "18"], [None, ""]]).encode() + b"\n")
+        child.stdin.write(json.dumps([["A: 18", "18", False], [None, "", False]]).encode() + b"\n")
         child.stdin.flush()
         assert json.loads(child.stdout.readline()) == {"outcome": "right"}
         assert "empty" in json.loads(child.stdout.readline())["outcome"]

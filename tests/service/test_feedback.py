@@ -56,12 +56,21 @@ async def test_refuses_feedback(client: httpx.AsyncClient, body: dict[str, objec
     assert answer.headers["content-type"] == "application/problem+json"
 
 
-async def test_feedback_with_an_unreadable_reference_is_not_stored(client: httpx.AsyncClient) -> None:
-    result = (await client.post("/critique", json=RIGHT)).json()
-    answer = await client.post("/feedback", json={"interaction_id": result["id"], "reference": "1/0"})
-    assert answer.status_code == 422
-    assert answer.json()["errors"][0]["field"] == "reference"
-    assert (await client.get(f"/interactions/{result['id']}")).json()["feedback"] == []
+async def test_an_unreadable_reference_gives_no_grade_and_loses_no_label(client: httpx.AsyncClient) -> None:
+    result = (await client.post("/critique", json={**RIGHT, "reference": "1/0"})).json()
+    assert result["grade"] is None
+    assert "divides by zero" in result["grade_problem"]
+    body = {"interaction_id": result["id"], "reference": "???", "correct": False}
+    feedback = (await client.post("/feedback", json=body)).json()
+    assert (feedback["grade"], feedback["correct"]) == (None, False)
+    assert "no letter or digit" in feedback["grade_problem"]
+    kept = (await client.get(f"/interactions/{result['id']}")).json()
+    assert kept["feedback"] == [feedback]
+    assert kept["result"]["grade_problem"] == result["grade_problem"]
+    readable = await client.post("/feedback", json={"interaction_id": result["id"], "reference": "7"})
+    assert (readable.json()["grade"], readable.json()["grade_problem"]) == ("right", None)
+    kept = (await client.get(f"/interactions/{result['id']}")).json()
+    assert (kept["grade"], kept["result"]["grade_problem"]) == ("right", None)
 
 
 async def test_pages_newest_first(client: httpx.AsyncClient) -> None:

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import text
 
 from gadfly.errors import BadInput, StoreUnavailable
-from gadfly.grading import Grade, Grader
+from gadfly.grading import GRADER_VERSION, Grade, Grader
 from gadfly.records import FeedbackSource, Interaction, Kind, Split
 from gadfly.store.critics import ensure_version_zero
 from gadfly.store.database import Database
@@ -130,7 +130,6 @@ BAD: list[tuple[str | bytes | Row, str]] = [
     (row(created_at="2999-01-01T00:00:00Z"), "created_at: must lie between"),
     (row(response="x" * 1001), "response: must be at most 1,000 characters"),
     (row(response="x" * 200_000), "too long"),
-    (row(reference="???"), "reference: "),
 ]
 
 
@@ -144,6 +143,18 @@ async def test_bad_lines_are_named_and_the_rest_is_imported(importer: Importer) 
     for index, (line, reason) in enumerate(BAD):
         number = 3 * index + 3
         assert reason in found.get(number, "not skipped"), (line, found.get(number))
+
+
+async def test_a_row_with_an_unreadable_reference_keeps_its_label(importer: Importer) -> None:
+    report = await importer(row(1, reference="???", correct=True), row(2, reference="4"))
+    assert report == ImportReport(added=2, ungraded=1)
+    assert [(item.line, item.reason.startswith("reference: ")) for item in importer.skipped] == [(1, True)]
+    first, second = sorted(await importer.stored(), key=lambda item: item.question)
+    assert (first.grade, first.grader) == (None, None)
+    assert first.grade_problem
+    assert (second.grade, second.grader, second.grade_problem) == (Grade.RIGHT, GRADER_VERSION, None)
+    async with importer.database.session() as session:
+        assert [item.correct for item in await feedback_of(session, first.id)] == [True]
 
 
 async def test_a_byte_order_mark_and_a_missing_last_line_end_are_no_matter(importer: Importer) -> None:

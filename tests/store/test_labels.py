@@ -27,6 +27,7 @@ INTERACTION = new_id()
 
 WRONG_GRADE = {"reference": "4", "grade": Grade.WRONG}
 RIGHT_GRADE = {"reference": "4", "grade": Grade.RIGHT}
+NO_GRADE = {"reference": "4", "grade": Grade.NO_ANSWER}
 
 
 A, B, C, D, OUT = KEYS = [new_id() for _ in range(5)]  # OUT is distrusted
@@ -51,6 +52,23 @@ CASES = [
     Case({}, [said(1, rating=1), said(2, comment="bad")], None, None, "neither is a label"),
     Case(RIGHT_GRADE, [], True, LabelSource.REFERENCE, "a grade is a label"),
     Case(WRONG_GRADE, [], False, LabelSource.REFERENCE, "a grade is a label"),
+    Case(NO_GRADE, [], None, None, "a grade that cannot tell is none"),
+    Case(RIGHT_GRADE, [said(1, **NO_GRADE)], None, None, "also where it replaces one that could"),
+    Case(NO_GRADE, [said(1, correct=False)], False, LabelSource.PERSON, "nor does it hide a person's word"),
+    Case(
+        RIGHT_GRADE,
+        [said(1, reference="???", grade_problem="cannot be read", correct=False)],
+        False,
+        LabelSource.PERSON,
+        "a label beside an unreadable reference counts",
+    ),
+    Case(
+        WRONG_GRADE,
+        [said(1, reference="???", grade_problem="cannot be read")],
+        False,
+        LabelSource.REFERENCE,
+        "an unreadable reference replaces no grade",
+    ),
     Case({}, [said(1, **WRONG_GRADE)], False, LabelSource.REFERENCE, "so is the grade of a later reference"),
     Case({"reference": "4", "grade": Grade.NO_ANSWER}, [], None, None, "no answer is neither right nor wrong"),
     Case(

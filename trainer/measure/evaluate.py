@@ -18,7 +18,7 @@ from gadfly.concurrency import gather
 from gadfly.critique import critique
 from gadfly.engine_client import EnginePool, Sampling
 from gadfly.errors import PromptTooLong, UnreadableReference
-from gadfly.grading import Grade, Grader, group_by_answer
+from gadfly.grading import Grade, Grader, Submission, group_by_answer
 from gadfly.prompts import Message, Prompt, PromptSet
 from gadfly.refinement import When, refine, refine_chain
 from gadfly.seeds import seed_of_sample
@@ -142,7 +142,9 @@ async def several_rounds(
 ) -> list[tuple[Judged, ...]]:
     """For every answer one item per round: each round judges and rewrites the answer of the round before.
 
-    An item's `was_right` is about the answer at the start of its round, its `refined` about the answer at the end.
+    An item's `was_right` is about the answer at the start of its round, its `refined` about the answer at the end. From
+    the second round on, an answer without a readable final answer counts as not right, as in the paper. It labels
+    nothing.
     Without history a round sees the question and the last answer, as in serving and in the code released with the
     paper. With history critic and actor see all earlier rounds, as in the paper's formula (`PromptSetWithHistory`). A
     round that does not fit the model ends the chain, and its item is repeated for the remaining rounds.
@@ -194,7 +196,7 @@ async def several_samples(
     """
     references = _need_references(answers)
 
-    async def chain(answer: LabelledAnswer, sample: int) -> tuple[str, int]:
+    async def chain(answer: LabelledAnswer, sample: int) -> tuple[str, bool, int]:
         chain_seed = seed_of_sample(seed, sample)
         try:
             refined = await refine_chain(
@@ -211,32 +213,43 @@ async def several_samples(
                 sample=sample,
             )
         except PromptTooLong:
-            return "", 0
+            return "", False, 0
         usages = [part.usage for part in refined.critiques] + [part.usage for part in refined.refinements]
-        return refined.text, sum(usage.completion_tokens for usage in usages)
+        return refined.text, refined.is_cut, sum(usage.completion_tokens for usage in usages)
 
     async def one(answer: LabelledAnswer) -> Samples:
         chains = await gather(*(chain(answer, sample) for sample in range(samples)))
-        texts, tokens = [text for text, _ in chains], [tokens for _, tokens in chains]
-        return await graded_samples(bench.grader, answer, references[answer.id], texts, tokens)
+        texts, cut, tokens = zip(*chains, strict=True)
+        return await graded_samples(bench.grader, answer, references[answer.id], texts, tokens, cut=cut)
 
     return await bench.each(one, answers)
 
 
 async def graded_samples(
-    grader: Grader, answer: LabelledAnswer, reference: str, texts: Sequence[str], tokens: Sequence[int]
+    grader: Grader,
+    answer: LabelledAnswer,
+    reference: str,
+    texts: Sequence[str],
+    tokens: Sequence[int],
+    *,
+    cut: Sequence[bool],
 ) -> Samples:
-    """Group and grade several final texts of one answer. `tokens` is the cost of each.
+    """Group and grade several final texts of one answer.
+
+    `tokens` is the cost of each, `cut` whether its token limit ended it.
 
     Raises:
         UnreadableReference: no rule can read the reference.
     """
-    grades = await grader.grade_all([(text, reference) for text in texts])
+    grades = await grader.grade_all(
+        [Submission(text, reference, is_cut) for text, is_cut in zip(texts, cut, strict=True)]
+    )
     for grade in grades:
         if isinstance(grade, UnreadableReference):
             raise grade
     groups = [0] * len(texts)
-    for number, members in enumerate(await group_by_answer(grader, texts)):
+    cut_places = {place for place, is_cut in enumerate(cut) if is_cut}
+    for number, members in enumerate(await group_by_answer(grader, texts, cut=cut_places)):
         for member in members:
             groups[member] = number
     return Samples(
@@ -323,7 +336,7 @@ async def _turn(
         )
     except PromptTooLong:
         return _Turn(replace(item, refined=refined, is_too_long=True), judged.text)
-    grade = await bench.grader.grade(rewritten.text, answer.reference)
+    grade = await bench.grader.grade(rewritten.text, answer.reference, is_cut=rewritten.is_cut)
     item = replace(item, refined=grade, refinement_tokens=rewritten.usage.completion_tokens)
     return _Turn(item, judged.text, rewritten.text)
 

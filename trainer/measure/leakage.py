@@ -8,7 +8,7 @@ import re
 from functools import lru_cache
 
 from gadfly.grading.answers import extract_answer
-from gadfly.grading.kinds import Answer, Choice, Reference, Symbolic, YesNo, classify_reference, is_same
+from gadfly.grading.kinds import Answer, Choice, Reference, Symbolic, YesNo, classify_reference, compare
 from gadfly.grading.numbers import Number, Unread, values_in
 from gadfly.grading.text import SIZES, tidy, unlatex
 from gadfly.verdict import parse_critique
@@ -41,7 +41,7 @@ def _states(text: str, gold: Reference) -> bool:
 
 def _same(gold: Answer, stated: Answer) -> bool:
     # Formulas are compared as text: sympy, which could compare their values, may not terminate.
-    return gold == stated if isinstance(gold, Symbolic) else is_same(gold, stated)
+    return gold == stated if isinstance(gold, Symbolic) else compare(gold, stated) is True
 
 
 def _holds(text: str, gold: Reference) -> bool:

@@ -29,8 +29,9 @@ def score(
         stage: STAGE_1 (equation 8) or STAGE_2 (equation 9).
         verdict: the stated verdict. UNPARSED earns nothing, whatever the outcome of the refinement: the paper leaves
             this case open, and a critic that may state no verdict learns to state none.
-        was_right: whether the criticised answer is right.
-        refined_right: whether the actor's refinement is right; None in stage I.
+        was_right: whether the criticised answer is right: its label, which an answer in doubt does not have.
+        refined_right: whether the actor's refinement is right; None in stage I. One without a readable answer is not:
+            the actor was asked for an answer and states none.
         discrimination_weight: b1 of equation 9, for both profiles.
 
     Raises:

@@ -63,7 +63,8 @@ def import_rows(
     with storage.database_url(settings) as url:
         migrate(url)
         report = asyncio.run(storage.import_file(settings, url, file, size=size, console=terminal.err))
-    terminal.out.print(f"{report.added} rows added, {report.known} already stored, {report.skipped} skipped")
+    ungraded = f" ({report.ungraded} without a grade)" if report.ungraded else ""
+    terminal.out.print(f"{report.added} rows added{ungraded}, {report.known} already stored, {report.skipped} skipped")
     if report.skipped and not report.added and not report.known:
         terminal.fail(f"no line of {file} could be read")
 
