@@ -96,9 +96,12 @@ def plan(
     config: TrainConfig,
     *,
     seconds_per_step_history: float | None,
+    train_questions: int = 0,
+    heldout_questions: int = 0,
 ) -> Plan:
     """The plan of a run with `config` over the labelled answers on either side of the training wall.
 
+    `train_questions` and `heldout_questions` count the questions on either side that only the actor answers.
     `seconds_per_step_history` is the duration of a rollout step in an earlier run with steps of the same size.
     """
     share = config.validation_share if config.validates else 0.0
@@ -119,7 +122,7 @@ def plan(
         heldout_ids=tuple(answer.interaction_id for answer in judged),
         stage_1=Portion.of(learn),
         stage_2=stage_2,
-        pool_answers=min(config.pool_questions, stage_2.questions) * config.pool_samples,
+        pool_answers=min(config.pool_questions, stage_2.questions + train_questions) * config.pool_samples,
         validation=Portion.of(validate),
         heldout=Portion.of(judged),
         heldout_with_reference=Portion.of(judged_referenced),
@@ -130,7 +133,17 @@ def plan(
         assumed_discordance=DISCORDANCE,
         power=POWER,
         seconds=seconds,
-        warnings=tuple(_warnings(learn, referenced, judged, judged_referenced, config)),
+        warnings=tuple(
+            _warnings(
+                learn,
+                referenced,
+                judged,
+                judged_referenced,
+                config,
+                train_questions=train_questions,
+                heldout_questions=heldout_questions,
+            )
+        ),
         notes=tuple(_notes(detectable, len(judged_referenced) >= config.gate_min_items, seconds, config)),
     )
 
@@ -172,9 +185,17 @@ def validation_split(
     learn: list[LabelledAnswer] = []
     validate: list[LabelledAnswer] = []
     for answer in answers:
-        is_validation = int.from_bytes(answer.question_hash[8:16]) < share * 2**64
-        (validate if is_validation else learn).append(answer)
+        (validate if _is_validation(answer.question_hash, share) else learn).append(answer)
     return learn, validate
+
+
+def is_for_validation(question_hash: bytes, config: TrainConfig) -> bool:
+    """Whether answers to this question measure a run's progress and are never learned from."""
+    return config.validates and _is_validation(question_hash, config.validation_share)
+
+
+def _is_validation(question_hash: bytes, share: float) -> bool:
+    return int.from_bytes(question_hash[8:16]) < share * 2**64
 
 
 def evaluation_items(heldout: Sequence[LabelledAnswer], limit: int) -> list[LabelledAnswer]:
@@ -255,23 +276,26 @@ def _warnings(
     judged: Sequence[LabelledAnswer],
     judged_referenced: Sequence[LabelledAnswer],
     config: TrainConfig,
+    *,
+    train_questions: int,
+    heldout_questions: int,
 ) -> list[str]:
     warnings = []
-    if not learn and not judged:
+    if not learn and not judged and not train_questions and not heldout_questions:
         return ["There are no labelled answers: send feedback, or references with the requests."]
-    if not learn:
+    if not learn and not train_questions:
         warnings.append("All labelled answers are on the held-out side: there is nothing to learn from.")
-    if not judged:
+    if not judged and not heldout_questions:
         warnings.append("All labelled answers are on the train side: without held-out answers no critic is promoted.")
-    samples_more = bool(referenced) and config.pool_questions * config.pool_samples > 0
+    samples_more = bool(referenced or train_questions) and config.pool_questions * config.pool_samples > 0
     for name, count in (("right", Portion.of(learn).right), ("wrong", Portion.of(learn).wrong)):
         if learn and count == 0:
             pool = "; the actor's own answers may add some" if samples_more else ""
             warnings.append(f"No answer to learn from is {name}, so the critic learns only one verdict{pool}.")
-    if learn and not referenced and config.steps_stage_2:
+    if learn and not samples_more and not referenced and config.steps_stage_2:
         warnings.append("No answer to learn from has a reference: stage II cannot run.")
     held_out = Portion.of(judged)
-    judges_more = bool(judged_referenced) and config.pool_questions * config.pool_samples > 0
+    judges_more = bool(judged_referenced or heldout_questions) and config.pool_questions * config.pool_samples > 0
     for name, count in (("right", held_out.right), ("wrong", held_out.wrong)):
         if judged and count < config.gate_min_items:
             end = (

@@ -143,7 +143,7 @@ class Interaction:
     request_id: str | None  # the caller's idempotency key, unique per caller
     fingerprint: str | None  # sha256 (hex) of the request body under this request_id
     question: str
-    response: str
+    response: str | None  # None: an imported question, for which the actor samples answers
     reference: str | None
     grade: Grade | None  # of `response`, against the newest known reference
     metadata: dict[str, Any]
@@ -192,6 +192,7 @@ class CriticVersion:
     created_at: datetime
     run_id: UUID | None = None  # the training run that made it
     prompt_set: str | None = None  # the prompts it was trained with; None for version 0
+    origin: dict[str, Any] | None = None  # of a pulled critic: its source, run and gate report there
 
     @property
     def engine_name(self) -> str:

@@ -78,8 +78,18 @@ class Runs:
         async with self._database.session() as session:
             train = await store.training_data.labelled_answers(session, Split.TRAIN, limit=config.max_questions)
             heldout = await store.training_data.labelled_answers(session, Split.HELDOUT, limit=config.max_questions)
+            train_questions = await store.training_data.count_open_questions(session, Split.TRAIN)
+            heldout_questions = await store.training_data.count_open_questions(session, Split.HELDOUT)
             per_step = await store.runs.seconds_per_step(session, config)
-        found = await asyncio.to_thread(plan, train, heldout, config, seconds_per_step_history=per_step)
+        found = await asyncio.to_thread(
+            plan,
+            train,
+            heldout,
+            config,
+            seconds_per_step_history=per_step,
+            train_questions=train_questions,
+            heldout_questions=heldout_questions,
+        )
         return replace(found, warnings=(*found.warnings, *differences(config, self._settings)))
 
     async def reproduce(self, caller: Caller, id: UUID) -> Run:

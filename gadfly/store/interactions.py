@@ -1,7 +1,7 @@
 """Interactions with their critiques, refinements and feedback: stored, read, listed, deleted."""
 
 import base64
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -60,6 +60,9 @@ Scope = UUID | None
 """The rows that a call may see: those of the key with this id, or all (None)."""
 
 
+NO_SIDES: Mapping[bytes, Split] = {}
+
+
 @dataclass(frozen=True, slots=True)
 class Stored:
     """The result of storing a record.
@@ -86,9 +89,15 @@ async def insert_records(session: AsyncSession, records: Sequence[Record], *, he
 
 
 async def insert_interactions(
-    session: AsyncSession, interactions: Sequence[Interaction], *, heldout_share: float
+    session: AsyncSession,
+    interactions: Sequence[Interaction],
+    *,
+    heldout_share: float,
+    sides: Mapping[bytes, Split] = NO_SIDES,
 ) -> int:
     """Store interactions with their critiques and refinements; return how many were new.
+
+    `sides` puts new questions, named by their hash, on a side that their hash does not choose.
 
     Raises:
         Conflict: as `insert_records`.
@@ -97,7 +106,7 @@ async def insert_interactions(
         return 0
     hashes = {interaction.id: question_hash(interaction.question) for interaction in interactions}
     # Every writer inserts in the same order, so that two writers of the same rows cannot deadlock.
-    questions = {hash_: split_of(hash_, heldout_share) for hash_ in sorted(hashes.values())}
+    questions = {hash_: sides.get(hash_) or split_of(hash_, heldout_share) for hash_ in sorted(hashes.values())}
     await _insert_missing(
         session,
         QuestionRow,
@@ -361,6 +370,12 @@ async def list_interactions(
     rows = list(await session.scalars(statement))
     next_cursor = _write_cursor(rows[limit - 1]) if len(rows) > limit else None
     return Page([_to_interaction(row, is_whole=False) for row in rows[:limit]], next_cursor)
+
+
+async def stored_sides(session: AsyncSession, hashes: Iterable[bytes]) -> dict[bytes, Split]:
+    """The sides of those questions, named by their hash, that are stored."""
+    rows = await session.execute(select(QuestionRow.hash, QuestionRow.split).where(QuestionRow.hash.in_(list(hashes))))
+    return dict(rows.all())
 
 
 async def find_imported(session: AsyncSession, ids: Iterable[UUID]) -> dict[UUID, bool | None]:

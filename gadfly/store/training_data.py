@@ -43,6 +43,70 @@ class LabelledAnswer:
         return replace(self, sample=sample, response=response, is_right=is_right, source=LabelSource.REFERENCE)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpenQuestion:
+    """An imported question with a reference and without a response: the actor samples answers to it."""
+
+    interaction_id: UUID
+    question_hash: HexBytes
+    question: str
+    reference: str
+
+    def sampled(self, sample: int, response: str, *, is_right: bool) -> LabelledAnswer:
+        """An answer sampled by the actor and graded against the reference."""
+        return LabelledAnswer(
+            interaction_id=self.interaction_id,
+            question_hash=self.question_hash,
+            question=self.question,
+            response=response,
+            is_right=is_right,
+            source=LabelSource.REFERENCE,
+            reference=self.reference,
+            sample=sample,
+        )
+
+
+async def open_questions(session: AsyncSession, split: Split, *, limit: int) -> list[OpenQuestion]:
+    """Questions without a response on one side, the newest first, each once."""
+    label = Label()
+    rows = await session.execute(
+        label.joined(
+            select(
+                InteractionRow.id,
+                InteractionRow.question_hash,
+                InteractionRow.question,
+                label.reference.label("reference"),
+            )
+        )
+        .join(QuestionRow, QuestionRow.hash == InteractionRow.question_hash)
+        .where(QuestionRow.split == split, InteractionRow.response.is_(None), label.reference.is_not(None))
+        .order_by(InteractionRow.created_at.desc(), InteractionRow.id.desc())
+        .limit(limit)
+    )
+    found: dict[bytes, OpenQuestion] = {}
+    for row in rows:
+        found.setdefault(
+            row.question_hash,
+            OpenQuestion(
+                interaction_id=row.id,
+                question_hash=row.question_hash,
+                question=row.question,
+                reference=row.reference,
+            ),
+        )
+    return list(found.values())
+
+
+async def count_open_questions(session: AsyncSession, split: Split) -> int:
+    """The number of questions without a response on one side."""
+    count = await session.scalar(
+        select(func.count(InteractionRow.question_hash.distinct()))
+        .join(QuestionRow, QuestionRow.hash == InteractionRow.question_hash)
+        .where(QuestionRow.split == split, InteractionRow.response.is_(None))
+    )
+    return count or 0
+
+
 async def labelled_answers(session: AsyncSession, split: Split, *, limit: int) -> list[LabelledAnswer]:
     """Labelled answers, the newest first, each text once per question; of at most `limit` questions.
 
@@ -123,7 +187,10 @@ async def traffic_counts(session: AsyncSession) -> tuple[int, int]:
 
 
 async def has_labels(session: AsyncSession, split: Split, *, with_reference: bool = False) -> bool:
-    """Whether any answer on this side has a label, and, if `with_reference`, a known reference."""
+    """Whether there is anything to learn from: a labelled answer on this side, or a question for the actor's pool.
+
+    `with_reference` counts answers only if a reference is known; every question for the pool has one.
+    """
     statement = (
         select(InteractionRow.id)
         .join(QuestionRow, QuestionRow.hash == InteractionRow.question_hash)
@@ -138,7 +205,7 @@ async def has_labels(session: AsyncSession, split: Split, *, with_reference: boo
             InteractionRow.reference.is_not(None)
             | exists().where(FeedbackRow.interaction_id == InteractionRow.id, FeedbackRow.reference.is_not(None))
         )
-    return await session.scalar(statement) is not None
+    return await session.scalar(statement) is not None or await count_open_questions(session, split) > 0
 
 
 async def count_new_labels(session: AsyncSession) -> int:

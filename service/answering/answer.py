@@ -21,7 +21,7 @@ from gadfly.adapters import BadAdapter
 from gadfly.concurrency import gather
 from gadfly.critique import critique, majority_verdict
 from gadfly.engine_client import Sampling
-from gadfly.errors import AdapterRefused, EngineUnavailable, UnreadableReference
+from gadfly.errors import AdapterRefused, BadInput, EngineUnavailable, UnreadableReference
 from gadfly.grading import Grade, Grader, group_by_answer
 from gadfly.prompts import PromptSet
 from gadfly.records import Feedback, FeedbackSource, Interaction, Kind, Usage, new_id, now
@@ -179,10 +179,15 @@ class Answerer:
         """Store feedback about an interaction. A repeat of the newest feedback returns that one.
 
         Raises:
+            BadInput: a label for an imported question, which has no response; nothing is stored.
             UnreadableReference: the reference cannot be read; nothing is stored.
         """
-        texts = [interaction.response, *(item.text for item in interaction.refinements)]
-        grade, *refined = await self._grades(texts, body.reference)
+        response = interaction.response
+        if response is None and body.correct is not None:
+            raise BadInput("this question has no response that could be correct; send a reference", field="correct")
+        # A reference for a question without a response is compared with itself, so that it is read once.
+        first = response or body.reference or ""
+        grade, *refined = await self._grades([first, *(item.text for item in interaction.refinements)], body.reference)
         regraded = {
             item.id: new_grade
             for item, new_grade in zip(interaction.refinements, refined, strict=True)
@@ -200,7 +205,7 @@ class Answerer:
             rating=body.rating,
             comment=body.comment,
             metadata=body.metadata,
-            grade=grade,
+            grade=None if response is None else grade,
             refinement_grades=regraded,
         )
         stored = await self._recorder.record(feedback)

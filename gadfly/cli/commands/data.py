@@ -51,19 +51,69 @@ def model(settings: Settings) -> None:
 @app.command("import")
 @takes_settings()
 def import_rows(
-    settings: Settings, file: Annotated[Path, typer.Argument(help="JSON Lines: question, response, reference, ...")]
+    settings: Settings,
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A file: JSON Lines, a JSON array, CSV or Parquet, also gzipped; or a data set of Hugging Face, as a "
+            "folder or by its name."
+        ),
+    ],
+    map_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map",
+            metavar="COLUMN=FIELD",
+            help="Read a field from this column; may be repeated. A path works too (output.text=response), and "
+            "COLUMN= leaves a column out. Fields: question, response, reference, correct, model, metadata, "
+            "created_at, id, split.",
+        ),
+    ] = None,
+    split: Annotated[
+        Split | None, typer.Option("--split", help="The side of the training wall for rows that name none.")
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Succeed (exit code 0) although rows were skipped.")
+    ] = False,
+    encoding: Annotated[
+        str | None, typer.Option("--encoding", help="Encoding of a text file that is not UTF-8, such as cp1252.")
+    ] = None,
+    dataset_config: Annotated[
+        str | None, typer.Option("--dataset-config", help="Configuration of a data set of Hugging Face.")
+    ] = None,
+    dataset_split: Annotated[
+        str | None, typer.Option("--dataset-split", help="Part of a data set of Hugging Face: train, test, ...")
+    ] = None,
 ) -> None:
-    """Import logged answers from a file. Idempotent: a repeated import adds only the missing rows."""
+    """Import answers and questions from a file. Idempotent: a repeated import adds only the missing rows.
+
+    Bad rows are skipped and counted by reason, and the others are imported. Then the exit code is 1, unless skipping
+    was allowed.
+    """
     from gadfly.cli import storage, terminal
+    from gadfly.rowfiles.shapes import ColumnMap
+    from gadfly.rowfiles.sources import How
     from gadfly.store.database import migrate
 
-    size = file.stat().st_size if file.is_file() else None
+    columns = ColumnMap.parse(map_ or [])
+    how = How(encoding=encoding, dataset_config=dataset_config, dataset_split=dataset_split)
+    size = Path(source).stat().st_size if Path(source).is_file() else None
     with storage.database_url(settings) as url:
         migrate(url)
-        report = asyncio.run(storage.import_file(settings, url, file, size=size, console=terminal.err))
-    terminal.out.print(f"{report.added} rows added, {report.known} already stored, {report.skipped} skipped")
+        report = asyncio.run(
+            storage.import_file(
+                settings, url, source, columns=columns, how=how, split=split, size=size, console=terminal.err
+            )
+        )
+    pool = f" ({report.without_response} of them questions without a response)" if report.without_response else ""
+    terminal.out.print(f"{report.added} rows added{pool}, {report.known} already stored, {report.skipped} skipped")
     if report.skipped and not report.added and not report.known:
-        terminal.fail(f"no line of {file} could be read")
+        terminal.fail(f"no {report.unit} of {source} could be imported")
+    if report.skipped and not skip_bad:
+        terminal.fail(
+            f"{report.skipped} {report.unit}s were skipped: mend them and import again, which adds only what is "
+            "missing; or allow it with --skip-bad"
+        )
 
 
 @app.command()
