@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -107,8 +108,10 @@ def is_missing(value: Any) -> bool:
 
 def _text(name: str, value: Any) -> str:
     match value:
-        case str():
+        case str() if value.isascii() or not re.search("[\ud800-\udfff]", value):
             return value
+        case str():
+            raise BadRow(f"{name}: must be valid Unicode: it contains a lone surrogate")
         case bool():
             return "true" if value else "false"
         case float() if value.is_integer() and abs(value) < 2**53:

@@ -89,8 +89,8 @@ class ColumnMap:
         for column in (*self.columns.values(), *sorted(self.left_out)):
             if not any(_has(row, column) for row in rows):
                 near = difflib.get_close_matches(column, there, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise BadInput(f"there is no column {column!r}{hint} The columns are {', '.join(there)}.")
+                hint = f"; did you mean {near[0]!r}?" if near else "."
+                raise BadInput(f"there is no column {column!r}{hint} The columns are {', '.join(there)}")
 
 
 NO_MAPPING = ColumnMap({})
@@ -123,7 +123,7 @@ def _flat(raw: Mapping[str, Any], mapping: ColumnMap, mapped: dict[str, Any]) ->
     used = {column.partition(".")[0] for column in mapping.columns.values()} | mapping.left_out
     fields = {name: raw[name] for name in FIELDS if name in raw and name not in used} | mapped
     if fields.get("question") is None:
-        raise BadRow(f"there is no question{_near(raw, 'question')} {_columns(raw, 'question')}")
+        raise BadRow(f"there is no question. {_columns(raw, 'question')}{_near(raw, 'question')}")
     others = {name: value for name, value in raw.items() if name not in FIELDS and name not in used}
     for name in others:
         near = difflib.get_close_matches(name, [field for field in FIELDS if field not in fields], n=1, cutoff=_NEAR)
@@ -133,7 +133,9 @@ def _flat(raw: Mapping[str, Any], mapping: ColumnMap, mapped: dict[str, Any]) ->
                 f"--map {name}= to leave it out"
             )
     if fields.get("response") is None and fields.get("reference") is None:
-        raise BadRow(f"there is neither a response nor a reference. {_columns(raw, 'response')}")
+        raise BadRow(
+            f"there is neither a response nor a reference. {_columns(raw, 'response')} or --map COLUMN=reference"
+        )
     if others:
         metadata = fields.get("metadata") or {}
         if not isinstance(metadata, Mapping):
@@ -149,7 +151,7 @@ def _columns(raw: Mapping[str, Any], field: str) -> str:
 
 def _near(raw: Mapping[str, Any], field: str) -> str:
     near = difflib.get_close_matches(field, raw, n=1)
-    return f"; did you mean {near[0]!r}?" if near else "."
+    return f"; perhaps it is {near[0]!r}" if near else ""
 
 
 # -------------------------------------------------------------------------------------------------------- chat logs

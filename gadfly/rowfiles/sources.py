@@ -338,12 +338,12 @@ def _csv(text: io.TextIOWrapper, encoding: str, path: Path) -> Iterator[Raw]:
 
 
 def _parquet(file: IO[bytes]) -> Iterator[Raw]:
-    return _batches(pq.ParquetFile(file).iter_batches(batch_size=_TABLE_ROWS))
+    yield from _batches(pq.ParquetFile(file).iter_batches(batch_size=_TABLE_ROWS))
 
 
 def _arrow(file: IO[bytes]) -> Iterator[Raw]:
     reader = pa.ipc.open_file(file)
-    return _batches(reader.get_batch(number) for number in range(reader.num_record_batches))
+    yield from _batches(reader.get_batch(number) for number in range(reader.num_record_batches))
 
 
 def _batches(batches: Iterator[Any]) -> Iterator[Raw]:

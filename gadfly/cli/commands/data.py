@@ -110,9 +110,10 @@ def import_rows(
     if report.skipped and not report.added and not report.known:
         terminal.fail(f"no {report.unit} of {source} could be imported")
     if report.skipped and not skip_bad:
+        were = f"{report.unit} was" if report.skipped == 1 else f"{report.unit}s were"
         terminal.fail(
-            f"{report.skipped} {report.unit}s were skipped: mend them and import again, which adds only what is "
-            "missing; or allow it with --skip-bad"
+            f"{report.skipped} {were} skipped: mend them and import again, which adds only what is missing; or allow "
+            "it with --skip-bad"
         )
 
 
