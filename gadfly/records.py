@@ -66,6 +66,21 @@ class FeedbackSource(StrEnum):
     IMPORT = "import"
 
 
+class Contents(StrEnum):
+    """What the rows of an export are."""
+
+    INTERACTIONS = "interactions"
+    PAIRS = "pairs"
+    SFT = "sft"
+
+
+class Subject(StrEnum):
+    """What pairs and rows for fine-tuning are about."""
+
+    ANSWERS = "answers"
+    CRITIQUES = "critiques"
+
+
 def new_id() -> UUID:
     """A UUIDv7: unique, and ordered by creation."""
     return uuid_utils.compat.uuid7()

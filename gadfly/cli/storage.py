@@ -21,11 +21,11 @@ from rich.progress import (
 )
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from gadfly import store
+from gadfly import prompts, store
 from gadfly.api_keys import issue_key
 from gadfly.errors import BadInput
 from gadfly.grading import Grader
-from gadfly.records import Key, Split, Tier, now
+from gadfly.records import Contents, Key, Split, Subject, Tier, now
 from gadfly.rowfiles.shapes import ColumnMap
 from gadfly.rowfiles.sources import How
 from gadfly.settings import Settings
@@ -191,9 +191,16 @@ async def import_file(
 
 
 async def export_file(
-    settings: Settings, url: str, out: Path, filters: store.interactions.Filters, *, console: Console
+    settings: Settings,
+    url: str,
+    out: Path,
+    filters: store.interactions.Filters,
+    *,
+    contents: Contents,
+    subject: Subject,
+    console: Console,
 ) -> int:
-    """Export to `out` in the format of its file extension; the number of interactions written.
+    """Export to `out` in the format of its file extension; the number of rows written.
 
     Raises:
         BadInput: the extension is unknown, or the file cannot be written.
@@ -211,6 +218,9 @@ async def export_file(
                 out,
                 format=format,
                 filters=filters,
+                contents=contents,
+                subject=subject,
+                prompts=prompts.load(settings.prompts),
                 on_progress=lambda rows: progress.update(task, completed=rows),
             )
 

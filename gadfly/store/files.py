@@ -8,7 +8,7 @@ import asyncio
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -24,7 +24,21 @@ from sqlalchemy import text
 
 from gadfly.errors import BadInput, UnreadableReference
 from gadfly.grading import Grade, Grader
-from gadfly.records import Critique, Feedback, FeedbackSource, Interaction, Kind, Refinement, Split, Usage, new_id, now
+from gadfly.prompts import PromptSet
+from gadfly.records import (
+    Contents,
+    Critique,
+    Feedback,
+    FeedbackSource,
+    Interaction,
+    Kind,
+    Refinement,
+    Split,
+    Subject,
+    Usage,
+    new_id,
+    now,
+)
 from gadfly.rowfiles.rows import BadRow, ImportRow, row_of
 from gadfly.rowfiles.shapes import NO_MAPPING, ColumnMap, fields_of
 from gadfly.rowfiles.sources import AS_IT_IS, How, Raw, open_rows
@@ -39,6 +53,7 @@ from gadfly.store.interactions import (
     stream_interactions,
 )
 from gadfly.store.split import question_hash
+from gadfly.store.training_files import PAIRS_SCHEMA, SFT_SCHEMA, fine_tuning_rows, pairs
 
 _BATCH_ROWS = 300
 _BATCH_LIMIT_S = 120.0
@@ -348,9 +363,14 @@ async def export(
     *,
     format: ExportFormat,
     filters: Filters,
+    contents: Contents = Contents.INTERACTIONS,
+    subject: Subject = Subject.ANSWERS,
+    prompts: PromptSet | None = None,
     on_progress: Callable[[int], None] = lambda rows: None,
 ) -> int:
-    """Write the interactions that match `filters` to `out`, oldest first; return their number.
+    """Write what `contents` names of the interactions that match `filters` to `out`; return the number of rows.
+
+    Interactions are written oldest first. Pairs and rows for fine-tuning need `prompts`.
 
     The file appears complete or not at all, and shows one snapshot of the database. `on_progress` receives the number
     of rows written so far.
@@ -362,13 +382,17 @@ async def export(
     rows = 0
     unfinished = out.with_name(f".{out.name}.{new_id().hex}")
     try:
-        with (_jsonl_writer if format is ExportFormat.JSONL else _parquet_writer)(unfinished) as write:
+        writer = _jsonl_writer(unfinished) if format is ExportFormat.JSONL else _parquet_writer(unfinished, contents)
+        with writer as write:
             async with database.session(limit_s=_EXPORT_LIMIT_S) as session:
                 await session.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
                 await session.execute(text("SET LOCAL statement_timeout = 0"))
-                async with aclosing(stream_interactions(session, filters, batch=_EXPORT_ROWS)) as batches:
-                    async for batch in batches:
-                        await asyncio.to_thread(write, [_to_row(logged) for logged in batch])
+                stream = stream_interactions(
+                    session, filters, batch=_EXPORT_ROWS, by_question=contents is not Contents.INTERACTIONS
+                )
+                async with aclosing(stream) as logged:
+                    async for batch in _batched(_rows(logged, contents, subject, prompts)):
+                        await asyncio.to_thread(write, batch)
                         rows += len(batch)
                         on_progress(rows)
         unfinished.replace(out)
@@ -377,6 +401,30 @@ async def export(
     finally:
         unfinished.unlink(missing_ok=True)
     return rows
+
+
+async def _rows(
+    logged: AsyncIterator[list[LoggedInteraction]], contents: Contents, subject: Subject, prompts: PromptSet | None
+) -> AsyncIterator[list[dict[str, Any]]]:
+    if contents is Contents.INTERACTIONS:
+        async for batch in logged:
+            yield [_to_row(each) for each in batch]
+        return
+    assert prompts is not None
+    async for rows in (pairs if contents is Contents.PAIRS else fine_tuning_rows)(logged, subject, prompts):
+        yield rows
+
+
+async def _batched(groups: AsyncIterator[list[dict[str, Any]]]) -> AsyncIterator[list[dict[str, Any]]]:
+    """The same rows, at least as many at a time as a file is written well with."""
+    batch: list[dict[str, Any]] = []
+    async for rows in groups:
+        batch += rows
+        if len(batch) >= _EXPORT_ROWS:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 Write = Callable[[list[dict[str, Any]]], None]
@@ -396,16 +444,17 @@ def _jsonl_writer(path: Path) -> Iterator[Write]:
 
 
 @contextmanager
-def _parquet_writer(path: Path) -> Iterator[Write]:
+def _parquet_writer(path: Path, contents: Contents) -> Iterator[Write]:
+    schema = {Contents.INTERACTIONS: SCHEMA, Contents.PAIRS: PAIRS_SCHEMA, Contents.SFT: SFT_SCHEMA}[contents]
     with path.open("wb") as file:
-        with pq.ParquetWriter(file, SCHEMA, compression="zstd") as parquet:
+        with pq.ParquetWriter(file, schema, compression="zstd") as parquet:
 
             def write(rows: list[dict[str, Any]]) -> None:
-                for row in rows:
+                for row in rows if contents is Contents.INTERACTIONS else ():
                     for holder in (row, *row["feedback"]):
                         holder["metadata"] = json.dumps(holder["metadata"], ensure_ascii=False)
                     row["parameters"] = json.dumps(row["parameters"], ensure_ascii=False)
-                parquet.write_table(pa.Table.from_pylist(rows, SCHEMA))
+                parquet.write_table(pa.Table.from_pylist(rows, schema))
 
             yield write
         file.flush()

@@ -428,15 +428,19 @@ class LoggedInteraction:
 
 
 async def stream_interactions(
-    session: AsyncSession, filters: Filters, *, batch: int
+    session: AsyncSession, filters: Filters, *, batch: int, by_question: bool = False
 ) -> AsyncGenerator[list[LoggedInteraction]]:
-    """Interactions with everything that belongs to them, oldest first, `batch` at a time; memory holds one batch."""
+    """Interactions with everything that belongs to them, oldest first, `batch` at a time; memory holds one batch.
+
+    `by_question` keeps those about one question together.
+    """
     label = Label()
     whole = _whole().options(selectinload(InteractionRow.feedback), joinedload(InteractionRow.question_row))
     statement = label.joined(_selected(whole, filters)).add_columns(label.is_right)
-    rows = await session.stream(
-        statement.order_by(InteractionRow.created_at, InteractionRow.id).execution_options(yield_per=batch)
-    )
+    order = (InteractionRow.created_at, InteractionRow.id)
+    if by_question:
+        statement = statement.order_by(InteractionRow.question_hash)
+    rows = await session.stream(statement.order_by(*order).execution_options(yield_per=batch))
     try:
         async for part in rows.partitions():
             yield [

@@ -54,6 +54,17 @@ def answers(right: int, wrong: int, *, start: int = 0, reference: str | None = "
 # ---------------------------------------------------------------------------------------------- who is drawn for what
 
 
+def test_questions_without_a_response_are_for_the_pool_and_enough_to_plan_with() -> None:
+    config = CONFIG.model_copy(update={"pool_questions": 10, "pool_samples": 3})
+    assert plan([], [], config, seconds_per_step_history=None).warnings == (
+        "There are no labelled answers: send feedback, or references with the requests.",
+    )
+    found = plan([], [], config, seconds_per_step_history=None, train_questions=4, heldout_questions=4)
+    assert found.pool_answers == 12
+    assert found.warnings == ()
+    assert plan(answers(3, 3), [], config, seconds_per_step_history=None, train_questions=90).pool_answers == 30
+
+
 def test_validation_takes_whole_questions_and_always_the_same() -> None:
     rows = [answer(n, is_right=True, question=n // 3) for n in range(3000)]
     learn, validate = validation_split(rows, 0.1)

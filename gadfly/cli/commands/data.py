@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from gadfly.cli.options import takes_settings
-from gadfly.records import Kind, Split
+from gadfly.records import Contents, Kind, Split, Subject
 from gadfly.settings import Settings
 
 app = typer.Typer()
@@ -124,19 +124,41 @@ def export(
     out: Annotated[
         Path, typer.Argument(help="OUT.parquet or OUT.jsonl. The file appears when it is complete, in one step.")
     ],
-    split: Annotated[Split | None, typer.Option("--split", help="Only this side of the training wall.")] = None,
+    contents: Annotated[
+        Contents,
+        typer.Option(
+            "--as",
+            help="interactions, each with all that belongs to it; or, in the columns that TRL reads, preference pairs "
+            "(prompt, chosen, rejected) or rows for supervised fine-tuning (messages).",
+        ),
+    ] = Contents.INTERACTIONS,
+    subject: Annotated[
+        Subject, typer.Option("--of", help="What pairs and rows for fine-tuning are about.")
+    ] = Subject.ANSWERS,
+    split: Annotated[
+        Split | None,
+        typer.Option(
+            "--split",
+            help="Only this side of the training wall. Unset: both for interactions, and train for pairs and sft.",
+        ),
+    ] = None,
     kind: Annotated[Kind | None, typer.Option("--kind", help="Only interactions of this kind.")] = None,
     since: Annotated[datetime | None, typer.Option("--since", help="Only from this time (UTC) on.")] = None,
     until: Annotated[datetime | None, typer.Option("--until", help="Only before this time (UTC).")] = None,
 ) -> None:
-    """Write interactions with their critiques, refinements and feedback to a file."""
+    """Write interactions with their critiques, refinements and feedback to a file, or training data made of them."""
     from gadfly.cli import storage, terminal
     from gadfly.store.interactions import Filters
 
+    if split is None and contents is not Contents.INTERACTIONS:
+        split = Split.TRAIN  # a model that has learned held-out questions makes every later measurement worthless
     filters = Filters(split=split, kind=kind, created_from=_utc(since), created_before=_utc(until))
     with storage.database_url(settings) as url:
-        rows = asyncio.run(storage.export_file(settings, url, out, filters, console=terminal.err))
-    terminal.out.print(f"{rows} interactions written to {out}", markup=False)
+        rows = asyncio.run(
+            storage.export_file(settings, url, out, filters, contents=contents, subject=subject, console=terminal.err)
+        )
+    names = {Contents.INTERACTIONS: "interactions", Contents.PAIRS: "pairs", Contents.SFT: "conversations"}
+    terminal.out.print(f"{rows} {names[contents]} written to {out}", markup=False)
 
 
 def _utc(time: datetime | None) -> datetime | None:
