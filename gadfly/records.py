@@ -207,7 +207,7 @@ class CriticVersion:
     created_at: datetime
     run_id: UUID | None = None  # the training run that made it
     prompt_set: str | None = None  # the prompts it was trained with; None for version 0
-    origin: dict[str, Any] | None = None  # of a pulled critic: its source, run and gate report there
+    origin: dict[str, Any] | None = None  # of a pulled critic: `source`, and there `run_id` and `gate`
 
     @property
     def engine_name(self) -> str:

@@ -9,12 +9,12 @@ import torch
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly import store
+from gadfly.base_model import base_sha256
 from gadfly.concurrency import gather
 from gadfly.errors import BadInput, Conflict
 from gadfly.planning import is_for_validation
 from gadfly.records import CriticVersion
 from gadfly.store.training_data import LabelledAnswer, OpenQuestion
-from gadfly.trainer.base_model import base_sha256
 from gadfly.trainer.context import RunContext
 from gadfly.trainer.data import StoredAnswer
 from gadfly.trainer.manifest import make_manifest, select_answers, split_for_validation

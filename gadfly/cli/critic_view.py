@@ -36,6 +36,10 @@ def show_critic(critic: Mapping[str, Any]) -> None:
     if critic["run_id"] is not None:
         gate = "" if critic["outcome"] is None else f", gate: {critic['outcome'].replace('_', ' ')}"
         table.add_row("parent", f"version {critic['parent']}, trained by run {critic['run_id']}{gate}")
+    if critic["origin"] is not None:
+        gate = critic["origin"]["gate"]
+        decision = "" if gate is None else f", gate there: {gate['outcome'].replace('_', ' ')}"
+        table.add_row("origin", f"pulled from {plain(critic['origin']['source'])}{decision}")
     for swap in critic["swaps"]:
         table.add_row("swap", _swap_line(swap))
     for receipt in critic["receipts"]:

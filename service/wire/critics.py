@@ -77,6 +77,9 @@ class CriticHistoryView(CriticVersionView):
     prompt_set: str | None
     outcome: GateOutcome | None = Field(description="The decision of its run's gate.")
     gate: dict[str, Any] | None = Field(description="The gate's report.")
+    origin: dict[str, Any] | None = Field(
+        description="Of a pulled critic: its source, its run there, and the report of the gate there."
+    )
     swaps: list[SwapView] = Field(description="Newest first, including refused ones.")
     receipts: list[ReceiptView] = Field(description="Newest first.")
 
@@ -98,6 +101,7 @@ def history_view(
         pointers=_names_of(critic, pointers),
         outcome=history.outcome,
         gate=history.gate and _without_evidence(history.gate),
+        origin=critic.origin if for_admin else _without_source(critic.origin),
         swaps=swaps,
         receipts=receipts,
     )
@@ -111,6 +115,10 @@ def _without_evidence(gate: dict[str, Any]) -> dict[str, Any]:
     """The report without its observations, which later runs read and people do not."""
     numbers = {name: value for name, value in gate["numbers"].items() if name != "evidence"}
     return gate | {"numbers": numbers}
+
+
+def _without_source(origin: dict[str, Any] | None) -> dict[str, Any] | None:
+    return None if origin is None else {name: value for name, value in origin.items() if name != "source"}
 
 
 def _without_engines(details: dict[str, Any]) -> dict[str, Any]:

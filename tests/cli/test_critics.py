@@ -35,6 +35,7 @@ HISTORY = SEVEN | {
     "prompt_set": "stepwise@1",
     "outcome": "not_enough_evidence",
     "gate": {},
+    "origin": None,
     "swaps": [SWAP, SWAP | {"status": "refused", "reason": "its hash [red]differs\x1b[2J"}],
     "receipts": [
         {
