@@ -4,9 +4,10 @@ Pure functions, because the service answers a dry run with them. The trainer sel
 held-out answers with the same functions, so that a run follows its plan.
 """
 
+import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from statistics import NormalDist
 from typing import Any
@@ -62,9 +63,10 @@ class Plan:
     `seconds` estimates sampling and learning in both stages and the evaluation; None without an earlier run as a basis.
     """
 
-    train_ids: tuple[UUID, ...]  # learned from
-    validation_ids: tuple[UUID, ...]  # of the train side, never learned from
-    heldout_ids: tuple[UUID, ...]  # judged by both critics
+    train_ids: tuple[UUID, ...] | None  # learned from; None: not asked for, as the others
+    validation_ids: tuple[UUID, ...] | None  # of the train side, never learned from
+    heldout_ids: tuple[UUID, ...] | None  # judged by both critics
+    ids_sha256: str  # of the three lists: two plans with the same hash are about the same answers
     stage_1: Portion  # all labelled
     stage_2: Portion  # those with a reference
     pool_answers: int  # first answers that the actor samples in addition
@@ -80,6 +82,10 @@ class Plan:
     seconds: float | None
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
+
+    def without_ids(self) -> "Plan":
+        """The same plan without the lists of ids, which are long; their hash and the counts stay."""
+        return replace(self, train_ids=None, validation_ids=None, heldout_ids=None)
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON values."""
@@ -116,10 +122,12 @@ def plan(
         _detectable("helpfulness", Portion.of(judged_referenced).questions / 2, config),
     )
     seconds = None if seconds_per_step_history is None else _seconds(seconds_per_step_history, len(judged), config)
+    ids = [tuple(answer.interaction_id for answer in part) for part in (learn, validate, judged)]
     return Plan(
-        train_ids=tuple(answer.interaction_id for answer in learn),
-        validation_ids=tuple(answer.interaction_id for answer in validate),
-        heldout_ids=tuple(answer.interaction_id for answer in judged),
+        train_ids=ids[0],
+        validation_ids=ids[1],
+        heldout_ids=ids[2],
+        ids_sha256=hashlib.sha256(repr([list(map(str, part)) for part in ids]).encode()).hexdigest(),
         stage_1=Portion.of(learn),
         stage_2=stage_2,
         pool_answers=min(config.pool_questions, stage_2.questions + train_questions) * config.pool_samples,

@@ -25,7 +25,12 @@ Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 async def get_caller(request: Request, credentials: Credentials, service: ServiceDep) -> Caller:
     secret = None if credentials is None else credentials.credentials
-    return await service.keyring.authenticate(secret, host=request.url.hostname)
+    try:
+        return await service.keyring.authenticate(secret, host=request.url.hostname)
+    except NotAllowed as error:
+        if credentials is None and "authorization" in request.headers:
+            raise error.again("the header Authorization has another form than `Bearer KEY`") from None
+        raise
 
 
 CallerDep = Annotated[Caller, Depends(get_caller)]

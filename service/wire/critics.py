@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from pydantic import (
+    ConfigDict,
     Field,
     StrictInt,
 )
@@ -23,11 +24,15 @@ from gadfly.training import GateOutcome
 
 
 class PromoteRequest(Wire):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"version": 1, "reason": "better on our own examples"}]})
+
     version: StrictInt = Field(ge=0, lt=2**31, description="The version to make live.")
     reason: Reason | None = Field(None, description="The reason, stored with the swap.")
 
 
 class RollbackRequest(Wire):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"from_version": 1, "reason": "too many false alarms"}]})
+
     from_version: StrictInt | None = Field(
         None,
         ge=0,

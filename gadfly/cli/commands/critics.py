@@ -35,20 +35,36 @@ app.add_typer(critics, name="critics")
 def list_critics(
     settings: Settings,
     version: Annotated[
-        int | None, typer.Argument(help="Show this version alone, with its swaps and their receipts.")
+        int | None, typer.Argument(help="Show this version alone, as `gadfly critics show` does.")
     ] = None,
     json: Json = False,
 ) -> None:
     """List the critics and show which one is live. `gadfly critics` alone does the same."""
     from gadfly.cli.connection import connect
-    from gadfly.cli.critic_view import show_critic, show_critics
+    from gadfly.cli.critic_view import show_critics
+    from gadfly.cli.terminal import print_json
+
+    if version is not None:
+        _show(settings, version, json=json)
+        return
+    with connect(settings) as client:
+        (print_json if json else show_critics)(client.get("/critics"))
+
+
+@critics.command("show")
+@takes_settings()
+def show(settings: Settings, version: Annotated[int, typer.Argument(help="The critic.")], json: Json = False) -> None:
+    """Show one critic: its origin, the gate's decision, its swaps and their receipts."""
+    _show(settings, version, json=json)
+
+
+def _show(settings: Settings, version: int, *, json: bool) -> None:
+    from gadfly.cli.connection import connect
+    from gadfly.cli.critic_view import show_critic
     from gadfly.cli.terminal import print_json
 
     with connect(settings) as client:
-        if version is None:
-            (print_json if json else show_critics)(client.get("/critics"))
-        else:
-            (print_json if json else show_critic)(client.get(f"/critics/{version}"))
+        (print_json if json else show_critic)(client.get(f"/critics/{version}"))
 
 
 @critics.command("push")
