@@ -50,6 +50,11 @@ def repaired(text: str) -> str:
     return "$".join(_MAYBE.sub(_as_command, part) if place % 2 else part for place, part in enumerate(formula))
 
 
+def is_suspect(text: str) -> bool:
+    """Whether a line or a column begins as the rest of a command would, and with mathematics behind it."""
+    return _MAYBE.search(text) is not None
+
+
 def _as_command(found: re.Match[str]) -> str:
     return f"\\{_LETTERS[found[0][0]]}{found[0][1:]}"
 

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from gadfly.fields import FilledText, Metadata
 from gadfly.records import Split, now
-from gadfly.rowfiles.latex import control_character, repaired
+from gadfly.rowfiles.latex import control_character, is_suspect, repaired
 
 TEXTS = ("question", "response", "reference")
 
@@ -24,6 +24,9 @@ _RIGHT = {"true", "1", "1.0", "yes", "right", "correct"}
 _WRONG = {"false", "0", "0.0", "no", "wrong", "incorrect"}
 _SPLITS = {"train": Split.TRAIN, "heldout": Split.HELDOUT, "held-out": Split.HELDOUT, "test": Split.HELDOUT}
 REPAIRED = "rows with LaTeX commands that JSON had read as control characters: repaired"
+
+
+SUSPECT = "rows where a line begins like the rest of a LaTeX command (\\nu, \\tau): stored as they are, have a look"
 
 
 class BadRow(Exception):
@@ -80,11 +83,12 @@ def row_of(fields: Mapping[str, Any], *, max_text_chars: int, notes: Counter[str
         raise BadRow("the row has neither a response nor a reference")
     if "response" not in values and "correct" in values:
         raise BadRow("correct: there is no response that it could be about")
-    was_repaired = False
+    was_repaired = suspect = False
     for name in TEXTS:
         if name in values:
             was_repaired |= (text := repaired(values[name])) != values[name]
             values[name] = text
+            suspect |= is_suspect(text)
             if len(text) > max_text_chars:
                 raise BadRow(f"{name}: must be at most {max_text_chars:,} characters")
             if (control := control_character(text)) is not None:
@@ -98,6 +102,8 @@ def row_of(fields: Mapping[str, Any], *, max_text_chars: int, notes: Counter[str
         raise BadRow(f"{where}: {message}" if where else message) from None
     if was_repaired:
         notes[REPAIRED] += 1
+    if suspect:
+        notes[SUSPECT] += 1
     return row
 
 

@@ -33,8 +33,10 @@ _EXPECTED = ("reference", "expectedOutput", "expected_output", "ideal")
 _IDS = ("id", "request_id", "litellm_call_id", "custom_id", "traceId", "trace_id")
 _TIMES = ("created_at", "startTime", "start_time", "timestamp", "createdAt")
 _LABELS = {"correct", "is_correct", "correctness", "accuracy", "exact_match", "label", "right"}
+_AS_NAME = str.maketrans(" -", "__")
 _FAILED = {"failure", "failed", "error"}
 
+_INDEX = "__index_level_"  # the row numbers of a data frame
 _NEAR = 0.8  # similarity from which an unknown column is taken for a misspelt field
 _EARLIER_CHARS = 12_000  # of earlier turns kept in metadata, which holds 16 KiB
 
@@ -105,9 +107,10 @@ def fields_of(raw: Mapping[str, Any], mapping: ColumnMap, notes: Counter[str]) -
     mapped = {field: _read(raw, column) for field, column in mapping.columns.items()}
     if "question" in mapping.columns:
         return _flat(raw, mapping, mapped)
-    if isinstance(raw.get("request"), Mapping) and "messages" in raw["request"]:
-        log = {**raw["request"], **{name: value for name, value in raw.items() if name != "request"}}
-        return _from_chat(log, "messages", notes) | mapped
+    for name in ("request", "body"):  # the latter in OpenAI's batches
+        if isinstance(raw.get(name), Mapping) and "messages" in raw[name]:
+            log = {**raw[name], **{other: value for other, value in raw.items() if other != name}}
+            return _from_chat(log, "messages", notes) | mapped
     chat = next((name for name in _CHATS if _is_chat(raw.get(name))), None)
     if chat is not None:
         return _from_chat(raw, chat, notes) | mapped
@@ -124,7 +127,11 @@ def _flat(raw: Mapping[str, Any], mapping: ColumnMap, mapped: dict[str, Any]) ->
     fields = {name: raw[name] for name in FIELDS if name in raw and name not in used} | mapped
     if fields.get("question") is None:
         raise BadRow(f"there is no question. {_columns(raw, 'question')}{_near(raw, 'question')}")
-    others = {name: value for name, value in raw.items() if name not in FIELDS and name not in used}
+    others = {
+        name: value
+        for name, value in raw.items()
+        if name not in FIELDS and name not in used and not name.startswith(_INDEX)
+    }
     for name in others:
         near = difflib.get_close_matches(name, [field for field in FIELDS if field not in fields], n=1, cutoff=_NEAR)
         if near:
@@ -240,7 +247,7 @@ def _turns(value: Any) -> list[Turn]:
     for turn in value:
         if not isinstance(turn, Mapping):
             raise BadRow("a turn of the conversation is not an object")
-        role_key = next((name for name in _ROLE if name in turn), None)
+        role_key = next((name for name in _ROLE if turn.get(name) is not None), None)
         if role_key is None:
             turns += _pair(turn)
             continue
@@ -254,6 +261,7 @@ def _turns(value: Any) -> list[Turn]:
 def _pair(turn: Mapping[str, Any]) -> list[Turn]:
     """The turns of `{"human": ..., "assistant": ...}`."""
     roles = _USER | _ASSISTANT | _SYSTEM
+    turn = {name: text for name, text in turn.items() if text is not None}
     if not turn or not all(name.casefold() in roles for name in turn):
         raise BadRow("a turn of the conversation has no role")
     return [(_role(name), _content(text)) for name, text in turn.items()]
@@ -329,8 +337,8 @@ def _reply(value: Any, notes: Counter[str]) -> str:
             if others:
                 notes[MORE_CHOICES] += 1
             return _reply(first, notes)
-        case {"message": message}:
-            return _reply(message, notes)
+        case {"body": inner} | {"message": inner}:
+            return _reply(inner, notes)
         case {"role": _, "content": content} | {"type": "message", "content": content}:
             return _content(content)
         case {"text": str() as text}:
@@ -361,7 +369,7 @@ def _score(scores: Any) -> bool | None:
     found = {
         label
         for score in scores
-        if isinstance(score, Mapping) and str(score.get("name")).strip().casefold().replace(" ", "_") in _LABELS
+        if isinstance(score, Mapping) and str(score.get("name")).strip().casefold().translate(_AS_NAME) in _LABELS
         for value in (score.get("value"), score.get("stringValue"))
         if (label := _label_of(value)) is not None
     }

@@ -41,7 +41,7 @@ _STRING_MARKS = re.compile(r'["\\]')
 _CSV_FIELD_CHARS = 2**27  # a quotation mark that is never closed must not take all memory
 
 _POINTERS = (
-    (re.compile(rb"version https://git-lfs\.github\.com/spec/"), "a pointer of Git LFS", "git lfs pull"),
+    (re.compile(rb"version https://(?:git-lfs|hawser)\.github\.com/spec/"), "a pointer of Git LFS", "git lfs pull"),
     (re.compile(rb"(?:\.git|/annex)/(?:annex/)?objects/"), "a pointer of git-annex", "git annex get"),
 )
 _REFUSED = (
@@ -159,6 +159,8 @@ def _opened(file: IO[bytes], path: Path, how: How, max_row_chars: int, stack: Ex
     if decoded.startswith("{"):
         if not name.endswith((".jsonl", ".ndjson")) and _array_start(decoded):
             return Source(_array(text, encoding, max_row_chars), position, "row")
+        if decoded[1:].lstrip(" \t").startswith(("\n", "\r")):
+            return Source(_objects(text, encoding, max_row_chars), position, "line")
         return Source(_lines(text, encoding, max_row_chars), position, "line")
     if name.endswith(_JSON_NAMES) or not decoded:
         return Source(_lines(text, encoding, max_row_chars), position, "line")
@@ -225,6 +227,27 @@ def _lines(text: io.TextIOWrapper, encoding: str, max_chars: int) -> Iterator[Ra
             yield Raw(number, _object(line, encoding))
 
 
+def _objects(text: io.TextIOWrapper, encoding: str, max_chars: int) -> Iterator[Raw]:
+    """Objects over several lines, one after the other, as `jq` writes them: each ends with a line of one brace."""
+    parts: list[str] = []
+    start, chars = 1, 0
+    for number, line in enumerate(iter(lambda: text.readline(max_chars), ""), start=1):
+        if not parts and not line.strip(" \t\r\n\ufeff"):
+            continue
+        if not parts:
+            start = number
+        chars += len(line)
+        if chars <= max_chars:
+            parts.append(line)
+        else:
+            parts = ["{"]
+        if line.rstrip(" \t\r\n") == "}":
+            yield Raw(start, _object("".join(parts), encoding) if chars <= max_chars else BadRow("the row is too long"))
+            parts, chars = [], 0
+    if parts:
+        yield Raw(start, BadRow("the file ends before its last row is closed: it is incomplete"))
+
+
 def _object(text: str, encoding: str) -> Mapping[str, Any] | BadRow:
     if (byte := _decodes(text)) is not None:
         return BadRow(_not_in(encoding, byte))
@@ -257,7 +280,7 @@ def _array(text: io.TextIOWrapper, encoding: str, max_chars: int) -> Iterator[Ra
 
 def _elements(chunks: Iterator[str], max_chars: int) -> Iterator[str | BadRow]:
     """The texts of an array's elements; the text begins behind its bracket. Only what is between commas is kept."""
-    depth, in_string, chars, is_empty = 1, False, 0, True
+    depth, in_string, chars = 1, False, 0
     parts: list[str] = []
     skip = 0  # characters of the next chunk that belong to an escape
 
@@ -289,9 +312,9 @@ def _elements(chunks: Iterator[str], max_chars: int) -> Iterator[str | BadRow]:
                         continue
             parts.append(chunk[begin : found.start()])
             chars += found.start() - begin
-            if depth or not is_empty or "".join(parts).strip():
+            if depth or chars > max_chars or "".join(parts).strip():  # the last comma may have nothing behind it
                 yield taken()
-            is_empty, chars, begin = False, 0, place
+            chars, begin = 0, place
             parts = []
             if not depth:
                 return

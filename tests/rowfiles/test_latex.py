@@ -1,6 +1,6 @@
 import pytest
 
-from gadfly.rowfiles.latex import control_character, repaired
+from gadfly.rowfiles.latex import control_character, is_suspect, repaired
 
 DAMAGED = [  # text, repaired, why this row exists
     ("So \boxed{7}", r"So \boxed{7}", "a backspace is never meant"),
@@ -32,6 +32,12 @@ def test_damaged_commands_are_written_again(text: str, expected: str, _: str) ->
 @pytest.mark.parametrize(("text", "_"), MEANT)
 def test_what_may_be_meant_stays(text: str, _: str) -> None:
     assert repaired(text) == text
+
+
+def test_what_might_be_damaged_is_seen() -> None:
+    assert is_suspect("The frequency is \nu = 3")
+    assert is_suspect("x\tau^2")
+    assert not is_suspect("Two\n parallel lines\nu can see")
 
 
 def test_control_characters_that_no_text_needs_are_named() -> None:

@@ -108,6 +108,17 @@ SHAPES: list[tuple[dict[str, Any], dict[str, Any], str]] = [  # row, its fields,
         {"question": "As JSON: 3 + 4?", "response": '{"answer": 7}'},
         "an answer that is JSON stays text",
     ),
+    (
+        {"body": {"model": "m", "messages": [ASKED]}, "custom_id": "b1", "response": {"body": COMPLETION}},
+        PAIR | {"model": "m", "id": "b1"},
+        "a batch with its answers",
+    ),
+    (
+        {"conversations": [{"role": None, "from": "human", "content": None, "value": "What is 3 + 4?"}, SAID]},
+        PAIR,
+        "a table fills missing keys with null",
+    ),
+    (PAIR | {"__index_level_0__": 7}, PAIR, "the row numbers of a data frame"),
     (PAIR | {"messages": []}, PAIR | {"metadata": {"messages": []}}, "a flat row with a column of that name"),
 ]
 

@@ -59,6 +59,9 @@ FILES: list[tuple[str, bytes]] = [
     ("utf16.json", json.dumps(ROWS, ensure_ascii=False).encode("utf-16")),
     ("api.json", json.dumps({"meta": {"page": 1}, "data": ROWS, "next": None}, indent=2).encode()),
     ("lines.json", lines(ROWS).encode()),
+    ("jq.json", "\n".join(json.dumps(row, indent=2) for row in ROWS).encode()),
+    ("jq.jsonl", "\r\n".join(json.dumps(row, indent=2).replace("\n", "\r\n") for row in ROWS).encode()),
+    ("comma.json", (json.dumps(ROWS)[:-1] + ",\n]\n").encode()),
     ("comma.csv", table(",").encode()),
     ("excel.csv", b"\xef\xbb\xbf" + table(";").encode()),
     ("told.csv", b"sep=;\r\n" + table(";").encode()),
@@ -105,6 +108,7 @@ def test_a_folder_is_read_as_a_data_set(tmp_path: Path, name: str) -> None:
 
 REFUSED: list[tuple[str, bytes, str]] = [
     ("p.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "a pointer of Git LFS"),
+    ("h.jsonl", b"version https://hawser.github.com/spec/v1\noid sha256:0\nsize 1\n", "a pointer of Git LFS"),
     ("p.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "run `git lfs pull`"),
     ("p.csv", b"../.git/annex/objects/aa/bb/SHA256E-s9--00.csv/SHA256E-s9--00.csv", "a pointer of git-annex"),
     ("x.xlsx", b"PK\x03\x04rest", "an Excel workbook"),
@@ -166,6 +170,11 @@ def test_bad_elements_of_an_array_and_an_array_that_is_cut_off(tmp_path: Path) -
     assert "too long" in str(rows[4])
     path.write_text(f"[{good}, {good[:40]}")
     assert "it is incomplete" in str(read(path)[-1])
+    path.write_text('{\n  "question": "q"\n}\n{\n "question": "\\sqrt"\n}\n{\n')
+    fine, damaged, cut = read(path)
+    assert fine == {"question": "q"}
+    assert "must be written twice" in str(damaged)
+    assert "it is incomplete" in str(cut)
     path.write_text("[]")
     assert read(path) == []
     path.write_text("")

@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from gadfly import exchange, prompts, store
-from gadfly.adapters import CONFIG, MARKER, WEIGHTS, AdapterFolder
+from gadfly.adapters import CONFIG, MARKER, PROBE, WEIGHTS, AdapterFolder
 from gadfly.cli.exchange import take_in
 from gadfly.engine_client import Engine, Sampling
 from gadfly.grading import Grade
@@ -241,16 +241,17 @@ async def test_a_critic_is_pushed_and_proven_in_a_second_deployment(
         async with serving(settings) as client:
             seen = (await client.get("/critics/1")).json()
             assert (seen["pointers"], seen["run_id"], seen["origin"]["source"]) == (["candidate"], None, target)
+            here = settings.adapters_folder / str(pulled.adapter_path)
+            record = (here / PROBE).read_bytes()
+            shift_record(here, by=0.5)
+            refused = await client.post("/admin/promote", json={"version": 1})
+            assert refused.status_code == 409, "a changed probe record is not the one that was pushed"
+            (here / PROBE).write_bytes(record)
             promoted = await client.post("/admin/promote", json={"version": 1})
             assert (promoted.status_code, promoted.json()["status"]) == (200, "done")
             answered = (await client.post("/critique", json={**ASK, "temperature": 0})).json()
             assert answered["critic"] == {"version": 1, "adapter_sha256": adapter.marker.sha256}
             assert answered["critique"] == world.texts[2]
-        shift_record(settings.adapters_folder / str(pulled.adapter_path), by=0.5)
-        async with serving(settings) as client:
-            await client.post("/admin/rollback", json={})
-            refused = await client.post("/admin/promote", json={"version": 1})
-            assert refused.status_code == 409, "a changed probe record is not the one that was pushed"
     finally:
         postgres.execute("DROP DATABASE second WITH (FORCE)")
 
