@@ -213,7 +213,7 @@ async def store_all(url: str, folder: Path, questions: Sequence[str]) -> list[st
             async with database.session() as session:
                 started, computed = time.perf_counter(), time.process_time()
                 by_hash = {question_hash(item.question): item.question for item in batch}
-                await place_questions(session, by_hash, heldout_share=SHARE, blocks=SplitBlocks.NEAR)
+                await place_questions(session, by_hash, heldout_share=SHARE, blocks=SplitBlocks.NEAR, sides={})
                 placing += time.perf_counter() - started
                 computing += time.process_time() - computed
                 started = time.perf_counter()

@@ -117,6 +117,15 @@ class Client:
         result: dict[str, Any] = self._parse(response)
         return result
 
+    def delete(self, path: str) -> None:
+        """Send a DELETE request. Raises as `get`."""
+        try:
+            response = self._client.delete(path)
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from None
+        if response.status_code != 204:
+            self._parse(response)
+
     def events(self, path: str, body: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         """Name and data of each server-sent event of a POST request with `"stream": true`.
 

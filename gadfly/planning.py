@@ -4,6 +4,7 @@ Pure functions, because the service answers a dry run with them. The trainer sel
 held-out answers with the same functions, so that a run follows its plan.
 """
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -64,9 +65,10 @@ class Plan:
     `seconds` estimates sampling and learning in both stages and the evaluation; None without an earlier run as a basis.
     """
 
-    train_ids: tuple[UUID, ...]  # learned from
-    validation_ids: tuple[UUID, ...]  # of the train side, never learned from
-    heldout_ids: tuple[UUID, ...]  # judged by both critics
+    train_ids: tuple[UUID, ...] | None  # learned from; None: not asked for, as the others
+    validation_ids: tuple[UUID, ...] | None  # of the train side, never learned from
+    heldout_ids: tuple[UUID, ...] | None  # judged by both critics
+    ids_sha256: str  # of the three lists: two plans with the same hash are about the same answers
     stage_1: Portion  # all labelled
     stage_2: Portion  # those with a reference
     pool_answers: int  # first answers that the actor samples in addition
@@ -87,6 +89,10 @@ class Plan:
     notes: tuple[str, ...]
     actor_answers: int = 0  # the most that the actor is asked for: first answers and refinements, with the evaluation's
 
+    def without_ids(self) -> "Plan":
+        """The same plan without the lists of ids, which are long; their hash and the counts stay."""
+        return replace(self, train_ids=None, validation_ids=None, heldout_ids=None)
+
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON values."""
         values: dict[str, Any] = _PLAN.dump_python(self, mode="json")
@@ -103,9 +109,12 @@ def plan(
     *,
     seconds_per_step_history: float | None,
     max_key_share: float = 1.0,
+    train_questions: int = 0,
+    heldout_questions: int = 0,
 ) -> Plan:
     """The plan of a run with `config` over the labelled answers on either side of the training wall.
 
+    `train_questions` and `heldout_questions` count the questions on either side that only the actor answers.
     `seconds_per_step_history` is the duration of a rollout step in an earlier run with steps of the same size.
     """
     labelled = len(train) + len(heldout)
@@ -123,10 +132,12 @@ def plan(
         _detectable("helpfulness", Portion.of(judged_referenced).questions / 2, config),
     )
     seconds = None if seconds_per_step_history is None else _seconds(seconds_per_step_history, len(judged), config)
+    ids = [tuple(answer.interaction_id for answer in part) for part in (learn, validate, judged)]
     return Plan(
-        train_ids=tuple(answer.interaction_id for answer in learn),
-        validation_ids=tuple(answer.interaction_id for answer in validate),
-        heldout_ids=tuple(answer.interaction_id for answer in judged),
+        train_ids=ids[0],
+        validation_ids=ids[1],
+        heldout_ids=ids[2],
+        ids_sha256=hashlib.sha256(repr([list(map(str, part)) for part in ids]).encode()).hexdigest(),
         stage_1=Portion.of(learn),
         stage_2=stage_2,
         pool_answers=pool_answers,
@@ -144,7 +155,17 @@ def plan(
         expected_mislabelled=expected_mislabelled(learn),
         beyond_key_share=labelled - len(train) - len(heldout),
         contradicting_keys=(),
-        warnings=tuple(_warnings(learn, referenced, judged, judged_referenced, config)),
+        warnings=tuple(
+            _warnings(
+                learn,
+                referenced,
+                judged,
+                judged_referenced,
+                config,
+                train_questions=train_questions,
+                heldout_questions=heldout_questions,
+            )
+        ),
         notes=tuple(_notes(detectable, len(judged_referenced) >= config.gate_min_items, seconds, config)),
     )
 
@@ -197,9 +218,17 @@ def validation_split(
     learn: list[LabelledAnswer] = []
     validate: list[LabelledAnswer] = []
     for answer in answers:
-        is_validation = int.from_bytes(answer.question_hash[8:16]) < share * 2**64
-        (validate if is_validation else learn).append(answer)
+        (validate if _is_validation(answer.question_hash, share) else learn).append(answer)
     return learn, validate
+
+
+def is_for_validation(question_hash: bytes, config: TrainConfig) -> bool:
+    """Whether answers to this question measure a run's progress and are never learned from."""
+    return config.validates and _is_validation(question_hash, config.validation_share)
+
+
+def _is_validation(question_hash: bytes, share: float) -> bool:
+    return int.from_bytes(question_hash[8:16]) < share * 2**64
 
 
 def evaluation_items(heldout: Sequence[LabelledAnswer], limit: int) -> list[LabelledAnswer]:
@@ -381,23 +410,26 @@ def _warnings(
     judged: Sequence[LabelledAnswer],
     judged_referenced: Sequence[LabelledAnswer],
     config: TrainConfig,
+    *,
+    train_questions: int,
+    heldout_questions: int,
 ) -> list[str]:
     warnings = []
-    if not learn and not judged:
+    if not learn and not judged and not train_questions and not heldout_questions:
         return ["There are no labelled answers: send feedback, or references with the requests."]
-    if not learn:
+    if not learn and not train_questions:
         warnings.append("All labelled answers are on the held-out side: there is nothing to learn from.")
-    if not judged:
+    if not judged and not heldout_questions:
         warnings.append("All labelled answers are on the train side: without held-out answers no critic is promoted.")
-    samples_more = bool(referenced) and config.pool_questions * config.pool_samples > 0
+    samples_more = bool(referenced or train_questions) and config.pool_questions * config.pool_samples > 0
     for name, count in (("right", Portion.of(learn).right), ("wrong", Portion.of(learn).wrong)):
         if learn and count == 0:
             pool = "; the actor's own answers may add some" if samples_more else ""
             warnings.append(f"No answer to learn from is {name}, so the critic learns only one verdict{pool}.")
-    if learn and not referenced and config.steps_stage_2:
+    if learn and not samples_more and not referenced and config.steps_stage_2:
         warnings.append("No answer to learn from has a reference: stage II cannot run.")
     held_out = Portion.of(judged)
-    judges_more = bool(judged_referenced) and config.pool_questions * config.pool_samples > 0
+    judges_more = bool(judged_referenced or heldout_questions) and config.pool_questions * config.pool_samples > 0
     for name, count in (("right", held_out.right), ("wrong", held_out.wrong)):
         if judged and count < config.gate_min_items:
             end = (

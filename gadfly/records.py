@@ -86,6 +86,21 @@ class FeedbackSource(StrEnum):
     IMPORT = "import"
 
 
+class Contents(StrEnum):
+    """What the rows of an export are."""
+
+    INTERACTIONS = "interactions"
+    PAIRS = "pairs"
+    SFT = "sft"
+
+
+class Subject(StrEnum):
+    """What pairs and rows for fine-tuning are about."""
+
+    ANSWERS = "answers"
+    CRITIQUES = "critiques"
+
+
 def new_id() -> UUID:
     """A UUIDv7: unique, and ordered by creation."""
     return uuid_utils.compat.uuid7()
@@ -184,7 +199,7 @@ class Interaction:
     request_id: str | None  # the caller's idempotency key, unique per caller
     fingerprint: str | None  # sha256 (hex) of the request body under this request_id
     question: str
-    response: str
+    response: str | None  # None: an imported question, for which the actor samples answers
     reference: str | None
     grade: Grade | None  # of `response`, against the newest known reference
     metadata: dict[str, Any]
@@ -237,6 +252,7 @@ class CriticVersion:
     created_at: datetime
     run_id: UUID | None = None  # the training run that made it
     prompt_set: str | None = None  # the prompts it was trained with; None for version 0
+    origin: dict[str, Any] | None = None  # of a pulled critic: `source`, and there `run_id` and `gate`
 
     @property
     def engine_name(self) -> str:

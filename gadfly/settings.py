@@ -7,6 +7,7 @@ environment, and importing a file needs no configuration.
 import difflib
 import ipaddress
 import os
+import re
 import shlex
 from collections.abc import Mapping
 from enum import StrEnum
@@ -89,6 +90,9 @@ class Settings(BaseSettings):
         "127.0.0.1", description="Address that the service listens on. Any address but loopback requires API keys."
     )
     port: int = Field(8400, ge=1, le=65535, description="Port that the service listens on.")
+    cors_origins: Addresses = Field(
+        (), description="Comma-separated origins (https://app.example.org) whose web pages may call the API."
+    )
     log_format: LogFormat = Field(LogFormat.CONSOLE, description="Log lines for people (console) or machines (json).")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Lowest level that is logged.")
 
@@ -224,6 +228,14 @@ class Settings(BaseSettings):
         if url and not url.startswith(("http://", "https://")):
             raise ValueError(f"{without_password(url)!r} is not http:// or https://")
         return url.rstrip("/")
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not re.fullmatch(r"https?://[^/\s*]+", origin):
+                raise ValueError(f"{origin!r} is not an origin: give scheme and host, as in https://app.example.org")
+        return origins
 
     @field_validator("prompts")
     @classmethod

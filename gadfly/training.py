@@ -5,6 +5,7 @@
 a field notes where they do not.
 """
 
+import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -234,7 +235,17 @@ class TrainConfig(BaseModel):
         except ValidationError as error:
             first = error.errors(include_input=False)[0]
             field = ".".join(map(str, ("config", *first["loc"])))
-            raise BadInput(f"{field}: {first['msg'].removeprefix('Value error, ')}", field=field) from None
+            message = first["msg"].removeprefix("Value error, ")
+            if first["type"] == "extra_forbidden":
+                message = cls._unknown(first["loc"])
+            raise BadInput(f"{field}: {message}", field=field) from None
+
+    @classmethod
+    def _unknown(cls, place: tuple[int | str, ...]) -> str:
+        known = AlarmLimits.model_fields if place[0] == "alarms" and len(place) > 1 else cls.model_fields
+        near = difflib.get_close_matches(str(place[-1]), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else "`gadfly retrain --options` lists them"
+        return f"there is no such option: {hint}"
 
     @classmethod
     def effective(
@@ -254,6 +265,21 @@ class TrainConfig(BaseModel):
         except BadInput as error:
             raise BadInput(f"the training config {file} cannot be used: {error}") from None
         return cls.read({**(served or {}), **_merged(base, changes)})
+
+
+def options_of() -> list[dict[str, Any]]:
+    """Name, default and description of every training option; those of a group as `group.name`."""
+    defaults = TrainConfig().model_dump(mode="json")
+    options = []
+    for name, field in TrainConfig.model_fields.items():
+        if name == "alarms":
+            options += [
+                {"name": f"alarms.{inner}", "default": defaults[name][inner], "description": inner_field.description}
+                for inner, inner_field in AlarmLimits.model_fields.items()
+            ]
+        else:
+            options.append({"name": name, "default": defaults[name], "description": field.description})
+    return options
 
 
 def read_config_file(path: Path | None) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import torch
 
 from gadfly import prompts
 from gadfly.adapters import write_durably
+from gadfly.base_model import base_sha256
 from gadfly.engine_client import EnginePool
 from gadfly.grading import Grader
 from gadfly.lab.arena import Arena, Sizes
@@ -24,7 +25,6 @@ from gadfly.lab.engine import Generator, connect
 from gadfly.lab.rows import row
 from gadfly.lab.runs import Lab
 from gadfly.tether import end_with_parent
-from gadfly.trainer.base_model import base_sha256
 from gadfly.trainer.engines import RunEngines
 from gadfly.training import TrainConfig
 

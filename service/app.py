@@ -8,6 +8,7 @@ from importlib.metadata import version
 
 import structlog
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 
@@ -17,6 +18,7 @@ from gadfly.service.container import Service
 from gadfly.service.metrics import Metrics
 from gadfly.service.middleware import BodyLimit, Edge
 from gadfly.service.routes import critics, critique, feedback, health, interactions, labels, pointers, runs
+from gadfly.service.routes.docs import name_problems
 from gadfly.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -57,11 +59,21 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         static_url="/docs/static",
         lifespan=lifespan,
+        generate_unique_id_function=lambda route: route.name.removeprefix("post_"),
     )
     for module in (critique, feedback, interactions, critics, runs, pointers, labels, health):
         app.include_router(module.router)
     app.add_api_route("/", _to_docs, include_in_schema=False)
     errors.install(app)
+    name_problems(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "Last-Event-ID", "X-Request-Id"],
+            expose_headers=["X-Request-Id", "X-Gadfly-Critic", "Location", "Retry-After"],
+        )
     app.add_middleware(Edge, metrics=metrics)
     return app

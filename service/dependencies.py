@@ -1,5 +1,6 @@
 """Dependencies of routes, as type aliases for their signatures."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -28,12 +29,17 @@ Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 async def get_caller(request: Request, credentials: Credentials, service: ServiceDep) -> Caller:
     secret = None if credentials is None else credentials.credentials
-    return await service.keyring.authenticate(secret, origin=_origin(request))
+    try:
+        return await service.keyring.authenticate(secret, origin=_origin(request, service.settings.cors_origins))
+    except NotAllowed as error:
+        if credentials is None and "authorization" in request.headers:
+            raise error.again("the header Authorization has another form than `Bearer KEY`") from None
+        raise
 
 
-def _origin(request: Request) -> Origin:
+def _origin(request: Request, trusted: Sequence[str]) -> Origin:
     page = request.headers.get("origin")
-    is_foreign = page is not None and page.partition("://")[2] != request.headers.get("host")
+    is_foreign = page is not None and page not in trusted and page.partition("://")[2] != request.headers.get("host")
     return Origin(
         host=request.url.hostname,
         proxy=next((name for name in _PROXY_HEADERS if name in request.headers), None),

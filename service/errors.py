@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from gadfly import errors
 from gadfly.adapters import BadAdapter
-from gadfly.service.wire.common import Problem
+from gadfly.service.wire.common import FieldProblem, Problem
 
 log = structlog.get_logger(__name__)
 
@@ -48,7 +48,7 @@ def problem(
         status=status,
         detail=detail,
         instance=instance,
-        errors=list(fields) if fields else None,
+        errors=[FieldProblem(**field) for field in fields] if fields else None,
     )
 
 

@@ -88,12 +88,21 @@ class Runs:
         async with self._database.session() as session:
             train = await store.training_data.labelled_answers(session, Split.TRAIN, limit=config.max_questions)
             heldout = await store.training_data.labelled_answers(session, Split.HELDOUT, limit=config.max_questions)
+            train_questions = await store.training_data.count_open_questions(session, Split.TRAIN)
+            heldout_questions = await store.training_data.count_open_questions(session, Split.HELDOUT)
             per_step = await store.runs.seconds_per_step(session, config)
             patterns = await store.labels.read_patterns(session)
             names = {key.id: key.name for key in await store.keys.list_keys(session)}
         share = self._settings.max_key_share
         found = await asyncio.to_thread(
-            plan, train, heldout, config, seconds_per_step_history=per_step, max_key_share=share
+            plan,
+            train,
+            heldout,
+            config,
+            seconds_per_step_history=per_step,
+            max_key_share=share,
+            train_questions=train_questions,
+            heldout_questions=heldout_questions,
         )
         contradicting = await asyncio.to_thread(contradictions, patterns, model)
         found = with_labels(found, model, contradicting, names=names, max_key_share=share)

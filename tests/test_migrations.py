@@ -179,6 +179,38 @@ def test_each_deployment_has_a_secret_of_its_own(postgres: PostgresServer, empty
     assert found[0] != found[1]
 
 
+_EPISODE = "'00000000-0000-0000-0000-000000000001'"
+_ROW_BEFORE_0010 = f"""
+    INSERT INTO questions (hash, split, created_at) VALUES ('\\x01', 'train', now());
+    INSERT INTO critic_versions (version, base_model, created_at) VALUES (0, 'tiny', now());
+    INSERT INTO episodes (id, question_hash, created_at) VALUES ({_EPISODE}, '\\x01', now());
+    INSERT INTO interactions (id, kind, created_at, episode_id, question_hash, question, response, metadata, parameters,
+        prompt_tokens, completion_tokens)
+    VALUES (gen_random_uuid(), 'import', now(), {_EPISODE}, '\\x01', 'q', 'r', '{{}}', '{{}}', 0, 0)
+"""
+_QUESTION_WITHOUT_RESPONSE = """
+    INSERT INTO interactions (id, kind, created_at, episode_id, question_hash, question, metadata, parameters,
+        prompt_tokens, completion_tokens)
+    SELECT gen_random_uuid(), kind, created_at, episode_id, question_hash, question, metadata, parameters, 0, 0
+    FROM interactions
+"""
+
+
+def test_rows_from_before_stay_and_questions_without_a_response_go_with_their_revision(empty_url: str) -> None:
+    with _transaction(empty_url) as connection:
+        command.upgrade(migration_config(connection), "0004")
+        connection.execute(text(_ROW_BEFORE_0010))
+    with _transaction(empty_url) as connection:
+        command.upgrade(migration_config(connection), "0010")
+        connection.execute(text(_QUESTION_WITHOUT_RESPONSE))
+        connection.execute(text("UPDATE critic_versions SET origin = '{}'"))
+    with _transaction(empty_url) as connection:
+        command.downgrade(migration_config(connection), "0004")
+        assert connection.execute(text("SELECT response FROM interactions")).scalars().all() == ["r"]
+    migrate(empty_url)
+    assert schema_state(empty_url).drift == ()
+
+
 def test_replicas_may_migrate_at_once(empty_url: str) -> None:
     with ThreadPoolExecutor() as threads:
         list(threads.map(migrate, [empty_url] * 4))

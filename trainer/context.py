@@ -11,6 +11,7 @@ from sqlalchemy import text
 from gadfly import prompts, store
 from gadfly.actor import Actor, open_actor
 from gadfly.adapters import AdapterFolder
+from gadfly.base_model import model_location
 from gadfly.engine_client import EnginePool
 from gadfly.errors import BadSettings
 from gadfly.grading import Grader
@@ -18,7 +19,6 @@ from gadfly.prompts import PromptSet
 from gadfly.records import CriticVersion
 from gadfly.settings import Settings
 from gadfly.store.database import Database
-from gadfly.trainer.base_model import model_location
 from gadfly.trainer.engines import REQUEST_LIMIT_S, RunEngines
 from gadfly.trainer.patience import in_session
 from gadfly.trainer.report import Reporter

@@ -15,7 +15,7 @@ from gadfly.engine_client import ACTOR
 from gadfly.errors import Conflict
 from gadfly.planning import by_hash, evaluation_items, within_key_share
 from gadfly.records import CriticVersion, Split, SwapKind
-from gadfly.store.training_data import LabelledAnswer
+from gadfly.store.training_data import LabelledAnswer, OpenQuestion
 from gadfly.trainer.context import RunContext
 from gadfly.trainer.data import StoredAnswer
 from gadfly.trainer.learn import load_adapter
@@ -188,17 +188,28 @@ async def heldout_items(context: RunContext, past: Evidence) -> list[LabelledAns
     judged again, for the critics' rates alone.
     """
     config = context.run.config
-    logged = await in_session(
-        context.database,
-        lambda session: store.training_data.labelled_answers(session, Split.HELDOUT, limit=config.max_questions),
-        limit_s=_QUERY_LIMIT_S,
-    )
+
+    async def read(session: AsyncSession) -> tuple[list[LabelledAnswer], list[OpenQuestion]]:
+        return (
+            await store.training_data.labelled_answers(session, Split.HELDOUT, limit=config.max_questions),
+            await store.training_data.open_questions(session, Split.HELDOUT, limit=config.max_questions),
+        )
+
+    logged, questions = await in_session(context.database, read, limit_s=_QUERY_LIMIT_S)
     logged = within_key_share(by_hash(logged), context.settings.max_key_share)
-    answers = [answer for answer in logged if question_key(answer.question_hash) not in past.questions] or logged
+    new_answers = [answer for answer in logged if question_key(answer.question_hash) not in past.questions]
+    new_questions = [each for each in questions if question_key(each.question_hash) not in past.questions]
+    answers, asked = (new_answers, new_questions) if new_answers or new_questions else (logged, questions)
     kept = context.workspace.read(_POOL, HeldoutPool)
     if kept is None:
         pool = await sample_pool(
-            context.engines, context.actor, context.prompts, context.grader, answers, config, seed=config.seed
+            context.engines,
+            context.actor,
+            context.prompts,
+            context.grader,
+            [*asked, *answers],
+            config,
+            seed=config.seed,
         )
         kept = HeldoutPool(pool=pool.items)
         context.workspace.write(_POOL, kept)

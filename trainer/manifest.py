@@ -14,7 +14,7 @@ from gadfly import store
 from gadfly.errors import BadInput, Conflict
 from gadfly.planning import validation_split, within_key_share
 from gadfly.records import CriticVersion, Split
-from gadfly.store.training_data import LabelledAnswer
+from gadfly.store.training_data import LabelledAnswer, OpenQuestion
 from gadfly.training import Run, TrainConfig
 
 _PACKAGES = ("gadfly", "torch", "transformers", "peft", "accelerate", "numpy")
@@ -22,25 +22,29 @@ _PACKAGES = ("gadfly", "torch", "transformers", "peft", "accelerate", "numpy")
 
 async def select_answers(
     session: AsyncSession, run: Run, original: Run | None, *, max_key_share: float
-) -> list[LabelledAnswer]:
-    """The labelled train-split answers of a run: the newest ones, or exactly those of the run that it reproduces.
+) -> tuple[list[LabelledAnswer], list[OpenQuestion]]:
+    """The labelled train-split answers of a run, and the questions that the actor answers.
+
+    They are the newest ones, or exactly those of the run that it reproduces.
 
     Of the newest ones, no key has more than `max_key_share` of a class.
 
     Raises:
         BadInput: there is nothing to learn from.
-        Conflict: an answer of the original run is gone or has another label.
+        Conflict: an answer or a question of the original run is gone or changed.
     """
     limit = run.config.max_questions if original is None else 2**31 - 1
     answers = await store.training_data.labelled_answers(session, Split.TRAIN, limit=limit)
+    questions = await store.training_data.open_questions(session, Split.TRAIN, limit=limit)
     if original is None:
         answers = within_key_share(answers, max_key_share)
     else:
         assert original.manifest is not None
         answers = same_answers(answers, original.manifest["answers"])
-    if not answers:
+        questions = same_questions(questions, original.manifest.get("questions", []))  # absent in earlier releases
+    if not answers and not questions:
         raise BadInput("there is no labelled answer to learn from on the training side: import some, or send feedback")
-    return answers
+    return answers, questions
 
 
 def same_answers(answers: Sequence[LabelledAnswer], recorded: Sequence[dict[str, Any]]) -> list[LabelledAnswer]:
@@ -62,6 +66,33 @@ def same_answers(answers: Sequence[LabelledAnswer], recorded: Sequence[dict[str,
 def _is_same(answer: LabelledAnswer, entry: dict[str, Any]) -> bool:
     # Certainty changes with every vote, and manifests of release 0.1.0 have none.
     return describe(answer) | {"certainty": None} == entry | {"certainty": None}
+
+
+def same_questions(questions: Sequence[OpenQuestion], recorded: Sequence[dict[str, Any]]) -> list[OpenQuestion]:
+    """The questions that a manifest names, in its order.
+
+    Raises:
+        Conflict: some are gone or differ.
+    """
+    known = {str(question.interaction_id): question for question in questions}
+    missing = [
+        entry for entry in recorded if entry["id"] not in known or describe_question(known[entry["id"]]) != entry
+    ]
+    if missing:
+        raise Conflict(
+            f"the run cannot be reproduced: of {len(recorded)} questions without a response {len(missing)} are gone or "
+            "changed"
+        )
+    return [known[entry["id"]] for entry in recorded]
+
+
+def describe_question(question: OpenQuestion) -> dict[str, Any]:
+    """A question's entry in a manifest: it identifies the question and holds no text."""
+    text = f"{question.question}\0{question.reference}"
+    return {
+        "id": str(question.interaction_id),
+        "sha256": hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest(),
+    }
 
 
 def describe(answer: LabelledAnswer) -> dict[str, Any]:
@@ -93,6 +124,7 @@ def make_manifest(
     *,
     config: TrainConfig,
     answers: Sequence[LabelledAnswer],
+    questions: Sequence[OpenQuestion],
     start: CriticVersion,
     base_model: str,
     base_sha256: str,
@@ -107,6 +139,7 @@ def make_manifest(
     return {
         "config": config.model_dump(mode="json"),
         "answers": [describe(answer) for answer in answers],
+        "questions": [describe_question(question) for question in questions],
         "label_sources": store.training_data.source_counts(answers),
         "start": {"version": start.version, "adapter_sha256": start.adapter_sha256},
         "base_model": base_model,

@@ -14,7 +14,7 @@ from gadfly.engine_client import Sampling
 from gadfly.errors import PromptTooLong, UnreadableReference
 from gadfly.grading import Grader, Submission
 from gadfly.prompts import PromptSet
-from gadfly.store.training_data import LabelledAnswer
+from gadfly.store.training_data import LabelledAnswer, OpenQuestion
 from gadfly.trainer.data import seed_of
 from gadfly.trainer.engines import ROLLOUT_PRIORITY, RunEngines
 from gadfly.training import TrainConfig
@@ -34,7 +34,7 @@ async def sample_pool(
     actor: Actor,
     prompts: PromptSet,
     grader: Grader,
-    items: Sequence[LabelledAnswer],
+    items: Sequence[LabelledAnswer | OpenQuestion],
     config: TrainConfig,
     *,
     seed: int,
@@ -47,7 +47,7 @@ async def sample_pool(
     chosen = questions[::-1][: config.pool_questions] if config.pool_samples else []
     turn = asyncio.Semaphore(engines.at_once(config.pool_samples or 1))
 
-    async def answers(item: LabelledAnswer) -> dict[str, bool]:
+    async def answers(item: LabelledAnswer | OpenQuestion) -> dict[str, bool]:
         async with turn:
             try:
                 replies = await engines.patiently(

@@ -9,12 +9,13 @@ import torch
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly import store
+from gadfly.base_model import base_sha256
 from gadfly.concurrency import gather
 from gadfly.errors import BadInput, Conflict
+from gadfly.planning import is_for_validation
 from gadfly.records import CriticVersion
 from gadfly.settings import without_password
-from gadfly.store.training_data import LabelledAnswer
-from gadfly.trainer.base_model import base_sha256
+from gadfly.store.training_data import LabelledAnswer, OpenQuestion
 from gadfly.trainer.context import RunContext
 from gadfly.trainer.data import StoredAnswer
 from gadfly.trainer.manifest import make_manifest, select_answers, split_for_validation
@@ -61,7 +62,9 @@ async def select(context: RunContext) -> tuple[Selection, CriticVersion]:
 async def _decide(context: RunContext) -> Selection:
     run, config = context.run, context.run.config
 
-    async def read(session: AsyncSession) -> tuple[Run | None, CriticVersion, list[LabelledAnswer]]:
+    async def read(
+        session: AsyncSession,
+    ) -> tuple[Run | None, CriticVersion, tuple[list[LabelledAnswer], list[OpenQuestion]]]:
         original = None if run.reproduces is None else await store.runs.read_run(session, run.reproduces)
         recorded = original.manifest if original is not None else None
         start = (
@@ -72,10 +75,11 @@ async def _decide(context: RunContext) -> Selection:
         share = context.settings.max_key_share
         return original, start, await select_answers(session, run, original, max_key_share=share)
 
-    original, start, answers = await in_session(context.database, read, limit_s=_QUERY_LIMIT_S)
+    original, start, (answers, questions) = await in_session(context.database, read, limit_s=_QUERY_LIMIT_S)
     manifest = make_manifest(
         config=config,
         answers=answers,
+        questions=questions,
         start=start,
         base_model=context.settings.model,
         base_sha256=base_sha256(context.location),
@@ -96,8 +100,11 @@ async def _decide(context: RunContext) -> Selection:
     logged = await fitting(context, learn_from)
     validated = await fitting(context, validate)
     await context.report.stage(Stage.POOL, step=0)
+    # Only the pool answers these questions, so they come first. None of them is a validation question.
+    open_questions = [each for each in questions if not is_for_validation(each.question_hash, config)]
+    asked: list[LabelledAnswer | OpenQuestion] = [*open_questions, *logged]
     pool = await sample_pool(
-        context.engines, context.actor, context.prompts, context.grader, logged, config, seed=config.seed
+        context.engines, context.actor, context.prompts, context.grader, asked, config, seed=config.seed
     )
     pooled = await fitting(context, pool.items)
     learn = [*logged, *pooled]
@@ -114,6 +121,7 @@ async def _decide(context: RunContext) -> Selection:
         counts={
             "logged": len(logged),
             "pool": len(pooled),
+            "questions_without_response": len(open_questions),
             "right": sum(item.is_right for item in learn),
             "wrong": sum(not item.is_right for item in learn),
             "with_reference": with_reference,

@@ -37,6 +37,10 @@ def show_critic(critic: Mapping[str, Any]) -> None:
         gate = "" if critic["outcome"] is None else f", gate: {critic['outcome'].replace('_', ' ')}"
         table.add_row("parent", f"version {critic['parent']}, trained by run {critic['run_id']}{gate}")
     table.add_row("calibration", _calibration_line(critic["calibration"]))
+    if critic["origin"] is not None:
+        gate = critic["origin"]["gate"]
+        decision = "" if gate is None else f", gate there: {gate['outcome'].replace('_', ' ')}"
+        table.add_row("origin", f"pulled from {plain(critic['origin']['source'])}{decision}")
     for swap in critic["swaps"]:
         table.add_row("swap", _swap_line(swap))
     for receipt in critic["receipts"]:

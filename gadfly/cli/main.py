@@ -5,10 +5,11 @@ A command imports what it needs when it runs, so that the others start quickly.
 
 import os
 import sys
+from typing import Annotated
 
 import typer
 
-from gadfly.cli.commands import ask, critics, data, keys, labels, runs, serve
+from gadfly.cli.commands import ask, critics, data, interactions, keys, labels, runs, serve
 from gadfly.cli.options import takes_settings
 from gadfly.errors import BadInput, BadSettings, GadflyError
 
@@ -25,11 +26,25 @@ for group in (serve, ask, critics, runs, data):
 app.add_typer(keys.app, name="keys")
 app.add_typer(labels.app, name="labels")
 app.command("acts")(labels.list_acts)
+app.add_typer(interactions.app, name="interactions")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"gadfly {version('gadfly')}")
+        raise typer.Exit
 
 
 @app.callback()
 @takes_settings(show=True)
-def gadfly(flags: dict[str, str]) -> None:
+def gadfly(
+    flags: dict[str, str],
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
     """An inference service whose critic learns from its own traffic."""
 
 

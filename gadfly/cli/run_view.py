@@ -86,6 +86,17 @@ def show_run(run: Mapping[str, Any]) -> None:
     out.print(table)
 
 
+def show_options(options: Sequence[Mapping[str, Any]]) -> None:
+    """Print one line per training option."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("option", no_wrap=True)
+    table.add_column("default", no_wrap=True)
+    table.add_column("", overflow="fold")
+    for option in options:
+        table.add_row(option["name"], json.dumps(option["default"]), Text(option["description"] or ""))
+    out.print(table)
+
+
 def show_plan(plan: Mapping[str, Any]) -> None:
     """Print the plan of a run: its rows, its steps and its estimated duration."""
     table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim")

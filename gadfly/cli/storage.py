@@ -22,11 +22,13 @@ from rich.progress import (
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from gadfly import store
+from gadfly import prompts, store
 from gadfly.api_keys import issue_key
 from gadfly.errors import BadInput
 from gadfly.grading import Grader
-from gadfly.records import AdminAction, Key, Tier, now
+from gadfly.records import AdminAction, Contents, Key, Split, Subject, Tier, now
+from gadfly.rowfiles.shapes import ColumnMap
+from gadfly.rowfiles.sources import How
 from gadfly.settings import Settings
 from gadfly.store.database import Database, require_current_schema
 from gadfly.store.disputes import Taught
@@ -35,6 +37,7 @@ from gadfly.store.files import ExportFormat, ImportReport, Skipped, export, impo
 from gadfly.store.labels import refresh
 
 _TAUGHT_LIMIT_S = 300.0  # for reading the manifests of all runs
+_SHOWN_ROWS = 5  # of those that an import skips
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
@@ -184,24 +187,38 @@ def write_secret(path: Path, secret: str, *, overwrite: bool) -> None:
         raise BadInput(f"{path} cannot be written: {error.strerror}") from None
 
 
-async def import_file(settings: Settings, url: str, path: Path, *, size: int | None, console: Console) -> ImportReport:
-    """Import `path`, of `size` bytes, with a progress bar and one line per row that is skipped or gets no grade.
+async def import_file(
+    settings: Settings,
+    url: str,
+    source: str,
+    *,
+    columns: ColumnMap,
+    how: How,
+    split: Split | None,
+    size: int | None,
+    console: Console,
+) -> ImportReport:
+    """Import a file (of `size` bytes) or a data set, with a progress bar.
+
+    The first rows that are skipped or get no grade are shown, and where there are more, all are counted by reason.
 
     Raises:
         BadInput: the file cannot be read.
         StoreUnavailable: Postgres became unavailable. A repeated import adds the missing rows.
     """
-    columns = (TextColumn(path.name), BarColumn(), TaskProgressColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(path.name, total=size)
+    bar = (TextColumn(source), BarColumn(), TaskProgressColumn(), DownloadColumn(), TimeRemainingColumn())
+    shown: list[Skipped] = []
+    with Progress(*bar, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(source, total=size)
 
         def on_skip(skipped: Skipped) -> None:
-            progress.console.print(f"line {skipped.line}: {skipped.reason}", markup=False)
+            if len(shown) < _SHOWN_ROWS:
+                shown.append(skipped)
 
         async with opened(settings, url) as database, Grader(timeout_s=settings.grade_timeout_s) as grader:
             await store.wall.key_stored_questions(database)
-            return await import_rows(
-                path,
+            report = await import_rows(
+                source,
                 database,
                 grader=grader,
                 heldout_share=settings.heldout_share,
@@ -209,13 +226,31 @@ async def import_file(settings: Settings, url: str, path: Path, *, size: int | N
                 max_text_chars=settings.max_text_chars,
                 on_skip=on_skip,
                 on_progress=lambda read: progress.update(task, completed=read),
+                columns=columns,
+                how=how,
+                split=split,
             )
+    for item in shown:
+        console.print(f"{report.unit} {item.line}: {item.reason}", markup=False)
+    if report.skipped > len(shown):
+        for reason, count in report.reasons.most_common():
+            console.print(f"{count} x {reason}", markup=False)
+    for note, count in report.notes.items():
+        console.print(f"{count} {note}", markup=False)
+    return report
 
 
 async def export_file(
-    settings: Settings, url: str, out: Path, filters: store.interactions.Filters, *, console: Console
+    settings: Settings,
+    url: str,
+    out: Path,
+    filters: store.interactions.Filters,
+    *,
+    contents: Contents,
+    subject: Subject,
+    console: Console,
 ) -> int:
-    """Export to `out` in the format of its file extension; the number of interactions written.
+    """Export to `out` in the format of its file extension; the number of rows written.
 
     Raises:
         BadInput: the extension is unknown, or the file cannot be written.
@@ -233,6 +268,9 @@ async def export_file(
                 out,
                 format=format,
                 filters=filters,
+                contents=contents,
+                subject=subject,
+                prompts=prompts.load(settings.prompts),
                 on_progress=lambda rows: progress.update(task, completed=rows),
             )
 

@@ -1,6 +1,6 @@
 """Critic versions, and the pointers that name some of them: live, candidate and previous."""
 
-from typing import cast
+from typing import Any, cast
 from uuid import UUID
 
 from sqlalchemy import (
@@ -17,6 +17,9 @@ from gadfly.store.mapping import record_of
 from gadfly.store.runs import append_event
 from gadfly.store.tables import CriticPointerRow, CriticVersionRow
 from gadfly.training import EventKind
+
+Origin = dict[str, Any]
+"""What the deployment that made a pulled critic recorded: `source`, `run_id` and `gate`."""
 
 
 async def ensure_version_zero(session: AsyncSession, base_model: str) -> CriticVersion:
@@ -105,6 +108,28 @@ async def insert_critic(
         await append_event(
             session, run_id, EventKind.PUBLISHED, {"version": known.version, "adapter_sha256": adapter_sha256}
         )
+    return record_of(CriticVersion, known)
+
+
+async def insert_pulled_critic(
+    session: AsyncSession, *, base_model: str, prompt_set: str, adapter_path: str, adapter_sha256: str, origin: Origin
+) -> CriticVersion:
+    """Store a critic of another deployment as the next version; the same adapter is stored once."""
+    await session.execute(text("LOCK TABLE critic_versions IN SHARE ROW EXCLUSIVE MODE"))
+    known = await session.scalar(select(CriticVersionRow).where(CriticVersionRow.adapter_sha256 == adapter_sha256))
+    if known is None:
+        newest = await session.scalar(select(func.max(CriticVersionRow.version)))
+        known = CriticVersionRow(
+            version=(newest or 0) + 1,
+            base_model=base_model,
+            adapter_path=adapter_path,
+            adapter_sha256=adapter_sha256,
+            created_at=now(),
+            prompt_set=prompt_set,
+            origin=origin,
+        )
+        session.add(known)
+        await session.flush()
     return record_of(CriticVersion, known)
 
 

@@ -1,31 +1,47 @@
 """Import of rows from files, and export of all rows to files.
 
-Import reads JSON Lines: `question` and `response`, and optionally `reference`, `correct`, `model`, `metadata`,
-`created_at` and `id`. Export writes one row per interaction, with lists of its critiques, refinements and feedback, its
-side of the training wall (`split`) and its label (`label`: is `response` right?).
+Import stores what `gadfly.rowfiles` reads. Export writes one row per interaction, with lists of its critiques,
+refinements and feedback, its side of the training wall (`split`) and its label (`label`: is `response` right?).
 """
 
 import asyncio
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import Any
 from uuid import UUID, uuid5
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, ValidationError
 from sqlalchemy import text
 
 from gadfly.errors import BadInput, UnreadableReference
-from gadfly.fields import FilledText, Metadata
 from gadfly.grading import GRADER_VERSION, Grade, Grader
-from gadfly.records import Critique, Feedback, FeedbackSource, Interaction, Kind, Refinement, Usage, new_id, now
+from gadfly.prompts import PromptSet
+from gadfly.records import (
+    Contents,
+    Critique,
+    Feedback,
+    FeedbackSource,
+    Interaction,
+    Kind,
+    Refinement,
+    Split,
+    Subject,
+    Usage,
+    new_id,
+    now,
+)
+from gadfly.rowfiles.rows import BadRow, ImportRow, row_of
+from gadfly.rowfiles.shapes import NO_MAPPING, ColumnMap, fields_of
+from gadfly.rowfiles.sources import AS_IT_IS, How, Raw, open_rows
 from gadfly.settings import SplitBlocks
 from gadfly.store.database import Database
 from gadfly.store.interactions import (
@@ -33,55 +49,28 @@ from gadfly.store.interactions import (
     LoggedInteraction,
     find_imported,
     insert_interactions,
+    stored_sides,
     stream_interactions,
 )
+from gadfly.store.split import question_hash
+from gadfly.store.training_files import PAIRS_SCHEMA, SFT_SCHEMA, fine_tuning_rows, pairs
 
 _BATCH_ROWS = 300
 _BATCH_LIMIT_S = 120.0
 _EXPORT_ROWS = 500
 _EXPORT_LIMIT_S = 24 * 3600.0
-_NAMESPACE = UUID("1f6d9c0e-5d0b-5c3e-9a52-6b7c1f0a2d11")  # of ids derived from an imported row's content
-_EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
-_BYTES_PER_CHAR = 12  # of a character beyond the first 65,536, written as two escapes
-_TOO_LONG = b"\n\n"  # in place of a line that is too long to keep; no real line has two line ends
+_CHARS_PER_CHAR = 48  # of a row's JSON for each character of its longest text: four texts, characters as two escapes
 
 # ------------------------------------------------------------------------------------------------------------- import
 
 
-def _past(value: datetime) -> datetime:
-    moment = value if value.tzinfo else value.replace(tzinfo=UTC)
-    if not _EARLIEST <= moment <= now():
-        raise ValueError("must lie between 1970 and now")
-    return moment.astimezone(UTC)  # the same moment in any notation is the same value
-
-
-class ImportRow(BaseModel):
-    """One line of a file to import. Other data of a row belongs in `metadata`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    question: FilledText
-    response: FilledText
-    reference: FilledText | None = None
-    correct: StrictBool | None = None
-    model: FilledText | None = None
-    metadata: Metadata = Field(default_factory=dict)
-    created_at: Annotated[datetime, AfterValidator(_past)] | None = None
-    id: FilledText | None = None
-
-    @property
-    def interaction_id(self) -> UUID:
-        """Derived from all given fields but the label: the same row is the same interaction, with any label."""
-        given = self.model_dump(mode="json", exclude={"correct"}, exclude_defaults=True)
-        return uuid5(_NAMESPACE, json.dumps(given, sort_keys=True))
-
-
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A line that was not imported, or was imported without a grade, and why."""
+    """A row that was not imported, or was imported without a grade, and why."""
 
-    line: int  # counts from 1
+    line: int  # the line of a text file, the row of an array or a table; counts from 1
     reason: str
+    kind: str  # rows of one kind are counted together
 
 
 @dataclass(slots=True)
@@ -92,10 +81,14 @@ class ImportReport:
     ungraded: int = 0  # their reference cannot be read
     known: int = 0
     skipped: int = 0
+    without_response: int = 0  # of the added ones: questions for the actor's pool
+    reasons: Counter[str] = field(default_factory=Counter, compare=False)  # of the skipped rows
+    notes: Counter[str] = field(default_factory=Counter, compare=False)  # what was changed in rows, or left out
+    unit: str = field(default="line", compare=False)  # what `Skipped.line` counts
 
 
 async def import_rows(
-    path: Path,
+    source: str | Path,
     database: Database,
     *,
     grader: Grader,
@@ -104,36 +97,52 @@ async def import_rows(
     max_text_chars: int,
     on_skip: Callable[[Skipped], None],
     on_progress: Callable[[int], None] = lambda bytes_read: None,
+    columns: ColumnMap = NO_MAPPING,
+    how: How = AS_IT_IS,
+    split: Split | None = None,
 ) -> ImportReport:
-    """Import a file of JSON lines; importing it again adds only the missing rows.
+    """Import a file or a data set; importing it again adds only the missing rows.
 
-    `on_skip` receives each bad line, in order, and `on_progress` the number of bytes read so far. A row's `correct`
+    `on_skip` receives each bad row, in order, and `on_progress` the number of bytes read so far. A row's `correct`
     becomes feedback; its `reference` grades the response. A row whose reference cannot be read is imported without a
-    grade, and is a bad line too.
+    grade, and is a bad row too. `split` is the side of rows that do not name one; None: a new question's hash decides.
 
     Raises:
-        BadInput: the file cannot be read.
+        BadInput: the file cannot be read, or has not the columns that `columns` names.
         StoreUnavailable: Postgres became unavailable. Imported rows stay, and a repeated import continues after them.
     """
     report = ImportReport()
-    with _readable(path) as file:
-        number = 0
-        while lines := await asyncio.to_thread(_read_lines, file, 4 * _BYTES_PER_CHAR * max_text_chars):
+    with open_rows(str(source), how, max_row_chars=_CHARS_PER_CHAR * max_text_chars) as opened:
+        report.unit = opened.unit
+        is_first = True
+        while raws := await asyncio.to_thread(lambda: list(islice(opened.rows, _BATCH_ROWS))):
+            if is_first:
+                columns.check([raw.value for raw in raws if not isinstance(raw.value, BadRow)])
+                is_first = False
             rows: list[tuple[int, ImportRow]] = []
             skipped: list[Skipped] = []
-            for line in lines:
-                number += 1
+            for raw in raws:
                 try:
-                    if (row := _read_row(line, max_text_chars)) is not None:
-                        rows.append((number, row))
-                except BadInput as error:
-                    skipped.append(Skipped(number, str(error)))
+                    rows.append((raw.number, _read_row(raw, columns, split, max_text_chars, report.notes)))
+                except BadRow as error:
+                    skipped.append(Skipped(raw.number, str(error), error.reason))
+            misplaced, ungraded = await _import_batch(rows, database, grader, heldout_share, split_blocks, report)
+            skipped += misplaced
             report.skipped += len(skipped)
-            ungraded = await _import_batch(rows, database, grader, heldout_share, split_blocks, report)
             for item in sorted(skipped + ungraded, key=lambda item: item.line):
+                report.reasons[item.kind] += 1
                 on_skip(item)
-            on_progress(file.tell())
+            on_progress(opened.position())
     return report
+
+
+def _read_row(raw: Raw, columns: ColumnMap, split: Split | None, max_text_chars: int, notes: Counter[str]) -> ImportRow:
+    if isinstance(raw.value, BadRow):
+        raise raw.value
+    fields = fields_of(raw.value, columns, notes)
+    if split is not None and fields.get("split") is None:
+        fields["split"] = split
+    return row_of(fields, max_text_chars=max_text_chars, notes=notes)
 
 
 async def _import_batch(
@@ -143,7 +152,9 @@ async def _import_batch(
     heldout_share: float,
     split_blocks: SplitBlocks,
     report: ImportReport,
-) -> list[Skipped]:
+) -> tuple[list[Skipped], list[Skipped]]:
+    """Store the rows; return those that were skipped, and those that were stored without a grade."""
+    rows, skipped = await _on_their_side(rows, database)
     firsts: dict[UUID, ImportRow] = {}
     numbers: dict[UUID, list[int]] = {}
     labels: dict[UUID, bool] = {}
@@ -159,7 +170,7 @@ async def _import_batch(
     grades = await _grade(new, grader)
     interactions = [_to_interaction(id, row, grades.get(id)) for id, row in new.items()]
     ungraded = [
-        Skipped(number, f"reference: {grade} The row is imported without a grade.")
+        Skipped(number, f"reference: {grade} The row is imported without a grade.", "reference: it cannot be read")
         for id, grade in grades.items()
         if isinstance(grade, UnreadableReference)
         for number in numbers[id]
@@ -171,56 +182,61 @@ async def _import_batch(
     ]
     async with database.session(limit_s=_BATCH_LIMIT_S) as session:
         added = await insert_interactions(
-            session, interactions, feedback, heldout_share=heldout_share, split_blocks=split_blocks
+            session,
+            interactions,
+            feedback,
+            heldout_share=heldout_share,
+            split_blocks=split_blocks,
+            sides=_sides(new.values()),
         )
     report.added += added
     report.known += len(rows) - added
     report.ungraded += len(ungraded)
-    return ungraded
+    report.without_response += sum(row.response is None for row in new.values())
+    return skipped, ungraded
+
+
+async def _on_their_side(
+    rows: list[tuple[int, ImportRow]], database: Database
+) -> tuple[list[tuple[int, ImportRow]], list[Skipped]]:
+    """The rows whose question can be on the side that they name, and the others: a stored question keeps its side."""
+    named = {question_hash(row.question) for _, row in rows if row.split is not None}
+    if not named:
+        return rows, []
+    async with database.session() as session:
+        stored = await stored_sides(session, named)
+    sides = _sides(row for _, row in rows) | stored
+    kept: list[tuple[int, ImportRow]] = []
+    skipped: list[Skipped] = []
+    for number, row in rows:
+        side = sides.get(question_hash(row.question))
+        if row.split in (None, side):
+            kept.append((number, row))
+        else:
+            reason = f"split: the question is {_IS_ON[side]} already, and a question never changes sides"
+            skipped.append(Skipped(number, reason, reason))
+    return kept, skipped
+
+
+_IS_ON = {Split.TRAIN: "in training", Split.HELDOUT: "held out", None: "on no side"}
+
+
+def _sides(rows: Iterable[ImportRow]) -> dict[bytes, Split]:
+    """The side of each question of which a row names one; of two rows that disagree the first decides."""
+    sides: dict[bytes, Split] = {}
+    for row in rows:
+        if row.split is not None:
+            sides.setdefault(question_hash(row.question), row.split)
+    return sides
 
 
 async def _grade(rows: Mapping[UUID, ImportRow], grader: Grader) -> dict[UUID, Grade | UnreadableReference]:
-    referenced = [(id, row.response, row.reference) for id, row in rows.items() if row.reference is not None]
+    # A reference without a response is compared with itself, so that one that cannot be read is found here as well.
+    referenced = [
+        (id, row.response or row.reference, row.reference) for id, row in rows.items() if row.reference is not None
+    ]
     grades = await grader.grade_all([(response, reference) for _, response, reference in referenced])
     return {id: grade for (id, _, _), grade in zip(referenced, grades, strict=True)}
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[IO[bytes]]:
-    try:
-        with path.open("rb") as file:
-            if file.read(3) != b"\xef\xbb\xbf":  # some editors put a byte order mark first
-                file.seek(0)
-            yield file
-    except OSError as error:
-        raise BadInput(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def _read_lines(file: IO[bytes], limit: int) -> list[bytes]:
-    lines: list[bytes] = []
-    while len(lines) < _BATCH_ROWS and (line := file.readline(limit)):
-        lines.append(line)
-        while not line.endswith(b"\n") and (line := file.readline(limit)):
-            lines[-1] = _TOO_LONG
-    return lines
-
-
-def _read_row(line: bytes, max_text_chars: int) -> ImportRow | None:
-    if line == _TOO_LONG:
-        raise BadInput("the line is too long")
-    if not line.strip():
-        return None
-    try:
-        row = ImportRow.model_validate_json(line)
-    except ValidationError as error:
-        problem = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, problem["loc"]))
-        message = problem["msg"].removeprefix("Value error, ")
-        raise BadInput(f"{where}: {message}" if where else message) from None
-    for name in ("question", "response", "reference"):
-        if len(getattr(row, name) or "") > max_text_chars:
-            raise BadInput(f"{name}: must be at most {max_text_chars:,} characters")
-    return row
 
 
 def _to_interaction(id: UUID, row: ImportRow, grade: Grade | UnreadableReference | None) -> Interaction:
@@ -236,8 +252,8 @@ def _to_interaction(id: UUID, row: ImportRow, grade: Grade | UnreadableReference
         question=row.question,
         response=row.response,
         reference=row.reference,
-        grade=None if isinstance(grade, UnreadableReference) else grade,
-        grader=GRADER_VERSION if isinstance(grade, Grade) else None,
+        grade=None if isinstance(grade, UnreadableReference) or row.response is None else grade,
+        grader=GRADER_VERSION if isinstance(grade, Grade) and row.response is not None else None,
         grade_problem=problem,
         metadata=row.metadata,
         parameters={} if row.id is None else {"id": row.id},
@@ -360,9 +376,14 @@ async def export(
     *,
     format: ExportFormat,
     filters: Filters,
+    contents: Contents = Contents.INTERACTIONS,
+    subject: Subject = Subject.ANSWERS,
+    prompts: PromptSet | None = None,
     on_progress: Callable[[int], None] = lambda rows: None,
 ) -> int:
-    """Write the interactions that match `filters` to `out`, oldest first; return their number.
+    """Write what `contents` names of the interactions that match `filters` to `out`; return the number of rows.
+
+    Interactions are written oldest first. Pairs and rows for fine-tuning need `prompts`.
 
     The file appears complete or not at all, and shows one snapshot of the database. `on_progress` receives the number
     of rows written so far.
@@ -374,13 +395,17 @@ async def export(
     rows = 0
     unfinished = out.with_name(f".{out.name}.{new_id().hex}")
     try:
-        with (_jsonl_writer if format is ExportFormat.JSONL else _parquet_writer)(unfinished) as write:
+        writer = _jsonl_writer(unfinished) if format is ExportFormat.JSONL else _parquet_writer(unfinished, contents)
+        with writer as write:
             async with database.session(limit_s=_EXPORT_LIMIT_S) as session:
                 await session.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
                 await session.execute(text("SET LOCAL statement_timeout = 0"))
-                async with aclosing(stream_interactions(session, filters, batch=_EXPORT_ROWS)) as batches:
-                    async for batch in batches:
-                        await asyncio.to_thread(write, [_to_row(logged) for logged in batch])
+                stream = stream_interactions(
+                    session, filters, batch=_EXPORT_ROWS, by_question=contents is not Contents.INTERACTIONS
+                )
+                async with aclosing(stream) as logged:
+                    async for batch in _batched(_rows(logged, contents, subject, prompts)):
+                        await asyncio.to_thread(write, batch)
                         rows += len(batch)
                         on_progress(rows)
         unfinished.replace(out)
@@ -389,6 +414,30 @@ async def export(
     finally:
         unfinished.unlink(missing_ok=True)
     return rows
+
+
+async def _rows(
+    logged: AsyncIterator[list[LoggedInteraction]], contents: Contents, subject: Subject, prompts: PromptSet | None
+) -> AsyncIterator[list[dict[str, Any]]]:
+    if contents is Contents.INTERACTIONS:
+        async for batch in logged:
+            yield [_to_row(each) for each in batch]
+        return
+    assert prompts is not None
+    async for rows in (pairs if contents is Contents.PAIRS else fine_tuning_rows)(logged, subject, prompts):
+        yield rows
+
+
+async def _batched(groups: AsyncIterator[list[dict[str, Any]]]) -> AsyncIterator[list[dict[str, Any]]]:
+    """The same rows, at least as many at a time as a file is written well with."""
+    batch: list[dict[str, Any]] = []
+    async for rows in groups:
+        batch += rows
+        if len(batch) >= _EXPORT_ROWS:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 Write = Callable[[list[dict[str, Any]]], None]
@@ -408,16 +457,17 @@ def _jsonl_writer(path: Path) -> Iterator[Write]:
 
 
 @contextmanager
-def _parquet_writer(path: Path) -> Iterator[Write]:
+def _parquet_writer(path: Path, contents: Contents) -> Iterator[Write]:
+    schema = {Contents.INTERACTIONS: SCHEMA, Contents.PAIRS: PAIRS_SCHEMA, Contents.SFT: SFT_SCHEMA}[contents]
     with path.open("wb") as file:
-        with pq.ParquetWriter(file, SCHEMA, compression="zstd") as parquet:
+        with pq.ParquetWriter(file, schema, compression="zstd") as parquet:
 
             def write(rows: list[dict[str, Any]]) -> None:
-                for row in rows:
+                for row in rows if contents is Contents.INTERACTIONS else ():
                     for holder in (row, *row["feedback"]):
                         holder["metadata"] = json.dumps(holder["metadata"], ensure_ascii=False)
                     row["parameters"] = json.dumps(row["parameters"], ensure_ascii=False)
-                parquet.write_table(pa.Table.from_pylist(rows, SCHEMA))
+                parquet.write_table(pa.Table.from_pylist(rows, schema))
 
             yield write
         file.flush()

@@ -1,7 +1,7 @@
 """Interactions with their critiques, refinements and feedback: stored, read, listed, deleted."""
 
 import base64
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -71,6 +71,9 @@ Scope = UUID | None
 """The rows that a call may see: those of the key with this id, or all (None)."""
 
 
+NO_SIDES: Mapping[bytes, Split] = {}
+
+
 @dataclass(frozen=True, slots=True)
 class Stored:
     """The result of storing a record.
@@ -110,16 +113,21 @@ async def insert_interactions(
     *,
     heldout_share: float,
     split_blocks: SplitBlocks = SplitBlocks.NEAR,
+    sides: Mapping[bytes, Split] = NO_SIDES,
 ) -> int:
     """Store interactions with their critiques and refinements, and feedback; return how many interactions were new.
 
     The share and the blocks are those of `gadfly.store.wall.place_questions`, for questions that are new.
 
+    `sides` puts new questions, named by their hash, on a side that their hash does not choose.
+
     Raises:
         Conflict: as `insert_records`.
         NotFound: as `insert_records`.
     """
-    added = await _insert_interactions(session, interactions, heldout_share=heldout_share, split_blocks=split_blocks)
+    added = await _insert_interactions(
+        session, interactions, heldout_share=heldout_share, split_blocks=split_blocks, sides=sides
+    )
     await _insert_feedback(session, feedback)
     await _count_votes(session, interactions, feedback)
     return added
@@ -134,13 +142,18 @@ async def _count_votes(
 
 
 async def _insert_interactions(
-    session: AsyncSession, interactions: Sequence[Interaction], *, heldout_share: float, split_blocks: SplitBlocks
+    session: AsyncSession,
+    interactions: Sequence[Interaction],
+    *,
+    heldout_share: float,
+    split_blocks: SplitBlocks,
+    sides: Mapping[bytes, Split] = NO_SIDES,
 ) -> int:
     if not interactions:
         return 0
     hashes = {interaction.id: question_hash(interaction.question) for interaction in interactions}
     questions = {hashes[interaction.id]: interaction.question for interaction in interactions}
-    await place_questions(session, questions, heldout_share=heldout_share, blocks=split_blocks)
+    await place_questions(session, questions, heldout_share=heldout_share, blocks=split_blocks, sides=sides)
     # Every writer inserts in the same order, so that two writers of the same rows cannot deadlock.
     episodes = {interaction.episode_id: interaction for interaction in reversed(interactions)}
     await _insert_episodes(session, [episodes[id] for id in sorted(episodes)], hashes)
@@ -180,7 +193,7 @@ def _values_of(interaction: Interaction, hash_: bytes) -> dict[str, Any]:
         InteractionRow,
         interaction,
         question_hash=hash_,
-        text_sha256=text_sha256(interaction.response),
+        text_sha256=None if interaction.response is None else text_sha256(interaction.response),
         own_grade=interaction.grade,
     )
 
@@ -423,6 +436,12 @@ async def list_interactions(
     return Page([_to_interaction(row, is_whole=False) for row in rows[:limit]], next_cursor)
 
 
+async def stored_sides(session: AsyncSession, hashes: Iterable[bytes]) -> dict[bytes, Split]:
+    """The sides of those questions, named by their hash, that are stored."""
+    rows = await session.execute(select(QuestionRow.hash, QuestionRow.split).where(QuestionRow.hash.in_(list(hashes))))
+    return dict(rows.all())
+
+
 async def find_imported(session: AsyncSession, ids: Iterable[UUID]) -> dict[UUID, bool | None]:
     """The stored ones among these interactions, each with its newest label from an import."""
     rows = await session.execute(
@@ -473,15 +492,19 @@ class LoggedInteraction:
 
 
 async def stream_interactions(
-    session: AsyncSession, filters: Filters, *, batch: int
+    session: AsyncSession, filters: Filters, *, batch: int, by_question: bool = False
 ) -> AsyncGenerator[list[LoggedInteraction]]:
-    """Interactions with everything that belongs to them, oldest first, `batch` at a time; memory holds one batch."""
+    """Interactions with everything that belongs to them, oldest first, `batch` at a time; memory holds one batch.
+
+    `by_question` keeps those about one question together.
+    """
     label = Label()
     whole = _whole().options(selectinload(InteractionRow.feedback), joinedload(InteractionRow.question_row))
     statement = label.joined(_selected(whole, filters)).add_columns(label.is_right)
-    rows = await session.stream(
-        statement.order_by(InteractionRow.created_at, InteractionRow.id).execution_options(yield_per=batch)
-    )
+    order = (InteractionRow.created_at, InteractionRow.id)
+    if by_question:
+        statement = statement.order_by(InteractionRow.question_hash)
+    rows = await session.stream(statement.order_by(*order).execution_options(yield_per=batch))
     try:
         async for part in rows.partitions():
             yield [

@@ -146,7 +146,9 @@ async def count_votes(session: AsyncSession, interaction_ids: Collection[UUID]) 
     """
     for ids in _chunks(sorted(interaction_ids)):
         answers = await session.execute(
-            select(InteractionRow.question_hash, stored_text_sha256()).where(InteractionRow.id.in_(ids))
+            select(InteractionRow.question_hash, stored_text_sha256()).where(
+                InteractionRow.id.in_(ids), InteractionRow.response.is_not(None)
+            )
         )
         await relabel(session, {(question_hash, text) for question_hash, text in answers})
 
@@ -409,7 +411,7 @@ async def _hash_old_texts(database: Database) -> int:
     async with _long_session(database) as session:
         ids = await session.scalars(
             select(InteractionRow.id)
-            .where(InteractionRow.text_sha256.is_(None))
+            .where(InteractionRow.text_sha256.is_(None), InteractionRow.response.is_not(None))
             .order_by(InteractionRow.id)
             .limit(_CHUNK)
             .with_for_update(skip_locked=True)

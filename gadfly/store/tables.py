@@ -242,6 +242,7 @@ class CriticVersionRow(Table):
     created_at: Mapped[datetime]
     run_id: Mapped[UUID | None] = mapped_column(ForeignKey("training_runs.id"), unique=True)
     prompt_set: Mapped[str | None]
+    origin: Mapped[dict[str, Any] | None]
 
 
 class CriticCalibrationRow(Table):
@@ -321,7 +322,7 @@ class InteractionRow(Table):
     request_id: Mapped[str | None]
     fingerprint: Mapped[str | None]
     question: Mapped[str]
-    response: Mapped[str]
+    response: Mapped[str | None]  # null: a question for which the actor samples answers
     reference: Mapped[str | None]
     grade: Mapped[Grade | None]
     metadata_: Mapped[dict[str, Any]] = mapped_column("metadata")

@@ -6,7 +6,7 @@ from functools import cache, partial
 from typing import Self
 from uuid import UUID, uuid5
 
-from sqlalchemy import exists, func, select, text
+from sqlalchemy import ColumnElement, case, exists, func, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly.fields import HexBytes
@@ -17,6 +17,7 @@ from gadfly.store.labels import (
     distrusted_keys,
     is_about,
     is_any_of,
+    newest_first,
     read_model,
     reference_statements,
 )
@@ -60,6 +61,82 @@ class LabelledAnswer:
             certainty=GRADE_ACCURACY,
             key_id=None,
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpenQuestion:
+    """An imported question with a reference and without a response: the actor samples answers to it."""
+
+    interaction_id: UUID
+    question_hash: HexBytes
+    question: str
+    reference: str
+
+    def sampled(self, sample: int, response: str, *, is_right: bool) -> LabelledAnswer:
+        """An answer sampled by the actor and graded against the reference."""
+        return LabelledAnswer(
+            interaction_id=self.interaction_id,
+            question_hash=self.question_hash,
+            question=self.question,
+            response=response,
+            is_right=is_right,
+            source=LabelSource.REFERENCE,
+            reference=self.reference,
+            sample=sample,
+            certainty=GRADE_ACCURACY,
+        )
+
+
+async def open_questions(session: AsyncSession, split: Split, *, limit: int) -> list[OpenQuestion]:
+    """Questions without a response on one side, the newest first, each once."""
+    reference = _known_reference(await distrusted_keys(session))
+    rows = await session.execute(
+        select(InteractionRow.id, InteractionRow.question_hash, InteractionRow.question, reference.label("reference"))
+        .join(QuestionRow, QuestionRow.hash == InteractionRow.question_hash)
+        .where(QuestionRow.split == split, InteractionRow.response.is_(None), reference.is_not(None))
+        .order_by(InteractionRow.created_at.desc(), InteractionRow.id.desc())
+        .limit(limit)
+    )
+    found: dict[bytes, OpenQuestion] = {}
+    for row in rows:
+        found.setdefault(
+            row.question_hash,
+            OpenQuestion(
+                interaction_id=row.id,
+                question_hash=row.question_hash,
+                question=row.question,
+                reference=row.reference,
+            ),
+        )
+    return list(found.values())
+
+
+def _known_reference(distrusted: frozenset[UUID]) -> ColumnElement[str | None]:
+    """The newest readable reference of an interaction: of feedback about it, or its own."""
+    newest = (
+        select(FeedbackRow.reference)
+        .where(
+            FeedbackRow.interaction_id == InteractionRow.id,
+            FeedbackRow.reference.is_not(None),
+            FeedbackRow.grade_problem.is_(None),
+            or_(FeedbackRow.key_id.is_(None), FeedbackRow.key_id.not_in(distrusted)),
+        )
+        .order_by(*newest_first(FeedbackRow))
+        .limit(1)
+        .scalar_subquery()
+    )
+    own = case((InteractionRow.grade_problem.is_(None), InteractionRow.reference), else_=None)
+    return func.coalesce(newest, own)
+
+
+async def count_open_questions(session: AsyncSession, split: Split) -> int:
+    """The number of questions without a response on one side."""
+    count = await session.scalar(
+        select(func.count(InteractionRow.question_hash.distinct()))
+        .join(QuestionRow, QuestionRow.hash == InteractionRow.question_hash)
+        .where(QuestionRow.split == split, InteractionRow.response.is_(None))
+    )
+    return count or 0
 
 
 async def labelled_answers(session: AsyncSession, split: Split, *, limit: int) -> list[LabelledAnswer]:
@@ -175,7 +252,10 @@ async def traffic_counts(session: AsyncSession) -> tuple[int, int]:
 
 
 async def has_labels(session: AsyncSession, split: Split, *, with_reference: bool = False) -> bool:
-    """Whether any answer on this side has a label, and, if `with_reference`, a known reference."""
+    """Whether there is anything to learn from: a labelled answer on this side, or a question for the actor's pool.
+
+    `with_reference` counts answers only if a reference is known; every question for the pool has one.
+    """
     statement = (
         select(AnswerRow.question_hash)
         .join(QuestionRow, QuestionRow.hash == AnswerRow.question_hash)
@@ -191,7 +271,7 @@ async def has_labels(session: AsyncSession, split: Split, *, with_reference: boo
                 FeedbackRow.grade_problem.is_(None),
             )
         )
-    return await session.scalar(statement) is not None
+    return await session.scalar(statement) is not None or await count_open_questions(session, split) > 0
 
 
 async def count_new_labels(session: AsyncSession) -> int:

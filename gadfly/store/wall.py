@@ -77,7 +77,12 @@ _UPDATE_KEYS = text(
 
 
 async def place_questions(
-    session: AsyncSession, questions: Mapping[bytes, str], *, heldout_share: float, blocks: SplitBlocks
+    session: AsyncSession,
+    questions: Mapping[bytes, str],
+    *,
+    heldout_share: float,
+    blocks: SplitBlocks,
+    sides: Mapping[bytes, Split],
 ) -> None:
     """Store the questions that are new, each on its side for ever. At most once in a transaction.
 
@@ -86,6 +91,7 @@ async def place_questions(
         questions: the texts by `question_hash`, in the order of their arrival.
         heldout_share: the share of new blocks that is held out.
         blocks: which questions follow an earlier one.
+        sides: the side of a new question, by its hash, where the writer names one.
     """
     connection = await session.connection()
     stored = await connection.execute(_READ_QUESTIONS, {"hashes": list(questions)})
@@ -98,8 +104,10 @@ async def place_questions(
     arriving = {hash_: block_keys(question) for hash_, question in questions.items() if not is_keyed.get(hash_)}
     if not arriving:
         return
-    splits = await _enter(connection, arriving, fixed, heldout_share=heldout_share, blocks=blocks)
-    if new := sorted(arriving.keys() - fixed.keys()):
+    new = sorted(arriving.keys() - fixed.keys())
+    named = {hash_: sides[hash_] for hash_ in new if hash_ in sides}
+    splits = await _enter(connection, arriving, fixed | named, heldout_share=heldout_share, blocks=blocks) | named
+    if new:
         rows = {"hashes": new, "splits": [splits[hash_].value for hash_ in new], "created_at": now()}
         await connection.execute(_INSERT_QUESTIONS, rows)
     await _mark_keyed(connection, fixed)

@@ -4,7 +4,7 @@ After a promotion the critic before judges a share of the labelled answers too, 
 critics on the same answers.
 
 Revision: 0012
-After: 0009
+After: 0010
 """
 
 import sqlalchemy as sa
@@ -12,7 +12,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "0012"
-down_revision = "0009"
+down_revision = "0010"
 
 
 def upgrade() -> None:

@@ -22,7 +22,7 @@ from gadfly.adapters import BadAdapter
 from gadfly.concurrency import gather
 from gadfly.critique import critique, majority_verdict
 from gadfly.engine_client import Sampling
-from gadfly.errors import AdapterRefused, EngineUnavailable, UnreadableReference
+from gadfly.errors import AdapterRefused, BadInput, EngineUnavailable, UnreadableReference
 from gadfly.grading import GRADER_VERSION, Grade, Grader, Submission, group_by_answer
 from gadfly.prompts import PromptSet
 from gadfly.records import (
@@ -210,9 +210,16 @@ class Answerer:
         """Store feedback about an interaction. A repeat of the newest feedback returns that one.
 
         A reference that cannot be read gives no grade, and `grade_problem` says why; the rest of the feedback counts.
+
+        Raises:
+            BadInput: a label for an imported question, which has no response; nothing is stored.
         """
-        texts = [(interaction.response, False), *map(_text_of, interaction.refinements)]
-        graded = await self._graded(texts, body.reference)
+        response = interaction.response
+        if response is None and body.correct is not None:
+            raise BadInput("this question has no response that could be correct; send a reference", field="correct")
+        # A reference for a question without a response is compared with itself, so that it is read once.
+        first = response or body.reference or ""
+        graded = await self._graded([(first, False), *map(_text_of, interaction.refinements)], body.reference)
         grade, *refined = graded.grades
         regraded = {
             item.id: new_grade
@@ -231,7 +238,7 @@ class Answerer:
             rating=body.rating,
             comment=body.comment,
             metadata=body.metadata,
-            grade=grade,
+            grade=None if response is None else grade,
             refinement_grades=regraded,
             grader=graded.grader,
             grade_problem=graded.problem,

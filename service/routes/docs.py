@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from fastapi import FastAPI
+
 from gadfly.service.wire.common import Problem
 
 _REASONS = {
@@ -33,8 +35,27 @@ EVENTS: dict[int | str, dict[str, Any]] = {
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The error responses of a route, each a problem document."""
-    schema = Problem.model_json_schema()
+    schema = {"$ref": "#/components/schemas/Problem"}
     return {
         status: {"description": _REASONS[status], "content": {"application/problem+json": {"schema": schema}}}
         for status in statuses
     }
+
+
+def name_problems(app: FastAPI) -> None:
+    """Add the schema that the error responses refer to, so that generated clients have one class for it.
+
+    FastAPI names only models of responses in its own media type, and problem documents have theirs.
+    """
+    describe = app.openapi
+
+    def described() -> dict[str, Any]:
+        document = describe()
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        if "Problem" not in schemas:
+            problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas.update(problem.pop("$defs", {}))
+            schemas["Problem"] = problem
+        return document
+
+    app.openapi = described  # type: ignore[method-assign]  # FastAPI's own way to extend the document

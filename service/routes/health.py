@@ -9,12 +9,14 @@ from gadfly.service.health import Readiness, State
 router = APIRouter(tags=["health"])
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", summary="Liveness")
 async def healthz() -> dict[str, str]:
     """The process is running and its event loop responds."""
     return {"status": "ok"}
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", summary="Readiness", response_model=Readiness, responses={503: {"model": Readiness}})
 async def readyz(service: ServiceDep) -> Response:
     """Generates a token on every engine, runs a statement in the database, and checks that the live critic is served.

@@ -50,7 +50,8 @@ async def retrain(body: RetrainRequest, caller: AdminDep, service: ServiceDep) -
     """
     if body.dry_run:
         plan = await service.runs.plan(body.config)
-        return Response(orjson.dumps(plan.to_json()), media_type="application/json")
+        shown = plan if body.ids else plan.without_ids()
+        return Response(orjson.dumps(shown.to_json()), media_type="application/json")
     requested = await service.runs.request(caller, body.config, request_id=body.request_id)
     return _located(requested.run, status=200 if requested.is_repeat else 202)
 

@@ -9,6 +9,7 @@ from typing import Literal, Self
 from uuid import UUID
 
 from pydantic import (
+    ConfigDict,
     Field,
     StrictBool,
     model_validator,
@@ -64,10 +65,33 @@ class Options(Wire):
 
 
 class CritiqueRequest(Options):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "question": "A box holds 3 pens. How many pens are in 2 boxes and 1 loose pen?",
+                    "response": "2 * 3 = 6. The answer is 6.",
+                }
+            ]
+        }
+    )
+
     n: Count = Field(1, description="How many critiques to sample.")
 
 
 class RefineRequest(Options):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "question": "A box holds 3 pens. How many pens are in 2 boxes and 1 loose pen?",
+                    "response": "2 * 3 = 6. The answer is 6.",
+                    "when": "if_incorrect",
+                }
+            ]
+        }
+    )
+
     critique: FilledText | None = Field(None, description="The caller's own critique to use instead of the critic's.")
     critique_id: UUID | None = Field(None, description="An earlier critique to use.")
     rounds: Count = Field(1, description="Rounds of critique and rewrite.")

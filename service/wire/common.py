@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StrictInt,
@@ -17,7 +18,18 @@ Count = Annotated[StrictInt, Field(ge=1, le=1_000_000)]
 Temperature = Annotated[float, Field(strict=True, ge=0, le=2, allow_inf_nan=False)]
 Seed = Annotated[StrictInt, Field(ge=0, lt=2**62)]
 Reason = Annotated[FilledText, Field(max_length=2000)]
-CriticChoice = Literal["live", "candidate"] | Annotated[StrictInt, Field(ge=0, lt=2**31)]
+
+
+def _critic_choice(value: Any) -> Any:
+    """One sentence in place of one for each member of the union."""
+    if value in ("live", "candidate") or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    raise ValueError(f"must be live, candidate, or the number of a version, not {str(value)[:40]!r}")
+
+
+CriticChoice = Annotated[
+    Literal["live", "candidate"] | Annotated[StrictInt, Field(ge=0, lt=2**31)], BeforeValidator(_critic_choice)
+]
 
 
 class Wire(BaseModel):
@@ -44,15 +56,22 @@ class CriticView(Wire):
     adapter_sha256: str | None
 
 
+class FieldProblem(BaseModel):
+    """What is wrong with one field of a request."""
+
+    field: str
+    message: str
+
+
 class Problem(BaseModel):
     """An RFC 9457 problem document."""
 
-    type: str
+    type: str = Field(description="Stable name of the kind of problem, as urn:gadfly:problem:NAME.")
     title: str
     status: int
-    detail: str
-    instance: str | None = None
-    errors: list[dict[str, Any]] | None = None
+    detail: str = Field(description="One sentence for a person.")
+    instance: str | None = Field(None, description="The path of the request.")
+    errors: list[FieldProblem] | None = Field(None, description="Each invalid field.")
 
 
 def critic_of(interaction: Interaction) -> CriticView | None:

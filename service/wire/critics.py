@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from pydantic import (
+    ConfigDict,
     Field,
     StrictInt,
 )
@@ -24,11 +25,15 @@ from gadfly.training import GateOutcome
 
 
 class PromoteRequest(Wire):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"version": 1, "reason": "better on our own examples"}]})
+
     version: StrictInt = Field(ge=0, lt=2**31, description="The version to make live.")
     reason: Reason | None = Field(None, description="The reason, stored with the swap.")
 
 
 class RollbackRequest(Wire):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"from_version": 1, "reason": "too many false alarms"}]})
+
     from_version: StrictInt | None = Field(
         None,
         ge=0,
@@ -132,6 +137,9 @@ class CriticHistoryView(CriticVersionView):
         description="Null for version 0, for versions of earlier releases, and with fewer than 20 held-out questions "
         "of either class."
     )
+    origin: dict[str, Any] | None = Field(
+        description="Of a pulled critic: its source, its run there, and the report of the gate there."
+    )
     swaps: list[SwapView] = Field(description="Newest first, including refused ones.")
     receipts: list[ReceiptView] = Field(description="Newest first.")
 
@@ -154,6 +162,7 @@ def history_view(
         outcome=history.outcome,
         gate=history.gate and _without_evidence(history.gate),
         calibration=history.calibration and _calibration(history.calibration),
+        origin=critic.origin if for_admin else _without_source(critic.origin),
         swaps=swaps,
         receipts=receipts,
     )
@@ -180,6 +189,10 @@ def _without_evidence(gate: dict[str, Any]) -> dict[str, Any]:
     """The report without its observations, which later runs read and people do not."""
     numbers = {name: value for name, value in gate["numbers"].items() if name != "evidence"}
     return gate | {"numbers": numbers}
+
+
+def _without_source(origin: dict[str, Any] | None) -> dict[str, Any] | None:
+    return None if origin is None else {name: value for name, value in origin.items() if name != "source"}
 
 
 def _without_engines(details: dict[str, Any]) -> dict[str, Any]:

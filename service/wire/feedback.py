@@ -5,6 +5,7 @@ from typing import Annotated, Any, Self
 from uuid import UUID
 
 from pydantic import (
+    ConfigDict,
     Field,
     StrictBool,
     StrictInt,
@@ -19,6 +20,12 @@ from gadfly.service.wire.common import RequestId, Wire
 
 class FeedbackRequest(Wire):
     """Feedback about an interaction, which is named by its id or by its request id."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"interaction_id": "019ad3a1-7c40-7000-8000-000000000000", "correct": False, "reference": "7"}]
+        }
+    )
 
     interaction_id: UUID | None = None
     request_id: RequestId | None = None

@@ -26,7 +26,7 @@ class InteractionSummary(Wire):
     request_id: str | None
     created_at: datetime
     question: str
-    response: str
+    response: str | None = Field(description="The answer to judge; null for an imported question without one.")
     verdict: Verdict | None
     grade: Grade | None
     critic: CriticView | None

@@ -4,18 +4,23 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from pydantic import Field, JsonValue, StrictBool
+from pydantic import ConfigDict, Field, JsonValue, StrictBool
 
 from gadfly.service.wire.common import RequestId, Wire
 from gadfly.training import GateOutcome, RunStatus, Stage, TrainConfig, Trigger
 
 
 class RetrainRequest(Wire):
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"dry_run": True, "config": {"steps_stage_1": 50, "steps_stage_2": 50}}]}
+    )
+
     config: dict[str, JsonValue] = Field(
         default_factory=dict,
         description="Training options (see `TrainConfig`) that differ from the deployment's config.",
     )
     dry_run: StrictBool = Field(False, description="Return the plan of the run and store nothing.")
+    ids: StrictBool = Field(False, description="With `dry_run`: also list the ids of the answers.")
     request_id: RequestId | None = Field(
         None, description="The caller's idempotency key: a repeat returns the first run."
     )

@@ -41,6 +41,7 @@ HISTORY = SEVEN | {
         "before": {"ece": 0.21, "low": 0.15, "high": 0.27},
         "after": {"ece": 0.031, "low": 0.0, "high": 0.066},
     },
+    "origin": None,
     "swaps": [SWAP, SWAP | {"status": "refused", "reason": "its hash [red]differs\x1b[2J"}],
     "receipts": [
         {

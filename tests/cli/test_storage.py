@@ -133,15 +133,30 @@ def test_import_skips_bad_lines_with_number_and_reason(database_url: str, tmp_pa
         "\n".join([json.dumps(good), "{", json.dumps({"question": "q"}), json.dumps({**good, "response": "3"})])
     )
     result = run(database_url, "import", str(file))
-    assert result.exit_code == 0
+    assert result.exit_code == 1, "scripts must see that rows are missing"
     assert "2 rows added, 0 already stored, 2 skipped" in result.stdout
-    assert "line 2: Invalid JSON" in result.stderr
-    assert "line 3: response: Field required" in result.stderr
-    assert "0 rows added, 2 already stored, 2 skipped" in done(database_url, "import", str(file))
+    assert "line 2: not JSON" in result.stderr
+    assert "line 3: there is neither a response nor a reference" in result.stderr
+    assert "0 rows added, 2 already stored, 2 skipped" in done(database_url, "import", "--skip-bad", str(file))
     file.write_text("not JSON\n")
     nothing = run(database_url, "import", str(file))
     assert nothing.exit_code == 1, "scripts must see a failure"
     assert "no line of" in nothing.stderr
+
+
+def test_of_many_bad_rows_five_are_shown_and_all_are_counted(database_url: str, tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("question,answer\n" + "".join(f"q{number},{number}\n" for number in range(7)))
+    result = run(database_url, "import", str(file))
+    assert result.exit_code == 1
+    assert result.stderr.count("neither a response nor a reference") == 6
+    assert "line 6: " in result.stderr
+    assert "line 7: " not in result.stderr
+    assert "7 x there is neither" in result.stderr
+    mapped = done(database_url, "import", str(file), "--map", "answer=reference", "--split", "heldout")
+    assert "7 rows added (7 of them questions without a response), 0 already stored, 0 skipped" in mapped
+    with pytest.raises(BadInput, match="neither side is a field: did you mean reference"):
+        raise run(database_url, "import", str(file), "--map", "answer=refrence").exception or AssertionError
 
 
 def test_export_writes_the_format_of_the_file_extension(database_url: str, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from gadfly.base_model import base_sha256
 from gadfly.critique import sample_critiques
 from gadfly.engine_client import ACTOR, EnginePool, Sampling
 from gadfly.grading import Grade, Grader
@@ -14,7 +15,6 @@ from gadfly.lab.__main__ import MODEL
 from gadfly.lab.engine import Generator, connect
 from gadfly.lab.pretrain import PROMPTS
 from gadfly.lab.world import PERFECT, Care
-from gadfly.trainer.base_model import base_sha256
 from gadfly.verdict import Verdict, parse_critique
 
 pytestmark = pytest.mark.model

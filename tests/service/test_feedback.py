@@ -5,7 +5,11 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from gadfly.records import Kind
+from gadfly.store.database import Database
+from gadfly.store.interactions import insert_records
 from tests.service.conftest import RIGHT, WRONG
+from tests.support.records import make_interaction
 
 
 async def test_feedback_is_stored_in_order_and_grades_again(client: httpx.AsyncClient) -> None:
@@ -71,6 +75,22 @@ async def test_an_unreadable_reference_gives_no_grade_and_loses_no_label(client:
     assert (readable.json()["grade"], readable.json()["grade_problem"]) == ("right", None)
     kept = (await client.get(f"/interactions/{result['id']}")).json()
     assert (kept["grade"], kept["result"]["grade_problem"]) == ("right", None)
+
+
+async def test_a_question_without_a_response_takes_a_reference_and_no_label(
+    client: httpx.AsyncClient, database: Database
+) -> None:
+    question = make_interaction(kind=Kind.IMPORT, response=None, reference="4", samples=0)
+    async with database.session() as session:
+        await insert_records(session, [question], heldout_share=0.2)
+    refused = await client.post("/feedback", json={"interaction_id": str(question.id), "correct": True})
+    assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, "correct")
+    kept = await client.post("/feedback", json={"interaction_id": str(question.id), "reference": "4.0"})
+    assert (kept.status_code, kept.json()["grade"]) == (200, None)
+    read = (await client.get(f"/interactions/{question.id}")).json()
+    assert (read["response"], read["grade"], read["result"]) == (None, None, None)
+    assert (await client.get("/interactions")).json()["items"][0]["response"] is None
+    assert (await client.delete(f"/interactions/{question.id}")).status_code == 204
 
 
 async def test_pages_newest_first(client: httpx.AsyncClient) -> None:

@@ -51,10 +51,18 @@ async def test_once_a_key_exists_every_request_needs_one(settings: Settings, dat
     async with database.session() as session:
         _, secret = await issue_key(session, name="a", tier=Tier.ADMIN)
     async with serving(settings) as client:
-        for headers in ({}, bearer("gf_wrong"), bearer(secret + "x"), {"authorization": f"Basic {secret}"}):
+        for headers in (
+            {},
+            bearer("gf_wrong"),
+            bearer(secret + "x"),
+            {"authorization": f"Basic {secret}"},
+            {"authorization": secret},
+        ):
             answer = await client.post("/critique", json=RIGHT, headers=headers)
             assert answer.status_code == 401
             assert answer.headers["www-authenticate"] == "Bearer"
+            another_form = "authorization" in headers and not headers["authorization"].startswith("Bearer")
+            assert ("another form than `Bearer KEY`" in answer.json()["detail"]) is another_form
         assert (await client.post("/critique", json=RIGHT, headers=bearer(secret))).status_code == 200
         assert (await client.get("/healthz")).status_code == 200
         assert (await client.get("/metrics")).status_code == 200

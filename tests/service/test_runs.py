@@ -188,9 +188,16 @@ async def test_a_dry_run_counts_and_stores_nothing(api: httpx.AsyncClient, datab
         )
         await store.interactions.insert_records(session, [heldout], heldout_share=1 - 1e-9)
     config = {"validation_share": 0, "steps_stage_1": 2, "steps_stage_2": 1}
-    answer = await api.post("/admin/retrain", json={"dry_run": True, "config": config})
+    short = (await api.post("/admin/retrain", json={"dry_run": True, "config": config})).json()
+    answer = await api.post("/admin/retrain", json={"dry_run": True, "config": config, "ids": True})
     assert answer.status_code == 200
     plan = answer.json()
+    assert {name for name, value in short.items() if value != plan[name]} == {
+        "train_ids",
+        "validation_ids",
+        "heldout_ids",
+    }
+    assert short["train_ids"] is None
     assert (plan["stage_1"]["answers"], plan["stage_1"]["right"], plan["stage_1"]["wrong"]) == (5, 3, 2)
     assert plan["stage_1"]["by_source"] == {"person": 1, "import": 0, "reference": 4}
     assert plan["stage_2"]["answers"] == 4

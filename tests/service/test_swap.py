@@ -19,8 +19,9 @@ import httpx
 import pytest
 from sqlalchemy import select
 
-from gadfly import prompts, store
-from gadfly.adapters import CONFIG, MARKER, WEIGHTS
+from gadfly import exchange, prompts, store
+from gadfly.adapters import CONFIG, MARKER, PROBE, WEIGHTS, AdapterFolder
+from gadfly.cli.exchange import take_in
 from gadfly.engine_client import Engine, Sampling
 from gadfly.grading import Grade
 from gadfly.records import Interaction, SwapKind, new_id
@@ -44,6 +45,7 @@ from tests.support.adapters import (
     shift_record,
 )
 from tests.support.engines import RunningEngine, start_engine
+from tests.support.postgres import PostgresServer
 from tests.support.records import make_critique, make_interaction
 from tests.support.services import free_port, service_process, serving, until_ready
 
@@ -249,6 +251,42 @@ async def test_a_promotion_and_a_rollback(world: World, published: list[Publishe
     assert 'gadfly_swaps_total{kind="promote",outcome="done"} 3.0' in metrics
     assert 'gadfly_swaps_total{kind="rollback",outcome="done"} 2.0' in metrics
     assert "gadfly_live_critic 2.0" in metrics
+
+
+async def test_a_critic_is_pushed_and_proven_in_a_second_deployment(
+    world: World, published: list[PublishedAdapter], postgres: PostgresServer, tmp_path: Path, engines: Engines
+) -> None:
+    """The second deployment has a database, adapters and an engine of its own."""
+    adapter = AdapterFolder.read(published[1].folder, base_model="tiny", max_rank=64)
+    async with world.database.session() as session:
+        critic = await store.critics.resolve_critic(session, 2)
+    target = str(tmp_path / "pushed")
+    exchange.push(adapter, target, critic=critic, gate=None)
+    postgres.execute("CREATE DATABASE second TEMPLATE template_gadfly")
+    home = tmp_path / "second"
+    home.mkdir()
+    settings = make_settings(home, postgres.url_of("second"), engines.b.url)
+    try:
+        async with Database(postgres.url_of("second")) as database:
+            pulled = await take_in(database, settings, target, base_sha256=adapter.marker.base_sha256)
+            again = await take_in(database, settings, target, base_sha256=adapter.marker.base_sha256)
+        assert (pulled, pulled.version, pulled.adapter_sha256) == (again, 1, adapter.marker.sha256)
+        async with serving(settings) as client:
+            seen = (await client.get("/critics/1")).json()
+            assert (seen["pointers"], seen["run_id"], seen["origin"]["source"]) == (["candidate"], None, target)
+            here = settings.adapters_folder / str(pulled.adapter_path)
+            record = (here / PROBE).read_bytes()
+            shift_record(here, by=0.5)
+            refused = await client.post("/admin/promote", json={"version": 1})
+            assert refused.status_code == 409, "a changed probe record is not the one that was pushed"
+            (here / PROBE).write_bytes(record)
+            promoted = await client.post("/admin/promote", json={"version": 1})
+            assert (promoted.status_code, promoted.json()["status"]) == (200, "done")
+            answered = (await client.post("/critique", json={**ASK, "temperature": 0})).json()
+            assert answered["critic"] == {"version": 1, "adapter_sha256": adapter.marker.sha256}
+            assert answered["critique"] == world.texts[2]
+    finally:
+        postgres.execute("DROP DATABASE second WITH (FORCE)")
 
 
 async def test_a_swap_that_the_gate_requests_is_done(world: World) -> None:

@@ -56,6 +56,17 @@ def answers(right: int, wrong: int, *, start: int = 0, reference: str | None = "
 # ---------------------------------------------------------------------------------------------- who is drawn for what
 
 
+def test_questions_without_a_response_are_for_the_pool_and_enough_to_plan_with() -> None:
+    config = CONFIG.model_copy(update={"pool_questions": 10, "pool_samples": 3})
+    assert plan([], [], config, seconds_per_step_history=None).warnings == (
+        "There are no labelled answers: send feedback, or references with the requests.",
+    )
+    found = plan([], [], config, seconds_per_step_history=None, train_questions=4, heldout_questions=4)
+    assert found.pool_answers == 12
+    assert found.warnings == ()
+    assert plan(answers(3, 3), [], config, seconds_per_step_history=None, train_questions=90).pool_answers == 30
+
+
 def test_validation_takes_whole_questions_and_always_the_same() -> None:
     rows = [answer(n, is_right=True, question=n // 3) for n in range(3000)]
     learn, validate = validation_split(rows, 0.1)
@@ -173,13 +184,17 @@ def test_a_plan_counts_what_it_would_use() -> None:
     assert found.seconds == pytest.approx(8 * (40 + 2 * 60 * 4 / 64))
     assert found.warnings == ()
     assert json.loads(json.dumps(found.to_json()))["train_ids"][0] == str(UUID(int=1))
+    short = found.without_ids()
+    assert (short.train_ids, short.heldout_ids, short.ids_sha256) == (None, None, found.ids_sha256)
+    other = plan(train[:2], heldout, CONFIG, seconds_per_step_history=8.0)
+    assert other.ids_sha256 != found.ids_sha256
 
 
 PORTION_JSON = '{"answers":3,"questions":2,"right":2,"wrong":1,"by_source":{"person":1,"import":0,"reference":2}}'
 PLAN_JSON = (
     '{"train_ids":["00000000-0000-0000-0000-000000000001","00000000-0000-0000-0000-000000000002"],'
     '"validation_ids":[],"heldout_ids":["00000000-0000-0000-0000-000000000003"],'
-    f'"stage_1":{PORTION_JSON},"stage_2":{PORTION_JSON},"pool_answers":8,"validation":{PORTION_JSON},'
+    f'"ids_sha256":"ab","stage_1":{PORTION_JSON},"stage_2":{PORTION_JSON},"pool_answers":8,"validation":{PORTION_JSON},'
     f'"heldout":{PORTION_JSON},"heldout_with_reference":{PORTION_JSON},"steps":40,'
     '"detectable_discriminability":0.125,"detectable_helpfulness":null,"questions_for_margin":629,'
     '"assumed_discordance":0.2,"power":0.8,"seconds":1.5,"expected_mislabelled":{"right":0.1,"wrong":0.5},'
@@ -194,6 +209,7 @@ def test_plan_json_keeps_its_form() -> None:
         train_ids=(UUID(int=1), UUID(int=2)),
         validation_ids=(),
         heldout_ids=(UUID(int=3),),
+        ids_sha256="ab",
         stage_1=portion,
         stage_2=portion,
         pool_answers=8,
@@ -221,6 +237,8 @@ def test_plan_json_keeps_its_form() -> None:
 def test_validation_questions_are_not_learned_from() -> None:
     train = answers(200, 200)
     found = plan(train, answers(30, 30, start=1000), TrainConfig(validation_share=0.1), seconds_per_step_history=None)
+    assert found.train_ids is not None
+    assert found.validation_ids is not None
     assert set(found.train_ids) | set(found.validation_ids) == {row.interaction_id for row in train}
     assert 0 < found.validation.answers == len(found.validation_ids) < 80
     assert found.stage_1.answers == 400 - found.validation.answers

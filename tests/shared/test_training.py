@@ -12,12 +12,12 @@ from gadfly.training import RunStatus, TrainConfig, read_config_file
 
 BAD = [  # values, field, a part of what is said, why this row exists
     ({"learning_rate": 0}, "config.learning_rate", "greater than 0", "out of bounds"),
-    ({"learning_rat": 1e-4}, "config.learning_rat", "not permitted", "a typo would have no effect"),
+    ({"learning_rat": 1e-4}, "config.learning_rat", "did you mean learning_rate", "a typo would have no effect"),
     ({"learning_rate": float("inf")}, "config.learning_rate", "finite", "JSON could not hold it"),
     ({"clip": float("nan")}, "config.clip", "finite", "nor this"),
     ({"learning_rate": "Infinity"}, "config.learning_rate", "finite", "nor this, as a text"),
     ({"alarms": {"kl": 0}}, "config.alarms.kl", "greater than 0", "nested"),
-    ({"alarms": {"kll": 1}}, "config.alarms.kll", "not permitted", "a nested typo"),
+    ({"alarms": {"kll": 1}}, "config.alarms.kll", "did you mean kl", "a nested typo"),
     ({"profile": "mine"}, "config.profile", "'paper' or 'released'", "says the choices"),
     ({"samples_per_prompt": 1}, "config.samples_per_prompt", "greater than or equal to 2", "no leave-one-out mean"),
     ({"validation_share": 0.5}, "config.validation_share", "less than 0.5", "most is learned from"),

@@ -13,10 +13,21 @@ from sqlalchemy import text
 from gadfly.errors import BadInput, StoreUnavailable
 from gadfly.grading import GRADER_VERSION, Grade, Grader
 from gadfly.records import FeedbackSource, Interaction, Kind, Split
+from gadfly.rowfiles.rows import REPAIRED
+from gadfly.rowfiles.shapes import ColumnMap
 from gadfly.store.critics import ensure_version_zero
 from gadfly.store.database import Database
 from gadfly.store.files import SCHEMA, ExportFormat, ImportReport, Skipped, export, import_rows
-from gadfly.store.interactions import Filters, count_rows, feedback_of, insert_records, list_interactions
+from gadfly.store.interactions import (
+    Filters,
+    count_rows,
+    feedback_of,
+    insert_records,
+    list_interactions,
+    stored_sides,
+)
+from gadfly.store.split import question_hash
+from gadfly.store.training_data import count_open_questions, labelled_answers, open_questions
 from tests.support.postgres import PostgresServer
 from tests.support.records import make_feedback, make_interaction
 
@@ -113,18 +124,24 @@ BAD: list[tuple[str | bytes | Row, str]] = [
     ("[]", "object"),
     ("null", "object"),
     ('"text"', "object"),
-    (b'{"question": "\xff"}', "JSON"),
-    ({"question": "q"}, "response: Field required"),
-    (row(response=5), "response: Input should be a valid string"),
+    (b'{"question": "\xff"}', "the text is not UTF-8 (byte 0xff)"),
+    ({"question": "q"}, "neither a response nor a reference. The columns are question:"),
+    ({"answer": "5"}, "there is no question. The columns are answer: use --map COLUMN=question"),
+    ({"question": "q", "correct": True, "reference": "4"}, "correct: there is no response"),
+    (row(response=[5, 6]), "response: must be text or a number, not a list"),
     (row(question="  "), "question: must not be empty"),
-    (row(correct="yes"), "correct: Input should be a valid boolean"),
-    (row(correct=1), "correct: Input should be a valid boolean"),
+    (row(correct="perhaps"), "correct: must be true or false: 'perhaps'"),
+    (row(correct=0.5), "correct: must be true or false: 0.5"),
+    (row(split="elsewhere"), "split: must be train or heldout: 'elsewhere'"),
+    (row(response="red\x1b[0m"), "response: contains a control character: U+001B"),
     (row(metadata=[1]), "metadata: Input should be"),
     (row(metadata={"a": "x" * 20_000}), "metadata: must not be larger"),
     (row(metadata={"a": ["\x00"]}), "metadata: must not contain the NUL"),
     (row(response="a\x00b"), "response: must not contain the NUL"),
-    ('{"question": "q", "response": "\\ud800"}', ""),
-    (row(refrence="4"), "refrence: Extra inputs"),
+    ('{"question": "q", "response": "\\ud800"}', "response: must be valid Unicode"),
+    (row(refrence="4"), "the column 'refrence' is not known: did you mean 'reference'?"),
+    (row(level="x" * 20_000), "metadata: must not be larger"),
+    ('{"question": "q", "response": "\\sqrt 2"}', "a backslash must be written twice"),
     (row(created_at="yesterday"), "created_at: Input should be a valid datetime"),
     (row(created_at="0001-01-01T00:00:00+14:00"), "created_at: must lie between"),
     (row(created_at="2999-01-01T00:00:00Z"), "created_at: must lie between"),
@@ -157,6 +174,84 @@ async def test_a_row_with_an_unreadable_reference_keeps_its_label(importer: Impo
         assert [item.correct for item in await feedback_of(session, first.id)] == [True]
 
 
+async def test_other_columns_are_kept_and_numbers_are_read(importer: Importer) -> None:
+    lines = [row(1, level=3, subject=None, metadata={"by": "x"}), row(2, reference=4.0, correct="TRUE", model=7)]
+    assert await importer(*lines) == ImportReport(added=2)
+    first, second = sorted(await importer.stored(), key=lambda item: item.question)
+    assert first.metadata == {"level": 3, "by": "x"}
+    assert (second.reference, second.grade, second.model) == ("4", Grade.RIGHT, "7")
+    async with importer.database.session() as session:
+        (feedback,) = await feedback_of(session, second.id)
+    assert feedback.correct is True
+
+
+async def test_a_question_without_a_response_is_stored_for_the_actor(importer: Importer) -> None:
+    open_question = {"question": "What is 9 + 9?", "reference": "18"}
+    assert await importer(open_question, row(1)) == ImportReport(added=2, without_response=1)
+    assert await importer(open_question) == ImportReport(known=1)
+    stored = {item.question: item for item in await importer.stored()}
+    assert (stored["What is 9 + 9?"].response, stored["What is 9 + 9?"].grade) == (None, None)
+    async with importer.database.session() as session:
+        found = [question for split in Split for question in await open_questions(session, split, limit=10)]
+        counts = sum([await count_open_questions(session, split) for split in Split])
+        labelled = [answer for split in Split for answer in await labelled_answers(session, split, limit=10)]
+    assert [(item.question, item.reference) for item in found] == [("What is 9 + 9?", "18")]
+    assert counts == 1
+    assert labelled == []
+    unreadable = await importer({"question": "And this?", "reference": "???"})
+    assert (unreadable.added, unreadable.ungraded, unreadable.skipped) == (1, 1, 0)
+
+
+async def test_a_new_question_may_be_held_out_and_a_known_one_keeps_its_side(importer: Importer) -> None:
+    async def sides() -> dict[str, Split]:
+        async with importer.database.session() as session:
+            return {
+                item.question: (await stored_sides(session, [question_hash(item.question)])).popitem()[1]
+                for item in await importer.stored()
+            }
+
+    await importer(row(1), heldout_share=1e-9)
+    test_set = [row(number, split="heldout") for number in range(1, 30)]
+    report = await importer(*test_set, heldout_share=1e-9)
+    assert (report.added, report.skipped) == (28, 1)
+    assert importer.skipped[0].line == 1
+    assert report.reasons == {"split: the question is in training already, and a question never changes sides": 1}
+    assert [side for question, side in (await sides()).items() if question != "What is 2 + 1?"] == [Split.HELDOUT] * 28
+    assert (await sides())["What is 2 + 1?"] is Split.TRAIN
+    # The same rows again are known, also without their side, and none may go back into training.
+    assert await importer(*test_set[1:], split=None) == ImportReport(known=28)
+    assert await importer(row(5), row(6)) == ImportReport(known=2)
+    back = await importer(row(7, split="train"))
+    assert back.reasons == {"split: the question is held out already, and a question never changes sides": 1}
+    # A side for the whole file is for the rows that name none.
+    assert await importer(row(40), row(41, split="train"), split=Split.HELDOUT) == ImportReport(added=2)
+    assert ((await sides())["What is 2 + 40?"], (await sides())["What is 2 + 41?"]) == (Split.HELDOUT, Split.TRAIN)
+
+
+async def test_two_rows_that_disagree_about_a_side_follow_the_first(importer: Importer) -> None:
+    report = await importer(row(1, split="heldout"), row(1, split="train", id="other"), row(1, id="third"))
+    assert (report.added, report.skipped, importer.skipped[0].line) == (2, 1, 2)
+
+
+async def test_damaged_latex_is_repaired_and_counted(importer: Importer) -> None:
+    lines = ['{"question": "half of 9", "response": "\\boxed{4.5}", "reference": "4.5"}', row(1)]
+    report = await importer(*lines)
+    assert (report.added, report.notes) == (2, {REPAIRED: 1})
+    assert [item.response for item in await importer.stored() if item.question == "half of 9"] == ["\\boxed{4.5}"]
+
+
+async def test_mapped_columns_are_read_and_a_misnamed_one_is_an_error(importer: Importer) -> None:
+    lines = [{"prompt": "1 + 1?", "out": {"text": "It is 2"}, "gold": 2, "noise": 1}]
+    columns = ColumnMap.parse(["prompt=question", "out.text=response", "reference=gold", "noise="])
+    assert await importer(*lines, columns=columns) == ImportReport(added=1)
+    (stored,) = await importer.stored()
+    assert (stored.question, stored.response, stored.reference) == ("1 + 1?", "It is 2", "2")
+    assert (stored.grade, stored.metadata) == (Grade.RIGHT, {})
+    misnamed = ColumnMap.parse(["promt=question"])
+    with pytest.raises(BadInput, match=r"no column 'promt'; did you mean 'prompt'\? The columns are prompt, out, gold"):
+        await importer(*lines, columns=misnamed)
+
+
 async def test_a_byte_order_mark_and_a_missing_last_line_end_are_no_matter(importer: Importer) -> None:
     assert await importer("\ufeff" + json.dumps(row(1)), row(2)) == ImportReport(added=2)
     assert await importer(json.dumps(row(1)) + "\r", row(2)) == ImportReport(known=2)
@@ -164,7 +259,7 @@ async def test_a_byte_order_mark_and_a_missing_last_line_end_are_no_matter(impor
 
 
 async def test_a_file_that_cannot_be_read(importer: Importer, tmp_path: Path) -> None:
-    importer.path.mkdir()
+    importer.path = tmp_path / "none.jsonl"
     with pytest.raises(BadInput, match="cannot read"):
         await import_rows(
             importer.path,

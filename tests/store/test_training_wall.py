@@ -10,7 +10,7 @@ from gadfly.settings import SplitBlocks
 from gadfly.store.database import Database
 from gadfly.store.runs import TRAINING_ROLE
 from gadfly.store.split import question_hash, split_of
-from gadfly.store.training_data import labelled_answers
+from gadfly.store.training_data import labelled_answers, open_questions
 from tests.support.postgres import SPLIT_SECRET
 from tests.support.records import make_feedback, make_interaction
 
@@ -51,6 +51,21 @@ async def test_training_code_sees_the_train_split_alone(database: Database, data
         async with walled.session() as session:
             questions = set(await session.scalars(text("SELECT question FROM interactions")))
         assert questions == set(_questions(Split.TRAIN))
+
+
+async def test_held_out_questions_without_a_response_are_out_of_reach(database: Database, database_url: str) -> None:
+    async with database.session() as session:
+        await store.critics.ensure_version_zero(session, base_model="tiny")
+        for split in Split:
+            rows = [
+                make_interaction(question=question, reference="2", response=None, samples=0)
+                for question in _questions(split)
+            ]
+            await store.interactions.insert_records(session, rows, heldout_share=_SHARE)
+    async with Database(database_url, role=TRAINING_ROLE) as walled, walled.session() as session:
+        found = await open_questions(session, Split.TRAIN, limit=100)
+        assert {item.question for item in found} == set(_questions(Split.TRAIN))
+        assert await open_questions(session, Split.HELDOUT, limit=100) == []
 
 
 @pytest.mark.usefixtures("filled")

@@ -6,9 +6,15 @@ from uuid import UUID
 import pytest
 
 from gadfly.errors import Conflict
-from gadfly.store.training_data import LabelledAnswer
+from gadfly.store.training_data import LabelledAnswer, OpenQuestion
 from gadfly.trainer.learn import schedule
-from gadfly.trainer.manifest import describe, same_answers, split_for_validation
+from gadfly.trainer.manifest import (
+    describe,
+    describe_question,
+    same_answers,
+    same_questions,
+    split_for_validation,
+)
 from gadfly.training import Stage, TrainConfig
 from gadfly.votes import LabelSource
 
@@ -57,6 +63,19 @@ def test_a_reselected_answer_is_as_certain_as_it_was() -> None:
 def test_missing_and_changed_answers_are_counted(found: list[LabelledAnswer], message: str) -> None:
     with pytest.raises(Conflict, match=message):
         same_answers(found, [describe(item) for item in ANSWERS[:4]])
+
+
+def test_questions_without_a_response_are_reselected_and_old_manifests_name_none() -> None:
+    questions = [
+        OpenQuestion(interaction_id=UUID(int=n), question_hash=n.to_bytes(32), question=f"secret {n}?", reference="1")
+        for n in range(3)
+    ]
+    recorded = [describe_question(questions[number]) for number in (2, 0)]
+    assert "secret" not in str(recorded)
+    assert same_questions(questions, recorded) == [questions[2], questions[0]]
+    assert same_questions(questions, []) == []
+    with pytest.raises(Conflict, match="of 2 questions without a response 1 are gone or changed"):
+        same_questions([replace(questions[0], reference="2"), *questions[1:]], recorded)
 
 
 def test_validation_takes_equally_many_of_both_classes_and_whole_questions() -> None:

@@ -1,8 +1,10 @@
-"""`gadfly critics`, `promote` and `rollback`: list the critics, and change which one is live."""
+"""`gadfly critics`, `promote` and `rollback`: list the critics, change which one is live, push and pull them."""
 
+import asyncio
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from gadfly.cli.commands.arguments import Json
 from gadfly.cli.options import takes_settings
@@ -16,25 +18,94 @@ app = typer.Typer()
 Reason = Annotated[str | None, typer.Option("--reason", help="Why; stored with the swap.")]
 
 
-@app.command("critics")
+class _Critics(TyperGroup):
+    """Without one of its commands it lists: `gadfly critics`, `gadfly critics 3`, `gadfly critics --json`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        is_command = any(argument in self.commands for argument in args) or {"-h", "--help"} & set(args)
+        return super().parse_args(ctx, args if is_command else ["list", *args])
+
+
+critics = typer.Typer(cls=_Critics, help="List the critics, show one, push one, or pull one of another deployment.")
+app.add_typer(critics, name="critics")
+
+
+@critics.command("list")
 @takes_settings()
 def list_critics(
     settings: Settings,
     version: Annotated[
-        int | None, typer.Argument(help="Show this version alone, with its swaps and their receipts.")
+        int | None, typer.Argument(help="Show this version alone, as `gadfly critics show` does.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """List the critics and show which one is live."""
+    """List the critics and show which one is live. `gadfly critics` alone does the same."""
     from gadfly.cli.connection import connect
-    from gadfly.cli.critic_view import show_critic, show_critics
+    from gadfly.cli.critic_view import show_critics
+    from gadfly.cli.terminal import print_json
+
+    if version is not None:
+        _show(settings, version, json=json)
+        return
+    with connect(settings) as client:
+        (print_json if json else show_critics)(client.get("/critics"))
+
+
+@critics.command("show")
+@takes_settings()
+def show(settings: Settings, version: Annotated[int, typer.Argument(help="The critic.")], json: Json = False) -> None:
+    """Show one critic: its origin, the gate's decision, its swaps and their receipts."""
+    _show(settings, version, json=json)
+
+
+def _show(settings: Settings, version: int, *, json: bool) -> None:
+    from gadfly.cli.connection import connect
+    from gadfly.cli.critic_view import show_critic
     from gadfly.cli.terminal import print_json
 
     with connect(settings) as client:
-        if version is None:
-            (print_json if json else show_critics)(client.get("/critics"))
-        else:
-            (print_json if json else show_critic)(client.get(f"/critics/{version}"))
+        (print_json if json else show_critic)(client.get(f"/critics/{version}"))
+
+
+@critics.command("push")
+@takes_settings()
+def push(
+    settings: Settings,
+    version: Annotated[int, typer.Argument(help="The critic.")],
+    target: Annotated[str, typer.Argument(help="A new folder, or an address that fsspec opens (s3://..., hf://...).")],
+) -> None:
+    """Write a critic as a PEFT folder with model card, gate report, probe record and checksums."""
+    from gadfly.cli import exchange, storage, terminal
+
+    with storage.database_url(settings) as url:
+        critic = asyncio.run(exchange.push(settings, url, version, target))
+    terminal.out.print(f"version {critic.version} written to {target}", markup=False)
+
+
+@critics.command("pull")
+@takes_settings()
+def pull(
+    settings: Settings,
+    source: Annotated[str, typer.Argument(help="The folder or address that a critic was pushed to.")],
+    json: Json = False,
+) -> None:
+    """Take in another deployment's critic as the candidate, if it was trained on the same base model.
+
+    Every file is checked. `gadfly promote` makes the critic live after each engine has proven it by its own probes.
+    """
+    from gadfly.cli import exchange, storage, terminal
+    from gadfly.store.database import migrate
+
+    with storage.database_url(settings) as url:
+        migrate(url)
+        critic = asyncio.run(exchange.pull(settings, url, source))
+    if json:
+        terminal.print_json({"version": critic.version, "adapter_sha256": critic.adapter_sha256})
+    else:
+        terminal.out.print(
+            f"version {critic.version} is the candidate: `gadfly promote {critic.version}` makes it live after every "
+            "engine has proven it"
+        )
 
 
 @app.command()

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from gadfly.cli.options import takes_settings
-from gadfly.records import Kind, Split
+from gadfly.records import Contents, Kind, Split, Subject
 from gadfly.settings import Settings
 
 app = typer.Typer()
@@ -53,20 +53,72 @@ def model(settings: Settings) -> None:
 @app.command("import")
 @takes_settings()
 def import_rows(
-    settings: Settings, file: Annotated[Path, typer.Argument(help="JSON Lines: question, response, reference, ...")]
+    settings: Settings,
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A file: JSON Lines, a JSON array, CSV or Parquet, also gzipped; or a data set of Hugging Face, as a "
+            "folder or by its name."
+        ),
+    ],
+    map_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map",
+            metavar="COLUMN=FIELD",
+            help="Read a field from this column; may be repeated. A path works too (output.text=response), and "
+            "COLUMN= leaves a column out. Fields: question, response, reference, correct, model, metadata, "
+            "created_at, id, split.",
+        ),
+    ] = None,
+    split: Annotated[
+        Split | None, typer.Option("--split", help="The side of the training wall for rows that name none.")
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Succeed (exit code 0) although rows were skipped.")
+    ] = False,
+    encoding: Annotated[
+        str | None, typer.Option("--encoding", help="Encoding of a text file that is not UTF-8, such as cp1252.")
+    ] = None,
+    dataset_config: Annotated[
+        str | None, typer.Option("--dataset-config", help="Configuration of a data set of Hugging Face.")
+    ] = None,
+    dataset_split: Annotated[
+        str | None, typer.Option("--dataset-split", help="Part of a data set of Hugging Face: train, test, ...")
+    ] = None,
 ) -> None:
-    """Import logged answers from a file. Idempotent: a repeated import adds only the missing rows."""
+    """Import answers and questions from a file. Idempotent: a repeated import adds only the missing rows.
+
+    Bad rows are skipped and counted by reason, and the others are imported. Then the exit code is 1, unless skipping
+    was allowed.
+    """
     from gadfly.cli import storage, terminal
+    from gadfly.rowfiles.shapes import ColumnMap
+    from gadfly.rowfiles.sources import How
     from gadfly.store.database import migrate
 
-    size = file.stat().st_size if file.is_file() else None
+    columns = ColumnMap.parse(map_ or [])
+    how = How(encoding=encoding, dataset_config=dataset_config, dataset_split=dataset_split)
+    size = Path(source).stat().st_size if Path(source).is_file() else None
     with storage.database_url(settings) as url:
         migrate(url)
-        report = asyncio.run(storage.import_file(settings, url, file, size=size, console=terminal.err))
-    ungraded = f" ({report.ungraded} without a grade)" if report.ungraded else ""
-    terminal.out.print(f"{report.added} rows added{ungraded}, {report.known} already stored, {report.skipped} skipped")
+        report = asyncio.run(
+            storage.import_file(
+                settings, url, source, columns=columns, how=how, split=split, size=size, console=terminal.err
+            )
+        )
+    about = [f"{report.without_response} of them questions without a response"] if report.without_response else []
+    about += [f"{report.ungraded} without a grade"] if report.ungraded else []
+    remark = f" ({', '.join(about)})" if about else ""
+    terminal.out.print(f"{report.added} rows added{remark}, {report.known} already stored, {report.skipped} skipped")
     if report.skipped and not report.added and not report.known:
-        terminal.fail(f"no line of {file} could be read")
+        terminal.fail(f"no {report.unit} of {source} could be imported")
+    if report.skipped and not skip_bad:
+        were = f"{report.unit} was" if report.skipped == 1 else f"{report.unit}s were"
+        terminal.fail(
+            f"{report.skipped} {were} skipped: mend them and import again, which adds only what is missing; or allow "
+            "it with --skip-bad"
+        )
 
 
 @app.command()
@@ -76,19 +128,41 @@ def export(
     out: Annotated[
         Path, typer.Argument(help="OUT.parquet or OUT.jsonl. The file appears when it is complete, in one step.")
     ],
-    split: Annotated[Split | None, typer.Option("--split", help="Only this side of the training wall.")] = None,
+    contents: Annotated[
+        Contents,
+        typer.Option(
+            "--as",
+            help="interactions, each with all that belongs to it; or, in the columns that TRL reads, preference pairs "
+            "(prompt, chosen, rejected) or rows for supervised fine-tuning (messages).",
+        ),
+    ] = Contents.INTERACTIONS,
+    subject: Annotated[
+        Subject, typer.Option("--of", help="What pairs and rows for fine-tuning are about.")
+    ] = Subject.ANSWERS,
+    split: Annotated[
+        Split | None,
+        typer.Option(
+            "--split",
+            help="Only this side of the training wall. Unset: both for interactions, and train for pairs and sft.",
+        ),
+    ] = None,
     kind: Annotated[Kind | None, typer.Option("--kind", help="Only interactions of this kind.")] = None,
     since: Annotated[datetime | None, typer.Option("--since", help="Only from this time (UTC) on.")] = None,
     until: Annotated[datetime | None, typer.Option("--until", help="Only before this time (UTC).")] = None,
 ) -> None:
-    """Write interactions with their critiques, refinements and feedback to a file."""
+    """Write interactions with their critiques, refinements and feedback to a file, or training data made of them."""
     from gadfly.cli import storage, terminal
     from gadfly.store.interactions import Filters
 
+    if split is None and contents is not Contents.INTERACTIONS:
+        split = Split.TRAIN  # a model that has learned held-out questions makes every later measurement worthless
     filters = Filters(split=split, kind=kind, created_from=_utc(since), created_before=_utc(until))
     with storage.database_url(settings) as url:
-        rows = asyncio.run(storage.export_file(settings, url, out, filters, console=terminal.err))
-    terminal.out.print(f"{rows} interactions written to {out}", markup=False)
+        rows = asyncio.run(
+            storage.export_file(settings, url, out, filters, contents=contents, subject=subject, console=terminal.err)
+        )
+    names = {Contents.INTERACTIONS: "interactions", Contents.PAIRS: "pairs", Contents.SFT: "conversations"}
+    terminal.out.print(f"{rows} {names[contents]} written to {out}", markup=False)
 
 
 def _utc(time: datetime | None) -> datetime | None:

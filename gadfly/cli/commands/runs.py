@@ -25,6 +25,9 @@ Follow = Annotated[bool, typer.Option("--follow", help="Show the run's progress.
 def retrain(
     settings: Settings,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan of the run without starting it.")] = False,
+    options: Annotated[
+        bool, typer.Option("--options", help="List the training options with their defaults, and do nothing else.")
+    ] = False,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A training option; may be repeated.")
     ] = None,
@@ -36,9 +39,13 @@ def retrain(
     """Request a training run: the critic learns from labelled answers, and a gate measures the result."""
     from gadfly.cli.connection import connect
     from gadfly.cli.request_input import read_train_options
-    from gadfly.cli.run_view import show_plan
+    from gadfly.cli.run_view import show_options, show_plan
     from gadfly.cli.terminal import print_json
+    from gadfly.training import options_of
 
+    if options:
+        (print_json if json else show_options)(options_of())
+        return
     body: dict[str, Any] = {"config": read_train_options(config, set_ or [])}
     if request_id is not None:
         body["request_id"] = request_id

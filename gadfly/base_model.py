@@ -1,4 +1,4 @@
-"""The base model on the trainer's side: its location, and the hash that identifies it."""
+"""The base model outside the engine: its location, and the hash that identifies it."""
 
 import hashlib
 from pathlib import Path
