@@ -348,6 +348,12 @@ async def read_model(session: AsyncSession) -> LabelModel:
     return LabelModel() if stored is None else LabelModel.from_json(stored)
 
 
+async def was_fitted_within(session: AsyncSession, seconds: float) -> bool:
+    """Whether the model was estimated in the last so many seconds, by any process."""
+    since = func.clock_timestamp() - func.make_interval(0, 0, 0, 0, 0, 0, seconds)
+    return bool(await session.scalar(select(exists().where(LabelModelRow.fitted_at > since))))
+
+
 async def distrusted_keys(session: AsyncSession) -> frozenset[UUID]:
     """The keys whose labels do not count."""
     return frozenset(await session.scalars(select(KeyRow.id).where(KeyRow.distrusted_at.is_not(None))))
