@@ -404,17 +404,22 @@ def contradictions(patterns: Sequence[Pattern], model: LabelModel) -> list[Contr
     of a voter whose reliability is the median of the others'. The binomial distribution with the same mean bounds the
     chance of so many (Hoeffding 1956).
     """
-    voters = sorted(
-        {vote.voter for pattern in patterns for vote in pattern.votes},
-        key=lambda voter: (str(voter.key_id), voter.source.value),
-    )
+    about: dict[Voter, list[Pattern]] = {}
+    for pattern in patterns:
+        if pattern.is_informative:
+            for vote in pattern.votes:
+                about.setdefault(vote.voter, []).append(pattern)
+    voters = [voter for voter, seen in about.items() if sum(each.answers for each in seen) >= _LEAST_ANSWERS]
+    voters.sort(key=lambda voter: (str(voter.key_id), voter.source.value))
     limit = _FALSE_ALARM / max(1, 3 * len(voters))
     share = _share(patterns, [_chance(pattern, model) for pattern in patterns])
     found = []
     for voter in voters:
-        seen = _seen_by_others(patterns, voter, LabelModel(share, model.voters), _peer(voter, voters, model))
+        seen_by_class = _seen_by_others(
+            about[voter], voter, LabelModel(share, model.voters), _peer(voter, voters, model)
+        )
         cases = [
-            Contradiction(voter, truth, *(sum(seen[kind][part] for kind in kinds) for part in range(3)))
+            Contradiction(voter, truth, *(sum(seen_by_class[kind][part] for kind in kinds) for part in range(3)))
             for truth, kinds in ((None, (True, False)), (True, (True,)), (False, (False,)))
         ]
         telling = [(_tail(case), case) for case in cases if _is_large(case)]

@@ -22,13 +22,16 @@ class Labels:
         self._database = database
 
     async def run(self) -> None:
-        """Refresh the reliabilities of voters every five minutes, until cancelled."""
+        """Refresh the reliabilities of voters every five minutes, until cancelled; of several replicas one does."""
         await repeat(
-            partial(refresh, self._database),
-            wait=partial(asyncio.sleep, _REFRESH_S),
-            failure="labels_not_refreshed",
-            waits_first=False,
+            self._refresh, wait=partial(asyncio.sleep, _REFRESH_S), failure="labels_not_refreshed", waits_first=False
         )
+
+    async def _refresh(self) -> None:
+        async with self._database.session() as session:
+            is_fresh = await store.labels.was_fitted_within(session, _REFRESH_S / 2)
+        if not is_fresh:
+            await refresh(self._database)
 
     async def disputes(
         self, *, only_conflicts: bool, limit: int, after: AnswerKey | None

@@ -73,6 +73,7 @@ AnswerKey = tuple[bytes, bytes]
 
 WHITE_SPACE = " \t\n\r\f\v"
 _CHUNK = 500  # answers read or written in one statement
+_FIRST: AnswerKey = (b"", b"")  # before all answers
 _REFRESH_LIMIT_S = 300.0
 T = TypeVar("T")
 
@@ -350,6 +351,12 @@ async def read_model(session: AsyncSession) -> LabelModel:
     return LabelModel() if stored is None else LabelModel.from_json(stored)
 
 
+async def was_fitted_within(session: AsyncSession, seconds: float) -> bool:
+    """Whether the model was estimated in the last so many seconds, by any process."""
+    since = func.clock_timestamp() - func.make_interval(0, 0, 0, 0, 0, 0, seconds)
+    return bool(await session.scalar(select(exists().where(LabelModelRow.fitted_at > since))))
+
+
 async def distrusted_keys(session: AsyncSession) -> frozenset[UUID]:
     """The keys whose labels do not count."""
     return frozenset(await session.scalars(select(KeyRow.id).where(KeyRow.distrusted_at.is_not(None))))
@@ -376,17 +383,7 @@ async def refresh(database: Database) -> LabelModel:
 
     First hashes the texts and counts the votes of rows of release 0.1.0. Several processes may call it at once.
     """
-    while await _hash_old_texts(database) == _CHUNK:
-        pass
-    while True:
-        async with _long_session(database) as session:
-            uncounted = await session.execute(
-                select(AnswerRow.question_hash, AnswerRow.text_sha256).where(AnswerRow.votes.is_(None)).limit(_CHUNK)
-            )
-            keys = [(question_hash, text) for question_hash, text in uncounted]
-            await relabel(session, keys)
-        if not keys:
-            break
+    await _count_old_rows(database)
     async with _long_session(database) as session:
         patterns = await read_patterns(session)
     model = await asyncio.to_thread(fit, patterns)
@@ -401,29 +398,64 @@ async def refresh(database: Database) -> LabelModel:
     async with _long_session(database) as session:
         changes = [change async for change in _changes(session, model)]
     for state, new in changes:
-        while await _apply(database, state, new) == _CHUNK:
-            pass
+        after: AnswerKey | None = _FIRST
+        while after is not None:
+            after = await _apply(database, state, new, after)
     return model
 
 
-async def _hash_old_texts(database: Database) -> int:
-    """Store the hash of the text of at most `_CHUNK` old interactions; their number."""
-    async with _long_session(database) as session:
-        ids = await session.scalars(
-            select(InteractionRow.id)
-            .where(InteractionRow.text_sha256.is_(None), InteractionRow.response.is_not(None))
-            .order_by(InteractionRow.id)
-            .limit(_CHUNK)
-            .with_for_update(skip_locked=True)
-        )
-        hashed = await session.scalars(
-            update(InteractionRow)
-            .where(InteractionRow.id.in_(ids.all()))
-            .values(text_sha256=stored_text_sha256())
-            .returning(InteractionRow.id)
-            .execution_options(synchronize_session=False)
-        )
-        return len(hashed.all())
+async def _count_old_rows(database: Database) -> None:
+    uncounted = (
+        select(AnswerRow.question_hash, AnswerRow.text_sha256)
+        .where(AnswerRow.votes.is_(None))
+        .order_by(AnswerRow.question_hash, AnswerRow.text_sha256)
+        .limit(_CHUNK)
+    )
+    after = _FIRST
+    while True:
+        async with _long_session(database) as session:
+            keys = await _keys(session, uncounted.where(_key() > after))
+        if not keys:
+            return
+        if after == _FIRST:
+            await _hash_old_texts(database)
+        async with _long_session(database) as session:
+            await relabel(session, keys)
+        after = keys[-1]
+
+
+async def _hash_old_texts(database: Database) -> None:
+    """Store the hashes of the texts of old interactions; a row that another transaction holds is left without one."""
+    after: UUID | None = UUID(int=0)
+    while after is not None:
+        async with _long_session(database) as session:
+            found = await session.scalars(
+                select(InteractionRow.id)
+                .where(
+                    InteractionRow.text_sha256.is_(None),
+                    InteractionRow.response.is_not(None),
+                    InteractionRow.id > after,
+                )
+                .order_by(InteractionRow.id)
+                .limit(_CHUNK)
+                .with_for_update(skip_locked=True)
+            )
+            ids = found.all()
+            await session.execute(
+                update(InteractionRow)
+                .where(InteractionRow.id.in_(ids))
+                .values(text_sha256=stored_text_sha256())
+                .execution_options(synchronize_session=False)
+            )
+        after = ids[-1] if ids else None
+
+
+def _key() -> Any:
+    return tuple_(AnswerRow.question_hash, AnswerRow.text_sha256)
+
+
+async def _keys(session: AsyncSession, statement: Select[*tuple[Any, ...]]) -> list[AnswerKey]:
+    return [(question_hash, text) for question_hash, text in await session.execute(statement)]
 
 
 @asynccontextmanager
@@ -459,13 +491,14 @@ async def _changes(session: AsyncSession, model: LabelModel) -> AsyncIterator[tu
             yield state, new
 
 
-async def _apply(database: Database, state: _State, new: _State) -> int:
-    """Write the new label to at most `_CHUNK` answers of the old state; their number."""
+async def _apply(database: Database, state: _State, new: _State, after: AnswerKey) -> AnswerKey | None:
+    """Write the new label to the next `_CHUNK` answers of the old state; the last of them, None if there is none."""
     side = Split.HELDOUT if state.is_heldout else Split.TRAIN
     chosen = (
         select(AnswerRow.question_hash, AnswerRow.text_sha256)
         .join(QuestionRow, QuestionRow.hash == AnswerRow.question_hash)
         .where(
+            _key() > after,
             QuestionRow.split == side,
             (AnswerRow.frozen_at.is_not(None)).is_(state.is_frozen),
             *(
@@ -485,9 +518,8 @@ async def _apply(database: Database, state: _State, new: _State) -> int:
     if state.is_frozen is not new.is_frozen:
         values["frozen_at"] = func.clock_timestamp() if new.is_frozen else None
     async with _long_session(database) as session:
-        keys = [(question_hash, text) for question_hash, text in await session.execute(chosen)]
-        if keys:
-            await session.execute(
-                update(AnswerRow).where(is_among(keys)).values(values).execution_options(synchronize_session=False)
-            )
-    return len(keys)
+        keys = await _keys(session, chosen)
+        await session.execute(
+            update(AnswerRow).where(is_among(keys)).values(values).execution_options(synchronize_session=False)
+        )
+    return keys[-1] if keys else None

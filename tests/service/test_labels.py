@@ -31,6 +31,7 @@ def settings(tmp_path: Path, database_url: str) -> Settings:
 
 async def keep(database: Database, *records: Any) -> None:
     async with database.session() as session:
+        await store.critics.ensure_version_zero(session, "tiny")
         await store.interactions.insert_records(session, records, heldout_share=ALL_TRAIN)
 
 

@@ -504,6 +504,7 @@ async def test_labelled_traffic_that_shows_a_worse_critic_brings_the_old_one_bac
         return [
             make_interaction(
                 critic_version=version,
+                response=f"answer {new_id()}",
                 reference="4",
                 grade=grade,
                 critiques=(make_critique(stated=said if is_verdict_right else other),),

@@ -226,6 +226,7 @@ def judged(version: int, *, is_verdict_right: bool, was_right: bool = True, **fi
     disagrees = Verdict.INCORRECT if was_right else Verdict.CORRECT
     critique = make_critique(stated=agrees if is_verdict_right else disagrees)
     grade = Grade.RIGHT if was_right else Grade.WRONG
+    fields = {"response": f"answer {new_id()}", **fields}  # texts of their own, which have labels of their own
     return make_interaction(critic_version=version, reference="4", grade=grade, critiques=(critique,), **fields)
 
 

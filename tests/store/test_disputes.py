@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from gadfly import store
 from gadfly.errors import NotFound
@@ -16,9 +16,10 @@ from gadfly.store.critics import insert_critic
 from gadfly.store.database import Database
 from gadfly.store.disputes import Taught, critics_taught_by, disputed_answers, judged_answer, rule
 from gadfly.store.keys import insert_key, set_trust
-from gadfly.store.labels import read_model, refresh
+from gadfly.store.labels import read_model, refresh, stored_text_sha256, text_sha256
 from gadfly.store.runs import request_run, save_manifest
 from gadfly.store.split import question_hash, split_of
+from gadfly.store.tables import InteractionRow
 from gadfly.store.training_data import LabelledAnswer, labelled_answers, traffic_counts
 from gadfly.store.watch import verdict_outcomes
 from gadfly.trainer.manifest import describe
@@ -305,7 +306,21 @@ async def test_labels_of_an_earlier_release_are_counted_at_the_first_refresh(see
                 "UPDATE answers SET votes = NULL, is_right = false, source = 'person', standing = 'none', key_id = NULL"
             )
         )
+        await session.execute(text("UPDATE interactions SET text_sha256 = NULL, own_grade = NULL, stored_at = NULL"))
+        await session.execute(text("UPDATE feedback SET stored_at = NULL"))
     assert (await labels(seeded), await labels(seeded, Split.HELDOUT)) == ([False], [False])
     assert [item.certainty for item in await answers(seeded)] == [0.95]
     await refresh(seeded)
     assert (await labels(seeded), await labels(seeded, Split.HELDOUT)) == ([True], [False])
+    async with seeded.session() as session:
+        assert await session.scalar(text("SELECT count(*) FROM interactions WHERE text_sha256 IS NULL")) == 0
+
+
+@pytest.mark.parametrize("response", ["x", " \t\n\r\f\vx\n", "\u00a0x\u2003", "é ∑ x", "x\x00y", "\ud800 x", " "])
+async def test_a_text_has_one_hash_here_and_in_the_database(seeded: Database, response: str) -> None:
+    asked = answer(A, response=response)
+    await keep(seeded, asked)
+    async with seeded.session() as session:
+        here = await session.scalar(select(InteractionRow.text_sha256))
+        await session.execute(text("UPDATE interactions SET text_sha256 = NULL"))
+        assert await session.scalar(select(stored_text_sha256())) == here == text_sha256(response)

@@ -246,7 +246,11 @@ async def test_outcomes_are_stated_verdicts_against_labels_in_the_order_of_label
     def said(minute: int, stated: Verdict, **fields: Any) -> Any:
         critique = make_critique(stated=stated, **fields.pop("critique", {}))
         return make_interaction(
-            created_at=start + timedelta(minutes=minute), critic_version=1, critiques=(critique,), **fields
+            created_at=start + timedelta(minutes=minute),
+            response=f"said at {minute}",
+            critic_version=1,
+            critiques=(critique,),
+            **fields,
         )
 
     late = said(0, Verdict.CORRECT)  # labelled last, by a person: it was wrong
@@ -258,17 +262,15 @@ async def test_outcomes_are_stated_verdicts_against_labels_in_the_order_of_label
     second = said(6, Verdict.CORRECT, reference="4", grade=Grade.RIGHT, critique={"sample": 1})
     other = make_interaction(created_at=start, critic_version=2, reference="4", grade=Grade.WRONG)
     before = said(-5, Verdict.CORRECT, reference="4", grade=Grade.RIGHT)
-    async with seeded.session() as session:
-        await store.interactions.insert_records(
-            session,
-            [
-                *(late, graded, overruled, unsaid, unlabelled, supplied, second, other, before),
-                make_feedback(overruled.id, correct=True, created_at=start + timedelta(minutes=10)),
-                make_feedback(late.id, correct=True, created_at=start + timedelta(minutes=20)),
-                make_feedback(late.id, correct=False, created_at=start + timedelta(minutes=30)),
-            ],
-            heldout_share=0.2,
-        )
+    stored = [before, late, graded, overruled, unsaid, unlabelled, supplied, second, other]
+    feedback = [
+        make_feedback(overruled.id, correct=True),
+        make_feedback(late.id, correct=True),
+        make_feedback(late.id, correct=False),
+    ]
+    for record in (*stored, *feedback):  # one transaction each: the database's clock gives the order
+        async with seeded.session() as session:
+            await store.interactions.insert_records(session, [record], heldout_share=0.2)
     async with seeded.session() as session:
 
         async def verdicts(version: int, **options: Any) -> list[tuple[bool, bool]]:
