@@ -265,7 +265,7 @@ def main() -> None:
     parser.add_argument("files", type=Path, nargs="+", help="JSON lines with a `question`")
     parser.add_argument("--runs", type=int, default=200, help="simulated deployments per row")
     options = parser.parse_args()
-    questions = [json.loads(line)["question"] for file in options.files for line in file.read_text().splitlines()]
+    questions = [json.loads(line)["question"] for file in options.files for line in file.open()]
     for table in (recall, merges, sides):
         print("\n".join(table(questions, options.runs)), end="\n\n", flush=True)
     with tempfile.TemporaryDirectory(prefix="gadfly-bench-") as folder, EmbeddedPostgres(Path(folder)) as server:
