@@ -208,7 +208,7 @@ def cpu_s(server: EmbeddedPostgres) -> float:
     """CPU time so far of this process and of the server's, which does not depend on what else the machine does."""
     postmaster = psutil.Process(int((server.data / "postmaster.pid").read_text().split()[0]))
     times = [each.cpu_times() for each in (psutil.Process(), postmaster, *postmaster.children())]
-    return sum(each.user + each.system for each in times)
+    return float(sum(each.user + each.system for each in times))
 
 
 async def store_all(server: EmbeddedPostgres, folder: Path, questions: Sequence[str]) -> list[str]:
