@@ -181,7 +181,7 @@ async def test_a_dry_run_counts_and_stores_nothing(api: httpx.AsyncClient, datab
     for number in range(3):
         await add_label(database, question=f"What is {number} + 7?", response="The answer is 7", grade=Grade.RIGHT)
     labelled = make_interaction(question="What is 9 + 9?")
-    heldout = make_interaction(question="What is 8 + 8?", reference="16", grade=Grade.WRONG)
+    heldout = make_interaction(question="What is the square of 4?", reference="16", grade=Grade.WRONG)
     async with database.session() as session:
         await store.interactions.insert_records(
             session, [labelled, make_feedback(labelled.id, correct=False)], heldout_share=ALL_TRAIN
