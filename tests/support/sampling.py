@@ -2,6 +2,10 @@
 
 import math
 import random
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import orjson
@@ -49,3 +53,31 @@ class FakeEngine:
         drawn = random.Random(str(body["seed"])).choices(range(200), weights, k=n)
         self.draws += n
         return [{"index": index, "finish_reason": "length", "token_ids": [token]} for index, token in enumerate(drawn)]
+
+
+@contextmanager
+def served(fake: FakeEngine) -> Iterator[str]:
+    """The fake engine on a port of this machine, during the block; its URL."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            content = self.rfile.read(int(self.headers["content-length"]))
+            response = fake(httpx.Request("POST", f"http://engine{self.path}", content=content))
+            self.send_response(response.status_code)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(response.content)))
+            self.end_headers()
+            self.wfile.write(response.content)
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
