@@ -14,6 +14,7 @@ from gadfly.cli.main import app
 from gadfly.settings import Settings
 from tests.cli.conftest import FakeServer
 from tests.support.postgres import PostgresServer
+from tests.support.sampling import FakeEngine, served
 
 ENGINE = {
     "/health": (200, {}),
@@ -121,6 +122,21 @@ async def test_engines(tmp_path: Path, answers: Any, words: str | None, why: str
         finding = (await findings(tmp_path, engine_urls=(engine.url,)))["engine"]
     assert finding.outcome is (Outcome.OK if words is None else Outcome.FAIL), why
     assert (words or "with adapters") in finding.says
+
+
+async def test_sampling(tmp_path: Path) -> None:
+    assert "does not run" in (await findings(tmp_path))["sampling"].says
+    with served(FakeEngine()) as url:
+        finding = (await findings(tmp_path, engine_urls=(url,)))["sampling"]
+    assert finding.outcome is Outcome.OK
+    assert finding.says.startswith("256 draws follow the distribution that is reported, in ")
+    with served(FakeEngine(sharpen=2.0)) as url:
+        finding = (await findings(tmp_path, engine_urls=(url,)))["sampling"]
+    assert finding.outcome is Outcome.FAIL
+    assert "does not sample the distribution that it reports" in finding.says
+    with served(FakeEngine(failures=10)) as url:
+        finding = (await findings(tmp_path, engine_urls=(url,)))["sampling"]
+    assert (finding.outcome, "cannot be checked" in finding.says) == (Outcome.WARN, True)
 
 
 async def test_a_current_database_is_ok(tmp_path: Path, database_url: str) -> None:

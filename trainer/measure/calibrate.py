@@ -54,8 +54,8 @@ def calibrate(
         folds=FOLDS,
         share_low=0.0 if share is None else share.low,
         share_high=1.0 if share is None else share.high,
-        before=_reliability(data, _logistic(data.odds_N), traffic.share, seed=seed),
-        after=_reliability(data, p_N, traffic.share, seed=seed),
+        before=_reliability(data, _logistic(data.odds_N), traffic, seed=seed),
+        after=_reliability(data, p_N, traffic, seed=seed),
     )
     return fit(data, traffic), report
 
@@ -140,30 +140,33 @@ def _logistic(x_N: Floats) -> Floats:
     return values
 
 
-def _reliability(data: Judgements, p_N: Floats, right_share: float, *, seed: int) -> Reliability:
+def _reliability(data: Judgements, p_N: Floats, traffic: ClassCounts, *, seed: int) -> Reliability:
     """Bins and ECE. The interval is ECE +- (97.5 % quantile over resampled questions - ECE).
 
     Resampling adds chance to a number that chance makes larger, so its quantiles lie too high; this distance on both
-    sides holds the true error at least as often as it says (bench/calibration.py).
+    sides holds the true error about as often as it says (bench/calibration.py). The class share is drawn too, since it
+    is known from a limited number of labels.
     """
-    bins = bins_of(p_N.tolist(), data.was_right_N.tolist(), data.weights(right_share).tolist())
+    bins = bins_of(p_N.tolist(), data.was_right_N.tolist(), data.weights(traffic.share).tolist())
     ece = expected_error(bins)
-    upper = float(np.quantile(_resampled_errors(data, p_N, right_share, seed=seed), (1 + _CONFIDENCE) / 2))
+    upper = float(np.quantile(_resampled_errors(data, p_N, traffic, seed=seed), (1 + _CONFIDENCE) / 2))
     half = max(0.0, upper - ece)
     return Reliability(ece=ece, low=max(0.0, ece - half), high=min(1.0, ece + half), bins=bins)
 
 
-def _resampled_errors(data: Judgements, p_N: Floats, right_share: float, *, seed: int) -> Floats:
-    """The ECE of samples of the questions, drawn with replacement; the class shares are the traffic's in each."""
+def _resampled_errors(data: Judgements, p_N: Floats, traffic: ClassCounts, *, seed: int) -> Floats:
+    """The ECE of samples of the questions, drawn with replacement, each at a class share drawn from its posterior."""
+    random = np.random.default_rng(seed)
     bin_N = np.array([bin_of(p) for p in p_N.tolist()])
     questions = int(data.question_N.max()) + 1
     gap_YQB, count_YQ = np.zeros((2, questions, BINS)), np.zeros((2, questions))
     class_N = data.was_right_N.astype(int)
     np.add.at(gap_YQB, (class_N, data.question_N, bin_N), p_N - data.was_right_N)
     np.add.at(count_YQ, (class_N, data.question_N), 1.0)
-    drawn_RQ = np.random.default_rng(seed).multinomial(questions, np.full(questions, 1 / questions), _RESAMPLINGS)
+    drawn_RQ = random.multinomial(questions, np.full(questions, 1 / questions), _RESAMPLINGS)
     gap_YRB = drawn_RQ.astype(float) @ gap_YQB
     count_YR = np.maximum(drawn_RQ @ count_YQ.T, 1e-9).T
     wrong_RB, right_RB = gap_YRB / count_YR[:, :, None]
-    errors: Floats = np.abs(right_share * right_RB + (1 - right_share) * wrong_RB).sum(axis=1)
+    share_R1 = random.beta(traffic.right + 0.5, traffic.wrong + 0.5, (_RESAMPLINGS, 1))
+    errors: Floats = np.abs(share_R1 * right_RB + (1 - share_R1) * wrong_RB).sum(axis=1)
     return errors

@@ -1,0 +1,56 @@
+"""Rollouts go only to engines that have proven that they sample as they report."""
+
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from gadfly.engine_client import Engine, EnginePool
+from gadfly.errors import WrongSampling
+from gadfly.sampling_proof import DRAWS
+from gadfly.trainer.engines import RunEngines
+from tests.support.sampling import FakeEngine
+
+
+def run_engines(*fakes: FakeEngine, temperature: float | None = 0.7) -> RunEngines:
+    members = [
+        Engine(f"http://engine-{number}", timeout_s=5, transport=httpx.MockTransport(fake))
+        for number, fake in enumerate(fakes)
+    ]
+    return RunEngines(EnginePool(members), uuid4(), 32, patience_s=5, temperature=temperature)
+
+
+async def test_an_engine_that_bends_sampling_gets_no_rollouts() -> None:
+    engines = run_engines(FakeEngine(sharpen=2.0), FakeEngine())
+    await engines.prove_sampling()
+    assert [engine.url for engine in engines.pool.members] == ["http://engine-1"]
+    assert engines.at_once(samples=4) == 8, "the engines that are left count"
+
+
+async def test_without_any_other_engine_the_run_ends_with_the_reason() -> None:
+    engines = run_engines(FakeEngine(sharpen=2.0))
+    with pytest.raises(WrongSampling, match="no engine can be used for rollouts: the engine does not sample"):
+        await engines.prove_sampling()
+
+
+async def test_an_engine_proves_it_again_only_after_a_failed_connection() -> None:
+    fake = FakeEngine()
+    engines = run_engines(fake)
+    await engines.prove_sampling()
+    await engines.prove_sampling()
+    assert fake.draws == 2 * DRAWS
+    engines.pool.members[0].drops += 1
+    await engines.prove_sampling()
+    assert fake.draws == 4 * DRAWS
+
+
+async def test_a_busy_engine_is_waited_for() -> None:
+    engines = run_engines(FakeEngine(failures=2))
+    await engines.prove_sampling()
+    assert len(engines.pool.members) == 1
+
+
+async def test_the_lab_has_no_rollouts_to_prove() -> None:
+    fake = FakeEngine()
+    await run_engines(fake, temperature=None).prove_sampling()
+    assert fake.draws == 0
