@@ -170,10 +170,7 @@ class _Up:
         self._engine_urls = (f"unix://{path}",)
 
     async def _start_service(self, url: str) -> None:
-        environment = self._environment() | {
-            f"{ENV_PREFIX}DATABASE_URL": url,
-            f"{ENV_PREFIX}ENGINE_URLS": ",".join(self._engine_urls),
-        }
+        environment = self._environment() | self._addresses(url)
         with step(SERVICE, "starting") as progress:
             await self._supervisor.start(
                 Program(
@@ -197,8 +194,7 @@ class _Up:
                 Program(
                     role=TRAINER,
                     argv=(sys.executable, "-P", "-m", "gadfly.trainer"),
-                    environment=self._environment()
-                    | {f"{ENV_PREFIX}DATABASE_URL": url, f"{ENV_PREFIX}ENGINE_URLS": ",".join(self._engine_urls)},
+                    environment=self._environment() | self._addresses(url),
                     log=self._log(TRAINER),
                     is_ready=_immediately,
                     stop_limit_s=15.0,
@@ -223,6 +219,12 @@ class _Up:
     def _environment(self) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if not name.upper().startswith(ENV_PREFIX)}
         return inherited | self._settings.to_environment()
+
+    def _addresses(self, url: str) -> dict[str, str]:
+        """Database and engines as variables. The engine that `up` starts has Gadfly's name of the model, and no key."""
+        addresses = {f"{ENV_PREFIX}DATABASE_URL": url, f"{ENV_PREFIX}ENGINE_URLS": ",".join(self._engine_urls)}
+        own = {} if self._settings.engine_urls else {f"{ENV_PREFIX}ENGINE_MODEL": "", f"{ENV_PREFIX}ENGINE_KEY": ""}
+        return addresses | own
 
     def _log(self, role: str) -> Path:
         return self._settings.home / "logs" / f"{role}.log"
