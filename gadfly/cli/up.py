@@ -28,7 +28,7 @@ DATABASE, ENGINE, SERVICE, TRAINER = "database", "engine", "service", "trainer"
 _LEAST_FREE_BYTES = 300 * 2**20  # an empty Postgres with its write-ahead log, and some records
 _UNIX_PATH_MAX = 107
 _READY_WITHIN_S = 120.0
-_NOT_FOR_THE_ENGINE = (f"{ENV_PREFIX}DATABASE_URL", f"{ENV_PREFIX}KEY")
+_NOT_FOR_THE_ENGINE = tuple(f"{ENV_PREFIX}{name}" for name in ("DATABASE_URL", "KEY", "ENGINE_KEY", "ACTOR_KEY"))
 _EXAMPLE = {
     "question": "Tom has 3 boxes with 4 apples each. He eats 2 apples. How many are left?",
     "response": "3 + 4 = 7 apples. 7 - 2 = 5. The answer is 5.",
