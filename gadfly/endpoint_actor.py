@@ -122,7 +122,7 @@ class EndpointActor:
                     headers={"content-type": "application/json"},
                 )
             if response.status_code != httpx.codes.OK:
-                return [self._declined(response.status_code, response.content, sent=body)]
+                return [self._declined(response, sent=body)]
             return self._replies(response.content)
 
         replies = await self._patiently(once)
@@ -151,7 +151,8 @@ class EndpointActor:
                 ) as response,
             ):
                 if response.status_code != httpx.codes.OK:
-                    return self._declined(response.status_code, await response.aread(), sent=body)
+                    await response.aread()
+                    return self._declined(response, sent=body)
                 return await self._read_stream(response, index, started)
 
         reply = await self._patiently(once, may_retry=lambda: not has_started)
@@ -266,8 +267,9 @@ class EndpointActor:
                 f"the connection to the actor at {self._where} failed: {type(error).__name__}", retry_after_s=1.0
             ) from error
 
-    def _declined(self, status: int, content: bytes, *, sent: Mapping[str, Any]) -> Reply:
+    def _declined(self, response: httpx.Response, *, sent: Mapping[str, Any]) -> Reply:
         """An empty reply where the endpoint does not answer this text; any other failure is raised."""
+        status, content = response.status_code, response.content
         error = _error(content)
         code, parameter = str(error.get("code") or ""), str(error.get("param") or "")
         message = _message(content)
@@ -295,10 +297,13 @@ class EndpointActor:
                 raise EngineRefused(f"the actor at {self._where} has no quota left for this key: {message}")
             case 408 | 409 | 429:
                 raise ActorUnavailable(
-                    f"the actor at {self._where} accepts no more requests at present", retry_after_s=2.0
+                    f"the actor at {self._where} accepts no more requests at present", retry_after_s=_wait_s(response)
                 )
             case _ if status >= 500:
-                raise ActorUnavailable(f"the actor at {self._where} answered with status {status}: {message}")
+                raise ActorUnavailable(
+                    f"the actor at {self._where} answered with status {status}: {message}",
+                    retry_after_s=_wait_s(response),
+                )
             case _:
                 raise EngineError(f"the actor at {self._where} answered with status {status}: {message}")
 
@@ -321,7 +326,7 @@ class EndpointActor:
         async with self._request_errors():
             response = await self._client.get("/models", timeout=min(self._timeout_s, _CONNECT_TIMEOUT_S))
         if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-            self._declined(response.status_code, response.content, sent={})
+            self._declined(response, sent={})
         try:
             listed = {str(item["id"]) for item in response.json()["data"]}
         except (ValueError, KeyError, TypeError):
@@ -380,6 +385,12 @@ def _one(sampling: Sampling, index: int) -> Sampling:
     """The sampling of one of several replies that are asked for separately."""
     seed = None if sampling.seed is None else seed_of_sample(sampling.seed, index)
     return replace(sampling, n=1, seed=seed)
+
+
+def _wait_s(response: httpx.Response) -> float:
+    """The seconds in Retry-After; 1 without them. A date counts as no seconds."""
+    value = response.headers.get("retry-after", "")
+    return float(value) if value.isdecimal() else 1.0
 
 
 def _error(content: bytes) -> Mapping[str, Any]:

@@ -28,7 +28,7 @@ DATABASE, ENGINE, SERVICE, TRAINER = "database", "engine", "service", "trainer"
 _LEAST_FREE_BYTES = 300 * 2**20  # an empty Postgres with its write-ahead log, and some records
 _UNIX_PATH_MAX = 107
 _READY_WITHIN_S = 120.0
-_NOT_FOR_THE_ENGINE = (f"{ENV_PREFIX}DATABASE_URL", f"{ENV_PREFIX}KEY")
+_NOT_FOR_THE_ENGINE = tuple(f"{ENV_PREFIX}{name}" for name in ("DATABASE_URL", "KEY", "ENGINE_KEY", "ACTOR_KEY"))
 _EXAMPLE = {
     "question": "Tom has 3 boxes with 4 apples each. He eats 2 apples. How many are left?",
     "response": "3 + 4 = 7 apples. 7 - 2 = 5. The answer is 5.",
@@ -172,10 +172,7 @@ class _Up:
         self._engine_urls = (f"unix://{path}",)
 
     async def _start_service(self, url: str) -> None:
-        environment = self._environment() | {
-            f"{ENV_PREFIX}DATABASE_URL": url,
-            f"{ENV_PREFIX}ENGINE_URLS": ",".join(self._engine_urls),
-        }
+        environment = self._environment() | self._addresses(url)
         with step(SERVICE, "starting") as progress:
             await self._supervisor.start(
                 Program(
@@ -199,8 +196,7 @@ class _Up:
                 Program(
                     role=TRAINER,
                     argv=(sys.executable, "-P", "-m", "gadfly.trainer"),
-                    environment=self._environment()
-                    | {f"{ENV_PREFIX}DATABASE_URL": url, f"{ENV_PREFIX}ENGINE_URLS": ",".join(self._engine_urls)},
+                    environment=self._environment() | self._addresses(url),
                     log=self._log(TRAINER),
                     is_ready=_immediately,
                     stop_limit_s=15.0,
@@ -225,6 +221,12 @@ class _Up:
     def _environment(self) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if not name.upper().startswith(ENV_PREFIX)}
         return inherited | self._settings.to_environment()
+
+    def _addresses(self, url: str) -> dict[str, str]:
+        """Database and engines as variables. The engine that `up` starts has Gadfly's name of the model, and no key."""
+        addresses = {f"{ENV_PREFIX}DATABASE_URL": url, f"{ENV_PREFIX}ENGINE_URLS": ",".join(self._engine_urls)}
+        own = {} if self._settings.engine_urls else {f"{ENV_PREFIX}ENGINE_MODEL": "", f"{ENV_PREFIX}ENGINE_KEY": ""}
+        return addresses | own
 
     def _log(self, role: str) -> Path:
         return self._settings.home / "logs" / f"{role}.log"

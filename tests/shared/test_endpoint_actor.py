@@ -199,6 +199,14 @@ async def test_an_unavailable_endpoint_is_tried_again(endpoint: Endpoint, failur
         await endpoint.actor(retries=1).chat(PROMPT, sampling=ONE)
 
 
+@pytest.mark.parametrize(("asked", "wait_s"), [("0", 0), ("7", 7), ("Sat, 28 Nov 2026 19:00:00 GMT", 1), (None, 1)])
+async def test_the_endpoint_says_how_long_to_wait(endpoint: Endpoint, asked: str | None, wait_s: float) -> None:
+    endpoint.failures = [httpx.Response(429, headers={} if asked is None else {"retry-after": asked})]
+    with pytest.raises(ActorUnavailable) as refusal:
+        await endpoint.actor().chat(PROMPT, sampling=ONE)
+    assert refusal.value.retry_after_s == wait_s
+
+
 async def test_a_declined_text_is_an_empty_answer(endpoint: Endpoint) -> None:
     endpoint.failures = [refusal(400, code="content_filter")]
     [reply] = await endpoint.actor().chat(PROMPT, sampling=ONE)
