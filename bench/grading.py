@@ -3,8 +3,8 @@
     python -m bench.grading PATH ... [--show N]
 
 PATH is a JSON Lines file, or a folder of them. A row has `response`, `reference`, and either `correct` (a boolean) or
-`expect` (`right` or anything else, such as `not_right`); rows without these fields are left out. A false right is a
-wrong answer graded right, a miss a right answer that is not graded right, and a false label a right answer graded wrong.
+`expect` (`right`, or anything else such as `not_right`); other rows are left out. A false right is a wrong answer that
+is graded right, a miss a right answer that is not, and a false label a right answer that is graded wrong.
 math-verify alone is the usual way to call it: parse both texts, then verify.
 """
 
@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+import math_verify
 
 from gadfly.errors import UnreadableReference
 from gadfly.grading import Grade, grade_many
@@ -38,7 +40,7 @@ class Tally:
 
     def add(self, row: dict[str, Any], grade: Grade | None) -> None:
         """Count one row; a grade of None is an unreadable reference."""
-        is_right = _is_right(row)
+        is_right = bool(_is_right(row))
         self.counts["right" if is_right else "wrong"] += 1
         self.counts["unreadable"] += grade is None
         self.counts["no answer"] += grade is Grade.NO_ANSWER
@@ -91,8 +93,6 @@ def grade_ours(rows: Sequence[dict[str, Any]]) -> Tally:
 
 
 def grade_alone(rows: Sequence[dict[str, Any]]) -> Tally:
-    import math_verify  # noqa: PLC0415: it takes seconds, and sets up its own logging
-
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)
     tally, started = Tally(), time.perf_counter()
     for row in rows:

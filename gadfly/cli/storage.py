@@ -30,6 +30,7 @@ from gadfly.settings import Settings
 from gadfly.store.database import Database, require_current_schema
 from gadfly.store.embedded import EmbeddedPostgres
 from gadfly.store.files import ExportFormat, ImportReport, Skipped, export, import_rows
+from gadfly.store.regrading import RegradeReport, regrade
 
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -159,6 +160,23 @@ async def import_file(settings: Settings, url: str, path: Path, *, size: int | N
                 max_text_chars=settings.max_text_chars,
                 on_skip=on_skip,
                 on_progress=lambda read: progress.update(task, completed=read),
+            )
+
+
+async def regrade_rows(settings: Settings, url: str, *, console: Console) -> RegradeReport:
+    """Grade again what an older grader graded, with a progress bar.
+
+    Raises:
+        StoreUnavailable: Postgres became unavailable. A repeated call goes on after the last batch.
+    """
+    columns = (TextColumn("{task.completed} of {task.total}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=None)
+        async with opened(settings, url) as database, Grader(timeout_s=settings.grade_timeout_s) as grader:
+            return await regrade(
+                database,
+                grader=grader,
+                on_progress=lambda done, total: progress.update(task, completed=done, total=total),
             )
 
 

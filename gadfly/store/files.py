@@ -234,7 +234,7 @@ def _to_interaction(id: UUID, row: ImportRow, grade: Grade | UnreadableReference
         response=row.response,
         reference=row.reference,
         grade=None if isinstance(grade, UnreadableReference) else grade,
-        grader=GRADER_VERSION if isinstance(grade, Grade) else None,
+        grader=None if grade is None else GRADER_VERSION,
         grade_problem=problem,
         metadata=row.metadata,
         parameters={} if row.id is None else {"id": row.id},

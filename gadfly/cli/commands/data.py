@@ -1,4 +1,4 @@
-"""`gadfly migrate`, `model`, `import` and `export`: the database's schema and rows, and the default model."""
+"""`gadfly migrate`, `model`, `import`, `regrade`, `export`: the database's schema and rows, and the default model."""
 
 import asyncio
 import os
@@ -65,6 +65,17 @@ def import_rows(
     terminal.out.print(f"{report.added} rows added{ungraded}, {report.known} already stored, {report.skipped} skipped")
     if report.skipped and not report.added and not report.known:
         terminal.fail(f"no line of {file} could be read")
+
+
+@app.command()
+@takes_settings()
+def regrade(settings: Settings) -> None:
+    """Grade stored answers again where an older release graded them. May be stopped: the next call goes on there."""
+    from gadfly.cli import storage, terminal
+
+    with storage.database_url(settings) as url:
+        report = asyncio.run(storage.regrade_rows(settings, url, console=terminal.err))
+    terminal.out.print(f"{report.graded} interactions graded again, {report.changed} with another grade")
 
 
 @app.command()
