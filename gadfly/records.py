@@ -215,7 +215,7 @@ class Interaction:
     latency_ms: float | None
     critiques: tuple[Critique, ...] = ()
     refinements: tuple[Refinement, ...] = ()
-    grader: int | None = None  # GRADER_VERSION of `grade`; None without one, and for a grade of release 0.1.0
+    grader: int | None = None  # GRADER_VERSION at the time; None without a reference, and for grades of release 0.1.0
     grade_problem: str | None = None  # why `reference` cannot be read: there is no grade
 
 

@@ -35,6 +35,7 @@ from gadfly.store.disputes import Taught
 from gadfly.store.embedded import EmbeddedPostgres
 from gadfly.store.files import ExportFormat, ImportReport, Skipped, export, import_rows
 from gadfly.store.labels import refresh
+from gadfly.store.regrading import RegradeReport, regrade
 
 _TAUGHT_LIMIT_S = 300.0  # for reading the manifests of all runs
 _SHOWN_ROWS = 5  # of those that an import skips
@@ -238,6 +239,23 @@ async def import_file(
     for note, count in report.notes.items():
         console.print(f"{count} {note}", markup=False)
     return report
+
+
+async def regrade_rows(settings: Settings, url: str, *, console: Console) -> RegradeReport:
+    """Grade again what an older grader graded, with a progress bar.
+
+    Raises:
+        StoreUnavailable: Postgres became unavailable. A repeated call goes on after the last batch.
+    """
+    columns = (TextColumn("{task.completed} of {task.total}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=None)
+        async with opened(settings, url) as database, Grader(timeout_s=settings.grade_timeout_s) as grader:
+            return await regrade(
+                database,
+                grader=grader,
+                on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+            )
 
 
 async def export_file(

@@ -1,11 +1,11 @@
 """Which answer a response states: the last one of the reference's kind (`gadfly.grading.kinds`).
 
-The rule above all others: **when in doubt, wrong**. A false right teaches the critic to praise mistakes; a false wrong
-costs one sample.
+The rule above all others: **when in doubt, no answer**. A false right teaches the critic to praise mistakes, a false
+wrong to find mistakes where there are none; no answer costs one sample.
 
 Context. A box or a formula is an answer when it stands alone, next to nothing, an equals sign, punctuation, words or a
 unit. A sign, factor, power or function outside it makes it part of a larger expression.
-Hedging. Two answers (`3 or 4`), bounds (`at least 4`), negations and withdrawn answers are wrong whatever their
+Hedging. Two answers (`3 or 4`), bounds (`at least 4`), negations and withdrawn answers are none, whatever their
 content. So is a number that a later conclusion contradicts (`18. However, 2 more come, so 20`), and an answer that is
 denied, hypothetical or attributed to another (`if the answer is 18`, `the given answer is 18`).
 

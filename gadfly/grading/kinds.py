@@ -1,18 +1,21 @@
 """The kinds of answers: how a reference states one, and when two of a kind are the same.
 
-The kind of the reference (`Number`, `Choice`, `YesNo`, `Colon`, `Sequence`, `Symbolic`, `Text`) decides what counts as
-an answer in a response, which `gadfly.grading.answers` reads.
+The kind of the reference (`Number`, `Choice`, `YesNo`, `Colon`, `Sequence`, `Symbolic`, `Date`, `Compound`, `Special`,
+`Text`) decides what counts as an answer in a response, which `gadfly.grading.answers` reads. `compare` has three
+outcomes: the same, another, and None where no rule can tell.
 
-Numbers. Values are compared exactly (`0.5` is `1/2`; `0.33` is not `1/3`). A number reference requires a literal:
-integer, decimal, fraction, mixed number, power of ten, number word. An unevaluated expression (`2+3`, `2^3`) is not an
-answer; otherwise a response could score by repeating the question. Commas group thousands (`1,200`) and nothing else
-(`1,2` is two numbers).
-Units. A unit that is missing on either side makes no difference; two different units do. Nothing is converted, so
-`60 minutes` is not `1 hour`. Scale words are part of the number (`2 million`, `3 dozen`); a bare `k`, `M` or `B` cannot
-be distinguished from a unit and is not read. Any other letter is a variable (`18 x`); inside a formula so are `m`, `s`,
-`h` and `g`, unless the reference has a unit. `%` is a unit that may be missing only above 1 (or at 0): `50%` is `50`,
-but `0.5` is neither `50%` nor `0.5%`, since it could mean either.
-Order. Lists and tuples are compared in order, sets in braces without order; brackets must agree.
+Numbers. Values are compared exactly (`0.5` is `1/2`). A rounded value (`0.33` for `1/3`) is neither the same nor beyond
+doubt another. A number reference requires a literal: integer, decimal, fraction, mixed number, power of ten, number
+word. An unevaluated expression (`2+3`, `2^3`) is not an answer; otherwise a response could score by repeating the
+question. Commas group thousands (`1,200`) and nothing else (`1,2` is two numbers).
+Units. A unit that is missing on either side makes no difference; two different units do. Nothing is converted: no rule
+can tell whether `60 minutes` answers `1 hour`. Scale words are part of the number (`2 million`, `3 dozen`); a bare `k`,
+`M` or `B` cannot be distinguished from a unit and is not read. Any other letter is a variable (`18 x`); inside a formula
+so are `m`, `s`, `h` and `g`, unless the reference has a unit. `%` is a unit that may be missing only above 1 (or at 0):
+`50%` is `50`, but `0.5` is neither `50%` nor `0.5%`, since it could mean either.
+Order. Tuples are compared in order; sets in braces, and numbers joined by `and` or `or`, without. A bare list in another
+order is in doubt. An inequality and its interval are the same, `(1, 5)` as a reference is a point.
+Texts. Equal words are the same answer. Others differ beyond doubt only where both are single names, weekdays or months.
 Formulas of one or two letters (`-x`, `n!`) keep their case, signs and marks; other texts are compared without them.
 
 Plain rules run in bounded time: texts are capped and patterns cannot backtrack far. Symbolic comparison does not, so

@@ -56,7 +56,8 @@ _DENIED_AFTER = re.compile(
     |(?:a|one|two|three)?[ -]?(?:halves|half|thirds?|quarters?\ of|fourths?|fifths?|sixths?|sevenths?|eighths?|ninths?
         |tenths?|twelfths?|(?:hundred|thousand|million|billion)ths?)\b
     |(?:and|&)\ (?:a|an|one|two|three|four|five|six|seven|eight|nine)\b|or\ (?:more|less|fewer|so)\b
-    |(?:more|less|fewer)\ than\b|times\ (?:as|more|less|the)\b|too\ (?:many|few|much|high|low)\b|-?ish\b
+    |(?:more|less|fewer)\ than\b(?!\ (?-i:[A-Z])[a-z]{2}|\ (?:he|she|they|his|her|their|him|them)\b)
+    |too\ (?:many|few|much|high|low)\b|-?ish\b
     |\(?mod\b|[万千百亿億兆十萬‰‱]|in\ (?:a|one|every)\ (?:ten|hundred|thousand|million)\b|per\ (?:[0-9]|mille?\b)
     |(?:degrees?\ )?below\ zero|is\ (?:not|wrong|incorrect)\b)""",
     re.VERBOSE | re.IGNORECASE,

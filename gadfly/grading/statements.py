@@ -127,7 +127,7 @@ _STATES = re.compile(
 )
 _HANGS = re.compile(
     r"\b(?:and|or|the|a|an|of|to|for|with|than|then|each|per|by|in|on|at|from|is|are|was|has|have|had|but|so|as|that|which"
-    r"|more|less|remaining|into|between|plus|minus|times|its|his|her|their)\W*$|[-+*/×÷=(,]\s*$",
+    r"|more|less|remaining|into|between|plus|minus|times|its|his|her|their|he|she|it|they|we)\W*$|[-+*/×÷=(,]\s*$",
     re.IGNORECASE,
 )
 _CLOSING = re.compile(
@@ -275,9 +275,9 @@ def _is_finished(sentence: str) -> bool:
         return False
     digits = list(re.finditer(r"[0-9][0-9.,]*", sentence))
     after = sentence[digits[-1].end() :] if digits else ""
-    if "=" in sentence and not re.search(
-        r"[A-Za-z]{3,}\s+[A-Za-z]+\s+[A-Za-z]+\s+[A-Za-z]+", sentence[sentence.rfind("=") :]
-    ):
+    if re.search(r"[=≈]\s*[$£€]?\s?-?[0-9.,]+[^=≈0-9]*$", sentence) and len(after.split()) <= 10:
+        return True
+    if "=" in sentence and len(sentence[sentence.rfind("=") :].split()) <= 4:
         return True
     if len(after.split()) > 5:
         return False

@@ -87,9 +87,14 @@ def _is_readable_part(latex: str) -> bool:
     try:
         # An expression that cannot be simplified can still be compared. Other errors concern the row, and are logged.
         with contextlib.suppress(TypeError, ValueError, NotImplementedError, AttributeError):
-            _numeric(_done(expression), _POINTS[0])
-            sympy.N(expression, 50)
-            sympy.simplify(expression)
+            if isinstance(expression, sympy.Expr):
+                done = _done(expression)
+                if done.has(sympy.nan, sympy.zoo):
+                    return False  # cot 0
+                _numeric(done, _POINTS[0])
+            else:  # math-verify compares sets, matrices and relations
+                sympy.simplify(expression.doit())
+                sympy.N(expression, 50)
     except ArithmeticError:  # x modulo 0, cot 0
         return False
     return True

@@ -253,7 +253,7 @@ def _to_interaction(id: UUID, row: ImportRow, grade: Grade | UnreadableReference
         response=row.response,
         reference=row.reference,
         grade=None if isinstance(grade, UnreadableReference) or row.response is None else grade,
-        grader=GRADER_VERSION if isinstance(grade, Grade) and row.response is not None else None,
+        grader=None if grade is None or row.response is None else GRADER_VERSION,
         grade_problem=problem,
         metadata=row.metadata,
         parameters={} if row.id is None else {"id": row.id},

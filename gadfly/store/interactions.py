@@ -268,11 +268,12 @@ async def _insert_feedback(session: AsyncSession, feedback: Sequence[Feedback]) 
             stored.append(Stored(item, False))
     added = [item.record for item in stored if not item.is_repeat]
     await _insert_missing(session, FeedbackRow, [values_of(FeedbackRow, record) for record in added])
-    await _take_newest_grades(session, ids)
+    await take_newest_grades(session, ids)
     return stored
 
 
-async def _take_newest_grades(session: AsyncSession, interaction_ids: Sequence[UUID]) -> None:
+async def take_newest_grades(session: AsyncSession, interaction_ids: Sequence[UUID]) -> None:
+    """Give interactions and their refinements the grades of their newest feedback with a readable reference, if any."""
     newest = (
         select(FeedbackRow.interaction_id, FeedbackRow.grade, FeedbackRow.grader, FeedbackRow.refinement_grades)
         .ext(distinct_on(FeedbackRow.interaction_id))

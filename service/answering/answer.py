@@ -267,7 +267,7 @@ class Answerer:
         grades: list[Grade | None] = []
         for grade in await self._grader.grade_all([Submission(text, reference, is_cut) for text, is_cut in texts]):
             if isinstance(grade, UnreadableReference):
-                return _Graded(none, problem=str(grade))
+                return _Graded(none, grader=GRADER_VERSION, problem=str(grade))
             grades.append(grade)
         return _Graded(grades, grader=GRADER_VERSION)
 

@@ -167,7 +167,7 @@ async def test_a_row_with_an_unreadable_reference_keeps_its_label(importer: Impo
     assert report == ImportReport(added=2, ungraded=1)
     assert [(item.line, item.reason.startswith("reference: ")) for item in importer.skipped] == [(1, True)]
     first, second = sorted(await importer.stored(), key=lambda item: item.question)
-    assert (first.grade, first.grader) == (None, None)
+    assert (first.grade, first.grader) == (None, GRADER_VERSION)
     assert first.grade_problem
     assert (second.grade, second.grader, second.grade_problem) == (Grade.RIGHT, GRADER_VERSION, None)
     async with importer.database.session() as session:

@@ -1,4 +1,4 @@
-"""`gadfly migrate`, `model`, `import` and `export`: the database's schema and rows, and the default model."""
+"""`gadfly migrate`, `model`, `import`, `regrade`, `export`: the database's schema and rows, and the default model."""
 
 import asyncio
 import os
@@ -119,6 +119,17 @@ def import_rows(
             f"{report.skipped} {were} skipped: mend them and import again, which adds only what is missing; or allow "
             "it with --skip-bad"
         )
+
+
+@app.command()
+@takes_settings()
+def regrade(settings: Settings) -> None:
+    """Grade stored answers again where an older release graded them. May be stopped: the next call goes on there."""
+    from gadfly.cli import storage, terminal
+
+    with storage.database_url(settings) as url:
+        report = asyncio.run(storage.regrade_rows(settings, url, console=terminal.err))
+    terminal.out.print(f"{report.graded} interactions graded again, {report.changed} with another grade")
 
 
 @app.command()
