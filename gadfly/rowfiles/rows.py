@@ -24,8 +24,6 @@ _RIGHT = {"true", "1", "1.0", "yes", "right", "correct"}
 _WRONG = {"false", "0", "0.0", "no", "wrong", "incorrect"}
 _SPLITS = {"train": Split.TRAIN, "heldout": Split.HELDOUT, "held-out": Split.HELDOUT, "test": Split.HELDOUT}
 REPAIRED = "rows with LaTeX commands that JSON had read as control characters: repaired"
-
-
 SUSPECT = "rows where a line begins like the rest of a LaTeX command (\\nu, \\tau): stored as they are, have a look"
 
 
@@ -144,7 +142,7 @@ def _object(name: str, value: Any) -> Any:
         return value
     try:
         return json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise BadRow(f"{name}: must be a JSON object") from None
 
 

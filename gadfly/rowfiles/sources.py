@@ -385,18 +385,29 @@ def _dataset(name: str, folder: Path | None, how: How) -> Source:
         kind = "a folder" if folder else "neither a file here nor, it seems, one with a known extension"
         raise BadInput(f"{name} is {kind}: to read it as a data set of Hugging Face, install `gadfly[data]`") from None
     datasets.disable_progress_bars()
-    try:
+
+    def rows() -> Iterator[Raw]:
+        with _explained(name):
+            for number, row in enumerate(loaded, start=1):
+                yield Raw(number, row)
+
+    with _explained(name):
         if folder is not None and any((folder / each).is_file() for each in ("dataset_dict.json", "state.json")):
             loaded = datasets.load_from_disk(str(folder))
         else:
             loaded = datasets.load_dataset(str(folder or name), how.dataset_config, streaming=True)
-    except (OSError, ValueError, RuntimeError) as error:  # its own errors derive from these
-        first_line = str(error).strip().partition("\n")[0]
-        raise BadInput(f"{name} cannot be read as a data set: {first_line}") from error
     if isinstance(loaded, Mapping):
         loaded = _one_of(loaded, name, how.dataset_split)
-    rows = (Raw(number, row) for number, row in enumerate(loaded, start=1))
-    return Source(rows, lambda: 0, "row")
+    return Source(rows(), lambda: 0, "row")
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:  # the library's own errors derive from these
+        first_line = str(error).strip().partition("\n")[0]
+        raise BadInput(f"{name} cannot be read as a data set: {first_line}") from error
 
 
 def _one_of(splits: Mapping[str, Any], name: str, wanted: str | None) -> Any:

@@ -137,6 +137,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"messages": [ASKED], "status": "failure", "response": {}}, "the logged call failed"),
     ({"input": {"a": "x", "b": "y"}, "output": "z"}, "no question can be found"),
     ({"input": "x", "output": {"score": 1}}, "no text of an answer"),
+    ({"messages": [ASKED], "response": {"choices": []}}, "no text of an answer"),
+    ({"input": "[" * 50_000, "output": {"a": "[" * 50_000}}, "no text of an answer"),
     ({"instruction": "x", "input": "y", "output": "z"}, "The columns are instruction, input, output"),
     ({"questions": "x", "response": "y"}, "perhaps it is 'questions'"),
     ({"question": "x", "reponse": "y", "reference": "z"}, "did you mean 'response'? Use --map reponse=response"),

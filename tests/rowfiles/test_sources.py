@@ -102,6 +102,9 @@ def test_a_folder_is_read_as_a_data_set(tmp_path: Path, name: str) -> None:
     assert read(folder, How(dataset_split="test")) == ROWS[:1]
     with pytest.raises(BadInput, match="has several parts: give one with --dataset-split: t"):
         read(folder)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadInput, match="cannot be read as a data set"):
+        read(tmp_path / "empty")
     with pytest.raises(BadInput, match="has no part 'dev'"):
         read(folder, How(dataset_split="dev"))
 
