@@ -394,6 +394,8 @@ async def sampling(deployment: Deployment) -> Finding:
             )
         except GadflyError as error:
             return Finding("sampling", Outcome.WARN, f"{without_password(url)} cannot be checked: {error}.")
+        except (ValueError, KeyError, TypeError):
+            return Finding("sampling", Outcome.WARN, "Not checked: an engine does not answer.", "See the engine check.")
         finally:
             await engine.aclose()
         draws, seconds = draws + proof.draws, seconds + proof.seconds
