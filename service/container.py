@@ -62,6 +62,7 @@ class Service:
             database = await stack.enter_async_context(Database.of(settings, database_url))
             critics = CriticServing(
                 settings=settings,
+                prompts=prompt_set,
                 database=database,
                 engines=[Engine(url, timeout_s=settings.engine_timeout_s) for url in engine_urls],
                 metrics=metrics,
