@@ -396,11 +396,12 @@ def _basis(model: LabelModel) -> str:
 def _contradiction(case: Contradiction, names: Mapping[UUID, str]) -> str:
     key_id = case.voter.key_id
     key = "the operator" if key_id is None else f"the key {names.get(key_id, 'without a name')} ({key_id})"
+    take_out = "" if key_id is None else f", and take them out with `gadfly keys distrust {key_id}`"
     kind = {None: "", True: " that others call right", False: " that others call wrong"}[case.truth]
     return (
         f"The labels by {case.voter.source} of {key} contradict those of the others on {case.contradictions:.0f} of "
         f"{case.answers:.0f} answers{kind}, where {case.expected:.0f} would be normal: look at them with "
-        "`gadfly labels conflicts --disputed`, and take them out with `gadfly keys distrust`."
+        f"`gadfly labels conflicts --disputed`{take_out}."
     )
 
 

@@ -106,7 +106,7 @@ async def disputed_answers(
         values = dict(row._mapping)
         key = (values.pop("hash"), values.pop("text"))
         found[key] = JudgedAnswer(**values)
-    return [(key, found[key]) for key in keys]
+    return [(key, found[key]) for key in keys if key in found]
 
 
 def _judged() -> Select[*tuple[Any, ...]]:

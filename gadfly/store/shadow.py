@@ -11,8 +11,8 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly.records import Kind, now
-from gadfly.store.labels import Label
-from gadfly.store.tables import CritiqueRow, InteractionRow, ShadowVerdictRow
+from gadfly.store.labels import Label, is_about
+from gadfly.store.tables import AnswerRow, CritiqueRow, InteractionRow, ShadowVerdictRow
 from gadfly.verdict import Verdict
 
 
@@ -45,10 +45,9 @@ async def unjudged(
     """
     judged = exists().where(ShadowVerdictRow.interaction_id == InteractionRow.id, ShadowVerdictRow.critic_version == by)
     statement = (
-        Label.joined(
-            select(InteractionRow.id, InteractionRow.question, InteractionRow.response, InteractionRow.parameters)
-        )
+        select(InteractionRow.id, InteractionRow.question, InteractionRow.response, InteractionRow.parameters)
         .join(CritiqueRow, is_first_critique())
+        .join(AnswerRow, is_about(AnswerRow, InteractionRow))
         .where(
             InteractionRow.critic_version == live,
             InteractionRow.kind != Kind.IMPORT,
