@@ -3,7 +3,19 @@
 Every function takes a session and runs in its transaction.
 """
 
-from gadfly.store import claims, critics, interactions, keys, labels, replicas, runs, swaps, training_data, wall, watch
+from gadfly.store import (
+    claims,
+    critics,
+    interactions,
+    keys,
+    labels,
+    replicas,
+    runs,
+    swaps,
+    training_data,
+    wall,
+    watch,
+)
 
 __all__ = [
     "claims",
