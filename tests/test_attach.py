@@ -137,9 +137,13 @@ async def test_a_wrong_key_is_one_sentence(attached: Settings, key: str | None, 
     sentence = f"the engine at {settings.engine_urls[0]} {words} GADFLY_ENGINE_KEY"
     with structlog.testing.capture_logs() as logs:
         async with serving(settings, ready=False) as client:
-            ready = await client.get("/readyz")
+            for _ in range(200):
+                if (await client.get("/state")).json()["status"] == "running":
+                    break
+                await asyncio.sleep(0.05)
             refused = await client.post("/critique", json=RIGHT)
-            await client.get("/readyz")
+            await asyncio.sleep(2.5)  # the engine is asked once a second
+            ready = await client.get("/readyz")
     assert (ready.status_code, ready.json()["engine"]["detail"]) == (503, sentence)
     assert (refused.status_code, refused.json()["title"], refused.json()["detail"]) == (503, "Engine refused", sentence)
     assert "retry-after" not in refused.headers
@@ -165,7 +169,6 @@ async def test_an_engine_without_adapters_serves_version_0_and_says_so(
 ) -> None:
     settings = make_settings(tmp_path, database_url, plain.url, engine_key=ACTOR_KEY, **SIZES)
     published = publish_adapter(settings.adapters_folder / "one", model=critic_model, seed=1)
-    critic = await insert_version(database, published)
     limit = f"the engine at {plain.url} loads no adapters at run time (VLLM_ALLOW_RUNTIME_LORA_UPDATING)"
     async with serving(settings) as client:
         answer = (await client.post("/critique", json=WRONG)).json()
@@ -175,6 +178,7 @@ async def test_an_engine_without_adapters_serves_version_0_and_says_so(
         assert ready.status_code == 200
         assert limit in ready.json()["critic"]["detail"]
         assert (await client.get("/state")).json()["engines"][0]["adapters"] is False
+        critic = await insert_version(database, published)
         promoted = await client.post("/admin/promote", json={"version": critic.version})
         assert promoted.status_code == 409
         assert promoted.json()["detail"].startswith(f"{limit}, so it serves version 0 only; `gadfly doctor`")
