@@ -23,6 +23,7 @@ from gadfly.prompts import Message, Prompt, PromptSet
 from gadfly.refinement import When, refine, refine_chain
 from gadfly.seeds import seed_of_sample
 from gadfly.store.training_data import LabelledAnswer
+from gadfly.trainer.data import seed_of
 from gadfly.trainer.measure.leakage import leaks_gold
 from gadfly.trainer.measure.metrics import Judged, Samples
 from gadfly.verdict import Verdict, count_verdicts
@@ -81,7 +82,8 @@ async def evaluate(
 
     The actor rewrites whatever the verdict is, which is the paper's soft gate. Items are in the order of `answers`;
     those whose key is in `done` are taken from there. With `samples` above 1 each answer is judged that often at
-    `temperature`, one sample after another; sample k of an answer has the same seed under every critic.
+    `temperature`, one sample after another. Sample k of an answer has the same seed under every critic, and another one
+    than sample k of other answers: with a common seed, one unlucky draw would be that of all answers.
 
     Raises:
         EngineError: the engine does not answer.
@@ -98,7 +100,7 @@ async def evaluate(
             sampling = bench.sampling(
                 bench.max_critique_tokens,
                 temperature=temperature,
-                seed=seed_of_sample(seed, sample) if temperature else None,
+                seed=seed_of_sample(seed_of(seed, "evaluate", answer.key), sample) if temperature else None,
             )
             turn = await _turn(
                 bench, bench.prompts, answer, item, model=model, rewrites=with_refinement, sampling=sampling
