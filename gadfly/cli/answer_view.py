@@ -53,6 +53,8 @@ def show_critique(result: Mapping[str, Any]) -> None:
         votes = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in sorted(set(verdicts)))
         out.print(f"votes       {votes}")
     _show_grade("response", result["grade"])
+    if result.get("grade_problem"):
+        out.print(f"no grade    {result['grade_problem']}", markup=False)
     _show_ids(result, "critique")
 
 
@@ -68,6 +70,8 @@ def show_refinement(result: Mapping[str, Any]) -> None:
     reason = _REASONS.get(result["stop_reason"], result["stop_reason"])
     out.print(f"stopped     after {rounds}: {reason}{votes}")
     _show_grade("response", result["grade"])
+    if result.get("grade_problem"):
+        out.print(f"no grade    {result['grade_problem']}", markup=False)
     _show_grade("refined", result["refined_grade"])
     _show_ids(result, "refinement")
 

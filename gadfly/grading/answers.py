@@ -41,7 +41,7 @@ from gadfly.grading.kinds import (
     special_at_end,
     whole_special,
 )
-from gadfly.grading.latex import is_plain_relation
+from gadfly.grading.latex import as_intervals, is_plain_relation
 from gadfly.grading.numbers import (
     AMBIGUOUS_UNITS,
     DECIMAL,
@@ -63,6 +63,7 @@ from gadfly.grading.statements import (
     first_sentence,
     may_follow,
     may_precede,
+    next_sentence,
 )
 from gadfly.grading.text import math_segments, tail, tidy, unlatex
 
@@ -100,7 +101,7 @@ _CHOICE_ALSO = re.compile(
     re.VERBOSE,
 )
 _NEGATED = re.compile(
-    r"\b(?:not|never|neither|nor|cannot|either|unsure|unclear|wrong|incorrect|hardly|barely|scarcely|partly)\b|n't\b|\beliminate",
+    r"\b(?:not|never|neither|nor|cannot|either|unsure|unclear|wrong|incorrect|hardly|barely|scarcely|partly|usually|mostly|almost|probably|sometimes|largely)\b|n't\b|\beliminate",
     re.IGNORECASE,
 )
 
@@ -157,7 +158,7 @@ _YES_NO_WORD = re.compile(r"\b(yes|true|false|no(?=\s*(?:[.,;:!)\"']|$)))(?!\w)"
 # What follows the word at once, or after a comma, and makes it hold in part, or not at all.
 _HOLDS_IN_PART = re.compile(
     r"""\s*\(?(?:is|was|would|could|for|in|when|if|iff|on|at|with|under|only|provided|and|or|as\ long|/)\b
-    |\s*[,(]?\s*(?:but|if|iff|unless|only|provided|except|in\ (?:most|some|many|general|theory|principle)
+    |\s*[,(]?\s*(?:but|assuming|if|iff|unless|only|provided|except|in\ (?:most|some|many|general|theory|principle)
         |partly|mostly|usually
         |sometimes|for\ (?:some|most|[a-z]\ ?[<>=≤≥]|even|odd|\(|positive|negative|large|small)|when|although
         |though|however
@@ -223,14 +224,20 @@ def _read_colon(text: str, reference: Colon) -> Colon | Unread:
     return Unread.HEDGED if len(set(colons)) > 1 or _NOT_THEN.search(text) else colons[0]
 
 
-_SAYS = (
-    r"(?:is|are|was|were|be|called|named|on|in|=|:|prints?|returns?|raises?|outputs?|throws?|gives?|yields?|gets?|becomes?|equals?"
-    r"|says?|choose|pick|remains?)"
+_SAYS = re.compile(
+    r"\b(?:is|are|was|were|be|called|named|on|in|=|:|prints?|returns?|raises?|outputs?|throws?|gives?|yields?|gets?"
+    r"|becomes?|equals?|says?|choose|pick|remains?)\s+(?:(?:a|an|the)\s)?(\S.*)$",
+    re.IGNORECASE,
 )
 _DOUBTED = re.compile(
     r"\b(?:could|might|may|perhaps|maybe|possibly|or|either|some|others|they|first|guess|if|unless|but|although"
-    r"|not sure|from|than"
-    r"|before|after|until|except|like)\b",
+    r"|not sure"
+    r"|from|than|before|after|until|except|like)\b",
+    re.IGNORECASE,
+)
+_SUBJECT = re.compile(
+    r"(?:(?:so|thus|hence|therefore),?\s)?(.{1,80}?)\s(?:(?:is|was)\s(?:the|a|an)"
+    r"|(?:has|had|got)\s(?:the\s)?(?:most|more|least|fewest|highest|lowest|longest)|w[io]ns?)\b[\w' -]{0,80}$",
     re.IGNORECASE,
 )
 
@@ -244,24 +251,16 @@ def _read_text(span: Span, reference: Text) -> Text | Unread:
     plain = re.sub(r"\s+", " ", unlatex(span.text)).strip(" .!*_")
     if len(plain) > _MAX_SENTENCE_CHARS:
         return read
-    end = re.search(rf"\b{_SAYS}\s+(?:(?:a|an|the)\s)?(\S.*)$", plain, re.IGNORECASE)
+    end = _SAYS.search(plain)
     while end:
         if read_text(end[1]) == reference:
             before = plain[: end.start(1)]
             return Unread.HEDGED if is_denied(before) or _DOUBTED.search(before) else reference
-        end = re.compile(rf"\b{_SAYS}\s+(?:(?:a|an|the)\s)?(\S.*)$", re.IGNORECASE).search(plain, end.start() + 1)
-    subject = re.match(
-        r"(?:(?:so|thus|hence|therefore),?\s)?(.{1,80}?)\s(?:(?:is|was)\s(?:the|a|an)|(?:has|had"
-        r"|got)\s(?:the\s)?(?:most|more|least|fewest|highest|lowest|longest)|w[io]ns?)\b[\w' -]{0,80}$",
-        plain,
-        re.IGNORECASE,
-    )
+        end = _SAYS.search(plain, end.start() + 1)
+    subject = _SUBJECT.match(plain)
     if subject and reference.is_name and read_text(subject[1]) == reference and not _DOUBTED.search(plain):
-        return (
-            Unread.HEDGED
-            if _NEGATED.search(plain) or re.search(r"\b(?:guess|opposite|mistake|trap)\b", plain)
-            else reference
-        )
+        is_denial = _NEGATED.search(plain) or re.search(r"\b(?:guess|opposite|mistake|trap)\b", plain)
+        return Unread.HEDGED if is_denial else reference
     return read
 
 
@@ -289,9 +288,12 @@ def _read_special(span: Span) -> Special | Unread:
 _BRACKETS = re.compile(r"\\\{[^{}]{1,300}\\\}|\[[^][]{1,300}\]|\([^()]{1,300}\)")
 
 
-def _read_sequence(span: Span) -> Sequence | Unread:
+def _read_sequence(span: Span, reference: Sequence) -> Sequence | Unread:
     text = re.sub(r"^[\s:]*(?:is|are)?\s", "", span.text)
     read = read_sequence(text)
+    intervals = as_intervals(text) if reference.brackets == "[]" and is_plain_relation(text) else None
+    if intervals and len(intervals) == 1 and intervals[0].closed == (True, True):
+        return read_sequence(f"[{intervals[0].low}, {intervals[0].high}]")
     if not isinstance(read, Unread) or span.boxed:
         return read
     plain = text.strip().rstrip(".`*_ ")
@@ -444,8 +446,18 @@ def _is_disowned(span: Span, *, but_not: Fraction | None = None, is_yes_no: bool
     return False
 
 
+_NUMBER_ALONE = re.compile(
+    r"\W*(?!(?:step|case|part|figure"
+    r"|table)\b)(?:[A-Za-z']+[,.]?\s)?[$£€]?[0-9][0-9.,]*%?\W*",
+    re.IGNORECASE,
+)
+
+
 def _is_contradicted(number: Number, rest: str) -> bool:
-    """Whether the last conclusion with numbers in `rest` lacks this number."""
+    """Whether the next sentence is another number, or the last conclusion with numbers in `rest` lacks this one."""
+    following = next_sentence(rest)
+    if _NUMBER_ALONE.fullmatch(following) and number.value not in values_in(following):
+        return True
     for match in reversed(list(CONCLUDES.finditer(rest))[-_MAX_CONCLUSIONS:]):
         values = values_in(unlatex(first_sentence(rest[match.start() :])))
         if values:
@@ -477,7 +489,7 @@ def _read(span: Span, reference: Answer) -> Answer | Unread:
         case Colon():
             return _read_colon(unlatex(span.text), reference)
         case Sequence():
-            return _read_sequence(span)
+            return _read_sequence(span, reference)
         case Symbolic():
             return _read_symbolic(span, reference)
         case Text():

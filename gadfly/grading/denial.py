@@ -39,7 +39,8 @@ _SENTENCE_DENIED = re.compile(
     |(?:\b(?:not|never|hardly)|n't)\s+(?:[a-z]+\s+)?(?:think|believe|say|claim|agree|expect|accept|see|mean|the\ case
         |(?:true|correct|right|clear|certain|sure|possible)\ that)\b
     |\bdoubts?\b|\b(?:mistake|pitfall|misconception|fallacy|common\ error)\b|\b(?:false|untrue|impossible
-        |wrong)\ (?:that|to)\b|\bno\ (?:one|way|reason)\b|\bnobody\ (?:gets?|would|could|says?|claims?|thinks?)\b
+        |wrong)\ (?:that|to)\b|\bwhether\b|\b(?:cannot|can't|could\ not)\ be\ that\b|\bno\ (?:one|way|reason)\b
+        |\bnobody\ (?:gets?|would|could|says?|claims?|thinks?)\b
     |\b(?:wrong|incorrect|false|mistaken|rejected|naive|tempting)\ (?:final\ )?(?:answer|value|result|option
         |choice|guess)\b
     |^\W*(?:if|unless|suppose|assum(?:e|ing)|whether|were)\b""",

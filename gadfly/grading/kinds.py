@@ -4,17 +4,17 @@ The kind of the reference (`Number`, `Choice`, `YesNo`, `Colon`, `Sequence`, `Sy
 `Text`) decides what counts as an answer in a response, which `gadfly.grading.answers` reads. `compare` has three
 outcomes: the same, another, and None where no rule can tell.
 
-Numbers. Values are compared exactly (`0.5` is `1/2`). A rounded value (`0.33` for `1/3`) is neither the same nor beyond
-doubt another. A number reference requires a literal: integer, decimal, fraction, mixed number, power of ten, number
-word. An unevaluated expression (`2+3`, `2^3`) is not an answer; otherwise a response could score by repeating the
-question. Commas group thousands (`1,200`) and nothing else (`1,2` is two numbers).
+Numbers. Values are compared exactly (`0.5` is `1/2`). A rounded value (`0.33` for `1/3`) is neither the same nor
+beyond doubt another. A number reference requires a literal: integer, decimal, fraction, mixed number, power of ten,
+number word. An unevaluated expression (`2+3`, `2^3`) is not an answer; otherwise a response could score by repeating
+the question. Commas group thousands (`1,200`) and nothing else (`1,2` is two numbers).
 Units. A unit that is missing on either side makes no difference; two different units do. Nothing is converted: no rule
-can tell whether `60 minutes` answers `1 hour`. Scale words are part of the number (`2 million`, `3 dozen`); a bare `k`,
-`M` or `B` cannot be distinguished from a unit and is not read. Any other letter is a variable (`18 x`); inside a formula
-so are `m`, `s`, `h` and `g`, unless the reference has a unit. `%` is a unit that may be missing only above 1 (or at 0):
-`50%` is `50`, but `0.5` is neither `50%` nor `0.5%`, since it could mean either.
-Order. Tuples are compared in order; sets in braces, and numbers joined by `and` or `or`, without. A bare list in another
-order is in doubt. An inequality and its interval are the same, `(1, 5)` as a reference is a point.
+can tell whether `60 minutes` answers `1 hour`. Scale words are part of the number (`2 million`, `3 dozen`); a bare
+`k`, `M` or `B` cannot be distinguished from a unit and is not read. Any other letter is a variable (`18 x`); inside a
+formula so are `m`, `s`, `h` and `g`, unless the reference has a unit. `%` is a unit that may be missing only above 1
+(or at 0): `50%` is `50`, but `0.5` is neither `50%` nor `0.5%`, since it could mean either.
+Order. Tuples are compared in order; sets in braces, and numbers joined by `and` or `or`, without. A bare list in
+another order is in doubt. An inequality and its interval are the same, `(1, 5)` as a reference is a point.
 Texts. Equal words are the same answer. Others differ beyond doubt only where both are single names, weekdays or months.
 Formulas of one or two letters (`-x`, `n!`) keep their case, signs and marks; other texts are compared without them.
 
@@ -238,6 +238,8 @@ def _compare_sequences(reference: Sequence, answer: Sequence) -> bool | None:
     if len(set(reference.names)) > 1 and len(set(answer.names)) > 1 and set(reference.names) != set(answer.names):
         return None
     if len(set(reference.names)) > 1 and len(set(answer.names)) > 1:
+        if len(set(answer.names)) < len(answer.names):
+            return None  # two values for one name
         own = dict(zip(answer.names, answer.items, strict=True))
         return _same_items(reference.items, tuple(own[name] for name in reference.names))
     if set(reference.names) and set(answer.names) and set(reference.names) != set(answer.names):

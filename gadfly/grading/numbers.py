@@ -87,14 +87,27 @@ _QUALIFIED = re.compile(
     r"""^\s*(?:almost|nearly)\b|\brounded\ (?:up|down)\b|\b(?:without|excluding|ignoring|not\ (?:counting|including))\b
     |\bbefore\ (?:we|the|any|tax(?:es)?|fees?|tips?|adding|subtracting)\b|\bonly\ (?:if|when|after|before|for
         |on|in|with|because|under)\b|\bgive\ or\ take\b|\bmore\ or\ less\b
-    |\band\ (?:change|a\ bit|some(?:thing)?|a\ little|counting)\b|\bor\ (?:so|thereabouts)\b
+    |\band\ (?:change|then\ some|a\ bit|some(?:thing)?|a\ little|counting)\b|\bor\ (?:so|thereabouts)\b
     |\bin\ (?:thousands|millions|billions|hundreds|dozens|lakhs?|crores?)\b|\((?:thousands|millions|billions
         |hundreds|dozens)\)
     |\b(?:is|was)\ (?:my|his|her|their|our|what|just|only|not|wrong|incorrect|too|mistaken)\b|\bfirst\ guess\b
-    |\b(?:wrong|incorrect|mistaken|forgets|forgetting|ignores|ignoring|overlooks|neglects)\b|[❌✗✘]
+    |\b(?:wrong|incorrect|mistaken|forgets|forgetting|ignores|ignoring|overlooks|neglects)\b|[❌✗✘❎👎]
     |\b(?:they|some|people|others)\ (?:say|claim|think)\b|\bI(?:\ am|\ was|'m)\ told\b|\bshould\ (?:be|have)\b
+    |\b(?:tentative|preliminary|unverified|to\ be\ (?:confirmed|checked)|guess(?:ed|ing)?|allegedly|supposedly
+        |presumably)\b
     |\b(?:not\ sure|unsure|unless|if)\b|\bcould\ (?:also\ )?be\b|\b(?:disagree|doubt)\b""",
     re.VERBOSE | re.IGNORECASE,
+)
+# How a clause behind a stated number may begin without taking it back. Others are in doubt: `18, or so I thought`.
+_NEXT_CLAUSE = re.compile(r"[^,;—(]{0,60}[,;—]\s+([A-Za-z']+)")
+_MAY_FOLLOW = frozenset(
+    word
+    for line in (
+        "because since as which so therefore thus hence where when given making giving leaving and with that i.e",
+        "namely meaning for per each not rather exactly in after to by of on at from who whose the a an our its",
+        "it we he she they assuming using total this these there all being both obtained found rounded",
+    )
+    for word in line.split()
 )
 # What makes a second number a reason and not a second answer, and what joins one as such.
 _REASON = re.compile(
@@ -495,8 +508,11 @@ def _settle(text: str, head: _Literal, others: list[_Literal]) -> Number | Unrea
     rest = text[head.end :]
     if _CONDITION.search(rest) or _QUALIFIED.search(rest):
         return Unread.HEDGED
-    clause = _CLAUSE_END.search(rest)
-    clause_end = head.end + (clause.start() if clause else len(rest))
+    clause = _NEXT_CLAUSE.match(rest)
+    if clause and clause[1].lower() not in _MAY_FOLLOW:
+        return Unread.HEDGED
+    ending = _CLAUSE_END.search(rest)
+    clause_end = head.end + (ending.start() if ending else len(rest))
     nearby = [other for other in others if other.number is None or other.number.value != head.number.value]
     if any(_is_second(text, head, other) for other in nearby):
         return Unread.HEDGED

@@ -21,7 +21,7 @@ _TURN_MARK = re.compile(
 # A line that begins another task. Numbered steps (`Question 2:` of a decomposition) count only after a statement.
 _NEXT_TASK = re.compile(
     r"^[ \t>*_#]{0,9}(?:\[)?(?P<word>(?:(?:Next|New|Another|Second)[ \t])?(?:Problem|Question|Q|Human|User"
-    r"|Exercise|Instruction|Input|Task|Prompt))"
+    r"|Exercise|Instruction|Input|Task|Prompt|Example))"
     r"(?P<number>[ \t]*\#?[0-9]{1,4})?(?:\])?[*_]{0,3}[ \t]*(?:[:.]|$)",
     re.MULTILINE | re.IGNORECASE,
 )
@@ -124,6 +124,8 @@ def _from_json(text: str) -> str:
     stripped = text.strip()
     fenced = list(_FENCED.finditer(stripped)) if "```" in stripped else []
     candidate = fenced[-1][1].strip() if fenced else stripped
+    if not fenced and stripped.endswith("}") and "\n{" in stripped:
+        candidate = stripped[stripped.rfind("\n{") + 1 :]
     if not candidate.startswith("{"):
         return text
     try:

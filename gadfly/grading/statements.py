@@ -31,7 +31,7 @@ TRIGGER = re.compile(
     | \b(?:correct|right|best|final)\ (?:option|choice|result)(?:\ is\b|:)
     | \b(?:my|final|best)\ (?:choice|pick|selection)[ \t]*(?:\bis\b|:)
     | \bI\ (?:choose|chose|pick|select)\b
-    | 答案[ \t]*(?:应该是|应为|应是|是|为|為|:):? | 答え[ \t]*(?:は|:) | 정?답[ \t]*(?:은|는|:)
+    | 答案[ \t]*(?:选|选择|应该是|应为|应是|是|为|為|:):? | 答え[ \t]*(?:は|:) | 정?답[ \t]*(?:은|는|:)
     | \b(?:antwort|antwoord)[ \t]*(?:\b(?:ist|lautet|is)\b:?|:) | \b(?:lösung|ergebnis)[ \t]*:
     | \brespuesta(?:\ correcta|\ final)?[ \t]*(?:\bes\b:?|:) | \bréponse(?:\ finale|\ correcte)?[ \t]*(?:\best\b:?|:)
     | \brisposta(?:\ corretta|\ finale)?[ \t]*(?:è|:) | \bresposta(?:\ correta|\ final)?[ \t]*(?:é|:)
@@ -56,7 +56,8 @@ _SUPPOSED = re.compile(r"\b(?:assum(?:e|ing)|if|suppos(?:e|ing)|ignoring|without
 _JOINED = re.compile(r"(?:\b(?:or|and|alternatively|maybe|possibly)\b[^.\n]{0,24}|[,/][\s$]*)$", re.IGNORECASE)
 WITHDRAWN = re.compile(
     r"""(?:(?<=[.!?;,\n])|(?<=--)|(?<=—))\s{0,9}(?:(?:but|hmm+|oh|and|so)[,.]?\s+)?(?:
-    wait\b | no,?\ wait\b | actually,?\s+(?!yes)(?=\w) | correction\b | scratch\ that | on\ second\ thought
+    wait\b | no,?\ wait\b | nope\b | nah\b | actually,?\s+(?!yes)(?=\w) | correction\b | scratch\ that
+        | on\ second\ thought
         | oops | sorry\b
     | no(?:,|:|\ -|\.|!|\s*$) | i\ (?:was\ wrong|made\ (?:a|an)\ (?:mistake|error)|mean\b)
     | let\ me\ (?:correct|fix|re-?do|re-?consider|try\ again)
@@ -106,7 +107,7 @@ _BARE_NUMBER = re.compile(r"\W{0,9}([0-9]{1,3})\W{0,9}")
 _ITEM = re.compile(r"(?:[-*•–]\s|\|)")
 _HEADING = re.compile(r"#{1,6}\s")
 _RESULT_KEY = (
-    r"(?:(?:so|thus|hence|therefore|and|the|in|final|grand|overall)\s)*(?:total|result|sum|solution|conclusion|value|output"
+    r"(?:(?:so|thus|hence|therefore|and|the|in|final|grand|overall)\s)*(?:total|final|result|sum|solution|conclusion|value|output"
     r"|ans|answers?|product|difference|therefore|thus|so|hence|finally|altogether|result\ is|lösung"
     r"|ergebnis)\b[^:]{0,40}"
 )
@@ -121,13 +122,18 @@ _BARE_ANSWER = re.compile(
 _CONCLUSION_WORD = re.compile(
     r"\b(?:so|therefore|thus|hence|total|altogether|in all|finally|conclude|overall|combined)\b", re.IGNORECASE
 )
+_CONCLUDES_WITH = re.compile(
+    r"(?:so|therefore|thus|hence|altogether|in all|in total|total)\b[,:]?\s+(?:it is |it's |about )?"
+    r"(?:[-$£€\\(]{0,3}[0-9]|\(?[A-J]\)?\W*$|[a-z]\s?=)",
+    re.IGNORECASE,
+)
 _STATES = re.compile(
     r"(?<!there )\b(?:is|are|was|equals?|gives?|makes?|costs?|gets?|yields?|needs?|takes?|pays?|earns?|have|has)\b|=|≈",
     re.IGNORECASE,
 )
 _HANGS = re.compile(
     r"\b(?:and|or|the|a|an|of|to|for|with|than|then|each|per|by|in|on|at|from|is|are|was|has|have|had|but|so|as|that|which"
-    r"|more|less|remaining|into|between|plus|minus|times|its|his|her|their|he|she|it|they|we)\W*$|[-+*/×÷=(,]\s*$",
+    r"|more|less|remaining|into|between|plus|minus|times|its|his|her|their|he|she|it|they|we|needs?|gets?|buys?|pays?|must|can|will|shares?)\W*$|[-+*/×÷=(,]\s*$",
     re.IGNORECASE,
 )
 _CLOSING = re.compile(
@@ -207,6 +213,13 @@ def first_sentence(text: str) -> str:
     return text if end is None else text[: end.end()].rstrip()
 
 
+def next_sentence(text: str) -> str:
+    """The second sentence of a text; empty where it has one."""
+    text = text[:_MAX_SPAN_CHARS].lstrip(" \t\n:*_")
+    end = _SENTENCE_END.search(text)
+    return "" if end is None else first_sentence(text[end.end() :])
+
+
 def _first_line(text: str) -> str:
     return text.split("\n", 1)[0]
 
@@ -245,7 +258,7 @@ def _concluding_line(lines: list[str]) -> str:
         return ""
     if len(lines) > 1 and (_LIST_MARK.fullmatch(line) or _continues_list(lines)):
         return ""
-    if re.fullmatch(r"\W*\(?[0-9]{1,3}\)\W*", line):
+    if re.fullmatch(r"\W*(?:\(?[0-9]{1,3}\)|\[[0-9]{1,3}\])\W*", line):
         return ""
     numbered = _NUMBERED.match(line)
     if numbered and len(lines) > 1:
@@ -284,7 +297,7 @@ def _is_finished(sentence: str) -> bool:
     states = _STATES.search(sentence)
     concludes = _CONCLUSION_WORD.search(sentence) or not digits
     direct = digits and re.search(rf"(?:{_STATES.pattern})\W*$", sentence[: digits[0].start()], re.IGNORECASE)
-    return bool(states and concludes) or bool(direct) or bool(_CONCLUSION_WORD.match(sentence))
+    return bool(states and concludes) or bool(direct) or bool(_CONCLUDES_WITH.match(sentence))
 
 
 def _is_aside(sentence: str) -> bool:

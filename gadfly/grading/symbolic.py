@@ -123,13 +123,15 @@ def _compare_items(reference: str, answer: str) -> bool | None:
     if len(items) != len(stated):
         return None
     if is_ordered:
-        return _all(_compare_one(left, right) for left, right in zip(items, stated, strict=True))
+        same = _all(_compare_one(left, right) for left, right in zip(items, stated, strict=True))
+        is_other_order = same is False and all(any(_compare_one(item, each) for each in stated) for item in items)
+        return None if is_other_order else same
     left_over = list(stated)
     for item in items:
-        same = next((each for each in left_over if _compare_one(item, each)), None)
-        if same is None:
+        found = next((each for each in left_over if _compare_one(item, each)), None)
+        if found is None:
             return None
-        left_over.remove(same)
+        left_over.remove(found)
     return True
 
 

@@ -37,10 +37,14 @@ _TAG = re.compile(r"</?(?:b|strong|i|em|u|span|code|tt|big|small|mark|font|td|th
 _STRUCK = re.compile(r"~~[^~\n]{1,200}~~|<(?:s|del|strike)>[^<>\n]{1,200}</(?:s|del|strike)>", re.IGNORECASE)
 _THIN_GROUPS = re.compile(r"(?<![0-9.,\u202f\u2009\u00a0])[0-9]{1,3}(?:[\u202f\u2009\u00a0][0-9]{3})+(?![0-9])")
 _ALIGNED = re.compile(
-    r"\\begin\{(aligned|align\*?|gathered|split|eqnarray\*?)\}(?:\{[a-z]*\})?([^\0]{0,2000}?)\\end\{\1\}"
+    r"\\begin\{(aligned|align\*?|equation\*?|gathered|split|eqnarray\*?)\}(?:\{[a-z]*\})?([^\0]{0,2000}?)\\end\{\1\}"
 )
 _TWICE_ESCAPED = re.compile(r"(?<!\\)\\\\(?=(?:boxed|frac|dfrac|text|sqrt|pi|left|cdot|times)\b)")
-_BARE_BOX = re.compile(r"\\(boxed|fbox)\s+(?![{\s])(\\?[A-Za-z]+|[0-9][0-9.,]*[0-9]|[0-9])")
+_BARE_BOX = re.compile(r"\\(boxed|fbox)(?:\s+(?=\\?[A-Za-z])|\s*(?=[0-9]))(\\?[A-Za-z]+|[0-9][0-9.,]*[0-9]|[0-9])")
+_EMPHASIS = re.compile(
+    r"(?<![\w*)}\]$])\*(?=[^\s*])([^*\n]{0,80}?[^\s*])\*(?![\w*({\\])"
+    r"|(?<=[0-9.)}])\s\[[0-9]{1,2}\](?=[.,\s]|$)"
+)
 _BOX_IN_BOX = re.compile(r"\\(?:boxed|fbox)\s?\{\s?(?=\\(?:boxed|fbox)\s?\{)")
 _REPEATING = re.compile(
     r"(?<![0-9.])(-?[0-9]{1,9})\.([0-9]{0,9})\s?\\(?:overline|bar|dot)\s?(?:\{\s?([0-9]{1,9})\s?\}|([0-9]))(?!\s?[0-9])"
@@ -91,6 +95,7 @@ def tidy(text: str) -> str:
         text = _ALIGNED.sub(lambda m: m[2].replace("\\\\", "\n").replace("&", ""), text)
     if "\\boxed" in text or "\\fbox" in text:
         text = _unnested(_BARE_BOX.sub(r"\\\1{\2}", text))
+    text = _EMPHASIS.sub(lambda m: m[1] or "", text)
     text = _REPEATING.sub(_repeating, text)
     text = _RAISED_POWER.sub(lambda m: "^" + "".join(_RAISED.get(sign, "-") for sign in m[0]), text)
     text = _ANSWER_TAG.sub(lambda m: "\n" if m[1] else "\nAnswer: ", text)

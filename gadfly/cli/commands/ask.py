@@ -127,6 +127,8 @@ def feedback(
         print_json(result)
         return
     grade = f"; by the reference the response is {result['grade'].replace('_', ' ')}" if result.get("grade") else ""
+    if result.get("grade_problem"):
+        grade = f"; no grade: {result['grade_problem']}"
     out.print(f"feedback {result['id']} stored for interaction {result['interaction_id']}{grade}")
 
 
