@@ -51,6 +51,7 @@ class _Line:
 
 
 _LINE: TypeAdapter[_Line] = TypeAdapter(_Line)
+_NEW_FIELDS = ("grader", "grade_problem")  # of records, since release 0.1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,10 +332,12 @@ class Spool:
 
 def _to_json(record: Record) -> bytes:
     line = _Line(interaction=record) if isinstance(record, Interaction) else _Line(feedback=record)
+    new = {name for name in _NEW_FIELDS if getattr(record, name) is None}  # left out, as earlier releases did
+    exclude: Any = {"interaction": new, "feedback": new}
     try:
-        return _LINE.dump_json(line)
+        return _LINE.dump_json(line, exclude=exclude)
     except PydanticSerializationError:  # a lone surrogate, which UTF-8 cannot represent: replaced, as in Postgres
-        return json.dumps(storable_json(_LINE.dump_python(line, mode="json"))).encode()
+        return json.dumps(storable_json(_LINE.dump_python(line, mode="json", exclude=exclude))).encode()
 
 
 def _encode(record: Record) -> bytes:
