@@ -24,12 +24,12 @@ from gadfly.grading import Grader
 from gadfly.records import new_id
 from gadfly.settings import Settings
 from gadfly.store.database import Database
-from gadfly.store.labels import LabelSource
 from gadfly.store.training_data import LabelledAnswer
 from gadfly.trainer.engines import RunEngines
 from gadfly.trainer.measure.evaluate import Bench, evaluate
 from gadfly.trainer.pool import sample_pool
 from gadfly.training import Run, RunStatus, TrainConfig
+from gadfly.votes import LabelSource
 from tests.service.conftest import RIGHT, WRONG, make_settings
 from tests.support import worlds
 from tests.support.adapters import RANK, insert_version, publish_adapter

@@ -8,10 +8,10 @@ from gadfly.engine_client import Reply
 from gadfly.grading import Grader
 from gadfly.prompts import load
 from gadfly.records import Usage
-from gadfly.store.labels import LabelSource
-from gadfly.store.training_data import LabelledAnswer
+from gadfly.store.training_data import LabelledAnswer, OpenQuestion
 from gadfly.trainer.pool import sample_pool
 from gadfly.training import TrainConfig
+from gadfly.votes import LabelSource
 
 
 class Actor:
@@ -56,7 +56,7 @@ async def test_only_a_stated_answer_is_an_example() -> None:
     )
     async with Grader(timeout_s=5) as grader:
         config = TrainConfig(pool_samples=8, pool_questions=1)
-        pool = await sample_pool(actor, load("stepwise@1"), grader, [answer("3")], config, seed=0)  # type: ignore[arg-type]
+        pool = await sample_pool(actor, actor, load("stepwise@1"), grader, [answer("3")], config, seed=0)  # type: ignore[arg-type]
     assert {item.response: item.is_right for item in pool.items} == {
         "The answer is 3.": True,
         "The answer is 4.": False,
@@ -69,5 +69,20 @@ async def test_a_question_with_an_unreadable_reference_is_counted_and_left_out()
     async with Grader(timeout_s=5) as grader:
         config = TrainConfig(pool_samples=1, pool_questions=1)
         actor = Actor(("The answer is 3.", "stop"))
-        pool = await sample_pool(actor, load("stepwise@1"), grader, [answer("1/0")], config, seed=0)  # type: ignore[arg-type]
+        pool = await sample_pool(actor, actor, load("stepwise@1"), grader, [answer("1/0")], config, seed=0)  # type: ignore[arg-type]
     assert (pool.items, pool.unreadable) == ([], 1)
+
+
+async def test_questions_without_a_logged_answer_are_asked_first() -> None:
+    open_question = OpenQuestion(
+        interaction_id=uuid4(), question_hash=b"open", question="What is 3 + 4?", reference="7"
+    )
+    config = TrainConfig(pool_samples=1, pool_questions=1)
+    actor = Actor(("The answer is 7.", "stop"))
+    async with Grader(timeout_s=5) as grader:
+        items = [open_question, answer("3")]
+        pool = await sample_pool(actor, actor, load("stepwise@1"), grader, items, config, seed=0)  # type: ignore[arg-type]
+    [found] = pool.items
+    assert (found.question_hash, found.reference, found.source) == (b"open", "7", LabelSource.REFERENCE)
+    assert found.is_right
+    assert found.key == f"{open_question.interaction_id}/0"

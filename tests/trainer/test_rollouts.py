@@ -10,7 +10,7 @@ from gadfly.actor import BaseActor
 from gadfly.engine_client import ACTOR, EnginePool
 from gadfly.grading import Grade, Grader
 from gadfly.prompts import load
-from gadfly.store.training_data import LabelledAnswer, OpenQuestion
+from gadfly.store.training_data import LabelledAnswer
 from gadfly.trainer.engines import RunEngines, sweep
 from gadfly.trainer.pool import sample_pool
 from gadfly.trainer.rollouts import Collector, KeptGroup, Rollout, RolloutGroup
@@ -106,18 +106,6 @@ async def test_the_actor_answers_each_question_with_a_reference_once(engines: Ru
         assert found.sample is not None
         assert found.is_right == ("7" in found.response)
     assert len({(found.question_hash, found.response) for found in pool.items}) == len(pool.items)
-
-
-async def test_questions_without_a_logged_answer_are_asked_first(engines: RunEngines) -> None:
-    open_question = OpenQuestion(
-        interaction_id=UUID(int=9), question_hash=(9).to_bytes(32), question=ITEMS[0].question, reference="7"
-    )
-    config = CONFIG.model_copy(update={"pool_samples": 1, "pool_questions": 1})
-    async with Grader(timeout_s=5) as grader:
-        pool = await sample_pool(engines, PROMPTS, grader, [open_question, *ITEMS], config, seed=0)
-    (found,) = pool.items
-    assert (found.question_hash, found.reference, found.source) == ((9).to_bytes(32), "7", LabelSource.REFERENCE)
-    assert found.key == f"{UUID(int=9)}/0"
 
 
 async def test_the_adapters_of_a_killed_run_are_unloaded(
