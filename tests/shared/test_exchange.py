@@ -73,7 +73,7 @@ def test_what_is_pushed_is_a_peft_folder_with_card_report_and_checksums(folder: 
     assert set(sums) == {path.name for path in target.iterdir()} - {SUMS}
     assert all(hashlib.sha256((target / name).read_bytes()).hexdigest() == sum_ for name, sum_ in sums.items())
     card = (target / CARD).read_text()
-    assert card.startswith("---\nlibrary_name: peft\nbase_model: small\n")  # a folder's path is nobody's business
+    assert card.startswith("---\nlibrary_name: peft\nbase_model: small\n")  # a folder's path stays private
     assert "| coverage | 0.875 | 0.500 |" in card
     assert "Decision: **promote**" in card
     exchange.push(folder, str(tmp_path / "bare"), critic=replace(CRITIC, version=8), gate=None)

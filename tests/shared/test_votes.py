@@ -123,7 +123,7 @@ def test_a_ruling_counts_more_than_a_frozen_label_and_that_more_than_votes() -> 
 # ---------------------------------------------------------------------------------------------------------- reliability
 
 
-def test_without_a_second_vote_nobody_is_measured() -> None:
+def test_without_a_second_vote_no_key_is_measured() -> None:
     model = fit([Pattern((word(A, True),), None, 90), Pattern((word(B, False),), None, 10)])
     assert model.voters == {}
     assert model.right_share > 0.9
