@@ -125,7 +125,7 @@ def plan(
     judged = evaluation_items(heldout, config.evaluation_items)
     judged_referenced = [answer for answer in judged if answer.reference is not None]
     stage_2 = Portion.of(referenced)
-    pool_answers = min(config.pool_questions, stage_2.questions) * config.pool_samples
+    pool_answers = min(config.pool_questions, stage_2.questions + train_questions) * config.pool_samples
     units = min(_questions(judged, is_right=True), _questions(judged, is_right=False))
     detectable = (
         _detectable("discriminability", units, config),
@@ -141,7 +141,13 @@ def plan(
         stage_1=Portion.of(learn),
         stage_2=stage_2,
         pool_answers=pool_answers,
-        actor_answers=_actor_answers(pool_answers, Portion.of(judged_referenced), config, refines=bool(referenced)),
+        actor_answers=_actor_answers(
+            pool_answers,
+            Portion.of(judged_referenced),
+            config,
+            heldout_questions=heldout_questions,
+            refines=bool(referenced or train_questions),
+        ),
         validation=Portion.of(validate),
         heldout=Portion.of(judged),
         heldout_with_reference=Portion.of(judged_referenced),
@@ -170,8 +176,10 @@ def plan(
     )
 
 
-def _actor_answers(pool_answers: int, heldout: Portion, config: TrainConfig, *, refines: bool) -> int:
-    heldout_pool = min(config.pool_questions, heldout.questions) * config.pool_samples
+def _actor_answers(
+    pool_answers: int, heldout: Portion, config: TrainConfig, *, heldout_questions: int, refines: bool
+) -> int:
+    heldout_pool = min(config.pool_questions, heldout.questions + heldout_questions) * config.pool_samples
     judged = min(config.evaluation_items, heldout.answers + heldout_pool)
     refinements = 3 * judged * config.gate_samples  # for the candidate, the live critic, and at times a third one
     if refines:

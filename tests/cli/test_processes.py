@@ -115,7 +115,7 @@ async def test_children_of_a_crashed_program_are_killed(supervisor: Supervisor, 
     (child,) = psutil.Process(pid_of(home, "engine")).children()
     os.kill(pid_of(home, "engine"), signal.SIGKILL)
     await until(lambda: "the engine is ready again" in reports)
-    assert is_over(child)
+    await until(lambda: is_over(child))
 
 
 async def test_a_program_that_does_not_start_reports_its_reason(supervisor: Supervisor, home: Path) -> None:
