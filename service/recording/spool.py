@@ -52,6 +52,7 @@ class _Line:
 
 _LINE: TypeAdapter[_Line] = TypeAdapter(_Line)
 _NEW_FIELDS = ("grader", "grade_problem")  # of records, since release 0.1.0
+_OF_CRITIQUES = "calibrated_p_right"  # the same, of each critique
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,8 +333,14 @@ class Spool:
 
 def _to_json(record: Record) -> bytes:
     line = _Line(interaction=record) if isinstance(record, Interaction) else _Line(feedback=record)
-    new = {name for name in _NEW_FIELDS if getattr(record, name) is None}  # left out, as earlier releases did
-    exclude: Any = {"interaction": new, "feedback": new}
+    # New fields without a value are left out, as in the lines of earlier releases.
+    empty: dict[str, Any] = {name: True for name in _NEW_FIELDS if getattr(record, name) is None}
+    exclude: Any = {"feedback": empty}
+    if isinstance(record, Interaction):
+        uncalibrated = {
+            n: {_OF_CRITIQUES} for n, each in enumerate(record.critiques) if each.calibrated_p_right is None
+        }
+        exclude = {"interaction": empty | {"critiques": uncalibrated}}
     try:
         return _LINE.dump_json(line, exclude=exclude)
     except PydanticSerializationError:  # a lone surrogate, which UTF-8 cannot represent: replaced, as in Postgres
