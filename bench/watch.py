@@ -1,7 +1,8 @@
 """How often the rollback watch is wrong, and how fast it sees a loss: `python -m bench.watch [--runs 300]`.
 
-Simulated deployments: labelled answers arrive one after another, and the watch looks after every 25 of them. Every rate
-is a share of deployments that rolled back, with its standard error. Prints a Markdown table.
+Simulated deployments: labelled answers arrive one after another, and the watch looks after every 25 of them. The critic
+before judges none of them or half of them too; a third of the answers is as hard for one critic as for the other. Every
+rate is a share of deployments that rolled back, with its standard error. Prints a Markdown table.
 """
 
 import argparse
@@ -9,13 +10,18 @@ import math
 import random
 from collections.abc import Sequence
 
-from gadfly.service.critics.watch import Decision, compare
+from gadfly.service.critics.watch import Decision, Pair, compare
 from gadfly.store.watch import Outcome
 
 LOOK = 25
 LABELS = (100, 400, 1500)
 
-CASES = [  # what is true, verdict accuracy on right and wrong answers before and after, share of right answers
+SAME = 1 / 3  # of the answers are as hard for one critic as for the other
+
+Case = tuple[str, tuple[float, float], tuple[float, float], float]
+CASES: list[
+    Case
+] = [  # what is true, verdict accuracy on right and wrong answers before and after, share of right answers
     ("equal critics, half of the answers right", (0.9, 0.7), (0.9, 0.7), 0.5),
     ("equal critics, 95 % right", (0.9, 0.7), (0.9, 0.7), 0.95),
     ("10 points worse on both classes", (0.9, 0.7), (0.8, 0.6), 0.5),
@@ -26,28 +32,51 @@ CASES = [  # what is true, verdict accuracy on right and wrong answers before an
 
 
 def traffic(rng: random.Random, count: int, *, share: float, accuracy: tuple[float, float]) -> list[Outcome]:
+    """Labelled answers that one critic judges."""
+    return [after for _, after in pairs_of(rng, count, share=share, before=accuracy, after=accuracy)]
+
+
+def pairs_of(
+    rng: random.Random, count: int, *, share: float, before: tuple[float, float], after: tuple[float, float]
+) -> list[Pair]:
+    """Labelled answers that both critics judge."""
     found = []
     for _ in range(count):
         was_right = rng.random() < share
-        found.append(Outcome(was_right=was_right, is_verdict_right=rng.random() < accuracy[0 if was_right else 1]))
+        own, other = rng.random(), rng.random()
+        if rng.random() < SAME:
+            other = own  # an answer that is hard for one critic is hard for the other
+        index = 0 if was_right else 1
+        found.append(
+            (
+                Outcome(was_right=was_right, is_verdict_right=other < before[index]),
+                Outcome(was_right=was_right, is_verdict_right=own < after[index]),
+            )
+        )
     return found
 
 
-def first_rollback(rng: random.Random, before: Sequence[Outcome], after: Sequence[Outcome]) -> int | None:
-    """After how many labels the watch rolls back; None: never."""
-    for labels in range(LOOK, len(after) + 1, LOOK):
-        if compare(before, after[:labels], callers=0).decision is Decision.ROLL_BACK:
+def first_rollback(before: Sequence[Outcome], judged: Sequence[Pair], *, is_paired: bool) -> int | None:
+    """After how many labels the watch rolls back; None: never. With `is_paired`, every second answer is a pair."""
+    for labels in range(LOOK, len(judged) + 1, LOOK):
+        seen = judged[:labels]
+        if is_paired:
+            evidence = compare(before, [after for _, after in seen], callers=0, pairs=seen[::2])
+        else:
+            evidence = compare(before, [after for _, after in seen], callers=0)
+        if evidence.decision is Decision.ROLL_BACK:
             return labels
     return None
 
 
-def row(name: str, before: tuple[float, float], after: tuple[float, float], share: float, own: int, runs: int) -> str:
+def row(case: Case, own: int, runs: int, *, is_paired: bool) -> str:
+    name, before, after, share = case
     rng = random.Random(f"{name} {own}")
     found = [
         first_rollback(
-            rng,
             traffic(rng, own, share=share, accuracy=before),
-            traffic(rng, LABELS[-1], share=share, accuracy=after),
+            pairs_of(rng, LABELS[-1], share=share, before=before, after=after),
+            is_paired=is_paired,
         )
         for _ in range(runs)
     ]
@@ -56,7 +85,7 @@ def row(name: str, before: tuple[float, float], after: tuple[float, float], shar
         rate = sum(first is not None and first <= labels for first in found) / runs
         error = math.sqrt(max(rate * (1 - rate), 1 / runs) / runs)
         cells.append(f"{100 * rate:.1f} % ({100 * error:.1f})")
-    return f"| {name} | {own} | {' | '.join(cells)} |"
+    return f"| {name} | {own} | {'half' if is_paired else 'none'} | {' | '.join(cells)} |"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -64,11 +93,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=int, default=300, help="simulated deployments per row")
     options = parser.parse_args(arguments)
     labels = " | ".join(f"{count:,} labels" for count in LABELS)
-    print(f"| truth | labels of the critic before | rolled back within {labels} |")
-    print("|---|---|" + "---|" * len(LABELS))
-    for name, before, after, share in CASES:
+    print(f"| truth | labels of the critic before | judged by both | rolled back within {labels} |")
+    print("|---|---|---|" + "---|" * len(LABELS))
+    for case in CASES:
         for own in (50, 1500):
-            print(row(name, before, after, share, own, options.runs), flush=True)
+            for is_paired in (False, True):
+                print(row(case, own, options.runs, is_paired=is_paired), flush=True)
 
 
 if __name__ == "__main__":

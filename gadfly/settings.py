@@ -57,6 +57,10 @@ def _empty_is_unset(value: Any) -> Any:
     return None if value == "" else value
 
 
+def _user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "gadfly"
+
+
 Folder = Annotated[Path, AfterValidator(_absolute)]
 Addresses = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)]
 
@@ -67,6 +71,12 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore", frozen=True, env_ignore_empty=True)
 
     home: Folder = Field(Path("~/.gadfly"), validate_default=True, description="Folder for all local data.")
+    cache: Folder = Field(
+        default_factory=_user_cache,
+        validate_default=True,
+        description="Folder that the deployments of this machine share, for the default model. "
+        "Default: gadfly in XDG_CACHE_HOME or ~/.cache.",
+    )
 
     host: str = Field(
         "127.0.0.1", description="Address that the service listens on. Any address but loopback requires API keys."
@@ -140,6 +150,12 @@ class Settings(BaseSettings):
     auto_promote: bool = Field(True, description="Serve a new critic as soon as the gate decides to promote it.")
     auto_rollback: bool = Field(
         True, description="Roll back when labelled live traffic shows that the new critic is worse."
+    )
+    shadow_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Share of labelled answers that the critic before judges too, at low priority, after a promotion.",
     )
 
     train: bool = Field(True, description="Whether `gadfly up` starts the trainer.")
@@ -305,6 +321,12 @@ class Settings(BaseSettings):
     def service_url(self) -> str:
         host = "127.0.0.1" if self.host in ("0.0.0.0", "") else "[::1]" if self.host == "::" else self.host
         return self.url or f"http://{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{self.port}"
+
+    @property
+    def default_model(self) -> Path:
+        """The default model's folder: in `cache`, or in this home if an earlier release made it there."""
+        own = self.home / "models" / DEFAULT_MODEL
+        return own if (own / "config.json").is_file() else self.cache / "models" / DEFAULT_MODEL
 
     def to_environment(self) -> dict[str, str]:
         """These settings as variables for a child process. They include secrets: never print them."""

@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from gadfly.concurrency import gather
+from gadfly.lab.picture import picture
 from gadfly.lab.story import Case, Comparison, Story, page, show
 
 MODEL = Path(__file__).with_name("model")
@@ -281,6 +282,7 @@ async def run_demo(home: Path, console: Console) -> Story:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="gadfly demo", description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("gadfly-demo.html"), help="file for the page")
+    parser.add_argument("--picture", type=Path, help="file for an SVG of one answer before both critics")
     options = parser.parse_args()
     console = Console()
     with tempfile.TemporaryDirectory(prefix="gadfly-demo-") as folder:
@@ -297,6 +299,9 @@ def main() -> int:
     show(story, console)
     options.out.write_text(page(story), encoding="utf-8")
     console.print(f"the same as a page: {options.out.absolute()}")
+    if options.picture is not None and story.version is not None:
+        options.picture.write_text(picture(story), encoding="utf-8")
+        console.print(f"the picture: {options.picture.absolute()}")
     return 0
 
 

@@ -61,6 +61,7 @@ class Service:
             database = await stack.enter_async_context(Database.of(settings, database_url))
             critics = CriticServing(
                 settings=settings,
+                prompts=prompt_set,
                 database=database,
                 engines=engines_of(settings, timeout_s=settings.engine_timeout_s),
                 metrics=metrics,

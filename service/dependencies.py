@@ -8,7 +8,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from gadfly.errors import NotAllowed
 from gadfly.records import Tier
 from gadfly.service.container import Service
-from gadfly.service.keyring import Caller
+from gadfly.service.keyring import Caller, Origin
 
 
 def get_service(request: Request) -> Service:
@@ -19,13 +19,26 @@ def get_service(request: Request) -> Service:
 ServiceDep = Annotated[Service, Depends(get_service)]
 
 
+_PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "via")
+_READING = frozenset({"GET", "HEAD", "OPTIONS"})
+
 _bearer = HTTPBearer(auto_error=False, scheme_name="key", description="An API key, created with `gadfly keys create`.")
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 
 async def get_caller(request: Request, credentials: Credentials, service: ServiceDep) -> Caller:
     secret = None if credentials is None else credentials.credentials
-    return await service.keyring.authenticate(secret, host=request.url.hostname)
+    return await service.keyring.authenticate(secret, origin=_origin(request))
+
+
+def _origin(request: Request) -> Origin:
+    page = request.headers.get("origin")
+    is_foreign = page is not None and page.partition("://")[2] != request.headers.get("host")
+    return Origin(
+        host=request.url.hostname,
+        proxy=next((name for name in _PROXY_HEADERS if name in request.headers), None),
+        page=page if is_foreign and request.method not in _READING else None,
+    )
 
 
 CallerDep = Annotated[Caller, Depends(get_caller)]

@@ -31,6 +31,15 @@ LOCAL_ADMIN = Caller(key_id=None, tier=Tier.ADMIN)
 """The caller of a service on loopback without keys: every user of this machine is an admin."""
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a request comes from, as far as its headers tell."""
+
+    host: str | None  # the host name that it addresses
+    proxy: str | None = None  # a header that only proxies add, by its name
+    page: str | None = None  # the origin of a web page on another host that sent it, if it changes something
+
+
 class Keyring:
     """Authenticates secrets.
 
@@ -45,8 +54,8 @@ class Keyring:
         self._unknown: dict[bytes, float] = {}
         self._key_exists: tuple[float, bool] | None = None
 
-    async def authenticate(self, secret: str | None, *, host: str | None) -> Caller:
-        """The caller with this secret, on a request to the host name `host`.
+    async def authenticate(self, secret: str | None, *, origin: Origin) -> Caller:
+        """The caller with this secret.
 
         Raises:
             NotAllowed: the key is missing, unknown, expired or revoked.
@@ -55,9 +64,7 @@ class Keyring:
         if secret is None:
             if not self._open_without_keys or await self._has_keys():
                 raise NotAllowed("this service requires a key: send `Authorization: Bearer KEY`")
-            if host is not None and not is_loopback(host):
-                # DNS rebinding: a web page can point its own host name at this machine and would read the answers.
-                raise NotAllowed(f"without keys this service answers only to localhost and 127.0.0.1, not to {host!r}")
+            _require_local(origin)
             return LOCAL_ADMIN
         key = await self._find(digest(secret))
         if key is None or not key.is_active(now()):
@@ -101,3 +108,24 @@ class Keyring:
         else:
             self._known[key_digest] = (time.monotonic(), key)
         return key
+
+
+def _require_local(origin: Origin) -> None:
+    """Refuse what does not come from a program on this machine: without keys, every caller is an admin.
+
+    Raises:
+        NotAllowed: a proxy forwarded the request, a page on another host sent it, or it addresses another host name.
+    """
+    if origin.host is not None and not is_loopback(origin.host):
+        # DNS rebinding: a web page can point its own host name at this machine and would read the answers.
+        raise NotAllowed(f"without keys this service answers only to localhost and 127.0.0.1, not to {origin.host!r}")
+    if origin.proxy is not None:
+        raise NotAllowed(
+            f"a proxy forwarded this request (header {origin.proxy}), and without keys this service would make every "
+            "caller of the proxy an admin: create a key with `gadfly keys create`"
+        )
+    if origin.page is not None:
+        raise NotAllowed(
+            f"a page of {origin.page} sent this request, and without keys this service accepts changes only from "
+            "programs on this machine: create a key with `gadfly keys create`"
+        )

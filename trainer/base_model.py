@@ -17,7 +17,7 @@ def model_location(settings: Settings) -> str:
     if settings.model != DEFAULT_MODEL:
         folder = Path(settings.model).expanduser()
         return str(folder.resolve()) if folder.is_dir() else settings.model
-    folder = settings.home / "models" / DEFAULT_MODEL
+    folder = settings.default_model
     if not (folder / "config.json").is_file():
         raise BadSettings(f"{folder} does not exist yet: the engine makes it when it starts, and the trainer shares it")
     return str(folder)

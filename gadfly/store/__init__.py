@@ -3,6 +3,30 @@
 Every function takes a session and runs in its transaction.
 """
 
-from gadfly.store import claims, critics, interactions, keys, labels, replicas, runs, swaps, training_data, watch
+from gadfly.store import (
+    claims,
+    critics,
+    interactions,
+    keys,
+    labels,
+    replicas,
+    runs,
+    shadow,
+    swaps,
+    training_data,
+    watch,
+)
 
-__all__ = ["claims", "critics", "interactions", "keys", "labels", "replicas", "runs", "swaps", "training_data", "watch"]
+__all__ = [
+    "claims",
+    "critics",
+    "interactions",
+    "keys",
+    "labels",
+    "replicas",
+    "runs",
+    "shadow",
+    "swaps",
+    "training_data",
+    "watch",
+]

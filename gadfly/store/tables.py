@@ -245,6 +245,19 @@ class CritiqueRow(Table):
     supplied: Mapped[bool]
 
 
+class ShadowVerdictRow(Table):
+    """The verdict of the critic before on an answer that the live critic judged, for the rollback watch alone."""
+
+    __tablename__ = "shadow_verdicts"
+
+    interaction_id: Mapped[UUID] = mapped_column(ForeignKey("interactions.id", ondelete="CASCADE"), primary_key=True)
+    critic_version: Mapped[int] = mapped_column(
+        ForeignKey("critic_versions.version"), primary_key=True, autoincrement=False
+    )
+    created_at: Mapped[datetime]
+    stated: Mapped[Verdict] = mapped_column(_enum(Verdict, "stated"))
+
+
 class RefinementRow(Table):
     __tablename__ = "refinements"
     __table_args__ = (Index(None, "interaction_id"), Index(None, "critique_id"))

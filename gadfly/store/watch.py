@@ -4,15 +4,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import and_, func, select
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly.store.labels import Label
-from gadfly.store.tables import (
-    CriticPointerRow,
-    CritiqueRow,
-    InteractionRow,
-)
+from gadfly.store.shadow import is_first_critique
+from gadfly.store.tables import CriticPointerRow, CritiqueRow, InteractionRow, ShadowVerdictRow
 from gadfly.verdict import Verdict
 
 WATCH_LOCK = 0x6761_6477_6174  # "gadwat": one replica at a time checks live traffic
@@ -53,27 +50,48 @@ async def verdict_outcomes(
                 InteractionRow
             )
         )
-        .join(
-            CritiqueRow,
-            and_(
-                CritiqueRow.interaction_id == InteractionRow.id,
-                CritiqueRow.round == 0,
-                CritiqueRow.sample == 0,
-                CritiqueRow.supplied.is_(False),
-            ),
-        )
+        .join(CritiqueRow, is_first_critique())
         .where(InteractionRow.critic_version == version, label.exists)
         .order_by(label.changed_at, InteractionRow.id)
         .limit(limit)
     )
     if since is not None:
         statement = statement.where(InteractionRow.created_at >= since)
-    rows = await session.execute(statement)
-    return [
-        Outcome(
-            was_right=row.is_right,
-            is_verdict_right=row.stated is (Verdict.CORRECT if row.is_right else Verdict.INCORRECT),
-            key_id=row.key_id,
+    return [_outcome(row.stated, row.is_right, row.key_id) for row in await session.execute(statement)]
+
+
+async def paired_outcomes(
+    session: AsyncSession, version: int, *, before: int, since: datetime | None = None, limit: int = 10_000
+) -> list[tuple[Outcome, Outcome]]:
+    """The verdicts of the critic before and of this one on the same labelled answers, in the order of the former."""
+    label = Label()
+    statement = (
+        label.joined(
+            select(
+                ShadowVerdictRow.stated.label("stated_before"),
+                CritiqueRow.stated,
+                label.is_right.label("is_right"),
+                label.key_id.label("key_id"),
+            ).select_from(InteractionRow)
         )
-        for row in rows
+        .join(CritiqueRow, is_first_critique())
+        .join(ShadowVerdictRow, ShadowVerdictRow.interaction_id == InteractionRow.id)
+        .where(
+            InteractionRow.critic_version == version,
+            ShadowVerdictRow.critic_version == before,
+            label.exists,
+        )
+        .order_by(ShadowVerdictRow.created_at, InteractionRow.id)
+        .limit(limit)
+    )
+    if since is not None:
+        statement = statement.where(InteractionRow.created_at >= since)
+    return [
+        (_outcome(row.stated_before, row.is_right, row.key_id), _outcome(row.stated, row.is_right, row.key_id))
+        for row in await session.execute(statement)
     ]
+
+
+def _outcome(stated: Verdict, is_right: bool, key_id: UUID | None) -> Outcome:
+    agreeing = Verdict.CORRECT if is_right else Verdict.INCORRECT
+    return Outcome(was_right=is_right, is_verdict_right=stated is agreeing, key_id=key_id)

@@ -12,7 +12,7 @@ import structlog
 
 from gadfly import store
 from gadfly.errors import BadInput, Conflict, NotFound, StoreUnavailable
-from gadfly.records import CriticHistory, CriticVersion, Critique, Pointer, Swap, Usage
+from gadfly.records import CriticHistory, CriticVersion, Critique, Pointer, Swap, SwapKind, Usage
 from gadfly.repeating import repeat
 from gadfly.store.database import Database
 from gadfly.store.split import question_hash
@@ -147,6 +147,20 @@ class CriticPointers:
                 swaps=await store.swaps.list_swaps(session, critic.version),
                 receipts=await store.swaps.receipts(session, critic.version),
             )
+
+    def tested_promotion(self) -> Swap | None:
+        """The promotion that the rollback watch tests: the last swap, if the gate or an admin promoted the live critic.
+
+        None while a rollback is requested, and after one: a rollback is never undone automatically.
+        """
+        last, pending = self.swaps.last_done, self.swaps.pending
+        if last is None or last.kind not in (SwapKind.GATE, SwapKind.PROMOTE):
+            return None
+        if self.current.get("live") != last.version or self.current.get("previous") != last.from_version:
+            return None
+        if pending is not None and pending.kind in (SwapKind.ROLLBACK, SwapKind.WATCH):
+            return None
+        return last
 
     async def refresh(self) -> None:
         """Read pointers, versions and swaps now, all from one snapshot of the database.

@@ -4,12 +4,14 @@ import asyncio
 from collections.abc import Sequence
 
 from gadfly.engine_client import Engine, EnginePool
+from gadfly.prompts import PromptSet
 from gadfly.records import CriticVersion
 from gadfly.service.critics.leases import Leases
 from gadfly.service.critics.loader import Loader
 from gadfly.service.critics.pointers import CriticPointers
 from gadfly.service.critics.receipts import SwapReceipts
 from gadfly.service.critics.replicas import Replicas
+from gadfly.service.critics.shadow import ShadowJudge
 from gadfly.service.critics.swapper import Swapper
 from gadfly.service.critics.upkeep import EngineUpkeep
 from gadfly.service.critics.watch import RollbackWatch
@@ -21,7 +23,15 @@ from gadfly.store.database import Database
 class CriticServing:
     """Pointers, leases, loading, swaps and the rollback watch over the engines of a deployment."""
 
-    def __init__(self, *, settings: Settings, database: Database, engines: Sequence[Engine], metrics: Metrics) -> None:
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        prompts: PromptSet,
+        database: Database,
+        engines: Sequence[Engine],
+        metrics: Metrics,
+    ) -> None:
         self._settings = settings
         self.pointers = CriticPointers(database)
         self.leases = Leases(limit=settings.max_in_flight, metrics=metrics)
@@ -50,7 +60,18 @@ class CriticServing:
             upkeep=self.upkeep,
             metrics=metrics,
         )
-        self.watch = RollbackWatch(database, self.pointers, is_on=settings.auto_rollback)
+        share = settings.shadow_share if settings.auto_rollback else 0.0
+        self.watch = RollbackWatch(database, self.pointers, is_on=settings.auto_rollback, shadow_share=share)
+        self.shadow = ShadowJudge(
+            database,
+            self.pointers,
+            engines=self.engines,
+            prompts=prompts,
+            loader=self.loader,
+            leases=self.leases,
+            replicas=self.replicas,
+            share=share,
+        )
 
     async def start(self) -> CriticVersion:
         """Read which critic is live, and return it.
@@ -71,6 +92,7 @@ class CriticServing:
                 self.swapper.run(),
                 self.upkeep.run(),
                 self.watch.run(),
+                self.shadow.run(),
             )
         finally:
             await self.swapper.leave()

@@ -6,8 +6,12 @@ within each class, right and wrong answers, and one observation is the mean of a
 accuracy is taken as known, and a change in the share of right answers does not look like a change of the critic. The
 outcomes of the critic before are its own on labelled traffic, and after those the ones that the gate measured.
 
-The test is a bet on the mean loss (`gadfly.evidence`): over all looks together, a critic that is as good as the one
-before is rolled back with a probability of at most `ALPHA`. It has no end: labels that arrive late add to it.
+A share of the labelled answers is judged by the critic before too (`gadfly.service.critics.shadow`). There both critics
+are compared on the same answer, and an observation is the mean over one right and one wrong answer.
+
+Both tests are bets on the mean loss (`gadfly.evidence`) with half of the error each, so the evidence is half of the
+larger one: over all looks together, a critic that is as good as the one before is rolled back with a probability of at
+most `ALPHA`. They have no end: labels that arrive late add to them.
 
 Labels come from callers, and a single caller must not be able to roll back a deployment: with several keys, the loss
 must also show without the labels of any one of them (`WITHOUT_A_KEY`). Simulated in `bench/watch.py`.
@@ -20,6 +24,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from typing import Any
+from uuid import UUID
 
 import structlog
 
@@ -40,6 +45,10 @@ _EVERY_S = 10.0
 log = structlog.get_logger(__name__)
 
 
+Pair = tuple[Outcome, Outcome]
+"""Outcomes on one answer: of the critic before, and of the live one."""
+
+
 class Decision(StrEnum):
     """The result of the test so far."""
 
@@ -53,8 +62,8 @@ class Evidence:
     """The decision and the numbers it rests on. Accuracies in [0, 1]; None without an outcome."""
 
     decision: Decision
-    units: int  # paired observations
-    wealth: float  # e-value of a loss
+    units: int  # observations of the test that shows more
+    wealth: float  # the evidence of a loss: an e-value
     wealth_without_a_key: float | None  # the least one, over the keys; None before a loss shows, and with one key
     keys: int  # callers whose labels count
     accuracy: dict[str, float | None]  # of the live critic, by class
@@ -74,36 +83,54 @@ def losses(before: Sequence[Outcome], after: Sequence[Outcome]) -> list[float]:
     return [(r0 - r1 + w0 - w1) / 2 for r0, w0, r1, w1 in zip(*kinds, strict=False)]
 
 
-def compare(before: Sequence[Outcome], after: Sequence[Outcome], *, callers: int) -> Evidence:
-    """Test whether the live critic (`after`) is worse than the one before.
+def paired_losses(pairs: Sequence[Pair]) -> list[float]:
+    """The loss on answers that both critics judged, one observation in [-1, 1] for a right and a wrong answer."""
+    right, wrong = (
+        [before.is_verdict_right - after.is_verdict_right for before, after in pairs if after.was_right is was_right]
+        for was_right in (True, False)
+    )
+    return [(r + w) / 2 for r, w in zip(right, wrong, strict=False)]
+
+
+def compare(
+    before: Sequence[Outcome], after: Sequence[Outcome], *, callers: int, pairs: Sequence[Pair] | None = None
+) -> Evidence:
+    """Test whether the live critic is worse than the one before.
 
     Args:
         before: outcomes of the critic before, in a fixed order.
         after: outcomes of the live critic, in order of arrival.
         callers: active keys of callers; one alone may decide, because there is no other whom it could harm.
+        pairs: outcomes of both critics on some of these answers, in a fixed order; None without shadow judging.
     """
-    observed = losses(before, after)
-    wealth = MeanTest.of(observed).wealth
+
+    def evidence(key: UUID | None = None) -> tuple[int, float]:
+        """The number of observations and their evidence, without the labels of one key."""
+        observed = losses(before, [outcome for outcome in after if key is None or outcome.key_id != key])
+        wealth = MeanTest.of(observed).wealth
+        if pairs is None:
+            return len(observed), wealth
+        same = paired_losses([pair for pair in pairs if key is None or pair[1].key_id != key])
+        paired = MeanTest.of(same).wealth
+        return (len(observed), wealth / 2) if wealth > paired else (len(same), paired / 2)
+
+    units, wealth = evidence()
     keys = {outcome.key_id for outcome in after}
     without: list[float] = []
     decision = Decision.UNDECIDED
     if wealth >= 1 / ALPHA:  # only then: a test for each key takes long where there are many
         decision = Decision.ROLL_BACK
-        without = [
-            MeanTest.of(losses(before, [outcome for outcome in after if outcome.key_id != key])).wealth
-            for key in keys
-            if key is not None
-        ]
+        without = [evidence(key)[1] for key in keys if key is not None]
         if (len(keys) > 1 or callers > 1) and without and min(without) < 1 / WITHOUT_A_KEY:
             decision = Decision.ONE_KEY
     return Evidence(
         decision=decision,
-        units=len(observed),
+        units=units,
         wealth=wealth,
         wealth_without_a_key=min(without) if len(keys) > 1 and without else None,
         keys=len(keys),
         accuracy=_accuracy(after),
-        accuracy_before=_accuracy(before),
+        accuracy_before=_accuracy([*before, *(old for old, _ in pairs or ())]),
     )
 
 
@@ -128,10 +155,11 @@ def measured_outcomes(gate: Mapping[str, Any] | None, *, seed: int) -> list[Outc
 class RollbackWatch:
     """Tests the live critic of a deployment, one replica at a time, and requests a rollback when it is worse."""
 
-    def __init__(self, database: Database, pointers: CriticPointers, *, is_on: bool) -> None:
+    def __init__(self, database: Database, pointers: CriticPointers, *, is_on: bool, shadow_share: float) -> None:
         self._database = database
         self._pointers = pointers
         self._is_on = is_on
+        self._shadow_share = shadow_share
         self.problem: str | None = None
         """Why the watch cannot decide although there are labels; None while it can."""
 
@@ -145,21 +173,16 @@ class RollbackWatch:
 
         Only a critic that the gate or an admin promoted is tested: a rollback is never undone automatically.
         """
-        last = self._pointers.swaps.last_done
-        pointers = self._pointers.current
-        if last is None or last.kind not in (SwapKind.GATE, SwapKind.PROMOTE) or last.version != pointers.get("live"):
+        last = self._pointers.tested_promotion()
+        if last is None:
             return None
-        if pointers.get("previous") != last.from_version:
-            return None
-        pending = self._pointers.swaps.pending
-        if pending is not None and pending.kind in (SwapKind.ROLLBACK, SwapKind.WATCH):
-            return None  # a rollback is already requested
         live = await self._pointers.resolve(last.version)
         async with self._database.session() as session:
             if not await store.watch.lock_watch(session):
                 return None
             since = await store.watch.live_since(session)
             after = await store.watch.verdict_outcomes(session, last.version, since=since)
+            pairs = await store.watch.paired_outcomes(session, last.version, before=last.from_version, since=since)
             before = await store.watch.verdict_outcomes(session, last.from_version)
             if live.run_id is not None:
                 run = await store.runs.read_run(session, live.run_id)
@@ -167,8 +190,10 @@ class RollbackWatch:
             moment = now()
             keys = await store.keys.list_keys(session)
             callers = sum(key.tier is Tier.CALLER and key.is_active(moment) for key in keys)
-            evidence = await asyncio.to_thread(compare, before, after, callers=callers)
-            self.problem = _problem(evidence, after)
+            evidence = await asyncio.to_thread(
+                compare, before, after, callers=callers, pairs=pairs if self._shadow_share > 0 else None
+            )
+            self.problem = _problem(evidence, after, is_paired=self._shadow_share > 0)
             if evidence.decision is not Decision.ROLL_BACK:
                 return evidence
             reason = (
@@ -185,7 +210,7 @@ class RollbackWatch:
         return evidence
 
 
-def _problem(evidence: Evidence, after: Sequence[Outcome]) -> str | None:
+def _problem(evidence: Evidence, after: Sequence[Outcome], *, is_paired: bool) -> str | None:
     if evidence.decision is Decision.ONE_KEY:
         return (
             "labelled traffic shows a loss, but only by the labels of one key: automatic rollback needs a second key "
@@ -198,10 +223,10 @@ def _problem(evidence: Evidence, after: Sequence[Outcome]) -> str | None:
             f"{right} right and {len(after) - right} wrong labelled answers are too few for automatic rollback, which "
             f"needs {LEAST_UNITS} of each"
         )
-    if pairs > evidence.units:
+    if pairs > evidence.units and not is_paired:
         return (
             f"the critic before has labelled answers for {evidence.units} pairs and the live one for {pairs}: the rest "
-            "cannot be compared, so automatic rollback sees large losses only"
+            "cannot be compared, so automatic rollback sees large losses only (set GADFLY_SHADOW_SHARE above 0)"
         )
     return None
 

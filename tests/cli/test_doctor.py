@@ -96,7 +96,7 @@ async def test_a_missing_model_folder(tmp_path: Path) -> None:
     assert (await findings(tmp_path, model="owner/some-model"))["model"].outcome is Outcome.OK, "a hub id"
 
 
-async def test_the_default_model_is_expected_in_the_home_folder(tmp_path: Path) -> None:
+async def test_an_incomplete_default_model_is_reported(tmp_path: Path) -> None:
     make_model(tmp_path / "models" / "smollm2-135m-instruct", "config.json")
     assert (await findings(tmp_path))["model"].outcome is Outcome.FAIL
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gadfly.engine import models
 from gadfly.engine.models import EOS, MARKER, ModelUnavailable, check_folder, make_default, resolve
-from gadfly.settings import DEFAULT_MODEL
+from gadfly.settings import DEFAULT_MODEL, Settings
 from tests.support.engines import made_default_model
 
 
@@ -23,7 +23,7 @@ def _write_model(folder: Path, *names: str) -> Path:
 
 def test_a_folder_is_used_as_it_is(tmp_path: Path) -> None:
     folder = _write_model(tmp_path / "m", "config.json", "tokenizer.json", "model.safetensors")
-    model = resolve(str(folder), home=tmp_path)
+    model = resolve(str(folder), default=tmp_path)
     assert (model.name, model.is_local) == (str(folder), True)
 
 
@@ -34,17 +34,17 @@ def test_a_hub_id_is_looked_up_and_left_to_vllm(tmp_path: Path, monkeypatch: pyt
     config = _write_model(cached / "snapshots" / "0a", "config.json") / "config.json"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    model = resolve("Qwen/Qwen2.5-0.5B-Instruct", home=tmp_path)
+    model = resolve("Qwen/Qwen2.5-0.5B-Instruct", default=tmp_path)
     assert (model.name, model.is_local, model.config) == ("Qwen/Qwen2.5-0.5B-Instruct", False, config)
     with pytest.raises(ModelUnavailable, match="models/mine is neither a folder here nor"):
-        resolve("models/mine", home=tmp_path)
+        resolve("models/mine", default=tmp_path)
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./here", "nothing", "a/b/c", ""])
 def test_other_names_are_refused(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelUnavailable):
-        resolve(name, home=tmp_path)
+        resolve(name, default=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,12 @@ class Making:
         self.may_end.set()
 
     def make(self, home: Path, report: models.Report = models.say) -> Path:
-        return make_default(home, report=report, fetch=lambda work, _: work / "some.gguf", convert=self._convert)
+        return make_default(
+            home / "models" / DEFAULT_MODEL,
+            report=report,
+            fetch=lambda work, _: work / "some.gguf",
+            convert=self._convert,
+        )
 
     def _convert(self, gguf: Path, folder: Path, report: models.Report) -> None:
         self.times += 1
@@ -204,3 +209,10 @@ def test_the_default_model_answers_and_ends_its_turn(default_model: Path) -> Non
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")["input_ids"]
     reply = model.generate(prompt, max_new_tokens=30, do_sample=False)[0, prompt.shape[1] :]
     assert tokenizer.decode(reply) == f"The capital of France is Paris.{EOS}"
+
+
+def test_deployments_share_the_default_model_unless_one_has_its_own(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path / "home", cache=tmp_path / "cache")
+    assert settings.default_model == tmp_path / "cache" / "models" / DEFAULT_MODEL
+    own = _write_model(tmp_path / "home" / "models" / DEFAULT_MODEL, "config.json")
+    assert settings.default_model == own, "an earlier release made it there"

@@ -2,11 +2,13 @@
 
 import io
 import random
+import xml.etree.ElementTree as ET
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from gadfly.lab.picture import picture
 from gadfly.lab.story import Case, Comparison, Story, page, show
 
 RECEIPT: dict[str, Any] = {
@@ -103,3 +105,18 @@ def test_an_incomplete_swap_is_marked() -> None:
     text = printed(story(history={"receipts": [{"details": receipt}]}))
     assert text.count("not counted yet") == 2
     assert "1.75 s later and not yet" in text
+
+
+def test_the_picture_shows_both_critics_of_one_answer() -> None:
+    svg = ET.fromstring(picture(story()))
+    texts = ["".join(each.itertext()) for each in svg.iter("{http://www.w3.org/2000/svg}text")]
+    assert "critic@0 (untrained): correct" in texts
+    assert "critic@1: incorrect" in texts
+    assert texts.count("a <b> critique [x]") == 2
+    assert "50%  critic@0" in texts
+    assert "100%  critic@1" in texts
+
+
+def test_no_picture_without_a_new_critic() -> None:
+    with pytest.raises(ValueError, match="published no critic"):
+        picture(story(run={"outcome": "reject", "version": None, "gate": {}, "config": {}}, comparisons=[]))

@@ -9,7 +9,7 @@ import pytest
 
 from gadfly import store
 from gadfly.api_keys import issue_key
-from gadfly.records import Tier, now
+from gadfly.records import Tier, new_id, now
 from gadfly.service import keyring
 from gadfly.settings import Settings
 from gadfly.store.database import Database
@@ -80,6 +80,31 @@ async def test_without_keys_only_loopback_host_names_are_answered(client: httpx.
     """DNS rebinding: a page whose host name resolves to this machine sends that name and could read the answer."""
     for host, status in [("localhost", 200), ("127.0.0.1:8400", 200), ("[::1]:8400", 200), ("evil.example", 401)]:
         assert (await client.get("/interactions", headers={"host": host})).status_code == status
+
+
+async def test_without_keys_nothing_that_a_proxy_forwarded_is_answered(client: httpx.AsyncClient) -> None:
+    for header in ("X-Forwarded-For", "Forwarded", "X-Real-IP", "Via", "X-Forwarded-Proto"):
+        answer = await client.get("/interactions", headers={header: "for=192.0.2.1"})
+        assert answer.status_code == 401
+        assert "gadfly keys create" in answer.json()["detail"]
+    assert (await client.get("/healthz", headers={"X-Forwarded-For": "192.0.2.1"})).status_code == 200
+
+
+async def test_with_a_key_requests_may_come_through_a_proxy(settings: Settings, database: Database) -> None:
+    async with database.session() as session:
+        _, secret = await issue_key(session, name="a", tier=Tier.CALLER)
+    async with serving(settings) as client:
+        headers = bearer(secret) | {"X-Forwarded-For": "192.0.2.1", "Origin": "https://console.example"}
+        assert (await client.get("/interactions", headers=headers)).status_code == 200
+        assert (await client.post("/feedback", headers=headers, json={})).status_code == 422, "authenticated"
+
+
+async def test_without_keys_pages_of_other_hosts_change_nothing(client: httpx.AsyncClient) -> None:
+    """A page in this machine's browser can send requests without a body to check, such as a cancellation."""
+    path = f"/admin/runs/{new_id()}/cancel"
+    for origin, status in [("https://evil.example", 401), ("null", 401), (str(client.base_url).rstrip("/"), 404)]:
+        assert (await client.post(path, headers={"origin": origin})).status_code == status, origin
+    assert (await client.get("/critics", headers={"origin": "https://evil.example"})).status_code == 200
 
 
 def test_refuses_to_serve_other_machines_without_keys(settings: Settings, tmp_path: Path) -> None:

@@ -17,16 +17,19 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import select
 
 from gadfly import prompts, store
 from gadfly.adapters import CONFIG, MARKER, WEIGHTS
 from gadfly.engine_client import Engine, Sampling
 from gadfly.grading import Grade
 from gadfly.records import Interaction, SwapKind, new_id
+from gadfly.service.critics import shadow
 from gadfly.settings import Settings
 from gadfly.store.database import Database
 from gadfly.store.interactions import insert_records
-from gadfly.verdict import Verdict
+from gadfly.store.tables import ShadowVerdictRow
+from gadfly.verdict import Verdict, parse_critique
 from tests.service.conftest import RIGHT, make_settings
 from tests.support.adapters import (
     PROMPTS,
@@ -177,6 +180,36 @@ async def world(
 
 
 # ----------------------------------------------------------------------------------------------- promotion and rollback
+
+
+async def test_the_critic_before_judges_labelled_answers_too(
+    settings: Settings,
+    database: Database,
+    published: list[PublishedAdapter],
+    texts: dict[int, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shadow, "_EVERY_S", 0.1)
+    settings = settings.model_copy(update={"shadow_share": 1.0})
+    async with opened(settings, database, published, texts) as world:
+        await world.promoted(1)
+        await world.promoted(2)
+        answers = [(await world.client.post("/critique", json=ASK)).json() for _ in range(3)]
+        for answer in answers[:2]:
+            body = {"interaction_id": answer["id"], "correct": False}
+            assert (await world.client.post("/feedback", json=body)).status_code == 200
+        deadline = time.monotonic() + 20
+        while True:
+            async with database.session() as session:
+                rows = (await session.scalars(select(ShadowVerdictRow))).all()
+                pairs = await store.watch.paired_outcomes(session, 2, before=1)
+            if len(rows) == 2:
+                break
+            assert time.monotonic() < deadline, rows
+            await asyncio.sleep(0.1)
+    assert {str(row.interaction_id) for row in rows} == {answer["id"] for answer in answers[:2]}
+    assert {(row.critic_version, row.stated) for row in rows} == {(1, parse_critique(texts[1]).verdict)}
+    assert [before.was_right for before, _ in pairs] == [False, False]
 
 
 async def test_a_promotion_and_a_rollback(world: World, published: list[PublishedAdapter]) -> None:

@@ -17,10 +17,12 @@ from gadfly.service.critics.watch import (
     ALPHA,
     LEAST_UNITS,
     Decision,
+    Pair,
     RollbackWatch,
     compare,
     losses,
     measured_outcomes,
+    paired_losses,
 )
 from gadfly.store.database import Database
 from gadfly.store.watch import Outcome
@@ -55,6 +57,40 @@ def test_a_worse_critic_is_found() -> None:
     assert evidence.accuracy == {"right": 1.0, "wrong": 0.0}
     assert evidence.accuracy_before == {"right": 1.0, "wrong": 1.0}
     assert compare(after, before, callers=0).decision is Decision.UNDECIDED
+
+
+def pairs(right: str, wrong: str, key: UUID | None = None) -> list[Pair]:
+    """One answer a sign: `-` judged correctly by the critic before alone, `+` by the live one alone, `=` by both."""
+    return [
+        (
+            Outcome(was_right=was_right, is_verdict_right=sign != "+", key_id=key),
+            Outcome(was_right=was_right, is_verdict_right=sign != "-", key_id=key),
+        )
+        for was_right, signs in ((True, right), (False, wrong))
+        for sign in signs
+    ]
+
+
+def test_answers_that_both_critics_judged_are_compared_in_pairs() -> None:
+    assert paired_losses(pairs("-=+", "--=")) == [1.0, 0.5, -0.5]
+    assert paired_losses(pairs("---", "")) == [], "one class alone shows no balanced loss"
+    same = pairs("-" * 20, "=" * 20)
+    after = [outcome for _, outcome in same]
+    evidence = compare([], after, callers=0, pairs=same)
+    assert evidence.decision is Decision.ROLL_BACK, "with nothing else known of the critic before"
+    assert (evidence.units, evidence.wealth) == (20, pytest.approx(MeanTest.of([0.5] * 20).wealth / 2))
+    assert evidence.accuracy == {"right": 0.0, "wrong": 1.0}
+    assert evidence.accuracy_before == {"right": 1.0, "wrong": 1.0}
+    assert compare([], after, callers=0, pairs=pairs("+" * 20, "=" * 20)).decision is Decision.UNDECIDED
+    alone = compare(outcomes("+" * 30, "+" * 30), after, callers=0, pairs=same[:2])
+    assert (alone.units, alone.wealth) == (20, pytest.approx(MeanTest.of([0.5] * 20).wealth / 2)), "not the two pairs"
+
+
+def test_no_caller_among_several_decides_alone_by_pairs() -> None:
+    one = pairs("-" * 20, "-" * 20, A)
+    two = one + pairs("-" * 9, "-" * 9, B)
+    decisions = [compare([], [new for _, new in same], callers=2, pairs=same).decision for same in (one, two)]
+    assert decisions == [Decision.ONE_KEY, Decision.ROLL_BACK]
 
 
 def test_few_pairs_decide_nothing() -> None:
@@ -173,12 +209,12 @@ async def _move(session: Any, version: int, kind: SwapKind) -> None:
     await store.swaps.move_pointer(session, swap.id)
 
 
-async def watch(seeded: Database, *records: Interaction) -> RollbackWatch:
+async def watch(seeded: Database, *records: Interaction, shadow_share: float = 0.0) -> RollbackWatch:
     async with seeded.session() as session:
         await store.interactions.insert_records(session, records, heldout_share=0.2)
     pointers = CriticPointers(seeded)
     await pointers.refresh()
-    return RollbackWatch(seeded, pointers, is_on=True)
+    return RollbackWatch(seeded, pointers, is_on=True, shadow_share=shadow_share)
 
 
 async def check(seeded: Database, *records: Interaction) -> Any:
@@ -245,6 +281,26 @@ async def test_labels_of_one_key_among_several_are_reported(seeded: Database) ->
     again = await watch(seeded, *both(1, 12, is_verdict_right=False, key_id=keys[1]))
     assert (await again.check()).decision is Decision.ROLL_BACK
     assert again.problem is None
+
+
+async def test_verdicts_of_the_critic_before_on_the_same_answers_count(seeded: Database) -> None:
+    answers = {each.id: each for each in both(1, 80, is_verdict_right=False)}
+    found = await watch(seeded, *answers.values(), shadow_share=0.5)
+    opposite = {Verdict.CORRECT: Verdict.INCORRECT, Verdict.INCORRECT: Verdict.CORRECT}
+    async with seeded.session() as session:
+        await session.execute(text("UPDATE training_runs SET gate = NULL"))
+        todo = await store.shadow.unjudged(session, live=1, by=0, since=None, share=0.5, limit=1000)
+        assert len(todo) == pytest.approx(80, abs=35)
+        right = [(each.interaction_id, opposite[answers[each.interaction_id].critiques[0].stated]) for each in todo]
+        await store.shadow.insert_verdicts(session, 0, [*right, (new_id(), Verdict.CORRECT)])
+        await store.shadow.insert_verdicts(session, 0, [(each.interaction_id, Verdict.UNPARSED) for each in todo])
+        assert not await store.shadow.unjudged(session, live=1, by=0, since=None, share=0.5, limit=1000)
+        compared = await store.watch.paired_outcomes(session, 1, before=0)
+    assert all(before.is_verdict_right and not after.is_verdict_right for before, after in compared)
+    assert len(compared) == len(todo), "the first verdict stays"
+    evidence = await found.check()
+    assert 0 < evidence.units <= len(todo) // 2
+    assert evidence.decision is Decision.ROLL_BACK, "nothing else is known of the critic before"
 
 
 async def test_a_rollback_is_not_tested(seeded: Database) -> None:

@@ -31,12 +31,18 @@ def up(settings: Settings) -> None:
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", help="HTML file to write the report to.")] = Path("gadfly-demo.html"),
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="SVG file for a picture of one answer before both critics.")
+    ] = None,
 ) -> None:
     """Watch a critic learn: all processes with a small model, simulated callers, a training run, the gate, the swap."""
     if find_spec("gadfly.lab") is None:
         raise BadInput("the demo needs the folder lab/ with its model, which is part of a checkout of the project")
     # A child process, because the demo imports torch. Ctrl-C reaches parent and child.
-    process = subprocess.Popen([sys.executable, "-P", "-m", "gadfly.lab.demo", "--out", str(out.absolute())])
+    command = [sys.executable, "-P", "-m", "gadfly.lab.demo", "--out", str(out.absolute())]
+    if picture is not None:
+        command += ["--picture", str(picture.absolute())]
+    process = subprocess.Popen(command)
     while True:
         try:
             raise typer.Exit(process.wait())

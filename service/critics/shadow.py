@@ -1,0 +1,114 @@
+"""Shadow judging: after a promotion the critic before judges a share of the labelled answers too.
+
+Both critics' verdicts on the same answers are what the rollback watch compares best: the critic before may have few
+labelled answers of its own. Callers never see these verdicts. The engine runs them after all requests.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from functools import partial
+from uuid import UUID
+
+import structlog
+
+from gadfly import store
+from gadfly.adapters import BadAdapter
+from gadfly.concurrency import gather
+from gadfly.critique import critique
+from gadfly.engine_client import EnginePool, Sampling
+from gadfly.errors import AdapterRefused, EngineError, TooBusy
+from gadfly.prompts import PromptSet
+from gadfly.records import CriticVersion
+from gadfly.repeating import repeat
+from gadfly.service.critics.leases import Leases
+from gadfly.service.critics.loader import Loader
+from gadfly.service.critics.pointers import CriticPointers
+from gadfly.service.critics.replicas import Replicas
+from gadfly.store.database import Database
+from gadfly.store.shadow import Unjudged
+from gadfly.verdict import Verdict
+
+_EVERY_S = 10.0
+_BATCH = 16  # answers a round
+_CONCURRENT = 2
+_PRIORITY = 20  # after requests (0) and rollouts (10)
+
+log = structlog.get_logger(__name__)
+
+
+class ShadowJudge:
+    """Has the critic before judge labelled answers of the live one, in the eldest replica."""
+
+    def __init__(
+        self,
+        database: Database,
+        pointers: CriticPointers,
+        *,
+        engines: EnginePool,
+        prompts: PromptSet,
+        loader: Loader,
+        leases: Leases,
+        replicas: Replicas,
+        share: float,
+    ) -> None:
+        self._database = database
+        self._pointers = pointers
+        self._engines = engines
+        self._prompts = prompts
+        self._loader = loader
+        self._leases = leases
+        self._replicas = replicas
+        self._share = share
+
+    async def run(self) -> None:
+        """Judge a few answers every ten seconds, until cancelled."""
+        if self._share > 0:
+            await repeat(self.judge, wait=partial(asyncio.sleep, _EVERY_S), failure="shadow_judging_failed")
+
+    async def judge(self) -> int:
+        """Judge a batch of answers; the number of verdicts, which is 0 while there are none or the engines are busy."""
+        tested = self._pointers.tested_promotion()
+        if tested is None or not self._replicas.is_eldest:
+            return 0
+        async with self._database.session() as session:
+            answers = await store.shadow.unjudged(
+                session,
+                live=tested.version,
+                by=tested.from_version,
+                since=await store.watch.live_since(session),
+                share=self._share,
+                limit=_BATCH,
+            )
+        if not answers:
+            return 0
+        verdicts = await self._verdicts(await self._pointers.resolve(tested.from_version), answers)
+        async with self._database.session() as session:
+            await store.shadow.insert_verdicts(session, tested.from_version, verdicts)
+        return len(verdicts)
+
+    async def _verdicts(self, critic: CriticVersion, answers: Sequence[Unjudged]) -> list[tuple[UUID, Verdict]]:
+        slots = asyncio.Semaphore(_CONCURRENT)
+
+        async def one(answer: Unjudged) -> tuple[UUID, Verdict]:
+            async with slots:
+                [judged] = await critique(
+                    self._engines,
+                    self._prompts,
+                    model=critic.engine_name,
+                    question=answer.question,
+                    response=answer.response,
+                    sampling=Sampling(
+                        temperature=answer.parameters["temperature"],
+                        max_tokens=answer.parameters["max_tokens"],
+                        priority=_PRIORITY,
+                    ),
+                )
+            return answer.interaction_id, judged.stated
+
+        try:
+            with self._leases.take(critic.version, is_pinned=True):
+                await self._loader.ready(critic)
+                return await gather(*map(one, answers))
+        except (AdapterRefused, BadAdapter, EngineError, TooBusy) as error:
+            log.warning("shadow_judging_postponed", critic=critic.engine_name, reason=str(error))
+            return []
