@@ -22,6 +22,7 @@ class Kind(StrEnum):
 
     CRITIQUE = "critique"
     REFINE = "refine"
+    CHAT = "chat"  # an answer of the actor, or one refined for the caller, by /v1/chat/completions
     IMPORT = "import"
 
 
@@ -141,7 +142,7 @@ class Refinement:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Interaction:
-    """One answered /critique or /refine, or one imported row."""
+    """One answered /critique or /refine, one answer of /v1/chat/completions, or one imported row."""
 
     id: UUID
     kind: Kind
@@ -167,6 +168,8 @@ class Interaction:
     latency_ms: float | None
     critiques: tuple[Critique, ...] = ()
     refinements: tuple[Refinement, ...] = ()
+    conversation: dict[str, Any] | None = None  # of /v1/chat/completions: `messages` with the answer, and `tools`
+    critique_due: bool = False  # stored with the first copy: the live critic judges it in the background
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,7 +16,7 @@ from gadfly.service import errors
 from gadfly.service.container import Service
 from gadfly.service.metrics import Metrics
 from gadfly.service.middleware import BodyLimit, Edge
-from gadfly.service.routes import critics, critique, feedback, health, interactions, pointers, runs
+from gadfly.service.routes import chat, critics, critique, feedback, health, interactions, pointers, runs
 from gadfly.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -58,7 +58,7 @@ def create_app(settings: Settings) -> FastAPI:
         static_url="/docs/static",
         lifespan=lifespan,
     )
-    for module in (critique, feedback, interactions, critics, runs, pointers, health):
+    for module in (critique, chat, feedback, interactions, critics, runs, pointers, health):
         app.include_router(module.router)
     app.add_api_route("/", _to_docs, include_in_schema=False)
     errors.install(app)

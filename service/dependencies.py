@@ -31,6 +31,12 @@ async def get_caller(request: Request, credentials: Credentials, service: Servic
     return await service.keyring.authenticate(secret, origin=_origin(request))
 
 
+async def get_openai_caller(request: Request, credentials: Credentials, service: ServiceDep) -> Caller:
+    """The caller of a route under /v1. OpenAI's clients always send a key, and invent one where none is needed."""
+    secret = None if credentials is None else credentials.credentials
+    return await service.keyring.authenticate(secret, origin=_origin(request), is_placeholder=True)
+
+
 def _origin(request: Request) -> Origin:
     page = request.headers.get("origin")
     is_foreign = page is not None and page.partition("://")[2] != request.headers.get("host")
@@ -42,6 +48,7 @@ def _origin(request: Request) -> Origin:
 
 
 CallerDep = Annotated[Caller, Depends(get_caller)]
+OpenAICallerDep = Annotated[Caller, Depends(get_openai_caller)]
 
 
 async def get_admin(caller: CallerDep) -> Caller:

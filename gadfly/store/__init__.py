@@ -4,6 +4,7 @@ Every function takes a session and runs in its transaction.
 """
 
 from gadfly.store import (
+    chat,
     claims,
     critics,
     interactions,
@@ -18,6 +19,7 @@ from gadfly.store import (
 )
 
 __all__ = [
+    "chat",
     "claims",
     "critics",
     "interactions",

@@ -1,4 +1,4 @@
-"""Interactions with their critiques, refinements and feedback: stored, read, listed, deleted."""
+"""Interactions with their critiques, refinements, conversations and feedback: stored, read, listed, deleted."""
 
 import base64
 from collections.abc import AsyncGenerator, Iterable, Sequence
@@ -23,7 +23,7 @@ from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import JSONPATH, Insert, distinct_on, insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import joinedload, selectinload
+from sqlalchemy.orm import defer, joinedload, selectinload
 
 from gadfly.errors import BadInput, Conflict, NotFound
 from gadfly.grading import Grade
@@ -44,6 +44,7 @@ from gadfly.store.labels import Label, is_labelled
 from gadfly.store.mapping import record_of, values_of
 from gadfly.store.split import question_hash, split_of
 from gadfly.store.tables import (
+    CritiqueDueRow,
     CritiqueRow,
     EpisodeRow,
     FeedbackRow,
@@ -130,6 +131,15 @@ async def insert_interactions(
             values_of(RefinementRow, refinement, interaction_id=interaction.id, position=position)
             for interaction in interactions
             for position, refinement in enumerate(interaction.refinements)
+        ],
+    )
+    await _insert_missing(
+        session,
+        CritiqueDueRow,
+        [
+            {"interaction_id": interaction.id, "created_at": interaction.created_at}
+            for interaction in interactions
+            if interaction.critique_due
         ],
     )
     await end_claims(session, interactions)
@@ -349,12 +359,13 @@ async def find_by_request_id(session: AsyncSession, request_id: str, *, key_id: 
 async def list_interactions(
     session: AsyncSession, *, scope: Scope, filters: Filters, limit: int, cursor: str | None = None
 ) -> Page:
-    """Interactions without their critiques and refinements, newest first.
+    """Interactions without their critiques, refinements and conversations, newest first.
 
     Raises:
         BadInput: no page returns such a cursor.
     """
-    statement = _selected(select(InteractionRow), filters).where(*_in_scope(scope))
+    listed = select(InteractionRow).options(defer(InteractionRow.conversation))
+    statement = _selected(listed, filters).where(*_in_scope(scope))
     if cursor is not None:
         statement = statement.where(tuple_(InteractionRow.created_at, InteractionRow.id) < _read_cursor(cursor))
     statement = statement.order_by(InteractionRow.created_at.desc(), InteractionRow.id.desc()).limit(limit + 1)
@@ -518,6 +529,8 @@ def _read_cursor(cursor: str) -> tuple[datetime, UUID]:
 
 
 def _to_interaction(row: InteractionRow, *, is_whole: bool = True) -> Interaction:
-    critiques = tuple(record_of(Critique, item) for item in row.critiques) if is_whole else ()
-    refinements = tuple(record_of(Refinement, item) for item in row.refinements) if is_whole else ()
+    if not is_whole:
+        return record_of(Interaction, row, conversation=None)
+    critiques = tuple(record_of(Critique, item) for item in row.critiques)
+    refinements = tuple(record_of(Refinement, item) for item in row.refinements)
     return record_of(Interaction, row, critiques=critiques, refinements=refinements)
