@@ -5,11 +5,12 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import delete, select, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import ColumnElement, delete, select, update
+from sqlalchemy import cast as sql_cast
+from sqlalchemy.dialects.postgresql import TIMESTAMP, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from gadfly.records import CriticVersion, Critique
+from gadfly.records import CriticVersion, Critique, now
 from gadfly.store.mapping import values_of
 from gadfly.store.tables import CritiqueDueRow, CritiqueRow, EpisodeRow, InteractionRow
 
@@ -21,6 +22,14 @@ class Due:
     interaction_id: UUID
     question: str
     response: str
+
+
+_JUDGED_AT = "judged_at"
+
+
+def judged_in_background_at() -> ColumnElement[datetime | None]:
+    """The time of a critique that was due, of `InteractionRow`; NULL for answers that were judged when they arrived."""
+    return sql_cast(InteractionRow.parameters[_JUDGED_AT].astext, TIMESTAMP(timezone=True))
 
 
 async def due_answers(session: AsyncSession, *, since: datetime, limit: int) -> list[Due]:
@@ -67,7 +76,7 @@ async def store_critique(
             adapter_sha256=critic.adapter_sha256,
             verdict=critique.verdict,
             prompt_set=prompt_set,
-            parameters=row.parameters | parameters,
+            parameters=row.parameters | parameters | {_JUDGED_AT: now().isoformat()},
         )
         .execution_options(synchronize_session=False)
     )

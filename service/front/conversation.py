@@ -16,6 +16,8 @@ from gadfly.errors import BadInput
 
 _NAMES = {"system": "System", "developer": "System", "user": "User", "assistant": "Assistant", "tool": "Tool"}
 
+_HEADINGS_CHARS = 150  # room for the headings, and for a sentence about turns that are left out
+
 Message = Mapping[str, Any]
 
 
@@ -78,12 +80,14 @@ def _question(messages: Sequence[Message], *, context: Context, max_chars: int) 
         raise BadInput(f"the last user turn must be at most {max_chars:,} characters", field="messages")
     if context is Context.NONE:
         return question
-    since = _transcript(messages[at + 1 :], context=context, max_chars=max_chars - len(question))
-    before = _transcript(messages[:at], context=context, max_chars=max_chars - len(question) - len(since))
+    room = max_chars - len(question) - _HEADINGS_CHARS
+    since = _transcript(messages[at + 1 :], context=context, max_chars=room)
+    before = _transcript(messages[:at], context=context, max_chars=room - len(since))
     if not before and not since:
         return question
     parts = [f"Conversation so far:\n\n{before}" if before else "", f"Question:\n\n{question}"]
-    return "\n\n".join(filter(None, [*parts, f"Work on it so far:\n\n{since}" if since else ""]))
+    whole = "\n\n".join(filter(None, [*parts, f"Work on it so far:\n\n{since}" if since else ""]))
+    return whole if len(whole) <= max_chars else question
 
 
 def _transcript(messages: Sequence[Message], *, context: Context, max_chars: int) -> str:
@@ -96,7 +100,7 @@ def _transcript(messages: Sequence[Message], *, context: Context, max_chars: int
         if not text.strip():
             continue
         turn = f"{_NAMES[message['role']]}: {text}"
-        max_chars -= len(turn)
+        max_chars -= len(turn) + len("\n\n")
         if max_chars < 0:
             turns.append("(Earlier turns are left out.)")
             break

@@ -49,10 +49,13 @@ def test_reads_the_question(messages: list[dict[str, Any]], context: Context, qu
 
 def test_leaves_out_the_oldest_turns_where_not_all_fit() -> None:
     turns = [{"role": "user", "content": f"{number}" * 90} for number in range(1, 6)]
-    question = read_question([*turns, FIRST], context=Context.TURNS, max_chars=250).question
+    question = read_question([*turns, FIRST], context=Context.TURNS, max_chars=400).question
     assert question.startswith("Conversation so far:\n\n(Earlier turns are left out.)\n\nUser: 444")
     assert "333" not in question
     assert question.endswith("Question:\n\n1 + 1?")
+    for limit in range(6, 700):
+        cut = read_question([*turns, FIRST, TOOL], context=Context.TURNS, max_chars=limit).question
+        assert len(cut) <= limit, "the limit of a question holds with its transcript"
 
 
 def test_reads_the_answer_to_judge() -> None:

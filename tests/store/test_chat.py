@@ -77,6 +77,7 @@ async def test_a_critique_that_was_due_is_stored_once(database: Database) -> Non
         judged = await store.interactions.read_interaction(session, answer.id, scope=None)
         episode = await store.interactions.find_episode(session, answer.episode_id, scope=None)
     assert (judged.critic_version, judged.verdict, len(judged.critiques)) == (0, Verdict.INCORRECT, 1)
+    assert judged.parameters.pop("judged_at") <= now().isoformat()
     assert judged.parameters == {"model": "actor", **PARAMETERS}
     assert judged.usage == answer.usage == Usage(prompt_tokens=40, completion_tokens=25), "the answer's own"
     assert episode is not None
@@ -112,3 +113,15 @@ async def test_the_watch_sees_verdicts_from_the_background(database: Database, i
     async with database.session() as session:
         [outcome] = await store.watch.verdict_outcomes(session, 0)
     assert (outcome.was_right, outcome.is_verdict_right) == (is_right, not is_right)
+
+
+async def test_a_verdict_that_comes_after_its_label_takes_the_last_place(database: Database) -> None:
+    """The watch's test may be looked at at any time, as long as outcomes keep their places."""
+    first, second = make_chat(), make_chat()
+    await keep(database, first, second)
+    await keep(database, make_feedback(first.id, correct=True), make_feedback(second.id, correct=False))
+    await judge(database, second)
+    await judge(database, first)
+    async with database.session() as session:
+        outcomes = await store.watch.verdict_outcomes(session, 0)
+    assert [outcome.was_right for outcome in outcomes] == [False, True]
