@@ -261,30 +261,36 @@ def _content(feedback: Feedback) -> tuple[Any, ...]:
 async def delete_interaction(session: AsyncSession, id: UUID, *, scope: Scope) -> None:
     """Delete an interaction: its texts, critiques, refinements and feedback, and its episode if that is then empty.
 
-    The question's hash, which holds no text, stays: a question that returns must not change sides.
+    With a refined chat answer, the interaction with its first answer and its rewrites is deleted too. The question's
+    hash, which holds no text, stays: a question that returns must not change sides.
 
     Raises:
         NotFound: there is none, or it belongs to another key.
     """
-    episode_id = await session.scalar(
-        select(InteractionRow.episode_id).where(InteractionRow.id == id, *_in_scope(scope))
+    refinement_id = InteractionRow.parameters["refined"]["interaction_id"].astext
+    found = await session.execute(
+        select(InteractionRow.episode_id, refinement_id).where(InteractionRow.id == id, *_in_scope(scope))
     )
-    if episode_id is None:
+    row = found.one_or_none()
+    if row is None:
         raise NotFound(f"there is no interaction {id}")
+    episode_id, refinement = row
+    ids = [id] if refinement is None else [id, UUID(refinement)]
     # Locked first: a writer that adds to this episode now waits, and then creates it again.
     await session.execute(select(EpisodeRow.id).where(EpisodeRow.id == episode_id).with_for_update())
-    await session.execute(delete(InteractionRow).where(InteractionRow.id == id))
+    await session.execute(delete(InteractionRow).where(InteractionRow.id.in_(ids)))
     # Alarms of training runs quote critiques, each with the id of its interaction.
-    await session.execute(
-        delete(RunEventRow).where(
-            RunEventRow.kind == EventKind.ALARM,
-            func.jsonb_path_exists(
-                RunEventRow.data,
-                sql_cast("$.**.examples[*] ? (@ starts with $id)", JSONPATH),
-                func.jsonb_build_object("id", str(id)),
-            ),
+    for deleted in ids:
+        await session.execute(
+            delete(RunEventRow).where(
+                RunEventRow.kind == EventKind.ALARM,
+                func.jsonb_path_exists(
+                    RunEventRow.data,
+                    sql_cast("$.**.examples[*] ? (@ starts with $id)", JSONPATH),
+                    func.jsonb_build_object("id", str(deleted)),
+                ),
+            )
         )
-    )
     await session.execute(
         delete(EpisodeRow).where(
             EpisodeRow.id == episode_id, ~exists().where(InteractionRow.episode_id == EpisodeRow.id)

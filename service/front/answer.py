@@ -30,6 +30,7 @@ from gadfly.service.history import History
 from gadfly.service.keyring import Caller
 from gadfly.service.wire.answers import CritiqueRequest, RefineRequest, RefineResult, result_of
 from gadfly.service.wire.chat import ChatRequest
+from gadfly.service.wire.feedback import FeedbackRequest
 from gadfly.settings import Settings
 from gadfly.storable import storable_text
 
@@ -271,6 +272,24 @@ class ChatAnswerer:
             conversation={"messages": list(turns)},
         )
         return Answered(interactions=(interaction,))
+
+    async def pass_feedback_on(self, caller: Caller, body: FeedbackRequest, interaction: Interaction) -> None:
+        """Store what feedback about a refined answer says about the first answer too.
+
+        A reference grades both answers; `correct` is about both only if no round changed the first one. The critic
+        judged the first answer, so this is what its verdict is compared with.
+        """
+        refined = interaction.parameters.get("refined") if interaction.kind is Kind.CHAT else None
+        if refined is None:
+            return
+        first = await self._history.find(caller, UUID(refined["interaction_id"]))
+        correct = body.correct if first.response == interaction.response else None
+        if correct is None and body.reference is None:
+            return
+        about_first = FeedbackRequest(
+            interaction_id=first.id, correct=correct, reference=body.reference, metadata=body.metadata
+        )
+        await self._answerer.feedback(about_first, first, key_id=caller.key_id)
 
     def _is_due(self, interaction: Interaction) -> bool:
         """Whether the live critic judges this answer in the background: a share of the answers that are text."""
