@@ -13,14 +13,14 @@ from openai import AsyncOpenAI, OpenAI
 
 from gadfly import store
 from gadfly.api_keys import issue_key
-from gadfly.records import Kind, Tier
+from gadfly.records import Kind, Split, Tier
 from gadfly.settings import Settings
 from gadfly.store.database import Database
 from tests.service.conftest import QUESTION, WRONG
 from tests.support.services import serving
 
-ASK = [{"role": "user", "content": QUESTION}]
-JUDGE = [*ASK, {"role": "assistant", "content": WRONG["response"]}]
+ASK: Any = [{"role": "user", "content": QUESTION}]
+JUDGE: Any = [*ASK, {"role": "assistant", "content": WRONG["response"]}]
 
 
 def client_of(service: httpx.AsyncClient, key: str = "any") -> AsyncOpenAI:
@@ -88,13 +88,13 @@ async def test_the_actor_answers_and_its_answer_is_an_interaction(ai: AsyncOpenA
 async def test_the_synchronous_client_gets_the_same(ai: AsyncOpenAI) -> None:
     def ask() -> str | None:
         with OpenAI(base_url=ai.base_url, api_key="any", max_retries=0) as sync:
-            answer = sync.chat.completions.create(model="actor", messages=ASK, max_tokens=12, temperature=0)  # type: ignore[arg-type]
+            answer = sync.chat.completions.create(model="actor", messages=ASK, max_tokens=12, temperature=0)
             streamed = sync.chat.completions.create(
                 model="actor",
                 messages=ASK,
                 max_tokens=12,
                 temperature=0,
-                stream=True,  # type: ignore[arg-type]
+                stream=True,
             )
             assert (
                 "".join(chunk.choices[0].delta.content or "" for chunk in streamed) == answer.choices[0].message.content
@@ -105,14 +105,14 @@ async def test_the_synchronous_client_gets_the_same(ai: AsyncOpenAI) -> None:
 
 
 async def test_streams_the_actor_token_by_token(ai: AsyncOpenAI, client: httpx.AsyncClient) -> None:
-    plain = await ai.chat.completions.create(model="actor", messages=ASK, max_tokens=16, temperature=0)  # type: ignore[call-overload]
+    plain = await ai.chat.completions.create(model="actor", messages=ASK, max_tokens=16, temperature=0)
     stream = await ai.chat.completions.with_raw_response.create(
         model="actor",
         messages=ASK,
         max_tokens=16,
         temperature=0,
         stream=True,
-        stream_options={"include_usage": True},  # type: ignore[call-overload]
+        stream_options={"include_usage": True},
     )
     chunks = [chunk async for chunk in stream.parse()]
     assert stream.headers["content-type"].startswith("text/event-stream")
@@ -166,9 +166,9 @@ async def test_options_reach_the_engine(ai: AsyncOpenAI) -> None:
 
 
 async def test_earlier_turns_reach_the_actor_and_the_question(ai: AsyncOpenAI, client: httpx.AsyncClient) -> None:
-    short = await ai.chat.completions.create(model="actor", messages=ASK, max_tokens=5)  # type: ignore[arg-type]
+    short = await ai.chat.completions.create(model="actor", messages=ASK, max_tokens=5)
     turns = [*JUDGE, {"role": "user", "content": "Is that right?"}]
-    longer = await ai.chat.completions.create(model="actor", messages=turns, max_tokens=5)  # type: ignore[arg-type]
+    longer = await ai.chat.completions.create(model="actor", messages=turns, max_tokens=5)
     assert longer.usage is not None
     assert short.usage is not None
     assert longer.usage.prompt_tokens > short.usage.prompt_tokens + 10
@@ -180,20 +180,20 @@ async def test_earlier_turns_reach_the_actor_and_the_question(ai: AsyncOpenAI, c
         model="actor",
         messages=turns,
         max_tokens=5,
-        extra_body={"gadfly": {"context": "none"}},  # type: ignore[arg-type]
+        extra_body={"gadfly": {"context": "none"}},
     )
     assert (await kept(client, alone))["question"] == "Is that right?"
 
 
 async def test_a_message_of_the_client_can_be_sent_back(ai: AsyncOpenAI) -> None:
-    first = await ai.chat.completions.create(model="actor", messages=ASK, max_tokens=5)  # type: ignore[arg-type]
+    first = await ai.chat.completions.create(model="actor", messages=ASK, max_tokens=5)
     turns: Any = [*ASK, first.choices[0].message, {"role": "developer", "content": "Be brief."}, *ASK]
     assert (await ai.chat.completions.create(model="actor", messages=turns, max_tokens=5)).choices[0].message.content
 
 
 async def test_a_refined_answer_keeps_both_answers(ai: AsyncOpenAI, client: httpx.AsyncClient) -> None:
     answer = await ai.chat.completions.create(
-        model="refined", messages=ASK, max_tokens=60, temperature=0,  # type: ignore[arg-type]
+        model="refined", messages=ASK, max_tokens=60, temperature=0,
         extra_body={"gadfly": {"rounds": 2, "critic_temperature": 0, "reference": "7"}},
     )  # fmt: skip
     result = result_of(answer)
@@ -252,20 +252,16 @@ async def test_a_critic_judges_the_last_assistant_turn(ai: AsyncOpenAI, client: 
 async def test_feedback_labels_the_answer_that_the_caller_got(
     ai: AsyncOpenAI, client: httpx.AsyncClient, database: Database
 ) -> None:
-    answer = await ai.chat.completions.create(model="refined", messages=ASK, max_tokens=40)  # type: ignore[arg-type]
+    answer = await ai.chat.completions.create(model="refined", messages=ASK, max_tokens=40)
     body = {"interaction_id": result_of(answer)["interaction_id"], "correct": True}
     assert (await client.post("/feedback", json=body)).status_code == 200
     async with database.session() as session:
-        rows = [
-            row
-            for split in ("train", "heldout")
-            for row in await store.training_data.labelled_answers(session, split, limit=10)  # type: ignore[arg-type]
-        ]
+        rows = [row for split in Split for row in await store.training_data.labelled_answers(session, split, limit=10)]
     assert [(row.response, row.is_right) for row in rows] == [(answer.choices[0].message.content, True)]
 
 
 async def test_a_late_reference_grades_the_first_answer_too(ai: AsyncOpenAI, client: httpx.AsyncClient) -> None:
-    answer = await ai.chat.completions.create(model="refined", messages=ASK, max_tokens=40)  # type: ignore[arg-type]
+    answer = await ai.chat.completions.create(model="refined", messages=ASK, max_tokens=40)
     body = {"interaction_id": result_of(answer)["interaction_id"], "reference": "7"}
     assert (await client.post("/feedback", json=body)).status_code == 200
     shown = await kept(client, answer)
@@ -275,7 +271,7 @@ async def test_a_late_reference_grades_the_first_answer_too(ai: AsyncOpenAI, cli
 
 
 async def test_a_deleted_refined_answer_leaves_no_text(ai: AsyncOpenAI, client: httpx.AsyncClient) -> None:
-    answer = await ai.chat.completions.create(model="refined", messages=ASK, max_tokens=40)  # type: ignore[arg-type]
+    answer = await ai.chat.completions.create(model="refined", messages=ASK, max_tokens=40)
     assert len((await client.get("/interactions")).json()["items"]) == 2
     assert (await client.delete(f"/interactions/{result_of(answer)['interaction_id']}")).status_code == 204
     assert (await client.get("/interactions")).json()["items"] == []
@@ -389,7 +385,7 @@ async def test_with_keys_the_bearer_token_is_the_key(settings: Settings, databas
             with pytest.raises(openai.AuthenticationError):
                 await stranger.models.list()
         async with client_of(client, secret) as caller:
-            answer = await caller.chat.completions.create(model="actor", messages=ASK, max_tokens=3)  # type: ignore[arg-type]
+            answer = await caller.chat.completions.create(model="actor", messages=ASK, max_tokens=3)
         async with database.session() as session:
             stored = await store.interactions.read_interaction(
                 session, UUID(result_of(answer)["interaction_id"]), scope=key.id
@@ -400,8 +396,7 @@ async def test_with_keys_the_bearer_token_is_the_key(settings: Settings, databas
 async def test_a_share_of_answers_is_judged_in_the_background(settings: Settings, database: Database) -> None:
     async with serving(settings.model_copy(update={"chat_critique_share": 1.0})) as client, client_of(client) as ai:
         answers = [
-            await ai.chat.completions.create(model="actor", messages=ASK, max_tokens=20, seed=seed)  # type: ignore[arg-type]
-            for seed in range(3)
+            await ai.chat.completions.create(model="actor", messages=ASK, max_tokens=20, seed=seed) for seed in range(3)
         ]
         await until_judged(client, answers)
         interaction = await kept(client, answers[0])

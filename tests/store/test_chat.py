@@ -23,8 +23,13 @@ PARAMETERS = {"n": 1, "temperature": 0.7, "max_tokens": 64}
 
 
 def make_chat(**fields: Any) -> Interaction:
-    unjudged = dict.fromkeys(("critic_version", "adapter_sha256", "verdict", "prompt_set"))
-    defaults = {"kind": Kind.CHAT, "conversation": CONVERSATION, "critique_due": True, "parameters": {"model": "actor"}}
+    unjudged: dict[str, Any] = dict.fromkeys(("critic_version", "adapter_sha256", "verdict", "prompt_set"))
+    defaults: dict[str, Any] = {
+        "kind": Kind.CHAT,
+        "conversation": CONVERSATION,
+        "critique_due": True,
+        "parameters": {"model": "actor"},
+    }
     return make_interaction(samples=0, **(unjudged | defaults | fields))
 
 
