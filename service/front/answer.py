@@ -16,7 +16,7 @@ from uuid import UUID
 from gadfly.actor import Actor
 from gadfly.chat import Chat, ChatReply, OnDelta
 from gadfly.concurrency import gather
-from gadfly.errors import BadInput
+from gadfly.errors import BadInput, NotFound
 from gadfly.grading import Grader
 from gadfly.records import Interaction, Kind, Usage, new_id, now
 from gadfly.refinement import Role as Part
@@ -39,6 +39,7 @@ _ACTOR_OPTIONS = (
     "stop", "top_p", "presence_penalty", "frequency_penalty", "logit_bias", "logprobs", "top_logprobs",
     "response_format", "tools", "tool_choice", "parallel_tool_calls", "reasoning_effort",
 )  # fmt: skip
+_NEUTRAL = {"top_p": 1, "response_format": {"type": "text"}, "tool_choice": "none"}  # they change nothing
 _REFINED_OPTIONS = ("critic", "critic_temperature", "refine_temperature", "rounds", "when", "samples")
 
 
@@ -282,7 +283,10 @@ class ChatAnswerer:
         refined = interaction.parameters.get("refined") if interaction.kind is Kind.CHAT else None
         if refined is None:
             return
-        first = await self._history.find(caller, UUID(refined["interaction_id"]))
+        try:
+            first = await self._history.find(caller, UUID(refined["interaction_id"]))
+        except NotFound:
+            return  # it was deleted by itself
         correct = body.correct if first.response == interaction.response else None
         if correct is None and body.reference is None:
             return
@@ -355,7 +359,8 @@ def _check_options(body: ChatRequest, model: Model, *, max_samples: int) -> None
         raise BadInput(f"n must be at most {max_samples}", field="n")
     if model.role is not Role.ACTOR:
         for name in _ACTOR_OPTIONS:
-            if getattr(body, name):
+            value = getattr(body, name)
+            if value and value != _NEUTRAL.get(name):
                 raise BadInput(f"{name} is an option of the model actor, and not of {body.model}", field=name)
     if model.role is not Role.REFINED:
         for name in _REFINED_OPTIONS:

@@ -68,7 +68,8 @@ def text_of(message: Message) -> str:
 
 def response_of(message: Message) -> str:
     """An answer as it is stored and judged: its text, then its tool calls, each on a line."""
-    return "\n".join(filter(None, [text_of(message).strip("\n"), *_calls(message)]))
+    calls = _calls(message)
+    return "\n".join(filter(None, [text_of(message).strip("\n"), *calls])) if calls else text_of(message)
 
 
 def _question(messages: Sequence[Message], *, context: Context, max_chars: int) -> str:

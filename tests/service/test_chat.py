@@ -214,7 +214,7 @@ async def test_a_refined_answer_keeps_both_answers(ai: AsyncOpenAI, client: http
 
 async def test_streams_the_last_rewrite(ai: AsyncOpenAI) -> None:
     options: dict[str, Any] = {
-        "model": "refined", "messages": ASK, "max_tokens": 40, "temperature": 0,
+        "model": "refined", "messages": ASK, "max_tokens": 40, "temperature": 0, "top_p": 1, "presence_penalty": 0,
         "extra_body": {"gadfly": {"critic_temperature": 0}},
     }  # fmt: skip
     plain = await ai.chat.completions.create(**options)

@@ -81,6 +81,7 @@ def test_a_response_shows_its_tool_calls() -> None:
     assert response_of({"role": "assistant", "content": "Let me add.\n", "tool_calls": [CALL]}) == (
         'Let me add.\nCalls add with {"a": 1}'
     )
+    assert response_of({"role": "assistant", "content": "\n2\n"}) == "\n2\n", "a text alone stays as it is"
 
 
 @pytest.mark.parametrize("text", ["", "   ", "  a b \n c  \n", "a", "\n\na\n\nb"])
