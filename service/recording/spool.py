@@ -33,6 +33,7 @@ from gadfly.storable import storable_json
 
 _SEGMENT_RECORDS = 200  # more than one group of the recorder, so that replay is faster than appending
 _SEGMENT_BYTES = 4 * 2**20
+_ADDED = ("conversation", "critique_due")  # fields that 0.1.0 lacks: left out where they are empty
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 log = structlog.get_logger(__name__)
@@ -331,10 +332,11 @@ class Spool:
 
 def _to_json(record: Record) -> bytes:
     line = _Line(interaction=record) if isinstance(record, Interaction) else _Line(feedback=record)
+    empty = {name for name in _ADDED if not getattr(record, name, None)}
     try:
-        return _LINE.dump_json(line)
+        return _LINE.dump_json(line, exclude={"interaction": empty})
     except PydanticSerializationError:  # a lone surrogate, which UTF-8 cannot represent: replaced, as in Postgres
-        return json.dumps(storable_json(_LINE.dump_python(line, mode="json"))).encode()
+        return json.dumps(storable_json(_LINE.dump_python(line, mode="json", exclude={"interaction": empty}))).encode()
 
 
 def _encode(record: Record) -> bytes:
