@@ -3,12 +3,14 @@
 Serving, training and evaluation get it from `open_actor`, and differ in nothing else.
 """
 
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 from gadfly.access import Access
+from gadfly.chat import Chat, ChatReply, OnDelta
 from gadfly.endpoint_actor import EndpointActor
 from gadfly.engine_client import ACTOR, EnginePool, OnText, Reply, Sampling
+from gadfly.errors import BadInput
 from gadfly.prompts import Prompt
 from gadfly.records import Spent
 from gadfly.settings import Settings
@@ -32,6 +34,13 @@ class Actor(Protocol):
             PromptTooLong: the prompt does not fit the model.
             EngineUnavailable, EngineTimeout: it does not answer at present, or not in time.
             EngineRefused: it refuses the key or the model.
+        """
+
+    async def converse(self, chat: Chat, *, on_delta: OnDelta | None = None) -> tuple[ChatReply, ...]:
+        """Continue a caller's own conversation `chat.n` times, in order of choice.
+
+        Raises:
+            BadInput: it does not support an option or a message of this conversation; else as `chat`.
         """
 
     async def check(self) -> str:
@@ -58,6 +67,11 @@ class BaseActor:
 
     async def chat(self, prompt: Prompt, *, sampling: Sampling, on_text: OnText | None = None) -> tuple[Reply, ...]:
         return await self.engines.chat(prompt, model=ACTOR, sampling=sampling, on_text=on_text)
+
+    async def converse(self, chat: Chat, *, on_delta: OnDelta | None = None) -> tuple[ChatReply, ...]:
+        _require_text(chat)
+        messages = tuple(_for_template(message) for message in chat.messages)
+        return await self.engines.converse(replace(chat, messages=messages), on_delta=on_delta)
 
     async def check(self) -> str:
         return "the base model on the engines"
@@ -88,3 +102,30 @@ def open_endpoint(settings: Settings) -> EndpointActor:
         concurrency=settings.actor_concurrency,
         retries=settings.actor_retries,
     )
+
+
+def _for_template(message: dict[str, Any]) -> dict[str, Any]:
+    """A turn as chat templates know it: they have system turns and no developer turns."""
+    return {**message, "role": "system"} if message["role"] == "developer" else message
+
+
+def _require_text(chat: Chat) -> None:
+    """Refuse what the base model on the engines cannot do.
+
+    Raises:
+        BadInput: the conversation has tools, or asks for the log-probabilities of other tokens.
+    """
+    if chat.options.get("tools") or any(
+        message["role"] == "tool" or message.get("tool_calls") for message in chat.messages
+    ):
+        raise BadInput(
+            "the actor is the base model on the engines, which calls no tools: set GADFLY_ACTOR_URL to an "
+            "endpoint that does",
+            field="tools" if chat.options.get("tools") else "messages",
+        )
+    if chat.options.get("top_logprobs"):
+        # In one batch with a request for verdict probabilities, it makes vLLM 0.32 leave those out.
+        raise BadInput(
+            "top_logprobs must be 0: the engines give the log-probabilities of sampled tokens only",
+            field="top_logprobs",
+        )

@@ -18,6 +18,7 @@ from httpx_sse import EventSource
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from gadfly.access import Access
+from gadfly.chat import Assembly, Chat, ChatReply, OnDelta, guard_messages, is_piece, reply_of
 from gadfly.concurrency import gather
 from gadfly.control_tokens import guard, reserved_strings
 from gadfly.engine_client import OnText, Reply, Sampling
@@ -112,6 +113,97 @@ class EndpointActor:
         single = await gather(*(self._complete(guarded, _one(sampling, index)) for index in missing))
         return tuple([*replies, *(reply for reply, *_ in single)][: sampling.n])
 
+    async def converse(self, chat: Chat, *, on_delta: OnDelta | None = None) -> tuple[ChatReply, ...]:
+        """As `gadfly.actor.Actor.converse`. Each choice is a request of its own, so that its tokens are known."""
+        messages = await guard_messages(chat.messages, self._reserved_strings)
+        return tuple(await gather(*(self._choice(chat, messages, index, on_delta) for index in range(chat.n))))
+
+    async def _choice(
+        self, chat: Chat, messages: list[dict[str, Any]], index: int, on_delta: OnDelta | None
+    ) -> ChatReply:
+        has_started = False
+
+        async def started(delta: dict[str, Any], logprobs: dict[str, Any] | None) -> None:
+            nonlocal has_started
+            has_started = True
+            assert on_delta is not None
+            await on_delta(index, delta, logprobs)
+
+        async def once() -> ChatReply:
+            body = self._own_body(chat, messages, index)
+            if on_delta is not None:
+                body |= {"stream": True, "stream_options": {"include_usage": True}}
+            async with (
+                self._request_errors(),
+                self._client.stream(
+                    "POST",
+                    "/chat/completions",
+                    content=orjson.dumps(body),
+                    headers={"content-type": "application/json"},
+                ) as response,
+            ):
+                if response.status_code != httpx.codes.OK:
+                    await response.aread()
+                    declined = self._declined(response, sent=body)
+                    return ChatReply(
+                        message={"role": "assistant", "content": declined.text},
+                        finish_reason=declined.finish_reason,
+                        usage=declined.usage,
+                    )
+                if on_delta is not None:
+                    return await self._read_deltas(response, started)
+                return self._own_reply(await response.aread())
+
+        reply = await self._patiently(once, may_retry=lambda: not has_started)
+        self._spent = Spent(requests=self._spent.requests + 1, usage=self._spent.usage + reply.usage)
+        return reply
+
+    def _own_body(self, chat: Chat, messages: list[dict[str, Any]], index: int) -> dict[str, Any]:
+        options = dict(chat.options)
+        if options.get("seed") is not None:
+            options["seed"] = seed_of_sample(options["seed"], index)
+        return {
+            "model": self._access.model,
+            "messages": messages,
+            self._limit_name: chat.max_tokens,
+            **{name: value for name, value in options.items() if name not in self._without},
+        }
+
+    def _own_reply(self, content: bytes) -> ChatReply:
+        try:
+            answer = orjson.loads(content)
+            return reply_of(answer["choices"][0], self._usage(answer.get("usage")))
+        except (orjson.JSONDecodeError, KeyError, IndexError, TypeError, AttributeError) as error:
+            raise EngineError(f"the actor at {self._where} did not answer with a chat completion") from error
+
+    async def _read_deltas(
+        self,
+        response: httpx.Response,
+        on_delta: Callable[[dict[str, Any], dict[str, Any] | None], Awaitable[None]],
+    ) -> ChatReply:
+        reply, usage = Assembly(), None
+        async for event in EventSource(response).aiter_sse():
+            if event.data == "[DONE]":
+                break
+            chunk = self._chunk(event.data)
+            usage = chunk.get("usage") or usage
+            for choice in chunk.get("choices") or ():
+                delta, logprobs = choice.get("delta") or {}, choice.get("logprobs")
+                if is_piece(delta) or logprobs:
+                    reply.add(delta, logprobs)
+                    await on_delta(delta, logprobs)
+                reply.finish_reason = choice.get("finish_reason") or reply.finish_reason
+        if reply.finish_reason is None:
+            raise ActorUnavailable(f"the actor at {self._where} ended the stream before the reply was complete")
+        return reply.reply(self._usage(usage))
+
+    def _chunk(self, data: str) -> dict[str, Any]:
+        """One chunk of a streamed reply. An endpoint may abort the reply with an error in place of a chunk."""
+        chunk: dict[str, Any] = orjson.loads(data)
+        if "error" in chunk:
+            raise ActorUnavailable(f"the actor at {self._where} aborted the reply: {_message(data.encode())}")
+        return chunk
+
     async def _complete(self, prompt: Prompt, sampling: Sampling) -> list[Reply]:
         async def once() -> list[Reply]:
             body = self._body(prompt, sampling)
@@ -164,9 +256,7 @@ class EndpointActor:
         async for event in EventSource(response).aiter_sse():
             if event.data == "[DONE]":
                 break
-            chunk = orjson.loads(event.data)
-            if "error" in chunk:
-                raise ActorUnavailable(f"the actor at {self._where} aborted the reply: {_message(event.data.encode())}")
+            chunk = self._chunk(event.data)
             usage = chunk.get("usage") or usage
             for choice in chunk.get("choices") or ():
                 piece = choice.get("delta", {}).get("content") or ""

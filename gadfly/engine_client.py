@@ -9,8 +9,8 @@ Source: vLLM 0.32, vllm/entrypoints/openai/chat_completion/protocol.py.
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -21,6 +21,7 @@ import orjson
 from httpx_sse import EventSource
 
 from gadfly.access import Access
+from gadfly.chat import Assembly, Chat, ChatReply, OnDelta, guard_messages, is_piece, reply_of
 from gadfly.control_tokens import guard, reserved_strings
 from gadfly.errors import (
     AdapterRefused,
@@ -255,23 +256,8 @@ class Engine:
         reasons: list[str | None] = [None] * n
         counts = [0] * n
         usage: dict[str, int] | None = None
-        body = {**body, "stream": True, "stream_options": {"include_usage": True}}
-        async with (
-            self._request_errors(),
-            self._client.stream(
-                "POST", "/v1/chat/completions", content=orjson.dumps(body), headers={"content-type": "application/json"}
-            ) as response,
-        ):
-            if response.status_code != httpx.codes.OK:
-                self._raise_for(response.status_code, await response.aread())
-            async for event in EventSource(response).aiter_sse():
-                if event.data == "[DONE]":
-                    break
-                chunk = orjson.loads(event.data)
-                if "error" in chunk:
-                    raise EngineUnavailable(
-                        f"the engine aborted the reply: {chunk['error'].get('message', 'no reason given')}"
-                    )
+        async with aclosing(self._chunks(body)) as chunks:
+            async for chunk in chunks:
                 usage = chunk.get("usage") or usage
                 for choice in chunk["choices"]:
                     piece = choice["delta"].get("content") or ""
@@ -283,6 +269,71 @@ class Engine:
         if usage is None or any(reason is None for reason in reasons):
             raise EngineUnavailable("the engine ended the stream before the reply was complete")
         return _replies(texts, reasons, counts, usage)
+
+    async def _chunks(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
+        """The chunks of a streamed chat completion."""
+        body = {**body, "stream": True, "stream_options": {"include_usage": True}}
+        async with (
+            self._request_errors(),
+            self._client.stream(
+                "POST", "/v1/chat/completions", content=orjson.dumps(body), headers={"content-type": "application/json"}
+            ) as response,
+        ):
+            if response.status_code != httpx.codes.OK:
+                self._raise_for(response.status_code, await response.aread())
+            async for event in EventSource(response).aiter_sse():
+                if event.data == "[DONE]":
+                    return
+                chunk = orjson.loads(event.data)
+                if "error" in chunk:
+                    raise EngineUnavailable(
+                        f"the engine aborted the reply: {chunk['error'].get('message', 'no reason given')}"
+                    )
+                yield chunk
+
+    async def converse(self, chat: Chat, *, on_delta: OnDelta | None = None) -> tuple[ChatReply, ...]:
+        """Continue a caller's own conversation with the base model, `chat.n` times, in order of choice.
+
+        Raises as `chat`, and BadInput for an option that the engine refuses.
+        """
+        body: dict[str, Any] = {
+            "model": ACTOR,
+            "messages": await guard_messages(chat.messages, self._reserved_strings),
+            "n": chat.n,
+            "max_tokens": chat.max_tokens,
+            "priority": 0,
+            **_UNCHANGED,
+            **chat.options,
+        }
+        if chat.n > 1:
+            body["return_token_ids"] = True
+        if on_delta is not None:
+            return await self._named(body, lambda named: self._stream_chat(named, chat.n, on_delta))
+        answer = await self._ask("/v1/chat/completions", body)
+        choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+        _refuse_aborted([choice["finish_reason"] for choice in choices])
+        usages = _shares([len(choice.get("token_ids") or ()) for choice in choices], answer["usage"])
+        return tuple(reply_of(choice, usage) for choice, usage in zip(choices, usages, strict=True))
+
+    async def _stream_chat(self, body: dict[str, Any], n: int, on_delta: OnDelta) -> tuple[ChatReply, ...]:
+        replies = [Assembly() for _ in range(n)]
+        counts = [0] * n
+        usage: dict[str, int] | None = None
+        async with aclosing(self._chunks(body)) as chunks:
+            async for chunk in chunks:
+                usage = chunk.get("usage") or usage
+                for choice in chunk["choices"]:
+                    index, delta, logprobs = choice["index"], choice["delta"], choice.get("logprobs")
+                    if is_piece(delta) or logprobs:
+                        replies[index].add(delta, logprobs)
+                        await on_delta(index, delta, logprobs)
+                    counts[index] += len(choice.get("token_ids") or ())
+                    replies[index].finish_reason = choice["finish_reason"] or replies[index].finish_reason
+        reasons = [reply.finish_reason for reply in replies]
+        if usage is None or any(reason is None for reason in reasons):
+            raise EngineUnavailable("the engine ended the stream before the reply was complete")
+        _refuse_aborted(reasons)
+        return tuple(reply.reply(share) for reply, share in zip(replies, _shares(counts, usage), strict=True))
 
     async def read_labels(
         self, prompt: Prompt, *, model: str, after: str, first: str, second: str, priority: int = 0
@@ -636,6 +687,10 @@ class EnginePool:
             lambda engine: engine.chat(prompt, model=model, sampling=sampling, on_text=on_text), model
         )
 
+    async def converse(self, chat: Chat, *, on_delta: OnDelta | None = None) -> tuple[ChatReply, ...]:
+        """`Engine.converse` on one engine; another is tried only when the first did not take the request."""
+        return await self._first(lambda engine: engine.converse(chat, on_delta=on_delta), ACTOR)
+
     async def read_labels(
         self, prompt: Prompt, *, model: str, after: str, first: str, second: str, priority: int = 0
     ) -> tuple[float, float]:
@@ -707,16 +762,20 @@ def _replies(
     texts: Sequence[str], reasons: Sequence[str | None], counts: Sequence[int], usage: dict[str, int]
 ) -> tuple[Reply, ...]:
     _refuse_aborted(reasons)
-    if len(texts) == 1:
-        counts = [usage["completion_tokens"]]
     return tuple(
-        Reply(
-            text=text,
-            finish_reason=reason,
-            usage=Usage(prompt_tokens=usage["prompt_tokens"] if index == 0 else 0, completion_tokens=count),
-        )
-        for index, (text, reason, count) in enumerate(zip(texts, reasons, counts, strict=True))
+        Reply(text=text, finish_reason=reason, usage=share)
+        for text, reason, share in zip(texts, reasons, _shares(counts, usage), strict=True)
     )
+
+
+def _shares(counts: Sequence[int], usage: Mapping[str, int]) -> list[Usage]:
+    """The usage of each sample, from its number of tokens; the prompt counts on the first."""
+    if len(counts) == 1:
+        counts = [usage["completion_tokens"]]
+    return [
+        Usage(prompt_tokens=usage["prompt_tokens"] if index == 0 else 0, completion_tokens=count)
+        for index, count in enumerate(counts)
+    ]
 
 
 def _refuse_aborted(reasons: Sequence[str | None]) -> None:

@@ -27,7 +27,7 @@ def _not_blank(text: str) -> str:
 
 
 def _storable_metadata(value: dict[str, Any]) -> dict[str, Any]:
-    _check(value, depth=0)
+    check_storable(value)
     try:
         size = len(orjson.dumps(value))
     except TypeError as error:  # an integer of more than 64 bits, which the API could not return
@@ -37,7 +37,12 @@ def _storable_metadata(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-def _check(item: Any, *, depth: int) -> None:
+def check_storable(item: Any, *, depth: int = 0) -> None:
+    """Check that JSON can be stored: texts without NUL and lone surrogates, finite numbers, at most 100 levels.
+
+    Raises:
+        ValueError: it cannot.
+    """
     if depth > MAX_METADATA_DEPTH:
         raise ValueError(f"must not be nested more than {MAX_METADATA_DEPTH} deep")
     match item:
@@ -48,10 +53,10 @@ def _check(item: Any, *, depth: int) -> None:
         case dict():
             for key, inner in item.items():
                 _storable(key)
-                _check(inner, depth=depth + 1)
+                check_storable(inner, depth=depth + 1)
         case list():
             for inner in item:
-                _check(inner, depth=depth + 1)
+                check_storable(inner, depth=depth + 1)
 
 
 Text = Annotated[str, AfterValidator(_storable)]

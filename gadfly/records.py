@@ -23,6 +23,7 @@ class Kind(StrEnum):
 
     CRITIQUE = "critique"
     REFINE = "refine"
+    CHAT = "chat"  # an answer of the actor, or one refined for the caller, by /v1/chat/completions
     IMPORT = "import"
 
 
@@ -189,7 +190,7 @@ class Refinement:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Interaction:
-    """One answered /critique or /refine, or one imported row."""
+    """One answered /critique or /refine, one answer of /v1/chat/completions, or one imported row."""
 
     id: UUID
     kind: Kind
@@ -217,6 +218,8 @@ class Interaction:
     refinements: tuple[Refinement, ...] = ()
     grader: int | None = None  # GRADER_VERSION at the time; None without a reference, and for grades of release 0.1.0
     grade_problem: str | None = None  # why `reference` cannot be read: there is no grade
+    conversation: dict[str, Any] | None = None  # of /v1/chat/completions: `messages` with the answer, and `tools`
+    critique_due: bool = False  # stored with the first copy: the live critic judges it in the background
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

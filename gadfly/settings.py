@@ -168,6 +168,13 @@ class Settings(BaseSettings):
         le=1,
         description="Share of labelled answers that the critic before judges too, at low priority, after a promotion.",
     )
+    chat_critique_share: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Share of the answers of /v1/chat/completions that the live critic judges in the background, at "
+        "low priority.",
+    )
 
     train: bool = Field(True, description="Whether `gadfly up` starts the trainer.")
     train_schedule: str = Field("", description="Training schedule in cron syntax (0 3 * * *). Empty: on request only.")

@@ -16,6 +16,8 @@ from gadfly.repeating import retry
 from gadfly.service.answering.answer import Answerer
 from gadfly.service.answering.idempotency import Idempotency
 from gadfly.service.critics.serving import CriticServing
+from gadfly.service.front.answer import ChatAnswerer
+from gadfly.service.front.background import BackgroundJudge
 from gadfly.service.health import Health
 from gadfly.service.history import History
 from gadfly.service.keyring import Keyring
@@ -42,6 +44,8 @@ class Service:
     keyring: Keyring
     history: History
     answerer: Answerer
+    chat: ChatAnswerer
+    background: BackgroundJudge
     health: Health
     runs: Runs
     labels: Labels
@@ -84,22 +88,33 @@ class Service:
                 )
             )
             requests = Idempotency(database, recorder)
+            history = History(database, recorder)
+            answerer = Answerer(
+                settings=settings,
+                prompts=prompt_set,
+                actor=actor,
+                critics=critics,
+                grader=grader,
+                recorder=recorder,
+                requests=requests,
+                metrics=metrics,
+            )
             return cls(
                 settings=settings,
                 metrics=metrics,
                 critics=critics,
                 keyring=Keyring(database, open_without_keys=settings.is_loopback),
-                history=History(database, recorder),
-                answerer=Answerer(
+                history=history,
+                answerer=answerer,
+                chat=ChatAnswerer(
                     settings=settings,
-                    prompts=prompt_set,
                     actor=actor,
-                    critics=critics,
-                    grader=grader,
-                    recorder=recorder,
+                    answerer=answerer,
                     requests=requests,
-                    metrics=metrics,
+                    history=history,
+                    leases=critics.leases,
                 ),
+                background=BackgroundJudge(database, critics, settings=settings, prompts=prompt_set, metrics=metrics),
                 health=Health(database=database, critics=critics, actor=actor, recorder=recorder, metrics=metrics),
                 runs=Runs(database, settings=settings, metrics=metrics, actor=actor, loader=critics.loader),
                 labels=Labels(database),
@@ -116,7 +131,9 @@ class Service:
             Conflict: the critics in the database are adapters of another base model.
         """
         await retry(self._start, on=StoreUnavailable, every_s=_RETRY_S, event="waiting_for_database")
-        await asyncio.gather(self._requests.run_claim_renewal(), self.critics.run(), self.labels.run())
+        await asyncio.gather(
+            self._requests.run_claim_renewal(), self.critics.run(), self.labels.run(), self.background.run()
+        )
 
     async def _start(self) -> None:
         await require_current_schema(self._database)

@@ -37,6 +37,13 @@ async def get_caller(request: Request, credentials: Credentials, service: Servic
         raise
 
 
+async def get_openai_caller(request: Request, credentials: Credentials, service: ServiceDep) -> Caller:
+    """The caller of a route under /v1. OpenAI's clients always send a key, and invent one where none is needed."""
+    secret = None if credentials is None else credentials.credentials
+    origin = _origin(request, service.settings.cors_origins)
+    return await service.keyring.authenticate(secret, origin=origin, is_placeholder=True)
+
+
 def _origin(request: Request, trusted: Sequence[str]) -> Origin:
     page = request.headers.get("origin")
     is_foreign = page is not None and page not in trusted and page.partition("://")[2] != request.headers.get("host")
@@ -48,6 +55,7 @@ def _origin(request: Request, trusted: Sequence[str]) -> Origin:
 
 
 CallerDep = Annotated[Caller, Depends(get_caller)]
+OpenAICallerDep = Annotated[Caller, Depends(get_openai_caller)]
 
 
 async def get_admin(caller: CallerDep) -> Caller:

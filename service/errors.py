@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 from gadfly import errors
 from gadfly.adapters import BadAdapter
+from gadfly.service.front.errors import PREFIX, openai_error_response
 from gadfly.service.wire.common import FieldProblem, Problem
 
 log = structlog.get_logger(__name__)
@@ -52,7 +53,10 @@ def problem(
     )
 
 
-def problem_response(document: Problem, headers: dict[str, str] | None = None) -> Response:
+def problem_response(document: Problem, headers: dict[str, str] | None = None, *, path: str) -> Response:
+    """The response with an error: a problem document, and for OpenAI's routes a body in OpenAI's shape."""
+    if path.startswith(PREFIX):
+        return openai_error_response(document, headers or {})
     return Response(
         document.model_dump_json(exclude_none=True),
         status_code=document.status,
@@ -92,7 +96,8 @@ def install(app: FastAPI) -> None:
 
     async def on_known(request: Request, error: Exception) -> Response:
         document, headers = describe(error)
-        return problem_response(document.model_copy(update={"instance": request.url.path}), headers)
+        path = request.url.path
+        return problem_response(document.model_copy(update={"instance": path}), headers, path=path)
 
     async def on_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
@@ -108,20 +113,23 @@ def install(app: FastAPI) -> None:
         if _lacks_json_header(request, error):
             fields = [{"field": "body", "message": "send the header content-type: application/json"}]
         detail = "; ".join(f"{item['field']}: {item['message']}" for item in fields[:5])
-        return problem_response(problem(422, "Invalid input", detail, instance=request.url.path, fields=fields[:50]))
+        path = request.url.path
+        return problem_response(problem(422, "Invalid input", detail, instance=path, fields=fields[:50]), path=path)
 
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         title = {404: "Not found", 405: "Method not allowed"}.get(error.status_code, "Refused")
-        document = problem(error.status_code, title, str(error.detail), instance=request.url.path)
-        return problem_response(document, dict(error.headers or {}))
+        path = request.url.path
+        document = problem(error.status_code, title, str(error.detail), instance=path)
+        return problem_response(document, dict(error.headers or {}), path=path)
 
     async def on_unknown(request: Request, error: Exception) -> Response:
         log.error("request_failed", path=request.url.path, exc_info=error)
         document, headers = describe(error)
         # Starlette sends this response outside `Edge`, which adds the header to all others.
         headers |= {"x-request-id": str(structlog.contextvars.get_contextvars().get("http_request_id", ""))}
-        return problem_response(document.model_copy(update={"instance": request.url.path}), headers)
+        path = request.url.path
+        return problem_response(document.model_copy(update={"instance": path}), headers, path=path)
 
     app.add_exception_handler(errors.GadflyError, on_known)
     app.add_exception_handler(RequestValidationError, on_invalid)

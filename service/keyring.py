@@ -54,13 +54,15 @@ class Keyring:
         self._unknown: dict[bytes, float] = {}
         self._key_exists: tuple[float, bool] | None = None
 
-    async def authenticate(self, secret: str | None, *, origin: Origin) -> Caller:
-        """The caller with this secret.
+    async def authenticate(self, secret: str | None, *, origin: Origin, is_placeholder: bool = False) -> Caller:
+        """The caller with this secret. `is_placeholder`: while there are no keys, any secret counts as none.
 
         Raises:
             NotAllowed: the key is missing, unknown, expired or revoked.
             StoreUnavailable: Postgres is unavailable and this key is not cached.
         """
+        if is_placeholder and secret is not None and self._open_without_keys and not await self._has_keys():
+            secret = None
         if secret is None:
             if not self._open_without_keys or await self._has_keys():
                 raise NotAllowed("this service requires a key: send `Authorization: Bearer KEY`")

@@ -1,8 +1,10 @@
 """The Prometheus metrics of a service."""
 
+from collections.abc import Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from gadfly.records import Interaction, Refinement
+from gadfly.records import Critique, Interaction, Refinement
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
@@ -73,11 +75,8 @@ class Metrics:
 
     def observe(self, interaction: Interaction) -> None:
         """Count one answered interaction."""
-        critic = str(interaction.critic_version)
-        for critique in interaction.critiques:
-            if critique.supplied:
-                continue  # the caller's own, or an earlier one that has been counted
-            self.verdicts.labels(critic, critique.verdict.value, critique.verdict_source.value).inc()
+        critic = "actor" if interaction.critic_version is None else str(interaction.critic_version)
+        self.observe_critiques(interaction.critic_version, interaction.critiques)
         if interaction.grade is not None:
             self.grades.labels(critic, "first", interaction.grade.value).inc()
         last: dict[int, Refinement] = {item.sample: item for item in interaction.refinements}
@@ -86,6 +85,13 @@ class Metrics:
                 self.grades.labels(critic, "refined", refinement.grade.value).inc()
         self.tokens.labels(critic, "prompt").inc(interaction.usage.prompt_tokens)
         self.tokens.labels(critic, "completion").inc(interaction.usage.completion_tokens)
+
+    def observe_critiques(self, version: int | None, critiques: Sequence[Critique]) -> None:
+        """Count the verdicts of critiques."""
+        for critique in critiques:
+            if critique.supplied:
+                continue  # the caller's own, or an earlier one that has been counted
+            self.verdicts.labels(str(version), critique.verdict.value, critique.verdict_source.value).inc()
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

@@ -110,7 +110,8 @@ class BodyLimit:
             if message["type"] == "http.disconnect" or not message.get("more_body"):
                 break
         document, headers = describe(BodyTooLarge(f"the body is larger than {self._max_bytes:,} bytes"))
-        await problem_response(document, {**headers, "connection": "close"})(scope, receive, send)
+        response = problem_response(document, {**headers, "connection": "close"}, path=scope["path"])
+        await response(scope, receive, send)
 
 
 class _TooLarge(BaseException):

@@ -14,8 +14,9 @@ import pytest
 from alembic import command
 from sqlalchemy import Connection, NullPool, create_engine, inspect, text
 
+from gadfly import store
 from gadfly.errors import StoreUnavailable
-from gadfly.records import Split
+from gadfly.records import Split, new_id
 from gadfly.store.database import Database, migrate, migration_config, require_current_schema, schema_state
 from gadfly.store.labels import refresh
 from gadfly.store.tables import Table
@@ -327,3 +328,44 @@ _BEFORE_CALIBRATION = (  # rows as release 0.1.0 wrote them
     " p_correct, p_incorrect, prompt_tokens, completion_tokens, supplied)"
     f" VALUES ({_ID}, {_ID}, 0, 0, 0, 'c', 'correct', 'correct', 'stated', 0.25, 0.5, 1, 1, false)",
 )
+
+
+_EARLIER_ROW = """
+    INSERT INTO questions (hash, split, created_at) VALUES (:hash, 'train', now());
+    INSERT INTO episodes (id, question_hash, created_at) VALUES (:id, :hash, now());
+    INSERT INTO interactions (id, kind, created_at, episode_id, question_hash, question, response, metadata, parameters,
+        prompt_tokens, completion_tokens) VALUES (:id, :kind, now(), :id, :hash, 'q', 'r', '{"a": 1}', '{"n": 1}', 1, 2)
+"""
+
+
+def _insert_earlier_row(connection: Connection, kind: str) -> UUID:
+    id = new_id()
+    for statement in _EARLIER_ROW.split(";"):
+        connection.execute(text(statement), {"id": id, "kind": kind, "hash": id.bytes})
+    return id
+
+
+async def test_rows_from_before_conversations_stay_readable(empty_url: str) -> None:
+    def upgrade_with_rows() -> list[UUID]:
+        with _transaction(empty_url) as connection:
+            command.upgrade(migration_config(connection), "0012")
+            ids = [_insert_earlier_row(connection, kind) for kind in ("critique", "refine", "import")]
+        migrate(empty_url)
+        return ids
+
+    ids = await asyncio.to_thread(upgrade_with_rows)
+    async with Database(empty_url) as database, database.session() as session:
+        kept = [await store.interactions.read_interaction(session, id, scope=None) for id in ids]
+    assert [each.kind.value for each in kept] == ["critique", "refine", "import"]
+    assert all(each.conversation is None and each.metadata == {"a": 1} for each in kept)
+
+
+def test_a_downgrade_keeps_chat_answers_as_imported_rows(empty_url: str) -> None:
+    migrate(empty_url)
+    with _transaction(empty_url) as connection:
+        _insert_earlier_row(connection, "chat")
+    with _transaction(empty_url) as connection:
+        command.downgrade(migration_config(connection), "0012")
+        assert connection.scalar(text("SELECT kind FROM interactions")) == "import"
+    migrate(empty_url)
+    assert schema_state(empty_url).drift == ()

@@ -6,6 +6,7 @@ Every function takes a session and runs in its transaction.
 from gadfly.store import (
     acts,
     calibrations,
+    chat,
     claims,
     critics,
     disputes,
@@ -24,6 +25,7 @@ from gadfly.store import (
 __all__ = [
     "acts",
     "calibrations",
+    "chat",
     "claims",
     "critics",
     "disputes",

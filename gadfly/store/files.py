@@ -362,12 +362,13 @@ SCHEMA = pa.schema(
         "prompt_tokens": pa.int64(),
         "completion_tokens": pa.int64(),
         "latency_ms": pa.float64(),
+        "conversation": pa.string(),
         "critiques": pa.list_(_CRITIQUE),
         "refinements": pa.list_(_REFINEMENT),
         "feedback": pa.list_(_FEEDBACK),
     }
 )
-"""Columns of a Parquet export; JSON lines have the same names, with `metadata` and `parameters` as objects."""
+"""Columns of a Parquet export. JSON lines have the same, and `metadata`, `parameters`, `conversation` as objects."""
 
 
 async def export(
@@ -467,6 +468,8 @@ def _parquet_writer(path: Path, contents: Contents) -> Iterator[Write]:
                     for holder in (row, *row["feedback"]):
                         holder["metadata"] = json.dumps(holder["metadata"], ensure_ascii=False)
                     row["parameters"] = json.dumps(row["parameters"], ensure_ascii=False)
+                    if row["conversation"] is not None:
+                        row["conversation"] = json.dumps(row["conversation"], ensure_ascii=False)
                 parquet.write_table(pa.Table.from_pylist(rows, schema))
 
             yield write

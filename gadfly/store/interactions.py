@@ -1,4 +1,4 @@
-"""Interactions with their critiques, refinements and feedback: stored, read, listed, deleted."""
+"""Interactions with their critiques, refinements, conversations and feedback: stored, read, listed, deleted."""
 
 import base64
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import JSONPATH, Insert, distinct_on, insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import joinedload, selectinload
+from sqlalchemy.orm import defer, joinedload, selectinload
 
 from gadfly.errors import BadInput, Conflict, NotFound
 from gadfly.grading import Grade
@@ -54,6 +54,7 @@ from gadfly.store.mapping import record_of, values_of
 from gadfly.store.split import question_hash
 from gadfly.store.tables import (
     AnswerRow,
+    CritiqueDueRow,
     CritiqueRow,
     EpisodeRow,
     FeedbackRow,
@@ -182,6 +183,15 @@ async def _insert_interactions(
             values_of(RefinementRow, refinement, interaction_id=interaction.id, position=position)
             for interaction in interactions
             for position, refinement in enumerate(interaction.refinements)
+        ],
+    )
+    await _insert_missing(
+        session,
+        CritiqueDueRow,
+        [
+            {"interaction_id": interaction.id, "created_at": interaction.created_at}
+            for interaction in interactions
+            if interaction.critique_due
         ],
     )
     await end_claims(session, interactions)
@@ -318,37 +328,45 @@ def _content(feedback: Feedback) -> tuple[Any, ...]:
 async def delete_interaction(session: AsyncSession, id: UUID, *, scope: Scope) -> None:
     """Delete an interaction: its texts, critiques, refinements and feedback, and its episode if that is then empty.
 
-    The question's hash, which holds no text, stays: a question that returns must not change sides.
+    With a refined chat answer, the interaction with its first answer and its rewrites is deleted too. The question's
+    hash, which holds no text, stays: a question that returns must not change sides.
 
     Raises:
         NotFound: there is none, or it belongs to another key.
     """
-    found = (
-        await session.execute(
-            select(InteractionRow.episode_id, InteractionRow.question_hash, stored_text_sha256()).where(
-                InteractionRow.id == id, *_in_scope(scope)
-            )
-        )
-    ).one_or_none()
-    if found is None:
+    refinement_id = InteractionRow.parameters["refined"]["interaction_id"].astext
+    found = await session.execute(
+        select(InteractionRow.episode_id, refinement_id).where(InteractionRow.id == id, *_in_scope(scope))
+    )
+    row = found.one_or_none()
+    if row is None:
         raise NotFound(f"there is no interaction {id}")
-    episode_id, answer = found[0], (found[1], found[2])
+    episode_id, refinement = row
+    ids = [id] if refinement is None else [id, UUID(refinement)]
     # Locked first: a writer that adds to this episode now waits, and then creates it again.
     await session.execute(select(EpisodeRow.id).where(EpisodeRow.id == episode_id).with_for_update())
-    await session.execute(delete(InteractionRow).where(InteractionRow.id == id))
-    await relabel(session, [answer])
-    await forget_unanswered(session, [answer])
-    # Alarms of training runs quote critiques, each with the id of its interaction.
-    await session.execute(
-        delete(RunEventRow).where(
-            RunEventRow.kind == EventKind.ALARM,
-            func.jsonb_path_exists(
-                RunEventRow.data,
-                sql_cast("$.**.examples[*] ? (@ starts with $id)", JSONPATH),
-                func.jsonb_build_object("id", str(id)),
-            ),
-        )
+    gone = await session.execute(
+        delete(InteractionRow)
+        .where(InteractionRow.id.in_(ids))
+        .returning(InteractionRow.question_hash, stored_text_sha256())
+        .execution_options(synchronize_session=False)
     )
+    # An imported question without a response has no text.
+    answers = [(question_hash, hash_) for question_hash, hash_ in gone.tuples() if hash_]
+    await relabel(session, answers)
+    await forget_unanswered(session, answers)
+    # Alarms of training runs quote critiques, each with the id of its interaction.
+    for deleted in ids:
+        await session.execute(
+            delete(RunEventRow).where(
+                RunEventRow.kind == EventKind.ALARM,
+                func.jsonb_path_exists(
+                    RunEventRow.data,
+                    sql_cast("$.**.examples[*] ? (@ starts with $id)", JSONPATH),
+                    func.jsonb_build_object("id", str(deleted)),
+                ),
+            )
+        )
     await session.execute(
         delete(EpisodeRow).where(
             EpisodeRow.id == episode_id, ~exists().where(InteractionRow.episode_id == EpisodeRow.id)
@@ -423,12 +441,13 @@ async def find_by_request_id(session: AsyncSession, request_id: str, *, key_id: 
 async def list_interactions(
     session: AsyncSession, *, scope: Scope, filters: Filters, limit: int, cursor: str | None = None
 ) -> Page:
-    """Interactions without their critiques and refinements, newest first.
+    """Interactions without their critiques, refinements and conversations, newest first.
 
     Raises:
         BadInput: no page returns such a cursor.
     """
-    statement = _selected(select(InteractionRow), filters).where(*_in_scope(scope))
+    listed = select(InteractionRow).options(defer(InteractionRow.conversation))
+    statement = _selected(listed, filters).where(*_in_scope(scope))
     if cursor is not None:
         statement = statement.where(tuple_(InteractionRow.created_at, InteractionRow.id) < _read_cursor(cursor))
     statement = statement.order_by(InteractionRow.created_at.desc(), InteractionRow.id.desc()).limit(limit + 1)
@@ -603,6 +622,8 @@ def _read_cursor(cursor: str) -> tuple[datetime, UUID]:
 
 
 def _to_interaction(row: InteractionRow, *, is_whole: bool = True) -> Interaction:
-    critiques = tuple(record_of(Critique, item) for item in row.critiques) if is_whole else ()
-    refinements = tuple(record_of(Refinement, item) for item in row.refinements) if is_whole else ()
+    if not is_whole:
+        return record_of(Interaction, row, conversation=None)
+    critiques = tuple(record_of(Critique, item) for item in row.critiques)
+    refinements = tuple(record_of(Refinement, item) for item in row.refinements)
     return record_of(Interaction, row, critiques=critiques, refinements=refinements)

@@ -343,6 +343,7 @@ class InteractionRow(Table):
     stored_at: Mapped[datetime | None] = mapped_column(server_default=_CLOCK)
     grader: Mapped[int | None]
     grade_problem: Mapped[str | None]
+    conversation: Mapped[dict[str, Any] | None] = mapped_column(StoredJson(none_as_null=True))
 
     critiques: Mapped[list["CritiqueRow"]] = relationship(lazy="raise", order_by="CritiqueRow.position", viewonly=True)
     refinements: Mapped[list["RefinementRow"]] = relationship(
@@ -387,6 +388,15 @@ class ShadowVerdictRow(Table):
     )
     created_at: Mapped[datetime]
     stated: Mapped[Verdict] = mapped_column(_enum(Verdict, "stated"))
+
+
+class CritiqueDueRow(Table):
+    """An answer that the live critic has to judge in the background. The row is deleted when it has."""
+
+    __tablename__ = "critiques_due"
+
+    interaction_id: Mapped[UUID] = mapped_column(ForeignKey("interactions.id", ondelete="CASCADE"), primary_key=True)
+    created_at: Mapped[datetime]
 
 
 class RefinementRow(Table):

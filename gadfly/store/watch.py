@@ -7,6 +7,7 @@ from uuid import UUID
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from gadfly.store.chat import judged_in_background_at
 from gadfly.store.labels import Label
 from gadfly.store.shadow import is_first_critique
 from gadfly.store.tables import CriticPointerRow, CritiqueRow, InteractionRow, ShadowVerdictRow
@@ -37,7 +38,7 @@ class Outcome:
 async def verdict_outcomes(
     session: AsyncSession, version: int, *, since: datetime | None = None, limit: int = 10_000
 ) -> list[Outcome]:
-    """A critic's verdicts on labelled live traffic, in the order in which their labels arrived.
+    """A critic's verdicts on labelled live traffic, in the order in which verdict and label were both there.
 
     An interaction counts once, by the verdict stated in the critic's first critique of its response; a critique without
     a stated verdict counts as wrong. The label is that of `gadfly.store.labels`. A later call returns the earlier
@@ -52,7 +53,7 @@ async def verdict_outcomes(
         )
         .join(CritiqueRow, is_first_critique())
         .where(InteractionRow.critic_version == version, label.exists)
-        .order_by(label.arrived_at, InteractionRow.id)
+        .order_by(func.greatest(label.arrived_at, judged_in_background_at()), InteractionRow.id)
         .limit(limit)
     )
     if since is not None:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from uuid import UUID
 
 import structlog
+from pydantic import BaseModel
 
 from gadfly.actor import Actor
 from gadfly.adapters import BadAdapter
@@ -56,7 +57,7 @@ log = structlog.get_logger(__name__)
 class Listener(Protocol):
     """Gets the progress of an answer while it is generated."""
 
-    async def on_critic(self, version: int) -> None:
+    async def on_critic(self, version: int, interaction_id: UUID) -> None:
         """Called once, first, with the version that answers. Not called for a repeated request id."""
 
     async def on_piece(self, role: Role, round: int, sample: int, text: str) -> None:
@@ -97,25 +98,39 @@ class Answerer:
         self._metrics = metrics
         self._preparation = Preparation(settings=settings, pointers=critics.pointers, recorder=recorder)
 
-    async def answer(self, caller: Caller, body: Options, *, listener: Listener | None = None) -> Interaction:
+    async def answer(
+        self,
+        caller: Caller,
+        body: Options,
+        *,
+        listener: Listener | None = None,
+        conversation: dict[str, Any] | None = None,
+    ) -> Interaction:
         """The durable record of the answer; for a repeated request id, that of the first request.
+
+        `conversation` is stored with it.
 
         Raises:
             BadInput: a limit is exceeded, or the request id belongs to another request.
         """
         check_limits(self._settings, body)
         if body.request_id is None:
-            return await self._work(caller, body, None, listener)
+            return await self._work(caller, body, None, listener, conversation)
         fingerprint = fingerprint_of(body)
-        work = partial(self._work, caller, body, fingerprint, listener)
+        work = partial(self._work, caller, body, fingerprint, listener, conversation)
         return await self._requests.once(caller, body.request_id, fingerprint, work)
 
     async def _work(
-        self, caller: Caller, body: Options, fingerprint: str | None, listener: Listener | None
+        self,
+        caller: Caller,
+        body: Options,
+        fingerprint: str | None,
+        listener: Listener | None,
+        conversation: dict[str, Any] | None,
     ) -> Interaction:
         prepared = await self._preparation.prepare(body, caller)
         if listener is not None:
-            await listener.on_critic(prepared.critic.version)
+            await listener.on_critic(prepared.critic.version, prepared.interaction_id)
         started = time.perf_counter()
         match body:
             case CritiqueRequest():
@@ -124,8 +139,13 @@ class Answerer:
                 answered = await self._refine(body, prepared, listener)
             case _:
                 raise AssertionError(type(body))
-        interaction = replace(answered, fingerprint=fingerprint, latency_ms=(time.perf_counter() - started) * 1000)
-        await self._keep(interaction)
+        interaction = replace(
+            answered,
+            fingerprint=fingerprint,
+            latency_ms=(time.perf_counter() - started) * 1000,
+            conversation=conversation,
+        )
+        await self.keep(interaction)
         return interaction
 
     async def _critique(self, body: CritiqueRequest, prepared: Prepared, listener: Listener | None) -> Interaction:
@@ -140,7 +160,7 @@ class Answerer:
                 on_text=None if listener is None else partial(listener.on_piece, Role.CRITIQUE, 0),
             )
         critiques = self._calibrated(critiques, prepared.critic)
-        graded = await self._graded([(body.response, False)], body.reference)
+        graded = await self.graded([(body.response, False)], body.reference)
         return replace(
             self._record(Kind.CRITIQUE, body, prepared),
             grade=graded.grades[0],
@@ -179,7 +199,7 @@ class Answerer:
         chosen, votes = await self._vote(chains)
         critiques = self._calibrated((item for chain in chains for item in chain.critiques), prepared.critic)
         refinements = tuple(item for chain in chains for item in chain.refinements)
-        graded = await self._graded([(body.response, False), *map(_text_of, refinements)], body.reference)
+        graded = await self.graded([(body.response, False), *map(_text_of, refinements)], body.reference)
         grade, *refined = graded.grades
         refinements = tuple(replace(item, grade=own) for item, own in zip(refinements, refined, strict=True))
         parameters = _parameters(prepared) | {
@@ -219,7 +239,7 @@ class Answerer:
             raise BadInput("this question has no response that could be correct; send a reference", field="correct")
         # A reference for a question without a response is compared with itself, so that it is read once.
         first = response or body.reference or ""
-        graded = await self._graded([(first, False), *map(_text_of, interaction.refinements)], body.reference)
+        graded = await self.graded([(first, False), *map(_text_of, interaction.refinements)], body.reference)
         grade, *refined = graded.grades
         regraded = {
             item.id: new_grade
@@ -259,7 +279,7 @@ class Answerer:
             for item in critiques
         )
 
-    async def _graded(self, texts: Sequence[tuple[str, bool]], reference: str | None) -> _Graded:
+    async def graded(self, texts: Sequence[tuple[str, bool]], reference: str | None) -> _Graded:
         """The grade of each text, which its token limit cut or not; all None without a readable reference."""
         none: list[Grade | None] = [None] * len(texts)
         if reference is None:
@@ -304,7 +324,8 @@ class Answerer:
             latency_ms=None,
         )
 
-    async def _keep(self, interaction: Interaction) -> None:
+    async def keep(self, interaction: Interaction) -> None:
+        """Return once the record is durable. Raises as `Recorder.record`."""
         recording = asyncio.ensure_future(self._recorder.record(interaction))
         with self._metrics.durable.time():
             try:
@@ -336,13 +357,13 @@ class Answerer:
                 raise EngineUnavailable(f"no engine serves critic {critic.version} as it was published") from error
 
 
-def fingerprint_of(body: Options) -> str:
+def fingerprint_of(body: BaseModel) -> str:
     """sha256 (hex) of a request's fields, which repeats under one request id must have in common.
 
-    `stream` is not part of it: it changes only how the answer is sent.
+    What changes only how the answer is sent is not part of it.
     """
     # Defaults are excluded, so that a release with a new option computes the same fingerprint for old requests.
-    fields = body.model_dump(mode="json", exclude={"stream", "request_id"}, exclude_defaults=True)
+    fields = body.model_dump(mode="json", exclude={"stream", "stream_options", "request_id"}, exclude_defaults=True)
     canonical = json.dumps(fields, sort_keys=True)
     return hashlib.sha256(f"{type(body).__name__}:{canonical}".encode()).hexdigest()
 

@@ -5,7 +5,13 @@ from functools import partial
 from fastapi import Request
 from fastapi.responses import Response
 
-from gadfly.service.answering.streaming import CLIENT_CLOSED_REQUEST, answer_events, critic_header, until_disconnect
+from gadfly.service.answering.streaming import (
+    CLIENT_CLOSED_REQUEST,
+    CritiqueStream,
+    critic_header,
+    stream_response,
+    until_disconnect,
+)
 from gadfly.service.container import Service
 from gadfly.service.keyring import Caller
 from gadfly.service.wire.answers import Options, result_of
@@ -15,7 +21,7 @@ async def respond(service: Service, caller: Caller, request: Request, body: Opti
     """Answer a request, or return the stored answer of its request id."""
     service.require_started()
     if body.stream:
-        return await answer_events(request, partial(service.answerer.answer, caller, body))
+        return await stream_response(request, CritiqueStream(partial(service.answerer.answer, caller, body)))
     interaction = await until_disconnect(request, service.answerer.answer(caller, body))
     if interaction is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)

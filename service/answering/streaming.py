@@ -1,9 +1,11 @@
 """Server-sent events of answers and of training runs. Work ends when its client disconnects."""
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
+from uuid import UUID
 
 import orjson
 import structlog
@@ -15,6 +17,7 @@ from gadfly.refinement import Role
 from gadfly.service.answering.answer import Listener
 from gadfly.service.errors import describe
 from gadfly.service.wire.answers import result_of
+from gadfly.service.wire.common import Problem
 from gadfly.training import RunEvent
 
 log = structlog.get_logger(__name__)
@@ -60,23 +63,111 @@ class Work(Protocol):
     def __call__(self, *, listener: Listener) -> Awaitable[Interaction]: ...
 
 
-async def answer_events(request: Request, work: Work) -> Response:
-    """The answer as server-sent events: `text` pieces, then one `result`, or one `error` with a problem document.
+class AnswerStream(ABC, Generic[T]):
+    """One answer as server-sent events: pieces while it is generated, then `ended`, or `failed` after an error."""
 
-    The response begins with its first event, so an error before that gets its own status code, as without streaming.
-    The final `result` is sent after its record is durable. After `HEARTBEAT_S` seconds without an event a comment is
-    sent, so that proxies keep the connection open.
+    def __init__(self) -> None:
+        self._pieces: asyncio.Queue[bytes] = asyncio.Queue()
+
+    def send(self, event: bytes) -> None:
+        """Send an event; for `work`."""
+        self._pieces.put_nowait(event)
+
+    @abstractmethod
+    async def work(self) -> T:
+        """Generate the answer. It returns when its record is durable."""
+
+    @abstractmethod
+    def ended(self, result: T) -> bytes:
+        """The last events of a complete answer."""
+
+    @abstractmethod
+    def failed(self, document: Problem) -> bytes:
+        """The last event of an answer that failed after its first event."""
+
+    @abstractmethod
+    def headers(self) -> dict[str, str]:
+        """Headers with what is known about the answer at its first event."""
+
+    async def events(self) -> AsyncGenerator[bytes]:
+        """All events. An error before the first event is raised; a later one is sent as the last event.
+
+        The first may be a comment, if the engine is busy for long.
+        """
+        has_started = False
+        task = asyncio.ensure_future(self.work())
+        getter: asyncio.Task[bytes] | None = None
+        try:
+            while not task.done() or not self._pieces.empty():
+                getter = asyncio.ensure_future(self._pieces.get())
+                done, _ = await asyncio.wait((getter, task), timeout=HEARTBEAT_S, return_when=asyncio.FIRST_COMPLETED)
+                if getter in done:
+                    has_started = True
+                    yield getter.result()
+                else:
+                    getter.cancel()
+                    if not done:
+                        has_started = True
+                        yield _HEARTBEAT
+            try:
+                yield self.ended(await task)
+            except Exception as error:
+                if not has_started:
+                    raise
+                document, _ = describe(error)
+                if document.status >= 500:
+                    log.error("stream_failed", exc_info=error)
+                yield self.failed(document)
+        finally:  # the client disconnected, or every event was sent
+            if getter is not None:
+                getter.cancel()
+            if not task.done():
+                log.info("client_disconnected")
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+
+async def stream_response(request: Request, answer: AnswerStream[Any]) -> Response:
+    """The response that sends a stream.
+
+    It begins with its first event, so an error before that gets its own status code, as without streaming. After
+    `HEARTBEAT_S` seconds without an event a comment is sent, so that proxies keep the connection open.
     """
-    answer = _Answer(work)
     events = answer.events()
     first = await until_disconnect(request, anext(events))
     if first is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     return StreamingResponse(
-        _continued(first, events),
-        media_type="text/event-stream",
-        headers={**_HEADERS, **critic_header(answer.critic)},
+        _continued(first, events), media_type="text/event-stream", headers={**_HEADERS, **answer.headers()}
     )
+
+
+class CritiqueStream(AnswerStream[Interaction]):
+    """An answer of /critique or /refine: `text` pieces, then one `result`, or one `error` with a problem document."""
+
+    def __init__(self, work: Work) -> None:
+        super().__init__()
+        self._work = work
+        self._critic: int | None = None  # unknown at first if this request waits for one with the same request id
+
+    async def work(self) -> Interaction:
+        return await self._work(listener=self)
+
+    async def on_critic(self, version: int, interaction_id: UUID) -> None:
+        self._critic = version
+
+    async def on_piece(self, role: Role, round: int, sample: int, text: str) -> None:
+        self.send(_event("text", {"role": role.value, "round": round, "sample": sample, "text": text}))
+
+    def ended(self, result: Interaction) -> bytes:
+        self._critic = result.critic_version
+        return _event("result", result_of(result).model_dump_json().encode())
+
+    def failed(self, document: Problem) -> bytes:
+        return _event("error", document.model_dump_json(exclude_none=True).encode())
+
+    def headers(self) -> dict[str, str]:
+        return critic_header(self._critic)
 
 
 def run_events(events: AsyncGenerator[RunEvent]) -> Response:
@@ -118,62 +209,6 @@ async def _continued(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerato
         yield first
         async for event in rest:
             yield event
-
-
-class _Answer:
-    """One answer as a stream of events. `critic` is its version, once it is known."""
-
-    def __init__(self, work: Work) -> None:
-        self._work = work
-        self._pieces: asyncio.Queue[bytes] = asyncio.Queue()
-        self.critic: int | None = None
-
-    async def on_critic(self, version: int) -> None:
-        self.critic = version
-
-    async def on_piece(self, role: Role, round: int, sample: int, text: str) -> None:
-        piece = {"role": role.value, "round": round, "sample": sample, "text": text}
-        self._pieces.put_nowait(_event("text", piece))
-
-    async def events(self) -> AsyncGenerator[bytes]:
-        """All events. An error before the first event is raised; a later one is sent as the last event.
-
-        The first may be a comment, if the engine is busy for long. Then `critic` is known, unless this request waits
-        for an earlier one with the same request id.
-        """
-        has_started = False
-        task = asyncio.ensure_future(self._work(listener=self))
-        getter: asyncio.Task[bytes] | None = None
-        try:
-            while not task.done() or not self._pieces.empty():
-                getter = asyncio.ensure_future(self._pieces.get())
-                done, _ = await asyncio.wait((getter, task), timeout=HEARTBEAT_S, return_when=asyncio.FIRST_COMPLETED)
-                if getter in done:
-                    has_started = True
-                    yield getter.result()
-                else:
-                    getter.cancel()
-                    if not done:
-                        has_started = True
-                        yield _HEARTBEAT
-            try:
-                interaction = await task
-                self.critic = interaction.critic_version
-                yield _event("result", result_of(interaction).model_dump_json().encode())
-            except Exception as error:
-                if not has_started:
-                    raise
-                document, _ = describe(error)
-                if document.status >= 500:
-                    log.error("stream_failed", exc_info=error)
-                yield _event("error", document.model_dump_json(exclude_none=True).encode())
-        finally:  # the client disconnected, or every event was sent
-            if getter is not None:
-                getter.cancel()
-            if not task.done():
-                log.info("client_disconnected")
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
 
 
 def _event(name: str, data: bytes | dict[str, Any], *, id: int | None = None) -> bytes:

@@ -24,6 +24,8 @@ class Leases:
         self._ended: dict[int, asyncio.Event] = {}  # by lease, for the leases of an `InFlight`
         self.failed: Counter[int] = Counter()  # requests that failed with an engine error, by version
 
+        self._conversations = 0  # requests of the actor alone
+
     @property
     def counts(self) -> Counter[int]:
         """Requests in flight, by version."""
@@ -36,8 +38,7 @@ class Leases:
         Raises:
             TooBusy: the limit of requests in flight is reached.
         """
-        if len(self._leases) >= self._limit:
-            raise TooBusy(f"{self._limit} requests are in flight, which is this service's limit")
+        self._require_room()
         lease = next(self._numbers)
         gauge = self._metrics.in_flight.labels(str(version))
         self._leases[lease] = version
@@ -56,6 +57,27 @@ class Leases:
             if is_pinned:
                 self._pinned_at[version] = time.monotonic()
             gauge.dec()
+
+    @contextmanager
+    def converse(self) -> Iterator[None]:
+        """Count a request of the actor, which needs no critic.
+
+        Raises:
+            TooBusy: as `take`.
+        """
+        self._require_room()
+        gauge = self._metrics.in_flight.labels("actor")
+        self._conversations += 1
+        gauge.inc()
+        try:
+            yield
+        finally:
+            self._conversations -= 1
+            gauge.dec()
+
+    def _require_room(self) -> None:
+        if len(self._leases) + self._conversations >= self._limit:
+            raise TooBusy(f"{self._limit} requests are in flight, which is this service's limit")
 
     def in_flight(self, version: int) -> "InFlight":
         """The requests of a version that are in flight now."""

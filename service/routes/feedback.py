@@ -20,4 +20,6 @@ async def post_feedback(body: FeedbackRequest, caller: CallerDep, service: Servi
     else:
         assert body.request_id is not None
         interaction = await service.history.find_by_request_id(caller, body.request_id)
-    return FeedbackView.of(await service.answerer.feedback(body, interaction, key_id=caller.key_id))
+    feedback = await service.answerer.feedback(body, interaction, key_id=caller.key_id)
+    await service.chat.pass_feedback_on(caller, body, interaction)
+    return FeedbackView.of(feedback)

@@ -221,8 +221,8 @@ class RefineResult(Wire):
 
 
 def result_of(interaction: Interaction) -> CritiqueResult | RefineResult:
-    """The answer of /critique or /refine, from the interaction's record."""
-    return _critique_result(interaction) if interaction.kind is Kind.CRITIQUE else _refine_result(interaction)
+    """The answer of /critique or /refine, or the critique of a chat answer, from the interaction's record."""
+    return _refine_result(interaction) if interaction.kind is Kind.REFINE else _critique_result(interaction)
 
 
 def _critique_result(interaction: Interaction) -> CritiqueResult:
@@ -232,6 +232,7 @@ def _critique_result(interaction: Interaction) -> CritiqueResult:
     chosen = of_majority[0] if of_majority else critiques[0]  # a tie's verdict may be no sample's
     return CritiqueResult.of(
         interaction,
+        kind=Kind.CRITIQUE,
         critic=critic_of(interaction),
         verdict=verdict,
         confidence=chosen.confidence if of_majority else None,

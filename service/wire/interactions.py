@@ -39,7 +39,11 @@ class InteractionView(InteractionSummary):
     metadata: dict[str, Any]
     parameters: dict[str, Any]
     result: CritiqueResult | RefineResult | None = Field(
-        description="The answer as it was sent, with grades against the newest reference; null for imported rows."
+        description="The answer as it was sent, with grades against the newest reference. Of a chat answer, the "
+        "critique that it got in the background; null for one without, and for imported rows."
+    )
+    conversation: dict[str, Any] | None = Field(
+        description="The conversation of an answer of /v1/chat/completions: `messages`, the answer last, and `tools`."
     )
     feedback: list[FeedbackView]
 
@@ -72,6 +76,6 @@ def view_of(interaction: Interaction, feedback: list[Feedback]) -> InteractionVi
     return InteractionView.of(
         interaction,
         critic=critic_of(interaction),
-        result=result_of(interaction) if interaction.kind is not Kind.IMPORT else None,
+        result=result_of(interaction) if interaction.critiques else None,
         feedback=feedback,
     )

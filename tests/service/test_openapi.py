@@ -25,6 +25,9 @@ _KEY = Key(
 _PATHS = [
     ("POST", "/critique"),
     ("POST", "/refine"),
+    ("GET", "/v1/models"),
+    ("GET", "/v1/models/{model}"),
+    ("POST", "/v1/chat/completions"),
     ("POST", "/feedback"),
     ("GET", "/interactions"),
     ("GET", "/interactions/{interaction_id}"),

@@ -334,7 +334,7 @@ async def test_counts(seeded: Database) -> None:
     )
     async with seeded.session() as session:
         counts = await store.interactions.count_rows(session)
-    assert counts.interactions == {Kind.CRITIQUE: 2, Kind.REFINE: 1, Kind.IMPORT: 0}
+    assert counts.interactions == {Kind.CRITIQUE: 2, Kind.REFINE: 1, Kind.CHAT: 0, Kind.IMPORT: 0}
     assert counts.feedback == 1
     assert counts.questions == {Split.TRAIN: 3, Split.HELDOUT: 0}
     assert counts.labelled == {Split.TRAIN: 2, Split.HELDOUT: 0}
