@@ -297,9 +297,17 @@ def _reference_selects(question_hashes: Iterable[bytes]) -> tuple[Select[Any], S
     own = select(*_said(InteractionRow, source, _is_right(own_grade())))
     given = select(*_said(FeedbackRow, source, _is_right(FeedbackRow.grade)))
     return (
-        own.where(is_about_them, or_(InteractionRow.reference.is_not(None), own_grade().is_not(None))),
+        own.where(
+            is_about_them,
+            or_(
+                and_(InteractionRow.reference.is_not(None), InteractionRow.grade_problem.is_(None)),
+                own_grade().is_not(None),
+            ),
+        ),
         given.join(InteractionRow, FeedbackRow.interaction_id == InteractionRow.id).where(
-            is_about_them, or_(FeedbackRow.reference.is_not(None), FeedbackRow.grade.is_not(None))
+            is_about_them,
+            or_(FeedbackRow.reference.is_not(None), FeedbackRow.grade.is_not(None)),
+            FeedbackRow.grade_problem.is_(None),  # a reference that cannot be read says nothing
         ),
     )
 
