@@ -352,7 +352,7 @@ async def delete_interaction(session: AsyncSession, id: UUID, *, scope: Scope) -
         .execution_options(synchronize_session=False)
     )
     # An imported question without a response has no text.
-    answers = [(question_hash, hash_) for question_hash, hash_ in gone.tuples() if hash_]
+    answers = [(question_hash, hash_) for question_hash, hash_ in gone if hash_]
     await relabel(session, answers)
     await forget_unanswered(session, answers)
     # Alarms of training runs quote critiques, each with the id of its interaction.

@@ -58,7 +58,7 @@ BENT: list[tuple[dict[str, Any], str]] = [
     ({"top_p": 0.8}, "were never drawn, as with top_p, top_k or min_p"),
     ({"min_p": 0.1}, "were never drawn, as with top_p, top_k or min_p"),
     ({"repetition_penalty": 1.05}, "does not take the likeliest token at temperature 0: it applies a penalty"),
-    ({"temperature": 0.5}, "the frequencies of its tokens differ, as with another temperature"),
+    ({"temperature": 0.5}, "the frequencies of its tokens differ, as with another temperature|were never drawn"),
     ({"top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05}, "penalty"),  # as published for Qwen2.5-7B-Instruct
 ]
 

@@ -12,6 +12,7 @@ from gadfly import store
 from gadfly.errors import NotFound
 from gadfly.grading import Grade
 from gadfly.records import AdminAction, Feedback, Interaction, Record, Ruling, Split, new_id, now
+from gadfly.settings import SplitBlocks
 from gadfly.store.critics import insert_critic
 from gadfly.store.database import Database
 from gadfly.store.disputes import Taught, critics_taught_by, disputed_answers, judged_answer, rule
@@ -25,6 +26,7 @@ from gadfly.store.watch import verdict_outcomes
 from gadfly.trainer.manifest import describe
 from gadfly.training import TrainConfig, Trigger
 from gadfly.votes import LabelSource, Standing, Vote, Voter
+from tests.support.postgres import SPLIT_SECRET
 from tests.support.records import make_feedback, make_interaction, make_key
 
 ALL_TRAIN, ALL_HELDOUT = 1e-9, 1 - 1e-9
@@ -42,7 +44,9 @@ async def seeded(database: Database) -> Database:
 
 async def keep(seeded: Database, *records: Record, heldout_share: float = ALL_TRAIN) -> None:
     async with seeded.session() as session:
-        await store.interactions.insert_records(session, records, heldout_share=heldout_share)
+        await store.interactions.insert_records(
+            session, records, heldout_share=heldout_share, split_blocks=SplitBlocks.EXACT
+        )
 
 
 def answer(key: UUID | None, **fields: Any) -> Interaction:
@@ -74,7 +78,11 @@ async def decide(seeded: Database, interaction: Interaction, ruling: Ruling) -> 
 async def test_another_keys_word_does_not_turn_graded_answers_around(seeded: Database) -> None:
     """One key logs 60 right answers with references and says so; the other calls the same texts wrong."""
     questions = [f"What is {number} + 1?" for number in range(60)]
-    heldout = {question for question in questions if split_of(question_hash(question), 0.2) is Split.HELDOUT}
+    heldout = {
+        question
+        for question in questions
+        if split_of(question_hash(question), 0.2, secret=SPLIT_SECRET) is Split.HELDOUT
+    }
     assert 5 < len(heldout) < 20
     for key, correct in ((A, True), (B, False)):
         for question in questions:

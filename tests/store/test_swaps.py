@@ -270,7 +270,7 @@ async def test_outcomes_are_stated_verdicts_against_labels_in_the_order_of_label
     ]
     for record in (*stored, *feedback):  # one transaction each: the database's clock gives the order
         async with seeded.session() as session:
-            await store.interactions.insert_records(session, [record], heldout_share=0.2)
+            await store.interactions.insert_records(session, [record], heldout_share=1e-9)  # no label is frozen
     async with seeded.session() as session:
 
         async def verdicts(version: int, **options: Any) -> list[tuple[bool, bool]]:

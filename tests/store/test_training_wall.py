@@ -61,7 +61,7 @@ async def test_held_out_questions_without_a_response_are_out_of_reach(database: 
                 make_interaction(question=question, reference="2", response=None, samples=0)
                 for question in _questions(split)
             ]
-            await store.interactions.insert_records(session, rows, heldout_share=_SHARE)
+            await store.interactions.insert_records(session, rows, heldout_share=_SHARE, split_blocks=SplitBlocks.EXACT)
     async with Database(database_url, role=TRAINING_ROLE) as walled, walled.session() as session:
         found = await open_questions(session, Split.TRAIN, limit=100)
         assert {item.question for item in found} == set(_questions(Split.TRAIN))
