@@ -193,7 +193,7 @@ class Health:
         return "; ".join([f"version {live.version} is served as {live.engine_name}", *notes])
 
     async def _check_actor(self) -> Check:
-        """The actor; its own endpoint is asked once a minute at most, because it may be somebody else's."""
+        """The actor; its own endpoint is asked once a minute at most, because each request may cost money."""
         if self._last_actor is None or time.monotonic() - self._last_actor[0] > _ACTOR_VALID_S:
             self._last_actor = time.monotonic(), await _timed(self._actor.check)
         return self._last_actor[1]

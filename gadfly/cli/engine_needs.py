@@ -1,4 +1,4 @@
-"""What the hot swap needs of an engine that somebody else started, and which of it the engine has."""
+"""Checks an attached engine for each need of the hot swap."""
 
 import asyncio
 import os

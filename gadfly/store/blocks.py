@@ -169,7 +169,7 @@ def _key(kind: bytes, content: bytes) -> int:
 class Key:
     """What is known of a key."""
 
-    split: Split  # the side of the first question with it, for ever
+    split: Split  # the side of the first question with it; it never changes
     questions: int = 1  # questions with it; no more than `LARGE` are counted
     in_training: bool = False  # whether any of them is on the train side
     is_open: bool = False  # whether later questions with it are decided one by one

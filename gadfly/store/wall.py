@@ -84,7 +84,7 @@ async def place_questions(
     blocks: SplitBlocks,
     sides: Mapping[bytes, Split],
 ) -> None:
-    """Store the questions that are new, each on its side for ever. At most once in a transaction.
+    """Store the questions that are new, each permanently on its side. At most once in a transaction.
 
     Args:
         session: the transaction that also stores what is about these questions.

@@ -55,12 +55,12 @@ def delete(
     id: Id,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Delete an interaction for ever, with its texts, critiques, refinements and feedback."""
+    """Delete an interaction permanently, with its texts, critiques, refinements and feedback."""
     from gadfly.cli.connection import connect
     from gadfly.cli.terminal import out
 
     if not yes:
-        typer.confirm(f"Delete the interaction {id} for ever?", abort=True, err=True)
+        typer.confirm(f"Delete the interaction {id} permanently?", abort=True, err=True)
     with connect(settings) as client:
         client.delete(f"/interactions/{id}")
     out.print(f"interaction {id} deleted", markup=False)
