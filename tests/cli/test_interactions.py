@@ -73,7 +73,7 @@ def test_interactions_are_listed_and_shown() -> None:
 def test_deleting_asks_first() -> None:
     refused = CliRunner().invoke(app, ["interactions", "delete", ID], input="n\n")
     assert refused.exit_code == 1
-    assert f"Delete the interaction {ID} for ever?" in refused.stderr
+    assert f"Delete the interaction {ID} permanently?" in refused.stderr
 
 
 def test_the_client_deletes() -> None:
