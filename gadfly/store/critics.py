@@ -87,14 +87,11 @@ async def insert_critic(
     adapter_sha256: str,
 ) -> CriticVersion:
     """Store the next version, made by a run. A run makes one: a repeated call returns it."""
-    await session.execute(
-        text("LOCK TABLE critic_versions IN SHARE ROW EXCLUSIVE MODE")
-    )  # numbers are assigned one at a time
+    await _lock_numbers(session)
     known = await session.scalar(select(CriticVersionRow).where(CriticVersionRow.run_id == run_id))
     if known is None:
-        newest = await session.scalar(select(func.max(CriticVersionRow.version)))
         known = CriticVersionRow(
-            version=(newest or 0) + 1,
+            version=await _next_number(session),
             parent=parent,
             base_model=base_model,
             adapter_path=adapter_path,
@@ -111,16 +108,25 @@ async def insert_critic(
     return record_of(CriticVersion, known)
 
 
+async def _lock_numbers(session: AsyncSession) -> None:
+    """Let this transaction alone assign version numbers until it ends."""
+    await session.execute(text("LOCK TABLE critic_versions IN SHARE ROW EXCLUSIVE MODE"))
+
+
+async def _next_number(session: AsyncSession) -> int:
+    newest = await session.scalar(select(func.max(CriticVersionRow.version)))
+    return (newest or 0) + 1
+
+
 async def insert_pulled_critic(
     session: AsyncSession, *, base_model: str, prompt_set: str, adapter_path: str, adapter_sha256: str, origin: Origin
 ) -> CriticVersion:
     """Store a critic of another deployment as the next version; the same adapter is stored once."""
-    await session.execute(text("LOCK TABLE critic_versions IN SHARE ROW EXCLUSIVE MODE"))
+    await _lock_numbers(session)
     known = await session.scalar(select(CriticVersionRow).where(CriticVersionRow.adapter_sha256 == adapter_sha256))
     if known is None:
-        newest = await session.scalar(select(func.max(CriticVersionRow.version)))
         known = CriticVersionRow(
-            version=(newest or 0) + 1,
+            version=await _next_number(session),
             base_model=base_model,
             adapter_path=adapter_path,
             adapter_sha256=adapter_sha256,

@@ -40,7 +40,7 @@ def upgrade() -> None:
             EXCEPTION
                 WHEN duplicate_object OR unique_violation THEN NULL;  -- another database made it at the same time
             END;
-            -- From Postgres 16 on, whoever makes a role is a member of it and may yet not act as it.
+            -- From Postgres 16 on, the creator of a role is a member of it, and still cannot act as it.
             IF NOT pg_has_role(current_user, 'gadfly_training',
                 CASE WHEN current_setting('server_version_num')::int >= 160000 THEN 'SET' ELSE 'MEMBER' END) THEN
                 EXECUTE format('GRANT gadfly_training TO %I', current_user);

@@ -1,4 +1,4 @@
-"""Engines that somebody else started: their keys, their names of the base model, their certificates, their adapters."""
+"""Attached engines: their keys, their names of the base model, their certificates, their adapters."""
 
 import datetime
 import ssl

@@ -160,7 +160,7 @@ def start_engine(
 
 @dataclass(frozen=True)
 class ForeignEngine:
-    """A vLLM server that somebody else started, at `http://127.0.0.1:PORT`."""
+    """An attached vLLM server, at `http://127.0.0.1:PORT`."""
 
     url: str
     process: subprocess.Popen[bytes]
