@@ -28,7 +28,7 @@ class History:
         spooled = await self._spooled(caller, interaction_id)
         if spooled is not None:
             return spooled
-        async with self._database.session() as session:
+        async with self._database.session(snapshot=True) as session:
             return await store.interactions.read_interaction(session, interaction_id, scope=caller.scope)
 
     async def find_by_request_id(self, caller: Caller, request_id: str) -> Interaction:
@@ -36,7 +36,7 @@ class History:
         spooled = await self._recorder.lookup_request(request_id, key_id=caller.key_id)
         if spooled is not None:
             return spooled
-        async with self._database.session() as session:
+        async with self._database.session(snapshot=True) as session:
             stored = await store.interactions.find_by_request_id(session, request_id, key_id=caller.key_id)
         if stored is None:
             raise NotFound(f"there is no interaction with the request id {request_id!r}")
@@ -55,7 +55,7 @@ class History:
         spooled_feedback = await self._recorder.lookup_feedback(interaction_id)
         if spooled is not None:  # records keep their order, so all feedback about it is in the spool too
             return spooled, spooled_feedback
-        async with self._database.session() as session:
+        async with self._database.session(snapshot=True) as session:
             interaction = await store.interactions.read_interaction(session, interaction_id, scope=caller.scope)
             stored = await store.interactions.feedback_of(session, interaction_id)
         stored_ids = {item.id for item in stored}

@@ -139,11 +139,6 @@ async def insert_pulled_critic(
     return record_of(CriticVersion, known)
 
 
-async def use_snapshot(session: AsyncSession) -> None:
-    """Make all reads of this transaction see one snapshot of the database. To be called before the first read."""
-    await session.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
-
-
 async def set_candidate(session: AsyncSession, version: int) -> None:
     """Point `candidate` at a version.
 

@@ -34,6 +34,7 @@ VERSION_TABLE = "gadfly_schema"
 
 MIGRATIONS = Path(__file__).parents[1] / "migrations"
 _POOL_PATIENCE = 4  # in a burst, waiting for a connection may take longer than a statement
+_SNAPSHOT = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
 _MIGRATION_PATIENCE_S = 60  # for another replica's migration
 _MIGRATION_LOCK = 0x6761_6466_6C79  # "gadfly": replicas that start together migrate one after another
 
@@ -84,8 +85,11 @@ class Database:
         await self._opened.close()
 
     @asynccontextmanager
-    async def session(self, *, limit_s: float | None = None) -> AsyncGenerator[AsyncSession]:
+    async def session(self, *, limit_s: float | None = None, snapshot: bool = False) -> AsyncGenerator[AsyncSession]:
         """One transaction: committed when the block ends, rolled back when it raises.
+
+        In a `snapshot` all reads see one state of the database, and nothing can be written. A record that is read with
+        several statements needs it, because other transactions may commit between them.
 
         Never keep it open while the engine generates. After `limit_s` seconds (default: twice `timeout_s`) the
         connection is cut, so a Postgres that hangs cannot block the caller.
@@ -96,7 +100,8 @@ class Database:
         """
         try:
             async with self._sessions() as session:
-                raw = await (await session.connection()).get_raw_connection()
+                options = _SNAPSHOT if snapshot else {}
+                raw = await (await session.connection(execution_options=options)).get_raw_connection()
                 assert raw.driver_connection is not None
                 with _watchdog(raw.driver_connection.fileno(), 2 * self.timeout_s if limit_s is None else limit_s):
                     try:

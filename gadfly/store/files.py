@@ -398,8 +398,7 @@ async def export(
     try:
         writer = _jsonl_writer(unfinished) if format is ExportFormat.JSONL else _parquet_writer(unfinished, contents)
         with writer as write:
-            async with database.session(limit_s=_EXPORT_LIMIT_S) as session:
-                await session.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+            async with database.session(limit_s=_EXPORT_LIMIT_S, snapshot=True) as session:
                 await session.execute(text("SET LOCAL statement_timeout = 0"))
                 stream = stream_interactions(
                     session, filters, batch=_EXPORT_ROWS, by_question=contents is not Contents.INTERACTIONS

@@ -192,8 +192,7 @@ class CriticPointers:
                 raise StoreUnavailable(str(self._failure), retry_after_s=self._failure.retry_after_s)
 
     async def _read(self) -> None:
-        async with self._database.session() as session:
-            await store.critics.use_snapshot(session)
+        async with self._database.session(snapshot=True) as session:
             swaps = Swaps(
                 await store.swaps.pending_swap(session),
                 await store.swaps.last_swap(session),

@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import event
+from sqlalchemy.orm import ORMExecuteState
+from sqlalchemy.util import await_only
 
 from gadfly import store
 from gadfly.records import CriticVersion, Interaction, Kind, Usage, new_id, now
@@ -89,6 +92,23 @@ async def test_a_critique_that_was_due_is_stored_once(database: Database) -> Non
     assert episode.critic_version == 0
 
 
+async def test_an_answer_can_be_read_while_it_is_judged(database: Database) -> None:
+    """It is read with several statements; a commit between them once made a critique without a critic."""
+    answer = make_chat()
+    await keep(database, answer)
+    judged = []
+
+    def judge_between(state: ORMExecuteState) -> None:
+        if state.is_relationship_load and not judged:
+            judged.append(await_only(judge(database, answer)))
+
+    async with database.session(snapshot=True) as session:
+        event.listen(session.sync_session, "do_orm_execute", judge_between)
+        read = await store.interactions.read_interaction(session, answer.id, scope=None)
+    assert (read.critic_version, read.critiques) == (None, ())
+    assert judged == [True]
+
+
 async def test_a_replay_of_the_spool_does_not_judge_an_answer_again(database: Database) -> None:
     answer = make_chat()
     await keep(database, answer)
@@ -122,7 +142,7 @@ async def test_the_watch_sees_verdicts_from_the_background(database: Database, i
 
 async def test_a_verdict_that_comes_after_its_label_takes_the_last_place(database: Database) -> None:
     """The watch's test may be looked at at any time, as long as outcomes keep their places."""
-    first, second = make_chat(), make_chat()
+    first, second = make_chat(response="12"), make_chat(response="13")
     await keep(database, first, second)
     await keep(database, make_feedback(first.id, correct=True), make_feedback(second.id, correct=False))
     await judge(database, second)

@@ -175,3 +175,18 @@ async def test_closing_ends_the_connections_of_tasks_that_go_on(database_url: st
             {"name": make_url(database_url).database},
         )
     assert left == 0
+
+
+async def test_a_snapshot_sees_one_state_and_writes_nothing(database: Database) -> None:
+    async with database.session(snapshot=True) as session:
+        number = text("SELECT count(*) FROM critic_versions")
+        assert await session.scalar(number) == 0
+        async with database.session() as other:
+            await add(other, 1)
+        assert await session.scalar(number) == 0, "committed since the first read"
+    assert await count(database) == 1
+    with pytest.raises(StoreUnavailable, match="read-only transaction"):
+        async with database.session(snapshot=True) as session:
+            await add(session, 2)
+    async with database.session() as session:
+        await add(session, 2)  # the connection went back to the pool as it was
