@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly import store
-from gadfly.adapters import Marker
+from gadfly.adapters import WEIGHTS, Marker, file_sha256
 from gadfly.engine_client import ACTOR
 from gadfly.errors import Conflict
 from gadfly.planning import evaluation_items
@@ -43,6 +43,10 @@ async def evaluate_and_publish(context: RunContext) -> None:
     run = context.run
     if run.version is not None:  # an earlier attempt finished: version, candidate and swap are one transaction
         return
+    assert run.manifest is not None
+    if file_sha256(context.workspace.final / WEIGHTS) == run.manifest["start"]["adapter_sha256"]:
+        await context.report.note("not measured and not published: the weights are those of the critic at the start")
+        return
     policy = context.load_policy()
     policy.load_adapter(context.workspace.final)
     try:
@@ -57,7 +61,6 @@ async def evaluate_and_publish(context: RunContext) -> None:
     await context.report.gate(report.outcome, report.to_json() | {"live": live.version})
 
     await context.report.stage(Stage.PUBLISH, step=run.progress.step)
-    assert run.manifest is not None
     marker = publish(
         context.workspace.final,
         folder=context.settings.adapters_folder / str(run.id),
@@ -173,7 +176,9 @@ async def heldout_items(context: RunContext, past: Evidence) -> list[LabelledAns
     answers = [answer for answer in logged if question_key(answer.question_hash) not in past.questions] or logged
     kept = context.workspace.read(_POOL, HeldoutPool)
     if kept is None:
-        pool = await sample_pool(context.engines, context.prompts, context.grader, answers, config, seed=config.seed)
+        pool = await sample_pool(
+            context.engines, context.prompts, context.grader, answers, config, seed=config.fixed_seed
+        )
         kept = HeldoutPool(pool=pool.items)
         context.workspace.write(_POOL, kept)
     return evaluation_items([*answers, *kept.pool], config.evaluation_items)
@@ -223,7 +228,7 @@ async def _judge(context: RunContext, model: str, items: Sequence[LabelledAnswer
             with_refinement=True,
             samples=config.gate_samples if temperature > 0 else 1,  # greedy samples would all be equal
             temperature=temperature,
-            seed=config.seed,
+            seed=config.fixed_seed,
             done=done,
             on_item=on_item,
         )

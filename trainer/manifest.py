@@ -63,6 +63,17 @@ def describe(answer: LabelledAnswer) -> dict[str, Any]:
     }
 
 
+def with_new_label(answers: Sequence[LabelledAnswer], recorded: Sequence[dict[str, Any]]) -> list[UUID]:
+    """The interactions whose answer, reference or label is not the one in the entries of an earlier manifest."""
+    known = {(entry["id"], entry["is_right"], entry["sha256"]) for entry in recorded}
+    entries = [(answer, describe(answer)) for answer in answers]
+    return [
+        answer.interaction_id
+        for answer, entry in entries
+        if (entry["id"], entry["is_right"], entry["sha256"]) not in known
+    ]
+
+
 def split_for_validation(
     answers: Sequence[LabelledAnswer], config: TrainConfig
 ) -> tuple[list[LabelledAnswer], list[LabelledAnswer]]:

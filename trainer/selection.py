@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+from uuid import UUID
 
 import torch
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -15,8 +16,8 @@ from gadfly.records import CriticVersion
 from gadfly.store.training_data import LabelledAnswer
 from gadfly.trainer.base_model import base_sha256
 from gadfly.trainer.context import RunContext
-from gadfly.trainer.data import StoredAnswer
-from gadfly.trainer.manifest import make_manifest, select_answers, split_for_validation
+from gadfly.trainer.data import Known, StoredAnswer
+from gadfly.trainer.manifest import make_manifest, select_answers, split_for_validation, with_new_label
 from gadfly.trainer.patience import in_session
 from gadfly.trainer.pool import sample_pool
 from gadfly.training import GateOutcome, Run, Stage
@@ -33,6 +34,12 @@ class Selection:
     learn: list[StoredAnswer]
     validate: list[StoredAnswer]  # they measure progress and are never learned from
     counts: dict[str, int]
+    fresh: list[UUID] = field(default_factory=list)  # interactions whose label is new since the run of the start
+    confidences: dict[UUID, float] = field(default_factory=dict)  # P(right), by the critic that served the answer
+
+    @property
+    def known(self) -> Known:
+        return Known(fresh=frozenset(self.fresh), confidences=self.confidences)
 
 
 async def select(context: RunContext) -> tuple[Selection, CriticVersion]:
@@ -60,7 +67,7 @@ async def select(context: RunContext) -> tuple[Selection, CriticVersion]:
 async def _decide(context: RunContext) -> Selection:
     run, config = context.run, context.run.config
 
-    async def read(session: AsyncSession) -> tuple[Run | None, CriticVersion, list[LabelledAnswer]]:
+    async def read(session: AsyncSession) -> _Read:
         original = None if run.reproduces is None else await store.runs.read_run(session, run.reproduces)
         recorded = original.manifest if original is not None else None
         start = (
@@ -68,9 +75,20 @@ async def _decide(context: RunContext) -> Selection:
             if recorded
             else await _start(session, continue_candidate=config.continue_candidate)
         )
-        return original, start, await select_answers(session, run, original)
+        answers = await select_answers(session, run, original)
+        parent = None if start.run_id is None else await store.runs.read_run(session, start.run_id)
+        learned = (parent.manifest or {}).get("answers") if parent is not None else None
+        return _Read(
+            original=original,
+            start=start,
+            answers=answers,
+            # The first critic has learned from nothing: then no answer is newer than another.
+            fresh=[] if learned is None else with_new_label(answers, learned),
+            confidences=await store.training_data.served_confidences(session, [item.id for item in answers]),
+        )
 
-    original, start, answers = await in_session(context.database, read, limit_s=_QUERY_LIMIT_S)
+    found = await in_session(context.database, read, limit_s=_QUERY_LIMIT_S)
+    original, start, answers = found.original, found.start, found.answers
     manifest = make_manifest(
         config=config,
         answers=answers,
@@ -89,7 +107,7 @@ async def _decide(context: RunContext) -> Selection:
     logged = await fitting(context, learn_from)
     validated = await fitting(context, validate)
     await context.report.stage(Stage.POOL, step=0)
-    pool = await sample_pool(context.engines, context.prompts, context.grader, logged, config, seed=config.seed)
+    pool = await sample_pool(context.engines, context.prompts, context.grader, logged, config, seed=config.fixed_seed)
     pooled = await fitting(context, pool.items)
     learn = [*logged, *pooled]
     with_reference = sum(item.reference is not None for item in learn)
@@ -108,12 +126,26 @@ async def _decide(context: RunContext) -> Selection:
             "right": sum(item.is_right for item in learn),
             "wrong": sum(not item.is_right for item in learn),
             "with_reference": with_reference,
+            "new": len(found.fresh),
             "validation": len(validated),
             "too_long": len(learn_from) + len(validate) + len(pool.items) - len(learn) - len(validated),
             "pool_without_answer": pool.without_answer,
             "unreadable_references": pool.unreadable,
         },
+        fresh=found.fresh,
+        confidences=found.confidences,
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Read:
+    """What the database says about a run."""
+
+    original: Run | None  # the run that it reproduces
+    start: CriticVersion
+    answers: list[LabelledAnswer]
+    fresh: list[UUID]
+    confidences: dict[UUID, float]
 
 
 async def _start(session: AsyncSession, *, continue_candidate: bool) -> CriticVersion:

@@ -41,7 +41,7 @@ async def request_run(
     request_id: str | None = None,
     reproduces: UUID | None = None,
 ) -> Requested:
-    """Store a run and put its job into the queue, in one transaction.
+    """Store a run and put its job into the queue, in one transaction. A config without a seed gets the run's own.
 
     Raises:
         Conflict: the request id belongs to a run with another config.
@@ -54,7 +54,7 @@ async def request_run(
         "created_at": now(),
         "key_id": key_id,
         "request_id": request_id,
-        "config": config.model_dump(mode="json"),
+        "config": config.seeded(id).model_dump(mode="json"),
         "reproduces": reproduces,
         "attempt": 0,
         "step": 0,
@@ -75,7 +75,7 @@ async def request_run(
         )
         assert row is not None
         run = await read_run(session, row.id)
-        if run.config != config:
+        if run.config != config.seeded(run.id):
             raise Conflict(f"the request id {request_id!r} belongs to a run with another config")
         return Requested(run, True)
     await append_event(session, id, EventKind.STATUS, {"status": RunStatus.QUEUED.value})

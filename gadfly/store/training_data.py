@@ -6,13 +6,13 @@ from datetime import datetime
 from typing import Self
 from uuid import UUID, uuid5
 
-from sqlalchemy import case, exists, func, select, text
+from sqlalchemy import ARRAY, Uuid, any_, case, cast, exists, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly.fields import HexBytes
 from gadfly.records import Kind, Split
 from gadfly.store.labels import Label, LabelSource, is_labelled
-from gadfly.store.tables import FeedbackRow, InteractionRow, QuestionRow, TrainingRunRow
+from gadfly.store.tables import CritiqueRow, FeedbackRow, InteractionRow, QuestionRow, TrainingRunRow
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,6 +95,25 @@ async def labelled_answers(session: AsyncSession, split: Split, *, limit: int) -
             newest_given_at[same] = row.given_at
             answers[same] = replace(answers[same], is_right=row.is_right, source=LabelSource(row.source))
     return list(answers.values())
+
+
+async def served_confidences(session: AsyncSession, ids: Sequence[UUID]) -> dict[UUID, float]:
+    """By interaction, the mean probability that its response is right, by the critic that served it.
+
+    An interaction without a critique of its response whose verdict's probabilities were read is absent.
+    """
+    stated = CritiqueRow.p_correct + CritiqueRow.p_incorrect
+    rows = await session.execute(
+        select(CritiqueRow.interaction_id, func.avg(CritiqueRow.p_correct / stated))
+        .where(
+            CritiqueRow.interaction_id == any_(cast(list(ids), ARRAY(Uuid))),
+            CritiqueRow.round == 0,
+            CritiqueRow.supplied.is_(False),
+            stated > 0,
+        )
+        .group_by(CritiqueRow.interaction_id)
+    )
+    return {id: float(confidence) for id, confidence in rows}
 
 
 async def traffic_counts(session: AsyncSession) -> tuple[int, int]:

@@ -27,6 +27,7 @@ WRONG = "The answer is 8"
 
 # Large steps, since the model is tiny. `GLANCE` goes through all stages quickly and learns little.
 QUICK: dict[str, Any] = {
+    "seed": 0,
     "steps_stage_1": 14,
     "steps_stage_2": 2,
     "prompts_per_step": 16,

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 
 from gadfly.store.labels import LabelSource
 from gadfly.store.training_data import LabelledAnswer
-from gadfly.trainer.data import StoredAnswer, draw, seed_of
+from gadfly.trainer.data import Dealer, DealerState, Known, StoredAnswer, seed_of
 
 
 def items(right: int, wrong: int) -> list[LabelledAnswer]:
@@ -29,12 +29,13 @@ def items(right: int, wrong: int) -> list[LabelledAnswer]:
 def deal(
     found: list[LabelledAnswer], steps: int, count: int, *, seed: str = "0", balance: bool = True
 ) -> list[list[LabelledAnswer]]:
-    return [draw(found, seed=seed, step=step, count=count, balance=balance) for step in range(steps)]
+    dealer = Dealer(found, seed=seed, balance=balance)
+    return [dealer.deal(count) for _ in range(steps)]
 
 
-def test_the_items_of_a_step_do_not_depend_on_earlier_steps() -> None:
+def test_the_seed_decides() -> None:
     found = items(5, 9)
-    assert draw(found, seed="0", step=7, count=6, balance=True) == deal(found, 8, 6)[7]
+    assert deal(found, 8, 6) == deal(found, 8, 6)
     assert deal(found, 8, 6) != deal(found, 8, 6, seed="1")
 
 
@@ -59,6 +60,77 @@ def test_with_one_class_all_items_are_drawn_from_it() -> None:
 def test_without_balance_classes_keep_their_shares() -> None:
     drawn = [item for step in deal(items(2, 8), 2, 5, balance=False) for item in step]
     assert Counter(item.is_right for item in drawn) == {True: 2, False: 8}
+
+
+FRESH = [  # new right, new wrong, draws, share, new draws by class, why
+    (25, 25, 320, 0.5, (80, 80), "half of each class"),
+    (25, 25, 320, 0.25, (40, 40), "a quarter of each class"),
+    (25, 0, 320, 0.5, (80, 0), "a class without new answers draws old ones, and the other does not draw more"),
+    (2, 2, 320, 0.5, (16, 16), "no new answer is drawn more than eight times"),
+    (0, 0, 320, 0.5, (0, 0), "nothing is new"),
+    (100, 100, 320, 0.5, (160, 160), "everything is new"),
+]
+
+
+@pytest.mark.parametrize(("right", "wrong", "total", "share", "expected", "why"), FRESH)
+def test_new_answers_get_their_share_of_the_draws(
+    right: int, wrong: int, total: int, share: float, expected: tuple[int, int], why: str
+) -> None:
+    found = items(100, 100)
+    fresh = {item.interaction_id for item in [*found[:right], *found[100 : 100 + wrong]]}
+    known = Known(fresh=fresh)
+    dealer = Dealer(
+        found, seed="0", balance=True, total=total, fresh_share=share, fresh_repeats=8, known=known
+    )  # fmt: skip
+    drawn = [item for step in range(total // 16) for item in dealer.deal(16)]
+    counts = Counter((item.is_right, known.is_fresh(item)) for item in drawn)
+    assert (counts[True, True], counts[False, True]) == expected, why
+    assert counts[True, True] + counts[True, False] == total / 2, "the classes stay balanced"
+
+
+def test_the_actors_own_answers_are_as_new_as_their_reference() -> None:
+    [logged] = items(1, 0)
+    assert Known(fresh={logged.interaction_id}).is_fresh(logged.sampled(0, "other", is_right=False))
+
+
+def test_uncertain_answers_come_first() -> None:
+    found = items(200, 0)
+    confidences = {item.id: 0.5 if number < 50 else 0.99 for number, item in enumerate(found)}
+    dealer = Dealer(found, seed="0", balance=True, known=Known(confidences=confidences))
+    first = dealer.deal(50)
+    assert sum(confidences[item.id] == 0.5 for item in first) > 24, "of 12 without the weights"
+    assert len({item.key for item in [*first, *dealer.deal(150)]}) == 200, "each is dealt nevertheless"
+
+
+def test_answers_whose_critiques_disagree_come_first_the_next_time() -> None:
+    found = items(200, 0)
+    dealer = Dealer(found, seed="0", balance=True)
+    for item in dealer.deal(200):
+        dealer.observe(item, [1.0, 0.0, 1.0, 0.0] if int(item.response) < 50 else [1.0] * 4)
+    assert sum(int(item.response) < 50 for item in dealer.deal(50)) > 24
+
+
+def test_a_resumed_dealer_deals_as_an_unbroken_one() -> None:
+    def dealer() -> Dealer:
+        known = Known(fresh={item.interaction_id for item in found[:3]})
+        return Dealer(found, seed="0", balance=True, total=60, fresh_share=0.5, fresh_repeats=9, known=known)
+
+    def step(of: Dealer) -> list[str]:
+        drawn = of.deal(6)
+        for item in drawn:
+            of.observe(item, [1.0, float(item.response) % 2])
+        return [item.key for item in drawn]
+
+    found = items(5, 9)
+    unbroken = dealer()
+    expected = [step(unbroken) for _ in range(10)]
+    killed = dealer()
+    assert [step(killed) for _ in range(4)] == expected[:4]
+    states = TypeAdapter(DealerState)
+    state = states.validate_json(states.dump_json(killed.state))
+    step(killed)  # lost with the process
+    resumed = dealer().resumed(state)
+    assert [step(resumed) for _ in range(6)] == expected[4:]
 
 
 STORED = TypeAdapter(StoredAnswer)

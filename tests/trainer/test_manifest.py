@@ -9,7 +9,7 @@ from gadfly.errors import Conflict
 from gadfly.store.labels import LabelSource
 from gadfly.store.training_data import LabelledAnswer
 from gadfly.trainer.learn import schedule
-from gadfly.trainer.manifest import describe, same_answers, split_for_validation
+from gadfly.trainer.manifest import describe, same_answers, split_for_validation, with_new_label
 from gadfly.training import Stage, TrainConfig
 
 
@@ -50,6 +50,18 @@ def test_answers_are_reselected_in_the_order_of_the_manifest() -> None:
 def test_missing_and_changed_answers_are_counted(found: list[LabelledAnswer], message: str) -> None:
     with pytest.raises(Conflict, match=message):
         same_answers(found, [describe(item) for item in ANSWERS[:4]])
+
+
+def test_a_label_is_new_if_the_earlier_run_had_another_or_none() -> None:
+    recorded = [describe(answer) for answer in ANSWERS[:4]]
+    now = [
+        ANSWERS[0],
+        replace(ANSWERS[1], is_right=True),  # the label changed
+        replace(ANSWERS[2], reference="7"),  # so did what it is graded against
+        replace(ANSWERS[3], source=LabelSource.REFERENCE),  # the same label from another source
+        ANSWERS[9],
+    ]
+    assert with_new_label(now, recorded) == [ANSWERS[number].interaction_id for number in (1, 2, 9)]
 
 
 def test_validation_takes_equally_many_of_both_classes_and_whole_questions() -> None:
