@@ -52,7 +52,7 @@ def world(rng: random.Random, *, new: int, is_confident: bool) -> World:
         for item in items
         for noise in (rng.gauss(0.0, NOISE),)
     }
-    fresh = frozenset(item.interaction_id for item in items[:new])
+    fresh = frozenset(item.key for item in items[:new])
     return World(items, chances, Known(fresh=fresh, confidences=confidences if is_confident else {}))
 
 

@@ -48,11 +48,11 @@ THREADS = 1
 _GRADE_LIMIT_S = 10.0
 
 
-async def new_answers(lab: Lab) -> list[LabelledAnswer]:
+async def new_answers(lab: Lab, to: LabSplit) -> list[LabelledAnswer]:
     """Labelled answers to longer problems that no test holds, as many right as wrong ones."""
     engines = lab.engines("new")
-    tested = {item.question for item in lab.arena.tests[LabSplit.LONGER]}
-    problems = [each for each in world.problems(LabSplit.LONGER, 8 * NEW, seed=1) if each.text not in tested]
+    tested = [item.question for item in lab.arena.tests[to]]
+    problems = world.problems(to, 12 * NEW, seed=1, without=tested)
     answers = await arena._answers(engines, lab.prompts, lab.grader, problems)
     halves = ([item for item in answers if item.is_right is kind][: NEW // 2] for kind in (True, False))
     return [item for half in halves for item in half]
@@ -86,7 +86,7 @@ async def run(
     return workspace.final
 
 
-async def rates(lab: Lab, adapter: Path) -> dict[str, float]:
+async def rates(lab: Lab, adapter: Path, to: LabSplit) -> dict[str, float]:
     engines = lab.engines(str(adapter))
     name, _ = await load_adapter(engines, adapter, label="test")
     bench = Bench(
@@ -98,7 +98,7 @@ async def rates(lab: Lab, adapter: Path) -> dict[str, float]:
         concurrency=engines.at_once(1),
     )
     found = {}
-    for split in (LabSplit.LONGER, LabSplit.IN_DOMAIN):
+    for split in (to, LabSplit.IN_DOMAIN):
         judged = await evaluate(bench, lab.arena.tests[split], model=name, with_refinement=True)
         measured = measure(judged)
         assert measured.discrimination_balanced is not None
@@ -111,31 +111,31 @@ async def rates(lab: Lab, adapter: Path) -> dict[str, float]:
     return found
 
 
-async def results(folder: Path, seeds: Sequence[int]) -> None:
+async def results(folder: Path, seeds: Sequence[int], to: LabSplit) -> None:
     base = TrainConfig.model_validate(BASE.model_dump() | STEPS)
     study = Study(folder, MODEL, base, SIZES)
     study.open()
     names: list[str] = []
     async with Grader(timeout_s=_GRADE_LIMIT_S) as grader:
         lab = await study.lab(Generator(str(MODEL)), grader)
-        new = await new_answers(lab)
-        known = Known(fresh=frozenset(item.interaction_id for item in new))
+        new = await new_answers(lab, to)
+        known = Known(fresh=frozenset(item.key for item in new))
         for seed in seeds:
             config = base.model_copy(update={"seed": seed})
             first = await run(lab, f"first-{seed}", lab.arena.learn, config, start=None, known=Known())
-            lines = {"the first critic": await _kept(lab, first, folder / f"first-{seed}.json")}
+            lines = {"the first critic": await _kept(lab, first, folder / f"first-{to.value}-{seed}.json", to)}
             for share in SHARES:
                 learn = [*lab.arena.learn, *new]
                 random.Random(seed).shuffle(learn)  # not a secret
                 second = await run(
                     lab,
-                    f"share-{share}-{seed}",
+                    f"{to.value}-{share}-{seed}",
                     learn,
                     config.model_copy(update={"fresh_share": share, "seed": 100 + seed}),
                     start=first,
                     known=known,
                 )
-                lines[f"share {share}"] = await _kept(lab, second, folder / f"share-{share}-{seed}.json")
+                lines[f"share {share}"] = await _kept(lab, second, folder / f"{to.value}-{share}-{seed}.json", to)
             if not names:
                 names = list(lines["the first critic"])
                 print(f"{len(lab.arena.learn)} old answers, {len(new)} new ones")
@@ -144,9 +144,9 @@ async def results(folder: Path, seeds: Sequence[int]) -> None:
                 print(f"| {seed} | {title} |", " | ".join(f"{100 * line[name]:.1f}" for name in names), "|", flush=True)
 
 
-async def _kept(lab: Lab, adapter: Path, file: Path) -> dict[str, float]:
+async def _kept(lab: Lab, adapter: Path, file: Path, to: LabSplit) -> dict[str, float]:
     if not file.exists():
-        write_durably(file, orjson.dumps(await rates(lab, adapter)))
+        write_durably(file, orjson.dumps(await rates(lab, adapter, to)))
     kept: dict[str, float] = orjson.loads(file.read_bytes())
     return kept
 
@@ -155,10 +155,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.shift", description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--to", type=LabSplit, choices=list(LabSplit), default=LabSplit.LARGER, help="the new world")
     options = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
     torch.set_num_threads(THREADS)
-    asyncio.run(results(options.folder, [int(each) for each in options.seeds.split(",")]))
+    asyncio.run(results(options.folder, [int(each) for each in options.seeds.split(",")], options.to))
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ class Plan:
     `seconds` estimates sampling and learning in both stages and the evaluation; None without an earlier run as a basis.
     """
 
-    train_ids: tuple[UUID, ...]  # learned from
+    train_ids: tuple[UUID, ...]  # learned from; interactions, and refinements that were served
     validation_ids: tuple[UUID, ...]  # of the train side, never learned from
     heldout_ids: tuple[UUID, ...]  # judged by both critics
     stage_1: Portion  # all labelled
@@ -114,8 +114,8 @@ def plan(
     )
     seconds = None if seconds_per_step_history is None else _seconds(seconds_per_step_history, len(judged), config)
     return Plan(
-        train_ids=tuple(answer.interaction_id for answer in learn),
-        validation_ids=tuple(answer.interaction_id for answer in validate),
+        train_ids=tuple(answer.id for answer in learn),
+        validation_ids=tuple(answer.id for answer in validate),
         heldout_ids=tuple(answer.interaction_id for answer in judged),
         stage_1=Portion.of(learn),
         stage_2=stage_2,

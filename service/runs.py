@@ -76,7 +76,7 @@ class Runs:
         """
         config = await self._effective(changes)
         async with self._database.session() as session:
-            train = await store.training_data.labelled_answers(session, Split.TRAIN, limit=config.max_questions)
+            train = await store.training_data.answers_to_learn_from(session, limit=config.max_questions)
             heldout = await store.training_data.labelled_answers(session, Split.HELDOUT, limit=config.max_questions)
             per_step = await store.runs.seconds_per_step(session, config)
         found = await asyncio.to_thread(plan, train, heldout, config, seconds_per_step_history=per_step)

@@ -34,12 +34,12 @@ StoredAnswer = Annotated[LabelledAnswer, BeforeValidator(_upgraded)]
 class Known:
     """What is known about the answers of a run before it draws them."""
 
-    fresh: Collection[UUID] = ()  # interactions whose label is new since the run of the critic at the start
+    fresh: Collection[str] = ()  # keys of the answers whose label is new since the run of the critic at the start
     confidences: Mapping[UUID, float] = field(default_factory=dict)  # P(right) by the critic that served the answer
 
     def is_fresh(self, item: LabelledAnswer) -> bool:
         """Whether an answer's label is new; the actor's own answers are as new as the reference they are graded by."""
-        return item.interaction_id in self.fresh
+        return item.key.partition("/")[0] in self.fresh
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

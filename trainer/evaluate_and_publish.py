@@ -94,6 +94,7 @@ async def _enter(
         prompt_set=context.prompts.name,
         adapter_path=str(run.id),
         adapter_sha256=marker.sha256,
+        verdict_only=run.manifest.get("verdict_only", False),
     )
     if report.outcome is GateOutcome.REJECT:
         return version, "published; the gate rejects it, so it is not the candidate"
@@ -131,7 +132,8 @@ async def _history(context: RunContext, live: CriticVersion) -> _History:
     async def read(session: AsyncSession) -> _History:
         reports = await store.runs.gate_reports(session, live.version)
         past = _past(dict(reports), start=start, live=live.version)
-        best = _best(await store.runs.promoted_reports(session))
+        base = await store.critics.base_version(session, live.base_model)
+        best = _best(await store.runs.promoted_reports(session, live.base_model), otherwise=base.version)
         anchor = None if best == live.version else await store.critics.resolve_critic(session, best)
         right, wrong = await store.training_data.traffic_counts(session)
         traffic = Traffic(right, wrong) if right + wrong >= LEAST_TRAFFIC else None
@@ -150,15 +152,15 @@ def _past(reports: Mapping[int, dict[str, Any]], *, start: int, live: int) -> Ev
     return Evidence(lineage=begun + 1)
 
 
-def _best(promoted: Mapping[int, dict[str, Any]]) -> int:
-    """The version with the best measured rates among those that have been live; version 0 if none was measured."""
+def _best(promoted: Mapping[int, dict[str, Any]], *, otherwise: int) -> int:
+    """The version with the best measured rates among those that have been live; `otherwise` if none was measured."""
 
     def merit(gate: Mapping[str, Any]) -> float:
         measured = gate["numbers"]["candidate"]
         rates = (measured["discrimination_balanced"], measured["accuracy_refined"])
         return math.fsum(rate["value"] for rate in rates if rate is not None)
 
-    return max(promoted, key=lambda version: (merit(promoted[version]), -version), default=0)
+    return max(promoted, key=lambda version: (merit(promoted[version]), -version), default=otherwise)
 
 
 async def heldout_items(context: RunContext, past: Evidence) -> list[LabelledAnswer]:

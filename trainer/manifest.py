@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from gadfly import store
 from gadfly.errors import BadInput, Conflict
 from gadfly.planning import validation_split
-from gadfly.records import CriticVersion, Split
+from gadfly.records import CriticVersion
 from gadfly.store.training_data import LabelledAnswer
 from gadfly.training import Run, TrainConfig
 
@@ -27,7 +27,7 @@ async def select_answers(session: AsyncSession, run: Run, original: Run | None) 
         Conflict: an answer of the original run is gone or has another label.
     """
     limit = run.config.max_questions if original is None else 2**31 - 1
-    answers = await store.training_data.labelled_answers(session, Split.TRAIN, limit=limit)
+    answers = await store.training_data.answers_to_learn_from(session, limit=limit)
     if original is not None:
         assert original.manifest is not None
         answers = same_answers(answers, original.manifest["answers"])
@@ -42,7 +42,7 @@ def same_answers(answers: Sequence[LabelledAnswer], recorded: Sequence[dict[str,
     Raises:
         Conflict: some are gone or differ; the message counts them.
     """
-    known = {str(answer.interaction_id): answer for answer in answers}
+    known = {answer.key: answer for answer in answers}
     gone = [entry["id"] for entry in recorded if entry["id"] not in known]
     changed = [entry["id"] for entry in recorded if entry["id"] in known and describe(known[entry["id"]]) != entry]
     if gone or changed:
@@ -56,22 +56,18 @@ def describe(answer: LabelledAnswer) -> dict[str, Any]:
     """An answer's entry in a manifest: it identifies the answer and holds no text."""
     text = f"{answer.question}\0{answer.response}\0{answer.reference}"
     return {
-        "id": str(answer.interaction_id),
+        "id": answer.key,
         "is_right": answer.is_right,
         "source": answer.source.value,
         "sha256": hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest(),
     }
 
 
-def with_new_label(answers: Sequence[LabelledAnswer], recorded: Sequence[dict[str, Any]]) -> list[UUID]:
-    """The interactions whose answer, reference or label is not the one in the entries of an earlier manifest."""
+def with_new_label(answers: Sequence[LabelledAnswer], recorded: Sequence[dict[str, Any]]) -> list[str]:
+    """The keys of the answers whose text, reference or label is not the one in the entries of an earlier manifest."""
     known = {(entry["id"], entry["is_right"], entry["sha256"]) for entry in recorded}
     entries = [(answer, describe(answer)) for answer in answers]
-    return [
-        answer.interaction_id
-        for answer, entry in entries
-        if (entry["id"], entry["is_right"], entry["sha256"]) not in known
-    ]
+    return [answer.key for answer, entry in entries if (entry["id"], entry["is_right"], entry["sha256"]) not in known]
 
 
 def split_for_validation(

@@ -34,7 +34,7 @@ class Selection:
     learn: list[StoredAnswer]
     validate: list[StoredAnswer]  # they measure progress and are never learned from
     counts: dict[str, int]
-    fresh: list[UUID] = field(default_factory=list)  # interactions whose label is new since the run of the start
+    fresh: list[str] = field(default_factory=list)  # keys of the answers whose label is new since the start's run
     confidences: dict[UUID, float] = field(default_factory=dict)  # P(right), by the critic that served the answer
 
     @property
@@ -66,14 +66,16 @@ async def select(context: RunContext) -> tuple[Selection, CriticVersion]:
 
 async def _decide(context: RunContext) -> Selection:
     run, config = context.run, context.run.config
+    base = base_sha256(context.location)
 
     async def read(session: AsyncSession) -> _Read:
+        _check_base(context.settings.model, base, await store.runs.published_base(session, context.settings.model))
         original = None if run.reproduces is None else await store.runs.read_run(session, run.reproduces)
         recorded = original.manifest if original is not None else None
         start = (
             await store.critics.resolve_critic(session, recorded["start"]["version"])
             if recorded
-            else await _start(session, continue_candidate=config.continue_candidate)
+            else await _start(session, context.settings.model, continue_candidate=config.continue_candidate)
         )
         answers = await select_answers(session, run, original)
         parent = None if start.run_id is None else await store.runs.read_run(session, start.run_id)
@@ -94,7 +96,7 @@ async def _decide(context: RunContext) -> Selection:
         answers=answers,
         start=start,
         base_model=context.settings.model,
-        base_sha256=base_sha256(context.location),
+        base_sha256=base,
         prompt_set=context.prompts.name,
         rank=context.settings.adapter_rank,
         engine_versions=dict(zip(context.settings.engine_urls, await _engine_versions(context), strict=True)),
@@ -117,7 +119,7 @@ async def _decide(context: RunContext) -> Selection:
             f"there are no {missing} to learn from besides the validation answers: log more, or lower validation_share"
         )
     return Selection(
-        manifest=manifest,
+        manifest=manifest | {"verdict_only": with_reference == 0},
         learn=learn,
         validate=validated,
         counts={
@@ -144,16 +146,21 @@ class _Read:
     original: Run | None  # the run that it reproduces
     start: CriticVersion
     answers: list[LabelledAnswer]
-    fresh: list[UUID]
+    fresh: list[str]
     confidences: dict[UUID, float]
 
 
-async def _start(session: AsyncSession, *, continue_candidate: bool) -> CriticVersion:
+async def _start(session: AsyncSession, base_model: str, *, continue_candidate: bool) -> CriticVersion:
     """The critic that a run begins with: the live one, or the candidate that the gate has not decided about.
 
     A candidate that was measured against another live critic is not continued: its evidence does not count any more.
+
+    Raises:
+        Conflict: the live critic is not based on the model `base_model`.
     """
     live = await store.critics.resolve_critic(session, "live")
+    if live.base_model != base_model:
+        raise Conflict(f"the trainer is set to the model {base_model}, and the service serves {live.base_model}")
     pointers = await store.critics.read_pointers(session)
     if not continue_candidate or "candidate" not in pointers:
         return live
@@ -184,6 +191,18 @@ async def _engine_versions(context: RunContext) -> list[str]:
         return await gather(*(engine.version() for engine in context.engines.pool.members))
 
     return await context.engines.patiently(versions)
+
+
+def _check_base(name: str, sha256: str, published: tuple[int, str] | None) -> None:
+    """Raises:
+    Conflict: an earlier critic was trained on a model of the same name with other weights.
+    """
+    if published is not None and published[1] != sha256:
+        raise Conflict(
+            f"the model {name} has other weights now (sha256 {sha256[:12]}) than when version {published[0]} was "
+            f"trained on it ({published[1][:12]}): restore its files, or serve the new ones under another name, which "
+            "begins a lineage of critics of its own"
+        )
 
 
 def _check_same(original: dict[str, Any], manifest: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from rich.progress import (
 )
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from gadfly import store
+from gadfly import prompts, store
 from gadfly.api_keys import issue_key
 from gadfly.errors import BadInput
 from gadfly.grading import Grader
@@ -30,6 +30,7 @@ from gadfly.settings import Settings
 from gadfly.store.database import Database, require_current_schema
 from gadfly.store.embedded import EmbeddedPostgres
 from gadfly.store.files import ExportFormat, ImportReport, Skipped, export, import_rows
+from gadfly.store.rewrites import rewrite_rows
 
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -163,17 +164,19 @@ async def import_file(settings: Settings, url: str, path: Path, *, size: int | N
 
 
 async def export_file(
-    settings: Settings, url: str, out: Path, filters: store.interactions.Filters, *, console: Console
+    settings: Settings, url: str, out: Path, filters: store.interactions.Filters, *, rewrites: bool, console: Console
 ) -> int:
-    """Export to `out` in the format of its file extension; the number of interactions written.
+    """Export to `out` in the format of its file extension; the number of rows written.
 
     Raises:
-        BadInput: the extension is unknown, or the file cannot be written.
+        BadInput: the extension is unknown or not that of `rewrites`, or the file cannot be written.
     """
     formats = {f".{format}": format for format in ExportFormat}
     format = formats.get(out.suffix.casefold())
     if format is None:
         raise BadInput(f"{out.name} must end in {' or '.join(formats)}")
+    if rewrites and format is not ExportFormat.JSONL:
+        raise BadInput(f"{out.name} must end in .jsonl: edited responses are written as JSON lines")
     columns = (SpinnerColumn(), TextColumn("{task.completed} rows"), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=None)
@@ -184,6 +187,7 @@ async def export_file(
                 format=format,
                 filters=filters,
                 on_progress=lambda rows: progress.update(task, completed=rows),
+                to_rows=rewrite_rows(prompts.load(settings.prompts)) if rewrites else None,
             )
 
 

@@ -1,6 +1,16 @@
 """Grades responses against reference answers, in a child process that is killed at its time limit."""
 
+from gadfly.grading.kinds import stated_answer
 from gadfly.grading.process import Grade, Grader, extract_answer, grade, grade_many, read_reference
 from gadfly.grading.voting import group_by_answer
 
-__all__ = ["Grade", "Grader", "extract_answer", "grade", "grade_many", "group_by_answer", "read_reference"]
+__all__ = [
+    "Grade",
+    "Grader",
+    "extract_answer",
+    "grade",
+    "grade_many",
+    "group_by_answer",
+    "read_reference",
+    "stated_answer",
+]

@@ -297,9 +297,13 @@ _FEEDBACK = pa.struct(
         "key_id": pa.string(),
         "created_at": _MOMENT,
         "source": pa.string(),
+        "critique_id": pa.string(),
+        "refinement_id": pa.string(),
         "correct": pa.bool_(),
+        "helpful": pa.bool_(),
         "reference": pa.string(),
         "edited_response": pa.string(),
+        "edited_reference": pa.string(),
         "rating": pa.int32(),
         "comment": pa.string(),
         "metadata": pa.string(),
@@ -347,11 +351,13 @@ async def export(
     format: ExportFormat,
     filters: Filters,
     on_progress: Callable[[int], None] = lambda rows: None,
+    to_rows: Callable[[LoggedInteraction], list[dict[str, Any]]] | None = None,
 ) -> int:
-    """Write the interactions that match `filters` to `out`, oldest first; return their number.
+    """Write the interactions that match `filters` to `out`, oldest first; return the number of rows.
 
-    The file appears complete or not at all, and shows one snapshot of the database. `on_progress` receives the number
-    of rows written so far.
+    `to_rows` makes the rows of an interaction, for JSON lines; without it, an interaction is one row of `SCHEMA`. The
+    file appears complete or not at all, and shows one snapshot of the database. `on_progress` receives the number of
+    rows written so far.
 
     Raises:
         BadInput: the file cannot be written.
@@ -366,8 +372,9 @@ async def export(
                 await session.execute(text("SET LOCAL statement_timeout = 0"))
                 async with aclosing(stream_interactions(session, filters, batch=_EXPORT_ROWS)) as batches:
                     async for batch in batches:
-                        await asyncio.to_thread(write, [_to_row(logged) for logged in batch])
-                        rows += len(batch)
+                        made = [row for logged in batch for row in (to_rows or _as_row)(logged)]
+                        await asyncio.to_thread(write, made)
+                        rows += len(made)
                         on_progress(rows)
         unfinished.replace(out)
     except OSError as error:
@@ -415,15 +422,16 @@ def _moment(value: Any) -> str:
     return value.astimezone(UTC).isoformat()
 
 
-def _to_row(logged: LoggedInteraction) -> dict[str, Any]:
+def _as_row(logged: LoggedInteraction) -> list[dict[str, Any]]:
     interaction = logged.interaction
-    return _flat(SCHEMA.names, interaction) | {
+    row = _flat(SCHEMA.names, interaction) | {
         "split": logged.split.value,
         "label": logged.label,
         "critiques": [_flat(_CRITIQUE.names, critique) for critique in interaction.critiques],
         "refinements": [_flat(_REFINEMENT.names, refinement) for refinement in interaction.refinements],
         "feedback": [_flat(_FEEDBACK.names, feedback) for feedback in logged.feedback],
     }
+    return [row]
 
 
 def _flat(names: list[str], record: Interaction | Critique | Refinement | Feedback) -> dict[str, Any]:

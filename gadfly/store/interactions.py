@@ -53,6 +53,7 @@ from gadfly.store.tables import (
     RunEventRow,
     Table,
 )
+from gadfly.store.votes import known_reference
 from gadfly.training import EventKind
 from gadfly.verdict import Verdict
 
@@ -214,7 +215,7 @@ async def _take_newest_grades(session: AsyncSession, interaction_ids: Sequence[U
     newest = (
         select(FeedbackRow.interaction_id, FeedbackRow.grade, FeedbackRow.refinement_grades)
         .ext(distinct_on(FeedbackRow.interaction_id))
-        .where(FeedbackRow.interaction_id.in_(interaction_ids), FeedbackRow.reference.is_not(None))
+        .where(FeedbackRow.interaction_id.in_(interaction_ids), known_reference().is_not(None))
         .order_by(FeedbackRow.interaction_id, FeedbackRow.created_at.desc(), FeedbackRow.id.desc())
         .subquery()
     )
@@ -245,7 +246,9 @@ def _explained(error: IntegrityError) -> Exception:
 
 def _content(feedback: Feedback) -> tuple[Any, ...]:
     free_form = (feedback.reference, feedback.edited_response, feedback.comment, feedback.metadata)
-    return (feedback.source, feedback.correct, feedback.rating, *map(storable_json, free_form))
+    about = (feedback.critique_id, feedback.refinement_id)
+    words = (feedback.correct, feedback.helpful, feedback.rating)
+    return (feedback.source, *about, *words, *map(storable_json, free_form))
 
 
 async def delete_interaction(session: AsyncSession, id: UUID, *, scope: Scope) -> None:

@@ -260,13 +260,14 @@ async def gate_reports(session: AsyncSession, live: int) -> list[tuple[int, dict
     return [(version, gate) for version, gate in rows if gate is not None]
 
 
-async def promoted_reports(session: AsyncSession) -> dict[int, dict[str, Any]]:
-    """The gate's report of every version that has been live, was measured, and was not rolled back from."""
+async def promoted_reports(session: AsyncSession, base_model: str) -> dict[int, dict[str, Any]]:
+    """The gate's report of every version of a base model that has been live, was measured, and not rolled back from."""
     rows = await session.execute(
         select(CriticVersionRow.version, TrainingRunRow.gate)
         .join(CriticVersionRow, CriticVersionRow.run_id == TrainingRunRow.id)
         .where(
             TrainingRunRow.gate.is_not(None),
+            CriticVersionRow.base_model == base_model,
             exists().where(SwapRow.version == CriticVersionRow.version, SwapRow.status == SwapStatus.DONE),
             ~exists().where(
                 SwapRow.from_version == CriticVersionRow.version,
@@ -276,6 +277,19 @@ async def promoted_reports(session: AsyncSession) -> dict[int, dict[str, Any]]:
         )
     )
     return {version: gate for version, gate in rows if gate is not None}
+
+
+async def published_base(session: AsyncSession, base_model: str) -> tuple[int, str] | None:
+    """The newest version that was trained on a model of this name, and the hash of that model; None without one."""
+    rows = await session.execute(
+        select(CriticVersionRow.version, TrainingRunRow.manifest)
+        .join(CriticVersionRow, CriticVersionRow.run_id == TrainingRunRow.id)
+        .where(CriticVersionRow.base_model == base_model, TrainingRunRow.manifest.is_not(None))
+        .order_by(CriticVersionRow.version.desc())
+        .limit(1)
+    )
+    row = rows.one_or_none()
+    return None if row is None or row[1] is None else (row[0], row[1]["base_sha256"])
 
 
 def _runs() -> Any:

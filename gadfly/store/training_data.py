@@ -6,18 +6,28 @@ from datetime import datetime
 from typing import Self
 from uuid import UUID, uuid5
 
-from sqlalchemy import ARRAY, Uuid, any_, case, cast, exists, func, select, text
+from sqlalchemy import ARRAY, Uuid, any_, case, cast, exists, func, null, select, text
+from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly.fields import HexBytes
+from gadfly.grading import Grade
 from gadfly.records import Kind, Split
 from gadfly.store.labels import Label, LabelSource, is_labelled
-from gadfly.store.tables import CritiqueRow, FeedbackRow, InteractionRow, QuestionRow, TrainingRunRow
+from gadfly.store.tables import (
+    CritiqueRow,
+    FeedbackRow,
+    InteractionRow,
+    QuestionRow,
+    RefinementRow,
+    TrainingRunRow,
+)
+from gadfly.store.votes import known_reference, rating_of_refinement, word_on_refinement
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelledAnswer:
-    """An answer to a question, and whether it is right: a logged one, or one that the actor sampled for a run."""
+    """An answer to a question, and whether it is right: a logged one, a served refinement, or one sampled for a run."""
 
     interaction_id: UUID  # for a sampled answer, the interaction with its question and reference
     question_hash: HexBytes
@@ -27,16 +37,19 @@ class LabelledAnswer:
     source: LabelSource
     reference: str | None  # the newest known; with it the answer also serves stage II
     sample: int | None = None  # the number of a sampled answer; None: logged
+    refinement_id: UUID | None = None  # of a refinement in the interaction; None: its response
 
     @property
     def key(self) -> str:
         """The identity of the answer within a run."""
-        return str(self.interaction_id) if self.sample is None else f"{self.interaction_id}/{self.sample}"
+        logged = str(self.refinement_id or self.interaction_id)
+        return logged if self.sample is None else f"{logged}/{self.sample}"
 
     @property
     def id(self) -> UUID:
         """The identity of the answer in an evaluation, by which the judgements of two critics are paired."""
-        return self.interaction_id if self.sample is None else uuid5(self.interaction_id, self.key)
+        logged = self.refinement_id or self.interaction_id
+        return logged if self.sample is None else uuid5(logged, self.key)
 
     def sampled(self, sample: int, response: str, *, is_right: bool) -> Self:
         """The same question with an answer sampled by the actor and graded against the reference."""
@@ -47,13 +60,15 @@ async def labelled_answers(session: AsyncSession, split: Split, *, limit: int) -
     """Labelled answers, the newest first, each text once per question; of at most `limit` questions.
 
     Feedback about an answer takes precedence over its grade against a reference, and newer feedback over older, even
-    when it is about another interaction with the same text. A newer reference updates the grades.
+    when it is about another interaction with the same text. A newer reference updates the grades. On the held-out side
+    a rating is no label.
     """
     label = Label()
+    counts = label.exists if split is Split.TRAIN else label.is_firm
     questions = (
         label.joined(select(InteractionRow.question_hash))
         .join(QuestionRow, QuestionRow.hash == InteractionRow.question_hash)
-        .where(QuestionRow.split == split, label.exists)
+        .where(QuestionRow.split == split, counts)
         .group_by(InteractionRow.question_hash)
         .order_by(func.max(InteractionRow.created_at).desc(), InteractionRow.question_hash)
         .limit(limit)
@@ -71,7 +86,7 @@ async def labelled_answers(session: AsyncSession, split: Split, *, limit: int) -
                 label.given_at.label("given_at"),
             )
         )
-        .where(InteractionRow.question_hash.in_(questions), label.exists)
+        .where(InteractionRow.question_hash.in_(questions), counts)
         .order_by(InteractionRow.created_at.desc(), InteractionRow.id.desc())
     )
     answers: dict[tuple[bytes, str], LabelledAnswer] = {}
@@ -91,10 +106,80 @@ async def labelled_answers(session: AsyncSession, split: Split, *, limit: int) -
             )
         else:
             answers[same] = replace(newer, reference=newer.reference or row.reference)
+            if newer.source is LabelSource.RATING and LabelSource(row.source) is not LabelSource.RATING:
+                answers[same] = replace(answers[same], is_right=row.is_right, source=LabelSource(row.source))
         if row.given_at is not None and (same not in newest_given_at or row.given_at > newest_given_at[same]):
             newest_given_at[same] = row.given_at
             answers[same] = replace(answers[same], is_right=row.is_right, source=LabelSource(row.source))
     return list(answers.values())
+
+
+async def answers_to_learn_from(session: AsyncSession, *, limit: int) -> list[LabelledAnswer]:
+    """The labelled answers of the train side, and the labelled refinements that callers were served; see `labelled_*`.
+
+    A refinement whose text is also a response is left out.
+    """
+    answers = await labelled_answers(session, Split.TRAIN, limit=limit)
+    texts = {(answer.question_hash, answer.response.strip()) for answer in answers}
+    refinements = await labelled_refinements(session, Split.TRAIN, limit=limit)
+    return [*answers, *(item for item in refinements if (item.question_hash, item.response.strip()) not in texts)]
+
+
+async def labelled_refinements(session: AsyncSession, split: Split, *, limit: int) -> list[LabelledAnswer]:
+    """At most `limit` refinements that are known to be right or wrong, newest first, each text once per question.
+
+    The newest word about a refinement decides, else its grade, else the newest rating. A text that states no answer is
+    none to judge.
+    """
+    label = Label()
+    word, rating = (
+        select(FeedbackRow.refinement_id, said.label("said"))
+        .ext(distinct_on(FeedbackRow.refinement_id))
+        .where(said.is_not(None))
+        .order_by(FeedbackRow.refinement_id, FeedbackRow.created_at.desc(), FeedbackRow.id.desc())
+        .subquery(name)
+        for said, name in ((word_on_refinement(), "newest_word"), (rating_of_refinement(), "newest_rated"))
+    )
+    grade = case((RefinementRow.grade == Grade.RIGHT, True), (RefinementRow.grade == Grade.WRONG, False), else_=null())
+    is_right = func.coalesce(word.c.said, grade, rating.c.said)
+    source = case(
+        (word.c.said.is_not(None), LabelSource.PERSON.value),
+        (grade.is_not(None), LabelSource.REFERENCE.value),
+        else_=LabelSource.RATING.value,
+    )
+    columns = select(
+        RefinementRow.id.label("refinement_id"),
+        RefinementRow.text,
+        InteractionRow.id,
+        InteractionRow.question_hash,
+        InteractionRow.question,
+        is_right.label("is_right"),
+        source.label("source"),
+        label.reference.label("reference"),
+    )
+    rows = await session.execute(
+        label.joined(columns.join(InteractionRow, InteractionRow.id == RefinementRow.interaction_id))
+        .join(QuestionRow, QuestionRow.hash == InteractionRow.question_hash)
+        .outerjoin(word, word.c.refinement_id == RefinementRow.id)
+        .outerjoin(rating, rating.c.refinement_id == RefinementRow.id)
+        .where(QuestionRow.split == split, is_right.is_not(None))
+        .order_by(InteractionRow.created_at.desc(), RefinementRow.id.desc())
+        .limit(limit)
+    )
+    found: dict[tuple[bytes, str], LabelledAnswer] = {}
+    for row in rows:
+        answer = LabelledAnswer(
+            interaction_id=row.id,
+            question_hash=row.question_hash,
+            question=row.question,
+            response=row.text,
+            is_right=row.is_right,
+            source=LabelSource(row.source),
+            reference=row.reference,
+            refinement_id=row.refinement_id,
+        )
+        found.setdefault((row.question_hash, row.text.strip()), answer)
+    return list(found.values())
 
 
 async def served_confidences(session: AsyncSession, ids: Sequence[UUID]) -> dict[UUID, float]:
@@ -130,7 +215,7 @@ async def traffic_counts(session: AsyncSession) -> tuple[int, int]:
                 func.count().label("answers"),
             ).select_from(InteractionRow)
         )
-        .where(label.exists)
+        .where(label.is_firm)
         .group_by("is_import", "is_right")
     )
     counts = {(row.is_import, row.is_right): int(row.answers) for row in rows}
@@ -155,7 +240,7 @@ async def has_labels(session: AsyncSession, split: Split, *, with_reference: boo
     if with_reference:
         statement = statement.where(
             InteractionRow.reference.is_not(None)
-            | exists().where(FeedbackRow.interaction_id == InteractionRow.id, FeedbackRow.reference.is_not(None))
+            | exists().where(FeedbackRow.interaction_id == InteractionRow.id, known_reference().is_not(None))
         )
     return await session.scalar(statement) is not None
 

@@ -62,7 +62,7 @@ async def verdict_outcomes(
                 CritiqueRow.supplied.is_(False),
             ),
         )
-        .where(InteractionRow.critic_version == version, label.exists)
+        .where(InteractionRow.critic_version == version, label.is_firm)
         .order_by(label.changed_at, InteractionRow.id)
         .limit(limit)
     )

@@ -21,8 +21,8 @@ from gadfly.adapters import BadAdapter
 from gadfly.concurrency import gather
 from gadfly.critique import critique, majority_verdict
 from gadfly.engine_client import Sampling
-from gadfly.errors import AdapterRefused, EngineUnavailable, UnreadableReference
-from gadfly.grading import Grade, Grader, group_by_answer
+from gadfly.errors import AdapterRefused, BadInput, EngineUnavailable, UnreadableReference
+from gadfly.grading import Grade, Grader, group_by_answer, stated_answer
 from gadfly.prompts import PromptSet
 from gadfly.records import Feedback, FeedbackSource, Interaction, Kind, Usage, new_id, now
 from gadfly.refinement import Chain, Role, refine_chain
@@ -161,6 +161,8 @@ class Answerer:
             "refine_temperature": body.refine_temperature,
             "votes": votes,
         }
+        if prepared.instead_of is not None:
+            parameters["instead_of"] = prepared.instead_of
         if body.critique_id is not None:
             parameters["critique_id"] = str(body.critique_id)
         return replace(
@@ -179,10 +181,13 @@ class Answerer:
         """Store feedback about an interaction. A repeat of the newest feedback returns that one.
 
         Raises:
+            BadInput: the interaction has no such critique or refinement.
             UnreadableReference: the reference cannot be read; nothing is stored.
         """
+        _check_named(body, interaction)
+        edited_reference = await self._stated(body.edited_response)
         texts = [interaction.response, *(item.text for item in interaction.refinements)]
-        grade, *refined = await self._grades(texts, body.reference)
+        grade, *refined = await self._grades(texts, body.reference or edited_reference)
         regraded = {
             item.id: new_grade
             for item, new_grade in zip(interaction.refinements, refined, strict=True)
@@ -194,9 +199,13 @@ class Answerer:
             key_id=key_id,
             created_at=now(),
             source=FeedbackSource.CALLER,
+            critique_id=body.critique_id,
+            refinement_id=body.refinement_id,
             correct=body.correct,
+            helpful=body.helpful,
             reference=body.reference,
             edited_response=body.edited_response,
+            edited_reference=edited_reference,
             rating=body.rating,
             comment=body.comment,
             metadata=body.metadata,
@@ -206,6 +215,17 @@ class Answerer:
         stored = await self._recorder.record(feedback)
         assert isinstance(stored.record, Feedback)
         return stored.record
+
+    async def _stated(self, edited: str | None) -> str | None:
+        """The answer that an edited response states; None if it states none that answers can be graded against."""
+        stated = None if edited is None else stated_answer(edited)
+        if stated is None:
+            return None
+        try:
+            await self._grader.check_reference(stated)
+        except UnreadableReference:
+            return None
+        return stated
 
     async def _grades(self, texts: Sequence[str], reference: str | None) -> list[Grade | None]:
         """The grade of each text against the reference; all None without a reference."""
@@ -280,6 +300,19 @@ class Answerer:
                     raise
                 log.warning("critic_cannot_answer", critic=critic.engine_name, reason=str(error))
                 raise EngineUnavailable(f"no engine serves critic {critic.version} as it was published") from error
+
+
+def _check_named(body: FeedbackRequest, interaction: Interaction) -> None:
+    """Raises:
+    BadInput: the critique or the refinement that the feedback is about is not the interaction's.
+    """
+    for field, named, own in (
+        ("critique_id", body.critique_id, interaction.critiques),
+        ("refinement_id", body.refinement_id, interaction.refinements),
+    ):
+        if named is not None and named not in {item.id for item in own}:
+            kind = field.removesuffix("_id")
+            raise BadInput(f"the interaction {interaction.id} has no {kind} {named}", field=field)
 
 
 def fingerprint_of(body: Options) -> str:

@@ -169,6 +169,10 @@ class RefineResult(Wire):
     request_id: str | None
     created_at: datetime
     critic: CriticView
+    instead_of: int | None = Field(
+        description="The version in whose place `critic` answered, because it learned verdicts only and not what helps "
+        "a rewrite; null: `critic` is the one that was asked for."
+    )
     model: str
     prompt_set: str
     refined_response: str
@@ -219,6 +223,7 @@ def _refine_result(interaction: Interaction) -> RefineResult:
         verdict=chosen.rounds[-1].critique.verdict,
         chosen_sample=chosen.sample,
         votes=interaction.parameters["votes"],
+        instead_of=interaction.parameters.get("instead_of"),
         samples=samples,
         rounds=chosen.rounds,
         refined_grade=refined[-1].grade if refined else interaction.grade,

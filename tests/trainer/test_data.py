@@ -77,7 +77,7 @@ def test_new_answers_get_their_share_of_the_draws(
     right: int, wrong: int, total: int, share: float, expected: tuple[int, int], why: str
 ) -> None:
     found = items(100, 100)
-    fresh = {item.interaction_id for item in [*found[:right], *found[100 : 100 + wrong]]}
+    fresh = {item.key for item in [*found[:right], *found[100 : 100 + wrong]]}
     known = Known(fresh=fresh)
     dealer = Dealer(
         found, seed="0", balance=True, total=total, fresh_share=share, fresh_repeats=8, known=known
@@ -90,7 +90,7 @@ def test_new_answers_get_their_share_of_the_draws(
 
 def test_the_actors_own_answers_are_as_new_as_their_reference() -> None:
     [logged] = items(1, 0)
-    assert Known(fresh={logged.interaction_id}).is_fresh(logged.sampled(0, "other", is_right=False))
+    assert Known(fresh={logged.key}).is_fresh(logged.sampled(0, "other", is_right=False))
 
 
 def test_uncertain_answers_come_first() -> None:
@@ -112,7 +112,7 @@ def test_answers_whose_critiques_disagree_come_first_the_next_time() -> None:
 
 def test_a_resumed_dealer_deals_as_an_unbroken_one() -> None:
     def dealer() -> Dealer:
-        known = Known(fresh={item.interaction_id for item in found[:3]})
+        known = Known(fresh={item.key for item in found[:3]})
         return Dealer(found, seed="0", balance=True, total=60, fresh_share=0.5, fresh_repeats=9, known=known)
 
     def step(of: Dealer) -> list[str]:

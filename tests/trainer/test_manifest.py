@@ -61,7 +61,7 @@ def test_a_label_is_new_if_the_earlier_run_had_another_or_none() -> None:
         replace(ANSWERS[3], source=LabelSource.REFERENCE),  # the same label from another source
         ANSWERS[9],
     ]
-    assert with_new_label(now, recorded) == [ANSWERS[number].interaction_id for number in (1, 2, 9)]
+    assert with_new_label(now, recorded) == [ANSWERS[number].key for number in (1, 2, 9)]
 
 
 def test_validation_takes_equally_many_of_both_classes_and_whole_questions() -> None:

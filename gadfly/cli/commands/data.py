@@ -77,6 +77,9 @@ def export(
     kind: Annotated[Kind | None, typer.Option("--kind", help="Only interactions of this kind.")] = None,
     since: Annotated[datetime | None, typer.Option("--since", help="Only from this time (UTC) on.")] = None,
     until: Annotated[datetime | None, typer.Option("--until", help="Only before this time (UTC).")] = None,
+    rewrites: Annotated[
+        bool, typer.Option("--rewrites", help="Only edited responses, as preference data to train an actor with.")
+    ] = False,
 ) -> None:
     """Write interactions with their critiques, refinements and feedback to a file."""
     from gadfly.cli import storage, terminal
@@ -84,8 +87,8 @@ def export(
 
     filters = Filters(split=split, kind=kind, created_from=_utc(since), created_before=_utc(until))
     with storage.database_url(settings) as url:
-        rows = asyncio.run(storage.export_file(settings, url, out, filters, console=terminal.err))
-    terminal.out.print(f"{rows} interactions written to {out}", markup=False)
+        rows = asyncio.run(storage.export_file(settings, url, out, filters, rewrites=rewrites, console=terminal.err))
+    terminal.out.print(f"{rows} {'edited responses' if rewrites else 'interactions'} written to {out}", markup=False)
 
 
 def _utc(time: datetime | None) -> datetime | None:
