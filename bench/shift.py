@@ -2,10 +2,10 @@
 
 python -m bench.shift FOLDER [--seeds 0,1,2]
 
-In the lab's world. A first critic learns from answers to problems of the usual length. Then callers label 50 answers to
-longer problems, half of them right, and a second run continues from the first critic with all answers. The table shows
-the second critic's balanced verdict accuracy and Acc@Refine on other longer problems and on usual ones, by the share of
-its draws that comes from the new labels.
+In the lab's world. A first critic learns from answers to the usual problems. Then callers label 50 answers to problems
+of another split (`--to`), half of them right, and a second run continues from the first critic with all answers. The
+table shows the second critic's balanced verdict accuracy and Acc@Refine on other problems of that split and on usual
+ones, by the share of its draws that comes from the new labels.
 """
 
 import argparse
@@ -21,9 +21,9 @@ import torch
 
 from gadfly.adapters import write_durably
 from gadfly.grading import Grader
-from gadfly.lab import arena, world
+from gadfly.lab import world
 from gadfly.lab.__main__ import MODEL
-from gadfly.lab.arena import Sizes
+from gadfly.lab.arena import Sizes, sampled_answers
 from gadfly.lab.engine import Generator
 from gadfly.lab.rows import BASE
 from gadfly.lab.runs import RANK, Lab, LabReport
@@ -53,7 +53,7 @@ async def new_answers(lab: Lab, to: LabSplit) -> list[LabelledAnswer]:
     engines = lab.engines("new")
     tested = [item.question for item in lab.arena.tests[to]]
     problems = world.problems(to, 12 * NEW, seed=1, without=tested)
-    answers = await arena._answers(engines, lab.prompts, lab.grader, problems)
+    answers = await sampled_answers(engines, lab.prompts, lab.grader, problems)
     halves = ([item for item in answers if item.is_right is kind][: NEW // 2] for kind in (True, False))
     return [item for half in halves for item in half]
 
@@ -97,7 +97,7 @@ async def rates(lab: Lab, adapter: Path, to: LabSplit) -> dict[str, float]:
         max_answer_tokens=lab.base.max_answer_tokens,
         concurrency=engines.at_once(1),
     )
-    found = {}
+    found: dict[str, float] = {}
     for split in (to, LabSplit.IN_DOMAIN):
         judged = await evaluate(bench, lab.arena.tests[split], model=name, with_refinement=True)
         measured = measure(judged)
@@ -145,10 +145,15 @@ async def results(folder: Path, seeds: Sequence[int], to: LabSplit) -> None:
 
 
 async def _kept(lab: Lab, adapter: Path, file: Path, to: LabSplit) -> dict[str, float]:
-    if not file.exists():
-        write_durably(file, orjson.dumps(await rates(lab, adapter, to)))
-    kept: dict[str, float] = orjson.loads(file.read_bytes())
+    kept = _read(file)
+    if kept is None:
+        kept = await rates(lab, adapter, to)
+        write_durably(file, orjson.dumps(kept))
     return kept
+
+
+def _read(file: Path) -> dict[str, float] | None:
+    return orjson.loads(file.read_bytes()) if file.exists() else None
 
 
 def main() -> None:

@@ -174,7 +174,7 @@ class Learning:
         await self._validate(steps, loaded, sha256, loop)
         await self.engines.unload(loaded)
         chosen = best(loop.validations)
-        await self._publish(chosen.step, f"the best checkpoint by validation is the one after {chosen.step} steps")
+        await self._publish(chosen.step, f"the best checkpoint by validation is the one after step {chosen.step}")
 
     async def _fall_back(self, alarm: Alarm, loop: _Loop) -> None:
         """Save the last good adapter: validated before the first step beyond the limit, and better than the start.
@@ -187,7 +187,7 @@ class Learning:
         if not good or best(good).step == 0:
             raise AlarmRaised(alarm)
         step = best(good).step
-        await self._publish(step, f"the alarm ends the stages; the checkpoint after {step} steps is measured")
+        await self._publish(step, f"the alarm ends the stages; the checkpoint after step {step} is measured")
 
     async def _publish(self, step: int, reason: str) -> None:
         await self.report.note(reason, step=step)

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from sqlalchemy import text
 
+from gadfly import prompts
 from gadfly.errors import BadInput, StoreUnavailable
 from gadfly.grading import Grade, Grader
 from gadfly.records import FeedbackSource, Interaction, Kind, Split
@@ -17,8 +18,9 @@ from gadfly.store.critics import ensure_version_zero
 from gadfly.store.database import Database
 from gadfly.store.files import SCHEMA, ExportFormat, ImportReport, Skipped, export, import_rows
 from gadfly.store.interactions import Filters, count_rows, feedback_of, insert_records, list_interactions
+from gadfly.store.rewrites import rewrite_rows
 from tests.support.postgres import PostgresServer
-from tests.support.records import make_feedback, make_interaction
+from tests.support.records import make_critique, make_feedback, make_interaction, make_refinement
 
 Row = dict[str, Any]
 
@@ -244,6 +246,42 @@ async def test_an_export_can_be_narrowed_and_empty(
     empty = Filters(kind=Kind.IMPORT)
     assert await export(database, tmp_path / "empty.parquet", format=ExportFormat.PARQUET, filters=empty) == 0
     assert pq.read_table(tmp_path / "empty.parquet").schema.equals(SCHEMA)
+
+
+async def test_edited_responses_are_exported_as_preferences(database: Database, tmp_path: Path) -> None:
+    first, second, third = make_critique(text="c1"), make_critique(text="c2", round=1), make_critique(text="c3")
+    rewritten = make_refinement(first.id, text="r1"), make_refinement(second.id, text="r2", round=1)
+    refined = make_interaction(question="q1", response="a1", critiques=(first, second), refinements=rewritten)
+    judged = make_interaction(question="q2", response="a2", critiques=(third,))
+    imported = make_interaction(question="q3", response="a3", critiques=(), kind=Kind.IMPORT)
+    edits = [
+        make_feedback(judged.id, correct=True),
+        make_feedback(refined.id, edited_response="outdated"),
+        make_feedback(refined.id, edited_response="e1", refinement_id=rewritten[1].id),
+        make_feedback(judged.id, edited_response="e2"),
+        make_feedback(imported.id, edited_response="e3"),
+    ]
+    async with database.session() as session:
+        await ensure_version_zero(session, "tiny")
+        await insert_records(session, [refined, judged, imported, *edits], heldout_share=0.5)
+    out = tmp_path / "rewrites.jsonl"
+    to_rows = rewrite_rows(prompts.load("stepwise@1"))
+    assert await export(database, out, format=ExportFormat.JSONL, filters=Filters(), to_rows=to_rows) == 3
+    rows = {row["chosen"][0]["content"]: row for row in map(json.loads, out.read_text().splitlines())}
+    expected = [  # the edit, the text it replaced, the critique in the prompt, the answer that the critique judged
+        ("e1", "r2", "c2", "r1"),
+        ("e2", "a2", "c3", "a2"),
+        ("e3", "a3", None, None),
+    ]
+    for edit, replaced, critique, answer in expected:
+        row = rows[edit]
+        assert row["rejected"] == [{"role": "assistant", "content": replaced}]
+        contents = [message["content"] for message in row["prompt"]]
+        assert [any(text in content for content in contents) for text in ("c1", "c2", "c3")] == [
+            text == critique for text in ("c1", "c2", "c3")
+        ]
+        assert (answer in contents) == (answer is not None)
+        assert row["prompt"][-1]["role"] == "user"
 
 
 async def test_a_failed_export_leaves_the_old_file(own_postgres: PostgresServer, tmp_path: Path) -> None:

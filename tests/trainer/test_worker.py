@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import time
@@ -172,6 +173,63 @@ async def test_an_alarm_fails_the_run_and_names_the_evidence(
     [alarm] = [event for event in events if event.kind is EventKind.ALARM]
     assert alarm.data["message"] == ended.error
     assert alarm.data["evidence"]
+
+
+async def test_an_alarm_ends_the_run_with_the_last_good_checkpoint(
+    filled: Database, settings: Settings, tmp_path: Path
+) -> None:
+    log = tmp_path / "trainer.log"
+    alarms = {"verdict_drift": None, "kl": 1e-9, "patience": 1}  # KL is 0 in the first step of each stage
+    run = await worlds.ask_for_run(filled, steps_stage_1=1, steps_stage_2=4, validate_every=1, alarms=alarms)
+    with trainer(settings, log):
+        ended = await until(filled, run.id, lambda found: found.status.is_over, log)
+    assert ended.status is RunStatus.SUCCEEDED, (ended, _tail(log))
+    async with filled.session() as session:
+        events = await store.runs.events_after(session, run.id, after=0)
+    assert [event.data["step"] for event in events if event.kind is EventKind.STEP] == [1, 2, 3]
+    assert sum(event.kind is EventKind.ALARM for event in events) == 1
+    messages = [event.data["message"] for event in events if event.kind is EventKind.NOTE]
+    assert "the alarm ends the stages; the checkpoint after step 1 is measured" in messages
+    assert ended.gate is not None, "it is a candidate like any other"
+
+
+async def test_a_run_with_nothing_to_learn_does_not_fail(filled: Database, settings: Settings, tmp_path: Path) -> None:
+    log = tmp_path / "trainer.log"
+    nearly_greedy = {"temperature": 0.01, "alarms": {"verdict_drift": None, "kl": None, "patience": 2}}
+    run = await worlds.ask_for_run(filled, **nearly_greedy)
+    with trainer(settings, log):
+        ended = await until(filled, run.id, lambda found: found.status.is_over, log)
+    assert (ended.status, ended.version, ended.error) == (RunStatus.SUCCEEDED, None, None), (ended, _tail(log))
+    async with filled.session() as session:
+        events = await store.runs.events_after(session, run.id, after=0)
+    steps = [event.data["metrics"] for event in events if event.kind is EventKind.STEP]
+    assert [step["skipped"] for step in steps] == [1.0, 1.0]
+    messages = [event.data["message"] for event in events if event.kind is EventKind.NOTE]
+    assert any(message.startswith("the stages end here, since nothing is left to learn") for message in messages)
+
+
+async def test_another_base_model_under_the_same_name_is_refused(
+    filled: Database, settings: Settings, tmp_path: Path
+) -> None:
+    log = tmp_path / "trainer.log"
+    earlier = await worlds.ask_for_run(filled)
+    async with filled.session() as session:
+        await store.runs.save_manifest(session, earlier.id, {"base_sha256": "ab" * 32})
+        await store.runs.finish_run(session, earlier.id, RunStatus.SUCCEEDED)
+        await store.critics.insert_critic(
+            session,
+            run_id=earlier.id,
+            parent=0,
+            base_model=settings.model,
+            prompt_set="stepwise@1",
+            adapter_path=str(earlier.id),
+            adapter_sha256="cd" * 32,
+        )
+    run = await worlds.ask_for_run(filled)
+    with trainer(settings, log):
+        ended = await until(filled, run.id, lambda found: found.status.is_over, log)
+    assert ended.status is RunStatus.FAILED
+    assert re.search("has other weights now .* than when version 1 was trained on it .abababababab.", ended.error or "")
 
 
 async def test_a_run_without_labelled_answers_fails_with_the_reason(
