@@ -229,7 +229,7 @@ class Learning:
             alarms=Alarms(self.config.alarms, state.alarms),
             dealer=self._dealer(plan[done - 1]).resumed(state.dealer),
             rewards=state.rewards,
-            validations=state.validations,
+            validations=[each for each in state.validations if self.workspace.validated(each.step).exists()],
         )
 
     def _save(self, planned: Planned, loop: _Loop) -> None:

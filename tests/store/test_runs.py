@@ -171,8 +171,8 @@ async def test_labels_are_counted_by_source(seeded: Database) -> None:
         make_feedback(person.id, correct=True),
         make_feedback(imported.id, correct=True, source=FeedbackSource.IMPORT),
     )
-    assert source_counts(await learn_from(seeded)) == {"person": 1, "import": 1, "reference": 1}
-    assert source_counts([]) == {"person": 0, "import": 0, "reference": 0}
+    assert source_counts(await learn_from(seeded)) == {"person": 1, "import": 1, "reference": 1, "rating": 0}
+    assert source_counts([]) == {"person": 0, "import": 0, "reference": 0, "rating": 0}
 
 
 async def test_whether_there_is_anything_to_learn_from(seeded: Database) -> None:

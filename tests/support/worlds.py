@@ -73,7 +73,7 @@ def trainer_settings(
     )
 
 
-async def fill(database: Database, *, base_model: str, questions: int = 40, with_references: bool = True) -> None:
+async def fill(database: Database, *, base_model: str, questions: int = 40, start: int = 0) -> None:
     """Store a right and a wrong answer to each question, as an import does."""
     interactions = [
         make_interaction(
@@ -85,7 +85,7 @@ async def fill(database: Database, *, base_model: str, questions: int = 40, with
             critic_version=None,
             critiques=(),
         )
-        for number in range(questions)
+        for number in range(start, start + questions)
         for response in (RIGHT, WRONG)
     ]
     async with database.session() as session:

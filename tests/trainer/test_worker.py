@@ -23,7 +23,7 @@ from gadfly.store.database import Database, migrate
 from gadfly.trainer.engines import PREFIX
 from gadfly.trainer.worker import Worker
 from gadfly.trainer.workspace import Workspace
-from gadfly.training import EventKind, Run, RunStatus, Trigger
+from gadfly.training import EventKind, Run, RunEvent, RunStatus, Trigger
 from tests.support import worlds
 from tests.support.postgres import PostgresServer
 
@@ -129,6 +129,30 @@ async def test_a_run_survives_the_death_of_its_child_and_of_its_trainer(
     steps = [event.data["step"] for event in events if event.kind is EventKind.STEP]
     assert set(steps) == set(range(1, ended.progress.steps + 1))
     assert ended.version is not None
+    assert _noted(events, "answers to learn from")["new"] == 0, "the first critic has learned from nothing"
+    await _new_labels_come_first(filled, settings, ended.version, log)
+
+
+async def _new_labels_come_first(filled: Database, settings: Settings, version: int, log: Path) -> None:
+    """In a run that starts from `version`, half of the draws are answers that its own run has not seen."""
+    async with filled.session() as session:
+        await store.critics.set_pointer(session, "live", version)
+    await worlds.fill(filled, base_model=settings.model, questions=8, start=1000)
+    run = await worlds.ask_for_run(filled, steps_stage_1=2, steps_stage_2=0, seed=None)
+    assert run.config.seed == run.id.int % 2**31
+    with trainer(settings, log):
+        ended = await until(filled, run.id, lambda found: found.status.is_over, log)
+    assert ended.status is RunStatus.SUCCEEDED, (ended, _tail(log))
+    async with filled.session() as session:
+        events = await store.runs.events_after(session, run.id, after=0)
+    new = _noted(events, "answers to learn from")["new"]
+    assert 2 <= new <= 16, "those of the train side"
+    assert [event.data["metrics"]["fresh"] for event in events if event.kind is EventKind.STEP] == [0.5, 0.5]
+
+
+def _noted(events: list[RunEvent], message: str) -> dict[str, Any]:
+    [data] = [event.data for event in events if event.kind is EventKind.NOTE and event.data["message"] == message]
+    return data
 
 
 async def test_two_processes_train_one_run(filled: Database, settings: Settings, tmp_path: Path) -> None:
