@@ -127,6 +127,9 @@ def test_export_writes_the_format_of_the_file_extension(database_url: str, tmp_p
     done(database_url, "export", str(tmp_path / "out.jsonl"), "--kind", "import", "--since", "2020-01-01")
     assert json.loads((tmp_path / "out.jsonl").read_text())["response"] == "The answer is 2"
     assert "0 interactions" in done(database_url, "export", str(tmp_path / "none.jsonl"), "--until", "2020-01-01")
+    assert "0 edited responses" in done(database_url, "export", str(tmp_path / "edits.jsonl"), "--rewrites")
+    with pytest.raises(BadInput, match=r"edits\.parquet must end in \.jsonl"):
+        raise run(database_url, "export", str(tmp_path / "edits.parquet"), "--rewrites").exception or AssertionError
     with pytest.raises(BadInput, match=r"out\.csv must end in \.jsonl or \.parquet"):
         raise run(database_url, "export", str(tmp_path / "out.csv")).exception or AssertionError
 
