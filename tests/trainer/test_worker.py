@@ -203,17 +203,20 @@ async def test_an_alarm_ends_the_run_with_the_last_good_checkpoint(
     filled: Database, settings: Settings, tmp_path: Path
 ) -> None:
     log = tmp_path / "trainer.log"
-    alarms = {"verdict_drift": None, "kl": 1e-9, "patience": 1}  # KL is 0 in the first step of each stage
-    run = await worlds.ask_for_run(filled, steps_stage_1=1, steps_stage_2=4, validate_every=1, alarms=alarms)
+    # KL is 0 in the first step of each stage, so the first step beyond the limit is at the earliest the third.
+    stages = {"steps_stage_1": 1, "steps_stage_2": 5, "prompts_per_step": 8, "samples_per_prompt": 8}
+    alarms = {"verdict_drift": None, "zero_advantage": None, "kl": 1e-9, "patience": 1}
+    run = await worlds.ask_for_run(filled, **stages, validate_every=1, alarms=alarms)
     with trainer(settings, log):
         ended = await until(filled, run.id, lambda found: found.status.is_over, log)
     assert ended.status is RunStatus.SUCCEEDED, (ended, _tail(log))
     async with filled.session() as session:
         events = await store.runs.events_after(session, run.id, after=0)
-    assert [event.data["step"] for event in events if event.kind is EventKind.STEP] == [1, 2, 3]
-    assert sum(event.kind is EventKind.ALARM for event in events) == 1
-    messages = [event.data["message"] for event in events if event.kind is EventKind.NOTE]
-    assert "the alarm ends the stages; the checkpoint after step 1 is measured" in messages
+    [beyond] = [event.data["evidence"]["steps"][0] for event in events if event.kind is EventKind.ALARM]
+    assert beyond + 1 == max(event.data["step"] for event in events if event.kind is EventKind.STEP)
+    notes = [event.data for event in events if event.kind is EventKind.NOTE]
+    [chosen] = [note["step"] for note in notes if note["message"].startswith("the alarm ends the stages")]
+    assert 0 < chosen < beyond
     assert ended.gate is not None, "it is a candidate like any other"
 
 
