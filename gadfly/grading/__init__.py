@@ -1,5 +1,6 @@
 """Grades responses against reference answers, in a child process that is killed at its time limit."""
 
+from gadfly.grading.kinds import stated_answer
 from gadfly.grading.process import (
     GRADER_VERSION,
     Grade,
@@ -22,4 +23,5 @@ __all__ = [
     "grade_many",
     "group_by_answer",
     "read_reference",
+    "stated_answer",
 ]
