@@ -164,7 +164,7 @@ def _litellm(stack: ExitStack, program: str, home: Path, engine_port: int, port:
             [program, "--config", str(config), "--host", "127.0.0.1", "--port", str(port)],
             ready=f"http://127.0.0.1:{port}/health/liveliness",
             log=home / "litellm.log",
-            environment={"LITELLM_LOG": "ERROR"},
+            environment={"LITELLM_LOG": "ERROR", "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"},
             core=core,
         )
     )

@@ -35,7 +35,7 @@ from gadfly.errors import (
 from gadfly.prompts import Prompt
 from gadfly.records import Usage
 from gadfly.settings import Settings, without_password
-from gadfly.transport import bearer, open_transport, untrusted_certificate
+from gadfly.transport import Broken, ConnectTimeout, NotConnected, Silence, open_link, untrusted_certificate
 
 ACTOR = "base"
 """The model name of the base weights. Where an engine serves them under another name, `Engine` translates."""
@@ -184,11 +184,8 @@ class Engine:
         self._timeout_s = timeout_s
         self._access = access
         self._base = access.model or ACTOR  # the engine's name of the base model
-        self._client = httpx.AsyncClient(
-            transport=transport or open_transport(url, ca_file=access.ca_file),
-            base_url="http://engine" if url.startswith("unix://") else url,
-            auth=bearer(access.key),
-            timeout=httpx.Timeout(timeout_s, connect=_CONNECT_TIMEOUT_S),
+        self._link = open_link(
+            url, access=access, silence_s=timeout_s, connect_s=_CONNECT_TIMEOUT_S, transport=transport
         )
         self._reserved: tuple[int, frozenset[str] | None] | None = (
             None  # `drops` at the time of reading, and the strings
@@ -197,7 +194,7 @@ class Engine:
         self._labels: dict[tuple[str, str, str], LabelTokens] = {}
 
     async def aclose(self) -> None:
-        await self._client.aclose()
+        await self._link.aclose()
 
     @property
     def is_reachable(self) -> bool:
@@ -273,12 +270,7 @@ class Engine:
     async def _chunks(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
         """The chunks of a streamed chat completion."""
         body = {**body, "stream": True, "stream_options": {"include_usage": True}}
-        async with (
-            self._request_errors(),
-            self._client.stream(
-                "POST", "/v1/chat/completions", content=orjson.dumps(body), headers={"content-type": "application/json"}
-            ) as response,
-        ):
+        async with self._request_errors(), self._link.stream("/v1/chat/completions", body) as response:
             if response.status_code != httpx.codes.OK:
                 self._raise_for(response.status_code, await response.aread())
             async for event in EventSource(response).aiter_sse():
@@ -425,8 +417,8 @@ class Engine:
         """The control tokens of the engine's tokenizer; None where the engine does not report them."""
         if self._reserved is None or self._reserved[0] != self.drops:  # after a drop it may be another process
             async with self._request_errors():
-                response = await self._client.get("/tokenizer_info", timeout=_PROBE_TIMEOUT_S)
-            tokens = response.json().get("added_tokens_decoder") if response.status_code == httpx.codes.OK else None
+                response = await self._link.get("/tokenizer_info", silence_s=_PROBE_TIMEOUT_S)
+            tokens = response.json().get("added_tokens_decoder") if response.status == httpx.codes.OK else None
             self._reserved = self.drops, None if tokens is None else reserved_strings(tokens.values())
         return self._reserved[1]
 
@@ -452,26 +444,24 @@ class Engine:
             EngineTimeout: it took longer than the client's limit.
         """
         async with self._request_errors():
-            response = await self._client.post(
-                "/v1/load_lora_adapter", json={"lora_name": name, "lora_path": str(path)}, timeout=self._timeout_s
-            )
-        if response.status_code == httpx.codes.BAD_REQUEST and b"has already been" in response.content:
+            response = await self._link.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(path)})
+        if response.status == httpx.codes.BAD_REQUEST and b"has already been" in response.content:
             return False
-        if response.status_code == httpx.codes.INTERNAL_SERVER_ERROR and not await self._is_healthy():
+        if response.status == httpx.codes.INTERNAL_SERVER_ERROR and not await self._is_healthy():
             raise EngineUnavailable(f"the engine does not load {path}: it is dead")
-        if response.status_code == httpx.codes.NOT_FOUND and b'"detail"' in response.content:  # there is no such route
+        if response.status == httpx.codes.NOT_FOUND and b'"detail"' in response.content:  # there is no such route
             self._adapters = self.drops, Adapters.NOT_AT_RUN_TIME
             raise AdapterRefused(f"the engine {self._adapters[1].problem}")
-        if response.status_code in (400, 404, 500):
+        if response.status in (400, 404, 500):
             raise AdapterRefused(f"the engine does not load {path}: {_message(response.content)[0][:500]}")
-        if response.status_code != httpx.codes.OK:
-            self._raise_for(response.status_code, response.content)
+        if response.status != httpx.codes.OK:
+            self._raise_for(response.status, response.content)
         return True
 
     async def _is_healthy(self) -> bool:
         async with self._request_errors():
-            response = await self._client.get("/health", timeout=_PROBE_TIMEOUT_S)
-        return response.status_code == httpx.codes.OK
+            response = await self._link.get("/health", silence_s=_PROBE_TIMEOUT_S)
+        return response.status == httpx.codes.OK
 
     async def unload_adapter(self, name: str) -> None:
         """Unload an adapter for new requests; requests in flight finish on it. An unknown name is not an error.
@@ -479,18 +469,16 @@ class Engine:
         Raises as `load_adapter`.
         """
         async with self._request_errors():
-            response = await self._client.post(
-                "/v1/unload_lora_adapter", json={"lora_name": name}, timeout=_PROBE_TIMEOUT_S
-            )
-        if response.status_code not in (httpx.codes.OK, httpx.codes.NOT_FOUND):
-            self._raise_for(response.status_code, response.content)
+            response = await self._link.post("/v1/unload_lora_adapter", {"lora_name": name}, silence_s=_PROBE_TIMEOUT_S)
+        if response.status not in (httpx.codes.OK, httpx.codes.NOT_FOUND):
+            self._raise_for(response.status, response.content)
 
     async def version(self) -> str:
         """The engine's version of vLLM."""
         async with self._request_errors():
-            response = await self._client.get("/version", timeout=_PROBE_TIMEOUT_S)
-        if response.status_code != httpx.codes.OK:
-            self._raise_for(response.status_code, response.content)
+            response = await self._link.get("/version", silence_s=_PROBE_TIMEOUT_S)
+        if response.status != httpx.codes.OK:
+            self._raise_for(response.status, response.content)
         return str(response.json()["version"])
 
     async def models(self) -> frozenset[str]:
@@ -515,10 +503,10 @@ class Engine:
 
     async def _ask_for_adapters(self) -> Adapters:
         async with self._request_errors():
-            response = await self._client.post("/v1/load_lora_adapter", json={}, timeout=_PROBE_TIMEOUT_S)
-        if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-            self._raise_for(response.status_code, response.content)
-        if response.status_code in (httpx.codes.NOT_FOUND, httpx.codes.METHOD_NOT_ALLOWED):
+            response = await self._link.post("/v1/load_lora_adapter", {}, silence_s=_PROBE_TIMEOUT_S)
+        if response.status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+            self._raise_for(response.status, response.content)
+        if response.status in (httpx.codes.NOT_FOUND, httpx.codes.METHOD_NOT_ALLOWED):
             return Adapters.NOT_AT_RUN_TIME
         metrics = await self.metrics()
         # vLLM defines this metric with --enable-lora. Without metrics, the first adapter shows whether it is.
@@ -528,25 +516,25 @@ class Engine:
     async def facts(self) -> dict[str, Any] | None:
         """How the engine was started, as Gadfly's middleware reports it; None from an engine without that."""
         async with self._request_errors():
-            response = await self._client.get("/gadfly/engine", timeout=_PROBE_TIMEOUT_S)
+            response = await self._link.get("/gadfly/engine", silence_s=_PROBE_TIMEOUT_S)
         try:
             facts = response.json()
         except ValueError:
             return None
-        return facts if response.status_code == httpx.codes.OK and isinstance(facts, dict) else None
+        return facts if response.status == httpx.codes.OK and isinstance(facts, dict) else None
 
     async def metrics(self) -> str:
         """The engine's metrics in Prometheus' text format; empty from an engine without metrics."""
         async with self._request_errors():
-            response = await self._client.get("/metrics", timeout=_PROBE_TIMEOUT_S)
-        return response.text if response.status_code == httpx.codes.OK else ""
+            response = await self._link.get("/metrics", silence_s=_PROBE_TIMEOUT_S)
+        return response.text if response.status == httpx.codes.OK else ""
 
     async def served(self) -> Served:
         """Read the engine's list of models, and note its name of the base model. Raises as `models`."""
         async with self._request_errors():
-            response = await self._client.get("/v1/models", timeout=_PROBE_TIMEOUT_S)
-        if response.status_code != httpx.codes.OK:
-            self._raise_for(response.status_code, response.content)
+            response = await self._link.get("/v1/models", silence_s=_PROBE_TIMEOUT_S)
+        if response.status != httpx.codes.OK:
+            self._raise_for(response.status, response.content)
         served = Served.of(response.json()["data"], wanted=self._access.model, url=self.url)
         self._base = served.base
         return served
@@ -570,14 +558,9 @@ class Engine:
 
     async def _post(self, path: str, body: dict[str, Any], *, timeout_s: float | None = None) -> dict[str, Any]:
         async with self._request_errors():
-            response = await self._client.post(
-                path,
-                content=orjson.dumps(body),
-                headers={"content-type": "application/json"},
-                timeout=timeout_s or self._timeout_s,
-            )
-        if response.status_code != httpx.codes.OK:
-            self._raise_for(response.status_code, response.content)
+            response = await self._link.post(path, body, silence_s=timeout_s)
+        if response.status != httpx.codes.OK:
+            self._raise_for(response.status, response.content)
         answer: dict[str, Any] = orjson.loads(response.content)
         return answer
 
@@ -592,23 +575,21 @@ class Engine:
         self.in_flight += 1
         try:
             yield
-        except httpx.ConnectError as error:
-            self.drops += 1
+        except NotConnected as error:
             self._down_until = time.monotonic() + _AVOIDED_S
             where = without_password(self.url)
-            if problem := untrusted_certificate(error, where):
-                raise EngineRefused(problem) from error
+            if not isinstance(error, ConnectTimeout):
+                self.drops += 1
+                if problem := untrusted_certificate(error, where):
+                    raise EngineRefused(problem) from error
             raise _NotTaken(f"no engine answers at {where}") from error
-        except httpx.TimeoutException as error:
-            if isinstance(error, httpx.ConnectTimeout):
-                self._down_until = time.monotonic() + _AVOIDED_S
-                raise _NotTaken(f"no engine answers at {without_password(self.url)}") from error
+        except Silence as error:
             raise EngineTimeout(f"the engine took longer than {self._timeout_s:g} s") from error
-        except httpx.TransportError as error:
+        except Broken as error:
             self.drops += 1
             self._down_until = time.monotonic() + _AVOIDED_S
             raise EngineUnavailable(
-                f"the connection to the engine at {without_password(self.url)} failed: {type(error).__name__}"
+                f"the connection to the engine at {without_password(self.url)} failed: {error}"
             ) from error
         finally:
             self.in_flight -= 1
