@@ -93,11 +93,22 @@ class Reply:
     prompt_tokens: tuple[int, ...] = ()
     tokens: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
+    engine: str = ""  # the URL of the engine that sampled it, and has its tokens in its prefix cache
+    labels: "LabelTrace | None" = None  # with the `labels` of the request
 
     @property
     def is_cut(self) -> bool:
         """Whether its token limit ended it."""
         return self.finish_reason == "length"
+
+
+@dataclass(frozen=True, slots=True)
+class LabelWords:
+    """Two words that may follow the text `after` and a space."""
+
+    after: str
+    first: str
+    second: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +118,29 @@ class LabelTokens:
     bridge: str
     first: int
     second: int
+
+
+@dataclass(frozen=True, slots=True)
+class LabelTrace:
+    """The log-probabilities of two label tokens at each token of a reply, as the engine reported them."""
+
+    tokens: LabelTokens
+    content: Sequence[Mapping[str, Any]]  # vLLM's `logprobs.content`
+
+    def after(self, text: str) -> tuple[float, float] | None:
+        """The probabilities of both words as the continuation of `text`, with which the reply begins.
+
+        What `Engine.read_labels` would read there, from the sampling itself. None where no token begins at this place.
+        """
+        wanted = (text + self.tokens.bridge).encode()
+        before = b""
+        for item in self.content:
+            if before == wanted:
+                return _label_probabilities(self.tokens, item)
+            if len(before) > len(wanted) or item.get("bytes") is None:
+                return None
+            before += bytes(item["bytes"])
+        return None
 
 
 class Adapters(StrEnum):
@@ -191,7 +225,7 @@ class Engine:
             None  # `drops` at the time of reading, and the strings
         )
         self._adapters: tuple[int, Adapters] | None = None  # `drops` at the time of asking, and the answer
-        self._labels: dict[tuple[str, str, str], LabelTokens] = {}
+        self._labels: dict[LabelWords, LabelTokens] = {}
 
     async def aclose(self) -> None:
         await self._link.aclose()
@@ -215,9 +249,15 @@ class Engine:
         self._full_until = 0.0
 
     async def chat(
-        self, prompt: Prompt, *, model: str, sampling: Sampling, on_text: OnText | None = None
+        self,
+        prompt: Prompt,
+        *,
+        model: str,
+        sampling: Sampling,
+        on_text: OnText | None = None,
+        labels: LabelWords | None = None,
     ) -> tuple[Reply, ...]:
-        """Sample `sampling.n` replies to one prompt, in order of sample.
+        """Sample `sampling.n` replies to one prompt, in order of sample. With `labels`, each has their `LabelTrace`.
 
         Raises:
             PromptTooLong: the prompt does not fit the context. (A completion that does not fit is cut short.)
@@ -225,31 +265,39 @@ class Engine:
             EngineTimeout: it took longer than the client's limit.
         """
         body = _chat_body(await guard(prompt, self._reserved_strings), model=model, sampling=sampling)
-        if on_text is None:
-            answer = await self._ask("/v1/chat/completions", body)
-            choices = sorted(answer["choices"], key=lambda choice: choice["index"])
-            counts = [len(choice.get("token_ids") or ()) for choice in choices]
-            replies = _replies(
-                [choice["message"]["content"] or "" for choice in choices],
-                [choice["finish_reason"] for choice in choices],
-                counts,
-                answer["usage"],
+        tokens = None if labels is None else await self.label_tokens(labels)
+        if tokens is not None:
+            body |= _label_options(tokens)
+        if on_text is not None:
+            return await self._named(body, lambda named: self._stream(named, sampling.n, on_text, tokens))
+        answer = await self._ask("/v1/chat/completions", body)
+        choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+        counts = [len(choice.get("token_ids") or ()) for choice in choices]
+        replies = self._replies(
+            [choice["message"]["content"] or "" for choice in choices],
+            [choice["finish_reason"] for choice in choices],
+            counts,
+            answer["usage"],
+            tokens,
+            [_content(choice) for choice in choices],
+        )
+        if not sampling.with_tokens:
+            return replies
+        return tuple(
+            replace(
+                reply,
+                prompt_tokens=tuple(answer["prompt_token_ids"]),
+                tokens=tuple(choice["token_ids"]),
+                logprobs=tuple(item["logprob"] for item in choice["logprobs"]["content"]),
             )
-            if not sampling.with_tokens:
-                return replies
-            return tuple(
-                replace(
-                    reply,
-                    prompt_tokens=tuple(answer["prompt_token_ids"]),
-                    tokens=tuple(choice["token_ids"]),
-                    logprobs=tuple(item["logprob"] for item in choice["logprobs"]["content"]),
-                )
-                for reply, choice in zip(replies, choices, strict=True)
-            )
-        return await self._named(body, lambda named: self._stream(named, sampling.n, on_text))
+            for reply, choice in zip(replies, choices, strict=True)
+        )
 
-    async def _stream(self, body: dict[str, Any], n: int, on_text: OnText) -> tuple[Reply, ...]:
+    async def _stream(
+        self, body: dict[str, Any], n: int, on_text: OnText, labels: LabelTokens | None
+    ) -> tuple[Reply, ...]:
         texts = [""] * n
+        contents: list[list[dict[str, Any]]] = [[] for _ in range(n)]
         reasons: list[str | None] = [None] * n
         counts = [0] * n
         usage: dict[str, int] | None = None
@@ -261,11 +309,33 @@ class Engine:
                     if piece:
                         texts[choice["index"]] += piece
                         await on_text(choice["index"], piece)
+                    contents[choice["index"]] += _content(choice)
                     counts[choice["index"]] += len(choice.get("token_ids") or ())
                     reasons[choice["index"]] = choice["finish_reason"] or reasons[choice["index"]]
         if usage is None or any(reason is None for reason in reasons):
             raise EngineUnavailable("the engine ended the stream before the reply was complete")
-        return _replies(texts, reasons, counts, usage)
+        return self._replies(texts, reasons, counts, usage, labels, contents)
+
+    def _replies(
+        self,
+        texts: Sequence[str],
+        reasons: Sequence[str | None],
+        counts: Sequence[int],
+        usage: dict[str, int],
+        labels: LabelTokens | None,
+        contents: Sequence[Sequence[Mapping[str, Any]]],
+    ) -> tuple[Reply, ...]:
+        _refuse_aborted(reasons)
+        return tuple(
+            Reply(
+                text=text,
+                finish_reason=reason,
+                usage=share,
+                engine=self.url,
+                labels=None if labels is None else LabelTrace(labels, content),
+            )
+            for text, reason, share, content in zip(texts, reasons, _shares(counts, usage), contents, strict=True)
+        )
 
     async def _chunks(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
         """The chunks of a streamed chat completion."""
@@ -328,30 +398,27 @@ class Engine:
         return tuple(reply.reply(share) for reply, share in zip(replies, _shares(counts, usage), strict=True))
 
     async def read_labels(
-        self, prompt: Prompt, *, model: str, after: str, first: str, second: str, priority: int = 0
+        self, prompt: Prompt, *, model: str, labels: LabelWords, priority: int = 0
     ) -> tuple[float, float]:
         """Probability of each of two words as the reply's continuation, over the full vocabulary at temperature 1.
 
-        `prompt.opener` is the reply so far and ends with `after`. A word of several tokens is represented by its first
-        token that the other word does not share. Raises as `chat`.
+        `prompt.opener` is the reply so far and ends with `labels.after`. A word of several tokens is represented by its
+        first token that the other word does not share. Raises as `chat`.
         """
-        labels = await self.label_tokens(after=after, first=first, second=second)
+        tokens = await self.label_tokens(labels)
         body = _chat_body(
-            await guard(prompt.continued(prompt.opener + labels.bridge), self._reserved_strings),
+            await guard(prompt.continued(prompt.opener + tokens.bridge), self._reserved_strings),
             model=model,
             sampling=Sampling(max_tokens=1, priority=priority),
-        ) | {
-            "logprobs": True,
-            "logprob_token_ids": [labels.first, labels.second],
-            "return_tokens_as_token_ids": True,
-        }
+        ) | _label_options(tokens)
         [choice] = (await self._ask("/v1/chat/completions", body))["choices"]
         _refuse_aborted([choice["finish_reason"]])
-        logprobs = {item["token"]: item["logprob"] for item in choice["logprobs"]["content"][0]["top_logprobs"]}
-        try:
-            return math.exp(logprobs[f"token_id:{labels.first}"]), math.exp(logprobs[f"token_id:{labels.second}"])
-        except KeyError as error:
-            raise EngineError(f"the engine did not report the probability of {error}") from None
+        found = _label_probabilities(tokens, choice["logprobs"]["content"][0])
+        if found is None:
+            raise EngineError(
+                f"the engine did not report the probabilities of the tokens {tokens.first} and {tokens.second}"
+            )
+        return found
 
     async def read_logprobs(self, prompt: Prompt, *, tokens: Sequence[int]) -> dict[int, float]:
         """The log-probabilities (nats) of at most 128 tokens as the reply's first token. Raises as `chat`."""
@@ -391,10 +458,11 @@ class Engine:
         """The tokens of a text alone. Raises as `chat`."""
         return await self._tokenize(text)
 
-    async def label_tokens(self, *, after: str, first: str, second: str) -> LabelTokens:
-        """The tokens in which two words differ when they follow `after` and a space. Read from the engine once."""
-        known = self._labels.get((after, first, second))
+    async def label_tokens(self, labels: LabelWords) -> LabelTokens:
+        """The tokens in which two words differ. Read from the engine once."""
+        known = self._labels.get(labels)
         if known is None:
+            after, first, second = labels.after, labels.first, labels.second
             one, two = await asyncio.gather(self._tokenize(f"{after} {first}"), self._tokenize(f"{after} {second}"))
             common = 0
             while common < min(len(one), len(two)) and one[common] == two[common]:
@@ -403,7 +471,7 @@ class Engine:
                 raise EngineError(f"the model's tokens do not distinguish {first!r} from {second!r}")
             shared = (await self._ask("/detokenize", {"model": ACTOR, "tokens": one[:common]}))["prompt"]
             bridge = shared[shared.rindex(after) + len(after) :] if after in shared else ""
-            known = self._labels[after, first, second] = LabelTokens(bridge, one[common], two[common])
+            known = self._labels[labels] = LabelTokens(bridge, one[common], two[common])
         return known
 
     async def tokenize(self, prompt: Prompt) -> tuple[int, ...]:
@@ -661,11 +729,17 @@ class EnginePool:
         return sum(engine.in_flight for engine in self.members)
 
     async def chat(
-        self, prompt: Prompt, *, model: str, sampling: Sampling, on_text: OnText | None = None
+        self,
+        prompt: Prompt,
+        *,
+        model: str,
+        sampling: Sampling,
+        on_text: OnText | None = None,
+        labels: LabelWords | None = None,
     ) -> tuple[Reply, ...]:
         """`Engine.chat` on one engine; another is tried only when the first did not take the request."""
         return await self._first(
-            lambda engine: engine.chat(prompt, model=model, sampling=sampling, on_text=on_text), model
+            lambda engine: engine.chat(prompt, model=model, sampling=sampling, on_text=on_text, labels=labels), model
         )
 
     async def converse(self, chat: Chat, *, on_delta: OnDelta | None = None) -> tuple[ChatReply, ...]:
@@ -673,24 +747,21 @@ class EnginePool:
         return await self._first(lambda engine: engine.converse(chat, on_delta=on_delta), ACTOR)
 
     async def read_labels(
-        self, prompt: Prompt, *, model: str, after: str, first: str, second: str, priority: int = 0
+        self, prompt: Prompt, *, model: str, labels: LabelWords, priority: int = 0, near: str = ""
     ) -> tuple[float, float]:
-        """`Engine.read_labels` on one engine."""
+        """`Engine.read_labels` on one engine, if possible on that at the URL `near`, which may have the text cached."""
         return await self._first(
-            lambda engine: engine.read_labels(
-                prompt, model=model, after=after, first=first, second=second, priority=priority
-            ),
-            model,
+            lambda engine: engine.read_labels(prompt, model=model, labels=labels, priority=priority), model, near=near
         )
 
     async def tokenize(self, prompt: Prompt) -> tuple[int, ...]:
         """`Engine.tokenize` on one engine."""
         return await self._first(lambda engine: engine.tokenize(prompt), ACTOR)
 
-    async def _first(self, call: Callable[[Engine], Awaitable[T]], model: str) -> T:
+    async def _first(self, call: Callable[[Engine], Awaitable[T]], model: str, *, near: str = "") -> T:
         lacking: list[Engine] = []
         refusal: EngineError | None = None
-        for engine in sorted(self.members, key=lambda each: (not each.has_room, each.in_flight)):
+        for engine in sorted(self.members, key=lambda each: (not each.has_room, each.url != near, each.in_flight)):
             if self._router is not None and not self._router.may_serve(engine, model):
                 lacking.append(engine)
                 continue
@@ -739,14 +810,24 @@ def _chat_body(prompt: Prompt, *, model: str, sampling: Sampling) -> dict[str, A
     return body
 
 
-def _replies(
-    texts: Sequence[str], reasons: Sequence[str | None], counts: Sequence[int], usage: dict[str, int]
-) -> tuple[Reply, ...]:
-    _refuse_aborted(reasons)
-    return tuple(
-        Reply(text=text, finish_reason=reason, usage=share)
-        for text, reason, share in zip(texts, reasons, _shares(counts, usage), strict=True)
-    )
+def _label_options(labels: LabelTokens) -> dict[str, Any]:
+    return {
+        "logprobs": True,
+        "logprob_token_ids": [labels.first, labels.second],
+        "return_tokens_as_token_ids": True,
+    }
+
+
+def _content(choice: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The log-probabilities of a choice's tokens; empty where none were requested."""
+    return (choice.get("logprobs") or {}).get("content") or []
+
+
+def _label_probabilities(labels: LabelTokens, item: Mapping[str, Any]) -> tuple[float, float] | None:
+    """The probabilities of the labels at one token; None where the engine does not report them."""
+    logprobs = {each["token"]: each["logprob"] for each in item["top_logprobs"]}
+    first, second = logprobs.get(f"token_id:{labels.first}"), logprobs.get(f"token_id:{labels.second}")
+    return None if first is None or second is None else (math.exp(first), math.exp(second))
 
 
 def _shares(counts: Sequence[int], usage: Mapping[str, int]) -> list[Usage]:

@@ -1,6 +1,7 @@
 """The engine client against answers that a healthy engine does not give; healthy ones are in tests/service."""
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,12 +9,13 @@ import httpx
 import orjson
 import pytest
 
-from gadfly.engine_client import Engine, EnginePool, Sampling
+from gadfly.engine_client import Engine, EnginePool, LabelTokens, LabelTrace, LabelWords, Sampling
 from gadfly.errors import AdapterRefused, BadInput, EngineError, EngineTimeout, EngineUnavailable, PromptTooLong
 from gadfly.prompts import Message, Prompt
 
 PROMPT = Prompt((Message("user", "2 + 2?"),))
 ONE = Sampling(max_tokens=5)
+WORDS = LabelWords(":", "Correct", "Wrong")
 
 
 def engine(handler: Callable[[httpx.Request], httpx.Response]) -> Engine:
@@ -134,7 +136,7 @@ async def test_what_an_engine_gave_up_is_no_reply() -> None:
         return httpx.Response(200, json={"prompt": ":"} | answer)
 
     with pytest.raises(EngineUnavailable):
-        await engine(giving_up).read_labels(PROMPT, model="base", after=":", first="Correct", second="Wrong")
+        await engine(giving_up).read_labels(PROMPT, model="base", labels=WORDS)
 
 
 async def test_label_tokens_that_share_a_beginning() -> None:
@@ -147,8 +149,46 @@ async def test_label_tokens_that_share_a_beginning() -> None:
         assert body["tokens"] == [1, 9]
         return httpx.Response(200, json={"prompt": "a: "})
 
-    found = await engine(handler).label_tokens(after="a:", first="Correct", second="Wrong")
+    found = await engine(handler).label_tokens(LabelWords("a:", "Correct", "Wrong"))
     assert (found.bridge, found.first, found.second) == (" ", 2, 4)
+
+
+def entry(text: str | None, *told: tuple[int, float]) -> dict[str, Any]:
+    """One token of a reply, with the probabilities of tokens."""
+    top = [{"token": f"token_id:{token}", "logprob": math.log(probability)} for token, probability in told]
+    return {"token": "token_id:7", "bytes": None if text is None else list(text.encode()), "top_logprobs": top}
+
+
+BOTH = ((2, 0.7), (4, 0.1))
+TRACES: list[tuple[list[dict[str, Any]], str, tuple[float, float] | None, str]] = [
+    ([entry("a"), entry(":"), entry(" Yes", *BOTH)], "a:", (0.7, 0.1), "a token begins there"),
+    ([entry("\u20ac", *BOTH), entry(" Yes")], "", (0.7, 0.1), "at the reply's first token"),
+    (
+        [entry("a"), entry("\u20ac:"), entry("", *BOTH), entry("\u20ac")],
+        "a\u20ac:",
+        (0.7, 0.1),
+        "an unfinished character",
+    ),
+    ([entry("a"), entry(":*"), entry("* Yes", *BOTH)], "a:", None, "within a token"),
+    ([entry("b"), entry(":"), entry(" Yes", *BOTH)], "a:", None, "another text"),
+    ([entry("a"), entry(":")], "a:", None, "the reply ends there"),
+    ([entry("a"), entry(None), entry(":"), entry(" Yes", *BOTH)], "a:", None, "tokens without their text"),
+    ([entry("a:"), entry(" Yes", (2, 0.7))], "a:", None, "one label is missing"),
+    ([], "a:", None, "no log-probabilities"),
+]
+
+
+@pytest.mark.parametrize(("content", "text", "found"), [row[:3] for row in TRACES], ids=[row[3] for row in TRACES])
+def test_the_probabilities_of_labels_after_a_text(
+    content: list[dict[str, Any]], text: str, found: tuple[float, float] | None
+) -> None:
+    trace = LabelTrace(LabelTokens("", 2, 4), content)
+    assert trace.after(text) == (found if found is None else pytest.approx(found))
+
+
+def test_labels_with_a_common_beginning_are_read_after_it() -> None:
+    content = [entry("a:"), entry(" ", (2, 0.2), (4, 0.3)), entry("Yes", *BOTH)]
+    assert LabelTrace(LabelTokens(" ", 2, 4), content).after("a:") == pytest.approx((0.7, 0.1))
 
 
 async def test_words_that_tokens_cannot_tell_apart_are_an_error() -> None:
@@ -156,7 +196,7 @@ async def test_words_that_tokens_cannot_tell_apart_are_an_error() -> None:
         return httpx.Response(200, json={"tokens": [1, 2], "prompt": "x"})
 
     with pytest.raises(EngineError, match="do not distinguish"):
-        await engine(handler).label_tokens(after=":", first="Correct", second="Wrong")
+        await engine(handler).label_tokens(WORDS)
 
 
 ANSWER = {
