@@ -11,7 +11,6 @@ import math
 import random
 from functools import cache
 from typing import Any, cast
-from zlib import crc32
 
 import httptools
 import orjson
@@ -21,7 +20,10 @@ MODEL = "base"
 VOCABULARY = 200  # all tokens are equally likely
 LOGPROB = -math.log(VOCABULARY)
 
-VERDICT = " Correct"
+WORDS = (" Correct", " Wrong")
+VERDICT = WORDS[0]
+_TOKEN_OF = {word: number for number, word in enumerate(WORDS, start=1)}
+_WORD_OF = {number: word for word, number in _TOKEN_OF.items()}
 TEXT = (
     " She buys 5 * 12 = 60 pens.\nCorrectness of the step: Correct\nExplanation: Five boxes of twelve pens are sixty"
     " pens, because 5 * 12 = 60.\nStep sentence: She has 60 - 17 = 43 pens left.\nCorrectness of the step: Correct\n"
@@ -45,22 +47,17 @@ USAGE = {"prompt_tokens": 300, "completion_tokens": len(PIECES), "total_tokens":
 _HEAD = {"id": "chatcmpl-1", "created": 1, "model": MODEL}
 
 
-def _logprobs(token: int, piece: str, labels: tuple[int, ...]) -> dict[str, Any]:
-    """One token's entry in the form of vLLM 0.32 with `return_tokens_as_token_ids`."""
-    # As vLLM does: the bytes of the token are of its text, those of the others are of "token_id:N".
-    names = [f"token_id:{each}" for each in dict.fromkeys((token, *labels))]
+def _logprobs(token: int, piece: str, labels: tuple[int, ...], *, as_ids: bool) -> dict[str, Any]:
+    """One token's entry in the form of vLLM 0.32: labels have the texts of the two verdict words."""
+    texts = {token: piece, **dict(zip(labels, WORDS, strict=False))}
+    names = [f"token_id:{each}" if as_ids else text for each, text in texts.items()]
     told = [{"token": name, "logprob": LOGPROB, "bytes": list(name.encode())} for name in names] if labels else []
-    return {
-        "token": names[0],
-        "logprob": LOGPROB,
-        "bytes": list(piece.encode()),
-        "top_logprobs": told,
-    }
+    return {"token": names[0], "logprob": LOGPROB, "bytes": list(piece.encode()), "top_logprobs": told}
 
 
 def _content(labels: tuple[int, ...]) -> list[dict[str, Any]]:
     return [
-        _logprobs(labels[0] if piece == VERDICT and labels else 100 + place % 90, piece, labels)
+        _logprobs(labels[0] if piece == VERDICT and labels else 100 + place % 90, piece, labels, as_ids=False)
         for place, piece in enumerate(PIECES)
     ]
 
@@ -112,7 +109,7 @@ def _draws(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read(labels: tuple[int, ...]) -> dict[str, Any]:
-    content = [_logprobs(1, "", labels)]
+    content = [_logprobs(100, "", labels, as_ids=True)]
     return {
         "choices": [
             {"index": 0, "finish_reason": "length", "message": {"content": ""}, "logprobs": {"content": content}}
@@ -134,7 +131,7 @@ def _tokens(body: dict[str, Any]) -> list[int]:
     if "messages" in body:
         return list(range(100))
     words = body["prompt"].split(" ")
-    return [0, 1 + crc32(words[1].encode()) % 90] if len(words) == 2 else list(range(VOCABULARY))
+    return [0, _TOKEN_OF[f" {words[1]}"]] if len(words) == 2 else list(range(VOCABULARY))
 
 
 def answer(method: str, path: str, content: bytes) -> tuple[int, bytes]:
@@ -146,7 +143,7 @@ def answer(method: str, path: str, content: bytes) -> tuple[int, bytes]:
         case "/tokenize":
             return 200, orjson.dumps({"tokens": _tokens(body)})
         case "/detokenize":
-            return 200, orjson.dumps({"prompt": ":"})
+            return 200, orjson.dumps({"prompt": "".join(_WORD_OF.get(token, ":") for token in body["tokens"])})
         case "/v1/completions":
             return 200, orjson.dumps({"choices": [{"text": "0"}]})
         case "/v1/models":

@@ -9,7 +9,7 @@ Source: vLLM 0.32, vllm/entrypoints/openai/chat_completion/protocol.py.
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
 import httpx
+import msgspec
 import orjson
 from httpx_sse import EventSource
 
@@ -113,33 +114,71 @@ class LabelWords:
 
 @dataclass(frozen=True, slots=True)
 class LabelTokens:
-    """The tokens in which two words differ after the text `after`: `bridge` is their common text, then one id each."""
+    """The tokens in which two words differ after the text `after`: `bridge` is their common text, then one id each.
+
+    `texts` are those of the two tokens alone, without outer space.
+    """
 
     bridge: str
     first: int
     second: int
+    texts: tuple[str, str]
+
+
+class _Token(msgspec.Struct, frozen=True):
+    """One token of a reply. Of its log-probabilities only those of one place are needed, so none is parsed here."""
+
+    token: str
+    top_logprobs: msgspec.Raw
+
+
+class _Tokens(msgspec.Struct, frozen=True):
+    content: list[_Token] | None = None
+
+
+_TOKENS = msgspec.json.Decoder(_Tokens | None)
 
 
 @dataclass(frozen=True, slots=True)
 class LabelTrace:
-    """The log-probabilities of two label tokens at each token of a reply, as the engine reported them."""
+    """The log-probabilities of two label tokens at each token of a reply, as the engine reported them.
+
+    `reported` is vLLM's `logprobs` of a choice, in JSON. A stream has one for each chunk.
+    """
 
     tokens: LabelTokens
-    content: Sequence[Mapping[str, Any]]  # vLLM's `logprobs.content`
+    reported: Sequence[bytes | msgspec.Raw]
 
     def after(self, text: str) -> tuple[float, float] | None:
         """The probabilities of both words as the continuation of `text`, with which the reply begins.
 
         What `Engine.read_labels` would read there, from the sampling itself. None where no token begins at this place.
         """
-        wanted = (text + self.tokens.bridge).encode()
-        before = b""
-        for item in self.content:
-            if before == wanted:
-                return _label_probabilities(self.tokens, item)
-            if len(before) > len(wanted) or item.get("bytes") is None:
-                return None
-            before += bytes(item["bytes"])
+        wanted, place = text + self.tokens.bridge, 0
+        try:
+            for item in self._content():
+                if place == len(wanted):
+                    return self._labels_of(item)
+                if not wanted.startswith(item.token, place):
+                    return None
+                place += len(item.token)
+        except msgspec.MsgspecError:  # another form than vLLM's
+            pass
+        return None
+
+    def _content(self) -> Iterator[_Token]:
+        for each in self.reported:
+            logprobs = _TOKENS.decode(each)
+            yield from (logprobs and logprobs.content) or ()
+
+    def _labels_of(self, item: _Token) -> tuple[float, float] | None:
+        # vLLM tells the sampled token first, then the labels in order; a label that was sampled is told once.
+        told = msgspec.json.decode(item.top_logprobs)[-2:]
+        texts = tuple(each["token"].strip() for each in told)
+        if texts == self.tokens.texts and texts[0] != texts[1]:
+            return math.exp(told[0]["logprob"]), math.exp(told[1]["logprob"])
+        if texts == self.tokens.texts[::-1] and texts[0] != texts[1]:
+            return math.exp(told[1]["logprob"]), math.exp(told[0]["logprob"])
         return None
 
 
@@ -267,37 +306,43 @@ class Engine:
         body = _chat_body(await guard(prompt, self._reserved_strings), model=model, sampling=sampling)
         tokens = None if labels is None else await self.label_tokens(labels)
         if tokens is not None:
-            body |= _label_options(tokens)
+            body |= {"logprobs": True, "logprob_token_ids": [tokens.first, tokens.second]}
         if on_text is not None:
             return await self._named(body, lambda named: self._stream(named, sampling.n, on_text, tokens))
-        answer = await self._ask("/v1/chat/completions", body)
-        choices = sorted(answer["choices"], key=lambda choice: choice["index"])
-        counts = [len(choice.get("token_ids") or ()) for choice in choices]
+        answer = await self._named(body, self._complete)
+        choices = sorted(answer.choices, key=lambda choice: choice.index)
         replies = self._replies(
-            [choice["message"]["content"] or "" for choice in choices],
-            [choice["finish_reason"] for choice in choices],
-            counts,
-            answer["usage"],
+            [choice.message.content or "" for choice in choices],
+            [choice.finish_reason for choice in choices],
+            [len(choice.token_ids or ()) for choice in choices],
+            answer.usage,
             tokens,
-            [_content(choice) for choice in choices],
+            [[choice.logprobs] for choice in choices],
         )
         if not sampling.with_tokens:
             return replies
         return tuple(
             replace(
                 reply,
-                prompt_tokens=tuple(answer["prompt_token_ids"]),
-                tokens=tuple(choice["token_ids"]),
-                logprobs=tuple(item["logprob"] for item in choice["logprobs"]["content"]),
+                prompt_tokens=answer.prompt_token_ids or (),
+                tokens=choice.token_ids or (),
+                logprobs=tuple(item.logprob for item in _SAMPLED.decode(choice.logprobs).content),
             )
             for reply, choice in zip(replies, choices, strict=True)
         )
+
+    async def _complete(self, body: dict[str, Any]) -> "_Completion":
+        content = await self._post_raw("/v1/chat/completions", body, timeout_s=None)
+        try:
+            return _COMPLETION.decode(content)
+        except msgspec.MsgspecError as error:
+            raise EngineError(f"the engine did not answer with a chat completion: {error}") from error
 
     async def _stream(
         self, body: dict[str, Any], n: int, on_text: OnText, labels: LabelTokens | None
     ) -> tuple[Reply, ...]:
         texts = [""] * n
-        contents: list[list[dict[str, Any]]] = [[] for _ in range(n)]
+        reported: list[list[bytes]] = [[] for _ in range(n)]
         reasons: list[str | None] = [None] * n
         counts = [0] * n
         usage: dict[str, int] | None = None
@@ -309,21 +354,22 @@ class Engine:
                     if piece:
                         texts[choice["index"]] += piece
                         await on_text(choice["index"], piece)
-                    contents[choice["index"]] += _content(choice)
+                    if labels is not None and choice.get("logprobs"):
+                        reported[choice["index"]].append(orjson.dumps(choice["logprobs"]))
                     counts[choice["index"]] += len(choice.get("token_ids") or ())
                     reasons[choice["index"]] = choice["finish_reason"] or reasons[choice["index"]]
         if usage is None or any(reason is None for reason in reasons):
             raise EngineUnavailable("the engine ended the stream before the reply was complete")
-        return self._replies(texts, reasons, counts, usage, labels, contents)
+        return self._replies(texts, reasons, counts, usage, labels, reported)
 
     def _replies(
         self,
         texts: Sequence[str],
         reasons: Sequence[str | None],
         counts: Sequence[int],
-        usage: dict[str, int],
+        usage: Mapping[str, Any],
         labels: LabelTokens | None,
-        contents: Sequence[Sequence[Mapping[str, Any]]],
+        reported: Sequence[Sequence[bytes | msgspec.Raw]],
     ) -> tuple[Reply, ...]:
         _refuse_aborted(reasons)
         return tuple(
@@ -332,9 +378,9 @@ class Engine:
                 finish_reason=reason,
                 usage=share,
                 engine=self.url,
-                labels=None if labels is None else LabelTrace(labels, content),
+                labels=None if labels is None else LabelTrace(labels, each),
             )
-            for text, reason, share, content in zip(texts, reasons, _shares(counts, usage), contents, strict=True)
+            for text, reason, share, each in zip(texts, reasons, _shares(counts, usage), reported, strict=True)
         )
 
     async def _chunks(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
@@ -410,15 +456,18 @@ class Engine:
             await guard(prompt.continued(prompt.opener + tokens.bridge), self._reserved_strings),
             model=model,
             sampling=Sampling(max_tokens=1, priority=priority),
-        ) | _label_options(tokens)
+        ) | {
+            "logprobs": True,
+            "logprob_token_ids": [tokens.first, tokens.second],
+            "return_tokens_as_token_ids": True,
+        }
         [choice] = (await self._ask("/v1/chat/completions", body))["choices"]
         _refuse_aborted([choice["finish_reason"]])
-        found = _label_probabilities(tokens, choice["logprobs"]["content"][0])
-        if found is None:
-            raise EngineError(
-                f"the engine did not report the probabilities of the tokens {tokens.first} and {tokens.second}"
-            )
-        return found
+        logprobs = {item["token"]: item["logprob"] for item in choice["logprobs"]["content"][0]["top_logprobs"]}
+        try:
+            return math.exp(logprobs[f"token_id:{tokens.first}"]), math.exp(logprobs[f"token_id:{tokens.second}"])
+        except KeyError as error:
+            raise EngineError(f"the engine did not report the probability of {error}") from None
 
     async def read_logprobs(self, prompt: Prompt, *, tokens: Sequence[int]) -> dict[int, float]:
         """The log-probabilities (nats) of at most 128 tokens as the reply's first token. Raises as `chat`."""
@@ -469,9 +518,13 @@ class Engine:
                 common += 1
             if common == min(len(one), len(two)):
                 raise EngineError(f"the model's tokens do not distinguish {first!r} from {second!r}")
-            shared = (await self._ask("/detokenize", {"model": ACTOR, "tokens": one[:common]}))["prompt"]
+            shared, *texts = await asyncio.gather(
+                *(self._detokenize(tokens) for tokens in (one[:common], [one[common]], [two[common]]))
+            )
             bridge = shared[shared.rindex(after) + len(after) :] if after in shared else ""
-            known = self._labels[labels] = LabelTokens(bridge, one[common], two[common])
+            known = self._labels[labels] = LabelTokens(
+                bridge, one[common], two[common], (texts[0].strip(), texts[1].strip())
+            )
         return known
 
     async def tokenize(self, prompt: Prompt) -> tuple[int, ...]:
@@ -493,6 +546,9 @@ class Engine:
     async def _tokenize(self, text: str) -> list[int]:
         answer = await self._ask("/tokenize", {"model": ACTOR, "prompt": text, "add_special_tokens": False})
         return list(answer["tokens"])
+
+    async def _detokenize(self, tokens: Sequence[int]) -> str:
+        return str((await self._ask("/detokenize", {"model": ACTOR, "tokens": tokens}))["prompt"])
 
     async def probe(self) -> float:
         """Generate one token and return the duration in seconds: shows that the engine works, not only listens."""
@@ -625,12 +681,15 @@ class Engine:
         return await send({**body, "model": base})
 
     async def _post(self, path: str, body: dict[str, Any], *, timeout_s: float | None = None) -> dict[str, Any]:
+        answer: dict[str, Any] = orjson.loads(await self._post_raw(path, body, timeout_s=timeout_s))
+        return answer
+
+    async def _post_raw(self, path: str, body: dict[str, Any], *, timeout_s: float | None) -> bytes:
         async with self._request_errors():
             response = await self._link.post(path, body, silence_s=timeout_s)
         if response.status != httpx.codes.OK:
             self._raise_for(response.status, response.content)
-        answer: dict[str, Any] = orjson.loads(response.content)
-        return answer
+        return response.content
 
     def _raise_for(self, status: int, content: bytes) -> None:
         if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
@@ -669,6 +728,38 @@ class _NotTaken(EngineUnavailable):
 
 class _NotServed(_NotTaken):
     """The engine lacks the adapter, for example after a restart."""
+
+
+class _Message(msgspec.Struct, frozen=True):
+    content: str | None = None
+
+
+class _Choice(msgspec.Struct, frozen=True):
+    index: int
+    message: _Message
+    finish_reason: str | None = None
+    token_ids: tuple[int, ...] | None = None
+    logprobs: msgspec.Raw = msgspec.Raw(b"null")  # long, and mostly unused: parsed where it is needed
+
+
+class _Completion(msgspec.Struct, frozen=True):
+    """What is read of a chat completion."""
+
+    choices: list[_Choice]
+    usage: dict[str, Any]
+    prompt_token_ids: tuple[int, ...] | None = None
+
+
+class _SampledToken(msgspec.Struct, frozen=True):
+    logprob: float
+
+
+class _Sampled(msgspec.Struct, frozen=True):
+    content: list[_SampledToken]
+
+
+_COMPLETION = msgspec.json.Decoder(_Completion)
+_SAMPLED = msgspec.json.Decoder(_Sampled)
 
 
 class Router(Protocol):
@@ -808,26 +899,6 @@ def _chat_body(prompt: Prompt, *, model: str, sampling: Sampling) -> dict[str, A
         messages.append({"role": "assistant", "content": prompt.opener})
         body |= {"continue_final_message": True, "add_generation_prompt": False}
     return body
-
-
-def _label_options(labels: LabelTokens) -> dict[str, Any]:
-    return {
-        "logprobs": True,
-        "logprob_token_ids": [labels.first, labels.second],
-        "return_tokens_as_token_ids": True,
-    }
-
-
-def _content(choice: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The log-probabilities of a choice's tokens; empty where none were requested."""
-    return (choice.get("logprobs") or {}).get("content") or []
-
-
-def _label_probabilities(labels: LabelTokens, item: Mapping[str, Any]) -> tuple[float, float] | None:
-    """The probabilities of the labels at one token; None where the engine does not report them."""
-    logprobs = {each["token"]: each["logprob"] for each in item["top_logprobs"]}
-    first, second = logprobs.get(f"token_id:{labels.first}"), logprobs.get(f"token_id:{labels.second}")
-    return None if first is None or second is None else (math.exp(first), math.exp(second))
 
 
 def _shares(counts: Sequence[int], usage: Mapping[str, int]) -> list[Usage]:

@@ -83,7 +83,7 @@ class Scripted:
             case "/tokenize":
                 return httpx.Response(200, json={"tokens": [1, 2 if "Correct" in body["prompt"] else 3]})
             case "/detokenize":
-                return httpx.Response(200, json={"prompt": ":"})
+                return httpx.Response(200, json={"prompt": {1: ":", 2: " Correct", 3: " Wrong"}[body["tokens"][0]]})
         if body["max_tokens"] == 1:
             self.read += 1
             return self._chat(body, [("", 0.25, 0.5)])
@@ -91,12 +91,13 @@ class Scripted:
         return self._chat(body, [(piece, 0.75, 0.125) for piece in self.pieces])
 
     def _chat(self, body: dict[str, Any], tokens: list[tuple[str, float, float]]) -> httpx.Response:
+        names = ("token_id:2", "token_id:3") if body.get("return_tokens_as_token_ids") else (" Correct", " Wrong")
         content = [
             {
-                "bytes": list(text.encode()),
+                "token": text,
                 "top_logprobs": [
-                    {"token": "token_id:2", "logprob": math.log(correct)},
-                    {"token": "token_id:3", "logprob": math.log(wrong)},
+                    {"token": name, "logprob": math.log(probability)}
+                    for name, probability in (("x", 0.1), (names[0], correct), (names[1], wrong))
                 ],
             }
             for text, correct, wrong in tokens

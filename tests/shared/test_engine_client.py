@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import httpx
@@ -146,49 +147,59 @@ async def test_label_tokens_that_share_a_beginning() -> None:
         body = orjson.loads(request.content)
         if request.url.path == "/tokenize":
             return httpx.Response(200, json={"tokens": vocabulary[body["prompt"]]})
-        assert body["tokens"] == [1, 9]
-        return httpx.Response(200, json={"prompt": "a: "})
+        return httpx.Response(200, json={"prompt": {1: "a: ", 2: "Cor", 4: " Wrong"}[body["tokens"][0]]})
 
     found = await engine(handler).label_tokens(LabelWords("a:", "Correct", "Wrong"))
-    assert (found.bridge, found.first, found.second) == (" ", 2, 4)
+    assert found == LabelTokens(" ", 2, 4, ("Cor", "Wrong"))
 
 
-def entry(text: str | None, *told: tuple[int, float]) -> dict[str, Any]:
-    """One token of a reply, with the probabilities of tokens."""
-    top = [{"token": f"token_id:{token}", "logprob": math.log(probability)} for token, probability in told]
-    return {"token": "token_id:7", "bytes": None if text is None else list(text.encode()), "top_logprobs": top}
+def entry(text: str, *told: tuple[str, float]) -> dict[str, Any]:
+    """One token of a reply, with the probabilities of tokens in vLLM's order: the sampled one, then the labels."""
+    top = [{"token": token, "logprob": math.log(probability)} for token, probability in told]
+    return {"token": text, "bytes": list(text.encode()), "top_logprobs": top}
 
 
-BOTH = ((2, 0.7), (4, 0.1))
-TRACES: list[tuple[list[dict[str, Any]], str, tuple[float, float] | None, str]] = [
-    ([entry("a"), entry(":"), entry(" Yes", *BOTH)], "a:", (0.7, 0.1), "a token begins there"),
-    ([entry("\u20ac", *BOTH), entry(" Yes")], "", (0.7, 0.1), "at the reply's first token"),
-    (
-        [entry("a"), entry("\u20ac:"), entry("", *BOTH), entry("\u20ac")],
-        "a\u20ac:",
-        (0.7, 0.1),
-        "an unfinished character",
-    ),
-    ([entry("a"), entry(":*"), entry("* Yes", *BOTH)], "a:", None, "within a token"),
-    ([entry("b"), entry(":"), entry(" Yes", *BOTH)], "a:", None, "another text"),
+THREE = ((" Go", 0.1), (" Yes", 0.7), (" No", 0.15))
+TRACES: list[tuple[list[dict[str, Any]] | None, str, tuple[float, float] | None, str]] = [
+    ([entry("a"), entry(":"), entry(" Go", *THREE)], "a:", (0.7, 0.15), "another token was sampled"),
+    ([entry("a:"), entry(" Yes", (" Yes", 0.7), (" No", 0.1))], "a:", (0.7, 0.1), "the first label was sampled"),
+    ([entry("a:"), entry(" No", (" No", 0.1), (" Yes", 0.7))], "a:", (0.7, 0.1), "the second label was sampled"),
+    ([entry("\u20ac", *THREE), entry(" Yes")], "", (0.7, 0.15), "at the reply's first token"),
+    ([entry("a"), entry("\u20ac:"), entry("", *THREE)], "a\u20ac:", (0.7, 0.15), "an unfinished character"),
+    ([entry("a"), entry(":*"), entry("* Yes", *THREE)], "a:", None, "within a token"),
+    ([entry("b"), entry(":"), entry(" Yes", *THREE)], "a:", None, "another text"),
     ([entry("a"), entry(":")], "a:", None, "the reply ends there"),
-    ([entry("a"), entry(None), entry(":"), entry(" Yes", *BOTH)], "a:", None, "tokens without their text"),
-    ([entry("a:"), entry(" Yes", (2, 0.7))], "a:", None, "one label is missing"),
-    ([], "a:", None, "no log-probabilities"),
+    ([entry("a:"), entry(" Yes", (" Yes", 0.7))], "a:", None, "one label is missing"),
+    ([entry("a:"), entry("Yes", ("Yes", 0.7), (" Yes", 0.2))], "a:", None, "tokens that look alike"),
+    ([], "a:", None, "no tokens"),
+    ([{"logprob": -0.1, "top_logprobs": []}], "a:", None, "tokens without their text"),
+    (None, "a:", None, "no log-probabilities"),
 ]
 
 
 @pytest.mark.parametrize(("content", "text", "found"), [row[:3] for row in TRACES], ids=[row[3] for row in TRACES])
 def test_the_probabilities_of_labels_after_a_text(
-    content: list[dict[str, Any]], text: str, found: tuple[float, float] | None
+    content: list[dict[str, Any]] | None, text: str, found: tuple[float, float] | None
 ) -> None:
-    trace = LabelTrace(LabelTokens("", 2, 4), content)
-    assert trace.after(text) == (found if found is None else pytest.approx(found))
+    tokens = LabelTokens("", 2, 4, ("Yes", "No"))
+    expected = None if found is None else pytest.approx(found)
+    whole = orjson.dumps(None if content is None else {"content": content})
+    assert LabelTrace(tokens, [whole]).after(text) == expected
+    chunks = [orjson.dumps({"content": [item]}) for item in content or ()]
+    assert LabelTrace(tokens, chunks).after(text) == expected, "in a stream"
 
 
 def test_labels_with_a_common_beginning_are_read_after_it() -> None:
-    content = [entry("a:"), entry(" ", (2, 0.2), (4, 0.3)), entry("Yes", *BOTH)]
-    assert LabelTrace(LabelTokens(" ", 2, 4), content).after("a:") == pytest.approx((0.7, 0.1))
+    content = [entry("a:"), entry(" ", (" ", 0.4), ("Yes", 0.2), ("No", 0.3)), entry("Yes", ("Yes", 0.7), ("No", 0.1))]
+    trace = LabelTrace(LabelTokens(" ", 2, 4, ("Yes", "No")), [orjson.dumps({"content": content})])
+    assert trace.after("a:") == pytest.approx((0.7, 0.1))
+
+
+async def test_an_answer_of_another_form_is_an_error() -> None:
+    for content in (b"<html>", b"[]", b'{"choices": [{}]}'):
+        answering = engine(partial(lambda content, _: httpx.Response(200, content=content), content))
+        with pytest.raises(EngineError, match="did not answer with a chat completion"):
+            await answering.chat(PROMPT, model="base", sampling=ONE)
 
 
 async def test_words_that_tokens_cannot_tell_apart_are_an_error() -> None:
