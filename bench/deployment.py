@@ -45,7 +45,7 @@ def deployment(model: str, *, models_home: Path | None) -> Iterator[Settings]:
                     "database_url": postgres.url,
                     "engine_urls": f"unix://{home}/engine.sock",
                     "model": model,
-                    "port": _free_port(),
+                    "port": free_port(),
                     "log_level": "warning",
                 }
             )
@@ -96,7 +96,7 @@ async def until_up(client: httpx.AsyncClient, path: str, child: subprocess.Popen
         await asyncio.sleep(0.2)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -31,7 +31,7 @@ from rich.table import Table
 from bench.deployment import RESPONSE, deployment, question, running
 from gadfly import prompts
 from gadfly.critique import critique
-from gadfly.engine_client import ACTOR, EnginePool, Sampling
+from gadfly.engine_client import ACTOR, EnginePool, LabelWords, Sampling
 from gadfly.grading import Grade
 from gadfly.records import Critique, Interaction, Kind, Usage, new_id, now
 from gadfly.service.recording.recorder import Recorder
@@ -166,7 +166,7 @@ async def compare(
     prompt_set = prompts.load(settings.prompts)
     raw = Raw(uds, max_tokens=options.tokens, prompt_set=prompt_set)
     pool = EnginePool.connect(settings.engine_urls, timeout_s=600)
-    tokens = await pool.members[0].label_tokens(after=":", first=prompt_set.correct, second=prompt_set.incorrect)
+    tokens = await pool.members[0].label_tokens(LabelWords(":", prompt_set.correct, prompt_set.incorrect))
     labels = (tokens.first, tokens.second)
     sampling = Sampling(temperature=0.7, max_tokens=options.tokens)
     critiques = await critique(pool, prompt_set, model=ACTOR, question=question(), response=RESPONSE, sampling=sampling)

@@ -1,4 +1,4 @@
-"""One pipeline for every critique: prompt -> sample -> parse -> read the verdict's probability.
+"""One pipeline for every critique: prompt -> sample -> parse -> the verdict's probability.
 
 The service, the trainer and the evaluation share it, so that the trained behaviour is the served behaviour.
 """
@@ -6,7 +6,7 @@ The service, the trainer and the evaluation share it, so that the trained behavi
 from dataclasses import replace
 
 from gadfly.concurrency import gather
-from gadfly.engine_client import EnginePool, OnText, Reply, Sampling
+from gadfly.engine_client import EnginePool, LabelWords, OnText, Reply, Sampling
 from gadfly.errors import PromptTooLong
 from gadfly.prompts import Prompt, PromptSet
 from gadfly.records import Critique, Usage, new_id
@@ -36,15 +36,16 @@ async def critique(
     critique. Raises the errors of `gadfly.engine_client.Engine.chat`.
     """
     prompt = prompts.critique(question=question, response=response)
+    labels = LabelWords(":", prompts.correct, prompts.incorrect)
     if on_text is None:
-        replies = await engines.chat(prompt, model=model, sampling=sampling)
+        replies = await engines.chat(prompt, model=model, sampling=sampling, labels=labels)
     else:
-        replies = await _stream(engines, prompt, model=model, sampling=sampling, on_text=on_text)
+        replies = await _stream(engines, prompt, model=model, sampling=sampling, on_text=on_text, labels=labels)
     return tuple(
         await gather(
             *(
                 _judge(
-                    engines, prompts, prompt, reply, model=model, round=round, sample=sample + index,
+                    engines, labels, prompt, reply, model=model, round=round, sample=sample + index,
                     priority=sampling.priority,
                 )
                 for index, reply in enumerate(replies)
@@ -67,7 +68,7 @@ async def sample_critiques(
 
 
 async def _stream(
-    engines: EnginePool, prompt: Prompt, *, model: str, sampling: Sampling, on_text: OnText
+    engines: EnginePool, prompt: Prompt, *, model: str, sampling: Sampling, on_text: OnText, labels: LabelWords
 ) -> tuple[Reply, ...]:
     # The opener is sent with a reply's first piece, not earlier: until then the engine may refuse the request.
     unopened = set(range(sampling.n))
@@ -77,7 +78,7 @@ async def _stream(
         unopened.discard(index)
         await on_text(index, opener + text)
 
-    replies = await engines.chat(prompt, model=model, sampling=sampling, on_text=on_piece)
+    replies = await engines.chat(prompt, model=model, sampling=sampling, on_text=on_piece, labels=labels)
     for index in sorted(unopened) if prompt.opener else ():  # empty replies
         await on_text(index, prompt.opener)
     return replies
@@ -85,7 +86,7 @@ async def _stream(
 
 async def _judge(
     engines: EnginePool,
-    prompts: PromptSet,
+    labels: LabelWords,
     prompt: Prompt,
     reply: Reply,
     *,
@@ -96,9 +97,16 @@ async def _judge(
 ) -> Critique:
     text = prompt.opener + reply.text
     parsed = parse_critique(text)
-    p_correct, p_incorrect = await _read_probabilities(
-        engines, prompts, prompt, text, verdict_end=parsed.verdict_end, model=model, priority=priority
-    )
+    probabilities: tuple[float, float] | tuple[None, None] | None
+    probabilities = _sampled_probabilities(prompt, reply, verdict_end=parsed.verdict_end)
+    usage = reply.usage
+    if probabilities is None:
+        context = _with_field(text) if parsed.verdict_end is None else text[: parsed.verdict_end]
+        probabilities = await _read_probabilities(
+            engines, labels, prompt, text, context, model=model, priority=priority, near=reply.engine
+        )
+        usage += Usage(completion_tokens=1)
+    p_correct, p_incorrect = probabilities
     verdict, source = parsed.verdict, VerdictSource.STATED
     if verdict is Verdict.UNPARSED:
         verdict, source = read_verdict(p_correct, p_incorrect)
@@ -113,36 +121,41 @@ async def _judge(
         p_correct=p_correct,
         p_incorrect=p_incorrect,
         finish_reason=reply.finish_reason,
-        usage=reply.usage + Usage(completion_tokens=1),
+        usage=usage,
     )
+
+
+def _sampled_probabilities(prompt: Prompt, reply: Reply, *, verdict_end: int | None) -> tuple[float, float] | None:
+    """Probability of either verdict word where the critique states its verdict, as the engine sampled it.
+
+    None where it states none, where the engine does not report them, or where no token begins after the field.
+    """
+    if verdict_end is None or verdict_end < len(prompt.opener) or reply.labels is None:
+        return None
+    return reply.labels.after(reply.text[: verdict_end - len(prompt.opener)])
 
 
 async def _read_probabilities(
     engines: EnginePool,
-    prompts: PromptSet,
+    labels: LabelWords,
     prompt: Prompt,
     text: str,
+    context: str,
     *,
-    verdict_end: int | None,
     model: str,
     priority: int,
+    near: str,
 ) -> tuple[float, float] | tuple[None, None]:
-    """Probability of either verdict word after the verdict field, which is appended to a text that lacks it.
+    """Probability of either verdict word after `context`, which is `text` up to its verdict field or with it appended.
 
     A second request, for one token: it costs a forward pass over tokens that the prefix cache holds, and works whether
     or not the text states a verdict. When the critique leaves no room for the field in the model's context, its end is
     cut in this request until the field fits. None when the prompt alone fills the context.
     """
-    context = _with_field(text) if verdict_end is None else text[:verdict_end]
     while True:
         try:
             return await engines.read_labels(
-                prompt.continued(context),
-                model=model,
-                after=":",
-                first=prompts.correct,
-                second=prompts.incorrect,
-                priority=priority,
+                prompt.continued(context), model=model, labels=labels, priority=priority, near=near
             )
         except PromptTooLong:
             if not text:

@@ -34,7 +34,16 @@ from gadfly.prompts import Message, Prompt
 from gadfly.records import Spent, Usage
 from gadfly.seeds import seed_of_sample
 from gadfly.settings import without_password
-from gadfly.transport import bearer, open_transport, untrusted_certificate
+from gadfly.transport import (
+    Answer,
+    Broken,
+    ConnectTimeout,
+    NotConnected,
+    Silence,
+    open_link,
+    read_answer,
+    untrusted_certificate,
+)
 
 T = TypeVar("T")
 
@@ -72,12 +81,8 @@ class EndpointActor:
         self._retries = retries
         self._longest_wait_s = longest_wait_s
         self._slots = asyncio.Semaphore(concurrency)
-        self._client = httpx.AsyncClient(
-            transport=transport or open_transport(self._url, ca_file=access.ca_file),
-            base_url=self._url,
-            auth=bearer(access.key),
-            timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_TIMEOUT_S)),
-        )
+        connect_s = min(timeout_s, _CONNECT_TIMEOUT_S)
+        self._link = open_link(self._url, access=access, silence_s=timeout_s, connect_s=connect_s, transport=transport)
         self._limit_name = "max_tokens"
         self._without: set[str] = set()  # options that the endpoint refused
         self._counts_tokens = True
@@ -95,7 +100,7 @@ class EndpointActor:
         return self._spent
 
     async def aclose(self) -> None:
-        await self._client.aclose()
+        await self._link.aclose()
 
     # ------------------------------------------------------------------------------------------------------ requests
 
@@ -133,18 +138,9 @@ class EndpointActor:
             body = self._own_body(chat, messages, index)
             if on_delta is not None:
                 body |= {"stream": True, "stream_options": {"include_usage": True}}
-            async with (
-                self._request_errors(),
-                self._client.stream(
-                    "POST",
-                    "/chat/completions",
-                    content=orjson.dumps(body),
-                    headers={"content-type": "application/json"},
-                ) as response,
-            ):
+            async with self._request_errors(), self._link.stream("/chat/completions", body) as response:
                 if response.status_code != httpx.codes.OK:
-                    await response.aread()
-                    declined = self._declined(response, sent=body)
+                    declined = self._declined(await read_answer(response), sent=body)
                     return ChatReply(
                         message={"role": "assistant", "content": declined.text},
                         finish_reason=declined.finish_reason,
@@ -208,12 +204,8 @@ class EndpointActor:
         async def once() -> list[Reply]:
             body = self._body(prompt, sampling)
             async with self._request_errors():
-                response = await self._client.post(
-                    "/chat/completions",
-                    content=orjson.dumps(body),
-                    headers={"content-type": "application/json"},
-                )
-            if response.status_code != httpx.codes.OK:
+                response = await self._link.post("/chat/completions", body)
+            if response.status != httpx.codes.OK:
                 return [self._declined(response, sent=body)]
             return self._replies(response.content)
 
@@ -233,18 +225,9 @@ class EndpointActor:
             body = self._body(prompt, sampling) | {"stream": True}
             if "stream_options" not in self._without:
                 body["stream_options"] = {"include_usage": True}
-            async with (
-                self._request_errors(),
-                self._client.stream(
-                    "POST",
-                    "/chat/completions",
-                    content=orjson.dumps(body),
-                    headers={"content-type": "application/json"},
-                ) as response,
-            ):
+            async with self._request_errors(), self._link.stream("/chat/completions", body) as response:
                 if response.status_code != httpx.codes.OK:
-                    await response.aread()
-                    return self._declined(response, sent=body)
+                    return self._declined(await read_answer(response), sent=body)
                 return await self._read_stream(response, index, started)
 
         reply = await self._patiently(once, may_retry=lambda: not has_started)
@@ -344,22 +327,21 @@ class EndpointActor:
     async def _request_errors(self) -> AsyncIterator[None]:
         try:
             yield
-        except httpx.ConnectError as error:
-            if problem := untrusted_certificate(error, self._where):
+        except NotConnected as error:
+            problem = "" if isinstance(error, ConnectTimeout) else untrusted_certificate(error, self._where)
+            if problem:
                 raise EngineRefused(problem) from error
             raise ActorUnavailable(f"no actor answers at {self._where}", retry_after_s=1.0) from error
-        except httpx.ConnectTimeout as error:
-            raise ActorUnavailable(f"no actor answers at {self._where}", retry_after_s=1.0) from error
-        except httpx.TimeoutException as error:
+        except Silence as error:
             raise ActorTimeout(f"the actor at {self._where} took longer than {self._timeout_s:g} s") from error
-        except httpx.TransportError as error:
+        except Broken as error:
             raise ActorUnavailable(
-                f"the connection to the actor at {self._where} failed: {type(error).__name__}", retry_after_s=1.0
+                f"the connection to the actor at {self._where} failed: {error}", retry_after_s=1.0
             ) from error
 
-    def _declined(self, response: httpx.Response, *, sent: Mapping[str, Any]) -> Reply:
+    def _declined(self, response: Answer, *, sent: Mapping[str, Any]) -> Reply:
         """An empty reply where the endpoint does not answer this text; any other failure is raised."""
-        status, content = response.status_code, response.content
+        status, content = response.status, response.content
         error = _error(content)
         code, parameter = str(error.get("code") or ""), str(error.get("param") or "")
         message = _message(content)
@@ -414,8 +396,8 @@ class EndpointActor:
     async def check(self) -> str:
         """Ask for the endpoint's list of models, which costs no tokens. As `gadfly.actor.Actor.check`."""
         async with self._request_errors():
-            response = await self._client.get("/models", timeout=min(self._timeout_s, _CONNECT_TIMEOUT_S))
-        if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+            response = await self._link.get("/models", silence_s=min(self._timeout_s, _CONNECT_TIMEOUT_S))
+        if response.status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
             self._declined(response, sent={})
         try:
             listed = {str(item["id"]) for item in response.json()["data"]}
@@ -455,10 +437,10 @@ class EndpointActor:
         if not self._has_read_reserved:
             try:
                 url = f"{self._url.removesuffix('/v1')}/tokenizer_info"
-                response = await self._client.get(url, timeout=_CONNECT_TIMEOUT_S)
-                tokens = response.json()["added_tokens_decoder"] if response.status_code == httpx.codes.OK else None
+                response = await self._link.get(url, silence_s=_CONNECT_TIMEOUT_S)
+                tokens = response.json()["added_tokens_decoder"] if response.status == httpx.codes.OK else None
                 self._reserved = None if tokens is None else reserved_strings(tokens.values())
-            except (httpx.HTTPError, ValueError, KeyError, AttributeError):
+            except (NotConnected, Silence, Broken, ValueError, KeyError, AttributeError):
                 self._reserved = None
             self._has_read_reserved = True
         return self._reserved
@@ -477,7 +459,7 @@ def _one(sampling: Sampling, index: int) -> Sampling:
     return replace(sampling, n=1, seed=seed)
 
 
-def _wait_s(response: httpx.Response) -> float:
+def _wait_s(response: Answer) -> float:
     """The seconds in Retry-After; 1 without them. A date counts as no seconds."""
     value = response.headers.get("retry-after", "")
     return float(value) if value.isdecimal() else 1.0

@@ -9,7 +9,7 @@ Source: vLLM 0.32, vllm/entrypoints/openai/chat_completion/protocol.py.
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
 import httpx
+import msgspec
 import orjson
 from httpx_sse import EventSource
 
@@ -35,7 +36,7 @@ from gadfly.errors import (
 from gadfly.prompts import Prompt
 from gadfly.records import Usage
 from gadfly.settings import Settings, without_password
-from gadfly.transport import bearer, open_transport, untrusted_certificate
+from gadfly.transport import Broken, ConnectTimeout, NotConnected, Silence, open_link, untrusted_certificate
 
 ACTOR = "base"
 """The model name of the base weights. Where an engine serves them under another name, `Engine` translates."""
@@ -93,6 +94,8 @@ class Reply:
     prompt_tokens: tuple[int, ...] = ()
     tokens: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
+    engine: str = ""  # the URL of the engine that sampled it, and has its tokens in its prefix cache
+    labels: "LabelTrace | None" = None  # with the `labels` of the request
 
     @property
     def is_cut(self) -> bool:
@@ -101,12 +104,82 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
+class LabelWords:
+    """Two words that may follow the text `after` and a space."""
+
+    after: str
+    first: str
+    second: str
+
+
+@dataclass(frozen=True, slots=True)
 class LabelTokens:
-    """The tokens in which two words differ after the text `after`: `bridge` is their common text, then one id each."""
+    """The tokens in which two words differ after the text `after`: `bridge` is their common text, then one id each.
+
+    `texts` are those of the two tokens alone, without outer space.
+    """
 
     bridge: str
     first: int
     second: int
+    texts: tuple[str, str]
+
+
+class _Token(msgspec.Struct, frozen=True):
+    """One token of a reply. Of its log-probabilities only those of one place are needed, so none is parsed here."""
+
+    token: str
+    top_logprobs: msgspec.Raw
+
+
+class _Tokens(msgspec.Struct, frozen=True):
+    content: list[_Token] | None = None
+
+
+_TOKENS = msgspec.json.Decoder(_Tokens | None)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelTrace:
+    """The log-probabilities of two label tokens at each token of a reply, as the engine reported them.
+
+    `reported` is vLLM's `logprobs` of a choice, in JSON. A stream has one for each chunk.
+    """
+
+    tokens: LabelTokens
+    reported: Sequence[bytes | msgspec.Raw]
+
+    def after(self, text: str) -> tuple[float, float] | None:
+        """The probabilities of both words as the continuation of `text`, with which the reply begins.
+
+        What `Engine.read_labels` would read there, from the sampling itself. None where no token begins at this place.
+        """
+        wanted, place = text + self.tokens.bridge, 0
+        try:
+            for item in self._content():
+                if place == len(wanted):
+                    return self._labels_of(item)
+                if not wanted.startswith(item.token, place):
+                    return None
+                place += len(item.token)
+        except msgspec.MsgspecError:  # another form than vLLM's
+            pass
+        return None
+
+    def _content(self) -> Iterator[_Token]:
+        for each in self.reported:
+            logprobs = _TOKENS.decode(each)
+            yield from (logprobs and logprobs.content) or ()
+
+    def _labels_of(self, item: _Token) -> tuple[float, float] | None:
+        # vLLM tells the sampled token first, then the labels in order; a label that was sampled is told once.
+        told = msgspec.json.decode(item.top_logprobs)[-2:]
+        texts = tuple(each["token"].strip() for each in told)
+        if texts == self.tokens.texts and texts[0] != texts[1]:
+            return math.exp(told[0]["logprob"]), math.exp(told[1]["logprob"])
+        if texts == self.tokens.texts[::-1] and texts[0] != texts[1]:
+            return math.exp(told[1]["logprob"]), math.exp(told[0]["logprob"])
+        return None
 
 
 class Adapters(StrEnum):
@@ -184,20 +257,17 @@ class Engine:
         self._timeout_s = timeout_s
         self._access = access
         self._base = access.model or ACTOR  # the engine's name of the base model
-        self._client = httpx.AsyncClient(
-            transport=transport or open_transport(url, ca_file=access.ca_file),
-            base_url="http://engine" if url.startswith("unix://") else url,
-            auth=bearer(access.key),
-            timeout=httpx.Timeout(timeout_s, connect=_CONNECT_TIMEOUT_S),
+        self._link = open_link(
+            url, access=access, silence_s=timeout_s, connect_s=_CONNECT_TIMEOUT_S, transport=transport
         )
         self._reserved: tuple[int, frozenset[str] | None] | None = (
             None  # `drops` at the time of reading, and the strings
         )
         self._adapters: tuple[int, Adapters] | None = None  # `drops` at the time of asking, and the answer
-        self._labels: dict[tuple[str, str, str], LabelTokens] = {}
+        self._labels: dict[LabelWords, LabelTokens] = {}
 
     async def aclose(self) -> None:
-        await self._client.aclose()
+        await self._link.aclose()
 
     @property
     def is_reachable(self) -> bool:
@@ -218,9 +288,15 @@ class Engine:
         self._full_until = 0.0
 
     async def chat(
-        self, prompt: Prompt, *, model: str, sampling: Sampling, on_text: OnText | None = None
+        self,
+        prompt: Prompt,
+        *,
+        model: str,
+        sampling: Sampling,
+        on_text: OnText | None = None,
+        labels: LabelWords | None = None,
     ) -> tuple[Reply, ...]:
-        """Sample `sampling.n` replies to one prompt, in order of sample.
+        """Sample `sampling.n` replies to one prompt, in order of sample. With `labels`, each has their `LabelTrace`.
 
         Raises:
             PromptTooLong: the prompt does not fit the context. (A completion that does not fit is cut short.)
@@ -228,31 +304,45 @@ class Engine:
             EngineTimeout: it took longer than the client's limit.
         """
         body = _chat_body(await guard(prompt, self._reserved_strings), model=model, sampling=sampling)
-        if on_text is None:
-            answer = await self._ask("/v1/chat/completions", body)
-            choices = sorted(answer["choices"], key=lambda choice: choice["index"])
-            counts = [len(choice.get("token_ids") or ()) for choice in choices]
-            replies = _replies(
-                [choice["message"]["content"] or "" for choice in choices],
-                [choice["finish_reason"] for choice in choices],
-                counts,
-                answer["usage"],
+        tokens = None if labels is None else await self.label_tokens(labels)
+        if tokens is not None:
+            body |= {"logprobs": True, "logprob_token_ids": [tokens.first, tokens.second]}
+        if on_text is not None:
+            return await self._named(body, lambda named: self._stream(named, sampling.n, on_text, tokens))
+        answer = await self._named(body, self._complete)
+        choices = sorted(answer.choices, key=lambda choice: choice.index)
+        replies = self._replies(
+            [choice.message.content or "" for choice in choices],
+            [choice.finish_reason for choice in choices],
+            [len(choice.token_ids or ()) for choice in choices],
+            answer.usage,
+            tokens,
+            [[choice.logprobs] for choice in choices],
+        )
+        if not sampling.with_tokens:
+            return replies
+        return tuple(
+            replace(
+                reply,
+                prompt_tokens=answer.prompt_token_ids or (),
+                tokens=choice.token_ids or (),
+                logprobs=tuple(item.logprob for item in _SAMPLED.decode(choice.logprobs).content),
             )
-            if not sampling.with_tokens:
-                return replies
-            return tuple(
-                replace(
-                    reply,
-                    prompt_tokens=tuple(answer["prompt_token_ids"]),
-                    tokens=tuple(choice["token_ids"]),
-                    logprobs=tuple(item["logprob"] for item in choice["logprobs"]["content"]),
-                )
-                for reply, choice in zip(replies, choices, strict=True)
-            )
-        return await self._named(body, lambda named: self._stream(named, sampling.n, on_text))
+            for reply, choice in zip(replies, choices, strict=True)
+        )
 
-    async def _stream(self, body: dict[str, Any], n: int, on_text: OnText) -> tuple[Reply, ...]:
+    async def _complete(self, body: dict[str, Any]) -> "_Completion":
+        content = await self._post_raw("/v1/chat/completions", body, timeout_s=None)
+        try:
+            return _COMPLETION.decode(content)
+        except msgspec.MsgspecError as error:
+            raise EngineError(f"the engine did not answer with a chat completion: {error}") from error
+
+    async def _stream(
+        self, body: dict[str, Any], n: int, on_text: OnText, labels: LabelTokens | None
+    ) -> tuple[Reply, ...]:
         texts = [""] * n
+        reported: list[list[bytes]] = [[] for _ in range(n)]
         reasons: list[str | None] = [None] * n
         counts = [0] * n
         usage: dict[str, int] | None = None
@@ -264,21 +354,39 @@ class Engine:
                     if piece:
                         texts[choice["index"]] += piece
                         await on_text(choice["index"], piece)
+                    if labels is not None and choice.get("logprobs"):
+                        reported[choice["index"]].append(orjson.dumps(choice["logprobs"]))
                     counts[choice["index"]] += len(choice.get("token_ids") or ())
                     reasons[choice["index"]] = choice["finish_reason"] or reasons[choice["index"]]
         if usage is None or any(reason is None for reason in reasons):
             raise EngineUnavailable("the engine ended the stream before the reply was complete")
-        return _replies(texts, reasons, counts, usage)
+        return self._replies(texts, reasons, counts, usage, labels, reported)
+
+    def _replies(
+        self,
+        texts: Sequence[str],
+        reasons: Sequence[str | None],
+        counts: Sequence[int],
+        usage: Mapping[str, Any],
+        labels: LabelTokens | None,
+        reported: Sequence[Sequence[bytes | msgspec.Raw]],
+    ) -> tuple[Reply, ...]:
+        _refuse_aborted(reasons)
+        return tuple(
+            Reply(
+                text=text,
+                finish_reason=reason,
+                usage=share,
+                engine=self.url,
+                labels=None if labels is None else LabelTrace(labels, each),
+            )
+            for text, reason, share, each in zip(texts, reasons, _shares(counts, usage), reported, strict=True)
+        )
 
     async def _chunks(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
         """The chunks of a streamed chat completion."""
         body = {**body, "stream": True, "stream_options": {"include_usage": True}}
-        async with (
-            self._request_errors(),
-            self._client.stream(
-                "POST", "/v1/chat/completions", content=orjson.dumps(body), headers={"content-type": "application/json"}
-            ) as response,
-        ):
+        async with self._request_errors(), self._link.stream("/v1/chat/completions", body) as response:
             if response.status_code != httpx.codes.OK:
                 self._raise_for(response.status_code, await response.aread())
             async for event in EventSource(response).aiter_sse():
@@ -336,28 +444,28 @@ class Engine:
         return tuple(reply.reply(share) for reply, share in zip(replies, _shares(counts, usage), strict=True))
 
     async def read_labels(
-        self, prompt: Prompt, *, model: str, after: str, first: str, second: str, priority: int = 0
+        self, prompt: Prompt, *, model: str, labels: LabelWords, priority: int = 0
     ) -> tuple[float, float]:
         """Probability of each of two words as the reply's continuation, over the full vocabulary at temperature 1.
 
-        `prompt.opener` is the reply so far and ends with `after`. A word of several tokens is represented by its first
-        token that the other word does not share. Raises as `chat`.
+        `prompt.opener` is the reply so far and ends with `labels.after`. A word of several tokens is represented by its
+        first token that the other word does not share. Raises as `chat`.
         """
-        labels = await self.label_tokens(after=after, first=first, second=second)
+        tokens = await self.label_tokens(labels)
         body = _chat_body(
-            await guard(prompt.continued(prompt.opener + labels.bridge), self._reserved_strings),
+            await guard(prompt.continued(prompt.opener + tokens.bridge), self._reserved_strings),
             model=model,
             sampling=Sampling(max_tokens=1, priority=priority),
         ) | {
             "logprobs": True,
-            "logprob_token_ids": [labels.first, labels.second],
+            "logprob_token_ids": [tokens.first, tokens.second],
             "return_tokens_as_token_ids": True,
         }
         [choice] = (await self._ask("/v1/chat/completions", body))["choices"]
         _refuse_aborted([choice["finish_reason"]])
         logprobs = {item["token"]: item["logprob"] for item in choice["logprobs"]["content"][0]["top_logprobs"]}
         try:
-            return math.exp(logprobs[f"token_id:{labels.first}"]), math.exp(logprobs[f"token_id:{labels.second}"])
+            return math.exp(logprobs[f"token_id:{tokens.first}"]), math.exp(logprobs[f"token_id:{tokens.second}"])
         except KeyError as error:
             raise EngineError(f"the engine did not report the probability of {error}") from None
 
@@ -399,19 +507,24 @@ class Engine:
         """The tokens of a text alone. Raises as `chat`."""
         return await self._tokenize(text)
 
-    async def label_tokens(self, *, after: str, first: str, second: str) -> LabelTokens:
-        """The tokens in which two words differ when they follow `after` and a space. Read from the engine once."""
-        known = self._labels.get((after, first, second))
+    async def label_tokens(self, labels: LabelWords) -> LabelTokens:
+        """The tokens in which two words differ. Read from the engine once."""
+        known = self._labels.get(labels)
         if known is None:
+            after, first, second = labels.after, labels.first, labels.second
             one, two = await asyncio.gather(self._tokenize(f"{after} {first}"), self._tokenize(f"{after} {second}"))
             common = 0
             while common < min(len(one), len(two)) and one[common] == two[common]:
                 common += 1
             if common == min(len(one), len(two)):
                 raise EngineError(f"the model's tokens do not distinguish {first!r} from {second!r}")
-            shared = (await self._ask("/detokenize", {"model": ACTOR, "tokens": one[:common]}))["prompt"]
+            shared, *texts = await asyncio.gather(
+                *(self._detokenize(tokens) for tokens in (one[:common], [one[common]], [two[common]]))
+            )
             bridge = shared[shared.rindex(after) + len(after) :] if after in shared else ""
-            known = self._labels[after, first, second] = LabelTokens(bridge, one[common], two[common])
+            known = self._labels[labels] = LabelTokens(
+                bridge, one[common], two[common], (texts[0].strip(), texts[1].strip())
+            )
         return known
 
     async def tokenize(self, prompt: Prompt) -> tuple[int, ...]:
@@ -425,14 +538,17 @@ class Engine:
         """The control tokens of the engine's tokenizer; None where the engine does not report them."""
         if self._reserved is None or self._reserved[0] != self.drops:  # after a drop it may be another process
             async with self._request_errors():
-                response = await self._client.get("/tokenizer_info", timeout=_PROBE_TIMEOUT_S)
-            tokens = response.json().get("added_tokens_decoder") if response.status_code == httpx.codes.OK else None
+                response = await self._link.get("/tokenizer_info", silence_s=_PROBE_TIMEOUT_S)
+            tokens = response.json().get("added_tokens_decoder") if response.status == httpx.codes.OK else None
             self._reserved = self.drops, None if tokens is None else reserved_strings(tokens.values())
         return self._reserved[1]
 
     async def _tokenize(self, text: str) -> list[int]:
         answer = await self._ask("/tokenize", {"model": ACTOR, "prompt": text, "add_special_tokens": False})
         return list(answer["tokens"])
+
+    async def _detokenize(self, tokens: Sequence[int]) -> str:
+        return str((await self._ask("/detokenize", {"model": ACTOR, "tokens": tokens}))["prompt"])
 
     async def probe(self) -> float:
         """Generate one token and return the duration in seconds: shows that the engine works, not only listens."""
@@ -452,26 +568,24 @@ class Engine:
             EngineTimeout: it took longer than the client's limit.
         """
         async with self._request_errors():
-            response = await self._client.post(
-                "/v1/load_lora_adapter", json={"lora_name": name, "lora_path": str(path)}, timeout=self._timeout_s
-            )
-        if response.status_code == httpx.codes.BAD_REQUEST and b"has already been" in response.content:
+            response = await self._link.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(path)})
+        if response.status == httpx.codes.BAD_REQUEST and b"has already been" in response.content:
             return False
-        if response.status_code == httpx.codes.INTERNAL_SERVER_ERROR and not await self._is_healthy():
+        if response.status == httpx.codes.INTERNAL_SERVER_ERROR and not await self._is_healthy():
             raise EngineUnavailable(f"the engine does not load {path}: it is dead")
-        if response.status_code == httpx.codes.NOT_FOUND and b'"detail"' in response.content:  # there is no such route
+        if response.status == httpx.codes.NOT_FOUND and b'"detail"' in response.content:  # there is no such route
             self._adapters = self.drops, Adapters.NOT_AT_RUN_TIME
             raise AdapterRefused(f"the engine {self._adapters[1].problem}")
-        if response.status_code in (400, 404, 500):
+        if response.status in (400, 404, 500):
             raise AdapterRefused(f"the engine does not load {path}: {_message(response.content)[0][:500]}")
-        if response.status_code != httpx.codes.OK:
-            self._raise_for(response.status_code, response.content)
+        if response.status != httpx.codes.OK:
+            self._raise_for(response.status, response.content)
         return True
 
     async def _is_healthy(self) -> bool:
         async with self._request_errors():
-            response = await self._client.get("/health", timeout=_PROBE_TIMEOUT_S)
-        return response.status_code == httpx.codes.OK
+            response = await self._link.get("/health", silence_s=_PROBE_TIMEOUT_S)
+        return response.status == httpx.codes.OK
 
     async def unload_adapter(self, name: str) -> None:
         """Unload an adapter for new requests; requests in flight finish on it. An unknown name is not an error.
@@ -479,18 +593,16 @@ class Engine:
         Raises as `load_adapter`.
         """
         async with self._request_errors():
-            response = await self._client.post(
-                "/v1/unload_lora_adapter", json={"lora_name": name}, timeout=_PROBE_TIMEOUT_S
-            )
-        if response.status_code not in (httpx.codes.OK, httpx.codes.NOT_FOUND):
-            self._raise_for(response.status_code, response.content)
+            response = await self._link.post("/v1/unload_lora_adapter", {"lora_name": name}, silence_s=_PROBE_TIMEOUT_S)
+        if response.status not in (httpx.codes.OK, httpx.codes.NOT_FOUND):
+            self._raise_for(response.status, response.content)
 
     async def version(self) -> str:
         """The engine's version of vLLM."""
         async with self._request_errors():
-            response = await self._client.get("/version", timeout=_PROBE_TIMEOUT_S)
-        if response.status_code != httpx.codes.OK:
-            self._raise_for(response.status_code, response.content)
+            response = await self._link.get("/version", silence_s=_PROBE_TIMEOUT_S)
+        if response.status != httpx.codes.OK:
+            self._raise_for(response.status, response.content)
         return str(response.json()["version"])
 
     async def models(self) -> frozenset[str]:
@@ -515,10 +627,10 @@ class Engine:
 
     async def _ask_for_adapters(self) -> Adapters:
         async with self._request_errors():
-            response = await self._client.post("/v1/load_lora_adapter", json={}, timeout=_PROBE_TIMEOUT_S)
-        if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-            self._raise_for(response.status_code, response.content)
-        if response.status_code in (httpx.codes.NOT_FOUND, httpx.codes.METHOD_NOT_ALLOWED):
+            response = await self._link.post("/v1/load_lora_adapter", {}, silence_s=_PROBE_TIMEOUT_S)
+        if response.status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+            self._raise_for(response.status, response.content)
+        if response.status in (httpx.codes.NOT_FOUND, httpx.codes.METHOD_NOT_ALLOWED):
             return Adapters.NOT_AT_RUN_TIME
         metrics = await self.metrics()
         # vLLM defines this metric with --enable-lora. Without metrics, the first adapter shows whether it is.
@@ -528,25 +640,25 @@ class Engine:
     async def facts(self) -> dict[str, Any] | None:
         """How the engine was started, as Gadfly's middleware reports it; None from an engine without that."""
         async with self._request_errors():
-            response = await self._client.get("/gadfly/engine", timeout=_PROBE_TIMEOUT_S)
+            response = await self._link.get("/gadfly/engine", silence_s=_PROBE_TIMEOUT_S)
         try:
             facts = response.json()
         except ValueError:
             return None
-        return facts if response.status_code == httpx.codes.OK and isinstance(facts, dict) else None
+        return facts if response.status == httpx.codes.OK and isinstance(facts, dict) else None
 
     async def metrics(self) -> str:
         """The engine's metrics in Prometheus' text format; empty from an engine without metrics."""
         async with self._request_errors():
-            response = await self._client.get("/metrics", timeout=_PROBE_TIMEOUT_S)
-        return response.text if response.status_code == httpx.codes.OK else ""
+            response = await self._link.get("/metrics", silence_s=_PROBE_TIMEOUT_S)
+        return response.text if response.status == httpx.codes.OK else ""
 
     async def served(self) -> Served:
         """Read the engine's list of models, and note its name of the base model. Raises as `models`."""
         async with self._request_errors():
-            response = await self._client.get("/v1/models", timeout=_PROBE_TIMEOUT_S)
-        if response.status_code != httpx.codes.OK:
-            self._raise_for(response.status_code, response.content)
+            response = await self._link.get("/v1/models", silence_s=_PROBE_TIMEOUT_S)
+        if response.status != httpx.codes.OK:
+            self._raise_for(response.status, response.content)
         served = Served.of(response.json()["data"], wanted=self._access.model, url=self.url)
         self._base = served.base
         return served
@@ -569,17 +681,15 @@ class Engine:
         return await send({**body, "model": base})
 
     async def _post(self, path: str, body: dict[str, Any], *, timeout_s: float | None = None) -> dict[str, Any]:
-        async with self._request_errors():
-            response = await self._client.post(
-                path,
-                content=orjson.dumps(body),
-                headers={"content-type": "application/json"},
-                timeout=timeout_s or self._timeout_s,
-            )
-        if response.status_code != httpx.codes.OK:
-            self._raise_for(response.status_code, response.content)
-        answer: dict[str, Any] = orjson.loads(response.content)
+        answer: dict[str, Any] = orjson.loads(await self._post_raw(path, body, timeout_s=timeout_s))
         return answer
+
+    async def _post_raw(self, path: str, body: dict[str, Any], *, timeout_s: float | None) -> bytes:
+        async with self._request_errors():
+            response = await self._link.post(path, body, silence_s=timeout_s)
+        if response.status != httpx.codes.OK:
+            self._raise_for(response.status, response.content)
+        return response.content
 
     def _raise_for(self, status: int, content: bytes) -> None:
         if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
@@ -592,23 +702,21 @@ class Engine:
         self.in_flight += 1
         try:
             yield
-        except httpx.ConnectError as error:
-            self.drops += 1
+        except NotConnected as error:
             self._down_until = time.monotonic() + _AVOIDED_S
             where = without_password(self.url)
-            if problem := untrusted_certificate(error, where):
-                raise EngineRefused(problem) from error
+            if not isinstance(error, ConnectTimeout):
+                self.drops += 1
+                if problem := untrusted_certificate(error, where):
+                    raise EngineRefused(problem) from error
             raise _NotTaken(f"no engine answers at {where}") from error
-        except httpx.TimeoutException as error:
-            if isinstance(error, httpx.ConnectTimeout):
-                self._down_until = time.monotonic() + _AVOIDED_S
-                raise _NotTaken(f"no engine answers at {without_password(self.url)}") from error
+        except Silence as error:
             raise EngineTimeout(f"the engine took longer than {self._timeout_s:g} s") from error
-        except httpx.TransportError as error:
+        except Broken as error:
             self.drops += 1
             self._down_until = time.monotonic() + _AVOIDED_S
             raise EngineUnavailable(
-                f"the connection to the engine at {without_password(self.url)} failed: {type(error).__name__}"
+                f"the connection to the engine at {without_password(self.url)} failed: {error}"
             ) from error
         finally:
             self.in_flight -= 1
@@ -620,6 +728,38 @@ class _NotTaken(EngineUnavailable):
 
 class _NotServed(_NotTaken):
     """The engine lacks the adapter, for example after a restart."""
+
+
+class _Message(msgspec.Struct, frozen=True):
+    content: str | None = None
+
+
+class _Choice(msgspec.Struct, frozen=True):
+    index: int
+    message: _Message
+    finish_reason: str | None = None
+    token_ids: tuple[int, ...] | None = None
+    logprobs: msgspec.Raw = msgspec.Raw(b"null")  # long, and mostly unused: parsed where it is needed
+
+
+class _Completion(msgspec.Struct, frozen=True):
+    """What is read of a chat completion."""
+
+    choices: list[_Choice]
+    usage: dict[str, Any]
+    prompt_token_ids: tuple[int, ...] | None = None
+
+
+class _SampledToken(msgspec.Struct, frozen=True):
+    logprob: float
+
+
+class _Sampled(msgspec.Struct, frozen=True):
+    content: list[_SampledToken]
+
+
+_COMPLETION = msgspec.json.Decoder(_Completion)
+_SAMPLED = msgspec.json.Decoder(_Sampled)
 
 
 class Router(Protocol):
@@ -680,11 +820,17 @@ class EnginePool:
         return sum(engine.in_flight for engine in self.members)
 
     async def chat(
-        self, prompt: Prompt, *, model: str, sampling: Sampling, on_text: OnText | None = None
+        self,
+        prompt: Prompt,
+        *,
+        model: str,
+        sampling: Sampling,
+        on_text: OnText | None = None,
+        labels: LabelWords | None = None,
     ) -> tuple[Reply, ...]:
         """`Engine.chat` on one engine; another is tried only when the first did not take the request."""
         return await self._first(
-            lambda engine: engine.chat(prompt, model=model, sampling=sampling, on_text=on_text), model
+            lambda engine: engine.chat(prompt, model=model, sampling=sampling, on_text=on_text, labels=labels), model
         )
 
     async def converse(self, chat: Chat, *, on_delta: OnDelta | None = None) -> tuple[ChatReply, ...]:
@@ -692,24 +838,21 @@ class EnginePool:
         return await self._first(lambda engine: engine.converse(chat, on_delta=on_delta), ACTOR)
 
     async def read_labels(
-        self, prompt: Prompt, *, model: str, after: str, first: str, second: str, priority: int = 0
+        self, prompt: Prompt, *, model: str, labels: LabelWords, priority: int = 0, near: str = ""
     ) -> tuple[float, float]:
-        """`Engine.read_labels` on one engine."""
+        """`Engine.read_labels` on one engine, if possible on that at the URL `near`, which may have the text cached."""
         return await self._first(
-            lambda engine: engine.read_labels(
-                prompt, model=model, after=after, first=first, second=second, priority=priority
-            ),
-            model,
+            lambda engine: engine.read_labels(prompt, model=model, labels=labels, priority=priority), model, near=near
         )
 
     async def tokenize(self, prompt: Prompt) -> tuple[int, ...]:
         """`Engine.tokenize` on one engine."""
         return await self._first(lambda engine: engine.tokenize(prompt), ACTOR)
 
-    async def _first(self, call: Callable[[Engine], Awaitable[T]], model: str) -> T:
+    async def _first(self, call: Callable[[Engine], Awaitable[T]], model: str, *, near: str = "") -> T:
         lacking: list[Engine] = []
         refusal: EngineError | None = None
-        for engine in sorted(self.members, key=lambda each: (not each.has_room, each.in_flight)):
+        for engine in sorted(self.members, key=lambda each: (not each.has_room, each.url != near, each.in_flight)):
             if self._router is not None and not self._router.may_serve(engine, model):
                 lacking.append(engine)
                 continue
@@ -756,16 +899,6 @@ def _chat_body(prompt: Prompt, *, model: str, sampling: Sampling) -> dict[str, A
         messages.append({"role": "assistant", "content": prompt.opener})
         body |= {"continue_final_message": True, "add_generation_prompt": False}
     return body
-
-
-def _replies(
-    texts: Sequence[str], reasons: Sequence[str | None], counts: Sequence[int], usage: dict[str, int]
-) -> tuple[Reply, ...]:
-    _refuse_aborted(reasons)
-    return tuple(
-        Reply(text=text, finish_reason=reason, usage=share)
-        for text, reason, share in zip(texts, reasons, _shares(counts, usage), strict=True)
-    )
 
 
 def _shares(counts: Sequence[int], usage: Mapping[str, int]) -> list[Usage]:

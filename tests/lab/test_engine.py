@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from gadfly import prompts
 from gadfly.concurrency import gather
-from gadfly.engine_client import ACTOR, EnginePool, Reply, Sampling
+from gadfly.engine_client import ACTOR, EnginePool, LabelWords, Reply, Sampling
 from gadfly.errors import AdapterRefused, EngineUnavailable, PromptTooLong
 from gadfly.lab.engine import Generator, connect
 from gadfly.prompts import Message, Prompt
@@ -74,9 +74,10 @@ async def test_a_sample_depends_on_its_seed_and_not_on_its_batch(pool: EnginePoo
 
 async def test_probabilities_of_verdict_words_are_over_the_whole_vocabulary(pool: EnginePool, model: Path) -> None:
     prompt = prompt_of(3).continued("Step sentence: 6.\nCorrectness of the final answer:")
-    p_correct, p_wrong = await pool.read_labels(prompt, model=ACTOR, after=":", first="Correct", second="Wrong")
+    words = LabelWords(":", "Correct", "Wrong")
+    p_correct, p_wrong = await pool.read_labels(prompt, model=ACTOR, labels=words)
     [reply] = await pool.chat(prompt, model=ACTOR, sampling=Sampling(max_tokens=1, with_tokens=True))
-    labels = await pool.members[0].label_tokens(after=":", first="Correct", second="Wrong")
+    labels = await pool.members[0].label_tokens(words)
     reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     with torch.no_grad():
         logprobs = reference(input_ids=torch.tensor([reply.prompt_tokens])).logits[0, -1].log_softmax(-1)

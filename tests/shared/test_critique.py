@@ -1,11 +1,17 @@
-"""The pure parts of the critique pipeline."""
+"""The critique pipeline: its pure parts, and what it asks of engines."""
 
+import math
+from typing import Any
 from uuid import UUID
 
+import httpx
+import orjson
 import pytest
 
-from gadfly.critique import majority_verdict, read_verdict, supplied_critique
-from gadfly.records import Critique
+from gadfly import prompts
+from gadfly.critique import critique, majority_verdict, read_verdict, supplied_critique
+from gadfly.engine_client import Engine, EnginePool, Sampling
+from gadfly.records import Critique, Usage
 from gadfly.verdict import Verdict, VerdictSource
 
 C, W, U = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNPARSED
@@ -59,3 +65,83 @@ def test_a_callers_critique_is_parsed_like_any_other() -> None:
     assert (stated.verdict, stated.verdict_source, stated.supplied) == (W, VerdictSource.STATED, True)
     silent = supplied_critique("Add the loose pen.")
     assert (silent.verdict, silent.verdict_source) == (U, VerdictSource.NONE)
+
+
+class Scripted:
+    """An engine whose reply consists of these tokens; a read finds other probabilities than the sampling."""
+
+    def __init__(self, *pieces: str) -> None:
+        self.pieces = pieces
+        self.generated = self.read = 0
+        self.engine = Engine(f"http://{id(self)}", timeout_s=5, transport=httpx.MockTransport(self.answer))
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        body = orjson.loads(request.content) if request.content else {}
+        match request.url.path:
+            case "/tokenizer_info":
+                return httpx.Response(404)
+            case "/tokenize":
+                return httpx.Response(200, json={"tokens": [1, 2 if "Correct" in body["prompt"] else 3]})
+            case "/detokenize":
+                return httpx.Response(200, json={"prompt": {1: ":", 2: " Correct", 3: " Wrong"}[body["tokens"][0]]})
+        if body["max_tokens"] == 1:
+            self.read += 1
+            return self._chat(body, [("", 0.25, 0.5)])
+        self.generated += 1
+        return self._chat(body, [(piece, 0.75, 0.125) for piece in self.pieces])
+
+    def _chat(self, body: dict[str, Any], tokens: list[tuple[str, float, float]]) -> httpx.Response:
+        names = ("token_id:2", "token_id:3") if body.get("return_tokens_as_token_ids") else (" Correct", " Wrong")
+        content = [
+            {
+                "token": text,
+                "top_logprobs": [
+                    {"token": name, "logprob": math.log(probability)}
+                    for name, probability in (("x", 0.1), (names[0], correct), (names[1], wrong))
+                ],
+            }
+            for text, correct, wrong in tokens
+        ]
+        choice = {
+            "index": 0,
+            "message": {"content": "".join(text for text, _, _ in tokens)},
+            "finish_reason": "stop",
+            "logprobs": {"content": content} if body["logprobs"] else None,
+        }
+        usage = {"prompt_tokens": 10, "completion_tokens": len(tokens)}
+        return httpx.Response(200, json={"choices": [choice], "usage": usage})
+
+
+REPLIES = [
+    (("\nCorrectness of the final answer", ":", " Wrong"), False, "stated"),
+    (("\nCorrectness of the final answer", ": ", "Wrong"), True, "stated, and no token begins after the colon"),
+    ((" She adds.",), True, "not stated"),
+    (("\nCorrectness of the final answer", ":", " Wrong\n") * 2, True, "stated twice"),
+]
+
+
+@pytest.mark.parametrize(("pieces", "is_read"), [row[:2] for row in REPLIES], ids=[row[2] for row in REPLIES])
+async def test_a_second_request_is_for_critiques_whose_verdict_was_not_sampled(
+    pieces: tuple[str, ...], is_read: bool
+) -> None:
+    others = [Scripted(*pieces), Scripted(*pieces)]
+    pool = EnginePool([scripted.engine for scripted in others])
+    [found] = await critique(
+        pool, prompts.load("stepwise@1"), model="base", question="q", response="r", sampling=Sampling(max_tokens=9)
+    )
+    assert (found.p_correct, found.p_incorrect) == pytest.approx((0.25, 0.5) if is_read else (0.75, 0.125))
+    assert found.usage == Usage(prompt_tokens=10, completion_tokens=len(pieces) + is_read)
+    assert [scripted.read for scripted in others] == [is_read * scripted.generated for scripted in others]
+
+
+async def test_the_second_request_goes_to_the_engine_that_generated_the_critique() -> None:
+    engines = [Scripted(" She adds."), Scripted(" She adds.")]
+    pool = EnginePool([scripted.engine for scripted in engines])
+    busy = engines[0].engine
+    for turn in range(4):
+        busy.in_flight = turn % 2 * 9  # another engine is the less busy one each time
+        await critique(
+            pool, prompts.load("stepwise@1"), model="base", question="q", response="r", sampling=Sampling(max_tokens=9)
+        )
+        assert [scripted.read for scripted in engines] == [scripted.generated for scripted in engines]
+    assert [scripted.generated for scripted in engines] == [2, 2]

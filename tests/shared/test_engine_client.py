@@ -1,19 +1,22 @@
 """The engine client against answers that a healthy engine does not give; healthy ones are in tests/service."""
 
 import asyncio
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import httpx
 import orjson
 import pytest
 
-from gadfly.engine_client import Engine, EnginePool, Sampling
+from gadfly.engine_client import Engine, EnginePool, LabelTokens, LabelTrace, LabelWords, Sampling
 from gadfly.errors import AdapterRefused, BadInput, EngineError, EngineTimeout, EngineUnavailable, PromptTooLong
 from gadfly.prompts import Message, Prompt
 
 PROMPT = Prompt((Message("user", "2 + 2?"),))
 ONE = Sampling(max_tokens=5)
+WORDS = LabelWords(":", "Correct", "Wrong")
 
 
 def engine(handler: Callable[[httpx.Request], httpx.Response]) -> Engine:
@@ -134,7 +137,7 @@ async def test_what_an_engine_gave_up_is_no_reply() -> None:
         return httpx.Response(200, json={"prompt": ":"} | answer)
 
     with pytest.raises(EngineUnavailable):
-        await engine(giving_up).read_labels(PROMPT, model="base", after=":", first="Correct", second="Wrong")
+        await engine(giving_up).read_labels(PROMPT, model="base", labels=WORDS)
 
 
 async def test_label_tokens_that_share_a_beginning() -> None:
@@ -144,11 +147,59 @@ async def test_label_tokens_that_share_a_beginning() -> None:
         body = orjson.loads(request.content)
         if request.url.path == "/tokenize":
             return httpx.Response(200, json={"tokens": vocabulary[body["prompt"]]})
-        assert body["tokens"] == [1, 9]
-        return httpx.Response(200, json={"prompt": "a: "})
+        return httpx.Response(200, json={"prompt": {1: "a: ", 2: "Cor", 4: " Wrong"}[body["tokens"][0]]})
 
-    found = await engine(handler).label_tokens(after="a:", first="Correct", second="Wrong")
-    assert (found.bridge, found.first, found.second) == (" ", 2, 4)
+    found = await engine(handler).label_tokens(LabelWords("a:", "Correct", "Wrong"))
+    assert found == LabelTokens(" ", 2, 4, ("Cor", "Wrong"))
+
+
+def entry(text: str, *told: tuple[str, float]) -> dict[str, Any]:
+    """One token of a reply, with the probabilities of tokens in vLLM's order: the sampled one, then the labels."""
+    top = [{"token": token, "logprob": math.log(probability)} for token, probability in told]
+    return {"token": text, "bytes": list(text.encode()), "top_logprobs": top}
+
+
+THREE = ((" Go", 0.1), (" Yes", 0.7), (" No", 0.15))
+TRACES: list[tuple[list[dict[str, Any]] | None, str, tuple[float, float] | None, str]] = [
+    ([entry("a"), entry(":"), entry(" Go", *THREE)], "a:", (0.7, 0.15), "another token was sampled"),
+    ([entry("a:"), entry(" Yes", (" Yes", 0.7), (" No", 0.1))], "a:", (0.7, 0.1), "the first label was sampled"),
+    ([entry("a:"), entry(" No", (" No", 0.1), (" Yes", 0.7))], "a:", (0.7, 0.1), "the second label was sampled"),
+    ([entry("\u20ac", *THREE), entry(" Yes")], "", (0.7, 0.15), "at the reply's first token"),
+    ([entry("a"), entry("\u20ac:"), entry("", *THREE)], "a\u20ac:", (0.7, 0.15), "an unfinished character"),
+    ([entry("a"), entry(":*"), entry("* Yes", *THREE)], "a:", None, "within a token"),
+    ([entry("b"), entry(":"), entry(" Yes", *THREE)], "a:", None, "another text"),
+    ([entry("a"), entry(":")], "a:", None, "the reply ends there"),
+    ([entry("a:"), entry(" Yes", (" Yes", 0.7))], "a:", None, "one label is missing"),
+    ([entry("a:"), entry("Yes", ("Yes", 0.7), (" Yes", 0.2))], "a:", None, "tokens that look alike"),
+    ([], "a:", None, "no tokens"),
+    ([{"logprob": -0.1, "top_logprobs": []}], "a:", None, "tokens without their text"),
+    (None, "a:", None, "no log-probabilities"),
+]
+
+
+@pytest.mark.parametrize(("content", "text", "found"), [row[:3] for row in TRACES], ids=[row[3] for row in TRACES])
+def test_the_probabilities_of_labels_after_a_text(
+    content: list[dict[str, Any]] | None, text: str, found: tuple[float, float] | None
+) -> None:
+    tokens = LabelTokens("", 2, 4, ("Yes", "No"))
+    expected = None if found is None else pytest.approx(found)
+    whole = orjson.dumps(None if content is None else {"content": content})
+    assert LabelTrace(tokens, [whole]).after(text) == expected
+    chunks = [orjson.dumps({"content": [item]}) for item in content or ()]
+    assert LabelTrace(tokens, chunks).after(text) == expected, "in a stream"
+
+
+def test_labels_with_a_common_beginning_are_read_after_it() -> None:
+    content = [entry("a:"), entry(" ", (" ", 0.4), ("Yes", 0.2), ("No", 0.3)), entry("Yes", ("Yes", 0.7), ("No", 0.1))]
+    trace = LabelTrace(LabelTokens(" ", 2, 4, ("Yes", "No")), [orjson.dumps({"content": content})])
+    assert trace.after("a:") == pytest.approx((0.7, 0.1))
+
+
+async def test_an_answer_of_another_form_is_an_error() -> None:
+    for content in (b"<html>", b"[]", b'{"choices": [{}]}'):
+        answering = engine(partial(lambda content, _: httpx.Response(200, content=content), content))
+        with pytest.raises(EngineError, match="did not answer with a chat completion"):
+            await answering.chat(PROMPT, model="base", sampling=ONE)
 
 
 async def test_words_that_tokens_cannot_tell_apart_are_an_error() -> None:
@@ -156,7 +207,7 @@ async def test_words_that_tokens_cannot_tell_apart_are_an_error() -> None:
         return httpx.Response(200, json={"tokens": [1, 2], "prompt": "x"})
 
     with pytest.raises(EngineError, match="do not distinguish"):
-        await engine(handler).label_tokens(after=":", first="Correct", second="Wrong")
+        await engine(handler).label_tokens(WORDS)
 
 
 ANSWER = {
