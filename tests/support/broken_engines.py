@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 import orjson
 
@@ -14,6 +15,7 @@ _ANSWER = orjson.dumps(
         "usage": {"prompt_tokens": 4, "completion_tokens": 1},
     }
 )
+_MODELS = orjson.dumps({"data": [{"id": "base", "root": "tiny", "parent": None, "max_model_len": 4096}]})
 
 
 class Fault(StrEnum):
@@ -58,14 +60,26 @@ class StandIn:
 
     async def _answer_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+        path = head.split(" ", 2)[1]
         length = next((int(line[15:]) for line in head.split("\r\n") if line.startswith("content-length:")), 0)
-        await reader.readexactly(length)
+        body = orjson.loads(await reader.readexactly(length) or b"{}")
         if self.fault is Fault.FROZEN:
-            self.asked += "completions" in head.partition("\r\n")[0]
+            self.asked += "completions" in path
             await asyncio.sleep(3600)
-        if "completions" not in head.partition("\r\n")[0]:
-            status = 200 if head.startswith("get /health") else 404
-            return await _send(writer, status, b"{}")
+        match path:
+            case "/health":
+                return await _send(writer, 200, b"{}")
+            case "/v1/models":
+                return await _send(writer, 200, _MODELS)
+            case "/tokenize":
+                return await _send(writer, 200, orjson.dumps({"tokens": list(body.get("prompt", "x").encode())}))
+            case "/detokenize":
+                return await _send(writer, 200, orjson.dumps({"prompt": bytes(body["tokens"]).decode()}))
+            case "/v1/completions" | "/v1/chat/completions":
+                return await self._generate(body, writer)
+        return await _send(writer, 404, b"{}")
+
+    async def _generate(self, body: dict[str, Any], writer: asyncio.StreamWriter) -> bool:
         self.asked += 1
         match self.fault:
             case Fault.STATUS_500:
@@ -83,7 +97,17 @@ class StandIn:
                 await writer.drain()
                 return False
         await asyncio.sleep(self.seconds)
+        if labels := body.get("logprob_token_ids"):
+            return await _send(writer, 200, _reading(labels))
         return await _send(writer, 200, _ANSWER)
+
+
+def _reading(labels: list[int]) -> bytes:
+    """A reply of one token, with the log-probabilities of these tokens."""
+    top = [{"token": f"token_id:{label}", "logprob": -0.7} for label in labels]
+    choice = {"index": 0, "message": {"content": "x"}, "finish_reason": "length"}
+    logprobs = {"logprobs": {"content": [{"token": top[0]["token"], "logprob": -0.7, "top_logprobs": top}]}}
+    return orjson.dumps({"choices": [choice | logprobs], "usage": {"prompt_tokens": 4, "completion_tokens": 1}})
 
 
 async def _send(writer: asyncio.StreamWriter, status: int, body: bytes, *, kind: str = "application/json") -> bool:
