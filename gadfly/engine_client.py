@@ -10,11 +10,11 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, ParamSpec, Protocol, Self, TypeVar
 
 import httpx
 import msgspec
@@ -24,6 +24,7 @@ from httpx_sse import EventSource
 from gadfly.access import Access
 from gadfly.chat import Assembly, Chat, ChatReply, OnDelta, guard_messages, is_piece, reply_of
 from gadfly.control_tokens import guard, reserved_strings
+from gadfly.engine_health import EngineFrozen, EngineHealth, HealthLimits, Standing
 from gadfly.errors import (
     AdapterRefused,
     BadInput,
@@ -31,6 +32,7 @@ from gadfly.errors import (
     EngineRefused,
     EngineTimeout,
     EngineUnavailable,
+    MalformedReply,
     PromptTooLong,
 )
 from gadfly.prompts import Prompt
@@ -44,6 +46,7 @@ ACTOR = "base"
 OnText = Callable[[int, str], Awaitable[None]]
 """Called with (sample, new text) for each piece of a streamed reply."""
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 # Sample from the whole distribution, at the request's temperature. An engine that another program started may default
@@ -62,6 +65,8 @@ _PROBE_TIMEOUT_S = 10.0
 _OPEN = Access()
 _OURS = ("critic@", "run@")  # how the names of our adapters begin
 _AVOIDED_S = 1.0  # how long other engines are preferred to one that did not take a request
+_REPEATS = 2  # of a request that an engine failed: one that makes engines fail must not go round all of them
+_HEALTH = HealthLimits()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -247,8 +252,10 @@ class Engine:
         timeout_s: float,
         access: Access = _OPEN,
         transport: httpx.AsyncBaseTransport | None = None,
+        health: HealthLimits = _HEALTH,
     ) -> None:
         self.url = url
+        self.health = EngineHealth(url, health)
         self.in_flight = 0
         # Monotonic seconds; until then other engines are tried first.
         self._down_until = 0.0  # after a failed connection
@@ -267,6 +274,7 @@ class Engine:
         self._labels: dict[LabelWords, LabelTokens] = {}
 
     async def aclose(self) -> None:
+        await self.health.aclose()
         await self._link.aclose()
 
     @property
@@ -302,6 +310,7 @@ class Engine:
             PromptTooLong: the prompt does not fit the context. (A completion that does not fit is cut short.)
             EngineUnavailable: no connection, overload, no such model at present, or the engine died meanwhile.
             EngineTimeout: it took longer than the client's limit.
+            MalformedReply: its reply cannot be read.
         """
         body = _chat_body(await guard(prompt, self._reserved_strings), model=model, sampling=sampling)
         tokens = None if labels is None else await self.label_tokens(labels)
@@ -310,33 +319,32 @@ class Engine:
         if on_text is not None:
             return await self._named(body, lambda named: self._stream(named, sampling.n, on_text, tokens))
         answer = await self._named(body, self._complete)
-        choices = sorted(answer.choices, key=lambda choice: choice.index)
-        replies = self._replies(
-            [choice.message.content or "" for choice in choices],
-            [choice.finish_reason for choice in choices],
-            [len(choice.token_ids or ()) for choice in choices],
-            answer.usage,
-            tokens,
-            [[choice.logprobs] for choice in choices],
-        )
-        if not sampling.with_tokens:
-            return replies
-        return tuple(
-            replace(
-                reply,
-                prompt_tokens=answer.prompt_token_ids or (),
-                tokens=choice.token_ids or (),
-                logprobs=tuple(item.logprob for item in _SAMPLED.decode(choice.logprobs).content),
+        with self._understanding():
+            choices = sorted(answer.choices, key=lambda choice: choice.index)
+            replies = self._replies(
+                [choice.message.content or "" for choice in choices],
+                [choice.finish_reason for choice in choices],
+                [len(choice.token_ids or ()) for choice in choices],
+                answer.usage,
+                tokens,
+                [[choice.logprobs] for choice in choices],
             )
-            for reply, choice in zip(replies, choices, strict=True)
-        )
+            if not sampling.with_tokens:
+                return replies
+            return tuple(
+                replace(
+                    reply,
+                    prompt_tokens=answer.prompt_token_ids or (),
+                    tokens=choice.token_ids or (),
+                    logprobs=tuple(item.logprob for item in _SAMPLED.decode(choice.logprobs).content),
+                )
+                for reply, choice in zip(replies, choices, strict=True)
+            )
 
     async def _complete(self, body: dict[str, Any]) -> "_Completion":
         content = await self._post_raw("/v1/chat/completions", body, timeout_s=None)
-        try:
+        with self._understanding():
             return _COMPLETION.decode(content)
-        except msgspec.MsgspecError as error:
-            raise EngineError(f"the engine did not answer with a chat completion: {error}") from error
 
     async def _stream(
         self, body: dict[str, Any], n: int, on_text: OnText, labels: LabelTokens | None
@@ -346,7 +354,7 @@ class Engine:
         reasons: list[str | None] = [None] * n
         counts = [0] * n
         usage: dict[str, int] | None = None
-        async with aclosing(self._chunks(body)) as chunks:
+        async with aclosing(self._pieces(body)) as chunks:
             async for chunk in chunks:
                 usage = chunk.get("usage") or usage
                 for choice in chunk["choices"]:
@@ -383,6 +391,15 @@ class Engine:
             for text, reason, share, each in zip(texts, reasons, _shares(counts, usage), reported, strict=True)
         )
 
+    async def _pieces(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
+        """`_chunks`, checked for the fields that their readers need."""
+        with self._understanding():
+            async with aclosing(self._chunks(body)) as chunks:
+                async for chunk in chunks:
+                    for choice in chunk["choices"]:
+                        choice["delta"].get("content"), choice["index"], choice["finish_reason"]
+                    yield chunk
+
     async def _chunks(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
         """The chunks of a streamed chat completion."""
         body = {**body, "stream": True, "stream_options": {"include_usage": True}}
@@ -418,16 +435,17 @@ class Engine:
         if on_delta is not None:
             return await self._named(body, lambda named: self._stream_chat(named, chat.n, on_delta))
         answer = await self._ask("/v1/chat/completions", body)
-        choices = sorted(answer["choices"], key=lambda choice: choice["index"])
-        _refuse_aborted([choice["finish_reason"] for choice in choices])
-        usages = _shares([len(choice.get("token_ids") or ()) for choice in choices], answer["usage"])
-        return tuple(reply_of(choice, usage) for choice, usage in zip(choices, usages, strict=True))
+        with self._understanding():
+            choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+            _refuse_aborted([choice["finish_reason"] for choice in choices])
+            usages = _shares([len(choice.get("token_ids") or ()) for choice in choices], answer["usage"])
+            return tuple(reply_of(choice, usage) for choice, usage in zip(choices, usages, strict=True))
 
     async def _stream_chat(self, body: dict[str, Any], n: int, on_delta: OnDelta) -> tuple[ChatReply, ...]:
         replies = [Assembly() for _ in range(n)]
         counts = [0] * n
         usage: dict[str, int] | None = None
-        async with aclosing(self._chunks(body)) as chunks:
+        async with aclosing(self._pieces(body)) as chunks:
             async for chunk in chunks:
                 usage = chunk.get("usage") or usage
                 for choice in chunk["choices"]:
@@ -461,9 +479,7 @@ class Engine:
             "logprob_token_ids": [tokens.first, tokens.second],
             "return_tokens_as_token_ids": True,
         }
-        [choice] = (await self._ask("/v1/chat/completions", body))["choices"]
-        _refuse_aborted([choice["finish_reason"]])
-        logprobs = {item["token"]: item["logprob"] for item in choice["logprobs"]["content"][0]["top_logprobs"]}
+        logprobs = self._first_logprobs(await self._ask("/v1/chat/completions", body))
         try:
             return math.exp(logprobs[f"token_id:{tokens.first}"]), math.exp(logprobs[f"token_id:{tokens.second}"])
         except KeyError as error:
@@ -476,13 +492,18 @@ class Engine:
             "logprob_token_ids": list(tokens),
             "return_tokens_as_token_ids": True,
         }
-        [choice] = (await self._ask("/v1/chat/completions", body))["choices"]
-        _refuse_aborted([choice["finish_reason"]])
-        found = {item["token"]: item["logprob"] for item in choice["logprobs"]["content"][0]["top_logprobs"]}
+        found = self._first_logprobs(await self._ask("/v1/chat/completions", body))
         try:
             return {token: found[f"token_id:{token}"] for token in tokens}
         except KeyError as error:
             raise EngineError(f"the engine did not report the probability of {error}") from None
+
+    def _first_logprobs(self, answer: dict[str, Any]) -> dict[str, float]:
+        """The log-probabilities (nats) at the first place of the only reply, by token."""
+        with self._understanding():
+            [choice] = answer["choices"]
+            _refuse_aborted([choice["finish_reason"]])
+            return {item["token"]: item["logprob"] for item in choice["logprobs"]["content"][0]["top_logprobs"]}
 
     async def draw(
         self,
@@ -532,20 +553,24 @@ class Engine:
         body = _chat_body(await guard(prompt, self._reserved_strings), model=ACTOR, sampling=Sampling())
         wanted = {"model", "messages", "continue_final_message", "add_generation_prompt"}
         kept = {name: value for name, value in body.items() if name in wanted}
-        return tuple((await self._ask("/tokenize", kept))["tokens"])
+        answer = await self._ask("/tokenize", kept)
+        with self._understanding():
+            return tuple(answer["tokens"])
 
     async def _reserved_strings(self) -> frozenset[str] | None:
         """The control tokens of the engine's tokenizer; None where the engine does not report them."""
         if self._reserved is None or self._reserved[0] != self.drops:  # after a drop it may be another process
             async with self._request_errors():
                 response = await self._link.get("/tokenizer_info", silence_s=_PROBE_TIMEOUT_S)
-            tokens = response.json().get("added_tokens_decoder") if response.status == httpx.codes.OK else None
+            with self._understanding():
+                tokens = response.json().get("added_tokens_decoder") if response.status == httpx.codes.OK else None
             self._reserved = self.drops, None if tokens is None else reserved_strings(tokens.values())
         return self._reserved[1]
 
     async def _tokenize(self, text: str) -> list[int]:
         answer = await self._ask("/tokenize", {"model": ACTOR, "prompt": text, "add_special_tokens": False})
-        return list(answer["tokens"])
+        with self._understanding():
+            return list(answer["tokens"])
 
     async def _detokenize(self, tokens: Sequence[int]) -> str:
         return str((await self._ask("/detokenize", {"model": ACTOR, "tokens": tokens}))["prompt"])
@@ -556,6 +581,10 @@ class Engine:
         body = {"model": ACTOR, "prompt": "0", "max_tokens": 1, "temperature": 0, "priority": -1}
         await self._ask("/v1/completions", body, timeout_s=_PROBE_TIMEOUT_S)
         return time.monotonic() - started
+
+    async def check_alive(self) -> None:
+        """Ask the health route; any answer shows that the process runs. Raises EngineError when there is none."""
+        await self._is_healthy()
 
     async def load_adapter(self, name: str, path: Path) -> bool:
         """Load the adapter in a folder under `name`. False when the engine served that name already.
@@ -659,13 +688,15 @@ class Engine:
             response = await self._link.get("/v1/models", silence_s=_PROBE_TIMEOUT_S)
         if response.status != httpx.codes.OK:
             self._raise_for(response.status, response.content)
-        served = Served.of(response.json()["data"], wanted=self._access.model, url=self.url)
+        with self._understanding():
+            served = Served.of(response.json()["data"], wanted=self._access.model, url=self.url)
         self._base = served.base
         return served
 
     async def _ask(self, path: str, body: dict[str, Any], *, timeout_s: float | None = None) -> dict[str, Any]:
         """`_post` with the engine's name of the model."""
-        return await self._named(body, lambda named: self._post(path, named, timeout_s=timeout_s))
+        with self._understanding():
+            return await self._named(body, lambda named: self._post(path, named, timeout_s=timeout_s))
 
     async def _named(self, body: dict[str, Any], send: Callable[[dict[str, Any]], Awaitable[T]]) -> T:
         """Send a request with the engine's name of the model; an engine that lacks the base model is asked for it."""
@@ -690,6 +721,17 @@ class Engine:
         if response.status != httpx.codes.OK:
             self._raise_for(response.status, response.content)
         return response.content
+
+    @contextmanager
+    def _understanding(self) -> Iterator[None]:
+        """Name what goes wrong when a reply has another form. Only code that reads a reply belongs inside."""
+        try:
+            yield
+        except (msgspec.MsgspecError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise MalformedReply(
+                f"the reply of the engine at {without_password(self.url)} cannot be read "
+                f"({type(error).__name__}: {str(error)[:100]})"
+            ) from error
 
     def _raise_for(self, status: int, content: bytes) -> None:
         if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
@@ -716,7 +758,8 @@ class Engine:
             self.drops += 1
             self._down_until = time.monotonic() + _AVOIDED_S
             raise EngineUnavailable(
-                f"the connection to the engine at {without_password(self.url)} failed: {error}"
+                f"the connection to the engine at {without_password(self.url)} was cut before its answer was complete "
+                f"({error})"
             ) from error
         finally:
             self.in_flight -= 1
@@ -762,6 +805,10 @@ _COMPLETION = msgspec.json.Decoder(_Completion)
 _SAMPLED = msgspec.json.Decoder(_Sampled)
 
 
+class _Failed(EngineUnavailable):
+    """The engine answered that it failed. Another engine may be tried."""
+
+
 class Router(Protocol):
     """Decides which engines may serve a model."""
 
@@ -787,7 +834,10 @@ def engines_of(settings: Settings, *, timeout_s: float) -> list[Engine]:
 
 
 class EnginePool:
-    """The engines of a deployment: each request goes to the reachable one with the fewest requests in flight.
+    """The engines of a deployment: each request goes to the healthy one with the fewest requests in flight.
+
+    An engine that fails several requests in a row is ejected for some seconds (`engine_health`); without a healthy one,
+    requests go to the others all the same.
 
     When no engine with room serves a model, the router may load it into one, and the request waits for that.
     """
@@ -797,11 +847,12 @@ class EnginePool:
             raise ValueError("a pool needs at least one engine")
         self.members = tuple(members)
         self._router = router
+        self._probes: dict[str, asyncio.Task[None]] = {}  # by the engine's address
 
     @classmethod
-    def connect(cls, urls: Sequence[str], *, timeout_s: float) -> Self:
+    def connect(cls, urls: Sequence[str], *, timeout_s: float, health: HealthLimits = _HEALTH) -> Self:
         """The engines at these addresses, which need no key."""
-        return cls([Engine(url, timeout_s=timeout_s) for url in urls])
+        return cls([Engine(url, timeout_s=timeout_s, health=health) for url in urls])
 
     @classmethod
     def of(cls, settings: Settings, *, timeout_s: float) -> Self:
@@ -809,6 +860,9 @@ class EnginePool:
         return cls(engines_of(settings, timeout_s=timeout_s))
 
     async def aclose(self) -> None:
+        for probe in self._probes.values():
+            probe.cancel()
+        await asyncio.gather(*self._probes.values(), return_exceptions=True)
         await asyncio.gather(*(engine.aclose() for engine in self.members))
 
     def keep(self, members: Sequence[Engine]) -> None:
@@ -828,14 +882,24 @@ class EnginePool:
         on_text: OnText | None = None,
         labels: LabelWords | None = None,
     ) -> tuple[Reply, ...]:
-        """`Engine.chat` on one engine; another is tried only when the first did not take the request."""
+        """`Engine.chat` on one engine; another is tried when that engine did not take the request, or failed it.
+
+        What was streamed in part is not repeated, and neither is what an engine was cut off from: it may have done the
+        work, or the request may have ended it.
+        """
+        heard = _Heard()
+        on_piece = None if on_text is None else heard.noting(on_text)
         return await self._first(
-            lambda engine: engine.chat(prompt, model=model, sampling=sampling, on_text=on_text, labels=labels), model
+            lambda engine: engine.chat(prompt, model=model, sampling=sampling, on_text=on_piece, labels=labels),
+            model,
+            heard,
         )
 
     async def converse(self, chat: Chat, *, on_delta: OnDelta | None = None) -> tuple[ChatReply, ...]:
-        """`Engine.converse` on one engine; another is tried only when the first did not take the request."""
-        return await self._first(lambda engine: engine.converse(chat, on_delta=on_delta), ACTOR)
+        """`Engine.converse` on one engine; another is tried as in `chat`."""
+        heard = _Heard()
+        on_piece = None if on_delta is None else heard.noting(on_delta)
+        return await self._first(lambda engine: engine.converse(chat, on_delta=on_piece), ACTOR, heard)
 
     async def read_labels(
         self, prompt: Prompt, *, model: str, labels: LabelWords, priority: int = 0, near: str = ""
@@ -846,24 +910,52 @@ class EnginePool:
         )
 
     async def tokenize(self, prompt: Prompt) -> tuple[int, ...]:
-        """`Engine.tokenize` on one engine."""
+        """`Engine.tokenize` on one engine; another is tried as in `chat`."""
         return await self._first(lambda engine: engine.tokenize(prompt), ACTOR)
 
-    async def _first(self, call: Callable[[Engine], Awaitable[T]], model: str, *, near: str = "") -> T:
-        lacking: list[Engine] = []
+    async def probe(self, engine: Engine) -> float:
+        """`Engine.probe`, whose result counts for the engine's health.
+
+        Raises:
+            EngineError: it does not generate.
+        """
+        try:
+            seconds = await engine.probe()
+        except EngineTimeout:
+            raise  # a saturated engine may take longer than a probe may
+        except EngineError as error:
+            engine.health.note_probe(str(error))
+            raise
+        engine.health.note_probe(None)
+        return seconds
+
+    async def _first(
+        self, call: Callable[[Engine], Awaitable[T]], model: str, heard: "_Heard | None" = None, *, near: str = ""
+    ) -> T:
+        self._probe_due()
+        able = [each for each in self.members if self._router is None or self._router.may_serve(each, model)]
+        admitted = [each for each in able if each.health.admits]
+        lacking = [each for each in self.members if each not in able]
         refusal: EngineError | None = None
-        for engine in sorted(self.members, key=lambda each: (not each.has_room, each.url != near, each.in_flight)):
-            if self._router is not None and not self._router.may_serve(engine, model):
-                lacking.append(engine)
+        repeats = _REPEATS
+        for engine in sorted(admitted, key=lambda each: _preference(each, near)):
+            if not engine.health.admits:  # its trial began, or it was ejected, while another engine was tried
                 continue
             try:
-                return await call(engine)
-            except (_NotTaken, EngineRefused) as error:
+                return await self._attempt(engine, call)
+            except EngineError as error:
+                if not _may_repeat(error, heard):
+                    raise
                 engine.note_refusal()
                 refusal = refusal or error
                 if isinstance(error, _NotServed):
                     lacking.append(engine)
+                if not isinstance(error, _NotTaken):
+                    repeats -= 1
+                    if repeats < 0:
+                        raise
         if self._router is not None:
+            lacking = [each for each in lacking if each.health.admits] or lacking
             for engine in lacking * 2:  # two rounds: the adapter may be unloaded again before the call
                 try:
                     await self._router.restore(engine, model)
@@ -872,10 +964,84 @@ class EnginePool:
                     continue
                 engine.note_room()
                 try:
-                    return await call(engine)
+                    return await self._attempt(engine, call)
                 except _NotTaken as error:
                     refusal = error
+        if not admitted:  # no healthy engine: an ejected one may have recovered
+            for engine in sorted(able, key=lambda each: each.health.ejected_until):
+                try:
+                    return await self._attempt(engine, call)
+                except EngineError as error:
+                    if not _may_repeat(error, heard):
+                        raise
+                    refusal = error
         raise refusal or _NotServed(f"no engine can serve {model} at present")
+
+    async def _attempt(self, engine: Engine, call: Callable[[Engine], Awaitable[T]]) -> T:
+        """`call` on one engine; its outcome counts for the engine's health."""
+        health = engine.health
+        begun = health.epoch
+        try:
+            async with health.calling(engine.check_alive):
+                result = await call(engine)
+        except EngineError as error:
+            if _is_failure(error, engine):
+                health.note_failure(str(error), begun=begun)
+            raise
+        health.note_success(begun=begun)
+        engine.note_room()
+        return result
+
+    def _probe_due(self) -> None:
+        """Probe the engines whose ejection has lasted its time, in the background."""
+        for engine in self.members:
+            if engine.health.is_due() and engine.url not in self._probes:
+                self._probes[engine.url] = asyncio.create_task(self._probe_quietly(engine))
+
+    async def _probe_quietly(self, engine: Engine) -> None:
+        try:
+            await self.probe(engine)
+        except EngineTimeout as error:
+            engine.health.note_probe(str(error))  # it was ejected already
+        except EngineError:
+            pass  # noted
+        finally:
+            self._probes.pop(engine.url, None)
+
+
+class _Heard:
+    """Whether a caller has received a part of its reply."""
+
+    def __init__(self) -> None:
+        self.any = False
+
+    def noting(self, listen: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[None]]:
+        async def note(*args: P.args, **kwargs: P.kwargs) -> None:
+            self.any = True
+            await listen(*args, **kwargs)
+
+        return note
+
+
+def _preference(engine: Engine, near: str) -> tuple[bool, bool, bool, int]:
+    """Trials first, because without a request they never end; then the engine with room and the fewest requests.
+
+    Of engines with room, that at the URL `near` goes first.
+    """
+    return engine.health.standing is Standing.SOUND, not engine.has_room, engine.url != near, engine.in_flight
+
+
+def _may_repeat(error: EngineError, heard: _Heard | None) -> bool:
+    """Whether another engine may get a request after this error of the first."""
+    is_repeatable = isinstance(error, _NotTaken | _Failed | EngineRefused | MalformedReply | EngineFrozen)
+    return is_repeatable and not (heard is not None and heard.any)
+
+
+def _is_failure(error: EngineError, engine: Engine) -> bool:
+    """Whether an error speaks against the engine: not when it is full, lacks an adapter, or the request is bad."""
+    if isinstance(error, _NotTaken):
+        return not engine.is_reachable
+    return isinstance(error, EngineUnavailable | EngineTimeout | EngineRefused | MalformedReply)
 
 
 def _chat_body(prompt: Prompt, *, model: str, sampling: Sampling) -> dict[str, Any]:
@@ -937,4 +1103,4 @@ def _raise_for(status: int, content: bytes) -> None:
         case 429 | 503:
             raise _NotTaken("the engine accepts no more requests at present", retry_after_s=2.0)
         case _:
-            raise EngineUnavailable(f"the engine answered with status {status}: {message[:200]}")
+            raise _Failed(f"the engine answered with status {status}: {message[:200]}")

@@ -61,6 +61,10 @@ class EngineRefused(EngineError):
     """
 
 
+class MalformedReply(EngineError):
+    """The engine's reply is no JSON, or lacks what a reply needs."""
+
+
 class EngineTimeout(EngineError):
     """A generation exceeded its time limit."""
 

@@ -11,7 +11,8 @@ from sqlalchemy import text
 
 from gadfly.actor import Actor
 from gadfly.engine_client import Adapters, Engine
-from gadfly.errors import EngineRefused, GadflyError
+from gadfly.engine_health import Standing
+from gadfly.errors import EngineError, EngineRefused, GadflyError
 from gadfly.records import Pointer, Swap, SwapKind, SwapStatus
 from gadfly.service.answering.single_flight import SingleFlight
 from gadfly.service.critics.loader import without_adapters
@@ -23,6 +24,10 @@ from gadfly.store.database import Database
 
 _ACTOR_VALID_S = 60.0
 _READY_VALID_S = 1.0  # /readyz generates a token; more frequent requests share one check
+
+
+class _Ejected(EngineError):
+    """The engine generates a token, and fails requests."""
 
 
 class Check(BaseModel):
@@ -52,6 +57,10 @@ class EngineState(BaseModel):
     url: str
     in_flight: int
     reachable: bool
+    health: Standing = Field(
+        description="sound; ejected: it failed several requests in a row and gets none for some seconds, while another "
+        "engine can answer; trial: it answered a probe after that, and gets one request at a time."
+    )
     adapters: bool | None = Field(
         description="Whether it loads adapters at run time. false: it serves version 0 only; null: not known yet."
     )
@@ -125,6 +134,7 @@ class Health:
     ) -> None:
         self._database = database
         self._critics = critics
+        self._pool = critics.engines
         self._engines = critics.engines.members
         self._actor = actor
         self._recorder = recorder
@@ -160,12 +170,18 @@ class Health:
 
     async def _check_engines(self) -> str:
         # One engine that generates is enough to answer requests.
-        outcomes = await asyncio.gather(*(engine.probe() for engine in self._engines), return_exceptions=True)
+        outcomes = await asyncio.gather(*map(self._probe, self._engines), return_exceptions=True)
         failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         if len(failures) == len(outcomes):
             raise failures[0]
-        refused = [f"; {failure}" for failure in failures if isinstance(failure, EngineRefused)]
+        refused = [f"; {failure}" for failure in failures if isinstance(failure, EngineRefused | _Ejected)]
         return f"{len(outcomes) - len(failures)} of {len(outcomes)} engines generate{''.join(refused)}"
+
+    async def _probe(self, engine: Engine) -> None:
+        """Raises EngineError where an engine does not generate, or gets no requests because it failed several."""
+        await self._pool.probe(engine)
+        if engine.health.standing is Standing.EJECTED:
+            raise _Ejected(f"{without_password(engine.url)} failed several requests in a row (see the log)")
 
     async def _check_database(self) -> str:
         async with self._database.session() as session:
@@ -245,6 +261,7 @@ class Health:
                     url=without_password(engine.url),
                     in_flight=engine.in_flight,
                     reachable=engine.is_reachable,
+                    health=engine.health.standing,
                     adapters=None if engine.known_adapters is None else engine.known_adapters is Adapters.LOADED,
                     critics=self._critics.loader.proven_on(engine),
                 )

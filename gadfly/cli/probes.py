@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 
 LIMIT_S = 3.0
+_TOO_LATE = "it does not answer in time"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,11 @@ class Answer:
     @property
     def is_ok(self) -> bool:
         return self.status == 200
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the connection was taken and nothing answered: a frozen program, and not one that stops or starts."""
+        return self.problem == _TOO_LATE
 
 
 async def get(url: str, *, limit_s: float = LIMIT_S, key: str | None = None) -> Answer:
@@ -83,5 +89,5 @@ def _reason(error: httpx.HTTPError) -> str:
     if isinstance(error, httpx.ConnectError):
         return "nothing listens there"
     if isinstance(error, httpx.TimeoutException):
-        return "it does not answer in time"
+        return _TOO_LATE
     return str(error) or type(error).__name__

@@ -64,6 +64,8 @@ def show(collected: dict[str, Any]) -> None:
         table.add_row("watch", f"[yellow]{state['watch']}[/]")
     for engine in state.get("engines", []):
         reachable = "reachable" if engine["reachable"] else "[red]unreachable[/]"
+        if engine.get("health", "sound") != "sound":
+            reachable = "[red]failing, the other engines get its requests[/]"
         limit = ", serves version 0 only" if engine.get("adapters") is False else ""
         table.add_row("engine", f"{engine['url']}: {reachable}, {engine['in_flight']} in flight{limit}")
     rows = collected["rows"]

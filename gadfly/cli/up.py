@@ -14,7 +14,9 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
 from gadfly.cli.probes import accepts_connections, engine_endpoint, get, why_not_ready
 from gadfly.cli.processes import IsReady, Program, ProgramFailed, Supervisor
@@ -23,11 +25,17 @@ from gadfly.cli.up_state import UpState, clean_leftovers, exclusive
 from gadfly.errors import BadSettings, StoreUnavailable
 from gadfly.settings import ENV_PREFIX, Settings, without_password
 
+T = TypeVar("T")
+
 DATABASE, ENGINE, SERVICE, TRAINER = "database", "engine", "service", "trainer"
 
 _LEAST_FREE_BYTES = 300 * 2**20  # an empty Postgres with its write-ahead log, and some records
 _UNIX_PATH_MAX = 107
 _READY_WITHIN_S = 120.0
+_LONGEST_WAIT_S = 5.0  # before a restart of the database or the service: they start in seconds
+_TRAINER_SERVES_AFTER_S = 60.0  # it counts as ready at once, and some of its faults need a minute to show
+_SETTLE_S = 1.0  # the end of a killed Postgres may take that long to be noticed
+_DATABASE_LIMIT_S = 60.0  # for the database to return while `up` starts
 _NOT_FOR_THE_ENGINE = tuple(f"{ENV_PREFIX}{name}" for name in ("DATABASE_URL", "KEY", "ENGINE_KEY", "ACTOR_KEY"))
 _EXAMPLE = {
     "question": "Tom has 3 boxes with 4 apples each. He eats 2 apples. How many are left?",
@@ -134,23 +142,38 @@ class _Up:
                         environment=self._environment(),
                         log=self._log(DATABASE),
                         is_ready=_accepts(url),
+                        longest_wait_s=_LONGEST_WAIT_S,
                         hurried_limit_s=10.0,  # time for Postgres itself to stop
                     ),
                     note=progress.note,
                 )
                 progress.result("Postgres is ready")
         with step("schema", "migrating") as progress:
-            await asyncio.to_thread(migrate, url)
-            await key_stored_questions(self._settings, url)
+            await self._with_database(url, lambda: asyncio.to_thread(migrate, url))
+            await self._with_database(url, lambda: key_stored_questions(self._settings, url))
             progress.result("current")
         return url
+
+    async def _with_database(self, url: str, work: Callable[[], Awaitable[T]]) -> T:
+        """`work`, again if the embedded Postgres ended meanwhile and is started again."""
+        deadline = time.monotonic() + _DATABASE_LIMIT_S
+        while True:
+            starts = self._supervisor.starts(DATABASE)
+            try:
+                return await work()
+            except StoreUnavailable:
+                if self._settings.database_url is not None or time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(_SETTLE_S)
+                if self._supervisor.starts(DATABASE) == starts and await accepts_connections(url):
+                    raise
 
     async def _check_keys(self, url: str) -> None:
         if self._settings.is_loopback:
             return
         from gadfly.cli.storage import active_keys
 
-        if not await active_keys(self._settings, url):
+        if not await self._with_database(url, lambda: active_keys(self._settings, url)):
             raise BadSettings(_needs_keys(self._settings))
 
     async def _start_engine(self) -> None:
@@ -164,6 +187,7 @@ class _Up:
                     environment=environment,
                     log=self._log(ENGINE),
                     is_ready=_answers(engine_endpoint(f"unix://{path}", "/health")),
+                    is_alive=_reacts(engine_endpoint(f"unix://{path}", "/health")),
                     stop_limit_s=35.0,  # vLLM drains its requests for 30
                 ),
                 note=progress.note,
@@ -181,6 +205,8 @@ class _Up:
                     environment=environment,
                     log=self._log(SERVICE),
                     is_ready=_serves(self._url, progress),
+                    is_alive=_reacts(f"{self._url}/healthz"),
+                    longest_wait_s=_LONGEST_WAIT_S,
                     stop_limit_s=45.0,  # the service drains its requests for 30
                 )
             )
@@ -199,6 +225,7 @@ class _Up:
                     environment=self._environment() | self._addresses(url),
                     log=self._log(TRAINER),
                     is_ready=_immediately,
+                    served_after_s=_TRAINER_SERVES_AFTER_S,
                     stop_limit_s=15.0,
                 )
             )
@@ -331,6 +358,13 @@ def _report(text: str) -> None:
 def _answers(url: str) -> IsReady:
     async def probe() -> bool:
         return (await get(url)).is_ok
+
+    return probe
+
+
+def _reacts(url: str) -> IsReady:
+    async def probe() -> bool:
+        return not (await get(url)).is_late
 
     return probe
 

@@ -4,7 +4,7 @@ import asyncio
 import os
 import select
 import socket
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_asyn
 
 from gadfly.errors import StoreUnavailable
 from gadfly.settings import Settings
+from gadfly.store.breaker import Breaker, BreakerLimits
 from gadfly.store.tables import Table
 
 VERSION_TABLE = "gadfly_schema"
@@ -35,6 +36,7 @@ VERSION_TABLE = "gadfly_schema"
 MIGRATIONS = Path(__file__).parents[1] / "migrations"
 _POOL_PATIENCE = 4  # in a burst, waiting for a connection may take longer than a statement
 _SNAPSHOT = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+_BREAKER = BreakerLimits()
 _MIGRATION_PATIENCE_S = 60  # for another replica's migration
 _MIGRATION_LOCK = 0x6761_6466_6C79  # "gadfly": replicas that start together migrate one after another
 
@@ -48,7 +50,15 @@ class Database:
         ...         interaction = await read_interaction(session, id, scope=None)
     """
 
-    def __init__(self, url: str, *, pool: int = 5, timeout_s: float = 5.0, role: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        pool: int = 5,
+        timeout_s: float = 5.0,
+        role: str | None = None,
+        breaker: BreakerLimits = _BREAKER,
+    ) -> None:
         """`timeout_s` bounds connecting and each statement; the wait for a free connection may be four times as long.
 
         With a `role`, every connection has the rights of that database role.
@@ -56,6 +66,7 @@ class Database:
         self.url = url
         self.timeout_s = timeout_s
         self._opened = _Opened()
+        self._breaker = Breaker(self._probe, breaker)
         self._engine = create_async_engine(
             url,
             pool_size=pool,
@@ -81,6 +92,7 @@ class Database:
 
     async def close(self) -> None:
         """Close every connection, also those of tasks that were cancelled. Sessions in use fail."""
+        await self._breaker.aclose()
         await self._engine.dispose()
         await self._opened.close()
 
@@ -92,25 +104,62 @@ class Database:
         several statements needs it, because other transactions may commit between them.
 
         Never keep it open while the engine generates. After `limit_s` seconds (default: twice `timeout_s`) the
-        connection is cut, so a Postgres that hangs cannot block the caller.
+        connection is cut, so a Postgres that hangs cannot block the caller. While Postgres does not answer at all, no
+        connection is tried (`store/breaker.py`).
 
         Raises:
             StoreUnavailable: Postgres is unreachable, too slow or restarting, or all connections are in use. The
                 outcome of a commit in progress is then unknown.
         """
+        self._breaker.require_closed()
         try:
-            async with self._sessions() as session:
-                options = _SNAPSHOT if snapshot else {}
-                raw = await (await session.connection(execution_options=options)).get_raw_connection()
-                assert raw.driver_connection is not None
-                with _watchdog(raw.driver_connection.fileno(), 2 * self.timeout_s if limit_s is None else limit_s):
-                    try:
-                        yield session
-                        await session.commit()
-                    finally:
-                        await session.close()
+            with self._breaker.watching():
+                async with self._sessions() as session:
+                    raw = await self._connected(session, options=_SNAPSHOT if snapshot else {})
+                    limit_s = 2 * self.timeout_s if limit_s is None else limit_s
+                    with _watchdog(raw.fileno(), limit_s) as cut, self._breaker.releasing(cut):
+                        try:
+                            yield session
+                            await session.commit()
+                        finally:
+                            await session.close()
         except (DBAPIError, PoolTimeout) as error:
-            raise _translated(error) from error
+            translated = _translated(error)
+            if isinstance(translated, StoreUnavailable):
+                self._breaker.suspect()
+            raise translated from error
+
+    async def _connected(self, session: AsyncSession, *, options: Mapping[str, Any]) -> psycopg.AsyncConnection[Any]:
+        """The session's connection, from the pool or new."""
+        limit = asyncio.timeout(None)
+        loop = asyncio.get_running_loop()
+        try:
+            async with limit:
+                with self._breaker.releasing(lambda: limit.reschedule(loop.time())):
+                    raw = await (await session.connection(execution_options=options)).get_raw_connection()
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            self._breaker.require_closed()
+            raise StoreUnavailable("Postgres is unavailable: it did not answer") from None
+        connection = raw.driver_connection
+        assert isinstance(connection, psycopg.AsyncConnection)
+        return connection
+
+    async def _probe(self) -> None:
+        """Raises:
+        StoreUnavailable: Postgres accepts no connection, or does not answer.
+        """
+        try:
+            connection = await self._opened.connect(
+                _plain(self.url), autocommit=True, **_connect_args(self.url, self.timeout_s, None)
+            )
+            try:
+                await connection.execute("SELECT 1")
+            finally:
+                await connection.close()
+        except psycopg.Error as error:
+            raise StoreUnavailable(_why(error)) from error
 
     async def notices(self, channel: str) -> AsyncGenerator[None]:
         """One item when listening begins, and one for each notice that a committed transaction sends to `channel`.
@@ -121,17 +170,16 @@ class Database:
         Raises:
             StoreUnavailable: Postgres is unavailable, or becomes so.
         """
-        url = make_url(self.url).set(drivername="postgresql").render_as_string(hide_password=False)
         try:
             async with await psycopg.AsyncConnection.connect(
-                url, autocommit=True, **_connect_args(self.url, self.timeout_s, None)
+                _plain(self.url), autocommit=True, **_connect_args(self.url, self.timeout_s, None)
             ) as connection:
                 await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
                 yield
                 async for _ in connection.notifies():
                     yield
         except psycopg.Error as error:
-            raise StoreUnavailable(f"Postgres is unavailable: {str(error).strip() or type(error).__name__}") from error
+            raise StoreUnavailable(_why(error)) from error
 
 
 class _Opened:
@@ -182,8 +230,18 @@ def _finish(opening: asyncio.Task[psycopg.AsyncConnection[Any]]) -> None:
         opening.result().pgconn.finish()
 
 
+def _plain(url: str) -> str:
+    """The address as libpq reads it."""
+    return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+def _why(error: psycopg.Error) -> str:
+    return f"Postgres is unavailable: {str(error).strip() or type(error).__name__}"
+
+
 @contextmanager
-def _watchdog(descriptor: int, limit_s: float) -> Generator[None]:
+def _watchdog(descriptor: int, limit_s: float) -> Generator[Callable[[], None]]:
+    """Cut a connection after `limit_s` seconds, or when the caller does."""
     # Shutting the socket down makes the driver see a lost connection wherever it waits. It is done on a duplicate: if
     # the driver closes its descriptor in the meantime, another connection may already use the same number.
     with socket.socket(fileno=os.dup(descriptor)) as stream:
@@ -194,7 +252,7 @@ def _watchdog(descriptor: int, limit_s: float) -> Generator[None]:
 
         timer = asyncio.get_running_loop().call_later(limit_s, cut)
         try:
-            yield
+            yield cut
         finally:
             timer.cancel()
 

@@ -7,6 +7,7 @@ Postgres refuses to run as root. Started by root, it runs as the system user `pg
 and the folders above the data and the binaries get the permission to traverse them (o+x, no more).
 """
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -40,6 +41,8 @@ _SYSTEM_USER = "pgserver"
 _BINARIES: Path = POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION]
 _START_LIMIT_S = 120  # recovery after a crash replays the log first
 _STOP_LIMIT_S = 60
+_PROBE_LIMIT_S = 3
+_KILL_LIMIT_S = 5  # for the kernel, and for the parent that collects the exit status
 _MAX_LOG_BYTES = 10 * 2**20
 _LONGEST_SOCKET_FOLDER = 107 - len("/.s.PGSQL.5432.lock")
 _DISK_FULL = "No space left on device"
@@ -95,6 +98,40 @@ class EmbeddedPostgres:
     @property
     def is_running(self) -> bool:
         return self._postmaster() is not None
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the server takes a connection and does not react for some seconds. Refusals are reactions."""
+        try:
+            psycopg.connect(
+                host=str(self._socket_folder),
+                port=_PORT,
+                user=_SUPERUSER,
+                dbname=DATABASE,
+                connect_timeout=_PROBE_LIMIT_S,
+            ).close()
+        except psycopg.errors.ConnectionTimeout:
+            return True
+        except psycopg.Error:
+            return False
+        return False
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the server's main process is stopped (SIGSTOP)."""
+        postmaster = self._postmaster()
+        try:
+            return postmaster is not None and postmaster.status() == psutil.STATUS_STOPPED
+        except psutil.Error:
+            return False
+
+    def kill_all(self) -> None:
+        """Kill every process of the server, frozen ones included. Committed transactions are kept by its log."""
+        killed = list(filter(self._is_this_server, psutil.process_iter()))
+        for process in killed:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(killed, timeout=_KILL_LIMIT_S)
 
     def start(self) -> None:
         """Start the server unless it runs, and create its database unless it exists.
@@ -313,6 +350,7 @@ class EmbeddedPostgres:
             while any(map(self._is_this_server, psutil.process_iter())) and time.monotonic() < deadline:
                 time.sleep(0.05)
             (self.data / "postmaster.pid").unlink(missing_ok=True)
+            (self._socket_folder / f".s.PGSQL.{_PORT}.lock").unlink(missing_ok=True)  # has the same process id
 
     def _wait_for_owner(self) -> None:
         deadline = time.monotonic() + _START_LIMIT_S

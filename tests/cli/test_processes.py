@@ -8,6 +8,7 @@ import sys
 import textwrap
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -25,6 +26,7 @@ from gadfly.cli.up_state import (
     marked,
     started_at,
 )
+from gadfly.cli.vitals import MemoryKills, Patience
 from gadfly.errors import Conflict
 
 # Creates a file when it is ready, and records the order in which programs are stopped.
@@ -59,7 +61,9 @@ def reports() -> list[str]:
 
 @pytest.fixture
 async def supervisor(home: Path, reports: list[str]) -> AsyncIterator[Supervisor]:
-    supervisor = Supervisor(home, UpState(), report=reports.append, make_backoff=lambda: Backoff(first_s=0.05))
+    supervisor = Supervisor(
+        home, UpState(), report=reports.append, first_wait_s=0.05, patience=Patience(every_s=0.1, limit_s=0.2)
+    )
     yield supervisor
     supervisor.hurry()
     await supervisor.stop()
@@ -164,11 +168,72 @@ async def test_a_program_that_was_never_ready_is_not_waited_for(supervisor: Supe
     await asyncio.wait_for(supervisor.stop(), 20)
 
 
-def test_back_off_doubles_up_to_a_limit_and_is_reset_by_a_long_uptime() -> None:
-    backoff = Backoff(first_s=1, longest_s=8, quiet_s=120)
-    assert [backoff.after(uptime_s=3) for _ in range(5)] == [1, 2, 4, 8, 8]
-    assert backoff.after(uptime_s=500) == 1
-    assert backoff.after(uptime_s=3) == 2
+def test_what_served_is_restarted_at_once_and_other_waits_double_up_to_a_limit() -> None:
+    backoff = Backoff(first_s=1, longest_s=5)
+    assert [backoff.after(served=False) for _ in range(5)] == [1, 2, 4, 5, 5]
+    assert backoff.after(served=True) == 0
+    assert backoff.after(served=False) == 1
+
+
+async def test_a_program_that_served_is_restarted_at_once(
+    supervisor: Supervisor, home: Path, reports: list[str]
+) -> None:
+    await supervisor.start(replace(program(home, "service"), served_after_s=0.1))
+    for _ in range(3):
+        await asyncio.sleep(0.2)
+        reports.clear()
+        (home / "service").unlink()
+        os.kill(pid_of(home, "service"), signal.SIGKILL)
+        await until(lambda: "the service is ready again" in reports)
+        assert "restarting it at once" in reports[0]
+
+
+async def test_a_frozen_program_is_ended_and_restarted(supervisor: Supervisor, home: Path, reports: list[str]) -> None:
+    await supervisor.start(program(home, "trainer"))
+    os.kill(pid_of(home, "trainer"), signal.SIGSTOP)
+    await until(lambda: "the trainer is ready again" in reports, within_s=5)
+    assert reports[0] == "the trainer does not answer, ending it"
+
+
+async def test_a_frozen_child_of_a_program_counts(supervisor: Supervisor, home: Path, reports: list[str]) -> None:
+    await supervisor.start(program(home, "engine", WITH_CHILD))
+    (child,) = psutil.Process(pid_of(home, "engine")).children()
+    child.suspend()
+    await until(lambda: "the engine is ready again" in reports, within_s=5)
+    await until(lambda: is_over(child))
+
+
+IDLE = OBEDIENT.replace("while True: time.sleep(0.05)", "while True: time.sleep(60)")
+BUSY = OBEDIENT.replace("while True: time.sleep(0.05)", "while True: pass")
+
+
+@pytest.mark.parametrize(("code", "is_ended"), [(IDLE, True), (BUSY, False)], ids=["idle", "busy"])
+async def test_what_does_not_answer_is_ended_unless_it_works(
+    code: str, is_ended: bool, supervisor: Supervisor, home: Path, reports: list[str]
+) -> None:
+    async def no_answer() -> bool:
+        await asyncio.sleep(60)
+        return True
+
+    await supervisor.start(replace(program(home, "service", code), is_alive=no_answer))
+    await asyncio.sleep(2)
+    assert ("the service does not answer, ending it" in reports) is is_ended
+
+
+async def test_a_program_that_is_killed_while_it_starts_is_started_again(
+    supervisor: Supervisor, home: Path, reports: list[str]
+) -> None:
+    slow = OBEDIENT.replace("(folder / name).touch()", "time.sleep(0.7); (folder / name).touch()")
+    starting = asyncio.create_task(supervisor.start(program(home, "engine", slow)))
+    await asyncio.sleep(0.3)
+    os.kill(pid_of(home, "engine"), signal.SIGKILL)
+    await asyncio.wait_for(starting, 10)
+    assert reports == ["the engine was ended while it started (killed by SIGKILL), starting it again"]
+
+
+async def test_a_program_that_is_killed_at_each_start_is_given_up(supervisor: Supervisor, home: Path) -> None:
+    with pytest.raises(ProgramFailed, match="killed by SIGKILL"):
+        await supervisor.start(program(home, "engine", "import os; os.kill(os.getpid(), 9)"))
 
 
 SUPERVISOR = """
@@ -331,10 +396,20 @@ def test_the_tail_of_a_log_begins_at_an_offset(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("code", "text"),
-    [(3, "exit code 3"), (-15, "killed by SIGTERM"), (-9, "killed by SIGKILL, often because memory ran out")],
+    [(3, "exit code 3"), (-15, "killed by SIGTERM"), (-9, "killed by SIGKILL")],
 )
 def test_exits_are_described(code: int, text: str) -> None:
     assert describe_exit(code) == text
+
+
+def test_memory_is_the_reason_only_when_the_kernel_says_so() -> None:
+    assert describe_exit(-9, memory_ran_out=True) == "killed by SIGKILL because memory ran out"
+    assert describe_exit(-15, memory_ran_out=True) == "killed by SIGTERM"
+    assert not MemoryKills().is_new()
+    kills = MemoryKills()
+    kills.known = -1  # fewer than the kernel counts now
+    assert kills.is_new()
+    assert not kills.is_new(), "each is reported once"
 
 
 def test_a_lock_is_not_inherited_by_children(home: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import time
+from contextlib import suppress
 
 import pytest
 from sqlalchemy import make_url, text
@@ -10,6 +11,7 @@ from sqlalchemy.exc import IntegrityError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly.errors import StoreUnavailable
+from gadfly.store.breaker import BreakerLimits
 from gadfly.store.database import Database
 from tests.support.postgres import PostgresServer
 
@@ -17,6 +19,15 @@ from tests.support.postgres import PostgresServer
 async def ping(database: Database, *, limit_s: float | None = None) -> None:
     async with database.session(limit_s=limit_s) as session:
         assert await session.scalar(text("SELECT 1")) == 1
+
+
+async def until_it_answers(database: Database) -> None:
+    """A server that did not answer is asked in the background."""
+    async with asyncio.timeout(10):
+        while True:
+            with suppress(StoreUnavailable):
+                return await ping(database)
+            await asyncio.sleep(0.05)
 
 
 async def add(session: AsyncSession, *versions: int) -> None:
@@ -137,7 +148,46 @@ async def test_a_server_that_hangs_cannot_hold_the_caller(own_postgres: Postgres
             await ping(database, limit_s=0.5)  # a new one is not even accepted
         assert time.monotonic() - started < 5
         own_postgres.thaw()
+        await until_it_answers(database)
         await ping(database)
+
+
+async def test_a_frozen_server_is_noticed_once_and_then_costs_nothing(own_postgres: PostgresServer) -> None:
+    limits = BreakerLimits(suspicious_s=0.3, probe_limit_s=0.5, probe_every_s=0.2)
+    async with Database(own_postgres.url, pool=2, timeout_s=5, breaker=limits) as database:
+
+        async def seconds() -> float:
+            started = time.monotonic()
+            try:
+                async with database.session() as session:
+                    await session.execute(text("SELECT 1"))
+            except StoreUnavailable:
+                return time.monotonic() - started
+            return -1.0
+
+        await asyncio.gather(seconds(), seconds())
+        own_postgres.freeze()
+        try:
+            first = await asyncio.gather(*(seconds() for _ in range(20)))
+            later = await asyncio.gather(*(seconds() for _ in range(200)))
+        finally:
+            own_postgres.thaw()
+        assert max(first) < 2.5, "also those that waited for one of the two connections"
+        assert min(first) > 0
+        assert 0 < max(later) < 0.1
+        await until_it_answers(database)
+
+
+async def test_slow_statements_do_not_open_the_breaker(database_url: str) -> None:
+    limits = BreakerLimits(suspicious_s=0.05)
+    async with Database(database_url, pool=2, breaker=limits) as database:
+
+        async def sleep() -> None:
+            async with database.session() as session:
+                await session.execute(text("SELECT pg_sleep(0.3)"))
+
+        await asyncio.gather(*(sleep() for _ in range(6)))
+        await sleep()
 
 
 async def test_a_connection_is_not_lost_when_its_task_is_cancelled(database_url: str) -> None:

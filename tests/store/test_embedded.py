@@ -198,3 +198,41 @@ def fill(folder: Path) -> None:
     with (folder / "filler").open("wb", buffering=0) as filler, suppress(OSError):
         while filler.write(bytes(2**16)):
             pass
+
+
+def test_a_frozen_server_is_killed_and_keeps_its_data(home: Path) -> None:
+    """What `gadfly up` runs: the keeper ends, and the next one has the server again."""
+    keeper = [sys.executable, "-m", "gadfly.cli.postgres"]
+    environment = {**os.environ, "GADFLY_HOME": str(home)}
+    server = EmbeddedPostgres(home)
+    with subprocess.Popen(keeper, env=environment, stderr=subprocess.PIPE, text=True) as first:
+        try:
+            assert first.stderr is not None
+            assert "Postgres runs" in first.stderr.readline()
+            query(server, "CREATE TABLE kept AS SELECT 7 AS number")
+            postmaster = server._postmaster()
+            assert postmaster is not None
+            postmaster.suspend()
+            assert first.wait(15) == 1
+            assert "did not react" in first.stderr.read()
+        finally:
+            first.kill()
+    assert not server.is_running
+    with server:
+        assert query(server, "SELECT number FROM kept") == "7"
+
+
+def test_a_server_that_refuses_is_not_late(home: Path) -> None:
+    server = EmbeddedPostgres(home)
+    assert not server.is_late, "nothing listens"
+    with server:
+        assert not server.is_late
+        postmaster = server._postmaster()
+        assert postmaster is not None
+        postmaster.suspend()
+        try:
+            assert server.is_late
+            assert server.is_frozen
+        finally:
+            postmaster.resume()
+        assert not server.is_late
