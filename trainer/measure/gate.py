@@ -16,7 +16,8 @@ from typing import Any, Self
 from gadfly.evidence import MeanTest, interval
 from gadfly.grading import Grade
 from gadfly.planning import FIRST_LINEAGE, GAIN_SHARES, MARGIN_ERROR
-from gadfly.trainer.measure.metrics import Judged, measure, proportion
+from gadfly.rates import proportion
+from gadfly.trainer.measure.metrics import Judged, measure
 from gadfly.training import GateOutcome, TrainConfig
 
 LOSS_ERROR = 0.05  # chance to reject a candidate that lost nothing, per axis
