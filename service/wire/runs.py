@@ -7,6 +7,7 @@ from uuid import UUID
 from pydantic import ConfigDict, Field, JsonValue, StrictBool
 
 from gadfly.service.wire.common import RequestId, Wire
+from gadfly.service.wire.critics import ThresholdView
 from gadfly.training import GateOutcome, RunStatus, Stage, TrainConfig, Trigger
 
 
@@ -70,6 +71,10 @@ class PlanView(Wire):
     warnings: list[str]
     notes: list[str]
     actor_answers: int = Field(description="The most answers that the actor is asked for.")
+    threshold_alone: ThresholdView | None = Field(
+        description="What a verdict threshold of the live critic would give without training, on the labelled answers "
+        "that it judged; null below 20 of either class."
+    )
 
 
 class ProgressView(Wire):
