@@ -399,14 +399,11 @@ def threshold_alone(live: Sequence[Judged]) -> Threshold | None:
 
 
 def _about_threshold(alone: Threshold, candidate: Estimate | None) -> str:
-    reached, with_it = (
-        "" if candidate is None else f"; the candidate judges {100 * candidate.value:.1f} %",
-        alone.balanced,
-    )
+    reached = "" if candidate is None else f"; the candidate judges {100 * candidate.value:.1f} %"
+    value, low, high = (100 * share for share in (alone.balanced.value, alone.balanced.low, alone.balanced.high))
     return (
-        f"Without training, a threshold fitted to the live critic's probabilities would judge {100 * with_it.value:.1f} % "
-        f"of both classes rightly ({100 * with_it.low:.1f} to {100 * with_it.high:.1f} %, cross-fitted){reached}. This "
-        "does not decide."
+        f"Without training, a threshold fitted to the live critic's probabilities would judge {value:.1f} % of both "
+        f"classes rightly ({low:.1f} to {high:.1f} %, cross-fitted){reached}. This does not decide."
     )
 
 
