@@ -6,7 +6,7 @@ The key of a service that needs one is read from GADFLY_KEY.
 import os
 import sys
 
-from gadfly.client import Client, ServiceUnavailable
+from gadfly.client import Client, ServiceUnavailable, Text
 
 QUESTION = "A shirt of 60 euros is 20 percent cheaper today. What does it cost, in euros?"
 RESPONSE = "60 - 20 = 40. The answer is 40."
@@ -14,23 +14,22 @@ RESPONSE = "60 - 20 = 40. The answer is 40."
 
 def main(url: str) -> None:
     with Client(url, key=os.environ.get("GADFLY_KEY")) as client:
-        judged = client.post("/critique", {"question": QUESTION, "response": RESPONSE})
-        print(f"critic {judged['critic']['version']} says: {judged['verdict']}")
+        judged = client.critique(QUESTION, RESPONSE)
+        print(f"critic {judged.critic.version} says: {judged.verdict}")
 
         # With the id of the critique the rewrite uses it again instead of writing a second one.
-        critique_id = judged["critiques"][0]["id"]
-        refined = client.post("/refine", {"question": QUESTION, "response": RESPONSE, "critique_id": critique_id})
-        print(f"rewritten: {refined['refined_response']}")
+        refined = client.refine(QUESTION, RESPONSE, critique_id=judged.critiques[0].id)
+        print(f"rewritten: {refined.refined_response}")
 
         # The same text may be sent as it is generated.
-        for name, data in client.events("/critique", {"question": QUESTION, "response": RESPONSE}):
-            if name == "text":
-                print(data["text"], end="", flush=True)
+        for event in client.stream_critique(QUESTION, RESPONSE):
+            if isinstance(event, Text):
+                print(event.text, end="", flush=True)
         print()
 
         # A label, now or weeks later. The critic learns from it.
-        feedback = client.post("/feedback", {"interaction_id": judged["id"], "correct": False, "reference": "48"})
-        print(f"feedback {feedback['id']}: by the reference the answer is {feedback['grade']}")
+        feedback = client.feedback(judged.id, correct=False, reference="48")
+        print(f"feedback {feedback.id}: by the reference the answer is {feedback.grade}")
 
 
 if __name__ == "__main__":

@@ -11,11 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from statistics import NormalDist
-from typing import Any
 from uuid import UUID
 
-from pydantic import TypeAdapter
-
+from gadfly.scoreboard import Scoreboard, Threshold
 from gadfly.settings import Settings
 from gadfly.store.training_data import LabelledAnswer, source_counts
 from gadfly.training import TrainConfig, WarmStart
@@ -90,18 +88,11 @@ class Plan:
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
     actor_answers: int = 0  # the most that the actor is asked for: first answers and refinements, with the evaluation's
+    threshold_alone: Threshold | None = None  # of the live critic, without training; None: too few judged answers
 
     def without_ids(self) -> "Plan":
         """The same plan without the lists of ids, which are long; their hash and the counts stay."""
         return replace(self, train_ids=None, validation_ids=None, heldout_ids=None)
-
-    def to_json(self) -> dict[str, Any]:
-        """The plan as JSON values."""
-        values: dict[str, Any] = _PLAN.dump_python(self, mode="json")
-        return values
-
-
-_PLAN = TypeAdapter(Plan)
 
 
 def plan(
@@ -394,6 +385,24 @@ def with_labels(
         )
     keys = dict.fromkeys(case.voter.key_id for case in contradicting)
     return replace(found, warnings=(*found.warnings, *warnings), contradicting_keys=tuple(keys))
+
+
+def with_threshold(found: Plan, board: Scoreboard, *, live: int) -> Plan:
+    """The plan with what a verdict threshold alone would give: the rung below training, with the same labels.
+
+    `board` is the scoreboard of the live critic, whose version is `live`.
+    """
+    threshold, served = board.threshold, board.balanced
+    if threshold is None or served is None:
+        return found
+    with_it = threshold.balanced
+    note = (
+        f"Without training, a threshold fitted to the probabilities of critic@{live} would judge "
+        f"{100 * with_it.value:.0f} % ({100 * with_it.low:.0f} to {100 * with_it.high:.0f}) of both classes correctly, "
+        f"and its verdicts judge {100 * served.value:.0f} %: on {board.answers} labelled answers of its traffic, "
+        "cross-fitted."
+    )
+    return replace(found, threshold_alone=threshold, notes=(*found.notes, note))
 
 
 def _basis(model: LabelModel) -> str:

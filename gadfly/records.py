@@ -252,6 +252,18 @@ class Feedback:
     grade_problem: str | None = None  # why `reference` cannot be read: there is no grade
 
 
+class CriticStatus(StrEnum):
+    """Whether a critic was trained, and measured by the gate of its run."""
+
+    UNTRAINED = "untrained"  # version 0, the base model under the critic's prompt
+    TRAINED = "trained"
+
+    @classmethod
+    def of(cls, adapter_sha256: str | None) -> "CriticStatus":
+        """The status of a critic with this adapter, or with none."""
+        return cls.UNTRAINED if adapter_sha256 is None else cls.TRAINED
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CriticVersion:
     """One immutable critic. Version 0 is the base model under the critic's prompt."""
@@ -266,6 +278,10 @@ class CriticVersion:
     prompt_set: str | None = None  # the prompts it was trained with; None for version 0
     origin: dict[str, Any] | None = None  # of a pulled critic: `source`, and there `run_id` and `gate`
     verdict_only: bool = False  # trained without references: what its critiques do to a rewrite was never rewarded
+
+    @property
+    def status(self) -> CriticStatus:
+        return CriticStatus.of(self.adapter_sha256)
 
     @property
     def engine_name(self) -> str:

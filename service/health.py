@@ -3,22 +3,29 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Literal
-from uuid import UUID
 
-from pydantic import BaseModel, Field
 from sqlalchemy import text
 
 from gadfly.actor import Actor
 from gadfly.engine_client import Adapters, Engine
 from gadfly.engine_health import Standing
 from gadfly.errors import EngineError, EngineRefused, GadflyError
-from gadfly.records import Pointer, Swap, SwapKind, SwapStatus
+from gadfly.records import SwapStatus
 from gadfly.service.answering.single_flight import SingleFlight
 from gadfly.service.critics.loader import without_adapters
 from gadfly.service.critics.serving import CriticServing
 from gadfly.service.metrics import Metrics
 from gadfly.service.recording.recorder import Recorder
+from gadfly.service.wire.health import (
+    Check,
+    EngineState,
+    Readiness,
+    ReplicaState,
+    SpoolState,
+    State,
+    SwapState,
+    path_of,
+)
 from gadfly.settings import without_password
 from gadfly.store.database import Database
 
@@ -28,98 +35,6 @@ _READY_VALID_S = 1.0  # /readyz generates a token; more frequent requests share 
 
 class _Ejected(EngineError):
     """The engine generates a token, and fails requests."""
-
-
-class Check(BaseModel):
-    ok: bool
-    detail: str
-    seconds: float
-
-
-class Readiness(BaseModel):
-    """`ready`: the service can answer requests and store the answers; `detail` of a failed check gives the reason.
-
-    Three checks do not affect `ready`. `swap`: after a refused swap the service answers as before. `actor`: while its
-    own endpoint is unavailable the service still critiques. `sampling`, whether the engines sample as they report: one
-    that does not still answers, and training does without it.
-    """
-
-    ready: bool
-    engine: Check
-    database: Check
-    critic: Check
-    swap: Check
-    actor: Check
-    sampling: Check
-
-
-class EngineState(BaseModel):
-    url: str
-    in_flight: int
-    reachable: bool
-    health: Standing = Field(
-        description="sound; ejected: it failed several requests in a row and gets none for some seconds, while another "
-        "engine can answer; trial: it answered a probe after that, and gets one request at a time."
-    )
-    adapters: bool | None = Field(
-        description="Whether it loads adapters at run time. false: it serves version 0 only; null: not known yet."
-    )
-    critics: list[int] = Field(description="Versions that this engine has proven to serve; version 0 needs no proof.")
-
-
-class SwapState(BaseModel):
-    version: int
-    from_version: int
-    kind: SwapKind
-    status: SwapStatus
-    reason: str | None = Field(
-        description="For a refused swap, where its reason can be read: reasons may hold people's texts and need a key."
-    )
-
-    @classmethod
-    def of(cls, swap: Swap | None) -> "SwapState | None":
-        if swap is None:
-            return None
-        return cls(
-            version=swap.version,
-            from_version=swap.from_version,
-            kind=swap.kind,
-            status=swap.status,
-            reason=f"the last swap was refused; see {_path(swap)}" if swap.status is SwapStatus.REFUSED else None,
-        )
-
-
-def _path(swap: Swap) -> str:
-    return f"GET /critics/{swap.version}"
-
-
-class ReplicaState(BaseModel):
-    id: UUID
-    live_critic: int | None
-    in_flight: dict[str, int]
-    problem: str | None
-
-
-class SpoolState(BaseModel):
-    records: int
-    bytes: int
-    rejected: int
-
-
-class State(BaseModel):
-    """The present state of this replica: requests in flight by critic version, engines, replicas and the spool."""
-
-    status: Literal["starting", "running"]
-    uptime_s: float
-    live_critic: int | None = Field(description="The version that this replica answers with by default.")
-    pointers: dict[Pointer, int] = Field(description="The versions of live, candidate and previous.")
-    swap: SwapState | None = Field(description="The swap in progress, else the last one.")
-    replicas: list[ReplicaState] = Field(description="All replicas of this deployment, this one included.")
-    in_flight: dict[str, int]
-    engines: list[EngineState]
-    watch: str | None = Field(description="Why automatic rollback cannot decide, although labels arrive; null: it can.")
-    records_pending: int
-    spool: SpoolState
 
 
 class Health:
@@ -222,7 +137,7 @@ class Health:
         elif last is None:
             ok, detail = True, "no swap yet"
         elif last.status is SwapStatus.REFUSED:
-            ok, detail = False, f"version {last.version} was refused; see {_path(last)}"
+            ok, detail = False, f"version {last.version} was refused; see {path_of(last)}"
         else:
             ok, detail = True, f"version {last.version} followed {last.from_version}"
         return Check(ok=ok, detail=detail, seconds=0.0)

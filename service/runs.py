@@ -14,8 +14,9 @@ import structlog
 from gadfly import store
 from gadfly.actor import Actor
 from gadfly.errors import Conflict, EngineError, StoreUnavailable
-from gadfly.planning import Plan, differences, plan, with_labels
+from gadfly.planning import Plan, differences, plan, with_labels, with_threshold
 from gadfly.records import Split
+from gadfly.scoreboard import scoreboard
 from gadfly.service.answering.single_flight import SingleFlight
 from gadfly.service.critics.loader import Loader
 from gadfly.service.keyring import Caller
@@ -93,6 +94,8 @@ class Runs:
             per_step = await store.runs.seconds_per_step(session, config)
             patterns = await store.labels.read_patterns(session)
             names = {key.id: key.name for key in await store.keys.list_keys(session)}
+            live = await store.critics.resolve_critic(session, "live")
+            judged = await store.scores.scored_answers(session, live)
         share = self._settings.max_key_share
         found = await asyncio.to_thread(
             plan,
@@ -106,6 +109,7 @@ class Runs:
         )
         contradicting = await asyncio.to_thread(contradictions, patterns, model)
         found = with_labels(found, model, contradicting, names=names, max_key_share=share)
+        found = with_threshold(found, await asyncio.to_thread(scoreboard, judged), live=live.version)
         more = [*differences(config, self._settings), *self._about_engines(), *await self._about_actor(found, config)]
         return replace(found, warnings=(*found.warnings, *more))
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gadfly.cli.terminal import out, plain
-from gadfly.client import Client, ServiceError, problem_text
+from gadfly.client import Client, ServiceError, calls, problem_text
 
 _COLOURS = {"correct": "green", "incorrect": "red", "unparsed": "yellow"}
 _REASONS = {
@@ -19,14 +19,15 @@ _REASONS = {
 _SIGNS = {"correct": "✓", "incorrect": "✗", "unparsed": "?"}
 
 
-def stream_answer(client: Client, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+def stream_answer(client: Client, path: calls.AnswerPath, body: Mapping[str, Any]) -> dict[str, Any]:
     """Send the request, print the generated text as it arrives, and return the result.
 
     Raises:
         ServiceError: the service refused the request or failed, or the stream ended without a result.
     """
     current: tuple[str, int] | None = None  # role and round of the text being printed
-    for name, data in client.events(path, body):
+    for event in client.events(calls.streamed(calls.answer(path, body))):
+        name, data = event.name, event.data
         if name == "text" and data["sample"] == 0:  # the texts of several samples would mix; the result has all of them
             if current != (data["role"], data["round"]):
                 if current is not None:
@@ -82,7 +83,7 @@ def _verdict_line(result: Mapping[str, Any], judged: Mapping[str, Any]) -> str:
     certainty = "" if confidence is None else f"  confidence {confidence:.0%}"
     certainty += "" if calibrated is None else f", calibrated {calibrated:.0%}"
     critic = result["critic"]
-    sha = f" ({critic['adapter_sha256'][:12]})" if critic["adapter_sha256"] else " (the base model)"
+    sha = f" ({critic['adapter_sha256'][:12]})" if critic["adapter_sha256"] else " (the base model, untrained)"
     return (
         f"verdict     [bold {_COLOURS.get(verdict, 'yellow')}]{verdict}[/]{certainty}\n"
         f"critic      critic@{critic['version']}{sha}"

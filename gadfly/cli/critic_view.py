@@ -14,12 +14,13 @@ _COLOURS = {"done": "green", "refused": "red", "pending": "yellow"}
 def show_critics(critics: list[dict[str, Any]]) -> None:
     """Print one line per version."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("version", "pointers", "parent", "created", "adapter", ""):
+    for name in ("version", "pointers", "status", "parent", "created", "adapter", ""):
         table.add_column(name)
     for critic in critics:
         table.add_row(
             str(critic["version"]),
             Text(", ".join(critic["pointers"]), style="green" if "live" in critic["pointers"] else ""),
+            critic["status"],
             "" if critic["parent"] is None else str(critic["parent"]),
             critic["created_at"][:16].replace("T", " "),
             "the base model" if critic["adapter_sha256"] is None else critic["adapter_sha256"][:12],
@@ -32,12 +33,14 @@ def show_critic(critic: Mapping[str, Any]) -> None:
     """Print one version: its parent and run, its swaps and their receipts."""
     pointers = ", ".join(critic["pointers"]) or "no pointer"
     table = Table(box=None, show_header=False, padding=(0, 3, 0, 0))
-    table.add_row("version", f"{critic['version']} ({pointers})")
+    table.add_row("version", f"{critic['version']} ({pointers}), {critic['status']}")
     table.add_row("adapter", critic["adapter_sha256"] or "none: the base model under the critic's prompt")
     if critic["run_id"] is not None:
         gate = "" if critic["outcome"] is None else f", gate: {critic['outcome'].replace('_', ' ')}"
         table.add_row("parent", f"version {critic['parent']}, trained by run {critic['run_id']}{gate}")
     table.add_row("calibration", _calibration_line(critic["calibration"]))
+    for line in scoreboard_lines(critic["scoreboard"]):
+        table.add_row("your labels", line)
     if critic["origin"] is not None:
         gate = critic["origin"]["gate"]
         decision = "" if gate is None else f", gate there: {gate['outcome'].replace('_', ' ')}"
@@ -61,6 +64,37 @@ def show_swap(swap: Mapping[str, Any]) -> None:
         )
     else:
         out.print(f"version [green]{swap['version']}[/] is live; the previous version is {swap['from_version']}")
+
+
+def scoreboard_lines(board: Mapping[str, Any] | None) -> list[str]:
+    """How a critic does on labelled answers, and the threshold that would suit them."""
+    if board is None or not board["answers"]:
+        return ["none of its answers has a label yet: `gadfly feedback` gives one"]
+    rates = {
+        "right answers called correct": _percent(board["right"]),
+        "wrong answers called incorrect": _percent(board["wrong"]),
+        "AUROC": _number(board["auroc"]),
+        "error of the confidence (ECE)": _number(board["ece"]),
+        "of the calibrated one": _number(board["calibrated_ece"]),
+    }
+    known = [f"{name} {text}" for name, text in rates.items() if text is not None]
+    answers = f"on {board['answers']} labelled answer{'s' * (board['answers'] != 1)}"
+    lines = [f"{answers}: {', '.join(known)}"]
+    threshold = board["threshold"]
+    if threshold is not None:
+        lines.append(
+            f"with `correct` only from a probability of {threshold['p_correct']:.3f} on, balanced accuracy would be "
+            f"{_percent(threshold['balanced'])}, not {_percent(board['balanced'])} (a suggestion: no verdict changes)"
+        )
+    return lines
+
+
+def _percent(rate: Mapping[str, Any] | None) -> str | None:
+    return None if rate is None else f"{rate['value']:.0%} ({rate['low']:.0%} to {rate['high']:.0%})"
+
+
+def _number(rate: Mapping[str, Any] | None) -> str | None:
+    return None if rate is None else f"{rate['value']:.2f} ({rate['low']:.2f} to {rate['high']:.2f})"
 
 
 def _calibration_line(calibration: Mapping[str, Any] | None) -> str:

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from gadfly.cli import probes
 from gadfly.cli.connection import service_address
+from gadfly.cli.critic_view import scoreboard_lines
 from gadfly.cli.doctor import spooled
 from gadfly.cli.terminal import out, seconds
 from gadfly.cli.up_state import UpState, active_state, is_alive
@@ -23,6 +24,7 @@ async def collect(settings: Settings) -> dict[str, Any]:
     ready = await probes.get(f"{url}/readyz", limit_s=30)
     service_state = await probes.get(f"{url}/state")
     waiting, rejected = spooled(settings.home)
+    stored = await _stored(settings)
     return {
         "home": str(settings.home),
         "up": state is not None,
@@ -38,7 +40,8 @@ async def collect(settings: Settings) -> dict[str, Any]:
             else probes.why_not_ready(ready.body),
             "state": service_state.body if service_state.is_ok else None,
         },
-        "rows": await _rows(settings),
+        "rows": None if stored is None else stored["rows"],
+        "scoreboard": None if stored is None else stored["scoreboard"],
         "spool": {"bytes": waiting, "rejected": rejected},
     }
 
@@ -59,7 +62,8 @@ def show(collected: dict[str, Any]) -> None:
     state = service["state"] or {}
     if state.get("live_critic") is not None:
         in_flight = sum(state.get("in_flight", {}).values())
-        table.add_row("critic", f"critic@{state['live_critic']} is live, {in_flight} requests in flight")
+        untrained = " and untrained" if state["live_critic"] == 0 else ""
+        table.add_row("critic", f"critic@{state['live_critic']} is live{untrained}, {in_flight} requests in flight")
     if state.get("watch"):
         table.add_row("watch", f"[yellow]{state['watch']}[/]")
     for engine in state.get("engines", []):
@@ -68,6 +72,9 @@ def show(collected: dict[str, Any]) -> None:
             reachable = "[red]failing, the other engines get its requests[/]"
         limit = ", serves version 0 only" if engine.get("adapters") is False else ""
         table.add_row("engine", f"{engine['url']}: {reachable}, {engine['in_flight']} in flight{limit}")
+    if collected["scoreboard"] is not None:
+        for line in scoreboard_lines(collected["scoreboard"]):
+            table.add_row("your labels", line)
     rows = collected["rows"]
     if rows is None:
         table.add_row("database", "does not answer")
@@ -97,9 +104,11 @@ def _processes(state: UpState | None) -> list[dict[str, Any]]:
     ]
 
 
-async def _rows(settings: Settings) -> dict[str, Any] | None:
+async def _stored(settings: Settings) -> dict[str, Any] | None:
+    """The number of rows, and the scoreboard of the live critic."""
     from gadfly import store
     from gadfly.cli.storage import opened
+    from gadfly.scoreboard import scoreboard
 
     server = EmbeddedPostgres(settings.home)
     if settings.database_url is not None:
@@ -110,6 +119,9 @@ async def _rows(settings: Settings) -> dict[str, Any] | None:
         return None
     try:
         async with opened(settings, url) as database, database.session() as session:
-            return asdict(await store.interactions.count_rows(session))
+            rows = await store.interactions.count_rows(session)
+            live = await store.critics.resolve_critic(session, "live")
+            board = scoreboard(await store.scores.scored_answers(session, live))
+            return {"rows": asdict(rows), "scoreboard": asdict(board) | {"answers": board.answers}}
     except GadflyError:
         return None

@@ -239,6 +239,7 @@ class _Up:
             f"\nGadfly answers at [bold]{self._url}[/]  (API: {self._url}/docs)\n"
             f"  engine    {', '.join(map(without_password, self._engine_urls))}\n"
             f"  database  {database}\n"
+            f"  critic    {await _critic(self._url)}\n"
             f"  logs      {settings.home / 'logs'}\n\n"
             "Try it:\n"
         )
@@ -398,6 +399,20 @@ def _serves(service_url: str, progress: ProgressStep) -> IsReady:
 
 async def _immediately() -> bool:
     return True  # no other process depends on the trainer, which takes runs from a queue
+
+
+async def _critic(service_url: str) -> str:
+    """The live critic in a few words."""
+    state = (await get(f"{service_url}/state")).body
+    live = None if state is None else state.get("live_critic")
+    if live is None:
+        return "not known yet"
+    if live:
+        return f"critic@{live}"
+    return (
+        "critic@0, untrained: the base model as it is. Label answers (`gadfly feedback`, `gadfly import`), then "
+        "`gadfly retrain`"
+    )
 
 
 async def _wants_key(service_url: str) -> bool:

@@ -12,6 +12,7 @@ from gadfly.service.critics.pointers import CriticPointers
 from gadfly.service.critics.receipts import SwapReceipts
 from gadfly.service.critics.replicas import Replicas
 from gadfly.service.critics.sampling import SamplingProofs
+from gadfly.service.critics.scores import Scoreboards
 from gadfly.service.critics.shadow import ShadowJudge
 from gadfly.service.critics.swapper import Swapper
 from gadfly.service.critics.upkeep import EngineUpkeep
@@ -61,6 +62,7 @@ class CriticServing:
             upkeep=self.upkeep,
             metrics=metrics,
         )
+        self.scoreboards = Scoreboards(database)
         self.sampling = SamplingProofs(engines, temperature=settings.temperature)
         share = settings.shadow_share if settings.auto_rollback else 0.0
         self.watch = RollbackWatch(database, self.pointers, is_on=settings.auto_rollback, shadow_share=share)

@@ -118,7 +118,7 @@ def _result_of(answered: Answered, *, choices: int) -> GadflyResult:
         return GadflyResult(**common, critic=None, verdict=None, confidence=None)
     return GadflyResult(
         **common,
-        critic=CriticView(version=refined["critic_version"], adapter_sha256=refined["adapter_sha256"]),
+        critic=CriticView.answered(refined["critic_version"], refined["adapter_sha256"]),
         verdict=Verdict(refined["verdict"]),
         confidence=refined["confidence"],
         refinement_id=UUID(refined["interaction_id"]),

@@ -23,12 +23,14 @@ async def list_critics(caller: CallerDep, service: ServiceDep) -> list[CriticVer
 async def read_critic(
     version: Annotated[int, Path(ge=0, lt=2**31)], caller: CallerDep, service: ServiceDep
 ) -> CriticHistoryView:
-    """One critic: its parent, its training run, the gate's report, its calibration, its swaps and their receipts.
+    """One critic: its parent, its training run, the gate's report, its calibration, its scoreboard, its swaps and
+    their receipts.
 
     The reasons of swaps and the addresses of engines are shown to admins only.
     """
     critic = await service.critics.pointers.resolve(version)
     history = await service.critics.pointers.history(critic)
+    scores = await service.critics.scoreboards.read(critic)
     _, pointers = await service.critics.pointers.read_all()
     is_admin = caller.tier is Tier.ADMIN
-    return history_view(critic, pointers, history, served=service.settings.model, for_admin=is_admin)
+    return history_view(critic, pointers, history, scores, served=service.settings.model, for_admin=is_admin)

@@ -4,7 +4,7 @@ from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse, Response
 
 from gadfly.service.dependencies import ServiceDep
-from gadfly.service.health import Readiness, State
+from gadfly.service.wire.health import Readiness, State
 
 router = APIRouter(tags=["health"])
 

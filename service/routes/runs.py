@@ -3,15 +3,13 @@
 from typing import Annotated, Any
 from uuid import UUID
 
-import orjson
 from fastapi import APIRouter, Header, Query, Response
 
-from gadfly.planning import Plan
 from gadfly.service.answering.streaming import run_events
 from gadfly.service.dependencies import AdminDep, ServiceDep
 from gadfly.service.routes.docs import EVENTS, problems
 from gadfly.service.routes.json import StrictJsonRoute
-from gadfly.service.wire.runs import RetrainRequest, RunPage, RunQuery, RunSummary, RunView
+from gadfly.service.wire.runs import PlanView, RetrainRequest, RunPage, RunQuery, RunSummary, RunView
 from gadfly.training import Run
 
 router = APIRouter(
@@ -36,7 +34,7 @@ LastEventId = Annotated[
     responses={
         200: {
             "description": "With `dry_run`, the plan; otherwise the existing run of this request id.",
-            "model": Plan | RunView,
+            "model": PlanView | RunView,
         },
         **_ACCEPTED,
         **problems(409, 413),
@@ -51,7 +49,7 @@ async def retrain(body: RetrainRequest, caller: AdminDep, service: ServiceDep) -
     if body.dry_run:
         plan = await service.runs.plan(body.config)
         shown = plan if body.ids else plan.without_ids()
-        return Response(orjson.dumps(shown.to_json()), media_type="application/json")
+        return Response(PlanView.of(shown).model_dump_json(), media_type="application/json")
     requested = await service.runs.request(caller, body.config, request_id=body.request_id)
     return _located(requested.run, status=200 if requested.is_repeat else 202)
 

@@ -11,7 +11,7 @@ from pydantic import (
 )
 
 from gadfly.fields import FilledText
-from gadfly.records import Interaction
+from gadfly.records import CriticStatus, Interaction
 
 RequestId = Annotated[FilledText, Field(max_length=200)]
 Count = Annotated[StrictInt, Field(ge=1, le=1_000_000)]
@@ -54,6 +54,14 @@ class CriticView(Wire):
 
     version: int
     adapter_sha256: str | None
+    status: CriticStatus = Field(
+        description="`untrained`: version 0, the base model under the critic's prompt, which no gate has measured."
+    )
+
+    @classmethod
+    def answered(cls, version: int, adapter_sha256: str | None) -> Self:
+        """The critic with this version and this adapter."""
+        return cls(version=version, adapter_sha256=adapter_sha256, status=CriticStatus.of(adapter_sha256))
 
 
 class FieldProblem(BaseModel):
@@ -77,4 +85,4 @@ class Problem(BaseModel):
 def critic_of(interaction: Interaction) -> CriticView | None:
     if interaction.critic_version is None:
         return None
-    return CriticView(version=interaction.critic_version, adapter_sha256=interaction.adapter_sha256)
+    return CriticView.answered(interaction.critic_version, interaction.adapter_sha256)

@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from pydantic import (
+    AliasChoices,
     ConfigDict,
     Field,
     StrictInt,
@@ -15,11 +16,13 @@ from pydantic import (
 from gadfly.records import (
     CriticCalibration,
     CriticHistory,
+    CriticStatus,
     CriticVersion,
     Pointer,
     SwapKind,
     SwapStatus,
 )
+from gadfly.scoreboard import Scoreboard
 from gadfly.service.wire.common import Reason, Wire
 from gadfly.training import GateOutcome
 
@@ -48,6 +51,9 @@ class CriticVersionView(Wire):
     parent: int | None
     base_model: str
     adapter_sha256: str | None
+    status: CriticStatus = Field(
+        description="`untrained`: version 0, the base model under the critic's prompt, which no gate has measured."
+    )
     created_at: datetime
     verdict_only: bool = Field(
         description="Whether it was trained without references. If it is live, /refine is answered by the newest "
@@ -131,6 +137,45 @@ class CalibrationView(Wire):
     after: ReliabilityView = Field(description="Of the calibrated probability, as in `calibrated_confidence`.")
 
 
+class RateView(Wire):
+    """A number with its 95 % interval."""
+
+    value: float
+    answers: int = Field(validation_alias=AliasChoices("answers", "of"), description="It is measured on so many.")
+    low: float
+    high: float
+
+
+class ThresholdView(Wire):
+    """A suggested verdict threshold. It changes no verdict."""
+
+    p_correct: float = Field(
+        description="Call an answer correct from this probability of that word on, among the two verdict words."
+    )
+    balanced: RateView = Field(
+        description="Balanced accuracy with a threshold that was fitted to other questions (cross-fitted)."
+    )
+
+
+class ScoreboardView(Wire):
+    """How the critic does on the deployment's own labelled answers, as callers got its verdicts.
+
+    The newest right and the newest wrong answer to each question count. For a trained critic, only held-out questions
+    and those that arrived after it was made.
+    """
+
+    answers: int
+    right: RateView | None = Field(description="Right answers that it calls correct.")
+    wrong: RateView | None = Field(description="Wrong answers that it calls incorrect.")
+    balanced: RateView | None = Field(description="The mean of the two.")
+    auroc: RateView | None = Field(description="Chance that a right answer has a higher probability than a wrong one.")
+    ece: RateView | None = Field(
+        description="Expected calibration error of the two verdict words; null below 20 answers."
+    )
+    calibrated_ece: RateView | None = Field(description="The same of the calibrated probability.")
+    threshold: ThresholdView | None = Field(description="Null below 20 answers of either class.")
+
+
 class CriticHistoryView(CriticVersionView):
     """One critic, its origin, and its swaps."""
 
@@ -142,6 +187,7 @@ class CriticHistoryView(CriticVersionView):
         description="Null for version 0, for versions of earlier releases, and with fewer than 20 held-out questions "
         "of either class."
     )
+    scoreboard: ScoreboardView | None = Field(description="Null as long as none of its answers has a label.")
     origin: dict[str, Any] | None = Field(
         description="Of a pulled critic: its source, its run there, and the report of the gate there."
     )
@@ -155,7 +201,13 @@ def version_view(critic: CriticVersion, pointers: Mapping[Pointer, int], *, serv
 
 
 def history_view(
-    critic: CriticVersion, pointers: Mapping[Pointer, int], history: CriticHistory, *, served: str, for_admin: bool
+    critic: CriticVersion,
+    pointers: Mapping[Pointer, int],
+    history: CriticHistory,
+    scores: Scoreboard,
+    *,
+    served: str,
+    for_admin: bool,
 ) -> CriticHistoryView:
     """A critic and its history; only admins see the reasons of swaps and the addresses of engines."""
     swaps, receipts = history.swaps, history.receipts
@@ -169,6 +221,7 @@ def history_view(
         outcome=history.outcome,
         gate=history.gate and _without_evidence(history.gate),
         calibration=history.calibration and _calibration(history.calibration),
+        scoreboard=scores if scores.answers else None,
         origin=critic.origin if for_admin else _without_source(critic.origin),
         swaps=swaps,
         receipts=receipts,

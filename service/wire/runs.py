@@ -7,6 +7,7 @@ from uuid import UUID
 from pydantic import ConfigDict, Field, JsonValue, StrictBool
 
 from gadfly.service.wire.common import RequestId, Wire
+from gadfly.service.wire.critics import ThresholdView
 from gadfly.training import GateOutcome, RunStatus, Stage, TrainConfig, Trigger
 
 
@@ -23,6 +24,56 @@ class RetrainRequest(Wire):
     ids: StrictBool = Field(False, description="With `dry_run`: also list the ids of the answers.")
     request_id: RequestId | None = Field(
         None, description="The caller's idempotency key: a repeat returns the first run."
+    )
+
+
+class PortionView(Wire):
+    """Counts over a set of answers."""
+
+    answers: int
+    questions: int
+    right: int
+    wrong: int
+    by_source: dict[str, int]
+
+
+class PlanView(Wire):
+    """The plan of a run: the answers that it learns from and is measured on.
+
+    Detectable differences are shares; null: too few answers. `seconds` estimates sampling and learning in both stages
+    and the evaluation; null without an earlier run as a basis.
+    """
+
+    train_ids: list[UUID] | None = Field(description="Learned from; null, as the next two, unless `ids` was set.")
+    validation_ids: list[UUID] | None = Field(description="Of the train side, never learned from.")
+    heldout_ids: list[UUID] | None = Field(description="Judged by both critics.")
+    ids_sha256: str = Field(description="Of the three lists: plans with the same hash are about the same answers.")
+    stage_1: PortionView = Field(description="All labelled answers to learn from.")
+    stage_2: PortionView = Field(description="Those with a reference.")
+    pool_answers: int = Field(description="First answers that the actor samples in addition.")
+    validation: PortionView
+    heldout: PortionView
+    heldout_with_reference: PortionView
+    steps: int
+    detectable_discriminability: float | None
+    detectable_helpfulness: float | None
+    questions_for_margin: int | None = Field(
+        description="Needed to rule out a loss beyond the margin on an axis that did not change."
+    )
+    assumed_discordance: float
+    power: float
+    seconds: float | None
+    expected_mislabelled: dict[str, float] = Field(
+        description="Of `stage_1`, by label: answers whose label is probably false."
+    )
+    beyond_key_share: int = Field(description="Labelled answers left out because of the setting max_key_share.")
+    contradicting_keys: list[UUID | None] = Field(description="Keys whose labels contradict those of the others.")
+    warnings: list[str]
+    notes: list[str]
+    actor_answers: int = Field(description="The most answers that the actor is asked for.")
+    threshold_alone: ThresholdView | None = Field(
+        description="What a verdict threshold of the live critic would give without training, on the labelled answers "
+        "that it judged; null below 20 of either class."
     )
 
 

@@ -107,7 +107,7 @@ def test_a_critique_of_the_base_model_without_steps(capsys: pytest.CaptureFixtur
     unsure = {"verdict": "unparsed", "confidence": None, "calibrated_confidence": None}
     show_critique({**CRITIQUE, **unsure, "steps": [], "critic": critic, "grade": None})
     printed = capsys.readouterr().out
-    assert "critic@0 (the base model)" in printed
+    assert "critic@0 (the base model, untrained)" in printed
     assert "confidence" not in printed
     assert "no recognisable steps" in printed
 

@@ -16,12 +16,13 @@ ZERO: dict[str, Any] = {
     "parent": None,
     "base_model": "tiny",
     "adapter_sha256": None,
+    "status": "untrained",
     "created_at": "2026-01-02T03:04:05Z",
     "verdict_only": False,
     "archived": False,
     "pointers": ["previous"],
 }
-SEVEN = ZERO | {"version": 7, "parent": 0, "adapter_sha256": "ab" * 32, "pointers": ["live"]}
+SEVEN = ZERO | {"version": 7, "parent": 0, "adapter_sha256": "ab" * 32, "status": "trained", "pointers": ["live"]}
 SWAP: dict[str, Any] = {
     "id": "01-swap",
     "version": 7,
@@ -31,6 +32,17 @@ SWAP: dict[str, Any] = {
     "requested_at": "2026-01-02T03:04:05Z",
     "finished_at": "2026-01-02T03:04:06Z",
     "reason": None,
+}
+RATE = {"value": 0.9, "of": 30, "low": 0.74, "high": 0.97}
+BOARD: dict[str, Any] = {
+    "answers": 60,
+    "right": RATE,
+    "wrong": RATE | {"value": 0.1, "low": 0.03, "high": 0.26},
+    "balanced": RATE | {"value": 0.5, "low": 0.42, "high": 0.58},
+    "auroc": RATE | {"value": 0.561},
+    "ece": RATE | {"value": 0.41, "low": 0.3, "high": 0.52},
+    "calibrated_ece": None,
+    "threshold": {"p_correct": 0.9312, "balanced": RATE | {"value": 0.61}},
 }
 HISTORY = SEVEN | {
     "run_id": "01-run",
@@ -43,6 +55,7 @@ HISTORY = SEVEN | {
         "before": {"ece": 0.21, "low": 0.15, "high": 0.27},
         "after": {"ece": 0.031, "low": 0.0, "high": 0.066},
     },
+    "scoreboard": BOARD,
     "origin": None,
     "swaps": [SWAP, SWAP | {"status": "refused", "reason": "its hash [red]differs\x1b[2J"}],
     "receipts": [
@@ -65,8 +78,8 @@ def client(handler: Any) -> Client:
 def test_lists_critics_with_their_pointers(capsys: pytest.CaptureFixture[str]) -> None:
     show_critics([SEVEN, ZERO])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split() == ["7", "live", "0", "2026-01-02", "03:04", "abababababab"]
-    assert lines[2].split() == ["0", "previous", "2026-01-02", "03:04", "the", "base", "model"]
+    assert lines[1].split() == ["7", "live", "trained", "0", "2026-01-02", "03:04", "abababababab"]
+    assert lines[2].split() == ["0", "previous", "untrained", "2026-01-02", "03:04", "the", "base", "model"]
 
 
 def test_shows_how_a_critic_went_live(capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,6 +89,16 @@ def test_shows_how_a_critic_went_live(capsys: pytest.CaptureFixture[str]) -> Non
     assert "after 0 (promote): done" in shown
     assert "error (ECE) 0.210 (0.150 to 0.270) before, 0.031 (0.000 to 0.066) after, on 160 held-out questions" in shown
     assert "refused: its hash [red]differs" in shown, "a reason is not markup"
+    assert "7 (live), trained" in shown
+    words = " ".join(shown.split())
+    assert (
+        "on 60 labelled answers: right answers called correct 90% (74% to 97%), wrong answers called incorrect 10% (3% "
+        "to 26%), AUROC 0.56 (0.74 to 0.97), error of the confidence (ECE) 0.41 (0.30 to 0.52)" in words
+    )
+    assert (
+        "`correct` only from a probability of 0.931 on, balanced accuracy would be 61% (74% to 97%), not 50% (42%"
+        in words
+    )
     assert "\x1b" not in shown
     assert "proven on 2 engines, at most 3.2e-05 nats from the trainer; 4 requests in flight on 0, 0 lost" in shown
 
@@ -106,3 +129,14 @@ def test_a_refusal_is_one_sentence() -> None:
     refusal = {"title": "Conflict", "status": 409, "detail": "version 7 is not made live: its hash differs"}
     with pytest.raises(ServiceError, match="its hash differs"):
         request_promotion(client(lambda request: httpx.Response(409, json=refusal)), 7, None)
+
+
+def test_a_critic_without_labelled_answers_says_how_to_give_one(capsys: pytest.CaptureFixture[str]) -> None:
+    show_critic(ZERO | {name: None for name in HISTORY if name not in ZERO} | {"swaps": [], "receipts": []})
+    shown = capsys.readouterr().out
+    assert "0 (previous), untrained" in shown
+    assert "none of its answers has a label yet: `gadfly feedback` gives one" in shown
+    one = BOARD | {"answers": 1, "wrong": None, "auroc": None, "ece": None, "threshold": None}
+    show_critic(HISTORY | {"scoreboard": one})
+    words = " ".join(capsys.readouterr().out.split())
+    assert "on 1 labelled answer: right answers called correct 90% (74% to 97%) " in words

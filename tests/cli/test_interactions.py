@@ -86,9 +86,9 @@ def test_the_client_deletes() -> None:
         return httpx.Response(204)
 
     with Client("http://127.0.0.1:1", transport=httpx.MockTransport(answer)) as client:
-        client.delete(f"/interactions/{ID}")
+        client.delete_interaction(ID)
         with pytest.raises(ServiceError, match="there is no such interaction"):
-            client.delete("/interactions/gone")
+            client.delete_interaction("gone")
     assert seen == [("DELETE", f"/interactions/{ID}"), ("DELETE", "/interactions/gone")]
 
 

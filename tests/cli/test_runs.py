@@ -20,12 +20,11 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from gadfly import store
-from gadfly.cli import run_follow
 from gadfly.cli.main import app
 from gadfly.cli.request_input import read_train_options
-from gadfly.cli.run_follow import events_of, find_run
+from gadfly.cli.run_follow import find_run
 from gadfly.cli.run_view import RunDisplay, show_plan, show_run, show_runs
-from gadfly.client import Client, Event, ServiceError, ServiceUnavailable
+from gadfly.client import Client, Event, ServiceError, ServiceUnavailable, clients
 from gadfly.errors import BadInput
 from gadfly.grading import Grade
 from gadfly.settings import Settings
@@ -264,7 +263,7 @@ RUNNING = httpx.Response(200, json={**RUN, "status": "running"})
 
 
 def test_events_continue_after_the_last_one_received(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_follow, "_RETRY_S", 0.0)
+    monkeypatch.setattr(clients, "_FOLLOW_EVERY_S", 0.0)
     last_ids: list[str] = []
     outages: list[ServiceUnavailable] = []
     answers: Iterator[httpx.Response | httpx.ConnectError] = iter(
@@ -285,21 +284,21 @@ def test_events_continue_after_the_last_one_received(monkeypatch: pytest.MonkeyP
             raise answer
         return answer
 
-    events = list(events_of(fake(handler), "R", on_unavailable=outages.append))
+    events = list(fake(handler).follow_events("R", on_unavailable=outages.append))
     assert [event.id for event in events] == [3, 5, 8, 9]
     assert last_ids == ["0", "5", "5", "5", "5", "8"]
     assert len(outages) == 1, "one message per outage"
 
 
 def test_a_service_unavailable_at_first_or_for_long_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_follow, "_RETRY_S", 0.0)
-    monkeypatch.setattr(run_follow, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(clients, "_FOLLOW_EVERY_S", 0.0)
+    monkeypatch.setattr(clients, "_FOLLOW_PATIENCE_S", 0.05)
 
     def never(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("refused")
 
     with pytest.raises(ServiceUnavailable, match="gadfly up"):
-        list(events_of(fake(never), "R", on_unavailable=pytest.fail))
+        list(fake(never).follow_events("R", on_unavailable=pytest.fail))
     first = iter([stream((1, "status", {"status": "running"}), breaks=True)])
 
     def once(request: httpx.Request) -> httpx.Response:
@@ -308,7 +307,7 @@ def test_a_service_unavailable_at_first_or_for_long_is_an_error(monkeypatch: pyt
         raise httpx.ConnectError("refused")
 
     with pytest.raises(ServiceUnavailable, match="gadfly up"):
-        list(events_of(fake(once), "R", on_unavailable=lambda error: None))
+        list(fake(once).follow_events("R"))
 
 
 def test_a_refusal_is_not_retried() -> None:
@@ -319,7 +318,7 @@ def test_a_refusal_is_not_retried() -> None:
         ]
     )
     with pytest.raises(ServiceError, match="the key was revoked"):
-        list(events_of(fake(lambda request: next(answers)), "R", on_unavailable=lambda error: None))
+        list(fake(lambda request: next(answers)).follow_events("R"))
 
 
 # ------------------------------------------------------------------------------------------------------ real service

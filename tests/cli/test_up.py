@@ -174,7 +174,7 @@ def test_the_whole_stack_starts_answers_survives_kill_9_and_stops(
     judged = up.gadfly("critique", "-q", "What is 1 + 1?", "-r", "3", "--reference", "2", "--json")
     assert judged.returncode == 0, judged.stderr
     answer = json.loads(judged.stdout)
-    assert answer["critic"] == {"version": 0, "adapter_sha256": None}
+    assert answer["critic"] == {"version": 0, "adapter_sha256": None, "status": "untrained"}
     streamed = up.gadfly("critique", "-q", "What is 1 + 1?", "-r", "3", "--reference", "2")
     assert "critic@0" in streamed.stdout, streamed.stderr
     refined = up.gadfly("refine", "-q", "What is 1 + 1?", "-r", "3", "--reference", "2")

@@ -207,7 +207,7 @@ async def test_a_refined_answer_keeps_both_answers(ai: AsyncOpenAI, client: http
     assert inner["grade"] is not None, "the first answer is graded"
     assert shown["grade"] == inner["result"]["refined_grade"], "and so is the one that the caller got"
     assert result["verdict"] == inner["result"]["verdict"]
-    assert result["critic"] == {"version": 0, "adapter_sha256": None}
+    assert result["critic"] == {"version": 0, "adapter_sha256": None, "status": "untrained"}
     assert answer.usage is not None
     assert answer.usage.completion_tokens > inner["result"]["usage"]["completion_tokens"]
 
@@ -399,7 +399,7 @@ async def test_a_share_of_answers_is_judged_in_the_background(settings: Settings
         ]
         await until_judged(client, answers)
         interaction = await kept(client, answers[0])
-        assert interaction["critic"] == {"version": 0, "adapter_sha256": None}
+        assert interaction["critic"] == {"version": 0, "adapter_sha256": None, "status": "untrained"}
         assert interaction["result"]["critique"]
         assert interaction["parameters"]["temperature"] == settings.temperature
         body = {"interaction_id": interaction["id"], "correct": False}

@@ -171,6 +171,7 @@ async def test_lists_critics(client: httpx.AsyncClient) -> None:
     [zero] = (await client.get("/critics")).json()
     assert zero["version"] == 0
     assert zero["pointers"] == ["live"]
+    assert zero["status"] == "untrained"
     detail = (await client.get("/critics/0")).json()
     assert {name: detail[name] for name in zero} == zero
     assert (detail["run_id"], detail["gate"], detail["swaps"], detail["receipts"]) == (None, None, [], [])

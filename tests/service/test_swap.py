@@ -283,7 +283,11 @@ async def test_a_critic_is_pushed_and_proven_in_a_second_deployment(
             promoted = await client.post("/admin/promote", json={"version": 1})
             assert (promoted.status_code, promoted.json()["status"]) == (200, "done")
             answered = (await client.post("/critique", json={**ASK, "temperature": 0})).json()
-            assert answered["critic"] == {"version": 1, "adapter_sha256": adapter.marker.sha256}
+            assert answered["critic"] == {
+                "version": 1,
+                "adapter_sha256": adapter.marker.sha256,
+                "status": "trained",
+            }
             assert answered["critique"] == world.texts[2]
     finally:
         postgres.execute("DROP DATABASE second WITH (FORCE)")

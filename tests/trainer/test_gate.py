@@ -18,6 +18,7 @@ from gadfly.trainer.measure.gate import (
     Traffic,
     Unit,
     decide,
+    threshold_alone,
     units_of,
     wealth_needed,
 )
@@ -398,3 +399,32 @@ def test_an_equal_candidate_is_rarely_promoted_over_many_nights() -> None:
             if report.outcome is not UNKNOWN:
                 break
     assert promoted / 40 <= 0.05
+
+
+def test_the_report_says_what_a_threshold_alone_would_give() -> None:
+    """The live critic calls all correct, with a higher probability for right answers: a threshold would do."""
+
+    def sure(items: list[Judged]) -> list[Judged]:
+        return [
+            replace(item, p_correct=0.9 if item.was_right else 0.7, p_incorrect=0.1 if item.was_right else 0.3)
+            for item in items
+        ]
+
+    live = sure(critic(BOTH, first(80, 160)))
+    report = decide(live, critic(BOTH, first(120, 160)), CONFIG)
+    alone = report.numbers["threshold_alone"]
+    assert (alone["balanced"]["value"], alone["balanced"]["of"]) == (1, 160)
+    assert 0.7 < alone["p_correct"] < 0.9
+    [sentence] = [each for each in report.reasons if each.startswith("Without training")]
+    assert "would judge 100.0 % of both classes rightly (" in sentence
+    assert "the candidate judges 75.0 %" in sentence
+    unread = decide(critic(BOTH, first(80, 160)), critic(BOTH, first(120, 160)), CONFIG)
+    assert unread.numbers["threshold_alone"] is None, "no verdict words were read"
+    assert not any(each.startswith("Without training") for each in unread.reasons)
+    assert unread.outcome is report.outcome, "it does not decide"
+
+
+def test_samples_of_an_answer_count_once_for_the_threshold() -> None:
+    item = replace(critic([True], [True])[0], p_correct=0.6, p_incorrect=0.4)
+    few = [replace(item, sample=sample, was_right=right) for sample in range(30) for right in (True, False)]
+    assert threshold_alone(few) is None

@@ -7,20 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gadfly.grading import Grade
+from gadfly.rates import Estimate, Proportion
 from gadfly.trainer.measure.metrics import (
-    Estimate,
     Judged,
-    Proportion,
     Samples,
-    auroc,
-    balanced,
     calibration,
     is_majority_right,
     measure,
     measure_samples,
     paired_difference,
     pass_at_k,
-    proportion,
 )
 from gadfly.verdict import Verdict
 
@@ -123,37 +119,9 @@ def test_the_gain_is_the_fixed_share_minus_the_broken_share(rows: list[tuple[boo
     assert found.delta.value == pytest.approx(found.accuracy_refined.value - found.accuracy_before.value)
 
 
-def test_wilson() -> None:
-    half = proportion(5, 10)
-    assert half == Proportion(5, 10, 0.5, pytest.approx(0.2366, abs=1e-4), pytest.approx(0.7634, abs=1e-4))
-    none = proportion(0, 10)
-    assert none is not None
-    assert (none.low, none.high) == (0, pytest.approx(0.2775, abs=1e-4))  # z^2 / (n + z^2)
-    assert proportion(0, 0) is None
-
-
 def test_paired_difference() -> None:
     found = paired_difference(3, 1, 9)  # 2/11 +- 1.96 * sqrt(5 - 4/11) / 11
     assert found == Estimate(pytest.approx(2 / 9), 9, pytest.approx(-0.2018, abs=1e-4), pytest.approx(0.5655, abs=1e-4))
-
-
-def test_balanced_is_the_mean_and_its_interval_adds_squares() -> None:
-    found = balanced(Proportion(8, 10, 0.8, 0.5, 0.9), Proportion(2, 10, 0.2, 0.16, 0.44))
-    assert found is not None
-    assert found.value == pytest.approx(0.5)
-    assert found.low == pytest.approx(0.5 - (0.3**2 + 0.04**2) ** 0.5 / 2)
-    assert found.high == pytest.approx(0.5 + (0.1**2 + 0.24**2) ** 0.5 / 2)
-
-
-def test_auroc_counts_ties_half() -> None:
-    found = auroc([0.9, 0.8, 0.4, 0.7, 0.4], [True, True, True, False, False])
-    assert found is not None
-    assert found.value == pytest.approx(4.5 / 6)
-    # Hanley and McNeil: A = 3/4, Q1 = 0.6, Q2 = 1.125/1.75; (3/16 + 2 (Q1 - A^2) + (Q2 - A^2)) / 6
-    variance = (0.1875 + 2 * (0.6 - 0.5625) + (1.125 / 1.75 - 0.5625)) / 6
-    assert found.low == pytest.approx(0.75 - 1.959964 * variance**0.5, abs=1e-6)
-    assert found.high == 1.0
-    assert auroc([0.1, 0.2], [True, True]) is None
 
 
 def test_calibration_by_hand() -> None:

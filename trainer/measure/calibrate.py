@@ -20,7 +20,8 @@ from gadfly.calibration import (
     expected_error,
     log_odds,
 )
-from gadfly.trainer.measure.metrics import Judged, proportion
+from gadfly.rates import proportion
+from gadfly.trainer.measure.metrics import Judged
 
 LEAST_QUESTIONS = 20  # of each class: with fewer, the fit is as likely to harm as to help
 FOLDS = 10

@@ -13,10 +13,13 @@ from dataclasses import asdict, dataclass, field
 from statistics import NormalDist
 from typing import Any, Self
 
+from gadfly.calibration import log_odds
 from gadfly.evidence import MeanTest, interval
 from gadfly.grading import Grade
 from gadfly.planning import FIRST_LINEAGE, GAIN_SHARES, MARGIN_ERROR
-from gadfly.trainer.measure.metrics import Judged, measure, proportion
+from gadfly.rates import Estimate, proportion
+from gadfly.scoreboard import Threshold, fitted_threshold
+from gadfly.trainer.measure.metrics import Judged, measure
 from gadfly.training import GateOutcome, TrainConfig
 
 LOSS_ERROR = 0.05  # chance to reject a candidate that lost nothing, per axis
@@ -322,6 +325,7 @@ def decide(
         name: measure(items, confidence=config.gate_confidence)
         for name, items in (("live", live), ("candidate", candidate))
     }
+    alone = threshold_alone(live)
     needed = wealth_needed(config, evidence.lineage)
     wealth = _gain(evidence, axes)
     by_name = {axis.name: axis for axis in axes}
@@ -346,6 +350,7 @@ def decide(
         "traffic": None if traffic is None else asdict(traffic),
         "live": measured["live"].to_json(),
         "candidate": measured["candidate"].to_json(),
+        "threshold_alone": None if alone is None else asdict(alone),
         "evidence": evidence.to_json(),
     }
 
@@ -364,6 +369,8 @@ def decide(
             f"Utility on the deployment's own traffic does not count: fewer than {LEAST_TRAFFIC} of its answers have "
             "a label."
         )
+    if alone is not None:
+        reasons.append(_about_threshold(alone, measured["candidate"].discrimination_balanced))
     low_classes = _below_floor(measured["candidate"].to_json(), config)
     outcome, why = _outcome(axes, anchored, low_classes, wealth=wealth, needed=needed, config=config)
     return GateReport(outcome=outcome, numbers=numbers, reasons=reasons + why)
@@ -376,6 +383,28 @@ def wealth_needed(config: TrainConfig, lineage: int) -> float:
     """
     share = FIRST_LINEAGE if lineage == 1 else (1 - FIRST_LINEAGE) * 6 / math.pi**2 / (lineage - 1) ** 2
     return 1 / ((1 - config.gate_confidence) * share)
+
+
+def threshold_alone(live: Sequence[Judged]) -> Threshold | None:
+    """What the live critic would reach without training, by a verdict threshold fitted to the same held-out answers.
+
+    Cross-fitted over questions; the first sample of one answer of either class to each question counts.
+    """
+    judged: dict[tuple[bytes, bool], tuple[bytes, float, bool]] = {}
+    for item in sorted(live, key=lambda each: (each.round, each.sample, each.answer_id)):
+        odds = log_odds(item.p_correct, item.p_incorrect)
+        if odds is not None:
+            judged.setdefault((item.question_hash, item.was_right), (item.question_hash, odds, item.was_right))
+    return fitted_threshold(list(judged.values()))
+
+
+def _about_threshold(alone: Threshold, candidate: Estimate | None) -> str:
+    reached = "" if candidate is None else f"; the candidate judges {100 * candidate.value:.1f} %"
+    value, low, high = (100 * share for share in (alone.balanced.value, alone.balanced.low, alone.balanced.high))
+    return (
+        f"Without training, a threshold fitted to the live critic's probabilities would judge {value:.1f} % of both "
+        f"classes rightly ({low:.1f} to {high:.1f} %, cross-fitted){reached}. This does not decide."
+    )
 
 
 @dataclass(frozen=True, slots=True)

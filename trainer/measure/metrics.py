@@ -12,7 +12,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from statistics import NormalDist
 from typing import Any
 from uuid import UUID
 
@@ -20,6 +19,7 @@ import numpy as np
 
 from gadfly.fields import HexBytes
 from gadfly.grading import Grade
+from gadfly.rates import Estimate, Proportion, auroc, balanced, proportion, z_score
 from gadfly.trainer.rl.rewards import states_the_truth
 from gadfly.verdict import Verdict
 
@@ -71,27 +71,6 @@ class Judged:
 
 
 # ---------------------------------------------------------------------------------------------------------------- rates
-
-
-@dataclass(frozen=True, slots=True)
-class Proportion:
-    """`hits` of `of`, with Wilson's interval."""
-
-    hits: int
-    of: int
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A number from `of` items that is not a proportion. Each function that returns one names its interval's method."""
-
-    value: float
-    of: int
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,38 +131,9 @@ class CriticMetrics:
         return asdict(self)
 
 
-def z_score(confidence: float) -> float:
-    """The two-sided quantile of the normal distribution: 1.96 at 0.95."""
-    return NormalDist().inv_cdf((1 + confidence) / 2)
-
-
-def proportion(hits: int, of: int, *, confidence: float = 0.95) -> Proportion | None:
-    """`hits` of `of` with the score interval of Wilson (1927); None if `of` is 0."""
-    if of == 0:
-        return None
-    z2 = z_score(confidence) ** 2
-    value = hits / of
-    middle = (value + z2 / (2 * of)) / (1 + z2 / of)
-    half = math.sqrt(z2 * (value * (1 - value) / of + z2 / (4 * of**2))) / (1 + z2 / of)
-    return Proportion(hits, of, value, max(0.0, middle - half), min(1.0, middle + half))
-
-
 def _share(flags: Iterable[bool], confidence: float) -> Proportion | None:
     flags = list(flags)
     return proportion(sum(flags), len(flags), confidence=confidence)
-
-
-def balanced(right: Proportion | None, wrong: Proportion | None) -> Estimate | None:
-    """The mean of two independent proportions; None if either class is empty.
-
-    The interval adds the squares of both proportions' distances to their bounds (Newcombe 1998, method 10).
-    """
-    if right is None or wrong is None:
-        return None
-    value = (right.value + wrong.value) / 2
-    down = math.hypot(right.value - right.low, wrong.value - wrong.low) / 2
-    up = math.hypot(right.high - right.value, wrong.high - wrong.value) / 2
-    return Estimate(value, right.of + wrong.of, max(0.0, value - down), min(1.0, value + up))
 
 
 def paired_difference(gained: int, lost: int, of: int, *, confidence: float = 0.95) -> Estimate | None:
@@ -194,25 +144,6 @@ def paired_difference(gained: int, lost: int, of: int, *, confidence: float = 0.
     error = math.sqrt((gained + lost + 1) - difference**2 / n) / n
     z = z_score(confidence)
     return Estimate(difference / of, of, max(-1.0, difference / n - z * error), min(1.0, difference / n + z * error))
-
-
-def auroc(scores: Sequence[float], labels: Sequence[bool], *, confidence: float = 0.95) -> Estimate | None:
-    """The chance that a positive scores higher than a negative; ties count half. None if a class is empty.
-
-    The interval is normal, with the standard error of Hanley and McNeil (1982).
-    """
-    values, is_positive = np.asarray(scores, dtype=float), np.asarray(labels, dtype=bool)
-    positives, negatives = values[is_positive], np.sort(values[~is_positive])
-    m, n = len(positives), len(negatives)
-    if m == 0 or n == 0:
-        return None
-    below = np.searchsorted(negatives, positives, side="left")
-    up_to = np.searchsorted(negatives, positives, side="right")
-    area = float((below + up_to).sum()) / (2 * m * n)
-    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
-    variance = (area * (1 - area) + (m - 1) * (q1 - area**2) + (n - 1) * (q2 - area**2)) / (m * n)
-    half = z_score(confidence) * math.sqrt(max(variance, 0.0))
-    return Estimate(area, m + n, max(0.0, area - half), min(1.0, area + half))
 
 
 def calibration(scores: Sequence[float], labels: Sequence[bool], *, confidence: float = 0.95) -> Calibration | None:

@@ -1,13 +1,16 @@
 """`gadfly critique`, `refine` and `feedback`: the service's main endpoints."""
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gadfly.cli.commands.arguments import Json, RequestId
 from gadfly.cli.options import takes_settings
 from gadfly.settings import Settings
+
+if TYPE_CHECKING:
+    from gadfly.client import calls
 
 app = typer.Typer()
 
@@ -118,21 +121,22 @@ def feedback(
     from gadfly.cli.connection import connect
     from gadfly.cli.request_input import read_text
     from gadfly.cli.terminal import out, print_json
+    from gadfly.client import calls
 
-    body = {
-        "interaction_id": interaction_id,
-        "request_id": request_id,
-        "critique_id": critique_id,
-        "refinement_id": refinement_id,
-        "correct": correct,
-        "helpful": helpful,
-        "reference": read_text(reference),
-        "edited_response": read_text(edited),
-        "rating": rating,
-        "comment": comment,
-    }
+    call = calls.feedback(
+        interaction_id,
+        request_id=request_id,
+        critique_id=critique_id,
+        refinement_id=refinement_id,
+        correct=correct,
+        helpful=helpful,
+        reference=read_text(reference),
+        edited_response=read_text(edited),
+        rating=rating,
+        comment=comment,
+    )
     with connect(settings) as client:
-        result = client.post("/feedback", {name: value for name, value in body.items() if value is not None})
+        result = client.document(call)
     if json:
         print_json(result)
         return
@@ -151,7 +155,7 @@ def _common_fields(reference: str | None, critic: str | None, **options: Any) ->
 
 def _send(
     settings: Settings,
-    path: str,
+    path: "calls.AnswerPath",
     question: str | None,
     response: str | None,
     fields: Mapping[str, Any],
@@ -163,10 +167,11 @@ def _send(
     from gadfly.cli.connection import connect
     from gadfly.cli.request_input import request_body
     from gadfly.cli.terminal import print_json
+    from gadfly.client import calls
 
     body = request_body(question, response, fields)
     with connect(settings) as client:
         if json:
-            print_json(client.post(path, body))
+            print_json(client.document(calls.answer(path, body)))
         else:
             show(stream_answer(client, path, body))

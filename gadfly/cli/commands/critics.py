@@ -43,12 +43,13 @@ def list_critics(
     from gadfly.cli.connection import connect
     from gadfly.cli.critic_view import show_critics
     from gadfly.cli.terminal import print_json
+    from gadfly.client import calls
 
     if version is not None:
         _show(settings, version, json=json)
         return
     with connect(settings) as client:
-        (print_json if json else show_critics)(client.get("/critics"))
+        (print_json if json else show_critics)(client.document(calls.critics()))
 
 
 @critics.command("show")
@@ -62,9 +63,10 @@ def _show(settings: Settings, version: int, *, json: bool) -> None:
     from gadfly.cli.connection import connect
     from gadfly.cli.critic_view import show_critic
     from gadfly.cli.terminal import print_json
+    from gadfly.client import calls
 
     with connect(settings) as client:
-        (print_json if json else show_critic)(client.get(f"/critics/{version}"))
+        (print_json if json else show_critic)(client.document(calls.critic(version)))
 
 
 @critics.command("push")
@@ -139,14 +141,17 @@ def rollback(settings: Settings, reason: Reason = None, json: Json = False) -> N
 
 def request_promotion(client: "Client", version: int, reason: str | None) -> dict[str, Any]:
     """Request that a version goes live; the swap."""
-    return client.post("/admin/promote", _without_none(version=version, reason=reason))
+    from gadfly.client import calls
+
+    swap: dict[str, Any] = client.document(calls.promote(version, reason=reason))
+    return swap
 
 
 def request_rollback(client: "Client", reason: str | None) -> dict[str, Any]:
     """Request the previous version; the swap. Idempotent: the request names the version to leave."""
-    live = [critic["version"] for critic in client.get("/critics") if "live" in critic["pointers"]]
-    return client.post("/admin/rollback", _without_none(from_version=live[0] if live else None, reason=reason))
+    from gadfly.client import calls
 
-
-def _without_none(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
+    live = [critic["version"] for critic in client.document(calls.critics()) if "live" in critic["pointers"]]
+    from_version = live[0] if live else None
+    swap: dict[str, Any] = client.document(calls.rollback(from_version=from_version, reason=reason))
+    return swap

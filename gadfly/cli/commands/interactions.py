@@ -1,6 +1,6 @@
 """`gadfly interactions list`, `show` and `delete`: what the service has stored."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -29,10 +29,10 @@ def list_interactions(
     from gadfly.cli.connection import connect
     from gadfly.cli.interaction_view import show_interactions
     from gadfly.cli.terminal import print_json
+    from gadfly.client import calls
 
-    query: dict[str, Any] = {"limit": limit, "kind": kind, "verdict": verdict, "cursor": cursor}
     with connect(settings) as client:
-        page = client.get("/interactions", {name: value for name, value in query.items() if value is not None})
+        page = client.document(calls.interactions(limit=limit, kind=kind, verdict=verdict, cursor=cursor))
     (print_json if json else show_interactions)(page)
 
 
@@ -43,9 +43,10 @@ def show_one(settings: Settings, id: Id, json: Json = False) -> None:
     from gadfly.cli.connection import connect
     from gadfly.cli.interaction_view import show_interaction
     from gadfly.cli.terminal import print_json
+    from gadfly.client import calls
 
     with connect(settings) as client:
-        (print_json if json else show_interaction)(client.get(f"/interactions/{id}"))
+        (print_json if json else show_interaction)(client.document(calls.interaction(id)))
 
 
 @app.command("delete")
@@ -62,5 +63,5 @@ def delete(
     if not yes:
         typer.confirm(f"Delete the interaction {id} permanently?", abort=True, err=True)
     with connect(settings) as client:
-        client.delete(f"/interactions/{id}")
+        client.delete_interaction(id)
     out.print(f"interaction {id} deleted", markup=False)

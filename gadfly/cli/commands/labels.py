@@ -30,9 +30,10 @@ def list_conflicts(
     """List the answers that have no label because the votes about them differ."""
     from gadfly.cli import terminal
     from gadfly.cli.connection import connect
+    from gadfly.client import calls
 
     with connect(settings) as client:
-        page = client.get("/admin/labels/conflicts", {"disputed": disputed, "limit": limit})
+        page = client.document(calls.conflicts(disputed=disputed, limit=limit))
     if json:
         terminal.print_json(page)
         return
@@ -50,9 +51,10 @@ def show_label(settings: Settings, interaction: InteractionId, json: Json = Fals
     """Show the label of an answer and the votes about it."""
     from gadfly.cli import terminal
     from gadfly.cli.connection import connect
+    from gadfly.client import calls
 
     with connect(settings) as client:
-        found = client.get(f"/admin/labels/{interaction}")
+        found = client.document(calls.label(interaction))
     (terminal.print_json if json else _show)(found)
 
 
@@ -68,10 +70,10 @@ def set_label(
     """Decide the label of an answer, whatever the votes about it say."""
     from gadfly.cli import terminal
     from gadfly.cli.connection import connect
+    from gadfly.client import calls
 
-    body = {"label": label.value} | ({} if reason is None else {"reason": reason})
     with connect(settings) as client:
-        found = client.post(f"/admin/labels/{interaction}", body)
+        found = client.document(calls.set_label(interaction, label, reason=reason))
     (terminal.print_json if json else _show)(found)
 
 
@@ -83,9 +85,10 @@ def list_acts(settings: Settings, limit: Limit = 50, json: Json = False) -> None
 
     from gadfly.cli import terminal
     from gadfly.cli.connection import connect
+    from gadfly.client import calls
 
     with connect(settings) as client:
-        acts = client.get("/admin/acts", {"limit": limit})["items"]
+        acts = client.document(calls.acts(limit=limit))["items"]
     if json:
         terminal.print_json(acts)
         return

@@ -41,20 +41,19 @@ def retrain(
     from gadfly.cli.request_input import read_train_options
     from gadfly.cli.run_view import show_options, show_plan
     from gadfly.cli.terminal import print_json
+    from gadfly.client import calls
     from gadfly.training import options_of
 
     if options:
         (print_json if json else show_options)(options_of())
         return
-    body: dict[str, Any] = {"config": read_train_options(config, set_ or [])}
-    if request_id is not None:
-        body["request_id"] = request_id
+    wanted = read_train_options(config, set_ or [])
     with connect(settings) as client:
         if dry_run:
-            plan = client.post("/admin/retrain", {**body, "dry_run": True})
-            (print_json if json else show_plan)(plan)
+            (print_json if json else show_plan)(client.document(calls.plan(wanted)))
         else:
-            _show_requested(client, client.post("/admin/retrain", body), follow=follow, json=json)
+            requested = client.document(calls.retrain(wanted, request_id=request_id))
+            _show_requested(client, requested, follow=follow, json=json)
 
 
 @app.command("runs")
@@ -71,17 +70,18 @@ def list_runs(
     from gadfly.cli.run_follow import find_run
     from gadfly.cli.run_view import show_run, show_runs
     from gadfly.cli.terminal import print_json
+    from gadfly.client import calls
 
     if run is None and follow:
         raise BadInput("--follow needs the id of a run: `gadfly runs` lists them.")
     with connect(settings) as client:
         if run is None:
-            (print_json if json else show_runs)(client.get("/admin/runs", {"limit": limit})["items"])
+            (print_json if json else show_runs)(client.document(calls.runs(limit=limit))["items"])
             return
         run_id = find_run(client, run)
         if follow:
             _follow(client, run_id, json=json)
-        (print_json if json else show_run)(client.get(f"/admin/runs/{run_id}"))
+        (print_json if json else show_run)(client.document(calls.run(run_id)))
 
 
 @app.command()
@@ -91,9 +91,10 @@ def cancel(settings: Settings, run: Run, json: Json = False) -> None:
     from gadfly.cli.connection import connect
     from gadfly.cli.run_follow import find_run
     from gadfly.cli.terminal import out, print_json
+    from gadfly.client import calls
 
     with connect(settings) as client:
-        cancelled = client.post(f"/admin/runs/{find_run(client, run)}/cancel", {})
+        cancelled = client.document(calls.cancel(find_run(client, run)))
     if json:
         print_json(cancelled)
     else:
@@ -107,9 +108,10 @@ def reproduce(settings: Settings, run: Run, follow: Follow = False, json: Json =
     """Repeat a training run with the same config, rows and seeds."""
     from gadfly.cli.connection import connect
     from gadfly.cli.run_follow import find_run
+    from gadfly.client import calls
 
     with connect(settings) as client:
-        requested = client.post(f"/admin/runs/{find_run(client, run)}/reproduce", {})
+        requested = client.document(calls.reproduce(find_run(client, run)))
         _show_requested(client, requested, follow=follow, json=json)
 
 

@@ -1,0 +1,389 @@
+"""Every request of the API, described once: method, path, values, shape of the answer, and whether it is repeatable.
+
+`Client` and `AsyncClient` send these descriptions. A request is repeatable if sending it twice has the effect of
+sending it once, because it only reads, or because the service knows it by its request id.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Generic, Literal, Protocol, TypeVar
+from uuid import UUID, uuid4
+
+from pydantic import BaseModel, TypeAdapter
+from pydantic_core import to_jsonable_python
+
+from gadfly.grading import Grade
+from gadfly.records import Kind, Ruling
+from gadfly.refinement import Role, When
+from gadfly.service.wire.answers import CritiqueResult, RefineResult
+from gadfly.service.wire.critics import CriticHistoryView, CriticVersionView, SwapView
+from gadfly.service.wire.feedback import FeedbackView
+from gadfly.service.wire.health import Readiness, State
+from gadfly.service.wire.interactions import InteractionPage, InteractionView
+from gadfly.service.wire.labels import ActPage, DisputePage, LabelView
+from gadfly.service.wire.runs import PlanView, RunPage, RunView
+from gadfly.training import EventKind
+from gadfly.verdict import Verdict
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+M = TypeVar("M", bound=BaseModel)
+
+AnswerPath = Literal["/critique", "/refine"]
+CriticName = Literal["live", "candidate"] | int
+Metadata = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call(Generic[T_co]):
+    """One request; `read` makes the answer of its body."""
+
+    method: str
+    path: str
+    read: Callable[[bytes], T_co]
+    params: Mapping[str, Any] | None = None
+    body: Mapping[str, Any] | None = None
+    is_repeatable: bool = True
+    accepts: tuple[int, ...] = ()  # error statuses whose body is an answer too
+
+
+class Page(Protocol[T_co]):
+    """One page of a list."""
+
+    @property
+    def items(self) -> Sequence[T_co]: ...
+
+    @property
+    def next_cursor(self) -> str | UUID | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One server-sent event. `id` is 0 where the service sends none."""
+
+    id: int
+    name: str
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StreamCall(Generic[T_co]):
+    """One request that is answered with server-sent events; `read` makes a value of each."""
+
+    method: str
+    path: str
+    read: Callable[[Event], T_co]
+    body: Mapping[str, Any] | None = None
+    after: int | None = None  # the id of the last event that was received
+    silence_s: float | None = None  # the longest wait for a next byte, in seconds; None: the client's limit
+    is_repeatable: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Text:
+    """A piece of a text, as it is generated."""
+
+    role: Role
+    round: int
+    sample: int
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunEvent:
+    """An event of a training run; `data` depends on its kind."""
+
+    id: int
+    kind: EventKind
+    at: datetime
+    data: dict[str, Any]
+
+
+def next_page(call: Call[T], cursor: str | UUID) -> Call[T]:
+    """The request for the page that starts at a cursor."""
+    return replace(call, params={**(call.params or {}), "cursor": str(cursor)})
+
+
+# ---------------------------------------------------------------------------------------------------------- the answers
+
+
+def answer(path: AnswerPath, body: Mapping[str, Any]) -> Call[CritiqueResult | RefineResult]:
+    """POST /critique or /refine with a body as the API takes it. Without a request id it is not repeatable."""
+    read = _one(CritiqueResult) if path == "/critique" else _one(RefineResult)
+    return Call(method="POST", path=path, body=_json(body), read=read, is_repeatable="request_id" in body)
+
+
+def critique(
+    question: str,
+    response: str,
+    *,
+    reference: str | None = None,
+    critic: CriticName = "live",
+    n: int = 1,
+    temperature: float | None = None,
+    max_tokens: int | None = None,
+    seed: int | None = None,
+    episode_id: UUID | str | None = None,
+    request_id: str | None = None,
+    metadata: Metadata | None = None,
+) -> Call[CritiqueResult]:
+    """Judge an answer step by step: `POST /critique`. Without a request id a new one is sent, so that it can repeat."""
+    body = _with_id(locals())
+    return Call(method="POST", path="/critique", body=body, read=_one(CritiqueResult))
+
+
+def refine(
+    question: str,
+    response: str,
+    *,
+    reference: str | None = None,
+    critique: str | None = None,
+    critique_id: UUID | str | None = None,
+    rounds: int = 1,
+    when: When | Literal["always", "if_incorrect"] = When.ALWAYS,
+    samples: int = 1,
+    refine_temperature: float | None = None,
+    critic: CriticName = "live",
+    temperature: float | None = None,
+    max_tokens: int | None = None,
+    seed: int | None = None,
+    episode_id: UUID | str | None = None,
+    request_id: str | None = None,
+    metadata: Metadata | None = None,
+) -> Call[RefineResult]:
+    """Rewrite an answer with a critique: `POST /refine`. Without a request id a new one is sent, as for `critique`."""
+    body = _with_id(locals())
+    return Call(method="POST", path="/refine", body=body, read=_one(RefineResult))
+
+
+def feedback(
+    interaction_id: UUID | str | None = None,
+    *,
+    request_id: str | None = None,
+    critique_id: UUID | str | None = None,
+    refinement_id: UUID | str | None = None,
+    correct: bool | None = None,
+    helpful: bool | None = None,
+    reference: str | None = None,
+    edited_response: str | None = None,
+    rating: int | None = None,
+    comment: str | None = None,
+    metadata: Metadata | None = None,
+) -> Call[FeedbackView]:
+    """Say how an answer really was: `POST /feedback`. Name the interaction by its id or by its request id.
+
+    With `critique_id` or `refinement_id` it is about that critique or refinement.
+
+    The service stores feedback that equals the caller's latest about the interaction once, so it can repeat.
+    """
+    body = _given(locals())
+    return Call(method="POST", path="/feedback", body=body, read=_one(FeedbackView))
+
+
+# ----------------------------------------------------------------------------------------------------- the interactions
+
+
+def interactions(
+    *,
+    limit: int = 50,
+    kind: Kind | None = None,
+    verdict: Verdict | None = None,
+    grade: Grade | None = None,
+    episode_id: UUID | str | None = None,
+    critic_version: int | None = None,
+    has_feedback: bool | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    cursor: str | None = None,
+) -> Call[InteractionPage]:
+    """Interactions, the newest first: `GET /interactions`. `limit` is the size of a page."""
+    params = _given(locals())
+    return Call(method="GET", path="/interactions", params=params, read=_one(InteractionPage))
+
+
+def interaction(interaction_id: UUID | str) -> Call[InteractionView]:
+    """One interaction with its result and its feedback: `GET /interactions/{id}`."""
+    return Call(method="GET", path=f"/interactions/{interaction_id}", read=_one(InteractionView))
+
+
+def delete_interaction(interaction_id: UUID | str) -> Call[None]:
+    """Delete an interaction permanently: `DELETE /interactions/{id}`."""
+    return Call(method="DELETE", path=f"/interactions/{interaction_id}", read=_nothing, is_repeatable=False)
+
+
+# ---------------------------------------------------------------------------------------------------------- the critics
+
+
+def critics() -> Call[list[CriticVersionView]]:
+    """All critics, the newest first: `GET /critics`."""
+    return Call(method="GET", path="/critics", read=_many(CriticVersionView))
+
+
+def critic(version: int) -> Call[CriticHistoryView]:
+    """One critic with its history, its calibration and its scoreboard: `GET /critics/{version}`."""
+    return Call(method="GET", path=f"/critics/{version}", read=_one(CriticHistoryView))
+
+
+def promote(version: int, *, reason: str | None = None) -> Call[SwapView]:
+    """Make a version live: `POST /admin/promote`."""
+    body = _given(locals())
+    return Call(method="POST", path="/admin/promote", body=body, read=_one(SwapView), is_repeatable=False)
+
+
+def rollback(*, from_version: int | None = None, reason: str | None = None) -> Call[SwapView]:
+    """Make the previous version live again: `POST /admin/rollback`."""
+    body = _given(locals())
+    return Call(method="POST", path="/admin/rollback", body=body, read=_one(SwapView), is_repeatable=False)
+
+
+# ------------------------------------------------------------------------------------------------------------- the runs
+
+
+def plan(config: Mapping[str, Any] | None = None, *, ids: bool = False) -> Call[PlanView]:
+    """What a training run would do, without starting it: `POST /admin/retrain` as a dry run."""
+    body = {"config": _json(config or {}), "dry_run": True, "ids": ids}
+    return Call(method="POST", path="/admin/retrain", body=body, read=_one(PlanView))
+
+
+def retrain(config: Mapping[str, Any] | None = None, *, request_id: str | None = None) -> Call[RunView]:
+    """Start a training run: `POST /admin/retrain`. Without a request id a new one is sent, so that it can repeat."""
+    body = {"config": _json(config or {}), "request_id": request_id or _new_request_id()}
+    return Call(method="POST", path="/admin/retrain", body=body, read=_one(RunView))
+
+
+def runs(*, limit: int = 50, cursor: UUID | str | None = None) -> Call[RunPage]:
+    """Training runs, the newest first: `GET /admin/runs`. `limit` is the size of a page."""
+    params = _given(locals())
+    return Call(method="GET", path="/admin/runs", params=params, read=_one(RunPage))
+
+
+def run(run_id: UUID | str) -> Call[RunView]:
+    """One training run: `GET /admin/runs/{id}`."""
+    return Call(method="GET", path=f"/admin/runs/{run_id}", read=_one(RunView))
+
+
+def cancel(run_id: UUID | str) -> Call[RunView]:
+    """Cancel a training run: `POST /admin/runs/{id}/cancel`."""
+    path = f"/admin/runs/{run_id}/cancel"
+    return Call(method="POST", path=path, body={}, read=_one(RunView), is_repeatable=False)
+
+
+def reproduce(run_id: UUID | str) -> Call[RunView]:
+    """Repeat a training run with its config, rows and seeds: `POST /admin/runs/{id}/reproduce`."""
+    path = f"/admin/runs/{run_id}/reproduce"
+    return Call(method="POST", path=path, body={}, read=_one(RunView), is_repeatable=False)
+
+
+def run_events(run_id: UUID | str, *, after: int = 0) -> StreamCall[RunEvent]:
+    """The events of a run after the one with the id `after`: `GET /admin/runs/{id}/events`."""
+    return StreamCall(
+        method="GET",
+        path=f"/admin/runs/{run_id}/events",
+        read=run_event,
+        after=after,
+        silence_s=45.0,  # three of the service's heartbeats
+    )
+
+
+def run_event(event: Event) -> RunEvent:
+    """A run's event of a server-sent one."""
+    data = dict(event.data)
+    at = datetime.fromisoformat(data.pop("at"))
+    return RunEvent(id=event.id, kind=EventKind(event.name), at=at, data=data)
+
+
+# ----------------------------------------------------------------------------------------------------------- the labels
+
+
+def label(interaction_id: UUID | str) -> Call[LabelView]:
+    """The label of the answer that an interaction is about, with its votes: `GET /admin/labels/{id}`."""
+    return Call(method="GET", path=f"/admin/labels/{interaction_id}", read=_one(LabelView))
+
+
+def set_label(
+    interaction_id: UUID | str, label: Ruling | Literal["right", "wrong", "none", "votes"], *, reason: str | None = None
+) -> Call[LabelView]:
+    """Decide the label of the answer that an interaction is about: `POST /admin/labels/{id}`."""
+    body = _given({"label": label, "reason": reason})
+    path = f"/admin/labels/{interaction_id}"
+    return Call(method="POST", path=path, body=body, read=_one(LabelView), is_repeatable=False)
+
+
+def conflicts(*, disputed: bool = False, limit: int = 50, cursor: str | None = None) -> Call[DisputePage]:
+    """Answers without a label because their votes differ: `GET /admin/labels/conflicts`."""
+    params = _given(locals())
+    return Call(method="GET", path="/admin/labels/conflicts", params=params, read=_one(DisputePage))
+
+
+def acts(*, limit: int = 50, cursor: UUID | str | None = None) -> Call[ActPage]:
+    """What admins did, the newest first: `GET /admin/acts`."""
+    params = _given(locals())
+    return Call(method="GET", path="/admin/acts", params=params, read=_one(ActPage))
+
+
+# ------------------------------------------------------------------------------------------------------------ the state
+
+
+def state() -> Call[State]:
+    """The state of the replica that answers: `GET /state`."""
+    return Call(method="GET", path="/state", read=_one(State))
+
+
+def readiness() -> Call[Readiness]:
+    """Whether the service can answer, and why not: `GET /readyz`, also where it answers 503."""
+    return Call(method="GET", path="/readyz", read=_one(Readiness), accepts=(503,))
+
+
+# -------------------------------------------------------------------------------------------------------------- helpers
+
+
+def streamed(call: Call[T]) -> StreamCall[Text | T]:
+    """The same request, answered as it is generated: pieces of text, and the result last."""
+
+    def read(event: Event) -> Text | T:
+        if event.name != "text":
+            return call.read(json.dumps(event.data).encode())
+        data = event.data
+        return Text(role=Role(data["role"]), round=data["round"], sample=data["sample"], text=data["text"])
+
+    return StreamCall(
+        method=call.method,
+        path=call.path,
+        body={**(call.body or {}), "stream": True},
+        read=read,
+        is_repeatable=call.is_repeatable,
+    )
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values without those that are None, as JSON values."""
+    return _json({name: value for name, value in values.items() if value is not None})
+
+
+def _with_id(values: Mapping[str, Any]) -> dict[str, Any]:
+    return _given({**values, "request_id": values["request_id"] or _new_request_id()})
+
+
+def _new_request_id() -> str:
+    return f"client-{uuid4().hex}"
+
+
+def _json(values: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = to_jsonable_python(dict(values))
+    return found
+
+
+def _one(model: type[M]) -> Callable[[bytes], M]:
+    """Reads one document. Fields of a later release are left out."""
+    return lambda body: model.model_validate_json(body, extra="ignore")
+
+
+def _many(model: type[M]) -> Callable[[bytes], list[M]]:
+    adapter = TypeAdapter(list[model])  # type: ignore[valid-type]
+    return lambda body: adapter.validate_json(body, extra="ignore")
+
+
+def _nothing(body: bytes) -> None:
+    return None

@@ -1,0 +1,41 @@
+"""The labelled answers that a critic's scoreboard counts."""
+
+from sqlalchemy import or_, select, true
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from gadfly.records import CriticVersion, Split
+from gadfly.scoreboard import ScoredAnswer
+from gadfly.store.labels import Label
+from gadfly.store.shadow import is_first_critique
+from gadfly.store.tables import CritiqueRow, InteractionRow, QuestionRow
+
+
+async def scored_answers(session: AsyncSession, critic: CriticVersion, *, limit: int = 2000) -> list[ScoredAnswer]:
+    """Labelled answers that a critic judged for callers, the newest first, with the verdict of its first critique.
+
+    Of a trained critic, only answers to held-out questions and to questions that arrived after it was made: it cannot
+    have learned from them.
+    """
+    unlearned = or_(QuestionRow.split == Split.HELDOUT, QuestionRow.created_at >= critic.created_at)
+    statement = (
+        Label.joined(
+            select(
+                InteractionRow.question_hash,
+                Label.is_right.label("was_right"),
+                CritiqueRow.verdict,
+                CritiqueRow.p_correct,
+                CritiqueRow.p_incorrect,
+                CritiqueRow.calibrated_p_right,
+            ).select_from(InteractionRow)
+        )
+        .join(CritiqueRow, is_first_critique())
+        .join(QuestionRow, QuestionRow.hash == InteractionRow.question_hash)
+        .where(
+            InteractionRow.critic_version == critic.version,
+            Label.exists,
+            true() if critic.adapter_sha256 is None else unlearned,
+        )
+        .order_by(InteractionRow.created_at.desc(), InteractionRow.id.desc())
+        .limit(limit)
+    )
+    return [ScoredAnswer(**row._mapping) for row in await session.execute(statement)]
