@@ -16,6 +16,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gadfly.errors import BadSettings
+from gadfly.fields import problems_of
 from gadfly.verdict import Verdict, read_word, words_for
 
 _SLOT = re.compile(r"\{(question|response|critique)\}")
@@ -122,11 +123,7 @@ def parse_prompt_set(content: bytes, *, name: str, where: str) -> PromptSet:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadSettings(f"{where} is not TOML: {error}") from None
     except ValidationError as error:
-        problems = [
-            f"{'.'.join(map(str, item['loc']))}: {item['msg'].removeprefix('Value error, ')}".removeprefix(": ")
-            for item in error.errors(include_url=False, include_input=False)
-        ]
-        raise BadSettings(f"{where}: {'; '.join(problems)}") from None
+        raise BadSettings(f"{where}: {problems_of(error)}") from None
     return PromptSet(
         name=name,
         description=data.description,

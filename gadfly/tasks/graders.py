@@ -42,7 +42,7 @@ def open_grader(
             return Grader(
                 timeout_s=settings.grade_timeout_s,
                 patience_s=patience_s,
-                command=(sys.executable, "-P", "-m", "gadfly.tasks.child", str(task.folder)),
+                command=(sys.executable, "-m", "gadfly.tasks.child", str(task.folder)),
                 version=task.grader_version,
                 key=task.key,
                 on_failure=on_failure,

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from gadfly.errors import BadSettings
+from gadfly.fields import problems_of
 from gadfly.grading import Grade
 
 MANIFEST = "task.toml"
@@ -239,22 +240,4 @@ class Manifest(_Shape):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise BadSettings(f"{path}: {'; '.join(_problems(error))}") from None
-
-
-def _problems(error: ValidationError) -> list[str]:
-    found = []
-    for item in error.errors(include_url=False, include_input=False):
-        # The discriminator's value is a part of the location, and no field.
-        where = [str(part) for place, part in enumerate(item["loc"]) if not (place == 1 and item["loc"][0] == "grader")]
-        message = item["msg"].removeprefix("Value error, ")
-        match item["type"]:
-            case "extra_forbidden":
-                message = "there is no such field: remove it, or correct its name"
-            case "missing" | "union_tag_not_found":
-                message = "is missing: add it"
-                where = [*where, "kind"] if item["type"] == "union_tag_not_found" else where
-            case "union_tag_invalid":
-                message = f"kind must be one of {item['ctx']['expected_tags']}"
-        found.append(f"{'.'.join(where)}: {message}" if where else message)
-    return found
+            raise BadSettings(f"{path}: {problems_of(error, union='grader')}") from None

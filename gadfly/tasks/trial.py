@@ -115,6 +115,7 @@ async def try_task(
                     trial.faults.append(Fault(raw.number, str(error)))
             await _grade(rows, grader, trial)
             on_progress(trial.rows)
+    trial.faults.sort(key=lambda fault: fault.number)
     if not trial.rows:
         raise BadInput(f"{source} has no rows")
     return trial
