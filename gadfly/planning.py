@@ -65,7 +65,9 @@ class Plan:
     `seconds` estimates sampling and learning in both stages and the evaluation; None without an earlier run as a basis.
     """
 
-    train_ids: tuple[UUID, ...] | None  # learned from; None: not asked for, as the others
+    train_ids: (
+        tuple[UUID, ...] | None
+    )  # learned from: interactions, and refinements that were served; None: not asked for
     validation_ids: tuple[UUID, ...] | None  # of the train side, never learned from
     heldout_ids: tuple[UUID, ...] | None  # judged by both critics
     ids_sha256: str  # of the three lists: two plans with the same hash are about the same answers
@@ -132,7 +134,7 @@ def plan(
         _detectable("helpfulness", Portion.of(judged_referenced).questions / 2, config),
     )
     seconds = None if seconds_per_step_history is None else _seconds(seconds_per_step_history, len(judged), config)
-    ids = [tuple(answer.interaction_id for answer in part) for part in (learn, validate, judged)]
+    ids = [tuple(answer.id for answer in part) for part in (learn, validate, judged)]
     return Plan(
         train_ids=ids[0],
         validation_ids=ids[1],

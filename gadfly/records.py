@@ -100,6 +100,7 @@ class Subject(StrEnum):
 
     ANSWERS = "answers"
     CRITIQUES = "critiques"
+    REWRITES = "rewrites"  # edits of callers, in place of the actor's rewrites
 
 
 def new_id() -> UUID:
@@ -224,20 +225,28 @@ class Interaction:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Feedback:
-    """Feedback about an interaction. Appended, never overwritten; `gadfly/votes.py` says which label it gives."""
+    """Feedback about an interaction, or about one of its critiques or refinements. Appended, never overwritten.
+
+    `correct` and `rating` are about the critique or the refinement that is named, else about the response.
+    `gadfly/votes.py` says which label they give.
+    """
 
     id: UUID
     interaction_id: UUID
     key_id: UUID | None
     created_at: datetime
     source: FeedbackSource
-    correct: bool | None = None  # was the interaction's `response` correct?
+    critique_id: UUID | None = None
+    refinement_id: UUID | None = None
+    correct: bool | None = None
+    helpful: bool | None = None
     reference: str | None = None
     edited_response: str | None = None
+    edited_reference: str | None = None  # the answer that `edited_response` states, if it can be read
     rating: int | None = None  # 1 (worst) to 5 (best)
     comment: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
-    grade: Grade | None = None  # of the interaction's `response` against this feedback's reference
+    grade: Grade | None = None  # of the interaction's `response` against this feedback's reference, also an edited one
     refinement_grades: dict[UUID, Grade] = field(default_factory=dict)  # of its refinements, against the same
     grader: int | None = None  # GRADER_VERSION of the grades, as in `Interaction`
     grade_problem: str | None = None  # why `reference` cannot be read: there is no grade
@@ -256,6 +265,7 @@ class CriticVersion:
     run_id: UUID | None = None  # the training run that made it
     prompt_set: str | None = None  # the prompts it was trained with; None for version 0
     origin: dict[str, Any] | None = None  # of a pulled critic: `source`, and there `run_id` and `gate`
+    verdict_only: bool = False  # trained without references: what its critiques do to a rewrite was never rewarded
 
     @property
     def engine_name(self) -> str:

@@ -120,7 +120,12 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    seed: int = Field(0, ge=0, lt=2**31, description="Seed of every draw: answers, samples, order, resampling.")
+    seed: int | None = Field(
+        None,
+        ge=0,
+        lt=2**31,
+        description="Seed of every draw: answers, samples, order; null: one that follows from the run's id.",
+    )
 
     # Rewards
     profile: RewardProfile = RewardProfile.PAPER
@@ -150,6 +155,12 @@ class TrainConfig(BaseModel):
     )
     pool_temperature: float = Field(0.7, gt=0, le=2, description="Sampling temperature of first answers.")
     balance: bool = Field(True, description="Draw right and wrong answers equally often.")
+    fresh_share: Share = Field(
+        0.5, description="Share of the draws from answers whose label is new since the run of the critic at the start."
+    )
+    fresh_repeats: int = Field(
+        8, ge=1, description="Most draws of a new answer in one stage: few new answers get a smaller share."
+    )
     max_questions: int = Field(
         4096, ge=1, description="Maximum questions that a run learns from; the newest are taken."
     )
@@ -157,7 +168,14 @@ class TrainConfig(BaseModel):
         0.1, ge=0, lt=0.5, description="Share of the training questions reserved for validation."
     )
     validate_every: int = Field(5, ge=0, description="Steps between validations; 0: never.")
-    validation_items: int = Field(32, ge=0, description="Maximum answers of one validation, half of each class.")
+    validation_items: int = Field(
+        32,
+        ge=0,
+        description="Maximum answers of one validation, half of each class. Each costs a critique and a rewrite.",
+    )
+    best_checkpoint: bool = Field(
+        True, description="Publish the best checkpoint by validation, not the last; the latest of equally good ones."
+    )
 
     # Optimiser
     inner_epochs: int = Field(2, ge=1, description="Passes over the critiques of a step.")
@@ -212,6 +230,15 @@ class TrainConfig(BaseModel):
         if self.minibatches > self.prompts_per_step:
             raise ValueError("minibatches cannot be more than prompts_per_step: a group is not split")
         return self
+
+    @property
+    def fixed_seed(self) -> int:
+        """The seed of a run's config, which always has one; 0 for a config of no run that leaves it open."""
+        return 0 if self.seed is None else self.seed
+
+    def seeded(self, run_id: UUID) -> Self:
+        """The config of this run: with the given seed, else with one that follows from the run's id."""
+        return self if self.seed is not None else self.model_copy(update={"seed": run_id.int % 2**31})
 
     @property
     def validates(self) -> bool:

@@ -1,9 +1,10 @@
 """The label of an answer from the votes about it. Pure functions; `gadfly/store/labels.py` reads and stores the votes.
 
-A vote is one key's opinion about one text: its word (feedback with `correct`), or the grade of the text against a
-reference that it gave. A key has one vote per text. A class (right or wrong) is called by a voter, a key and the source
-of its votes, with two probabilities: to call a right answer right, and a wrong answer wrong. `fit` estimates them where
-several votes are about one text, by the EM algorithm of Dawid and Skene (1979) with two classes and a prior.
+A vote is one key's opinion about one text: its word (feedback with `correct`), the grade of the text against a
+reference that it gave, or its rating. A key has one vote per text. A class (right or wrong) is called by a voter, a key
+and the source of its votes, with two probabilities: to call a right answer right, and a wrong answer wrong. `fit`
+estimates them where several votes are about one text, by the EM algorithm of Dawid and Skene (1979) with two classes
+and a prior.
 
 `opinion` is the rule. It weighs the votes under equal chances of both classes: the share of right answers in the
 traffic decides how sure a label is (`probability`) and never what it is. Three limits hold whatever the estimates are:
@@ -31,6 +32,7 @@ class LabelSource(StrEnum):
     PERSON = "person"  # feedback with `correct`
     IMPORT = "import"  # an imported row with `correct`
     REFERENCE = "reference"  # the answer was graded against a reference
+    RATING = "rating"  # a rating, which is weaker than the others: it teaches, and measures no critic
     ADMIN = "admin"  # an admin decided
 
 
@@ -70,16 +72,20 @@ Votes = tuple[Vote, ...]
 def one_vote_each(statements: Sequence[Vote]) -> Votes:
     """The votes of a text: one per key, in a fixed order. `statements` are all that was said, the oldest first.
 
-    A key's newest word decides, and without one the grade against its newest reference. A word that agrees with the
-    key's own grade is a vote by reference.
+    A key's newest word decides, without one the grade against its newest reference, and without both its newest rating.
+    A word that agrees with the key's own grade is a vote by reference.
     """
     words: dict[UUID | None, Vote] = {}
     grades: dict[UUID | None, Vote] = {}
+    ratings: dict[UUID | None, Vote] = {}
+    of_source = {LabelSource.REFERENCE: grades, LabelSource.RATING: ratings}
     for statement in statements:
-        (grades if statement.source is LabelSource.REFERENCE else words)[statement.key_id] = statement
-    votes = grades | {
-        key: word for key, word in words.items() if key not in grades or grades[key].is_right is not word.is_right
-    }
+        of_source.get(statement.source, words)[statement.key_id] = statement
+    votes = (
+        ratings
+        | grades
+        | {key: word for key, word in words.items() if key not in grades or grades[key].is_right is not word.is_right}
+    )
     return tuple(votes[key] for key in sorted(votes, key=str))
 
 
@@ -106,6 +112,7 @@ _PRIORS = {
     LabelSource.PERSON: _Prior(0.95, 20),
     LabelSource.IMPORT: _Prior(0.95, 20),
     LabelSource.REFERENCE: _Prior(0.98, 60),
+    LabelSource.RATING: _Prior(0.88, 20),  # one is just decisive, and two do not outweigh a word
 }
 GRADE_ACCURACY = _PRIORS[LabelSource.REFERENCE].accuracy
 """The assumed probability that a grade is right, without votes that tell more."""
@@ -292,6 +299,7 @@ class Opinion:
     standing: Standing
 
 
+_STRENGTH = (LabelSource.REFERENCE, LabelSource.PERSON, LabelSource.IMPORT, LabelSource.RATING)  # the strongest first
 _NO_OPINION = Opinion(None, None, None, None, Standing.NONE)
 
 
@@ -309,9 +317,7 @@ def opinion(votes: Votes, model: LabelModel, *, distrusted: frozenset[UUID] = fr
     return Opinion(
         is_right,
         probability,
-        min(
-            (vote.source for vote in support), key=[LabelSource.REFERENCE, LabelSource.PERSON, LabelSource.IMPORT].index
-        ),
+        min((vote.source for vote in support), key=_STRENGTH.index),
         support[0].key_id if len(support) == 1 else None,
         Standing.AGREED if len(support) == len(counted) else Standing.DISPUTED,
     )

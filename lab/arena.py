@@ -90,8 +90,8 @@ async def _make(engines: RunEngines, prompts: PromptSet, grader: Grader, sizes: 
     }
     return Arena(
         learn=pool.items,
-        validate=await _answers(engines, prompts, grader, rest[: sizes.validate]),
-        tests={split: await _answers(engines, prompts, grader, problems) for split, problems in tests.items()},
+        validate=await sampled_answers(engines, prompts, grader, rest[: sizes.validate]),
+        tests={split: await sampled_answers(engines, prompts, grader, problems) for split, problems in tests.items()},
     )
 
 
@@ -108,7 +108,7 @@ def _asked(problem: WordProblem) -> LabelledAnswer:
     )
 
 
-async def _answers(
+async def sampled_answers(
     engines: RunEngines, prompts: PromptSet, grader: Grader, problems: Sequence[WordProblem]
 ) -> list[LabelledAnswer]:
     """One answer of the actor to each question. A text without a final answer counts as wrong."""

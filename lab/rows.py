@@ -110,6 +110,7 @@ BASE = TrainConfig(
     max_answer_tokens=MAX_ANSWER_TOKENS,
     warm_start=WarmStart.NEVER,
     validate_every=5,
+    best_checkpoint=False,  # the table shows the last checkpoint beside the best one
     checkpoint_every=10,
     micro_batch_tokens=8192,
 )

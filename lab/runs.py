@@ -24,7 +24,7 @@ from gadfly.lab.rows import Method, Row, config
 from gadfly.lab.world import LabSplit
 from gadfly.prompts import PromptSet
 from gadfly.store.training_data import LabelledAnswer
-from gadfly.trainer.data import draw
+from gadfly.trainer.data import Dealer
 from gadfly.trainer.engines import RunEngines
 from gadfly.trainer.learn import Learning, load_adapter
 from gadfly.trainer.measure.evaluate import Bench, evaluate, without_critic
@@ -166,7 +166,9 @@ class Lab:
         """
         workspace = report.workspace
         steps = config.steps // _STAR_ROUNDS
+        dealer = Dealer(self.arena.learn, seed=f"{config.fixed_seed} star", balance=config.balance)
         for number in range(_STAR_ROUNDS):
+            dealt = [dealer.deal(config.prompts_per_step) for _ in range(steps)]
             done = workspace.path / f"round-{number}"
             if done.exists():
                 processes.load_adapter(done)
@@ -176,19 +178,13 @@ class Lab:
                 processes.save_adapter(unfinished)
             name, sha256 = await load_adapter(engines, workspace.adapter(number * steps), label=f"{number}")
             pairs = []
-            for step in range(number * steps, (number + 1) * steps):
+            for step, items in enumerate(dealt, start=number * steps):
                 groups = await collector.collect(
-                    draw(
-                        self.arena.learn,
-                        seed=f"{config.seed} star",
-                        step=step,
-                        count=config.prompts_per_step,
-                        balance=config.balance,
-                    ),
+                    items,
                     stage=Stage.STAGE_2,
                     model=name,
                     adapter_sha256=sha256,
-                    seed=f"{config.seed} star {step}",
+                    seed=f"{config.fixed_seed} star {step}",
                     file=workspace.rollouts(step),
                 )
                 pairs += [

@@ -86,7 +86,7 @@ class Runs:
         config = await self._effective(changes)
         model = await store.labels.refresh(self._database)
         async with self._database.session() as session:
-            train = await store.training_data.labelled_answers(session, Split.TRAIN, limit=config.max_questions)
+            train = await store.training_data.answers_to_learn_from(session, limit=config.max_questions)
             heldout = await store.training_data.labelled_answers(session, Split.HELDOUT, limit=config.max_questions)
             train_questions = await store.training_data.count_open_questions(session, Split.TRAIN)
             heldout_questions = await store.training_data.count_open_questions(session, Split.HELDOUT)

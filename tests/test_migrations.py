@@ -212,6 +212,45 @@ def test_rows_from_before_stay_and_questions_without_a_response_go_with_their_re
     assert schema_state(empty_url).drift == ()
 
 
+def test_feedback_and_critics_of_an_earlier_release(empty_url: str) -> None:
+    with _transaction(empty_url) as connection:
+        command.upgrade(migration_config(connection), "0004")
+        for statement in _ROWS_OF_0004:
+            connection.execute(text(statement))
+    migrate(empty_url)
+    with _transaction(empty_url) as connection:
+        feedback = connection.execute(text("SELECT correct, critique_id, refinement_id, helpful FROM feedback")).one()
+        assert tuple(feedback) == (False, None, None, None)
+        marked = connection.execute(text("SELECT version FROM critic_versions WHERE verdict_only"))
+        assert list(marked.scalars()) == [1], "2 was graded by references, and 3 ran stage II"
+
+
+_ID = "00000000-0000-7000-8000-00000000000"
+_ROWS_OF_0004 = [
+    "INSERT INTO questions VALUES ('x', 'train', now())",
+    f"INSERT INTO episodes VALUES ('{_ID}1', 'x', NULL, now())",
+    "INSERT INTO interactions (id, kind, created_at, episode_id, question_hash, question, response, metadata,"
+    f" parameters, prompt_tokens, completion_tokens) VALUES ('{_ID}2', 'import', now(), '{_ID}1', 'x', 'q', 'r',"
+    " '{}', '{}', 0, 0)",
+    "INSERT INTO feedback (id, interaction_id, created_at, source, correct, metadata, refinement_grades)"
+    f" VALUES ('{_ID}3', '{_ID}2', now(), 'caller', false, '{{}}', '{{}}')",
+    "INSERT INTO critic_versions (version, base_model, created_at) VALUES (0, 'tiny', now())",
+    *(
+        "INSERT INTO training_runs (id, status, trigger, created_at, config, attempt, step, steps, manifest) VALUES"
+        f" ('{_ID}{version}', 'succeeded', 'admin', now(), '{{}}', 1, 1, 1,"
+        f' \'{{"label_sources": {{"person": 9, "reference": {graded}}}}}\')'
+        for version, graded in ((1, 0), (2, 5), (3, 0))
+    ),
+    "INSERT INTO run_events (run_id, created_at, kind, data)"
+    f""" VALUES ('{_ID}3', now(), 'stage', '{{"stage": "stage_2", "step": 4}}')""",
+    *(
+        "INSERT INTO critic_versions (version, base_model, created_at, run_id)"
+        f" VALUES ({version}, 'tiny', now(), '{_ID}{version}')"
+        for version in (1, 2, 3)
+    ),
+]
+
+
 def test_replicas_may_migrate_at_once(empty_url: str) -> None:
     with ThreadPoolExecutor() as threads:
         list(threads.map(migrate, [empty_url] * 4))

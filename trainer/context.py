@@ -48,7 +48,7 @@ class RunContext:
             self.location,
             rank=self.settings.adapter_rank,
             alpha=self.run.config.lora_alpha,
-            seed=self.run.config.seed,
+            seed=self.run.config.fixed_seed,
             name=self.settings.model,
             gradient_checkpointing=self.run.config.gradient_checkpointing,
         )

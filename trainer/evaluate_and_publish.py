@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly import store
-from gadfly.adapters import Marker
+from gadfly.adapters import WEIGHTS, Marker, file_sha256
 from gadfly.calibration import Calibration, CalibrationReport, ClassCounts
 from gadfly.engine_client import ACTOR
 from gadfly.errors import Conflict
@@ -45,6 +45,10 @@ async def evaluate_and_publish(context: RunContext) -> None:
     run = context.run
     if run.version is not None:  # an earlier attempt finished: version, candidate and swap are one transaction
         return
+    assert run.manifest is not None
+    if file_sha256(context.workspace.final / WEIGHTS) == run.manifest["start"]["adapter_sha256"]:
+        await context.report.note("not measured and not published: the weights are those of the critic at the start")
+        return
     await context.engines.prove_sampling()
     policy = context.load_policy()
     policy.load_adapter(context.workspace.final)
@@ -57,11 +61,10 @@ async def evaluate_and_publish(context: RunContext) -> None:
     live = await in_session(context.database, lambda session: store.critics.resolve_critic(session, "live"))
     history = await _history(context, live)
     report, judged = await measure(context, history, await heldout_items(context, history.past))
-    calibrated = calibrate(judged, history.labels, seed=run.config.seed)
+    calibrated = calibrate(judged, history.labels, seed=run.config.fixed_seed)
     await context.report.gate(report.outcome, report.to_json() | {"live": live.version, "actor": await _about(context)})
 
     await context.report.stage(Stage.PUBLISH, step=run.progress.step)
-    assert run.manifest is not None
     marker = publish(
         context.workspace.final,
         folder=context.settings.adapters_folder / str(run.id),
@@ -110,6 +113,7 @@ async def _enter(
         prompt_set=context.prompts.name,
         adapter_path=str(run.id),
         adapter_sha256=marker.sha256,
+        verdict_only=run.manifest.get("verdict_only", False),
     )
     if calibrated is not None:
         await store.calibrations.insert_calibration(session, version.version, *calibrated)
@@ -150,7 +154,8 @@ async def _history(context: RunContext, live: CriticVersion) -> _History:
     async def read(session: AsyncSession) -> _History:
         reports = await store.runs.gate_reports(session, live.version)
         past = _past(dict(reports), start=start, live=live.version)
-        best = _best(await store.runs.promoted_reports(session))
+        base = await store.critics.base_version(session, live.base_model)
+        best = _best(await store.runs.promoted_reports(session, live.base_model), otherwise=base.version)
         anchor = None if best == live.version else await store.critics.resolve_critic(session, best)
         right, wrong = await store.training_data.traffic_counts(session)
         traffic = Traffic(right, wrong) if right + wrong >= LEAST_TRAFFIC else None
@@ -170,15 +175,15 @@ def _past(reports: Mapping[int, dict[str, Any]], *, start: int, live: int) -> Ev
     return Evidence(lineage=begun + 1)
 
 
-def _best(promoted: Mapping[int, dict[str, Any]]) -> int:
-    """The version with the best measured rates among those that have been live; version 0 if none was measured."""
+def _best(promoted: Mapping[int, dict[str, Any]], *, otherwise: int) -> int:
+    """The version with the best measured rates among those that have been live; `otherwise` if none was measured."""
 
     def merit(gate: Mapping[str, Any]) -> float:
         measured = gate["numbers"]["candidate"]
         rates = (measured["discrimination_balanced"], measured["accuracy_refined"])
         return math.fsum(rate["value"] for rate in rates if rate is not None)
 
-    return max(promoted, key=lambda version: (merit(promoted[version]), -version), default=0)
+    return max(promoted, key=lambda version: (merit(promoted[version]), -version), default=otherwise)
 
 
 async def heldout_items(context: RunContext, past: Evidence) -> list[LabelledAnswer]:
@@ -209,7 +214,7 @@ async def heldout_items(context: RunContext, past: Evidence) -> list[LabelledAns
             context.grader,
             [*asked, *answers],
             config,
-            seed=config.seed,
+            seed=config.fixed_seed,
         )
         kept = HeldoutPool(pool=pool.items)
         context.workspace.write(_POOL, kept)
@@ -269,7 +274,7 @@ async def _judge(context: RunContext, model: str, items: Sequence[LabelledAnswer
             with_refinement=True,
             samples=config.gate_samples if temperature > 0 else 1,  # greedy samples would all be equal
             temperature=temperature,
-            seed=config.seed,
+            seed=config.fixed_seed,
             done=done,
             on_item=on_item,
         )

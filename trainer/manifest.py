@@ -2,7 +2,7 @@
 
 import hashlib
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
@@ -34,7 +34,7 @@ async def select_answers(
         Conflict: an answer or a question of the original run is gone or changed.
     """
     limit = run.config.max_questions if original is None else 2**31 - 1
-    answers = await store.training_data.labelled_answers(session, Split.TRAIN, limit=limit)
+    answers = await store.training_data.answers_to_learn_from(session, limit=limit)
     questions = await store.training_data.open_questions(session, Split.TRAIN, limit=limit)
     if original is None:
         answers = within_key_share(answers, max_key_share)
@@ -53,7 +53,7 @@ def same_answers(answers: Sequence[LabelledAnswer], recorded: Sequence[dict[str,
     Raises:
         Conflict: some are gone or differ; the message counts them.
     """
-    known = {str(answer.interaction_id): answer for answer in answers}
+    known = {answer.key: answer for answer in answers}
     gone = [entry["id"] for entry in recorded if entry["id"] not in known]
     changed = [entry["id"] for entry in recorded if entry["id"] in known and not _is_same(known[entry["id"]], entry)]
     if gone or changed:
@@ -99,12 +99,25 @@ def describe(answer: LabelledAnswer) -> dict[str, Any]:
     """An answer's entry in a manifest: it identifies the answer and holds no text."""
     text = f"{answer.question}\0{answer.response}\0{answer.reference}"
     return {
-        "id": str(answer.interaction_id),
+        "id": answer.key,
         "is_right": answer.is_right,
         "source": answer.source.value,
         "certainty": answer.certainty,
         "sha256": hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest(),
     }
+
+
+def with_new_label(
+    answers: Sequence[LabelledAnswer], questions: Sequence[OpenQuestion], manifest: Mapping[str, Any]
+) -> list[str]:
+    """The keys of the answers and questions that are not in an earlier manifest with this text, reference and label."""
+
+    def identity(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+        return entry["id"], entry.get("is_right"), entry["sha256"]
+
+    known = {identity(entry) for entry in (*manifest["answers"], *manifest.get("questions", ()))}
+    entries = [*map(describe, answers), *map(describe_question, questions)]
+    return [entry["id"] for entry in entries if identity(entry) not in known]
 
 
 def split_for_validation(

@@ -66,6 +66,7 @@ async def learn(context: RunContext, processes: ProcessGroup) -> None:
         report=context.report,
         learn=selection.learn,
         validate=selection.validate,
+        known=selection.known,
     ).run()
 
 

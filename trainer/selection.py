@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+from uuid import UUID
 
 import torch
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -17,8 +18,8 @@ from gadfly.records import CriticVersion
 from gadfly.settings import without_password
 from gadfly.store.training_data import LabelledAnswer, OpenQuestion
 from gadfly.trainer.context import RunContext
-from gadfly.trainer.data import StoredAnswer
-from gadfly.trainer.manifest import make_manifest, select_answers, split_for_validation
+from gadfly.trainer.data import Known, StoredAnswer
+from gadfly.trainer.manifest import make_manifest, select_answers, split_for_validation, with_new_label
 from gadfly.trainer.patience import in_session
 from gadfly.trainer.pool import sample_pool
 from gadfly.training import GateOutcome, Run, Stage
@@ -35,6 +36,12 @@ class Selection:
     learn: list[StoredAnswer]
     validate: list[StoredAnswer]  # they measure progress and are never learned from
     counts: dict[str, int]
+    fresh: list[str] = field(default_factory=list)  # keys of the answers whose label is new since the start's run
+    confidences: dict[UUID, float] = field(default_factory=dict)  # P(right), by the critic that served the answer
+
+    @property
+    def known(self) -> Known:
+        return Known(fresh=frozenset(self.fresh), confidences=self.confidences)
 
 
 async def select(context: RunContext) -> tuple[Selection, CriticVersion]:
@@ -61,28 +68,39 @@ async def select(context: RunContext) -> tuple[Selection, CriticVersion]:
 
 async def _decide(context: RunContext) -> Selection:
     run, config = context.run, context.run.config
+    base = base_sha256(context.location)
 
-    async def read(
-        session: AsyncSession,
-    ) -> tuple[Run | None, CriticVersion, tuple[list[LabelledAnswer], list[OpenQuestion]]]:
+    async def read(session: AsyncSession) -> _Read:
+        _check_base(context.settings.model, base, await store.runs.published_base(session, context.settings.model))
         original = None if run.reproduces is None else await store.runs.read_run(session, run.reproduces)
         recorded = original.manifest if original is not None else None
         start = (
             await store.critics.resolve_critic(session, recorded["start"]["version"])
             if recorded
-            else await _start(session, continue_candidate=config.continue_candidate)
+            else await _start(session, context.settings.model, continue_candidate=config.continue_candidate)
         )
-        share = context.settings.max_key_share
-        return original, start, await select_answers(session, run, original, max_key_share=share)
+        answers, questions = await select_answers(session, run, original, max_key_share=context.settings.max_key_share)
+        parent = None if start.run_id is None else await store.runs.read_run(session, start.run_id)
+        learned = parent.manifest if parent is not None else None
+        return _Read(
+            original=original,
+            start=start,
+            answers=answers,
+            questions=questions,
+            # The first critic has learned from nothing: then no answer is newer than another.
+            fresh=[] if learned is None else with_new_label(answers, questions, learned),
+            confidences=await store.training_data.served_confidences(session, [item.id for item in answers]),
+        )
 
-    original, start, (answers, questions) = await in_session(context.database, read, limit_s=_QUERY_LIMIT_S)
+    found = await in_session(context.database, read, limit_s=_QUERY_LIMIT_S)
+    original, start, answers, questions = found.original, found.start, found.answers, found.questions
     manifest = make_manifest(
         config=config,
         answers=answers,
         questions=questions,
         start=start,
         base_model=context.settings.model,
-        base_sha256=base_sha256(context.location),
+        base_sha256=base,
         actor=context.actor.name,
         prompt_set=context.prompts.name,
         rank=context.settings.adapter_rank,
@@ -104,7 +122,7 @@ async def _decide(context: RunContext) -> Selection:
     open_questions = [each for each in questions if not is_for_validation(each.question_hash, config)]
     asked: list[LabelledAnswer | OpenQuestion] = [*open_questions, *logged]
     pool = await sample_pool(
-        context.engines, context.actor, context.prompts, context.grader, asked, config, seed=config.seed
+        context.engines, context.actor, context.prompts, context.grader, asked, config, seed=config.fixed_seed
     )
     pooled = await fitting(context, pool.items)
     learn = [*logged, *pooled]
@@ -115,7 +133,7 @@ async def _decide(context: RunContext) -> Selection:
             f"there are no {missing} to learn from besides the validation answers: log more, or lower validation_share"
         )
     return Selection(
-        manifest=manifest,
+        manifest=manifest | {"verdict_only": with_reference == 0},
         learn=learn,
         validate=validated,
         counts={
@@ -125,20 +143,40 @@ async def _decide(context: RunContext) -> Selection:
             "right": sum(item.is_right for item in learn),
             "wrong": sum(not item.is_right for item in learn),
             "with_reference": with_reference,
+            "new": len(found.fresh),
             "validation": len(validated),
             "too_long": len(learn_from) + len(validate) + len(pool.items) - len(learn) - len(validated),
             "pool_without_answer": pool.without_answer,
             "unreadable_references": pool.unreadable,
         },
+        fresh=found.fresh,
+        confidences=found.confidences,
     )
 
 
-async def _start(session: AsyncSession, *, continue_candidate: bool) -> CriticVersion:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Read:
+    """What the database says about a run."""
+
+    original: Run | None  # the run that it reproduces
+    start: CriticVersion
+    answers: list[LabelledAnswer]
+    questions: list[OpenQuestion]
+    fresh: list[str]
+    confidences: dict[UUID, float]
+
+
+async def _start(session: AsyncSession, base_model: str, *, continue_candidate: bool) -> CriticVersion:
     """The critic that a run begins with: the live one, or the candidate that the gate has not decided about.
 
     A candidate that was measured against another live critic is not continued: its evidence does not count any more.
+
+    Raises:
+        Conflict: the live critic is not based on the model `base_model`.
     """
     live = await store.critics.resolve_critic(session, "live")
+    if live.base_model != base_model:
+        raise Conflict(f"the trainer is set to the model {base_model}, and the service serves {live.base_model}")
     pointers = await store.critics.read_pointers(session)
     if not continue_candidate or "candidate" not in pointers:
         return live
@@ -169,6 +207,18 @@ async def _engine_versions(context: RunContext) -> list[str]:
         return await gather(*(engine.version() for engine in context.engines.pool.members))
 
     return await context.engines.patiently(versions)
+
+
+def _check_base(name: str, sha256: str, published: tuple[int, str] | None) -> None:
+    """Raises:
+    Conflict: an earlier critic was trained on a model of the same name with other weights.
+    """
+    if published is not None and published[1] != sha256:
+        raise Conflict(
+            f"the model {name} has other weights now (sha256 {sha256[:12]}) than when version {published[0]} was "
+            f"trained on it ({published[1][:12]}): restore its files, or serve the new ones under another name, which "
+            "begins a lineage of critics of its own"
+        )
 
 
 def _check_same(original: dict[str, Any], manifest: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from gadfly.engine_client import Sampling
 from gadfly.errors import GadflyError, PromptTooLong
 from gadfly.grading import Grade
 from gadfly.store.training_data import LabelledAnswer
-from gadfly.trainer.data import draw, seed_of
+from gadfly.trainer.data import Dealer, seed_of
 from gadfly.trainer.engines import ROLLOUT_PRIORITY, RunEngines
 from gadfly.trainer.report import Report
 from gadfly.trainer.rl.processes import ProcessGroup
@@ -108,17 +108,13 @@ class WarmStarter:
         can_refine = len({item.is_right for item in referenced}) == 2
         items = referenced if can_refine else self.items
         return await self.collector.collect(
-            draw(
-                items,
-                seed=f"{self.config.seed} warm start",
-                step=0,
-                count=min(self.config.warm_start_prompts, len(items)),
-                balance=self.config.balance,
+            Dealer(items, seed=f"{self.config.fixed_seed} warm start", balance=self.config.balance).deal(
+                min(self.config.warm_start_prompts, len(items))
             ),
             stage=Stage.STAGE_2 if can_refine else Stage.STAGE_1,
             model=name,
             adapter_sha256="start",
-            seed=f"{self.config.seed} warm start",
+            seed=f"{self.config.fixed_seed} warm start",
             file=self.workspace.warm_start,
         )
 
@@ -132,7 +128,7 @@ class WarmStarter:
             if not steps:
                 return None
             beginning = f"{steps.rstrip()}\n{VERDICT_PREFIX}"
-            seed = f"{self.config.seed} {group.item.key} {place}"
+            seed = f"{self.config.fixed_seed} {group.item.key} {place}"
             async with slots:
                 if rollout.verdict is Verdict.UNPARSED:
                     own = await self._continue(name, group, beginning, seed)

@@ -5,6 +5,7 @@
         rollouts/00012.jsonl        the rollouts of step 12, a complete group per line
         adapters/00012/             the adapter that step 12 was sampled with, for the engine
         checkpoints/00012/          learner and loop after 12 steps; the last two are kept
+        validated/00010/            the adapter after 10 steps, which was validated and may be published
         final/                      the adapter at the end of the stages
         evaluation/                 the judgements of both critics on held-out answers
         tensorboard/
@@ -16,7 +17,7 @@ another name and renamed when they are complete.
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ class Workspace:
     @classmethod
     def of(cls, home: Path, run_id: UUID) -> "Workspace":
         path = home / "runs" / str(run_id)
-        for name in ("rollouts", "adapters", "checkpoints", "evaluation"):
+        for name in ("rollouts", "adapters", "checkpoints", "evaluation", "validated"):
             (path / name).mkdir(parents=True, exist_ok=True)
         return cls(path)
 
@@ -88,6 +89,18 @@ class Workspace:
     def adapter(self, step: int) -> Path:
         return self.path / "adapters" / f"{step:05}"
 
+    def validated(self, step: int) -> Path:
+        return self.path / "validated" / f"{step:05}"
+
+    def keep_validated(self, step: int, steps: Sequence[int]) -> None:
+        """Keep the adapter after `step` steps beside those after `steps`; the other validated ones go."""
+        with new_folder(self.validated(step)) as unfinished:
+            shutil.copytree(self.adapter(step), unfinished, dirs_exist_ok=True)
+        kept = {self.validated(each) for each in (step, *steps)}
+        for folder in (self.path / "validated").iterdir():
+            if folder not in kept:
+                shutil.rmtree(folder)
+
     def read(self, name: str, kind: type[T]) -> T | None:
         """A JSON document of the run, None before it is written."""
         try:
@@ -124,7 +137,7 @@ class Workspace:
 
     def forget_texts(self) -> None:
         """Remove the files of an ended run that hold texts, so that a deletion in the database deletes every copy."""
-        for name in ("rollouts", "adapters", "checkpoints", "evaluation"):
+        for name in ("rollouts", "adapters", "checkpoints", "evaluation", "validated"):
             shutil.rmtree(self.path / name, ignore_errors=True)
         (self.path / "selection.json").unlink(missing_ok=True)
 

@@ -14,7 +14,7 @@ _COLOURS = {"done": "green", "refused": "red", "pending": "yellow"}
 def show_critics(critics: list[dict[str, Any]]) -> None:
     """Print one line per version."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("version", "pointers", "parent", "created", "adapter"):
+    for name in ("version", "pointers", "parent", "created", "adapter", ""):
         table.add_column(name)
     for critic in critics:
         table.add_row(
@@ -23,6 +23,7 @@ def show_critics(critics: list[dict[str, Any]]) -> None:
             "" if critic["parent"] is None else str(critic["parent"]),
             critic["created_at"][:16].replace("T", " "),
             "the base model" if critic["adapter_sha256"] is None else critic["adapter_sha256"][:12],
+            ", ".join(name.replace("_", " ") for name in ("verdict_only", "archived") if critic[name]),
         )
     out.print(table)
 
@@ -41,6 +42,10 @@ def show_critic(critic: Mapping[str, Any]) -> None:
         gate = critic["origin"]["gate"]
         decision = "" if gate is None else f", gate there: {gate['outcome'].replace('_', ' ')}"
         table.add_row("origin", f"pulled from {plain(critic['origin']['source'])}{decision}")
+    if critic["verdict_only"]:
+        table.add_row("verdict only", "trained without references: /refine is answered by an earlier version")
+    if critic["archived"]:
+        table.add_row("archived", f"based on the model {critic['base_model']}, which is not served")
     for swap in critic["swaps"]:
         table.add_row("swap", _swap_line(swap))
     for receipt in critic["receipts"]:

@@ -3,6 +3,7 @@
 The rules for mathematics, and those of other tasks that run here, run in a child process that is killed at its limits.
 """
 
+from gadfly.grading.kinds import stated_answer
 from gadfly.grading.process import (
     GRADER_VERSION,
     Grade,
@@ -31,4 +32,5 @@ __all__ = [
     "group_by_answer",
     "read_reference",
     "run_child",
+    "stated_answer",
 ]

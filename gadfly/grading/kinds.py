@@ -663,6 +663,19 @@ def read_reference(text: str) -> Reference:
     return reference
 
 
+def stated_answer(text: str) -> str | None:
+    """The answer that a worked solution states in a form that is an answer's; None for prose without one.
+
+    Runs in bounded time. What it returns may still be LaTeX that cannot be parsed.
+    """
+    try:
+        reference = classify_reference(text)
+    except UnreadableReference:
+        return None
+    is_prose = isinstance(reference.answer, Text) and reference.text == tidy(text).strip()
+    return None if is_prose else reference.text
+
+
 def needs_sympy(reference: str) -> bool:
     """Whether reading `reference` loads sympy, which takes seconds once per process."""
     try:

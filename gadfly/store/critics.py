@@ -4,29 +4,39 @@ from typing import Any, cast
 from uuid import UUID
 
 from sqlalchemy import (
+    delete,
+    exists,
     func,
     select,
     text,
+    update,
 )
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly.errors import Conflict, NotFound
-from gadfly.records import CriticVersion, Pointer, now
+from gadfly.records import CriticVersion, Pointer, SwapKind, SwapStatus, now
 from gadfly.store.mapping import record_of
+from gadfly.store.replicas import fresh_replicas
 from gadfly.store.runs import append_event
-from gadfly.store.tables import CriticPointerRow, CriticVersionRow
+from gadfly.store.tables import CriticPointerRow, CriticVersionRow, SwapRow
 from gadfly.training import EventKind
 
 Origin = dict[str, Any]
 """What the deployment that made a pulled critic recorded: `source`, `run_id` and `gate`."""
+LEAST_SILENCE_S = 10.0
+"""How long no replica may have reported before another base model may be served from a database."""
 
 
 async def ensure_version_zero(session: AsyncSession, base_model: str) -> CriticVersion:
-    """Store the base model under the critic's prompt as version 0, and make it live if no version is; return it.
+    """Store the base model under the critic's prompt as a version, and make it live if no version is; return it.
+
+    The first base model of a database is version 0. Another one begins a lineage of its own with the next number: its
+    last live version, or the base model itself, becomes live, and the critics of other lineages are archived. Labelled
+    answers belong to no lineage.
 
     Raises:
-        Conflict: the critics in the database are based on another model.
+        Conflict: the live critic is based on another model, and replicas that serve it are running.
     """
     await session.execute(
         insert(CriticVersionRow).values(version=0, base_model=base_model, created_at=now()).on_conflict_do_nothing()
@@ -34,13 +44,79 @@ async def ensure_version_zero(session: AsyncSession, base_model: str) -> CriticV
     await session.execute(
         insert(CriticPointerRow).values(name="live", version=0, moved_at=now()).on_conflict_do_nothing()
     )
-    zero = await resolve_critic(session, 0)
-    if zero.base_model != base_model:
+    live = await resolve_critic(session, "live")
+    if live.base_model != base_model:
+        await _change_lineage(session, live, base_model)
+    return await base_version(session, base_model)
+
+
+async def _change_lineage(session: AsyncSession, live: CriticVersion, base_model: str) -> None:
+    await session.execute(text("LOCK TABLE critic_versions IN SHARE ROW EXCLUSIVE MODE"))
+    if await fresh_replicas(session, within_s=LEAST_SILENCE_S):
         raise Conflict(
-            f"the critics in the database are based on the model {zero.base_model}, not {base_model}: use that model, "
-            "or another database"
+            f"the live critic is based on the model {live.base_model}, and a replica reported within the last "
+            f"{LEAST_SILENCE_S:g} seconds: stop all replicas before {base_model} is served from this database, or use "
+            "another database"
         )
-    return zero
+    versions = select(CriticVersionRow.version).where(CriticVersionRow.base_model == base_model)
+    if await session.scalar(versions.limit(1)) is None:
+        newest = await session.scalar(select(func.max(CriticVersionRow.version)))
+        session.add(CriticVersionRow(version=(newest or 0) + 1, base_model=base_model, created_at=now()))
+        await session.flush()
+    last_live = await session.scalar(
+        select(SwapRow.version)
+        .where(SwapRow.version.in_(versions), SwapRow.status == SwapStatus.DONE)
+        .order_by(SwapRow.finished_at.desc(), SwapRow.id.desc())
+        .limit(1)
+    )
+    base = await base_version(session, base_model)
+    await session.execute(
+        update(SwapRow)
+        .where(SwapRow.status == SwapStatus.PENDING)
+        .values(status=SwapStatus.REFUSED, finished_at=now(), reason=f"the base model is now {base_model}")
+    )
+    await session.execute(delete(CriticPointerRow).where(CriticPointerRow.name.in_(("candidate", "previous"))))
+    await set_pointer(session, "live", base.version if last_live is None else last_live)
+
+
+async def base_version(session: AsyncSession, base_model: str) -> CriticVersion:
+    """The version that is this base model under the critic's prompt, at the beginning of its lineage.
+
+    Raises:
+        NotFound: the database has no critic of this model.
+    """
+    row = await session.scalar(
+        select(CriticVersionRow).where(
+            CriticVersionRow.base_model == base_model, CriticVersionRow.adapter_path.is_(None)
+        )
+    )
+    if row is None:
+        raise NotFound(f"there is no critic of the model {base_model}: start the service with it first")
+    return record_of(CriticVersion, row)
+
+
+async def refining_version(session: AsyncSession) -> int:
+    """The version that answers /refine as the live critic.
+
+    The live one, unless it learned verdicts only: then the newest version that learned more, has been live and was not
+    rolled back from, else the base model.
+    """
+    live = await resolve_critic(session, "live")
+    if not live.verdict_only:
+        return live.version
+    version = await session.scalar(
+        select(func.max(CriticVersionRow.version)).where(
+            CriticVersionRow.base_model == live.base_model,
+            CriticVersionRow.verdict_only.is_(False),
+            exists().where(SwapRow.version == CriticVersionRow.version, SwapRow.status == SwapStatus.DONE),
+            ~exists().where(
+                SwapRow.from_version == CriticVersionRow.version,
+                SwapRow.status == SwapStatus.DONE,
+                SwapRow.kind.in_((SwapKind.ROLLBACK, SwapKind.WATCH)),
+            ),
+        )
+    )
+    return (await base_version(session, live.base_model)).version if version is None else version
 
 
 async def resolve_critic(session: AsyncSession, choice: Pointer | int) -> CriticVersion:
@@ -85,6 +161,7 @@ async def insert_critic(
     prompt_set: str,
     adapter_path: str,
     adapter_sha256: str,
+    verdict_only: bool = False,
 ) -> CriticVersion:
     """Store the next version, made by a run. A run makes one: a repeated call returns it."""
     await _lock_numbers(session)
@@ -99,6 +176,7 @@ async def insert_critic(
             created_at=now(),
             run_id=run_id,
             prompt_set=prompt_set,
+            verdict_only=verdict_only,
         )
         session.add(known)
         await session.flush()
@@ -143,20 +221,25 @@ async def set_candidate(session: AsyncSession, version: int) -> None:
     """Point `candidate` at a version.
 
     Raises:
-        NotFound: there is no such version.
+        NotFound, Conflict: as `require_live_lineage`.
     """
-    await require_version(session, version)
+    await require_live_lineage(session, version)
     await set_pointer(session, "candidate", version)
 
 
-async def require_version(session: AsyncSession, version: int) -> None:
-    """Check that a version exists.
+async def require_live_lineage(session: AsyncSession, version: int) -> None:
+    """Check that a version exists and is based on the model that is served.
 
     Raises:
         NotFound: there is no such version.
+        Conflict: it is archived.
     """
-    if await session.get(CriticVersionRow, version) is None:
-        raise NotFound(f"there is no critic version {version}")
+    critic, live = await resolve_critic(session, version), await resolve_critic(session, "live")
+    if critic.base_model != live.base_model:
+        raise Conflict(
+            f"version {version} is archived: it is based on the model {critic.base_model}, and {live.base_model} is "
+            "served"
+        )
 
 
 async def set_pointer(session: AsyncSession, name: Pointer, version: int) -> None:

@@ -65,6 +65,7 @@ from gadfly.store.tables import (
     Table,
 )
 from gadfly.store.wall import place_questions
+from gadfly.store.words import known_reference
 from gadfly.training import EventKind
 from gadfly.verdict import Verdict
 
@@ -138,7 +139,11 @@ async def _count_votes(
     session: AsyncSession, interactions: Sequence[Interaction], feedback: Sequence[Feedback]
 ) -> None:
     graded = {item.id for item in interactions if item.grade is not None}
-    said = {item.interaction_id for item in feedback if item.correct is not None or item.reference is not None}
+    said = {
+        item.interaction_id
+        for item in feedback
+        if any(each is not None for each in (item.correct, item.reference, item.edited_reference, item.rating))
+    }
     await count_votes(session, graded | said)
 
 
@@ -289,7 +294,7 @@ async def take_newest_grades(session: AsyncSession, interaction_ids: Sequence[UU
         .ext(distinct_on(FeedbackRow.interaction_id))
         .where(
             FeedbackRow.interaction_id.in_(interaction_ids),
-            FeedbackRow.reference.is_not(None),
+            known_reference().is_not(None),
             FeedbackRow.grade_problem.is_(None),
         )
         .order_by(FeedbackRow.interaction_id, *newest_first(FeedbackRow))
@@ -322,7 +327,9 @@ def _explained(error: IntegrityError) -> Exception:
 
 def _content(feedback: Feedback) -> tuple[Any, ...]:
     free_form = (feedback.reference, feedback.edited_response, feedback.comment, feedback.metadata)
-    return (feedback.source, feedback.correct, feedback.rating, *map(storable_json, free_form))
+    about = (feedback.critique_id, feedback.refinement_id)
+    words = (feedback.correct, feedback.helpful, feedback.rating)
+    return (feedback.source, *about, *words, *map(storable_json, free_form))
 
 
 async def delete_interaction(session: AsyncSession, id: UUID, *, scope: Scope) -> None:

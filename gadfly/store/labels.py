@@ -54,6 +54,7 @@ from gadfly.store.tables import (
     QuestionRow,
     StoredVotes,
 )
+from gadfly.store.words import known_reference, rating_of_response, word_on_response
 from gadfly.votes import (
     AnswerLabel,
     LabelModel,
@@ -108,6 +109,8 @@ class Label:
 
     is_right: ColumnElement[bool | None] = AnswerRow.is_right.expression
     exists: ColumnElement[bool] = AnswerRow.is_right.is_not(None)
+    is_firm: ColumnElement[bool] = and_(exists, AnswerRow.source != LabelSource.RATING)
+    """Whether the label is more than a rating: only then does it measure a critic. NULL without a label."""
     source: ColumnElement[LabelSource | None] = AnswerRow.source.expression
     key_id: ColumnElement[UUID | None] = AnswerRow.key_id.expression
     """The only key that supports the label; NULL for several keys and for the operator."""
@@ -127,7 +130,7 @@ def own_grade() -> ColumnElement[Grade | None]:
 
     Rows of release 0.1.0 have one grade, that against the newest reference. It is the own one if no feedback gave any.
     """
-    given = exists().where(FeedbackRow.interaction_id == InteractionRow.id, FeedbackRow.reference.is_not(None))
+    given = exists().where(FeedbackRow.interaction_id == InteractionRow.id, known_reference().is_not(None))
     return func.coalesce(InteractionRow.own_grade, case((~given, InteractionRow.grade), else_=None))
 
 
@@ -236,7 +239,7 @@ class _State:
             is_right=given.is_right,
             source=given.source,
             key_id=given.key_id,
-            is_frozen=self.is_heldout and given.is_right is not None,
+            is_frozen=self.is_heldout and given.is_right is not None and given.source is not LabelSource.RATING,
             ruling=self.ruling,
             is_heldout=self.is_heldout,
         )
@@ -252,11 +255,13 @@ def _write(row: AnswerRow, state: _State, moment: datetime) -> None:
 
 
 async def _votes(session: AsyncSession, answers: Sequence[AnswerKey]) -> dict[AnswerKey, Votes]:
-    """All votes about these answers: of each key the newest word and the newest grade, reduced to one vote."""
+    """All votes about these answers: of each key the newest word, grade and rating, reduced to one vote."""
     said = _statements(dict.fromkeys(question_hash for question_hash, _ in answers)).subquery()
     wanted = _table_of(answers)
-    is_word = (said.c.source != LabelSource.REFERENCE.value).label("is_word")
-    columns = (said.c.question_hash, said.c.text, said.c.key_id, is_word)
+    form = case((said.c.source == LabelSource.IMPORT.value, LabelSource.PERSON.value), else_=said.c.source).label(
+        "form"
+    )
+    columns = (said.c.question_hash, said.c.text, said.c.key_id, form)
     rows = await session.execute(
         select(*columns, said.c.source, said.c.is_right)
         .ext(distinct_on(*columns))
@@ -283,12 +288,16 @@ def reference_statements(question_hashes: Iterable[bytes]) -> CompoundSelect[Any
 def _statements(question_hashes: Iterable[bytes]) -> CompoundSelect[Any]:
     """All that was said about the answers to these questions."""
     word = case((FeedbackRow.source == FeedbackSource.IMPORT, LabelSource.IMPORT.value), else_=LabelSource.PERSON.value)
-    words = (
-        select(*_said(FeedbackRow, word, FeedbackRow.correct))
+    words, ratings = (
+        select(*_said(FeedbackRow, source, is_right))
         .join(InteractionRow, FeedbackRow.interaction_id == InteractionRow.id)
-        .where(is_any_of(InteractionRow.question_hash, question_hashes), FeedbackRow.correct.is_not(None))
+        .where(is_any_of(InteractionRow.question_hash, question_hashes), is_right.is_not(None))
+        for source, is_right in (
+            (word, word_on_response()),
+            (literal(LabelSource.RATING.value), rating_of_response()),
+        )
     )
-    return union_all(*_reference_selects(question_hashes), words)
+    return union_all(*_reference_selects(question_hashes), words, ratings)
 
 
 def _reference_selects(question_hashes: Iterable[bytes]) -> tuple[Select[Any], Select[Any]]:
@@ -306,7 +315,7 @@ def _reference_selects(question_hashes: Iterable[bytes]) -> tuple[Select[Any], S
         ),
         given.join(InteractionRow, FeedbackRow.interaction_id == InteractionRow.id).where(
             is_about_them,
-            or_(FeedbackRow.reference.is_not(None), FeedbackRow.grade.is_not(None)),
+            or_(known_reference().is_not(None), FeedbackRow.grade.is_not(None)),
             FeedbackRow.grade_problem.is_(None),  # a reference that cannot be read says nothing
         ),
     )
@@ -319,7 +328,7 @@ def _said(row: type[FeedbackRow] | type[InteractionRow], source: Any, is_right: 
         row.key_id,
         source.label("source"),
         is_right.label("is_right"),
-        row.reference,
+        (known_reference() if row is FeedbackRow else row.reference).label("reference"),
         row.stored_at,
         row.created_at,
         row.id,

@@ -20,6 +20,7 @@ from gadfly.store.interactions import take_newest_grades
 from gadfly.store.labels import count_votes
 from gadfly.store.mapping import record_of
 from gadfly.store.tables import FeedbackRow, InteractionRow, RefinementRow
+from gadfly.store.words import known_reference
 
 _BATCH_ROWS = 100
 _BATCH_LIMIT_S = 120.0
@@ -56,7 +57,7 @@ def _is_outdated() -> ColumnElement[bool]:
     """Whether an interaction, or feedback about it, has a reference that an older grader graded against."""
     by_feedback = exists().where(
         FeedbackRow.interaction_id == InteractionRow.id,
-        FeedbackRow.reference.is_not(None),
+        known_reference().is_not(None),
         FeedbackRow.grader.is_distinct_from(GRADER_VERSION),
     )
     own = and_(InteractionRow.reference.is_not(None), InteractionRow.grader.is_distinct_from(GRADER_VERSION))
@@ -79,14 +80,14 @@ async def _regrade_batch(database: Database, grader: Grader, ids: Sequence[UUID]
         before = {row.id: row.grade for row in rows}
         holders: list[tuple[InteractionRow | FeedbackRow, InteractionRow]] = [(row, row) for row in rows]
         holders += [(item, row) for row in rows for item in row.feedback]
-        graded = [(holder, row) for holder, row in holders if holder.reference is not None]
+        graded = [(holder, row, known) for holder, row in holders if (known := _reference(holder)) is not None]
         texts = {row.id: _texts(row) for row in rows}
     submissions = [
-        Submission(text, holder.reference or "", is_cut) for holder, row in graded for text, is_cut in texts[row.id]
+        Submission(text, reference, is_cut) for _, row, reference in graded for text, is_cut in texts[row.id]
     ]
     outcomes = iter(await grader.grade_all(submissions))
     async with database.session(limit_s=_BATCH_LIMIT_S) as session:
-        for holder, row in graded:
+        for holder, row, _ in graded:
             own, *refined = [next(outcomes) for _ in texts[row.id]]
             grades = {
                 item.id: grade for item, grade in zip(row.refinements, refined, strict=True) if isinstance(grade, Grade)
@@ -108,6 +109,11 @@ async def _regrade_batch(database: Database, grader: Grader, ids: Sequence[UUID]
         await count_votes(session, ids)
         after = await session.execute(select(InteractionRow.id, InteractionRow.grade).where(InteractionRow.id.in_(ids)))
         return sum(before[id] is not grade for id, grade in after)
+
+
+def _reference(holder: InteractionRow | FeedbackRow) -> str | None:
+    edited = holder.edited_reference if isinstance(holder, FeedbackRow) else None
+    return edited if holder.reference is None else holder.reference
 
 
 def _texts(row: InteractionRow) -> list[tuple[str, bool]]:

@@ -41,7 +41,7 @@ async def request_run(
     request_id: str | None = None,
     reproduces: UUID | None = None,
 ) -> Requested:
-    """Store a run and put its job into the queue, in one transaction.
+    """Store a run and put its job into the queue, in one transaction. A config without a seed gets the run's own.
 
     Raises:
         Conflict: the request id belongs to a run with another config.
@@ -54,7 +54,7 @@ async def request_run(
         "created_at": func.clock_timestamp(),  # the clock of labels, of which a run learns the older ones
         "key_id": key_id,
         "request_id": request_id,
-        "config": config.model_dump(mode="json"),
+        "config": config.seeded(id).model_dump(mode="json"),
         "reproduces": reproduces,
         "attempt": 0,
         "step": 0,
@@ -75,7 +75,7 @@ async def request_run(
         )
         assert row is not None
         run = await read_run(session, row.id)
-        if run.config != config:
+        if run.config != config.seeded(run.id):
             raise Conflict(f"the request id {request_id!r} belongs to a run with another config")
         return Requested(run, True)
     await append_event(session, id, EventKind.STATUS, {"status": RunStatus.QUEUED.value})
@@ -260,13 +260,14 @@ async def gate_reports(session: AsyncSession, live: int) -> list[tuple[int, dict
     return [(version, gate) for version, gate in rows if gate is not None]
 
 
-async def promoted_reports(session: AsyncSession) -> dict[int, dict[str, Any]]:
-    """The gate's report of every version that has been live, was measured, and was not rolled back from."""
+async def promoted_reports(session: AsyncSession, base_model: str) -> dict[int, dict[str, Any]]:
+    """The gate's report of every version of a base model that has been live, was measured, and not rolled back from."""
     rows = await session.execute(
         select(CriticVersionRow.version, TrainingRunRow.gate)
         .join(CriticVersionRow, CriticVersionRow.run_id == TrainingRunRow.id)
         .where(
             TrainingRunRow.gate.is_not(None),
+            CriticVersionRow.base_model == base_model,
             exists().where(SwapRow.version == CriticVersionRow.version, SwapRow.status == SwapStatus.DONE),
             ~exists().where(
                 SwapRow.from_version == CriticVersionRow.version,
@@ -276,6 +277,19 @@ async def promoted_reports(session: AsyncSession) -> dict[int, dict[str, Any]]:
         )
     )
     return {version: gate for version, gate in rows if gate is not None}
+
+
+async def published_base(session: AsyncSession, base_model: str) -> tuple[int, str] | None:
+    """The newest version that was trained on a model of this name, and the hash of that model; None without one."""
+    rows = await session.execute(
+        select(CriticVersionRow.version, TrainingRunRow.manifest)
+        .join(CriticVersionRow, CriticVersionRow.run_id == TrainingRunRow.id)
+        .where(CriticVersionRow.base_model == base_model, TrainingRunRow.manifest.is_not(None))
+        .order_by(CriticVersionRow.version.desc())
+        .limit(1)
+    )
+    row = rows.one_or_none()
+    return None if row is None or row[1] is None else (row[0], row[1]["base_sha256"])
 
 
 def _runs() -> Any:

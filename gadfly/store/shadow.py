@@ -51,7 +51,7 @@ async def unjudged(
         .where(
             InteractionRow.critic_version == live,
             InteractionRow.kind != Kind.IMPORT,
-            Label.exists,
+            Label.is_firm,
             # The last byte of an id is random, so the same interactions are chosen at every call.
             func.get_byte(func.uuid_send(InteractionRow.id), 15) < round(share * 256),
             ~judged,

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly.errors import Conflict, NotFound
 from gadfly.records import Swap, SwapKind, SwapReceipt, SwapStatus, new_id, now
-from gadfly.store.critics import pointed_version, require_version, set_pointer
+from gadfly.store.critics import pointed_version, require_live_lineage, set_pointer
 from gadfly.store.mapping import record_of, values_of
 from gadfly.store.tables import CriticPointerRow, SwapReceiptRow, SwapRow
 
@@ -35,8 +35,8 @@ async def request_swap(
 
     Raises:
         NotFound: there is no such version.
-        Conflict: another swap is in progress, the version is live already, another version than `from_version` is live,
-            or there is no version to go back to.
+        Conflict: another swap is in progress, the version is live already or archived, another version than
+            `from_version` is live, or there is no version to go back to.
     """
     # Before the pointers are read: a promotion about to move them has then ended, or can no longer move them.
     promotion = await _lock_promotion(session) if kind in _BACK else None
@@ -55,7 +55,7 @@ async def request_swap(
         version = previous
     if version is None:
         raise NotFound("a swap needs a version")
-    await require_version(session, version)
+    await require_live_lineage(session, version)
     if version == live:
         raise Conflict(f"version {version} is live already")
     if promotion is not None:

@@ -243,6 +243,7 @@ class CriticVersionRow(Table):
     run_id: Mapped[UUID | None] = mapped_column(ForeignKey("training_runs.id"), unique=True)
     prompt_set: Mapped[str | None]
     origin: Mapped[dict[str, Any] | None]
+    verdict_only: Mapped[bool] = mapped_column(server_default=text("false"))
 
 
 class CriticCalibrationRow(Table):
@@ -420,7 +421,10 @@ class FeedbackRow(Table):
     __tablename__ = "feedback"
     __table_args__ = (
         CheckConstraint("rating BETWEEN 1 AND 5", name="rating"),
+        CheckConstraint("critique_id IS NULL OR refinement_id IS NULL", name="about"),
         Index(None, "interaction_id", "created_at", "id"),
+        Index(None, "critique_id"),
+        Index(None, "refinement_id"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -428,9 +432,13 @@ class FeedbackRow(Table):
     key_id: Mapped[UUID | None] = mapped_column(ForeignKey("keys.id"))
     created_at: Mapped[datetime]
     source: Mapped[FeedbackSource]
+    critique_id: Mapped[UUID | None] = mapped_column(ForeignKey("critiques.id", ondelete="CASCADE"))
+    refinement_id: Mapped[UUID | None] = mapped_column(ForeignKey("refinements.id", ondelete="CASCADE"))
     correct: Mapped[bool | None]
+    helpful: Mapped[bool | None]
     reference: Mapped[str | None]
     edited_response: Mapped[str | None]
+    edited_reference: Mapped[str | None]
     rating: Mapped[int | None]
     comment: Mapped[str | None]
     metadata_: Mapped[dict[str, Any]] = mapped_column("metadata")

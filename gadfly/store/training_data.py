@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Self
+from typing import Any, Self
 from uuid import UUID, uuid5
 
-from sqlalchemy import ColumnElement, case, exists, func, or_, select, text
+from sqlalchemy import ARRAY, ColumnElement, Uuid, any_, case, cast, exists, func, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly.fields import HexBytes
+from gadfly.grading import Grade
 from gadfly.records import Kind, Split
 from gadfly.store.labels import (
     AnswerKey,
@@ -20,14 +21,24 @@ from gadfly.store.labels import (
     newest_first,
     read_model,
     reference_statements,
+    text_sha256,
 )
-from gadfly.store.tables import AnswerRow, FeedbackRow, InteractionRow, QuestionRow, TrainingRunRow
-from gadfly.votes import GRADE_ACCURACY, LabelSource, Votes, certainty
+from gadfly.store.tables import (
+    AnswerRow,
+    CritiqueRow,
+    FeedbackRow,
+    InteractionRow,
+    QuestionRow,
+    RefinementRow,
+    TrainingRunRow,
+)
+from gadfly.store.words import known_reference, rating_of_refinement, word_on_refinement
+from gadfly.votes import GRADE_ACCURACY, LabelSource, Vote, Votes, certainty, one_vote_each, opinion
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelledAnswer:
-    """An answer to a question, and whether it is right: a logged one, or one that the actor sampled for a run."""
+    """An answer to a question, and whether it is right: a logged one, a served refinement, or one sampled for a run."""
 
     interaction_id: UUID  # for a sampled answer, the interaction with its question and reference
     question_hash: HexBytes
@@ -39,16 +50,19 @@ class LabelledAnswer:
     sample: int | None = None  # the number of a sampled answer; None: logged
     certainty: float = 1.0  # the probability that `is_right` is true
     key_id: UUID | None = None  # the only key that supports the label; None: several, or the operator
+    refinement_id: UUID | None = None  # of a refinement in the interaction; None: its response
 
     @property
     def key(self) -> str:
         """The identity of the answer within a run."""
-        return str(self.interaction_id) if self.sample is None else f"{self.interaction_id}/{self.sample}"
+        logged = str(self.refinement_id or self.interaction_id)
+        return logged if self.sample is None else f"{logged}/{self.sample}"
 
     @property
     def id(self) -> UUID:
         """The identity of the answer in an evaluation, by which the judgements of two critics are paired."""
-        return self.interaction_id if self.sample is None else uuid5(self.interaction_id, self.key)
+        logged = self.refinement_id or self.interaction_id
+        return logged if self.sample is None else uuid5(logged, self.key)
 
     def sampled(self, sample: int, response: str, *, is_right: bool) -> Self:
         """The same question with an answer sampled by the actor and graded against the reference."""
@@ -114,10 +128,10 @@ async def open_questions(session: AsyncSession, split: Split, *, limit: int) -> 
 def _known_reference(distrusted: frozenset[UUID]) -> ColumnElement[str | None]:
     """The newest readable reference of an interaction: of feedback about it, or its own."""
     newest = (
-        select(FeedbackRow.reference)
+        select(known_reference())
         .where(
             FeedbackRow.interaction_id == InteractionRow.id,
-            FeedbackRow.reference.is_not(None),
+            known_reference().is_not(None),
             FeedbackRow.grade_problem.is_(None),
             or_(FeedbackRow.key_id.is_(None), FeedbackRow.key_id.not_in(distrusted)),
         )
@@ -142,13 +156,15 @@ async def count_open_questions(session: AsyncSession, split: Split) -> int:
 async def labelled_answers(session: AsyncSession, split: Split, *, limit: int) -> list[LabelledAnswer]:
     """Labelled answers, the newest first, each text once per question; of at most `limit` questions.
 
-    Several interactions about one text are one answer: that of the newest interaction.
+    Several interactions about one text are one answer: that of the newest interaction. On the held-out side a rating is
+    no label.
     """
+    counts = Label.exists if split is Split.TRAIN else Label.is_firm
     questions = await session.scalars(
         select(InteractionRow.question_hash)
         .join(AnswerRow, is_about(AnswerRow, InteractionRow))
         .join(QuestionRow, QuestionRow.hash == InteractionRow.question_hash)
-        .where(QuestionRow.split == split, Label.exists)
+        .where(QuestionRow.split == split, counts)
         .group_by(InteractionRow.question_hash)
         .order_by(func.max(InteractionRow.created_at).desc(), InteractionRow.question_hash)
         .limit(limit)
@@ -165,7 +181,7 @@ async def labelled_answers(session: AsyncSession, split: Split, *, limit: int) -
             *label,
         )
         .join(AnswerRow, is_about(AnswerRow, InteractionRow))
-        .where(is_any_of(InteractionRow.question_hash, hashes), Label.exists)
+        .where(is_any_of(InteractionRow.question_hash, hashes), counts)
         .order_by(InteractionRow.created_at.desc(), InteractionRow.id.desc())
     )
     model, distrusted = await read_model(session), await distrusted_keys(session)
@@ -187,6 +203,130 @@ async def labelled_answers(session: AsyncSession, split: Split, *, limit: int) -
                 key_id=row.key_id,
             )
     return list(answers.values())
+
+
+async def answers_to_learn_from(session: AsyncSession, *, limit: int) -> list[LabelledAnswer]:
+    """The labelled answers of the train side, and the labelled refinements that callers were served.
+
+    A refinement whose text is also a response is left out. `limit` is as in `labelled_answers`, for each of the two.
+    """
+    answers = await labelled_answers(session, Split.TRAIN, limit=limit)
+    texts = {(answer.question_hash, text_sha256(answer.response)) for answer in answers}
+    refinements = await labelled_refinements(session, Split.TRAIN, limit=limit)
+    return [*answers, *(each for each in refinements if (each.question_hash, text_sha256(each.response)) not in texts)]
+
+
+async def labelled_refinements(session: AsyncSession, split: Split, *, limit: int) -> list[LabelledAnswer]:
+    """Of the newest `limit` refinements with a grade or feedback those with a label, each text once per question.
+
+    The label follows the rule for responses (`gadfly/votes.py`), from the words and ratings about the refinements and
+    from their grades. A text that states no answer is none to judge.
+    """
+    model, distrusted = await read_model(session), await distrusted_keys(session)
+    given_by = (
+        select(FeedbackRow.key_id)
+        .where(
+            FeedbackRow.interaction_id == InteractionRow.id,
+            known_reference().is_not(None),
+            FeedbackRow.grade_problem.is_(None),
+        )
+        .order_by(*newest_first(FeedbackRow))
+        .limit(1)
+    )
+    is_graded = RefinementRow.grade.in_((Grade.RIGHT, Grade.WRONG))
+    says_it = or_(FeedbackRow.correct.is_not(None), FeedbackRow.rating.is_not(None))
+    rows = await session.execute(
+        select(
+            RefinementRow.id.label("refinement_id"),
+            RefinementRow.text,
+            RefinementRow.grade,
+            case((given_by.exists(), given_by.scalar_subquery()), else_=InteractionRow.key_id).label("grade_key"),
+            InteractionRow.id,
+            InteractionRow.question_hash,
+            InteractionRow.question,
+            _known_reference(distrusted).label("reference"),
+        )
+        .join(InteractionRow, InteractionRow.id == RefinementRow.interaction_id)
+        .join(QuestionRow, QuestionRow.hash == InteractionRow.question_hash)
+        .where(
+            QuestionRow.split == split,
+            or_(is_graded, exists().where(FeedbackRow.refinement_id == RefinementRow.id, says_it)),
+        )
+        .order_by(InteractionRow.created_at.desc(), RefinementRow.id.desc())
+        .limit(limit)
+    )
+    found: dict[AnswerKey, list[Any]] = {}
+    statements: dict[AnswerKey, list[Vote]] = {}
+    texts: dict[UUID, AnswerKey] = {}
+    for row in rows:
+        texts[row.refinement_id] = key = (row.question_hash, text_sha256(row.text))
+        found.setdefault(key, []).append(row)
+        if row.grade in (Grade.RIGHT, Grade.WRONG):
+            vote = Vote(row.grade_key, LabelSource.REFERENCE, row.grade is Grade.RIGHT)
+            statements.setdefault(key, []).append(vote)
+    for refinement_id, vote in await _votes_on_refinements(session, list(texts)):
+        statements.setdefault(texts[refinement_id], []).append(vote)
+    answers = []
+    for key, (newest, *_) in found.items():
+        votes = one_vote_each(statements.get(key, ()))
+        given = opinion(votes, model, distrusted=distrusted)
+        if given.is_right is None or given.source is None:
+            continue
+        contradicting = Grade.WRONG if given.is_right else Grade.RIGHT
+        answers.append(
+            LabelledAnswer(
+                interaction_id=newest.id,
+                question_hash=newest.question_hash,
+                question=newest.question,
+                response=newest.text,
+                is_right=given.is_right,
+                source=given.source,
+                reference=None if newest.grade is contradicting else newest.reference,
+                certainty=certainty(given.is_right, votes, None, model, distrusted),
+                key_id=given.key_id,
+                refinement_id=newest.refinement_id,
+            )
+        )
+    return answers
+
+
+async def _votes_on_refinements(session: AsyncSession, ids: Sequence[UUID]) -> list[tuple[UUID, Vote]]:
+    """The words and ratings about these refinements, the oldest first."""
+    rows = await session.execute(
+        select(
+            FeedbackRow.refinement_id,
+            FeedbackRow.key_id,
+            word_on_refinement().label("word"),
+            rating_of_refinement().label("rating"),
+        )
+        .where(FeedbackRow.refinement_id == any_(cast(list(ids), ARRAY(Uuid))))
+        .order_by(*newest_first(FeedbackRow))
+    )
+    return [
+        (row.refinement_id, Vote(row.key_id, source, is_right))
+        for row in reversed(rows.all())
+        for source, is_right in ((LabelSource.RATING, row.rating), (LabelSource.PERSON, row.word))
+        if is_right is not None
+    ]
+
+
+async def served_confidences(session: AsyncSession, ids: Sequence[UUID]) -> dict[UUID, float]:
+    """By interaction, the mean probability that its response is right, by the critic that served it.
+
+    An interaction without a critique of its response whose verdict's probabilities were read is absent.
+    """
+    stated = CritiqueRow.p_correct + CritiqueRow.p_incorrect
+    rows = await session.execute(
+        select(CritiqueRow.interaction_id, func.avg(CritiqueRow.p_correct / stated))
+        .where(
+            CritiqueRow.interaction_id == any_(cast(list(ids), ARRAY(Uuid))),
+            CritiqueRow.round == 0,
+            CritiqueRow.supplied.is_(False),
+            stated > 0,
+        )
+        .group_by(CritiqueRow.interaction_id)
+    )
+    return {id: float(confidence) for id, confidence in rows}
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +380,7 @@ async def traffic_counts(session: AsyncSession) -> tuple[int, int]:
             func.count().label("answers"),
         )
         .join(AnswerRow, is_about(AnswerRow, InteractionRow))
-        .where(Label.exists)
+        .where(Label.is_firm)
         .group_by("is_import", "is_right")
     )
     counts = {(row.is_import, row.is_right): int(row.answers) for row in rows}
@@ -267,7 +407,7 @@ async def has_labels(session: AsyncSession, split: Split, *, with_reference: boo
             (InteractionRow.reference.is_not(None) & InteractionRow.grade_problem.is_(None))
             | exists().where(
                 FeedbackRow.interaction_id == InteractionRow.id,
-                FeedbackRow.reference.is_not(None),
+                known_reference().is_not(None),
                 FeedbackRow.grade_problem.is_(None),
             )
         )

@@ -3,7 +3,8 @@
 Pairs have `prompt`, `chosen` and `rejected`, rows for fine-tuning have `messages`; each is a list of messages with
 `role` and `content` (TRL's conversational formats, https://huggingface.co/docs/trl/dataset_formats). About answers, the
 prompt is the question; right answers are preferred to wrong ones, by label, grade or a person's edit. About critiques,
-the prompt is the critic's own, and a critique whose stated verdict agrees with the label is preferred.
+the prompt is the critic's own, and a critique whose stated verdict agrees with the label is preferred. About rewrites,
+the prompt is that of the actor's rewrite, and a caller's edit is preferred to the text that it replaced.
 """
 
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -15,7 +16,7 @@ import pyarrow as pa
 
 from gadfly.grading import Grade
 from gadfly.prompts import Prompt, PromptSet
-from gadfly.records import Subject
+from gadfly.records import Feedback, Interaction, Subject
 from gadfly.store.interactions import LoggedInteraction
 from gadfly.store.split import question_hash
 from gadfly.verdict import Verdict
@@ -93,7 +94,13 @@ async def _by_question(batches: AsyncIterator[list[LoggedInteraction]]) -> Async
 
 
 def _texts(group: Sequence[LoggedInteraction], subject: Subject, prompts: PromptSet) -> list[_Texts]:
-    return [_answers(group)] if subject is Subject.ANSWERS else _critiques(group, prompts)
+    match subject:
+        case Subject.ANSWERS:
+            return [_answers(group)]
+        case Subject.CRITIQUES:
+            return _critiques(group, prompts)
+        case Subject.REWRITES:
+            return [text for logged in group for text in _rewrites(logged, prompts)]
 
 
 def _answers(group: Sequence[LoggedInteraction]) -> _Texts:
@@ -128,6 +135,43 @@ def _critiques(group: Sequence[LoggedInteraction], prompts: PromptSet) -> list[_
             ):  # later rounds judge a rewrite, which the label is not about
                 texts.add(critique.text, is_good=critique.stated is fitting)
     return list(by_response.values())
+
+
+def _rewrites(logged: LoggedInteraction, prompts: PromptSet) -> list[_Texts]:
+    """Of each key the newest edit, in the order of the edits."""
+    newest = {item.key_id: item for item in logged.feedback if item.edited_response is not None}
+    return [_rewrite(logged.interaction, edit, prompts) for edit in newest.values()]
+
+
+def _rewrite(interaction: Interaction, edit: Feedback, prompts: PromptSet) -> _Texts:
+    """The text that an edit replaced: the refinement that it names, or the first with the critique that it names.
+
+    Without such names it is the first refinement, and where nothing was refined the response. Without a critique the
+    prompt is that of a first answer.
+    """
+    refinement = next(
+        (
+            item
+            for item in interaction.refinements
+            if edit.refinement_id in (None, item.id) and edit.critique_id in (None, item.critique_id)
+        ),
+        None,
+    )
+    critique_id = edit.critique_id if refinement is None else refinement.critique_id
+    critique = next((item for item in interaction.critiques if critique_id in (None, item.id)), None)
+    judged = interaction.response
+    if critique is not None and critique.round:  # it judged the refinement of the round before
+        before = (critique.sample, critique.round - 1)
+        judged = next(item.text for item in interaction.refinements if (item.sample, item.round) == before)
+    prompt = (
+        prompts.solve(question=interaction.question)
+        if critique is None or judged is None
+        else prompts.refine(question=interaction.question, response=judged, critique=critique.text)
+    )
+    texts = _Texts(_messages(prompt))
+    texts.add(edit.edited_response or "", is_good=True)
+    texts.add((judged or "") if refinement is None else refinement.text, is_good=False)
+    return texts
 
 
 def _messages(prompt: Prompt) -> Messages:

@@ -41,8 +41,8 @@ async def verdict_outcomes(
     """A critic's verdicts on labelled live traffic, in the order in which verdict and label were both there.
 
     An interaction counts once, by the verdict stated in the critic's first critique of its response; a critique without
-    a stated verdict counts as wrong. The label is that of `gadfly.store.labels`. A later call returns the earlier
-    outcomes in the same positions, except those whose label changed.
+    a stated verdict counts as wrong. The label is that of `gadfly.store.labels`; a rating is none here. A later call
+    returns the earlier outcomes in the same positions, except those whose label changed.
     """
     label = Label()
     statement = (
@@ -52,7 +52,7 @@ async def verdict_outcomes(
             )
         )
         .join(CritiqueRow, is_first_critique())
-        .where(InteractionRow.critic_version == version, label.exists)
+        .where(InteractionRow.critic_version == version, label.is_firm)
         .order_by(func.greatest(label.arrived_at, judged_in_background_at()), InteractionRow.id)
         .limit(limit)
     )
@@ -80,7 +80,7 @@ async def paired_outcomes(
         .where(
             InteractionRow.critic_version == version,
             ShadowVerdictRow.critic_version == before,
-            label.exists,
+            label.is_firm,
         )
         .order_by(ShadowVerdictRow.created_at, InteractionRow.id)
         .limit(limit)

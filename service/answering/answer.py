@@ -24,7 +24,7 @@ from gadfly.concurrency import gather
 from gadfly.critique import critique, majority_verdict
 from gadfly.engine_client import Sampling
 from gadfly.errors import AdapterRefused, BadInput, EngineUnavailable, UnreadableReference
-from gadfly.grading import GRADER_VERSION, Grade, Grader, Submission, group_by_answer
+from gadfly.grading import GRADER_VERSION, Grade, Grader, Submission, group_by_answer, stated_answer
 from gadfly.prompts import PromptSet
 from gadfly.records import (
     CriticVersion,
@@ -209,6 +209,8 @@ class Answerer:
             "refine_temperature": body.refine_temperature,
             "votes": votes,
         }
+        if prepared.instead_of is not None:
+            parameters["instead_of"] = prepared.instead_of
         if body.critique_id is not None:
             parameters["critique_id"] = str(body.critique_id)
         return replace(
@@ -232,14 +234,19 @@ class Answerer:
         A reference that cannot be read gives no grade, and `grade_problem` says why; the rest of the feedback counts.
 
         Raises:
-            BadInput: a label for an imported question, which has no response; nothing is stored.
+            BadInput: the interaction has no such critique or refinement, or the feedback has a label or a rating for an
+                imported question, which has no response; nothing is stored.
         """
+        _check_named(body, interaction)
         response = interaction.response
-        if response is None and body.correct is not None:
-            raise BadInput("this question has no response that could be correct; send a reference", field="correct")
+        for field in ("correct", "rating"):
+            if response is None and getattr(body, field) is not None:
+                raise BadInput("this question has no response that could be judged; send a reference", field=field)
+        edited_reference = await self._stated(body.edited_response)
+        reference = body.reference or edited_reference
         # A reference for a question without a response is compared with itself, so that it is read once.
-        first = response or body.reference or ""
-        graded = await self.graded([(first, False), *map(_text_of, interaction.refinements)], body.reference)
+        first = response or reference or ""
+        graded = await self.graded([(first, False), *map(_text_of, interaction.refinements)], reference)
         grade, *refined = graded.grades
         regraded = {
             item.id: new_grade
@@ -252,9 +259,13 @@ class Answerer:
             key_id=key_id,
             created_at=now(),
             source=FeedbackSource.CALLER,
+            critique_id=body.critique_id,
+            refinement_id=body.refinement_id,
             correct=body.correct,
+            helpful=body.helpful,
             reference=body.reference,
             edited_response=body.edited_response,
+            edited_reference=edited_reference,
             rating=body.rating,
             comment=body.comment,
             metadata=body.metadata,
@@ -266,6 +277,17 @@ class Answerer:
         stored = await self._recorder.record(feedback)
         assert isinstance(stored.record, Feedback)
         return stored.record
+
+    async def _stated(self, edited: str | None) -> str | None:
+        """The answer that an edited response states; None if it states none that answers can be graded against."""
+        stated = None if edited is None else stated_answer(edited)
+        if stated is None:
+            return None
+        try:
+            await self._grader.check_reference(stated)
+        except UnreadableReference:
+            return None
+        return stated
 
     def _calibrated(self, critiques: Iterable[Critique], critic: CriticVersion) -> tuple[Critique, ...]:
         """The critiques with the critic's calibrated probability. A supplied critique keeps what it has."""
@@ -355,6 +377,19 @@ class Answerer:
                     raise
                 log.warning("critic_cannot_answer", critic=critic.engine_name, reason=str(error))
                 raise EngineUnavailable(f"no engine serves critic {critic.version} as it was published") from error
+
+
+def _check_named(body: FeedbackRequest, interaction: Interaction) -> None:
+    """Raises:
+    BadInput: the critique or the refinement that the feedback is about is not the interaction's.
+    """
+    for field, named, own in (
+        ("critique_id", body.critique_id, interaction.critiques),
+        ("refinement_id", body.refinement_id, interaction.refinements),
+    ):
+        if named is not None and named not in {item.id for item in own}:
+            kind = field.removesuffix("_id")
+            raise BadInput(f"the interaction {interaction.id} has no {kind} {named}", field=field)
 
 
 def fingerprint_of(body: BaseModel) -> str:

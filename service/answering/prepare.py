@@ -5,7 +5,7 @@ from uuid import UUID
 
 from gadfly.critique import supplied_critique
 from gadfly.engine_client import Sampling
-from gadfly.errors import BadInput, NotFound, StoreUnavailable
+from gadfly.errors import BadInput, Conflict, NotFound, StoreUnavailable
 from gadfly.records import CriticVersion, Critique, new_id
 from gadfly.service.answering.limits import temperature_of
 from gadfly.service.critics.pointers import CriticPointers
@@ -27,6 +27,7 @@ class Prepared:
     is_named: bool  # the request names this version by its number, not by a pointer
     sampling: Sampling
     first_critique: Critique | None = None
+    instead_of: int | None = None  # the version whose place `critic` takes, since that learned verdicts only
 
 
 class Preparation:
@@ -42,6 +43,7 @@ class Preparation:
 
         Raises:
             BadInput: the episode is about another question.
+            Conflict: the critic is archived: it is based on another model than the one that is served.
             NotFound: no such critic, or no critique or episode that this caller may see.
             StoreUnavailable: Postgres is unavailable and the request refers to a stored record, or the episode or
                 critique may not be stored yet.
@@ -49,8 +51,18 @@ class Preparation:
         pinned = None
         if body.episode_id is not None:
             pinned = await self._pinned(body.episode_id, question=body.question, scope=caller.scope)
-        choice = pinned if pinned is not None and body.critic == "live" else body.critic
-        critic = await self._pointers.resolve(choice)
+        critic = await self._pointers.resolve(body.critic)
+        if pinned is not None and body.critic == "live":
+            earlier = await self._pointers.resolve(pinned)
+            critic = critic if self._is_archived(earlier) else earlier
+        if self._is_archived(critic):
+            raise Conflict(
+                f"version {critic.version} is archived: it is based on the model {critic.base_model}, and "
+                f"{self._settings.model} is served"
+            )
+        resolved = critic
+        if isinstance(body, RefineRequest) and body.critic == "live":
+            critic = self._pointers.for_refinement(critic)
         first_critique = None
         if isinstance(body, RefineRequest):
             if body.critique is not None:
@@ -72,7 +84,11 @@ class Preparation:
                 seed=body.seed,
             ),
             first_critique=first_critique,
+            instead_of=None if critic is resolved else resolved.version,
         )
+
+    def _is_archived(self, critic: CriticVersion) -> bool:
+        return critic.base_model != self._settings.model
 
     async def _earlier_critique(self, critique_id: UUID, *, question: str, scope: UUID | None) -> Critique:
         try:

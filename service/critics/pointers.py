@@ -52,6 +52,7 @@ class CriticPointers:
         self._answered_readings = 0
         self._failure: StoreUnavailable | None = None  # the error of the last reading
         self.current: dict[Pointer, int] = {}
+        self._refining: int | None = None
         self.swaps = Swaps()
         self.serving: int | None = None
         self._refreshed = asyncio.Event()  # set after each reading, cleared by `next_reading`
@@ -102,6 +103,12 @@ class CriticPointers:
         if choice not in self.current:
             raise Conflict(f"there is no {choice} critic now")
         return self._versions[self.current[choice]]
+
+    def for_refinement(self, critic: CriticVersion) -> CriticVersion:
+        """The critic that answers /refine in the place of one that learned verdicts only; else the critic itself."""
+        if not critic.verdict_only or self._refining is None:
+            return critic
+        return self._versions[self._refining]
 
     async def pinned(self, episode_id: UUID, *, question: str, scope: UUID | None) -> int | None:
         """The version that an episode is pinned to; None for a new episode.
@@ -201,8 +208,9 @@ class CriticPointers:
             pointers = await store.critics.read_pointers(session)
             versions = await store.critics.list_critic_versions(session)
             self._calibrations = await store.calibrations.list_calibrations(session)
+            refining = await store.critics.refining_version(session) if "live" in pointers else None
         self._versions = {critic.version: critic for critic in versions}
-        self.current, self.swaps = pointers, swaps
+        self.current, self.swaps, self._refining = pointers, swaps, refining
         self._read_at = time.monotonic()
         self._refreshed.set()
 

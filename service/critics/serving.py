@@ -80,7 +80,7 @@ class CriticServing:
 
         Raises:
             StoreUnavailable: Postgres is unavailable.
-            Conflict: the critics in the database are adapters of another base model.
+            Conflict: the live critic is based on another model, and replicas that serve it are running.
         """
         return await self.pointers.start(base_model=self._settings.model)
 

@@ -51,7 +51,16 @@ class _Line:
 
 
 _LINE: TypeAdapter[_Line] = TypeAdapter(_Line)
-_NEW_FIELDS = ("grader", "grade_problem", "conversation", "critique_due")  # of records, since release 0.1.0
+_NEW_FIELDS = {  # of records, since release 0.1.0, each with its default
+    "grader": None,
+    "grade_problem": None,
+    "conversation": None,
+    "critique_due": False,
+    "critique_id": None,
+    "refinement_id": None,
+    "helpful": None,
+    "edited_reference": None,
+}
 _OF_CRITIQUES = "calibrated_p_right"  # the same, of each critique
 
 
@@ -334,7 +343,9 @@ class Spool:
 def _to_json(record: Record) -> bytes:
     line = _Line(interaction=record) if isinstance(record, Interaction) else _Line(feedback=record)
     # New fields without a value are left out, as in the lines of earlier releases.
-    empty: dict[str, Any] = {name: True for name in _NEW_FIELDS if not getattr(record, name, None)}
+    empty: dict[str, Any] = {
+        name: True for name, default in _NEW_FIELDS.items() if getattr(record, name, default) is default
+    }
     exclude: Any = {"feedback": empty}
     if isinstance(record, Interaction):
         uncalibrated = {

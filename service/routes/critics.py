@@ -16,7 +16,7 @@ router = APIRouter(tags=["critics"], responses=problems(401, 404, 422, 503))
 async def list_critics(caller: CallerDep, service: ServiceDep) -> list[CriticVersionView]:
     """All critic versions, newest first, with the pointers (live, candidate, previous) of each."""
     versions, pointers = await service.critics.pointers.read_all()
-    return [version_view(critic, pointers) for critic in versions]
+    return [version_view(critic, pointers, served=service.settings.model) for critic in versions]
 
 
 @router.get("/critics/{version}", summary="Read a critic", response_model=CriticHistoryView)
@@ -30,4 +30,5 @@ async def read_critic(
     critic = await service.critics.pointers.resolve(version)
     history = await service.critics.pointers.history(critic)
     _, pointers = await service.critics.pointers.read_all()
-    return history_view(critic, pointers, history, for_admin=caller.tier is Tier.ADMIN)
+    is_admin = caller.tier is Tier.ADMIN
+    return history_view(critic, pointers, history, served=service.settings.model, for_admin=is_admin)

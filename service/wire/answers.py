@@ -202,6 +202,10 @@ class RefineResult(Wire):
     request_id: str | None
     created_at: datetime
     critic: CriticView
+    instead_of: int | None = Field(
+        description="The version in whose place `critic` answered, because it learned verdicts only and not what helps "
+        "a rewrite; null: `critic` is the one that was asked for."
+    )
     model: str = Field(description="The actor that rewrote the answer.")
     prompt_set: str
     refined_response: str
@@ -260,6 +264,7 @@ def _refine_result(interaction: Interaction) -> RefineResult:
         calibrated_confidence=last.calibrated_confidence,
         chosen_sample=chosen.sample,
         votes=interaction.parameters["votes"],
+        instead_of=interaction.parameters.get("instead_of"),
         samples=samples,
         rounds=chosen.rounds,
         refined_grade=refined[-1].grade if refined else interaction.grade,

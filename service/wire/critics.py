@@ -49,6 +49,11 @@ class CriticVersionView(Wire):
     base_model: str
     adapter_sha256: str | None
     created_at: datetime
+    verdict_only: bool = Field(
+        description="Whether it was trained without references. If it is live, /refine is answered by the newest "
+        "version that was not."
+    )
+    archived: bool = Field(description="Whether it is based on another model than the one that is served.")
     pointers: list[Pointer]
 
 
@@ -144,12 +149,13 @@ class CriticHistoryView(CriticVersionView):
     receipts: list[ReceiptView] = Field(description="Newest first.")
 
 
-def version_view(critic: CriticVersion, pointers: Mapping[Pointer, int]) -> CriticVersionView:
-    return CriticVersionView.of(critic, pointers=_names_of(critic, pointers))
+def version_view(critic: CriticVersion, pointers: Mapping[Pointer, int], *, served: str) -> CriticVersionView:
+    """A critic, where the base model `served` is served."""
+    return CriticVersionView.of(critic, archived=critic.base_model != served, pointers=_names_of(critic, pointers))
 
 
 def history_view(
-    critic: CriticVersion, pointers: Mapping[Pointer, int], history: CriticHistory, *, for_admin: bool
+    critic: CriticVersion, pointers: Mapping[Pointer, int], history: CriticHistory, *, served: str, for_admin: bool
 ) -> CriticHistoryView:
     """A critic and its history; only admins see the reasons of swaps and the addresses of engines."""
     swaps, receipts = history.swaps, history.receipts
@@ -158,6 +164,7 @@ def history_view(
         receipts = [replace(receipt, details=_without_engines(receipt.details)) for receipt in receipts]
     return CriticHistoryView.of(
         critic,
+        archived=critic.base_model != served,
         pointers=_names_of(critic, pointers),
         outcome=history.outcome,
         gate=history.gate and _without_evidence(history.gate),

@@ -17,6 +17,8 @@ ZERO: dict[str, Any] = {
     "base_model": "tiny",
     "adapter_sha256": None,
     "created_at": "2026-01-02T03:04:05Z",
+    "verdict_only": False,
+    "archived": False,
     "pointers": ["previous"],
 }
 SEVEN = ZERO | {"version": 7, "parent": 0, "adapter_sha256": "ab" * 32, "pointers": ["live"]}

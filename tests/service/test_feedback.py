@@ -50,6 +50,12 @@ async def test_repeating_feedback_changes_nothing(client: httpx.AsyncClient) -> 
         ({"interaction_id": str(uuid4())}, 422, "empty"),
         ({"interaction_id": str(uuid4()), "correct": "yes"}, 422, "not a boolean"),
         ({"interaction_id": str(uuid4()), "rating": 6}, 422, "over the range"),
+        ({"interaction_id": str(uuid4()), "helpful": True}, 422, "helpful is about a critique or a refinement"),
+        (
+            {"interaction_id": str(uuid4()), "critique_id": str(uuid4()), "refinement_id": str(uuid4()), "rating": 1},
+            422,
+            "about two things",
+        ),
         ({"interaction_id": str(uuid4()), "correct": True}, 404, "unknown interaction"),
         ({"request_id": "never", "correct": True}, 404, "unknown request id"),
     ],
@@ -91,6 +97,36 @@ async def test_a_question_without_a_response_takes_a_reference_and_no_label(
     assert (read["response"], read["grade"], read["result"]) == (None, None, None)
     assert (await client.get("/interactions")).json()["items"][0]["response"] is None
     assert (await client.delete(f"/interactions/{question.id}")).status_code == 204
+
+
+async def test_feedback_about_a_critique_or_a_refinement(client: httpx.AsyncClient) -> None:
+    result = (await client.post("/refine", json=WRONG)).json()
+    [turn] = result["rounds"]
+    critique, refinement = turn["critique"]["id"], turn["refinement"]["id"]
+    for body in ({"critique_id": critique, "helpful": True}, {"refinement_id": refinement, "correct": True}):
+        answer = await client.post("/feedback", json={"interaction_id": result["id"], **body})
+        assert answer.status_code == 200, answer.text
+        assert answer.json().items() >= body.items()
+    other = (await client.post("/critique", json=RIGHT)).json()
+    refused = await client.post("/feedback", json={"interaction_id": other["id"], "critique_id": critique, "rating": 1})
+    assert refused.status_code == 422
+    assert refused.json()["errors"][0]["field"] == "critique_id"
+
+
+async def test_an_edited_response_grades_by_the_answer_it_states(client: httpx.AsyncClient) -> None:
+    result = (await client.post("/refine", json=WRONG)).json()
+
+    async def edited(text: str, **more: object) -> tuple[str | None, str | None]:
+        body = {"interaction_id": result["id"], "edited_response": text, **more}
+        given = (await client.post("/feedback", json=body)).json()
+        return given["edited_reference"], given["grade"]
+
+    assert await edited("2 * 3 = 6. 6 + 1 = 7. The answer is 7.") == ("7", "wrong")
+    kept = (await client.get(f"/interactions/{result['id']}")).json()
+    assert (kept["grade"], kept["result"]["refined_grade"]) == ("wrong", "right")
+    assert await edited("Two boxes hold 6 pens. The answer is 6.") == ("6", "right"), "the edit kept the answer"
+    assert await edited("The answer is 7.", reference="6") == ("7", "right"), "a reference counts more"
+    assert await edited("Please write whole sentences.") == (None, None)
 
 
 async def test_pages_newest_first(client: httpx.AsyncClient) -> None:

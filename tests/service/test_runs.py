@@ -199,7 +199,7 @@ async def test_a_dry_run_counts_and_stores_nothing(api: httpx.AsyncClient, datab
     }
     assert short["train_ids"] is None
     assert (plan["stage_1"]["answers"], plan["stage_1"]["right"], plan["stage_1"]["wrong"]) == (5, 3, 2)
-    assert plan["stage_1"]["by_source"] == {"person": 1, "import": 0, "reference": 4, "admin": 0}
+    assert plan["stage_1"]["by_source"] == {"person": 1, "import": 0, "reference": 4, "rating": 0, "admin": 0}
     assert plan["stage_2"]["answers"] == 4
     assert plan["heldout_ids"] == [str(heldout.id)]
     assert str(heldout.id) not in plan["train_ids"]

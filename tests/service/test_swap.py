@@ -322,6 +322,27 @@ async def test_illegal_moves_are_refused(world: World) -> None:
     assert "no critic to go back to" in back.json()["detail"]
 
 
+async def test_a_critic_that_learned_verdicts_only_is_not_served_to_refine(
+    world: World, database: Database, published: list[PublishedAdapter]
+) -> None:
+    client = world.client
+    await world.promoted(1)
+    verdict_only = await insert_version(database, published[2], verdict_only=True)
+    await world.promoted(verdict_only.version)
+    critic = (await client.get(f"/critics/{verdict_only.version}")).json()
+    assert (critic["verdict_only"], critic["pointers"]) == (True, ["live"])
+    judged = (await client.post("/critique", json=ASK)).json()
+    assert judged["critic"]["version"] == verdict_only.version
+    for episode in ({}, {"episode_id": judged["episode_id"]}):
+        refined = (await client.post("/refine", json={**ASK, **episode})).json()
+        assert (refined["critic"]["version"], refined["instead_of"]) == (1, verdict_only.version)
+    named = (await client.post("/refine", json={**ASK, "critic": verdict_only.version})).json()
+    assert (named["critic"]["version"], named["instead_of"]) == (verdict_only.version, None)
+    await world.promoted(2)
+    refined = (await client.post("/refine", json=ASK)).json()
+    assert (refined["critic"]["version"], refined["instead_of"]) == (2, None)
+
+
 async def test_version_0_needs_no_engine(world: World) -> None:
     await world.promoted(1)
     await world.promoted(0)

@@ -172,7 +172,7 @@ def test_a_plan_counts_what_it_would_use() -> None:
     assert found.train_ids == (UUID(int=1), UUID(int=2), UUID(int=3))
     assert found.validation_ids == ()
     assert (found.stage_1.answers, found.stage_1.questions, found.stage_1.right, found.stage_1.wrong) == (3, 2, 1, 2)
-    assert found.stage_1.by_source == {"person": 1, "import": 0, "reference": 2, "admin": 0}
+    assert found.stage_1.by_source == {"person": 1, "import": 0, "reference": 2, "rating": 0, "admin": 0}
     assert (found.stage_2.answers, found.stage_2.questions) == (2, 1)
     assert found.pool_answers == 4  # one question with a reference, four samples
     refinements = 3 * 300 * 4 + 20 * 16 * 4 + 64 * 4  # at the gate, in stage II, at a warm start

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -70,6 +71,13 @@ def test_the_request_counts_over_the_file_and_the_file_over_the_default(
 def test_without_a_file_the_request_counts_alone() -> None:
     assert TrainConfig.effective(None, {"seed": 3}) == TrainConfig(seed=3)
     assert read_config_file(None) == {}
+
+
+def test_a_run_without_a_seed_gets_its_own() -> None:
+    one, two = (TrainConfig().seeded(UUID(int=number)) for number in (2**100 + 7, 8))
+    assert (one.fixed_seed, two.fixed_seed) == (7, 8)
+    assert TrainConfig(seed=3).seeded(UUID(int=8)).seed == 3
+    assert one.seeded(UUID(int=8)) == one, "a run that reproduces another keeps its seed"
 
 
 def test_a_critic_learns_as_it_answers_unless_somebody_says_otherwise(tmp_path: Path) -> None:

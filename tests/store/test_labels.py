@@ -15,15 +15,23 @@ from gadfly.store.database import Database
 from gadfly.store.files import ExportFormat, export
 from gadfly.store.interactions import Filters
 from gadfly.store.keys import insert_key
-from gadfly.store.training_data import count_new_labels, has_labels, labelled_answers, source_counts
+from gadfly.store.training_data import (
+    answers_to_learn_from,
+    count_new_labels,
+    has_labels,
+    labelled_answers,
+    labelled_refinements,
+    served_confidences,
+    source_counts,
+)
 from gadfly.store.watch import verdict_outcomes
 from gadfly.verdict import Verdict
 from gadfly.votes import LabelSource
-from tests.support.records import make_critique, make_feedback, make_interaction, make_key
+from tests.support.records import make_critique, make_feedback, make_interaction, make_key, make_refinement
 
 ALL_TRAIN = 1e-9
 START = now() - timedelta(hours=1)
-INTERACTION = new_id()
+INTERACTION, CRITIQUE, UNPARSED, LATER, REFINEMENT = (new_id() for _ in range(5))
 
 WRONG_GRADE = {"reference": "4", "grade": Grade.WRONG}
 RIGHT_GRADE = {"reference": "4", "grade": Grade.RIGHT}
@@ -49,7 +57,26 @@ class Case:
 
 CASES = [
     Case({}, [], None, None, "there is nothing to go by"),
-    Case({}, [said(1, rating=1), said(2, comment="bad")], None, None, "neither is a label"),
+    Case({}, [said(1, rating=3), said(2, comment="bad")], None, None, "neither is a label"),
+    Case({}, [said(1, rating=2)], False, LabelSource.RATING, "a low rating is a label where there is no other"),
+    Case({}, [said(1, rating=4)], True, LabelSource.RATING, "so is a high one"),
+    Case({}, [said(1, rating=5), said(2, rating=1), said(3, rating=3)], False, LabelSource.RATING, "the newest counts"),
+    Case(RIGHT_GRADE, [said(1, rating=1)], True, LabelSource.REFERENCE, "a grade counts more than a rating"),
+    Case({}, [said(1, correct=True), said(2, rating=1)], True, LabelSource.PERSON, "so does a word, however old"),
+    Case(
+        WRONG_GRADE,
+        [said(1, edited_response="...", edited_reference="5", grade=Grade.RIGHT)],
+        True,
+        LabelSource.REFERENCE,
+        "an edited response that states an answer is a reference",
+    ),
+    Case({}, [said(1, edited_response="Write it out.")], None, None, "one that states none is not"),
+    Case({}, [said(1, refinement_id=REFINEMENT, correct=True, rating=5)], None, None, "that is about another text"),
+    Case({}, [said(1, critique_id=CRITIQUE, correct=True)], True, LabelSource.PERSON, "the verdict, correct, is right"),
+    Case({}, [said(1, critique_id=CRITIQUE, correct=False)], False, LabelSource.PERSON, "the verdict is wrong"),
+    Case({}, [said(1, critique_id=CRITIQUE, rating=1, helpful=False)], None, None, "a critique's rating says nothing"),
+    Case({}, [said(1, critique_id=UNPARSED, correct=True)], None, None, "there is no verdict to be right about"),
+    Case({}, [said(1, critique_id=LATER, correct=True)], None, None, "that critique judged a refinement"),
     Case(RIGHT_GRADE, [], True, LabelSource.REFERENCE, "a grade is a label"),
     Case(WRONG_GRADE, [], False, LabelSource.REFERENCE, "a grade is a label"),
     Case(NO_GRADE, [], None, None, "a grade that cannot tell is none"),
@@ -216,7 +243,12 @@ async def keep(seeded: Database, case: Case) -> None:
         id=INTERACTION,
         created_at=START,
         critic_version=0,
-        critiques=(make_critique(stated=Verdict.CORRECT, verdict=Verdict.CORRECT),),
+        critiques=(
+            make_critique(id=CRITIQUE, stated=Verdict.CORRECT, verdict=Verdict.CORRECT),
+            make_critique(id=UNPARSED, sample=1, stated=Verdict.UNPARSED, verdict=Verdict.UNPARSED),
+            make_critique(id=LATER, round=1, stated=Verdict.CORRECT, verdict=Verdict.CORRECT),
+        ),
+        refinements=(make_refinement(CRITIQUE, id=REFINEMENT),),
         **case.asked,
     )
     async with seeded.session() as session:
@@ -249,7 +281,7 @@ async def test_the_watch(seeded: Database, case: Case) -> None:
     async with seeded.session() as session:
         found = await verdict_outcomes(session, 0)
     assert [(outcome.was_right, outcome.is_verdict_right) for outcome in found] == (
-        [] if case.is_right is None else [(case.is_right, case.is_right)]
+        [] if case.source in (None, LabelSource.RATING) else [(case.is_right, case.is_right)]
     ), "the critic said correct"
 
 
@@ -259,3 +291,86 @@ async def test_the_export(seeded: Database, case: Case, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     assert await export(seeded, out, format=ExportFormat.JSONL, filters=Filters(split=Split.TRAIN)) == 1
     assert json.loads(out.read_text())["label"] is case.is_right
+
+
+async def test_a_rating_is_no_label_on_the_held_out_side(seeded: Database) -> None:
+    rated, judged = (make_interaction(question=question, critic_version=0) for question in ("rated?", "judged?"))
+    records = [rated, judged, make_feedback(rated.id, rating=5), make_feedback(judged.id, correct=True)]
+    async with seeded.session() as session:
+        await store.interactions.insert_records(session, records, heldout_share=1 - 1e-9)
+        found = await labelled_answers(session, Split.HELDOUT, limit=10)
+    assert [item.question for item in found] == ["judged?"]
+
+
+REFINED = [  # the refinement's grade, feedback, the label, its source, why
+    (None, [], None, None, "nothing is known"),
+    (Grade.RIGHT, [], True, LabelSource.REFERENCE, "a graded refinement is an answer to judge"),
+    (Grade.WRONG, [], False, LabelSource.REFERENCE, "also where it is wrong"),
+    (Grade.NO_ANSWER, [], None, None, "a text without an answer is none"),
+    (None, [said(1, correct=True)], None, None, "that is about the response"),
+    (None, [said(1, refinement_id=REFINEMENT, correct=False)], False, LabelSource.PERSON, "a word about it"),
+    (Grade.RIGHT, [said(1, refinement_id=REFINEMENT, correct=False)], False, LabelSource.PERSON, "counts more"),
+    (None, [said(1, refinement_id=REFINEMENT, rating=5)], True, LabelSource.RATING, "a rating of it"),
+    (Grade.WRONG, [said(1, refinement_id=REFINEMENT, rating=5)], False, LabelSource.REFERENCE, "counts less"),
+    (None, [said(1, refinement_id=REFINEMENT, helpful=True)], None, None, "whether it helped is no label"),
+]
+
+
+@pytest.mark.parametrize(("grade", "feedback", "is_right", "source", "why"), REFINED)
+async def test_a_refinement_is_an_answer_of_its_own(
+    seeded: Database,
+    grade: Grade | None,
+    feedback: list[Feedback],
+    is_right: bool | None,
+    source: LabelSource | None,
+    why: str,
+) -> None:
+    refined = make_interaction(
+        id=INTERACTION,
+        question="2 + 2?",
+        response="5",
+        critic_version=0,
+        critiques=(make_critique(id=CRITIQUE),),
+        refinements=(make_refinement(CRITIQUE, id=REFINEMENT, text="4", grade=grade),),
+    )
+    async with seeded.session() as session:
+        await store.interactions.insert_records(session, [refined, *feedback], heldout_share=ALL_TRAIN)
+        found = [item for item in await answers_to_learn_from(session, limit=10) if item.refinement_id is not None]
+        assert await labelled_refinements(session, Split.HELDOUT, limit=10) == []
+    assert [(item.is_right, item.source) for item in found] == ([] if is_right is None else [(is_right, source)]), why
+    for item in found:
+        assert (item.key, item.id, item.response) == (str(REFINEMENT), REFINEMENT, "4")
+
+
+async def test_a_refinement_that_is_also_a_response_counts_once(seeded: Database) -> None:
+    refined = make_interaction(
+        id=INTERACTION,
+        question="2 + 2?",
+        response="5",
+        critic_version=0,
+        critiques=(make_critique(id=CRITIQUE),),
+        refinements=(make_refinement(CRITIQUE, text="4", grade=Grade.RIGHT),),
+        **WRONG_GRADE,
+    )
+    asked_again = make_interaction(question="2 + 2?", response="4 ", critic_version=0, **RIGHT_GRADE)
+    async with seeded.session() as session:
+        await store.interactions.insert_records(session, [refined, asked_again], heldout_share=ALL_TRAIN)
+        found = await answers_to_learn_from(session, limit=10)
+    assert sorted((item.response, item.is_right) for item in found) == [("4 ", True), ("5", False)]
+
+
+async def test_the_confidence_that_served_an_answer(seeded: Database) -> None:
+    read = make_interaction(
+        critic_version=0,
+        critiques=(
+            make_critique(p_correct=0.3, p_incorrect=0.1),
+            make_critique(sample=1, p_correct=0.2, p_incorrect=0.2),
+            make_critique(round=1, p_correct=0.0, p_incorrect=1.0),
+            make_critique(sample=2, supplied=True, p_correct=0.0, p_incorrect=1.0),
+        ),
+    )
+    unread = make_interaction(critic_version=0, critiques=(make_critique(p_correct=None, p_incorrect=None),))
+    async with seeded.session() as session:
+        await store.interactions.insert_records(session, [read, unread], heldout_share=ALL_TRAIN)
+        found = await served_confidences(session, [read.id, unread.id])
+    assert found == {read.id: pytest.approx((0.75 + 0.5) / 2)}

@@ -182,6 +182,7 @@ async def test_labels_are_counted_by_source(seeded: Database) -> None:
         "person": 1,
         "import": 1,
         "reference": 1,
+        "rating": 0,
         "admin": 0,
     }
     assert set(source_counts([]).values()) == {0}

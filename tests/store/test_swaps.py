@@ -290,3 +290,85 @@ async def test_one_replica_watches_at_a_time(seeded: Database) -> None:
         assert not await store.watch.lock_watch(other)
     async with seeded.session() as later:
         assert await store.watch.lock_watch(later)
+
+
+# ------------------------------------------------------------------------------------ verdict-only critics, base models
+
+
+async def mark(seeded: Database, version: int, **columns: Any) -> None:
+    names = ", ".join(f"{name} = :{name}" for name in columns)
+    async with seeded.session() as session:
+        await session.execute(
+            text(f"UPDATE critic_versions SET {names} WHERE version = :version"), {"version": version, **columns}
+        )
+
+
+async def refining(seeded: Database) -> int:
+    async with seeded.session() as session:
+        return await store.critics.refining_version(session)
+
+
+async def test_a_critic_that_learned_verdicts_only_does_not_refine(seeded: Database) -> None:
+    for version in (1, 3):
+        await mark(seeded, version, verdict_only=True)
+    assert await refining(seeded) == 0
+    await swap_to(seeded, 1)
+    assert await refining(seeded) == 0, "2 has never been live"
+    await swap_to(seeded, 2)
+    assert await refining(seeded) == 2
+    await swap_to(seeded, 3)
+    assert await refining(seeded) == 2, "the newest that learned more"
+    await swap_to(seeded, None, SwapKind.ROLLBACK)
+    await swap_to(seeded, None, SwapKind.ROLLBACK)
+    assert await pointers(seeded) == {"live": 1, "previous": 0}
+    assert await refining(seeded) == 0, "2 was rolled back from"
+
+
+async def serve(seeded: Database, base_model: str) -> int:
+    """The number of the base model's own version, after a service that serves it has started."""
+    async with seeded.session() as session:
+        return (await store.critics.ensure_version_zero(session, base_model)).version
+
+
+async def test_another_base_model_begins_a_lineage_of_its_own(seeded: Database) -> None:
+    await swap_to(seeded, 1)
+    await swap_to(seeded, 2)
+    async with seeded.session() as session:
+        await store.critics.set_candidate(session, 3)
+        waiting = await store.swaps.request_swap(session, version=3, kind=SwapKind.GATE)
+    assert await serve(seeded, "other") == 4
+    assert await pointers(seeded) == {"live": 4}, "neither a candidate nor a way back to another base"
+    async with seeded.session() as session:
+        base = await store.critics.resolve_critic(session, "live")
+        assert (base.base_model, base.adapter_path, base.engine_name) == ("other", None, "base")
+        refused = await store.swaps.read_swap(session, waiting.id)
+        assert (refused.status, refused.reason) == (SwapStatus.REFUSED, "the base model is now other")
+        for move in (
+            store.swaps.request_swap(session, version=2, kind=SwapKind.PROMOTE),
+            store.critics.set_candidate(session, 2),
+        ):
+            with pytest.raises(Conflict, match="2 is archived: it is based on the model tiny, and other is served"):
+                await move
+    await mark(seeded, 3, base_model="other")
+    await swap_to(seeded, 3)
+    assert await pointers(seeded) == {"live": 3, "previous": 4}
+    assert await serve(seeded, "other") == 4, "a restart changes nothing"
+    assert await pointers(seeded) == {"live": 3, "previous": 4}
+    assert await serve(seeded, "tiny") == 0
+    assert await pointers(seeded) == {"live": 2}, "back to the version that was live last"
+    assert await serve(seeded, "other") == 4
+    assert await pointers(seeded) == {"live": 3}
+
+
+async def test_another_base_model_waits_for_the_replicas_of_the_first(seeded: Database) -> None:
+    replica = Replica(
+        id=new_id(), started_at=now(), seen_at=now(), live_version=0, leases={}, engines=(), problem=None
+    )  # fmt: skip
+    async with seeded.session() as session:
+        await store.replicas.upsert_replica(session, replica)
+    with pytest.raises(Conflict, match="stop all replicas before other is served"):
+        await serve(seeded, "other")
+    assert await pointers(seeded) == {"live": 0}
+    async with seeded.session() as session:
+        await store.replicas.drop_replica(session, replica.id)
+    assert await serve(seeded, "other") == 4

@@ -178,3 +178,40 @@ async def test_trl_reads_them_as_they_are(logged: Database, tmp_path: Path) -> N
             assert all(data_utils.is_conversational(row) for row in pairs)
             assert all(data_utils.is_conversational(row) for row in sft)
             assert all(data_utils.maybe_extract_prompt(row)["prompt"] == row["prompt"] for row in pairs)
+
+
+async def test_edited_responses_are_pairs_under_the_prompt_of_the_rewrite(database: Database, tmp_path: Path) -> None:
+    first, second, third = make_critique(text="c1"), make_critique(text="c2", round=1), make_critique(text="c3")
+    rewritten = make_refinement(first.id, text="r1"), make_refinement(second.id, text="r2", round=1)
+    refined = make_interaction(question="q1", response="a1", critiques=(first, second), refinements=rewritten)
+    judged = make_interaction(question="q2", response="a2", critiques=(third,))
+    imported = make_interaction(question="q3", response="a3", critiques=(), kind=Kind.IMPORT)
+    edits = [
+        make_feedback(judged.id, correct=True),
+        make_feedback(refined.id, edited_response="outdated"),
+        make_feedback(refined.id, edited_response="e1", refinement_id=rewritten[1].id),
+        make_feedback(judged.id, edited_response="e2"),
+        make_feedback(imported.id, edited_response="e3"),
+    ]
+    async with database.session() as session:
+        await ensure_version_zero(session, "tiny")
+        await insert_records(session, [refined, judged, imported, *edits], heldout_share=1e-9)
+    pairs = await exported(database, tmp_path / "pairs.jsonl", Contents.PAIRS, Subject.REWRITES)
+    by_edit = {row["chosen"][0]["content"]: row for row in pairs}
+    assert len(pairs) == len(by_edit) == 3
+    expected = [
+        (
+            "e1",
+            "r2",
+            PROMPTS.refine(question="q1", response="r1", critique="c2"),
+        ),  # the critique judged the first rewrite
+        ("e2", "a2", PROMPTS.refine(question="q2", response="a2", critique="c3")),
+        ("e3", "a3", PROMPTS.solve(question="q3")),
+    ]
+    for edit, replaced, prompt in expected:
+        assert by_edit[edit]["rejected"] == said(replaced)
+        assert by_edit[edit]["prompt"] == [
+            {"role": message.role, "content": message.content} for message in prompt.messages
+        ]
+    conversations = await exported(database, tmp_path / "sft.jsonl", Contents.SFT, Subject.REWRITES)
+    assert {row["messages"][-1]["content"] for row in conversations} == {"e1", "e2", "e3"}

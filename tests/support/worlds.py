@@ -28,6 +28,7 @@ WRONG = "The answer is 8"
 
 # Large steps, since the model is tiny. `GLANCE` goes through all stages quickly and learns little.
 QUICK: dict[str, Any] = {
+    "seed": 0,
     "steps_stage_1": 14,
     "steps_stage_2": 2,
     "prompts_per_step": 16,
@@ -74,7 +75,7 @@ def trainer_settings(
     )
 
 
-async def fill(database: Database, *, base_model: str, questions: int = 40, with_references: bool = True) -> None:
+async def fill(database: Database, *, base_model: str, questions: int = 40, start: int = 0) -> None:
     """Store a right and a wrong answer to each question, as an import does."""
     interactions = [
         make_interaction(
@@ -86,7 +87,7 @@ async def fill(database: Database, *, base_model: str, questions: int = 40, with
             critic_version=None,
             critiques=(),
         )
-        for number in range(questions)
+        for number in range(start, start + questions)
         for response in (RIGHT, WRONG)
     ]
     async with database.session() as session:

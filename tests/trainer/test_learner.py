@@ -12,7 +12,7 @@ from gadfly.trainer.rl.learner import Learner
 from gadfly.trainer.rl.optimiser import cosine, minibatches, shares
 from gadfly.trainer.rl.packing import Group, pack
 from gadfly.trainer.rl.policy import Policy, Which
-from gadfly.training import TrainConfig
+from gadfly.training import Baseline, TrainConfig
 from tests.support.policies import bits, policy_of, random_groups
 
 CONFIG = TrainConfig(
@@ -112,17 +112,27 @@ def test_replies_with_higher_scores_become_likelier(model: Path) -> None:
     assert lead() > before + 0.1
 
 
-def test_with_equal_scores_only_kl_changes_the_weights(model: Path) -> None:
-    groups = [
-        Group(group.prompt, group.replies, group.engine_logprobs, (0.5,) * 3) for group in random_groups(4, tokens=6)
-    ]
-    for coefficient in (0.0, 0.1):
-        policy = policy_of(model)
-        before = bits(policy)
-        metrics = Learner(policy, CONFIG, kl_coefficient=coefficient).update(groups, 2)
-        assert (bits(policy) == before) == (coefficient == 0.0)
-        assert metrics["zero_advantage"] == 1.0
-        assert metrics["reward_std"] == 0.0
+def test_a_step_whose_groups_teach_nothing_is_skipped(model: Path, tmp_path: Path) -> None:
+    """Also where the anchor differs: whitened, the least KL would be an update of full size."""
+    groups = [replace(group, scores=(0.5,) * 3) for group in random_groups(4, tokens=6)]
+    policy = policy_of(model)
+    learner = Learner(policy, CONFIG, kl_coefficient=0.1)
+    learner.update(rows(0), 1)
+    before = bits(policy)
+    learner.save(tmp_path / "before")
+    metrics = learner.update(groups, 2)
+    learner.save(tmp_path / "after")
+    assert bits(policy) == before
+    assert metrics.items() >= {"skipped": 1.0, "zero_advantage": 1.0, "reward_std": 0.0}.items()
+    for file in (tmp_path / "before").rglob("*.*"):
+        assert file.read_bytes() == (tmp_path / "after" / file.relative_to(tmp_path / "before")).read_bytes()
+
+
+def test_a_group_teaches_by_its_mean_where_the_baseline_is_the_steps_mean(model: Path) -> None:
+    groups = [replace(group, scores=(float(number % 2),) * 3) for number, group in enumerate(rows(0))]
+    for baseline, is_skipped in ((Baseline.BATCH_MEAN, 0.0), (Baseline.LEAVE_ONE_OUT, 1.0)):
+        config = CONFIG.model_copy(update={"baseline": baseline})
+        assert Learner(policy_of(model), config, kl_coefficient=0.0).update(groups, 0)["skipped"] == is_skipped
 
 
 def test_groups_whose_scores_are_equal_can_be_left_out(model: Path) -> None:
@@ -134,13 +144,6 @@ def test_groups_whose_scores_are_equal_can_be_left_out(model: Path) -> None:
     Learner(plain, CONFIG, kl_coefficient=0.05).update(groups, 0)
     assert bits(skipping) == bits(plain)
     assert metrics["zero_advantage"] == pytest.approx(3 / 9), "the metric counts them nevertheless"
-
-
-def test_a_step_with_equal_scores_in_every_group_is_not_skipped(model: Path) -> None:
-    config = CONFIG.model_copy(update={"skip_zero_advantage": True})
-    uniform = [replace(group, scores=(1.0, 1.0, 1.0)) for group in rows(0)]
-    metrics = Learner(policy_of(model), config, kl_coefficient=0.05).update(uniform, 0)
-    assert metrics["tokens"] > 0
 
 
 @pytest.mark.parametrize("saved_after", [1, 2, 3])

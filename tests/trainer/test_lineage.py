@@ -1,15 +1,17 @@
 """From which critic a run starts, and whose evidence it adds to."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 
 from gadfly import store
+from gadfly.errors import Conflict
 from gadfly.records import SwapKind
 from gadfly.store.database import Database
 from gadfly.trainer.evaluate_and_publish import _best, _past
 from gadfly.trainer.measure.gate import Evidence, Unit
-from gadfly.trainer.selection import _start
+from gadfly.trainer.selection import _check_base, _start
 from gadfly.training import GateOutcome, TrainConfig, Trigger
 
 
@@ -40,10 +42,10 @@ def test_a_run_from_a_candidate_adds_to_its_evidence() -> None:
 
 
 def test_the_anchor_is_the_version_that_was_measured_best() -> None:
-    assert _best({}) == 0
+    assert _best({}, otherwise=4) == 4
     found = {1: report(0, merit=(0.8, 0.6)), 2: report(1, merit=(0.7, 0.8)), 3: report(2, merit=(0.7, 0.8))}
-    assert _best(found) == 2, "of equal ones the first"
-    assert _best({1: report(0, merit=(0.8, None))}) == 1
+    assert _best(found, otherwise=0) == 2, "of equal ones the first"
+    assert _best({1: report(0, merit=(0.8, None))}, otherwise=0) == 1
 
 
 @pytest.fixture
@@ -73,7 +75,7 @@ async def _publish(session: Any, *, live: int, outcome: GateOutcome) -> int:
 
 async def start(seeded: Database, *, continue_candidate: bool = True) -> int:
     async with seeded.session() as session:
-        return (await _start(session, continue_candidate=continue_candidate)).version
+        return (await _start(session, "tiny", continue_candidate=continue_candidate)).version
 
 
 async def test_an_undecided_candidate_is_continued(seeded: Database) -> None:
@@ -104,8 +106,42 @@ async def test_reports_are_found_by_what_was_live(seeded: Database) -> None:
     async with seeded.session() as session:
         assert [version for version, _ in await store.runs.gate_reports(session, 0)] == [1]
         assert [version for version, _ in await store.runs.gate_reports(session, 1)] == [second]
-        assert list(await store.runs.promoted_reports(session)) == [1]
+        assert list(await store.runs.promoted_reports(session, "tiny")) == [1]
         swap = await store.swaps.request_swap(session, kind=SwapKind.ROLLBACK)
         await store.swaps.move_pointer(session, swap.id)
     async with seeded.session() as session:
-        assert await store.runs.promoted_reports(session) == {}, "a version that was rolled back from is no anchor"
+        assert await store.runs.promoted_reports(session, "tiny") == {}, (
+            "a version that was rolled back from is no anchor"
+        )
+
+
+async def test_a_run_does_not_start_from_a_critic_of_another_base_model(database: Database) -> None:
+    async with database.session() as session:
+        await store.critics.ensure_version_zero(session, "tiny")
+        with pytest.raises(Conflict, match="set to the model other, and the service serves tiny"):
+            await _start(session, "other", continue_candidate=True)
+
+
+async def test_the_base_that_the_newest_version_was_trained_on(seeded: Database) -> None:
+    async with seeded.session() as session:
+        assert await store.runs.published_base(session, "other") is None
+        version = await _publish(session, live=0, outcome=GateOutcome.REJECT)
+        run_id = (await store.critics.resolve_critic(session, version)).run_id
+        assert run_id is not None
+        await store.runs.save_manifest(session, run_id, {"base_sha256": "ab" * 32})
+        assert await store.runs.published_base(session, "tiny") == (version, "ab" * 32)
+
+
+@pytest.mark.parametrize(
+    ("published", "is_refused", "why"),
+    [
+        (None, False, "nothing was trained on a model of this name"),
+        ((3, "ab" * 32), False, "the same weights"),
+        ((3, "cd" * 32), True, "other weights under the same name"),
+    ],
+)
+def test_another_base_under_the_same_name_is_refused(
+    published: tuple[int, str] | None, is_refused: bool, why: str
+) -> None:
+    with pytest.raises(Conflict, match="than when version 3 was") if is_refused else nullcontext():
+        _check_base("tiny", "ab" * 32, published)

@@ -14,6 +14,7 @@ from gadfly.trainer.manifest import (
     same_answers,
     same_questions,
     split_for_validation,
+    with_new_label,
 )
 from gadfly.training import Stage, TrainConfig
 from gadfly.votes import LabelSource
@@ -65,17 +66,34 @@ def test_missing_and_changed_answers_are_counted(found: list[LabelledAnswer], me
         same_answers(found, [describe(item) for item in ANSWERS[:4]])
 
 
+QUESTIONS = [
+    OpenQuestion(interaction_id=UUID(int=n), question_hash=n.to_bytes(32), question=f"secret {n}?", reference="1")
+    for n in range(3)
+]
+
+
 def test_questions_without_a_response_are_reselected_and_old_manifests_name_none() -> None:
-    questions = [
-        OpenQuestion(interaction_id=UUID(int=n), question_hash=n.to_bytes(32), question=f"secret {n}?", reference="1")
-        for n in range(3)
-    ]
-    recorded = [describe_question(questions[number]) for number in (2, 0)]
+    recorded = [describe_question(QUESTIONS[number]) for number in (2, 0)]
     assert "secret" not in str(recorded)
-    assert same_questions(questions, recorded) == [questions[2], questions[0]]
-    assert same_questions(questions, []) == []
+    assert same_questions(QUESTIONS, recorded) == [QUESTIONS[2], QUESTIONS[0]]
+    assert same_questions(QUESTIONS, []) == []
     with pytest.raises(Conflict, match="of 2 questions without a response 1 are gone or changed"):
-        same_questions([replace(questions[0], reference="2"), *questions[1:]], recorded)
+        same_questions([replace(QUESTIONS[0], reference="2"), *QUESTIONS[1:]], recorded)
+
+
+def test_a_label_is_new_if_the_earlier_run_had_another_or_none() -> None:
+    recorded = {"answers": [describe(answer) for answer in ANSWERS[:4]]}
+    now = [
+        ANSWERS[0],
+        replace(ANSWERS[1], is_right=True),  # the label changed
+        replace(ANSWERS[2], reference="7"),  # so did what it is graded against
+        replace(ANSWERS[3], source=LabelSource.REFERENCE),  # the same label from another source
+        ANSWERS[9],
+    ]
+    new = [ANSWERS[number].key for number in (1, 2, 9)]
+    assert with_new_label(now, [], recorded) == new
+    asked = recorded | {"questions": [describe_question(QUESTIONS[0])]}
+    assert with_new_label(now, QUESTIONS[:2], asked) == [*new, str(QUESTIONS[1].interaction_id)]
 
 
 def test_validation_takes_equally_many_of_both_classes_and_whole_questions() -> None:

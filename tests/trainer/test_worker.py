@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import time
@@ -22,7 +23,7 @@ from gadfly.store.database import Database, migrate
 from gadfly.trainer.engines import PREFIX
 from gadfly.trainer.worker import Worker
 from gadfly.trainer.workspace import Workspace
-from gadfly.training import EventKind, Run, RunStatus, Trigger
+from gadfly.training import EventKind, Run, RunEvent, RunStatus, Trigger
 from tests.support import worlds
 from tests.support.postgres import PostgresServer
 
@@ -128,6 +129,30 @@ async def test_a_run_survives_the_death_of_its_child_and_of_its_trainer(
     steps = [event.data["step"] for event in events if event.kind is EventKind.STEP]
     assert set(steps) == set(range(1, ended.progress.steps + 1))
     assert ended.version is not None
+    assert _noted(events, "answers to learn from")["new"] == 0, "the first critic has learned from nothing"
+    await _new_labels_come_first(filled, settings, ended.version, log)
+
+
+async def _new_labels_come_first(filled: Database, settings: Settings, version: int, log: Path) -> None:
+    """In a run that starts from `version`, half of the draws are answers that its own run has not seen."""
+    async with filled.session() as session:
+        await store.critics.set_pointer(session, "live", version)
+    await worlds.fill(filled, base_model=settings.model, questions=8, start=1000)
+    run = await worlds.ask_for_run(filled, steps_stage_1=2, steps_stage_2=0, seed=None)
+    assert run.config.seed == run.id.int % 2**31
+    with trainer(settings, log):
+        ended = await until(filled, run.id, lambda found: found.status.is_over, log)
+    assert ended.status is RunStatus.SUCCEEDED, (ended, _tail(log))
+    async with filled.session() as session:
+        events = await store.runs.events_after(session, run.id, after=0)
+    new = _noted(events, "answers to learn from")["new"]
+    assert 2 <= new <= 16, "those of the train side"
+    assert [event.data["metrics"]["fresh"] for event in events if event.kind is EventKind.STEP] == [0.5, 0.5]
+
+
+def _noted(events: list[RunEvent], message: str) -> dict[str, Any]:
+    [data] = [event.data for event in events if event.kind is EventKind.NOTE and event.data["message"] == message]
+    return data
 
 
 async def test_two_processes_train_one_run(filled: Database, settings: Settings, tmp_path: Path) -> None:
@@ -172,6 +197,66 @@ async def test_an_alarm_fails_the_run_and_names_the_evidence(
     [alarm] = [event for event in events if event.kind is EventKind.ALARM]
     assert alarm.data["message"] == ended.error
     assert alarm.data["evidence"]
+
+
+async def test_an_alarm_ends_the_run_with_the_last_good_checkpoint(
+    filled: Database, settings: Settings, tmp_path: Path
+) -> None:
+    log = tmp_path / "trainer.log"
+    # KL is 0 in the first step of each stage, so the first step beyond the limit is at the earliest the third.
+    stages = {"steps_stage_1": 1, "steps_stage_2": 5, "prompts_per_step": 8, "samples_per_prompt": 8}
+    alarms = {"verdict_drift": None, "zero_advantage": None, "kl": 1e-9, "patience": 1}
+    run = await worlds.ask_for_run(filled, **stages, validate_every=1, alarms=alarms)
+    with trainer(settings, log):
+        ended = await until(filled, run.id, lambda found: found.status.is_over, log)
+    assert ended.status is RunStatus.SUCCEEDED, (ended, _tail(log))
+    async with filled.session() as session:
+        events = await store.runs.events_after(session, run.id, after=0)
+    [beyond] = [event.data["evidence"]["steps"][0] for event in events if event.kind is EventKind.ALARM]
+    assert beyond + 1 == max(event.data["step"] for event in events if event.kind is EventKind.STEP)
+    notes = [event.data for event in events if event.kind is EventKind.NOTE]
+    [chosen] = [note["step"] for note in notes if note["message"].startswith("the alarm ends the stages")]
+    assert 0 < chosen < beyond
+    assert ended.gate is not None, "it is a candidate like any other"
+
+
+async def test_a_run_with_nothing_to_learn_does_not_fail(filled: Database, settings: Settings, tmp_path: Path) -> None:
+    log = tmp_path / "trainer.log"
+    nearly_greedy = {"temperature": 0.01, "alarms": {"verdict_drift": None, "kl": None, "patience": 2}}
+    run = await worlds.ask_for_run(filled, **nearly_greedy)
+    with trainer(settings, log):
+        ended = await until(filled, run.id, lambda found: found.status.is_over, log)
+    assert (ended.status, ended.version, ended.error) == (RunStatus.SUCCEEDED, None, None), (ended, _tail(log))
+    async with filled.session() as session:
+        events = await store.runs.events_after(session, run.id, after=0)
+    steps = [event.data["metrics"] for event in events if event.kind is EventKind.STEP]
+    assert [step["skipped"] for step in steps] == [1.0, 1.0]
+    messages = [event.data["message"] for event in events if event.kind is EventKind.NOTE]
+    assert any(message.startswith("the stages end here, since nothing is left to learn") for message in messages)
+
+
+async def test_another_base_model_under_the_same_name_is_refused(
+    filled: Database, settings: Settings, tmp_path: Path
+) -> None:
+    log = tmp_path / "trainer.log"
+    earlier = await worlds.ask_for_run(filled)
+    async with filled.session() as session:
+        await store.runs.save_manifest(session, earlier.id, {"base_sha256": "ab" * 32})
+        await store.runs.finish_run(session, earlier.id, RunStatus.SUCCEEDED)
+        await store.critics.insert_critic(
+            session,
+            run_id=earlier.id,
+            parent=0,
+            base_model=settings.model,
+            prompt_set="stepwise@1",
+            adapter_path=str(earlier.id),
+            adapter_sha256="cd" * 32,
+        )
+    run = await worlds.ask_for_run(filled)
+    with trainer(settings, log):
+        ended = await until(filled, run.id, lambda found: found.status.is_over, log)
+    assert ended.status is RunStatus.FAILED
+    assert re.search("has other weights now .* than when version 1 was trained on it .abababababab.", ended.error or "")
 
 
 async def test_a_run_without_labelled_answers_fails_with_the_reason(

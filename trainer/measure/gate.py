@@ -335,7 +335,7 @@ def decide(
         "margin": config.gate_margin,
         "min_items": config.gate_min_items,
         "samples": 1 + max((item.sample for item in live), default=0),
-        "seed": config.seed,
+        "seed": config.fixed_seed,
         "wealth": wealth,
         "wealth_needed": needed,
         "discriminability": _plain(by_name.get("discriminability")),

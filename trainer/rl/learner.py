@@ -20,7 +20,7 @@ from gadfly.trainer.rl.loss import Measured, clipped_loss, importance_weights, t
 from gadfly.trainer.rl.optimiser import Optimiser, cosine, generator_of, minibatches, shares
 from gadfly.trainer.rl.packing import Group, Pack, pack
 from gadfly.trainer.rl.policy import Policy, Which
-from gadfly.training import TrainConfig
+from gadfly.training import Baseline, TrainConfig
 
 
 class Learner:
@@ -62,12 +62,18 @@ class Learner:
         All processes get the same groups. `step` counts the run's rollout steps over all stages from 0. The learning
         rate depends on the step's place in the stage, the minibatches on the step and the config's seed, so a resumed
         run does the same as an unbroken one.
+
+        A step whose scores tell no critique from another is skipped: without them the whitened advantages are noise
+        around KL. Weights and optimiser stay, and the metrics are those of the scores with `skipped` = 1.
         """
         started = time.perf_counter()
         config = self._config
         statistics = _score_statistics(groups)
-        if config.skip_zero_advantage:
-            groups = informative(groups)
+        told_apart = informative(groups)
+        if not (told_apart or (config.baseline is Baseline.BATCH_MEAN and statistics["reward_std"])):
+            return {**statistics, "skipped": 1.0, "seconds": time.perf_counter() - started}
+        if config.skip_zero_advantage and told_apart:
+            groups = told_apart
         raw_N, old_N, anchor_N = self._logprobs(groups)
         engine_N = torch.tensor([value for group in groups for reply in group.engine_logprobs for value in reply])
         scores_R = torch.tensor([score for group in groups for score in group.scores])
@@ -94,7 +100,7 @@ class Learner:
         totals: list[Tensor] = []
         norms: list[float] = []
         packed = 0
-        generator = generator_of(config.seed, step)
+        generator = generator_of(config.fixed_seed, step)
         for _ in range(config.inner_epochs):
             for chosen in minibatches(len(groups), config.minibatches, generator):
                 measured, tokens = self._minibatch(groups, chosen, old_N, advantages_N, importance_N)
@@ -117,6 +123,7 @@ class Learner:
             "grad_norm": sum(norms) / len(norms),
             "learning_rate": rate,
             **statistics,
+            "skipped": 0.0,
             "tokens": float(len(old_N)),
             "packed_tokens": packed_all,
             "seconds": time.perf_counter() - started,
@@ -191,9 +198,9 @@ class Learner:
         return mine + [(laid_out[0][0], 0)] * extra
 
 
-def informative(groups: Sequence[Group]) -> Sequence[Group]:
-    """The groups whose scores differ; all groups if there is none, so that the step still learns from KL."""
-    return [group for group in groups if len(set(group.scores)) > 1] or groups
+def informative(groups: Sequence[Group]) -> list[Group]:
+    """The groups whose scores differ."""
+    return [group for group in groups if len(set(group.scores)) > 1]
 
 
 def _score_statistics(groups: Sequence[Group]) -> dict[str, float]:

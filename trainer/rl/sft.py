@@ -46,7 +46,7 @@ class FineTuning:
         started = time.perf_counter()
         config = self._config
         size = config.prompts_per_step * config.samples_per_prompt
-        batches = minibatches(len(pairs), -(-len(pairs) // size), generator_of(config.seed, epoch, _STREAM))
+        batches = minibatches(len(pairs), -(-len(pairs) // size), generator_of(config.fixed_seed, epoch, _STREAM))
         losses: list[float] = []
         norms: list[float] = []
         for number, batch in enumerate(batches):

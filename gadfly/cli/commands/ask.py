@@ -96,11 +96,18 @@ def feedback(
     settings: Settings,
     interaction_id: Annotated[str | None, typer.Argument(help="The interaction; or give --request-id.")] = None,
     correct: Annotated[
-        bool | None, typer.Option("--correct/--incorrect", help="Whether the response was right.")
+        bool | None, typer.Option("--correct/--incorrect", help="Whether the response was right, or what is named.")
     ] = None,
     reference: Reference = None,
     edited: Annotated[str | None, typer.Option("--edited", help="A corrected response.")] = None,
     rating: Annotated[int | None, typer.Option("--rating", help="1 (worst) to 5 (best).")] = None,
+    critique_id: Annotated[str | None, typer.Option("--critique", help="The critique that this is about.")] = None,
+    refinement_id: Annotated[
+        str | None, typer.Option("--refinement", help="The refinement that this is about.")
+    ] = None,
+    helpful: Annotated[
+        bool | None, typer.Option("--helpful/--unhelpful", help="Whether that critique or refinement helped.")
+    ] = None,
     comment: Annotated[str | None, typer.Option("--comment", help="Free text.")] = None,
     request_id: Annotated[
         str | None, typer.Option("--request-id", help="The request id that the interaction was sent with.")
@@ -115,7 +122,10 @@ def feedback(
     body = {
         "interaction_id": interaction_id,
         "request_id": request_id,
+        "critique_id": critique_id,
+        "refinement_id": refinement_id,
         "correct": correct,
+        "helpful": helpful,
         "reference": read_text(reference),
         "edited_response": read_text(edited),
         "rating": rating,
