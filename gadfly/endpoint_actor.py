@@ -8,7 +8,7 @@ cannot be made to begin with a prompt's opener, so the opener is left out.
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -56,6 +56,19 @@ _TRIAL = Prompt((Message("user", "Write twelve random letters, separated by spac
 _TRIAL_TOKENS = 24
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Names:
+    """What an endpoint is called in messages: its role, and where its address, model and key are set."""
+
+    role: str
+    url: str
+    model: str
+    key: str
+
+
+_ACTOR = Names(role="actor", url="GADFLY_ACTOR_URL", model="GADFLY_ACTOR_MODEL", key="GADFLY_ACTOR_KEY")
+
+
 class EndpointActor:
     """One model behind an OpenAI chat endpoint, at most `concurrency` requests at a time.
 
@@ -72,10 +85,13 @@ class EndpointActor:
         concurrency: int,
         retries: int,
         longest_wait_s: float = _LONGEST_WAIT_S,
+        names: Names = _ACTOR,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
+        self._names = names
         self._url = url if urlsplit(url).path.strip("/") else f"{url.rstrip('/')}/v1"
         self._where = without_password(self._url)
+        self._title = f"{names.role} at {self._where}"
         self._access = access
         self._timeout_s = timeout_s
         self._retries = retries
@@ -170,7 +186,7 @@ class EndpointActor:
             answer = orjson.loads(content)
             return reply_of(answer["choices"][0], self._usage(answer.get("usage")))
         except (orjson.JSONDecodeError, KeyError, IndexError, TypeError, AttributeError) as error:
-            raise EngineError(f"the actor at {self._where} did not answer with a chat completion") from error
+            raise EngineError(f"the {self._title} did not answer with a chat completion") from error
 
     async def _read_deltas(
         self,
@@ -190,14 +206,14 @@ class EndpointActor:
                     await on_delta(delta, logprobs)
                 reply.finish_reason = choice.get("finish_reason") or reply.finish_reason
         if reply.finish_reason is None:
-            raise ActorUnavailable(f"the actor at {self._where} ended the stream before the reply was complete")
+            raise ActorUnavailable(f"the {self._title} ended the stream before the reply was complete")
         return reply.reply(self._usage(usage))
 
     def _chunk(self, data: str) -> dict[str, Any]:
         """One chunk of a streamed reply. An endpoint may abort the reply with an error in place of a chunk."""
         chunk: dict[str, Any] = orjson.loads(data)
         if "error" in chunk:
-            raise ActorUnavailable(f"the actor at {self._where} aborted the reply: {_message(data.encode())}")
+            raise ActorUnavailable(f"the {self._title} aborted the reply: {_message(data.encode())}")
         return chunk
 
     async def _complete(self, prompt: Prompt, sampling: Sampling) -> list[Reply]:
@@ -248,7 +264,7 @@ class EndpointActor:
                     await on_text(index, piece)
                 reason = choice.get("finish_reason") or reason
         if reason is None:
-            raise ActorUnavailable(f"the actor at {self._where} ended the stream before the reply was complete")
+            raise ActorUnavailable(f"the {self._title} ended the stream before the reply was complete")
         return Reply(text=text, finish_reason=reason, usage=self._usage(usage))
 
     def _body(self, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
@@ -281,7 +297,7 @@ class EndpointActor:
                 for place, choice in enumerate(choices)
             ]
         except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
-            raise EngineError(f"the actor at {self._where} did not answer with a chat completion") from error
+            raise EngineError(f"the {self._title} did not answer with a chat completion") from error
 
     def _usage(self, usage: Mapping[str, Any] | None) -> Usage:
         if not usage:
@@ -331,13 +347,11 @@ class EndpointActor:
             problem = "" if isinstance(error, ConnectTimeout) else untrusted_certificate(error, self._where)
             if problem:
                 raise EngineRefused(problem) from error
-            raise ActorUnavailable(f"no actor answers at {self._where}", retry_after_s=1.0) from error
+            raise ActorUnavailable(f"no {self._names.role} answers at {self._where}", retry_after_s=1.0) from error
         except Silence as error:
-            raise ActorTimeout(f"the actor at {self._where} took longer than {self._timeout_s:g} s") from error
+            raise ActorTimeout(f"the {self._title} took longer than {self._timeout_s:g} s") from error
         except Broken as error:
-            raise ActorUnavailable(
-                f"the connection to the actor at {self._where} failed: {error}", retry_after_s=1.0
-            ) from error
+            raise ActorUnavailable(f"the connection to the {self._title} failed: {error}", retry_after_s=1.0) from error
 
     def _declined(self, response: Answer, *, sent: Mapping[str, Any]) -> Reply:
         """An empty reply where the endpoint does not answer this text; any other failure is raised."""
@@ -348,11 +362,11 @@ class EndpointActor:
         match status:
             case 401 | 403:
                 problem = "refuses the key in" if self._access.key else "needs a key: set"
-                raise EngineRefused(f"the actor at {self._where} {problem} GADFLY_ACTOR_KEY")
+                raise EngineRefused(f"the {self._title} {problem} {self._names.key}")
             case 404:
                 raise EngineRefused(
-                    f"the actor at {self._where} does not serve {self.name}: check GADFLY_ACTOR_MODEL, and that "
-                    f"GADFLY_ACTOR_URL ends as its documentation says, usually with /v1 ({message})"
+                    f"the {self._title} does not serve {self.name}: check {self._names.model}, and that "
+                    f"{self._names.url} ends as its documentation says, usually with /v1 ({message})"
                 )
             case 400 if code in _DECLINED:
                 return Reply(text="", finish_reason="content_filter", usage=Usage())
@@ -363,21 +377,21 @@ class EndpointActor:
                     or parameter in ("input_tokens", "max_tokens", "messages")
                     or "context length" in message
                 ):
-                    raise PromptTooLong(f"the text does not fit the actor {self.name}: {message}")
-                raise BadInput(f"the actor at {self._where} refused the request: {message}")
+                    raise PromptTooLong(f"the text does not fit the {self._names.role} {self.name}: {message}")
+                raise BadInput(f"the {self._title} refused the request: {message}")
             case 429 if code == "insufficient_quota":
-                raise EngineRefused(f"the actor at {self._where} has no quota left for this key: {message}")
+                raise EngineRefused(f"the {self._title} has no quota left for this key: {message}")
             case 408 | 409 | 429:
                 raise ActorUnavailable(
-                    f"the actor at {self._where} accepts no more requests at present", retry_after_s=_wait_s(response)
+                    f"the {self._title} accepts no more requests at present", retry_after_s=_wait_s(response)
                 )
             case _ if status >= 500:
                 raise ActorUnavailable(
-                    f"the actor at {self._where} answered with status {status}: {message}",
+                    f"the {self._title} answered with status {status}: {message}",
                     retry_after_s=_wait_s(response),
                 )
             case _:
-                raise EngineError(f"the actor at {self._where} answered with status {status}: {message}")
+                raise EngineError(f"the {self._title} answered with status {status}: {message}")
 
     def _leave_out(self, parameter: str, message: str, sent: Mapping[str, Any]) -> None:
         """Note an option that the endpoint does not know, and raise `_OptionRefused` to have the request sent again."""
@@ -405,7 +419,7 @@ class EndpointActor:
             return f"{self.name} at {self._where}, which lists no models"
         if self.name not in listed:
             some = ", ".join(sorted(listed)[:5])
-            raise EngineRefused(f"the actor at {self._where} lists {some}, and not {self.name} (GADFLY_ACTOR_MODEL)")
+            raise EngineRefused(f"the {self._title} lists {some}, and not {self.name} ({self._names.model})")
         return f"{self.name} at {self._where}"
 
     async def gaps(self) -> tuple[str, ...]:

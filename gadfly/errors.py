@@ -77,6 +77,10 @@ class ActorTimeout(EngineTimeout):
     """The actor's own endpoint took longer than its time limit."""
 
 
+class GraderUnavailable(EngineUnavailable):
+    """The endpoint that grades a task's answers cannot be reached, or accepts no requests at present."""
+
+
 class AdapterRefused(EngineError):
     """The engine does not serve an adapter; the message gives the reason."""
 

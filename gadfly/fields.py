@@ -1,10 +1,10 @@
-"""Types of external input, shared by HTTP requests and imported rows."""
+"""Types of external input, shared by HTTP requests, imported rows and files that somebody wrote."""
 
 import math
 from typing import Annotated, Any
 
 import orjson
-from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, PlainSerializer
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, PlainSerializer, ValidationError
 
 MAX_METADATA_BYTES = 16_384
 MAX_METADATA_DEPTH = 100
@@ -74,3 +74,27 @@ HexBytes = Annotated[
     PlainSerializer(bytes.hex, when_used="json"),
 ]
 """Bytes, in JSON as hexadecimal digits."""
+
+
+def problems_of(error: ValidationError, *, union: str = "") -> str:
+    """What is wrong in a file that somebody wrote, field by field, with what to do.
+
+    `union` names a field whose kinds are told apart by their field `kind`.
+    """
+    found = []
+    for item in error.errors(include_url=False, include_input=False):
+        where = [str(part) for part in item["loc"]]
+        if where[:1] == [union]:
+            del where[1:2]  # the kind, which is no field
+        message = item["msg"].removeprefix("Value error, ")
+        match item["type"]:
+            case "extra_forbidden":
+                message = "there is no such field: remove it, or correct its name"
+            case "missing":
+                message = "is missing: add it"
+            case "union_tag_not_found":
+                where, message = [*where, "kind"], "is missing: add it"
+            case "union_tag_invalid":
+                message = f"kind must be one of {item['ctx']['expected_tags']}"
+        found.append(f"{'.'.join(where)}: {message}" if where else message)
+    return "; ".join(found)

@@ -11,9 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gadfly.errors import BadSettings
+from gadfly.fields import problems_of
+from gadfly.verdict import Verdict, read_word, words_for
 
 _SLOT = re.compile(r"\{(question|response|critique)\}")
 
@@ -99,19 +103,99 @@ def load(name: str) -> PromptSet:
     """
     if name not in available():
         raise BadSettings(f"there is no prompt set {name!r}; the prompt sets are {', '.join(available())}")
-    data = tomllib.loads(files("gadfly").joinpath("prompt_sets", f"{name}.toml").read_text(encoding="utf-8"))
-    critique, refine = data["critique"], data["refine"]
+    path = files("gadfly").joinpath("prompt_sets", f"{name}.toml")
+    return parse_prompt_set(path.read_bytes(), name=name, where=str(path))
+
+
+def parse_prompt_set(content: bytes, *, name: str, where: str) -> PromptSet:
+    """The prompt set in a file.
+
+    Args:
+        content: of the file.
+        name: what is stored with everything that these prompts produce, so a name belongs to one content.
+        where: the file, for messages.
+
+    Raises:
+        BadSettings: the file is not a prompt set; the message names the field and says what to do.
+    """
+    try:
+        data = _File.model_validate(tomllib.loads(content.decode()))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadSettings(f"{where} is not TOML: {error}") from None
+    except ValidationError as error:
+        raise BadSettings(f"{where}: {problems_of(error)}") from None
     return PromptSet(
         name=name,
-        description=data["description"],
-        correct=critique["verdicts"]["correct"],
-        incorrect=critique["verdicts"]["incorrect"],
-        _critique=_read(critique),
-        _refine=_read(refine),
-        _critique_starts_at=refine.get("critique_starts_at", ""),
+        description=data.description,
+        correct=data.critique.verdicts.correct,
+        incorrect=data.critique.verdicts.incorrect,
+        _critique=data.critique.prompt(),
+        _refine=data.refine.prompt(),
+        _critique_starts_at=data.refine.critique_starts_at,
     )
 
 
-def _read(section: Mapping[str, Any]) -> Prompt:
-    messages = tuple(Message(item["role"], item["content"].strip()) for item in section["messages"])
-    return Prompt(messages, section.get("opener", ""))
+class _Shape(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Turn(_Shape):
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class _Section(_Shape):
+    messages: tuple[_Turn, ...] = Field(min_length=1)
+    opener: str = ""
+
+    def prompt(self) -> Prompt:
+        return Prompt(tuple(Message(turn.role, turn.content.strip()) for turn in self.messages), self.opener)
+
+    def require(self, *slots: str) -> None:
+        """Raises ValueError: a slot is in none of the messages, or the last turn is not the user's."""
+        text = "\n".join(turn.content for turn in self.messages)
+        for slot in slots:
+            if f"{{{slot}}}" not in text:
+                raise ValueError(f"no message contains {{{slot}}}: write it where the text belongs")
+        if self.messages[-1].role != "user":
+            raise ValueError("messages must end with a user turn, which the model answers")
+
+
+class _Verdicts(_Shape):
+    correct: str
+    incorrect: str
+
+    @model_validator(mode="after")
+    def _are_read(self) -> Self:
+        for word, verdict in ((self.correct, Verdict.CORRECT), (self.incorrect, Verdict.INCORRECT)):
+            if read_word(word) is not verdict:
+                raise ValueError(f"{word!r} is not read as {verdict}: use {' or '.join(words_for(verdict))}")
+        return self
+
+
+class _CritiqueSection(_Section):
+    verdicts: _Verdicts
+
+    @model_validator(mode="after")
+    def _shows_the_answer(self) -> Self:
+        self.require("question", "response")
+        return self
+
+
+class _RefineSection(_Section):
+    critique_starts_at: str = ""
+
+    @model_validator(mode="after")
+    def _shows_the_critique(self) -> Self:
+        self.require("question", "response", "critique")
+        if all(turn.role != "assistant" for turn in self.messages):
+            raise ValueError(
+                "messages need an assistant turn with {response}: the turns before it are the prompt for a first answer"
+            )
+        return self
+
+
+class _File(_Shape):
+    description: str = Field(min_length=1)
+    critique: _CritiqueSection
+    refine: _RefineSection

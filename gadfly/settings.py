@@ -151,6 +151,14 @@ class Settings(BaseSettings):
     actor_retries: int = Field(
         4, ge=0, description="Retries of a request to that endpoint while it is unavailable or limits its callers."
     )
+    grader_url: str = Field(
+        "",
+        description="Address of the service or model that grades answers, for a task whose grader is of kind http or "
+        "judge.",
+    )
+    grader_key: Annotated[SecretStr | None, BeforeValidator(_empty_is_unset)] = Field(
+        None, description="API key of that address."
+    )
     prompts: str = Field("stepwise@1", description="Prompt set, as name@version.")
     adapter_rank: int = Field(16, ge=1, le=512, description="LoRA rank of every critic of this deployment.")
     adapter_slots: int = Field(4, ge=2, description="Critics that the engine can serve in one step.")
@@ -229,7 +237,7 @@ class Settings(BaseSettings):
                 raise ValueError(f"{url!r} is not http://, https:// or unix:///path")
         return urls
 
-    @field_validator("actor_url")
+    @field_validator("actor_url", "grader_url")
     @classmethod
     def _is_http(cls, url: str) -> str:
         if url and not url.startswith(("http://", "https://")):

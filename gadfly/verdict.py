@@ -80,6 +80,11 @@ def read_word(text: str) -> Verdict:
     return _MEANING.get(text.strip().strip("*_`\"'.!()[]").strip().casefold(), Verdict.UNPARSED)
 
 
+def words_for(verdict: Verdict) -> tuple[str, ...]:
+    """The words that name a verdict."""
+    return tuple(word.capitalize() for word, meaning in _MEANING.items() if meaning is verdict)
+
+
 def count_verdicts(text: str) -> int:
     """The number of final verdict lines in a critique. One that names no verdict counts: more than one is hedging."""
     return len(_VERDICT_LINE.findall(text))

@@ -83,6 +83,14 @@ def test_a_critic_is_pushed_and_pulled(database_url: str, tmp_path: Path) -> Non
     assert (folder / "probe.json").is_file()
 
 
+def test_a_task_of_ones_own_is_tried() -> None:
+    said = run(EXAMPLES / "task_of_your_own.sh").splitlines()
+    assert said[0].startswith("invoices ")
+    assert "is a task: json grader" in said[0]
+    assert "100.0% agreement with the labels of people (kappa 1.00):" in said
+    assert [line.strip() for line in said[-3:]] == ["3  right", "3  wrong", "1  no answer"]
+
+
 async def test_python_asks(tmp_path: Path, database_url: str, engine_url: str) -> None:
     async with serving(make_settings(tmp_path, database_url, engine_url)) as client:
         said = await asyncio.to_thread(run, sys.executable, EXAMPLES / "ask_from_python.py", str(client.base_url))

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from gadfly.cli.commands import ask, critics, data, interactions, keys, labels, runs, serve
+from gadfly.cli.commands import ask, critics, data, interactions, keys, labels, runs, serve, tasks
 from gadfly.cli.options import takes_settings
 from gadfly.errors import BadInput, BadSettings, GadflyError
 
@@ -27,6 +27,7 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(labels.app, name="labels")
 app.command("acts")(labels.list_acts)
 app.add_typer(interactions.app, name="interactions")
+app.add_typer(tasks.app, name="tasks")
 
 
 def _print_version(wanted: bool) -> None:

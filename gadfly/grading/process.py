@@ -17,12 +17,12 @@ import signal
 import sys
 import traceback
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, NamedTuple, Self
+from typing import IO, Any, NamedTuple, Protocol, Self
 
 from gadfly.errors import TooBusy, UnreadableReference
 from gadfly.grading.answers import extract_answer, find_answer
@@ -38,7 +38,18 @@ from gadfly.grading.kinds import (
 from gadfly.grading.numbers import Unread
 from gadfly.grading.text import MAX_RESPONSE_CHARS
 
-__all__ = ["GRADER_VERSION", "Grade", "Grader", "Submission", "extract_answer", "grade", "grade_many", "read_reference"]
+__all__ = [
+    "GRADER_VERSION",
+    "Grade",
+    "Grader",
+    "Rules",
+    "Submission",
+    "extract_answer",
+    "grade",
+    "grade_many",
+    "read_reference",
+    "run_child",
+]
 
 GRADER_VERSION = 2
 """The version of the rules, which is stored with a grade. Raised when a change of the rules changes grades."""
@@ -73,6 +84,7 @@ class Submission(NamedTuple):
     response: str
     reference: str
     is_cut: bool = False
+    question: str = ""
 
 
 def grade(response: str, reference: Reference, *, is_cut: bool = False) -> Grade:
@@ -89,8 +101,28 @@ def grade(response: str, reference: Reference, *, is_cut: bool = False) -> Grade
             return Grade.WRONG if is_sure else Grade.NO_ANSWER
 
 
+class Rules(Protocol):
+    """What a child grades by. All of it runs in the child, under its limits of time and memory."""
+
+    def problem(self, reference: str) -> str:
+        """Why no answer can be compared with `reference`, as a sentence for its sender; empty if one can."""
+
+    def grade(self, submission: Submission) -> Grade:
+        """The grade of a response whose reference has no problem."""
+
+    def preparation(self, reference: str) -> Callable[[], object] | None:
+        """What must be done once before `reference` is read, and does not count against its time; None: nothing."""
+
+
+_Row = tuple[str | None, str, bool, str]  # a submission; without a response, its reference is to be checked
+
+
 class _Died(Exception):
     """The child ended before it answered."""
+
+
+def _log_failure(reason: str) -> None:
+    _log.error("a row could not be graded:\n%s", reason)
 
 
 class Grader:
@@ -103,12 +135,27 @@ class Grader:
             not make an answer wrong. Importing sympy, once per child, is not counted. A response that exceeds the limit
             is NO_ANSWER; a reference that alone exceeds it is unreadable.
         patience_s: how long a call may wait for its turn; None: without limit.
-        command: the command that starts the child; tests pass a faulty one.
+        command: the command that starts the child: the grader of another task, or in tests a faulty one.
+        version: the version of the child's rules.
+        key: the answer that a text states, cut or not, in a form in which equal answers are equal; None where it states
+            none. Without `key`, two texts are compared by grading one against the other.
+        on_failure: receives the reason of each row that the rules failed on, and that has no answer therefore. None:
+            it is logged.
     """
 
     def __init__(
-        self, *, timeout_s: float, patience_s: float | None = None, command: Sequence[str] = WORKER_COMMAND
+        self,
+        *,
+        timeout_s: float,
+        patience_s: float | None = None,
+        command: Sequence[str] = WORKER_COMMAND,
+        version: int = GRADER_VERSION,
+        key: Callable[[str, bool], str | None] | None = None,
+        on_failure: Callable[[str], None] | None = None,
     ) -> None:
+        self.version = version
+        self.key = key
+        self._on_failure = on_failure or _log_failure
         self._timeout_s = timeout_s
         self._patience_s = patience_s
         self._command = (*command, str(timeout_s))
@@ -132,10 +179,14 @@ class Grader:
             await self._kill()
 
     async def start(self) -> None:
-        """Starts the child and has it grade one answer, so that the first caller does not wait for its imports."""
-        await self.grade("The answer is 1/2.", "0.5")
+        """Starts the child and has it read one reference, so that the first caller does not wait for its imports.
 
-    async def grade(self, response: str, reference: str, *, is_cut: bool = False) -> Grade:
+        Raises:
+            RuntimeError: the child does not start; the reason is on standard error.
+        """
+        await self._check(["0.5"])
+
+    async def grade(self, response: str, reference: str, *, is_cut: bool = False, question: str = "") -> Grade:
         """The grade of `response`; `is_cut`: its token limit ended it.
 
         Raises:
@@ -143,7 +194,7 @@ class Grader:
             TooBusy: the call waited longer than `patience_s`, as in every method here.
         """
         await self.check_reference(reference)
-        [outcome] = await self._ask([Submission(response, reference, is_cut)])
+        [outcome] = await self._ask([Submission(response, reference, is_cut, question)])
         return Grade.NO_ANSWER if outcome is None else Grade(outcome)
 
     async def check_reference(self, reference: str) -> None:
@@ -178,7 +229,7 @@ class Grader:
         new = [text for text in references if text not in problems]
         for start in range(0, len(new), _BATCH_ROWS):
             batch = new[start : start + _BATCH_ROWS]
-            outcomes = await self._ask([(None, text, False) for text in batch])
+            outcomes = await self._ask([(None, text, False, "") for text in batch])
             for text, outcome in zip(batch, outcomes, strict=True):
                 if outcome is None:  # not cached: a busy machine may be the reason
                     problems[text] = (
@@ -192,7 +243,7 @@ class Grader:
             self._references.popitem(last=False)
         return problems
 
-    async def _ask(self, rows: Sequence[tuple[str | None, str, bool]]) -> list[str | None]:
+    async def _ask(self, rows: Sequence[_Row]) -> list[str | None]:
         """The child's outcome per row, None where the row killed it. A row without a response checks its reference."""
         outcomes: list[str | None] = []
         async with self._turn():
@@ -253,15 +304,16 @@ class Grader:
             assert ready == {"ready": True}
         return self._child
 
-    async def _send(self, child: asyncio.subprocess.Process, rows: Sequence[tuple[str | None, str, bool]]) -> None:
+    async def _send(self, child: asyncio.subprocess.Process, rows: Sequence[_Row]) -> None:
         assert child.stdin is not None
         cut = [
             (
                 None if response is None else response[-MAX_RESPONSE_CHARS - 1 :],
                 reference[: MAX_REFERENCE_CHARS + 1],
                 is_cut,
+                question,
             )
-            for response, reference, is_cut in rows
+            for response, reference, is_cut, question in rows
         ]
         try:
             child.stdin.write(json.dumps(cut).encode() + b"\n")
@@ -280,7 +332,7 @@ class Grader:
                 raise RuntimeError(f"math-verify cannot be loaded:\n{loaded['failed']}")
             message = await self._message(child, _WALL_FACTOR * self._timeout_s)
         if "failed" in message:
-            _log.error("a row could not be graded:\n%s", message["failed"])
+            self._on_failure(message["failed"])
         return str(message["outcome"])
 
     async def _message(self, child: asyncio.subprocess.Process, limit_s: float) -> dict[str, Any]:
@@ -324,39 +376,55 @@ def grade_many(rows: Sequence[tuple[str, str] | Submission], *, timeout_s: float
 # --- the child ---
 
 
-def _outcome(response: str | None, reference: str, is_cut: bool) -> str:
-    if response is not None:
-        return grade(response, read_reference(reference), is_cut=is_cut)
-    try:
-        read_reference(reference)
-    except UnreadableReference as problem:
-        return str(problem)
-    return ""
+class MathRules:
+    """The rules of `gadfly.grading.answers` and `gadfly.grading.kinds`."""
+
+    def problem(self, reference: str) -> str:
+        try:
+            read_reference(reference)
+        except UnreadableReference as problem:
+            return str(problem)
+        return ""
+
+    def grade(self, submission: Submission) -> Grade:
+        return grade(submission.response, read_reference(submission.reference), is_cut=submission.is_cut)
+
+    def preparation(self, reference: str) -> Callable[[], object] | None:
+        if is_sympy_loaded() or not needs_sympy(reference):
+            return None
+        return lambda: load_sympy().warm_up()
+
+
+def _outcome(rules: Rules, response: str | None, reference: str, is_cut: bool, question: str) -> str:
+    if response is None:
+        return rules.problem(reference)
+    return rules.grade(Submission(response, reference, is_cut, question))
 
 
 def _unreadable(reference: str) -> str:
     return f"The reference {reference[:60]!r} cannot be read; send a simpler one."
 
 
-def _serve(requests: IO[str], replies: IO[str], timeout_s: float) -> None:
+def _serve(requests: IO[str], replies: IO[str], timeout_s: float, load: Callable[[], Rules]) -> None:
     """Answers every line of rows with one line a row, until the parent closes the pipe or dies."""
 
     def reply(message: dict[str, Any]) -> None:
         replies.write(json.dumps(message) + "\n")
         replies.flush()
 
+    rules = load()
     reply({"ready": True})
     for line in requests:
-        for response, reference, is_cut in json.loads(line):
+        for response, reference, is_cut, question in json.loads(line):
             try:
-                if not is_sympy_loaded() and needs_sympy(reference):
+                if (prepare := rules.preparation(reference)) is not None:
                     reply({"loading": True})
-                    load_sympy().warm_up()
+                    prepare()
                     reply({"loaded": True})
                 # The kernel ends the process after this much CPU time, which requires neither Python, nor the
                 # interpreter lock, nor a living parent.
                 signal.setitimer(signal.ITIMER_PROF, timeout_s)
-                message = {"outcome": _outcome(response, reference, is_cut)}
+                message = {"outcome": _outcome(rules, response, reference, is_cut, question)}
             except MemoryError:
                 os._exit(1)  # the state of this process is unknown now
             except Exception:  # a bug, but one row's: it must not stop a service, or an import of thousands
@@ -368,6 +436,12 @@ def _serve(requests: IO[str], replies: IO[str], timeout_s: float) -> None:
 
 
 def main() -> None:
+    """The child that grades by the rules of mathematics: `python -m gadfly.grading LIMIT_S`."""
+    run_child(MathRules, timeout_s=float(sys.argv[1]))
+
+
+def run_child(load: Callable[[], Rules], *, timeout_s: float) -> None:
+    """Serve the rules that `load` gives on standard input and output, until the parent closes the pipe or dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C; its closed pipe ends this process
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
@@ -378,6 +452,6 @@ def main() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     with replies, os.fdopen(os.dup(sys.stdin.fileno()), encoding="ascii") as requests:
         try:
-            _serve(requests, replies, float(sys.argv[1]))
+            _serve(requests, replies, timeout_s, load)
         except BrokenPipeError:
             os._exit(0)  # the parent died

@@ -52,6 +52,15 @@ def answering_part(text: str, *, is_cut: bool = False) -> Reply:
     return Reply(_from_json(answered), is_cut)
 
 
+def own_turn(text: str, *, is_cut: bool = False) -> Reply:
+    """One turn of a reply without its thoughts; no text where the thoughts are not closed."""
+    first = _first_turn(text)
+    is_cut = is_cut and len(first) == len(_TURN_MARK.sub("\n", text))
+    if thoughts := list(_THOUGHT.finditer(first)):
+        return Reply(first[thoughts[-1].end() :], is_cut)
+    return Reply("", is_cut=True) if _THINKS.search(first) else Reply(first, is_cut)
+
+
 def _first_turn(text: str) -> str:
     """The text up to the first token that ends a turn, if anything stands before it."""
     text = _TURN_MARK.sub("\n", text) if _TURN_MARK.search(text) else text

@@ -32,7 +32,7 @@ DIES_AT_A_RESPONSE = (
     "-c",
     READY
     + """for line in sys.stdin:
-    for response, reference, is_cut in json.loads(line):
+    for response, reference, is_cut, question in json.loads(line):
         if response == "poison" or reference == "poison":
             sys.exit(3)
         print(json.dumps({"outcome": "" if response is None else "right"}), flush=True)""",
@@ -42,7 +42,7 @@ FAILS = (
     "-c",
     READY
     + """for line in sys.stdin:
-    for response, reference, is_cut in json.loads(line):
+    for response, reference, is_cut, question in json.loads(line):
         outcome = "no_answer" if response else "cannot be read" if reference == "poison" else ""
         print(json.dumps({"outcome": outcome, "failed": "KeyError: 'x'"}), flush=True)""",
 )
@@ -585,7 +585,7 @@ def test_child_keeps_to_its_protocol_and_its_memory() -> None:
         assert json.loads(child.stdout.readline()) == {"ready": True}
         soft, hard = psutil.Process(child.pid).rlimit(psutil.RLIMIT_AS)
         assert soft == hard == 2 * 2**30
-        child.stdin.write(json.dumps([["A: 18", "18", False], [None, "", False]]).encode() + b"\n")
+        child.stdin.write(json.dumps([["A: 18", "18", False, ""], [None, "", False, ""]]).encode() + b"\n")
         child.stdin.flush()
         assert json.loads(child.stdout.readline()) == {"outcome": "right"}
         assert "empty" in json.loads(child.stdout.readline())["outcome"]

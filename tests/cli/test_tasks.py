@@ -1,0 +1,71 @@
+"""`gadfly tasks`: what there is, what is wrong with a folder, and what a file's rows would get."""
+
+import json
+from pathlib import Path
+
+from typer.testing import CliRunner, Result
+
+from gadfly.cli.main import app
+from gadfly.errors import BadSettings
+from tests.support.tasks import write_task
+
+QUERY = "SELECT name FROM products"
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, ["tasks", *map(str, arguments)])
+
+
+def done(*arguments: str | Path) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_built_in_tasks_are_listed_shown_and_in_order(tmp_path: Path) -> None:
+    listed = json.loads(done("list", "--json"))
+    assert [task["name"] for task in listed] == ["math", "sql"]
+    assert all(task["version"] in done("list") for task in listed)
+    shown = done("show", "sql")
+    assert "databases ['shop.sql', 'shop-2.sql']" in shown
+    assert "[critique: system]" in shown
+    assert json.loads(done("show", "math", "--json"))["prompt_set"] == "stepwise@1"
+    assert "choice grader" in done("check", write_task(tmp_path, 'kind = "choice"'))
+    assert "25% of the answers are right by guessing" in done("show", tmp_path)
+
+
+def test_a_folder_with_a_fault_is_refused(tmp_path: Path) -> None:
+    result = run("check", write_task(tmp_path, 'kind = "python"\nentry = "gone:grade"'))
+    assert isinstance(result.exception, BadSettings)
+    result = run("show", write_task(tmp_path, 'kind = "magic"'))
+    assert "kind must be one of" in str(result.exception)
+
+
+def test_rows_are_tried_before_they_are_imported(tmp_path: Path) -> None:
+    rows = [
+        {"question": "Names?", "response": f"```sql\n{QUERY}\n```", "reference": QUERY, "correct": True},
+        {"question": "Ids?", "response": "```sql\nSELECT id FROM products\n```", "reference": QUERY, "correct": False},
+        {"question": "Faulty?", "response": "```sql\nSELECT 1\n```", "reference": "SELECT nme FROM products"},
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    said = done("try", "sql", file)
+    assert "1  right" in said
+    assert "1  with a reference that the grader cannot use" in said
+    assert "line 3: The reference does not run on shop.sql: no such column: nme." in said
+    assert "100.0% agreement with the labels of people (kappa 1.00)" in said
+    counts = json.loads(done("try", "sql", file, "--json"))
+    assert counts["grades"] == {"right": 1, "wrong": 1}
+    file.write_text(json.dumps(rows[2]))
+    refused = run("try", "sql", file)
+    assert refused.exit_code == 1
+
+
+def test_what_a_function_of_the_task_raises_is_shown(tmp_path: Path) -> None:
+    code = "def grade(answer, reference, question):\n    raise LookupError('no such table')\n"
+    task = write_task(tmp_path / "task", 'kind = "python"\nentry = "mine:grade"', files={"mine.py": code})
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"question": "Q", "response": "R", "reference": "S"}))
+    said = done("try", task, file)
+    assert "1  that the grader itself failed on" in said
+    assert "failed: LookupError: no such table" in said
