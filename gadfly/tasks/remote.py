@@ -16,6 +16,7 @@ import httpx
 import orjson
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
+from gadfly.access import Access
 from gadfly.concurrency import gather
 from gadfly.errors import EngineError, EngineRefused, EngineTimeout, GraderUnavailable, UnreadableReference
 from gadfly.grading import Grade, Submission
@@ -23,7 +24,7 @@ from gadfly.settings import without_password
 from gadfly.tasks.answers import stated_answer
 from gadfly.tasks.manifest import AnswerForm, HttpGrader
 from gadfly.tasks.task import Task
-from gadfly.transport import bearer, open_transport, untrusted_certificate
+from gadfly.transport import Broken, NotConnected, Silence, open_link, untrusted_certificate
 
 _CONNECT_TIMEOUT_S = 10.0
 _LONGEST_WAIT_S = 30.0
@@ -59,10 +60,12 @@ class RemoteGrader:
         self._where = without_password(url)
         self._longest_wait_s = longest_wait_s
         self._slots = asyncio.Semaphore(spec.concurrency)
-        self._client = httpx.AsyncClient(
-            transport=transport or open_transport(url, ca_file=ca_file),
-            auth=bearer(key),
-            timeout=httpx.Timeout(spec.timeout_s, connect=min(spec.timeout_s, _CONNECT_TIMEOUT_S)),
+        self._link = open_link(
+            url,
+            access=Access(key=key, ca_file=ca_file),
+            silence_s=spec.timeout_s,
+            connect_s=min(spec.timeout_s, _CONNECT_TIMEOUT_S),
+            transport=transport,
         )
 
     async def __aenter__(self) -> Self:
@@ -71,7 +74,7 @@ class RemoteGrader:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._client.aclose()
+        await self._link.aclose()
 
     async def start(self) -> None:
         """Nothing: the service runs already, and is asked when there is something to grade."""
@@ -117,23 +120,19 @@ class RemoteGrader:
     async def _post(self, rows: list[dict[str, str]]) -> bytes:
         body = {"task": self._task.name, "version": self._task.version, "rows": rows}
         try:
-            response = await self._client.post(
-                self._url, content=orjson.dumps(body), headers={"content-type": "application/json"}
-            )
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            if isinstance(error, httpx.ConnectError) and (problem := untrusted_certificate(error, self._where)):
+            response = await self._link.post(self._url, body)
+        except NotConnected as error:
+            if problem := untrusted_certificate(error, self._where):
                 raise EngineRefused(problem) from error
             raise GraderUnavailable(f"no grader answers at {self._where} (GADFLY_GRADER_URL)") from error
-        except httpx.TimeoutException as error:
+        except Silence as error:
             raise EngineTimeout(
                 f"the grader at {self._where} took longer than {self._spec.timeout_s:g} s for {len(rows)} rows: raise "
                 "grader.timeout_s or lower grader.batch in task.toml"
             ) from error
-        except httpx.TransportError as error:
-            raise GraderUnavailable(
-                f"the connection to the grader at {self._where} failed: {type(error).__name__}"
-            ) from error
-        status = response.status_code
+        except Broken as error:
+            raise GraderUnavailable(f"the connection to the grader at {self._where} failed: {error}") from error
+        status = response.status
         if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
             raise EngineRefused(f"the grader at {self._where} refuses the key in GADFLY_GRADER_KEY, or needs one")
         if status in _RETRIED or status >= 500:
