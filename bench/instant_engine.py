@@ -49,7 +49,7 @@ _HEAD = {"id": "chatcmpl-1", "created": 1, "model": MODEL}
 
 def _logprobs(token: int, piece: str, labels: tuple[int, ...], *, as_ids: bool) -> dict[str, Any]:
     """One token's entry in the form of vLLM 0.32: labels have the texts of the two verdict words."""
-    texts = {token: piece, **dict(zip(labels, WORDS, strict=False))}
+    texts = {token: piece, **{label: _WORD_OF.get(label, f" {label}") for label in labels}}
     names = [f"token_id:{each}" if as_ids else text for each, text in texts.items()]
     told = [{"token": name, "logprob": LOGPROB, "bytes": list(name.encode())} for name in names] if labels else []
     return {"token": names[0], "logprob": LOGPROB, "bytes": list(piece.encode()), "top_logprobs": told}

@@ -23,7 +23,8 @@ _LIKE_CONTROL = re.compile(
 
 def may_hold_control_tokens(text: str) -> bool:
     """Whether any part of a text has the form of a control token of some model."""
-    return _LIKE_CONTROL.search(text) is not None
+    # Every form begins with one of two characters, and most texts have neither.
+    return ("<" in text or "[" in text) and _LIKE_CONTROL.search(text) is not None
 
 
 def reserved_strings(added_tokens: Iterable[str]) -> frozenset[str]:

@@ -8,6 +8,7 @@ counts, and only when there is exactly one: two verdicts are hedging, which must
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 
 
 class Verdict(StrEnum):
@@ -90,6 +91,7 @@ def count_verdicts(text: str) -> int:
     return len(_VERDICT_LINE.findall(text))
 
 
+@lru_cache(maxsize=256)  # each critique is read twice: for its verdict, and for the answer to its caller
 def parse_critique(text: str) -> ParsedCritique:
     """Read steps and the final verdict of a critique.
 

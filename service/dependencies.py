@@ -12,7 +12,7 @@ from gadfly.service.container import Service
 from gadfly.service.keyring import Caller, Origin
 
 
-def get_service(request: Request) -> Service:
+async def get_service(request: Request) -> Service:  # a plain function would be called in a thread
     service: Service = request.app.state.service
     return service
 

@@ -8,6 +8,7 @@ from gadfly import store
 from gadfly.api_keys import digest
 from gadfly.errors import NotAllowed, StoreUnavailable
 from gadfly.records import Key, Tier, now
+from gadfly.service.answering.single_flight import SingleFlight
 from gadfly.settings import is_loopback
 from gadfly.store.database import Database
 
@@ -53,6 +54,7 @@ class Keyring:
         self._known: dict[bytes, tuple[float, Key]] = {}
         self._unknown: dict[bytes, float] = {}
         self._key_exists: tuple[float, bool] | None = None
+        self._readings: SingleFlight[None] = SingleFlight()  # one for all callers that wait for it
 
     async def authenticate(self, secret: str | None, *, origin: Origin, is_placeholder: bool = False) -> Caller:
         """The caller with this secret. `is_placeholder`: while there are no keys, any secret counts as none.
@@ -81,13 +83,16 @@ class Keyring:
         fresh = self._key_exists is not None and time.monotonic() - self._key_exists[0] < _FRESH_S
         if not fresh:
             try:
-                async with self._database.session() as session:
-                    self._key_exists = (time.monotonic(), await store.keys.has_keys(session))
+                await self._readings.run("has_keys", self._read_has_keys)
             except StoreUnavailable:
                 if self._key_exists is None:
                     raise
         assert self._key_exists is not None
         return self._key_exists[1]
+
+    async def _read_has_keys(self) -> None:
+        async with self._database.session() as session:
+            self._key_exists = (time.monotonic(), await store.keys.has_keys(session))
 
     async def _find(self, key_digest: bytes) -> Key | None:
         cached = self._known.get(key_digest)
@@ -96,12 +101,17 @@ class Keyring:
         if time.monotonic() - self._unknown.get(key_digest, -_FRESH_S) < _FRESH_S:
             return None
         try:
-            async with self._database.session() as session:
-                key = await store.keys.find_key(session, key_digest)
+            await self._readings.run(key_digest, lambda: self._read_key(key_digest))
         except StoreUnavailable:
             if cached is None:
                 raise
             return cached[1]
+        known = self._known.get(key_digest)
+        return None if known is None else known[1]
+
+    async def _read_key(self, key_digest: bytes) -> None:
+        async with self._database.session() as session:
+            key = await store.keys.find_key(session, key_digest)
         if key is None:
             self._known.pop(key_digest, None)
             if len(self._unknown) >= _MAX_UNKNOWN:
@@ -109,7 +119,6 @@ class Keyring:
             self._unknown[key_digest] = time.monotonic()
         else:
             self._known[key_digest] = (time.monotonic(), key)
-        return key
 
 
 def _require_local(origin: Origin) -> None:

@@ -20,8 +20,9 @@ def check_limits(settings: Settings, body: Options | FeedbackRequest) -> None:
         "rounds": settings.max_rounds,
         "max_tokens": settings.engine_max_model_len - 1,
     }
+    fields = type(body).model_fields  # pydantic takes long to say that it has no such attribute
     for name, limit in limits.items():
-        value = getattr(body, name, None)
+        value = getattr(body, name) if name in fields else None
         if value is not None and value > limit:
             raise BadInput(f"{name} must be at most {limit}", field=name)
     if isinstance(body, CritiqueRequest) and body.n > 1 and temperature_of(settings, body) == 0:
@@ -34,7 +35,7 @@ def check_limits(settings: Settings, body: Options | FeedbackRequest) -> None:
                 field="samples",
             )
     for name in _TEXTS:
-        value = getattr(body, name, None)
+        value = getattr(body, name) if name in fields else None
         if value is not None and len(value) > settings.max_text_chars:
             raise BadInput(f"{name} must be at most {settings.max_text_chars:,} characters", field=name)
 
