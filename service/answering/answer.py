@@ -233,6 +233,7 @@ class Answerer:
 
         Raises:
             BadInput: a label for an imported question, which has no response; nothing is stored.
+            Conflict: the feedback's id belongs to other feedback.
         """
         response = interaction.response
         if response is None and body.correct is not None:
@@ -247,7 +248,7 @@ class Answerer:
             if new_grade is not None
         }
         feedback = Feedback(
-            id=new_id(),
+            id=body.feedback_id or new_id(),
             interaction_id=interaction.id,
             key_id=key_id,
             created_at=now(),

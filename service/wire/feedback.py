@@ -27,6 +27,11 @@ class FeedbackRequest(Wire):
         }
     )
 
+    feedback_id: UUID | None = Field(
+        None,
+        description="The feedback's own id, a new UUID for each statement. A repeat with the same id is stored once, "
+        "also when other feedback came in between.",
+    )
     interaction_id: UUID | None = None
     request_id: RequestId | None = None
     correct: StrictBool | None = Field(None, description="Was the interaction's `response` correct?")
