@@ -87,8 +87,8 @@ class Service:
                     spool_max_bytes=settings.spool_max_bytes,
                 )
             )
-            requests = Idempotency(database, recorder)
-            history = History(database, recorder)
+            requests = Idempotency(database, recorder, is_alone=lambda: len(critics.replicas.known) <= 1)
+            history = History(database, recorder, on_deleted=requests.forget)
             answerer = Answerer(
                 settings=settings,
                 prompts=prompt_set,
@@ -141,6 +141,7 @@ class Service:
             log.info("stored_questions_keyed", questions=keyed)
         live = await self.critics.start()
         await self.keyring.start()
+        await self._requests.start()
         await self._grader.start()
         self.health.running = True
         log.info("service_started", live_critic=live.version, prompts=self.settings.prompts)

@@ -1,5 +1,6 @@
 """Interactions and feedback that a caller may read or delete, in Postgres or still in this replica's spool."""
 
+from collections.abc import Callable
 from uuid import UUID
 
 from gadfly import store
@@ -14,9 +15,11 @@ from gadfly.store.interactions import Filters, Page
 class History:
     """Reads and deletes interactions, within the rows that the caller may see."""
 
-    def __init__(self, database: Database, recorder: Recorder) -> None:
+    def __init__(self, database: Database, recorder: Recorder, *, on_deleted: Callable[[UUID], None]) -> None:
+        """`on_deleted` is called with the id of each deleted interaction."""
         self._database = database
         self._recorder = recorder
+        self._on_deleted = on_deleted
 
     async def find(self, caller: Caller, interaction_id: UUID) -> Interaction:
         """One whole interaction.
@@ -74,6 +77,7 @@ class History:
             )
         async with self._database.session() as session:
             await store.interactions.delete_interaction(session, interaction_id, scope=caller.scope)
+        self._on_deleted(interaction_id)
 
     async def _spooled(self, caller: Caller, interaction_id: UUID) -> Interaction | None:
         spooled = await self._recorder.lookup(interaction_id)

@@ -134,6 +134,14 @@ async def extend_claims(session: AsyncSession, owner: UUID, claim_ids: Iterable[
     return set(renewed)
 
 
+async def free_claims(session: AsyncSession, owners: Sequence[UUID]) -> int:
+    """Give up the claims of processes that have died; how many there were."""
+    freed = await session.scalars(
+        delete(RequestClaimRow).where(RequestClaimRow.owner.in_(owners)).returning(RequestClaimRow.id)
+    )
+    return len(freed.all())
+
+
 async def release_claim(session: AsyncSession, claim_id: UUID) -> None:
     """Give up a claim, for instance after a failure: the next caller may then process the request."""
     await session.execute(delete(RequestClaimRow).where(RequestClaimRow.id == claim_id))

@@ -97,7 +97,8 @@ async def insert_records(
     """Store records, in order; a record that is stored already stays unchanged. Takes a few round trips for any number.
 
     Raises:
-        Conflict: the request id of an interaction belongs to another, or its episode to another question.
+        Conflict: the request id of an interaction belongs to another, or its episode to another question; or the id of
+            feedback belongs to other feedback.
         NotFound: feedback about an interaction that is not stored.
     """
     interactions = [record for record in records if isinstance(record, Interaction)]
@@ -273,13 +274,20 @@ async def _insert_feedback(session: AsyncSession, feedback: Sequence[Feedback]) 
         .order_by(FeedbackRow.interaction_id, FeedbackRow.key_id, *newest_first(FeedbackRow))
     )
     newest = {(row.interaction_id, row.key_id): record_of(Feedback, row) for row in rows}
+    sent_ids = [item.id for item in feedback]
+    rows = await session.scalars(select(FeedbackRow).where(FeedbackRow.id.in_(sent_ids)))
+    known = {row.id: record_of(Feedback, row) for row in rows}
     stored: list[Stored] = []
     for item in feedback:
         last = newest.get((item.interaction_id, item.key_id))
-        if last is not None and last.id != item.id and _content(last) == _content(item):
+        if earlier := known.get(item.id):
+            if item.source is FeedbackSource.CALLER:
+                _must_be_a_repeat(item, earlier)
+            stored.append(Stored(earlier, True))
+        elif last is not None and _content(last) == _content(item):
             stored.append(Stored(last, True))
         else:
-            newest[item.interaction_id, item.key_id] = item
+            newest[item.interaction_id, item.key_id] = known[item.id] = item
             stored.append(Stored(item, False))
     added = [item.record for item in stored if not item.is_repeat]
     await _insert_missing(session, FeedbackRow, [values_of(FeedbackRow, record) for record in added])
@@ -323,6 +331,15 @@ _CONFLICTS = {
 def _explained(error: IntegrityError) -> Exception:
     message = _CONFLICTS.get(error.orig.diag.constraint_name)  # type: ignore[union-attr]
     return error if message is None else Conflict(message)
+
+
+def _must_be_a_repeat(feedback: Feedback, earlier: Feedback) -> None:
+    """Raises:
+    Conflict: the two have one id and differ.
+    """
+    about = (earlier.interaction_id, earlier.key_id, *_content(earlier))
+    if about != (feedback.interaction_id, feedback.key_id, *_content(feedback)):
+        raise Conflict("this feedback_id belongs to other feedback: make a new id for each statement")
 
 
 def _content(feedback: Feedback) -> tuple[Any, ...]:

@@ -236,6 +236,7 @@ class Answerer:
         Raises:
             BadInput: the interaction has no such critique or refinement, or the feedback has a label or a rating for an
                 imported question, which has no response; nothing is stored.
+            Conflict: the feedback's id belongs to other feedback.
         """
         _check_named(body, interaction)
         response = interaction.response
@@ -254,7 +255,7 @@ class Answerer:
             if new_grade is not None
         }
         feedback = Feedback(
-            id=new_id(),
+            id=body.feedback_id or new_id(),
             interaction_id=interaction.id,
             key_id=key_id,
             created_at=now(),

@@ -1,15 +1,19 @@
 """Idempotency: repeated requests with the same request id share one run and its result.
 
 Within a process, concurrent requests share a single flight. Across replicas, the first to claim the id in Postgres does
-the work; the others wait for the stored result, or take over when the claim's lease expires because its owner died.
-While Postgres is unavailable there are no claims: only the single flight and the results in this replica's spool apply.
+the work; the others wait for the stored result, or take over when the claim's lease expires because its owner died. A
+process that starts again frees the claims of the one before it at once.
+
+While Postgres is unavailable there are no claims. A repeat then gets the result that is in this process's memory or in
+its spool. A request id that could have been answered elsewhere, or before this process's memory begins, is refused: the
+caller repeats it later.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import structlog
 
@@ -17,6 +21,7 @@ from gadfly import store
 from gadfly.errors import BadInput, Conflict, StoreUnavailable
 from gadfly.records import Interaction
 from gadfly.repeating import repeat
+from gadfly.service.answering.recent import RecentResults
 from gadfly.service.answering.single_flight import SingleFlight
 from gadfly.service.keyring import Caller
 from gadfly.service.recording.recorder import Recorder
@@ -34,10 +39,20 @@ _POLL_S = 0.2
 class Idempotency:
     """Runs work at most once per (key, request id)."""
 
-    def __init__(self, database: Database, recorder: Recorder) -> None:
+    def __init__(
+        self,
+        database: Database,
+        recorder: Recorder,
+        *,
+        is_alone: Callable[[], bool] = lambda: True,
+        recent: RecentResults | None = None,
+    ) -> None:
+        """`is_alone`: whether no other replica answers requests."""
         self._database = database
         self._recorder = recorder
-        self._owner = uuid4()
+        self._is_alone = is_alone
+        self._recent = RecentResults() if recent is None else recent
+        self._owner = recorder.owner
         self._shared: SingleFlight[Interaction] = SingleFlight()
         self._fingerprints: dict[tuple[UUID | None, str], str] = {}
         self._claims: set[UUID] = set()
@@ -47,6 +62,7 @@ class Idempotency:
 
         Raises:
             BadInput: the request id belongs to another request.
+            StoreUnavailable: Postgres is unavailable, and the request id may have been answered before.
         """
         key = (caller.key_id, request_id)
         if key in self._shared:
@@ -66,14 +82,24 @@ class Idempotency:
             return spooled
         try:
             claimed = await self._claim_or_find(caller, request_id, fingerprint)
-        except StoreUnavailable:
+        except StoreUnavailable as error:
+            known = self._recent.get((caller.key_id, request_id))
+            if known is not None:
+                _must_equal(known.fingerprint, fingerprint)
+                return known
+            if not (self._is_alone() and self._recent.is_complete):
+                raise StoreUnavailable(
+                    "Postgres is unavailable, and this request_id may have been answered before: repeat it later"
+                ) from error
             log.warning("request_id_not_claimed", request_id=request_id)
             claimed = None
         if isinstance(claimed, Interaction):
             return claimed
         async with self._held(claimed):
             try:
-                return await work()
+                result = await work()
+                self._recent.put((caller.key_id, request_id), result)
+                return result
             except Conflict:
                 # Two replicas answered, because Postgres was unavailable or too slow to extend the claim. The first
                 # stored result counts.
@@ -137,6 +163,22 @@ class Idempotency:
                 await store.claims.release_claim(session, claim_id)
         except StoreUnavailable:
             log.warning("claim_not_released", claim_id=str(claim_id))
+
+    async def start(self) -> None:
+        """Free the claims of the processes before this one, so that their request ids are answered at once.
+
+        Raises:
+            StoreUnavailable: Postgres is unavailable.
+        """
+        if self._recorder.dead_owners:
+            async with self._database.session() as session:
+                freed = await store.claims.free_claims(session, self._recorder.dead_owners)
+            if freed:
+                log.info("claims_freed", claims=freed)
+
+    def forget(self, interaction_id: UUID) -> None:
+        """Drop the remembered result that is this deleted interaction."""
+        self._recent.forget(interaction_id)
 
     async def run_claim_renewal(self) -> None:
         """Extend the claims of all work in progress, until cancelled."""

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from gadfly.actor import Actor
 from gadfly.chat import Chat, ChatReply, OnDelta
@@ -295,7 +295,11 @@ class ChatAnswerer:
         if correct is None and body.reference is None:
             return
         about_first = FeedbackRequest(
-            interaction_id=first.id, correct=correct, reference=body.reference, metadata=body.metadata
+            feedback_id=None if body.feedback_id is None else uuid5(body.feedback_id, str(first.id)),
+            interaction_id=first.id,
+            correct=correct,
+            reference=body.reference,
+            metadata=body.metadata,
         )
         await self._answerer.feedback(about_first, first, key_id=caller.key_id)
 

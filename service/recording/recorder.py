@@ -118,6 +118,16 @@ class Recorder:
         return self._spool.records
 
     @property
+    def owner(self) -> UUID:
+        """This process. No other process ever has the same id."""
+        return self._spool.owner
+
+    @property
+    def dead_owners(self) -> Sequence[UUID]:
+        """The processes of this deployment's folder that had died when this one started."""
+        return self._spool.taken_over
+
+    @property
     def spool_bytes(self) -> int:
         return self._spool.bytes
 
@@ -287,6 +297,10 @@ class Recorder:
         for variant in _variants(record):
             try:
                 await self._store([variant])
+                if isinstance(record, Interaction) and variant is not record:
+                    log.warning(
+                        "replayed_without_its_request_id", interaction=str(record.id), request_id=record.request_id
+                    )
                 return
             except _PERMANENT as error:
                 reason = str(error)

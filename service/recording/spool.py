@@ -18,6 +18,7 @@ import shutil
 import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Annotated, Any
@@ -112,6 +113,12 @@ class Spool:
         self._feedback: dict[UUID, deque[_Place]] = {}
         self.records = 0
         self.bytes = 0
+        self.taken_over: list[UUID] = []  # the owners of the folders that were taken over
+
+    @property
+    def owner(self) -> UUID:
+        """This process, as the owner of its folder."""
+        return UUID(hex=self._folder.name)
 
     @property
     def is_empty(self) -> bool:
@@ -258,6 +265,8 @@ class Spool:
                 path.rename(self._folder / path.name)
             _sync_folder(self._folder)
             shutil.rmtree(other, ignore_errors=True)
+        with suppress(ValueError):
+            self.taken_over.append(UUID(hex=other.name))
         log.info("spool_taken_over", folder=other.name, reason="the process that owned it died")
 
     def _index(self, path: Path) -> None:

@@ -8,7 +8,7 @@ from gadfly.service.routes.docs import problems
 from gadfly.service.routes.json import StrictJsonRoute
 from gadfly.service.wire.feedback import FeedbackRequest, FeedbackView
 
-router = APIRouter(route_class=StrictJsonRoute, tags=["feedback"], responses=problems(401, 404, 413, 422, 503))
+router = APIRouter(route_class=StrictJsonRoute, tags=["feedback"], responses=problems(401, 404, 409, 413, 422, 503))
 
 
 @router.post("/feedback", summary="Give feedback", response_model=FeedbackView)

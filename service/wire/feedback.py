@@ -32,6 +32,11 @@ class FeedbackRequest(Wire):
         }
     )
 
+    feedback_id: UUID | None = Field(
+        None,
+        description="The feedback's own id, a new UUID for each statement. A repeat with the same id is stored once, "
+        "also when other feedback came in between.",
+    )
     interaction_id: UUID | None = None
     request_id: RequestId | None = None
     critique_id: UUID | None = Field(None, description="The critique that `correct`, `helpful` and `rating` are about.")

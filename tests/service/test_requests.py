@@ -1,6 +1,7 @@
 """Idempotency: requests with the same request id share one run and its first result."""
 
 import asyncio
+import time
 from pathlib import Path
 
 import httpx
@@ -9,6 +10,7 @@ import pytest
 from gadfly.errors import Conflict
 from gadfly.records import Interaction, Tier
 from gadfly.service.answering.idempotency import Idempotency
+from gadfly.service.answering.recent import RecentResults
 from gadfly.service.keyring import Caller
 from gadfly.service.recording.recorder import Recorder
 from gadfly.settings import Settings
@@ -90,6 +92,26 @@ async def test_of_two_results_the_first_stored_one_counts(database: Database, tm
 
         with pytest.raises(Conflict, match="candidate"):
             await requests.once(caller, "two", "same", refused)
+
+
+def test_recent_results_are_bounded_and_know_what_they_lack() -> None:
+    recent = RecentResults(keep_s=0.2, max_characters=1000)
+    assert not recent.is_complete, "what earlier processes answered is missing"
+    time.sleep(0.25)
+    assert recent.is_complete
+    first, second = make_interaction(question="x" * 600), make_interaction(question="y" * 600)
+    recent.put((None, "first"), first)
+    assert recent.get((None, "first")) is first
+    assert recent.get((first.id, "first")) is None, "another caller's id of the same name"
+    recent.put((None, "second"), second)
+    assert recent.get((None, "first")) is None
+    assert not recent.is_complete
+    recent.forget(second.id)
+    assert recent.get((None, "second")) is None
+    recent.put((None, "third"), make_interaction())
+    time.sleep(0.25)
+    assert recent.get((None, "third")) is None, "too old"
+    assert recent.is_complete, "what is too old is not missing"
 
 
 async def test_a_repeat_survives_kill_dash_nine(settings: Settings, tmp_path: Path) -> None:
