@@ -170,6 +170,7 @@ def test_the_whole_stack_starts_answers_survives_kill_9_and_stops(
     process = up.start()
     up.until_ready()
     assert f"http://127.0.0.1:{free_port}/critique" in up.log.read_text()
+    assert "critic@0, untrained: the base model as it is" in up.log.read_text()
 
     judged = up.gadfly("critique", "-q", "What is 1 + 1?", "-r", "3", "--reference", "2", "--json")
     assert judged.returncode == 0, judged.stderr
@@ -188,6 +189,10 @@ def test_the_whole_stack_starts_answers_survives_kill_9_and_stops(
     assert status["service"]["ready"]
     assert status["rows"]["interactions"]["critique"] == 2
     assert status["rows"]["feedback"] == 1
+    assert (status["scoreboard"]["answers"], status["scoreboard"]["wrong"]["of"]) == (1, 1)
+    shown = up.gadfly("status").stdout
+    assert "critic@0 is live and untrained" in shown
+    assert "on 1 labelled answer" in shown
     doctor = up.gadfly("doctor", "--model", str(model))
     assert doctor.returncode == 0, doctor.stdout
 

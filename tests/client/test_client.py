@@ -116,6 +116,15 @@ def test_an_answer_is_typed_and_may_have_fields_of_a_later_release(through: Thro
     assert given.correct is False
 
 
+def test_fields_of_a_later_release_are_left_out_at_any_depth() -> None:
+    critic = {"version": 0, "adapter_sha256": None, "status": "untrained", "later": 1}
+    item = dict.fromkeys(("request_id", "verdict", "grade")) | {"kind": "critique", "question": "q", "response": "r"}
+    item |= {"id": ID, "episode_id": ID, "created_at": "2030-01-01T12:00:00Z", "critic": critic, "later": 2}
+    page = {"items": [item], "next_cursor": None, "later": 3}
+    [found] = blocking(lambda request: httpx.Response(200, json=page), lambda asking: asking.interactions())
+    assert found.critic.status == "untrained"
+
+
 @BOTH
 def test_a_list_is_read_page_by_page(through: Through) -> None:
     asked = []

@@ -198,7 +198,7 @@ def test_labels_with_a_common_beginning_are_read_after_it() -> None:
 async def test_an_answer_of_another_form_is_an_error() -> None:
     for content in (b"<html>", b"[]", b'{"choices": [{}]}'):
         answering = engine(partial(lambda content, _: httpx.Response(200, content=content), content))
-        with pytest.raises(EngineError, match="the reply of the engine at .* cannot be read"):
+        with pytest.raises(EngineError, match=r"the reply of the engine at .* cannot be read"):
             await answering.chat(PROMPT, model="base", sampling=ONE)
 
 
