@@ -171,12 +171,12 @@ def feedback(
     rating: int | None = None,
     comment: str | None = None,
     metadata: Metadata | None = None,
+    feedback_id: UUID | str | None = None,
 ) -> Call[FeedbackView]:
     """Say how an answer really was: `POST /feedback`. Name the interaction by its id or by its request id.
 
-    With `critique_id` or `refinement_id` it is about that critique or refinement.
-
-    The service stores feedback that equals the caller's latest about the interaction once, so it can repeat.
+    With `critique_id` or `refinement_id` it is about that critique or refinement. The service stores feedback that
+    equals the caller's latest about the interaction once, so it can repeat; with a `feedback_id` also later.
     """
     body = _given(locals())
     return Call(method="POST", path="/feedback", body=body, read=_one(FeedbackView))
