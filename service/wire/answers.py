@@ -203,8 +203,9 @@ class RefineResult(Wire):
     created_at: datetime
     critic: CriticView
     instead_of: int | None = Field(
+        None,
         description="The version in whose place `critic` answered, because it learned verdicts only and not what helps "
-        "a rewrite; null: `critic` is the one that was asked for."
+        "a rewrite; null: `critic` is the one that was asked for.",
     )
     model: str = Field(description="The actor that rewrote the answer.")
     prompt_set: str

@@ -88,13 +88,15 @@ class FeedbackView(Wire):
     interaction_id: UUID
     created_at: datetime
     source: FeedbackSource
-    critique_id: UUID | None
-    refinement_id: UUID | None
+    critique_id: UUID | None = None
+    refinement_id: UUID | None = None
     correct: bool | None
-    helpful: bool | None
+    helpful: bool | None = None
     reference: str | None
     edited_response: str | None
-    edited_reference: str | None = Field(description="The answer that `edited_response` states, if it can be read.")
+    edited_reference: str | None = Field(
+        None, description="The answer that `edited_response` states, if it can be read."
+    )
     rating: int | None
     comment: str | None
     metadata: dict[str, Any]
