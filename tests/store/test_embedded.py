@@ -6,7 +6,9 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +19,7 @@ import pytest
 from sqlalchemy import make_url
 
 from gadfly.errors import BadSettings, StoreUnavailable
+from gadfly.store import embedded
 from gadfly.store.embedded import EmbeddedPostgres
 from tests.support.postgres import PostgresServer
 
@@ -198,3 +201,20 @@ def fill(folder: Path) -> None:
     with (folder / "filler").open("wb", buffering=0) as filler, suppress(OSError):
         while filler.write(bytes(2**16)):
             pass
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root creates the user")
+def test_two_servers_that_start_at_once_create_the_system_user_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regression: the second `useradd` failed, and its server did not start."""
+    events: list[str] = []
+
+    def create(name: str) -> None:
+        events.append("begins")
+        time.sleep(0.1)
+        events.append("ends")
+
+    monkeypatch.setattr(embedded, "ensure_user_exists", create)
+    with ThreadPoolExecutor(2) as threads:
+        for call in [threads.submit(embedded._account) for _ in range(2)]:
+            call.result()
+    assert events == ["begins", "ends"] * 2
