@@ -387,13 +387,17 @@ def _account() -> pwd.struct_passwd | None:
     """The user to run Postgres as; None for the current user."""
     if os.geteuid() != 0:
         return None
+    folder = os.open(_BINARIES, os.O_RDONLY)
     try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # of two processes that start at once, the second finds the user
         account: pwd.struct_passwd = ensure_user_exists(_SYSTEM_USER)
     except (OSError, subprocess.CalledProcessError) as error:
         raise StoreUnavailable(
             f"Postgres refuses to run as root, and the user {_SYSTEM_USER} cannot be created: create it, or run as "
             "another user"
         ) from error
+    finally:
+        os.close(folder)
     return account
 
 

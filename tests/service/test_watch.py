@@ -19,6 +19,7 @@ from gadfly.service.critics.watch import (
     Decision,
     Pair,
     RollbackWatch,
+    _problem,
     compare,
     losses,
     measured_outcomes,
@@ -103,7 +104,14 @@ def test_few_pairs_decide_nothing() -> None:
 
 KEYS = [  # outcomes of the live critic, active callers, decision, why
     (outcomes("-" * 20, "-" * 20, A), 1, Decision.ROLL_BACK, "the only caller there is"),
+    (outcomes("-" * 20, "-" * 20, A), 0, Decision.ROLL_BACK, "the only caller there was: its key is revoked"),
     (outcomes("-" * 20, "-" * 20, A), 3, Decision.ONE_KEY, "one caller of three"),
+    (
+        outcomes("-" * 20, "-" * 20, A) + outcomes("+" * 20, "+" * 20, B),
+        1,
+        Decision.ONE_KEY,
+        "the other disagreed, and its key is revoked",
+    ),
     (outcomes("-" * 20, "-" * 20), 0, Decision.ROLL_BACK, "a service without keys"),
     (outcomes("-" * 20, "-" * 20, A) + outcomes("+" * 20, "+" * 20, B), 2, Decision.ONE_KEY, "the other disagrees"),
     (outcomes("-" * 20, "-" * 20, A) + outcomes("-" * 9, "-" * 9, B), 2, Decision.ROLL_BACK, "the other agrees"),
@@ -116,6 +124,38 @@ def test_no_caller_among_several_decides_alone(
     after: list[Outcome], callers: int, decision: Decision, why: str
 ) -> None:
     assert compare(outcomes("+" * 60, "+" * 60), after, callers=callers).decision is decision, why
+
+
+def test_the_evidence_without_a_key_is_the_least_one_of_several_keys() -> None:
+    before, one = outcomes("+" * 60, "+" * 60), outcomes("-" * 20, "-" * 20, A)
+    both_keys = compare(before, one + outcomes("-" * 9, "-" * 9, B), callers=2)
+    assert both_keys.wealth_without_a_key == pytest.approx(MeanTest.of([1.0] * 9).wealth)
+    assert compare(before, one, callers=1).wealth_without_a_key is None, "with one key"
+    good = outcomes("+" * 20, "+" * 20, A) + outcomes("+" * 9, "+" * 9, B)
+    assert compare(before, good, callers=2).wealth_without_a_key is None, "before a loss shows"
+
+
+PROBLEMS = [  # right and wrong labelled answers, units, whether pairs are judged, words, why
+    (9, 0, 0, False, None, "too few labels to say anything"),
+    (10, 0, 0, False, "10 right and 0 wrong labelled answers are too few", "enough labels, of one class"),
+    (30, 9, 9, False, "30 right and 9 wrong labelled answers are too few", "of either class"),
+    (9, 30, 9, True, "9 right and 30 wrong labelled answers are too few", "also where pairs are judged"),
+    (10, 10, 10, False, None, "just enough"),
+    (60, 60, 40, False, "for 40 pairs and the live one for 60", "the critic before has fewer"),
+    (60, 60, 40, True, None, "what it lacks is being judged"),
+    (30, 12, 12, False, None, "it has as many of the rare class"),
+]
+
+
+@pytest.mark.parametrize(("right", "wrong", "units", "is_paired", "words", "why"), PROBLEMS)
+def test_why_the_watch_cannot_decide(
+    right: int, wrong: int, units: int, is_paired: bool, words: str | None, why: str
+) -> None:
+    after = outcomes("+" * right, "+" * wrong)
+    evidence = compare(outcomes("+" * units, "+" * units), after, callers=0)
+    assert evidence.units == min(units, right, wrong)
+    problem = _problem(evidence, after, is_paired=is_paired)
+    assert (problem is None) if words is None else words in (problem or ""), why
 
 
 def test_what_the_gate_measured_of_the_critic_before() -> None:

@@ -11,6 +11,7 @@ from bench.labels import BAD, CASES, HONEST_ERROR, flipped_in_rare_class, honest
 from gadfly.records import Ruling
 from gadfly.votes import (
     AnswerLabel,
+    Contradiction,
     LabelModel,
     LabelSource,
     Opinion,
@@ -20,6 +21,9 @@ from gadfly.votes import (
     Vote,
     Voter,
     Votes,
+    _is_large,
+    _seen_by_others,
+    _tail,
     certainty,
     contradictions,
     fit,
@@ -153,6 +157,81 @@ def test_the_key_that_contradicts_three_others_is_the_unreliable_one() -> None:
 def test_two_keys_that_contradict_each_other_are_both_named() -> None:
     patterns = [Pattern((word(A, truth), word(B, not truth)), None, 30) for truth in (True, False)]
     assert {case.voter.key_id for case in contradictions(patterns, fit(patterns))} == {A, B}
+
+
+def test_the_worst_contradiction_comes_first() -> None:
+    keys = [UUID(int=number) for number in range(10, 16)]
+    pairs = [(one, other) for place, one in enumerate(keys) for other in keys[place + 1 :]]
+    patterns = [
+        Pattern((word(one, truth), word(other, truth)), None, 40) for one, other in pairs for truth in (True, False)
+    ]
+    patterns += [Pattern((word(key, truth), word(D, not truth)), None, 6) for key in keys for truth in (True, False)]
+    patterns += [Pattern((word(key, truth), word(C, not truth)), None, 3) for key in keys for truth in (True, False)]
+    found = contradictions(patterns, fit(patterns))
+    assert [case.voter.key_id for case in found] == [D, C]
+    assert [case.answers for case in found] == [72, 36]
+    assert found[0].contradictions == 72
+
+
+def test_contradictions_are_counted_against_what_the_others_say_by_hand() -> None:
+    model, peer = known(b=Reliability(0.9, 0.8)), Reliability(0.7, 0.6)
+    # B calls it right: 0.9 / (0.9 + 0.2) = 9/11 for right. A peer calls it right with 9/11 x 0.7 + 2/11 x 0.4 = 7.1/11.
+    against = Pattern((word(A, False), word(B, True)), None, 10)
+    # B calls it wrong: 0.1 / (0.1 + 0.8) = 1/9 for right, and a peer calls it right with 1/9 x 0.7 + 8/9 x 0.4 = 3.9/9.
+    agreed = Pattern((word(A, False), word(B, False)), None, 20)
+    others = [Pattern((word(A, True),), None, 5), Pattern((word(B, True), word(C, True)), None, 7)]
+    seen = _seen_by_others([against, agreed, *others], Voter(A, PERSON), model, peer)
+    assert seen == {
+        True: [10, 10, pytest.approx(10 * (1 - 7.1 / 11))],
+        False: [20, 0, pytest.approx(20 * 3.9 / 9)],
+    }
+
+
+SIZES = [  # answers, contradictions, expected, whether that is large enough to tell, why
+    (10, 8, 2, True, "many of ten"),
+    (9, 9, 0, False, "too few answers"),
+    (10, 3, 2, False, "one more than expected"),
+    (10, 3.5, 2, True, "more than that"),
+    (100, 10, 6, False, "a difference below five in a hundred"),
+    (100, 11, 6, True, "just five in a hundred"),
+    (100, 1, 6, False, "fewer than expected"),
+]
+
+
+@pytest.mark.parametrize(("answers", "count", "expected", "is_large", "why"), SIZES)
+def test_which_excess_of_contradictions_is_large(
+    answers: float, count: float, expected: float, is_large: bool, why: str
+) -> None:
+    assert _is_large(Contradiction(Voter(A, PERSON), None, answers, count, expected)) is is_large, why
+
+
+TAILS = [  # answers, contradictions, expected, the chance of so many or more
+    (10, 8, 5, (45 + 10 + 1) / 2**10),
+    (10, 7.2, 5, (45 + 10 + 1) / 2**10),
+    (4, 4, 1, 1 / 4**4),
+    (4, 3, 1, (4 * 3 + 1) / 4**4),
+    (3, 0, 1, 1.0),
+    (3, 3, 3, 1.0),
+    (3, 1, 0, 3e-9),
+]
+
+
+@pytest.mark.parametrize(("answers", "count", "expected", "chance"), TAILS)
+def test_the_chance_of_so_many_contradictions_by_hand(
+    answers: float, count: float, expected: float, chance: float
+) -> None:
+    assert _tail(Contradiction(Voter(A, PERSON), None, answers, count, expected)) == pytest.approx(chance, rel=1e-6)
+
+
+@pytest.mark.parametrize(("wrong", "named"), [(6, []), (7, [B])])
+def test_the_limit_of_a_finding_counts_all_that_could_be_found(wrong: int, named: list[UUID]) -> None:
+    """Of 20 right answers a voter with the prior's 95 % calls 6 wrong with a chance of 3.3e-4, 7 with 3.4e-5.
+
+    Of two voters, each with both classes and each of them, the limit is 0.001 / 6 = 1.7e-4.
+    """
+    patterns = [Pattern((word(A, True),), True, 20), Pattern((word(B, True),), True, 20 - wrong)]
+    patterns.append(Pattern((word(B, False),), True, wrong))
+    assert [case.voter.key_id for case in contradictions(patterns, LabelModel())] == named
 
 
 def test_a_model_survives_json() -> None:

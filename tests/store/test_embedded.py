@@ -6,7 +6,9 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +19,7 @@ import pytest
 from sqlalchemy import make_url
 
 from gadfly.errors import BadSettings, StoreUnavailable
+from gadfly.store import embedded
 from gadfly.store.embedded import EmbeddedPostgres
 from tests.support.postgres import PostgresServer
 
@@ -236,3 +239,20 @@ def test_a_server_that_refuses_is_not_late(home: Path) -> None:
         finally:
             postmaster.resume()
         assert not server.is_late
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root creates the user")
+def test_two_servers_that_start_at_once_create_the_system_user_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regression: the second `useradd` failed, and its server did not start."""
+    events: list[str] = []
+
+    def create(name: str) -> None:
+        events.append("begins")
+        time.sleep(0.1)
+        events.append("ends")
+
+    monkeypatch.setattr(embedded, "ensure_user_exists", create)
+    with ThreadPoolExecutor(2) as threads:
+        for call in [threads.submit(embedded._account) for _ in range(2)]:
+            call.result()
+    assert events == ["begins", "ends"] * 2
