@@ -6,7 +6,7 @@ import pytest
 from bench import instant_engine
 from gadfly import prompts
 from gadfly.critique import critique
-from gadfly.engine_client import ACTOR, Engine, EnginePool, Sampling
+from gadfly.engine_client import ACTOR, Engine, EnginePool, LabelWords, Sampling
 from gadfly.sampling_proof import prove_sampling
 from gadfly.verdict import Verdict, VerdictSource
 
@@ -22,12 +22,12 @@ paths: list[str] = []
 
 async def test_a_critique_takes_one_request() -> None:
     engine = Engine("http://engine", timeout_s=5, transport=httpx.MockTransport(answer))
-    for _ in range(2):
-        paths.clear()
-        [found] = await critique(
-            EnginePool([engine]), prompts.load("stepwise@1"), model=ACTOR, question="q", response="r",
-            sampling=Sampling(max_tokens=200),
-        )  # fmt: skip
+    pool, prompt_set = EnginePool([engine]), prompts.load("stepwise@1")
+    await engine.label_tokens(LabelWords(":", prompt_set.correct, prompt_set.incorrect))  # asked for once
+    paths.clear()
+    [found] = await critique(
+        pool, prompt_set, model=ACTOR, question="q", response="r", sampling=Sampling(max_tokens=200)
+    )
     assert paths == ["/v1/chat/completions"]
     assert (found.verdict, found.verdict_source) == (Verdict.CORRECT, VerdictSource.STATED)
     assert found.p_correct == pytest.approx(1 / instant_engine.VOCABULARY)
