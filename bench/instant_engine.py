@@ -134,7 +134,7 @@ def _tokens(body: dict[str, Any]) -> list[int]:
     return [0, _TOKEN_OF[f" {words[1]}"]] if len(words) == 2 else list(range(VOCABULARY))
 
 
-def answer(method: str, path: str, content: bytes) -> tuple[int, bytes]:
+def answer(path: str, content: bytes) -> tuple[int, bytes]:
     """Status and body."""
     body = orjson.loads(content) if content else {}
     match path:
@@ -183,7 +183,7 @@ class _Protocol(asyncio.Protocol):
                 + b"%x\r\n%b\r\n0\r\n\r\n" % (len(events), events)
             )
             return
-        status, answered = answer(self._parser.get_method().decode(), path, content)
+        status, answered = answer(path, content)
         self._transport.write(
             b"HTTP/1.1 %d OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % (status, len(answered))
             + answered

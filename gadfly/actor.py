@@ -124,7 +124,7 @@ def _require_text(chat: Chat) -> None:
             field="tools" if chat.options.get("tools") else "messages",
         )
     if chat.options.get("top_logprobs"):
-        # In one batch with a request for verdict probabilities, it makes vLLM 0.32 leave those out.
+        # Beside a critique, whose labels are in the same batch, an engine without our plugin leaves them out.
         raise BadInput(
             "top_logprobs must be 0: the engines give the log-probabilities of sampled tokens only",
             field="top_logprobs",

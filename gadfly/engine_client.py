@@ -1058,7 +1058,7 @@ def _chat_body(prompt: Prompt, *, model: str, sampling: Sampling) -> dict[str, A
     if sampling.n > 1 or sampling.with_tokens:
         body["return_token_ids"] = True  # usage is reported as a sum; each sample's share is counted from these
     if sampling.with_tokens:
-        body |= {"logprobs": True, "top_logprobs": 0}  # more than 0 would interfere with verdict reads
+        body |= {"logprobs": True, "top_logprobs": 0}  # the sampled tokens alone
     if sampling.seed is not None:
         body["seed"] = sampling.seed
     if prompt.opener:

@@ -36,6 +36,9 @@ _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vllm.config.lora.MaxLoRA
 
 # Prompts are computed in chunks of this size, which bounds the wait of a new request for the next step on CPU.
 _CPU_BATCHED_TOKENS = 256
+
+# The prefix cache holds whole blocks. vLLM's 128 leave nearly half of the prompt that all critiques share uncached.
+_CPU_BLOCK_TOKENS = 32
 _SHUTDOWN_TIMEOUT_S = 30
 _KEEP_ALIVE_S = 120  # longer than in the client's pool, so that the client always closes first
 
@@ -190,7 +193,7 @@ def _cpu_arguments(settings: Settings) -> list[str]:
         # bfloat16 is several times slower on a CPU without AMX; adapters disable torch.compile on CPU anyway.
         *("--dtype", "float32" if settings.engine_dtype == "auto" else settings.engine_dtype, "--enforce-eager"),
         *("--max-num-batched-tokens", str(max(_CPU_BATCHED_TOKENS, settings.engine_max_num_seqs))),
-        *("--kv-cache-memory-bytes", str(settings.engine_kv_cache_bytes)),
+        *("--kv-cache-memory-bytes", str(settings.engine_kv_cache_bytes), "--block-size", str(_CPU_BLOCK_TOKENS)),
     ]
 
 

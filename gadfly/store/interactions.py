@@ -9,9 +9,11 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
+    ARRAY,
     ColumnElement,
     Select,
     Text,
+    bindparam,
     delete,
     exists,
     func,
@@ -214,22 +216,35 @@ def _values_of(interaction: Interaction, hash_: bytes) -> dict[str, Any]:
     )
 
 
-async def _insert_missing(session: AsyncSession, table: type[Table], rows: list[dict[str, Any]]) -> int:
+async def _insert_missing(session: AsyncSession, table: type[Table], rows: Sequence[Mapping[str, Any]]) -> int:
+    """Insert the rows whose key is not stored yet, and return how many were inserted."""
     if not rows:
         return 0
+    return await _insert(session, _missing_insertion(table, tuple(rows[0])), rows)
+
+
+async def _insert(session: AsyncSession, statement: Insert, rows: Sequence[Mapping[str, Any]]) -> int:
     connection = await session.connection()
-    result = await connection.execute(_insertion(table), rows, execution_options={"preserve_rowcount": True})
+    result = await connection.execute(statement, {name: [row[name] for row in rows] for name in rows[0]})
     return result.rowcount
 
 
+def _insertion(table: type[Table], columns: tuple[str, ...]) -> Insert:
+    """Takes an array for each column: one statement for any number of rows, which Postgres prepares once."""
+    stored = table.__table__.c
+    arrays = (bindparam(name, type_=ARRAY(stored[name].type, dimensions=1)) for name in columns)
+    new = func.unnest(*arrays).table_valued(*columns).render_derived()
+    return insert(table).from_select([stored[name] for name in columns], select(*new.c))
+
+
 @cache  # building a statement takes longer than running it
-def _insertion(table: type[Table]) -> Insert:
-    return insert(table).on_conflict_do_nothing(index_elements=table.__mapper__.primary_key)
+def _missing_insertion(table: type[Table], columns: tuple[str, ...]) -> Insert:
+    return _insertion(table, columns).on_conflict_do_nothing(index_elements=table.__mapper__.primary_key)
 
 
 @cache
-def _episode_insertion() -> Insert:
-    statement = insert(EpisodeRow)
+def _episode_insertion(columns: tuple[str, ...]) -> Insert:
+    statement = _insertion(EpisodeRow, columns)
     # An imported episode has no critic until its first critique.
     return statement.on_conflict_do_update(
         index_elements=[EpisodeRow.id],
@@ -239,19 +254,16 @@ def _episode_insertion() -> Insert:
 
 
 async def _insert_episodes(session: AsyncSession, firsts: Sequence[Interaction], hashes: dict[UUID, bytes]) -> None:
-    connection = await session.connection()
-    await connection.execute(
-        _episode_insertion(),
-        [
-            {
-                "id": first.episode_id,
-                "question_hash": hashes[first.id],
-                "critic_version": first.critic_version,
-                "created_at": first.created_at,
-            }
-            for first in firsts
-        ],
-    )
+    rows = [
+        {
+            "id": first.episode_id,
+            "question_hash": hashes[first.id],
+            "critic_version": first.critic_version,
+            "created_at": first.created_at,
+        }
+        for first in firsts
+    ]
+    await _insert(session, _episode_insertion(tuple(rows[0])), rows)
 
 
 async def _insert_feedback(session: AsyncSession, feedback: Sequence[Feedback]) -> list[Stored]:

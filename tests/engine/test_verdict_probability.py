@@ -29,7 +29,7 @@ def running(critic_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     home = tmp_path_factory.mktemp("verdicts")
     with start_engine(critic_model, home=home, environ={"GADFLY_ADAPTER_SLOTS": "2"}) as engine:
         for seed, name in enumerate(MODELS[1:], start=1):
-            engine.load_adapter(name, random_adapter(home / name, model=critic_model, seed=seed, size=0.02))
+            engine.load_adapter(name, random_adapter(home / name, model=critic_model, seed=seed, size=0.05))
         yield engine
 
 
@@ -61,7 +61,7 @@ async def test_it_equals_a_read_under_every_model_in_one_batch(pool: EnginePool)
     tasks = [judged(pool, model, seed=seed) for seed in range(4) for model in MODELS]
     answers = await asyncio.gather(*tasks)
     compared = dict.fromkeys(MODELS, 0)
-    seen: set[float] = set()
+    seen: list[float] = []
     for (question, critiques), (seed, model) in zip(
         answers, [(seed, model) for seed in range(4) for model in MODELS], strict=True
     ):
@@ -72,9 +72,9 @@ async def test_it_equals_a_read_under_every_model_in_one_batch(pool: EnginePool)
             expected = await read(pool, PROMPTS, question, RESPONSES[seed % 2], item.text, model)
             assert [item.p_correct, item.p_incorrect] == pytest.approx(expected, abs=TOLERANCE)
             compared[model] += 1
-            seen.add(round(expected[0], 3))
+            seen.append(expected[0])
     assert min(compared.values()) >= 4, compared
-    assert len(seen) > 4, "the probabilities differ among models and texts"
+    assert max(seen) - min(seen) > 5 * TOLERANCE, "the probabilities differ among models and texts"
 
 
 async def test_stated_verdicts_need_no_second_request(pool: EnginePool, running: RunningEngine) -> None:

@@ -1,11 +1,14 @@
 """Keys, tiers, and the refusal to serve other machines without keys."""
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
 import httpx
 import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly import store
 from gadfly.api_keys import issue_key
@@ -131,3 +134,30 @@ async def test_logs_that_loopback_is_open(settings: Settings, tmp_path: Path) ->
             await until_ready(client)
             assert (await client.get("/interactions")).status_code == 200
     assert "without keys" in log.read_text()
+
+
+class Counted(Database):
+    """A database that counts its transactions."""
+
+    sessions = 0
+
+    @asynccontextmanager
+    async def session(self, *, limit_s: float | None = None, snapshot: bool = False) -> AsyncGenerator[AsyncSession]:
+        self.sessions += 1
+        async with super().session(limit_s=limit_s, snapshot=snapshot) as session:
+            yield session
+
+
+@pytest.mark.parametrize("has_key", [True, False])
+async def test_callers_that_wait_for_a_reading_share_it(database_url: str, database: Database, has_key: bool) -> None:
+    secret: str | None = None
+    if has_key:
+        async with database.session() as session:
+            _, secret = await issue_key(session, name="ann", tier=Tier.CALLER)
+    async with Counted(database_url) as counted:
+        ring = keyring.Keyring(counted, open_without_keys=not has_key)
+        origin = keyring.Origin(host="127.0.0.1")
+        callers = await asyncio.gather(*(ring.authenticate(secret, origin=origin) for _ in range(32)))
+    assert len(set(callers)) == 1
+    assert callers[0].tier is (Tier.CALLER if has_key else Tier.ADMIN)
+    assert counted.sessions == 1
