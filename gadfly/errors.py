@@ -105,6 +105,10 @@ class SpoolFull(StoreUnavailable):
     """Postgres is unavailable and the spool is full, so no further request can be acknowledged."""
 
 
+class NoRoom(StoreUnavailable):
+    """The disk has less free space than the settings require, so no further request can be acknowledged."""
+
+
 class TooBusy(GadflyError):
     """More requests are in flight than the service allows."""
 

@@ -222,6 +222,12 @@ class Settings(BaseSettings):
     spool_max_bytes: int = Field(
         2**30, ge=2**12, description="Disk space of the spool, used while Postgres is unavailable."
     )
+    min_free_bytes: int = Field(
+        100 * 2**20,
+        ge=0,
+        description="Free space on the disk under GADFLY_HOME below which the service refuses requests (507), before "
+        "the engine works for them.",
+    )
     grade_timeout_s: float = Field(2.0, gt=0, description="Time limit of comparing one answer with its reference.")
 
     url: str = Field("", description="Address of the service, for the command line. Unset: http://HOST:PORT.")

@@ -14,6 +14,7 @@ from gadfly import logs, store
 from gadfly.errors import BadSettings, GadflyError, StoreUnavailable
 from gadfly.repeating import retry
 from gadfly.service.app import create_app
+from gadfly.service.guard import GuardedProtocol
 from gadfly.settings import Settings
 from gadfly.store.database import Database
 
@@ -61,6 +62,7 @@ def server_options(settings: Settings) -> dict[str, Any]:
         "server_header": False,
         "timeout_graceful_shutdown": _DRAIN_S,
         "timeout_keep_alive": _KEEP_ALIVE_S,
+        "http": GuardedProtocol,
     }
 
 

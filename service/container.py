@@ -24,6 +24,7 @@ from gadfly.service.keyring import Keyring
 from gadfly.service.labels import Labels
 from gadfly.service.metrics import Metrics
 from gadfly.service.recording.recorder import Recorder
+from gadfly.service.room import Room
 from gadfly.service.runs import Runs
 from gadfly.settings import Settings
 from gadfly.store.database import Database, require_current_schema
@@ -47,6 +48,7 @@ class Service:
     chat: ChatAnswerer
     background: BackgroundJudge
     health: Health
+    room: Room
     runs: Runs
     labels: Labels
     _requests: Idempotency
@@ -88,6 +90,7 @@ class Service:
                 )
             )
             requests = Idempotency(database, recorder, is_alone=lambda: len(critics.replicas.known) <= 1)
+            room = Room(settings.home, min_free_bytes=settings.min_free_bytes)
             history = History(database, recorder, on_deleted=requests.forget)
             answerer = Answerer(
                 settings=settings,
@@ -115,7 +118,10 @@ class Service:
                     leases=critics.leases,
                 ),
                 background=BackgroundJudge(database, critics, settings=settings, prompts=prompt_set, metrics=metrics),
-                health=Health(database=database, critics=critics, actor=actor, recorder=recorder, metrics=metrics),
+                health=Health(
+                    database=database, critics=critics, actor=actor, recorder=recorder, room=room, metrics=metrics
+                ),
+                room=room,
                 runs=Runs(database, settings=settings, metrics=metrics, actor=actor, loader=critics.loader),
                 labels=Labels(database),
                 _requests=requests,

@@ -34,6 +34,7 @@ STATUS: tuple[tuple[type[errors.GadflyError], int, str], ...] = (
     (errors.EngineUnavailable, 503, "Engine unavailable"),
     (errors.EngineError, 502, "Engine failed"),
     (errors.SpoolFull, 507, "No room to store"),
+    (errors.NoRoom, 507, "No room to store"),
     (errors.StoreUnavailable, 503, "Database unavailable"),
     (errors.BodyTooLarge, 413, "Body too large"),
 )

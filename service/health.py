@@ -16,6 +16,7 @@ from gadfly.service.critics.loader import without_adapters
 from gadfly.service.critics.serving import CriticServing
 from gadfly.service.metrics import Metrics
 from gadfly.service.recording.recorder import Recorder
+from gadfly.service.room import Room
 from gadfly.service.wire.health import (
     Check,
     EngineState,
@@ -45,7 +46,14 @@ class Health:
     """
 
     def __init__(
-        self, *, database: Database, critics: CriticServing, actor: Actor, recorder: Recorder, metrics: Metrics
+        self,
+        *,
+        database: Database,
+        critics: CriticServing,
+        actor: Actor,
+        recorder: Recorder,
+        room: Room,
+        metrics: Metrics,
     ) -> None:
         self._database = database
         self._critics = critics
@@ -53,6 +61,7 @@ class Health:
         self._engines = critics.engines.members
         self._actor = actor
         self._recorder = recorder
+        self._room = room
         self._metrics = metrics
         self._started_at = time.monotonic()
         self._last: tuple[float, Readiness] | None = None
@@ -67,14 +76,19 @@ class Health:
         return await self._checks.run("readiness", self._check)
 
     async def _check(self) -> Readiness:
-        engine, database, critic, actor = await asyncio.gather(
-            _timed(self._check_engines), _timed(self._check_database), _timed(self._check_critic), self._check_actor()
+        engine, database, critic, disk, actor = await asyncio.gather(
+            _timed(self._check_engines),
+            _timed(self._check_database),
+            _timed(self._check_critic),
+            _timed(self._room.check),
+            self._check_actor(),
         )
         readiness = Readiness(
-            ready=self.running and engine.ok and database.ok and critic.ok,
+            ready=self.running and engine.ok and database.ok and critic.ok and disk.ok,
             engine=engine,
             database=database,
             critic=critic,
+            disk=disk,
             swap=self._check_swap(),
             actor=actor,
             sampling=self._check_sampling(),

@@ -72,6 +72,7 @@ class Database:
             pool_size=pool,
             max_overflow=0,
             pool_timeout=_POOL_PATIENCE * timeout_s,
+            hide_parameters=True,  # errors would have callers' texts in their messages
             connect_args={**_connect_args(url, timeout_s, role), "async_creator_fn": self._opened.connect},
         )
         event.listen(self._engine.sync_engine, "checkout", _refuse_dead)
@@ -393,6 +394,7 @@ def _connection(url: str) -> Generator[Connection]:
     engine = create_engine(
         url,
         poolclass=NullPool,
+        hide_parameters=True,
         connect_args={"application_name": "gadfly-migrate", "client_encoding": "utf8", "connect_timeout": 10},
     )
     try:

@@ -47,6 +47,9 @@ _MAX_LOG_BYTES = 10 * 2**20
 _LONGEST_SOCKET_FOLDER = 107 - len("/.s.PGSQL.5432.lock")
 _DISK_FULL = "No space left on device"
 _PORT = 5432
+_OTHER_VARIABLES = {"PGSERVICE", "PGSERVICEFILE", "PGSYSCONFDIR", "PGDATESTYLE", "PGTZ", "PGGEQO"}
+"""Of libpq, which have no option of a connection."""
+
 _OPTIONS = {
     "listen_addresses": "",
     "port": str(_PORT),  # part of the socket's name; PGPORT in the environment must not change it
@@ -69,6 +72,8 @@ class EmbeddedPostgres:
     """
 
     def __init__(self, home: Path) -> None:
+        """Also removes libpq's variables from this process's environment (`ignore_client_variables`)."""
+        ignore_client_variables()
         self.folder = home / "postgres"
         self.data = self.folder / "data"
         self.log = self.folder / "log"
@@ -381,6 +386,17 @@ class EmbeddedPostgres:
         fatal = [line for line in output.splitlines() if re.search(r"\b(FATAL|PANIC|error):", line)]
         last = (fatal or output.splitlines() or ["no reason given"])[-1].strip()
         return StoreUnavailable(f"Postgres under {self.folder} does not run: {last} (log: {self.log})")
+
+
+def ignore_client_variables() -> None:
+    """Remove libpq's variables (PGHOSTADDR, PGOPTIONS, PGSERVICE and others) from this process's environment.
+
+    They belong to the user's other databases. They would fill what an address leaves open, and no address can leave
+    nothing open: PGHOSTADDR would send connections elsewhere. Processes started from here do not inherit them.
+    """
+    names = {option.envvar.decode() for option in psycopg.pq.Conninfo.get_defaults() if option.envvar}
+    for name in names | _OTHER_VARIABLES:
+        os.environ.pop(name, None)
 
 
 def _account() -> pwd.struct_passwd | None:

@@ -39,6 +39,7 @@ async def respond(
 ) -> Response:
     """Answer a request, or return the stored answer of its request id."""
     service.require_started()
+    service.room.require()
     if body.stream:
         return await stream_response(request, ChatStream(service, caller, body, request_id))
     answered = await until_disconnect(request, service.chat.answer(caller, body, request_id=request_id))

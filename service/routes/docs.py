@@ -14,8 +14,10 @@ _REASONS = {
     413: "The body is too large.",
     422: "The input is invalid; `errors` names each field.",
     429: "Too many requests in flight; see Retry-After.",
+    502: "The engine's reply cannot be read.",
     503: "Engine or database unavailable; see Retry-After.",
     504: "The engine timed out.",
+    507: "The disk has no room to store the answer; see Retry-After.",
 }
 
 ANSWERS_OR_EVENTS: dict[int | str, dict[str, Any]] = {

@@ -19,9 +19,10 @@ async def healthz() -> dict[str, str]:
 @router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", summary="Readiness", response_model=Readiness, responses={503: {"model": Readiness}})
 async def readyz(service: ServiceDep) -> Response:
-    """Generates a token on every engine, runs a statement in the database, and checks that the live critic is served.
+    """Generates a token on every engine, runs a statement in the database, and checks that the live critic is served
+    and that the disk has room. Nothing is written.
 
-    503 if any of the three fails; one engine that generates is enough.
+    503 if any of the four fails; one engine that generates is enough.
     """
     readiness = await service.health.check()
     return Response(

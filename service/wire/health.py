@@ -27,6 +27,7 @@ class Readiness(BaseModel):
     engine: Check
     database: Check
     critic: Check
+    disk: Check
     swap: Check
     actor: Check
     sampling: Check

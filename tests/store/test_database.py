@@ -67,6 +67,14 @@ async def test_a_mistake_in_a_statement_is_no_unavailable_store(database: Databa
     await ping(database)
 
 
+async def test_errors_name_no_parameters(database: Database) -> None:
+    """They reach the log, and parameters are callers' texts."""
+    with pytest.raises(ProgrammingError) as caught:
+        async with database.session() as session:
+            await session.execute(text("SELECT :question FROM no_such_table"), {"question": "a secret question"})
+    assert "secret" not in str(caught.value)
+
+
 async def test_a_cancelled_block_gives_its_connection_back(database_url: str) -> None:
     async with Database(database_url, pool=2, timeout_s=2.0) as database:
         for _ in range(5):

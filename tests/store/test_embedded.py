@@ -78,6 +78,33 @@ def test_a_second_process_uses_it_and_leaves_it_running(home: Path) -> None:
         assert query(owner, "SELECT 1") == "1"
 
 
+WITH_CLIENT_VARIABLES = """
+import sys
+from pathlib import Path
+import psycopg
+from gadfly.store.database import migrate
+from gadfly.store.embedded import EmbeddedPostgres
+with EmbeddedPostgres(Path(sys.argv[1])) as server:
+    migrate(server.url)
+    with psycopg.connect(server.url.replace("+psycopg", "")) as connection:
+        print(connection.execute("SHOW default_transaction_read_only").fetchone()[0])
+"""
+
+
+def test_variables_for_other_databases_do_not_reach_it(home: Path) -> None:
+    variables = {
+        "PGHOSTADDR": "192.0.2.1",
+        "PGPORT": "1",
+        "PGOPTIONS": "-c default_transaction_read_only=on",
+        "PGSERVICE": "another",
+        "PGSSLMODE": "verify-full",
+        "PGTARGETSESSIONATTRS": "standby",
+    }
+    command = [sys.executable, "-c", WITH_CLIENT_VARIABLES, str(home)]
+    done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.stdout.strip(), done.returncode) == ("off", 0), done.stderr
+
+
 OWNER = """
 import os, signal, sys
 from pathlib import Path
