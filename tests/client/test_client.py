@@ -14,6 +14,7 @@ import pytest
 
 from gadfly.client import AsyncClient, Client, Event, ServiceError, ServiceUnavailable, Text, calls, problem_text
 from gadfly.client.methods import Api
+from gadfly.refinement import Role
 from gadfly.service.wire.answers import CritiqueRequest, RefineRequest
 from gadfly.service.wire.feedback import FeedbackRequest
 from gadfly.service.wire.interactions import InteractionQuery
@@ -326,7 +327,7 @@ def test_a_stream_gives_pieces_and_ends_with_an_error_or_without_a_result(throug
                 lambda request, content=content: httpx.Response(200, content=content, headers=STREAM),
                 lambda asking, received=received: _noting(asking.stream_critique("q", "r"), received),
             )
-        assert received == [Text(role="critique", round=0, sample=1, text="Step 1")]
+        assert received == [Text(role=Role.CRITIQUE, round=0, sample=1, text="Step 1")]
 
 
 def _noting(stream: Any, received: list[Any]) -> Any:
@@ -357,12 +358,10 @@ def test_a_run_is_followed_to_its_end_across_connections(through: Through, monke
         if request.url.path == f"/admin/runs/{ID}":
             return httpx.Response(200, json=RUN)
         after.append(request.headers["last-event-id"])
-        sent = {"0": (3, "step", {"step": 1}), "3": None, "9": None}.get(after[-1])
         if len(after) == 2:
             return httpx.Response(204)  # a replica that has no more events yet
-        if sent is None:
-            sent = (9, "status", {"status": "succeeded"})
-        number, name, data = sent
+        data: dict[str, Any] = {"step": 1} if len(after) == 1 else {"status": "succeeded"}
+        number, name = (3, "step") if len(after) == 1 else (9, "status")
         content = f"id: {number}\nevent: {name}\ndata: {json.dumps(data | {'at': '2030-01-01T12:00:00Z'})}\n\n"
         return httpx.Response(200, content=content, headers=STREAM)
 
