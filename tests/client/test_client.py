@@ -16,8 +16,8 @@ from gadfly.client import AsyncClient, Client, Event, ServiceError, ServiceUnava
 from gadfly.client.methods import Api
 from gadfly.refinement import Role
 from gadfly.service.wire.answers import CritiqueRequest, RefineRequest
-from gadfly.service.wire.feedback import FeedbackRequest
-from gadfly.service.wire.interactions import InteractionQuery
+from gadfly.service.wire.feedback import FeedbackRequest, FeedbackView
+from gadfly.service.wire.interactions import InteractionQuery, InteractionSummary
 from gadfly.settings import Settings
 from gadfly.training import EventKind
 
@@ -25,18 +25,13 @@ Handler = Callable[[httpx.Request], httpx.Response]
 ID = "019ad3a1-7c40-7000-8000-000000000000"
 RUN = {"id": ID, "status": "running"}
 STREAM = {"content-type": "text/event-stream"}
-FEEDBACK: dict[str, Any] = {
+FEEDBACK: dict[str, Any] = dict.fromkeys(FeedbackView.model_fields) | {
     "id": ID,
     "interaction_id": ID,
     "created_at": "2030-01-01T12:00:00Z",
     "source": "caller",
     "correct": False,
-    "reference": None,
-    "edited_response": None,
-    "rating": None,
-    "comment": None,
     "metadata": {},
-    "grade": None,
     "added_in_a_later_release": 1,
 }
 
@@ -119,7 +114,8 @@ def test_an_answer_is_typed_and_may_have_fields_of_a_later_release(through: Thro
 
 def test_fields_of_a_later_release_are_left_out_at_any_depth() -> None:
     critic = {"version": 0, "adapter_sha256": None, "status": "untrained", "later": 1}
-    item = dict.fromkeys(("request_id", "verdict", "grade")) | {"kind": "critique", "question": "q", "response": "r"}
+    item: dict[str, Any] = dict.fromkeys(InteractionSummary.model_fields)
+    item |= {"kind": "critique", "question": "q", "response": "r"}
     item |= {"id": ID, "episode_id": ID, "created_at": "2030-01-01T12:00:00Z", "critic": critic, "later": 2}
     page = {"items": [item], "next_cursor": None, "later": 3}
     [found] = blocking(lambda request: httpx.Response(200, json=page), lambda asking: asking.interactions())
