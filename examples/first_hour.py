@@ -33,16 +33,17 @@ from gadfly.lab.demo import CONFIG, MODEL
 from gadfly.training import EventKind
 
 NAME, KEY = "team/arithmetic", "the-engine's-key"
-QUESTIONS = 80
+QUESTIONS = 40
 ROWS = 200
 QUICK: dict[str, Any] = {
     **CONFIG,
-    "steps_stage_1": 2,
+    "steps_stage_1": 1,
     "steps_stage_2": 1,
     "prompts_per_step": 8,
-    "pool_questions": 16,
-    "validation_items": 16,
+    "pool_questions": 8,
+    "validation_items": 8,
     "evaluation_items": 24,
+    "gate_samples": 1,
 }
 SETTINGS = {
     "GADFLY_MODEL": str(MODEL),

@@ -12,7 +12,7 @@ from gadfly.cli.critic_view import scoreboard_lines
 from gadfly.cli.doctor import spooled
 from gadfly.cli.terminal import out, seconds
 from gadfly.cli.up_state import UpState, active_state, is_alive
-from gadfly.errors import GadflyError
+from gadfly.errors import GadflyError, NotFound
 from gadfly.settings import Settings
 from gadfly.store.embedded import EmbeddedPostgres
 
@@ -119,9 +119,12 @@ async def _stored(settings: Settings) -> dict[str, Any] | None:
         return None
     try:
         async with opened(settings, url) as database, database.session() as session:
-            rows = await store.interactions.count_rows(session)
-            live = await store.critics.resolve_critic(session, "live")
+            rows = asdict(await store.interactions.count_rows(session))
+            try:
+                live = await store.critics.resolve_critic(session, "live")
+            except NotFound:  # the service has not started on this database yet
+                return {"rows": rows, "scoreboard": None}
             board = scoreboard(await store.scores.scored_answers(session, live))
-            return {"rows": asdict(rows), "scoreboard": asdict(board) | {"answers": board.answers}}
+            return {"rows": rows, "scoreboard": asdict(board) | {"answers": board.answers}}
     except GadflyError:
         return None

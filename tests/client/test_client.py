@@ -14,9 +14,10 @@ import pytest
 
 from gadfly.client import AsyncClient, Client, Event, ServiceError, ServiceUnavailable, Text, calls, problem_text
 from gadfly.client.methods import Api
+from gadfly.refinement import Role
 from gadfly.service.wire.answers import CritiqueRequest, RefineRequest
-from gadfly.service.wire.feedback import FeedbackRequest
-from gadfly.service.wire.interactions import InteractionQuery
+from gadfly.service.wire.feedback import FeedbackRequest, FeedbackView
+from gadfly.service.wire.interactions import InteractionQuery, InteractionSummary
 from gadfly.settings import Settings
 from gadfly.training import EventKind
 
@@ -24,18 +25,13 @@ Handler = Callable[[httpx.Request], httpx.Response]
 ID = "019ad3a1-7c40-7000-8000-000000000000"
 RUN = {"id": ID, "status": "running"}
 STREAM = {"content-type": "text/event-stream"}
-FEEDBACK: dict[str, Any] = {
+FEEDBACK: dict[str, Any] = dict.fromkeys(FeedbackView.model_fields) | {
     "id": ID,
     "interaction_id": ID,
     "created_at": "2030-01-01T12:00:00Z",
     "source": "caller",
     "correct": False,
-    "reference": None,
-    "edited_response": None,
-    "rating": None,
-    "comment": None,
     "metadata": {},
-    "grade": None,
     "added_in_a_later_release": 1,
 }
 
@@ -118,7 +114,8 @@ def test_an_answer_is_typed_and_may_have_fields_of_a_later_release(through: Thro
 
 def test_fields_of_a_later_release_are_left_out_at_any_depth() -> None:
     critic = {"version": 0, "adapter_sha256": None, "status": "untrained", "later": 1}
-    item = dict.fromkeys(("request_id", "verdict", "grade")) | {"kind": "critique", "question": "q", "response": "r"}
+    item: dict[str, Any] = dict.fromkeys(InteractionSummary.model_fields)
+    item |= {"kind": "critique", "question": "q", "response": "r"}
     item |= {"id": ID, "episode_id": ID, "created_at": "2030-01-01T12:00:00Z", "critic": critic, "later": 2}
     page = {"items": [item], "next_cursor": None, "later": 3}
     [found] = blocking(lambda request: httpx.Response(200, json=page), lambda asking: asking.interactions())
@@ -326,7 +323,7 @@ def test_a_stream_gives_pieces_and_ends_with_an_error_or_without_a_result(throug
                 lambda request, content=content: httpx.Response(200, content=content, headers=STREAM),
                 lambda asking, received=received: _noting(asking.stream_critique("q", "r"), received),
             )
-        assert received == [Text(role="critique", round=0, sample=1, text="Step 1")]
+        assert received == [Text(role=Role.CRITIQUE, round=0, sample=1, text="Step 1")]
 
 
 def _noting(stream: Any, received: list[Any]) -> Any:
@@ -357,12 +354,10 @@ def test_a_run_is_followed_to_its_end_across_connections(through: Through, monke
         if request.url.path == f"/admin/runs/{ID}":
             return httpx.Response(200, json=RUN)
         after.append(request.headers["last-event-id"])
-        sent = {"0": (3, "step", {"step": 1}), "3": None, "9": None}.get(after[-1])
         if len(after) == 2:
             return httpx.Response(204)  # a replica that has no more events yet
-        if sent is None:
-            sent = (9, "status", {"status": "succeeded"})
-        number, name, data = sent
+        data: dict[str, Any] = {"step": 1} if len(after) == 1 else {"status": "succeeded"}
+        number, name = (3, "step") if len(after) == 1 else (9, "status")
         content = f"id: {number}\nevent: {name}\ndata: {json.dumps(data | {'at': '2030-01-01T12:00:00Z'})}\n\n"
         return httpx.Response(200, content=content, headers=STREAM)
 

@@ -71,10 +71,11 @@ def _use(url: str) -> None:
 async def test_requests_at_the_same_time(settings: Settings) -> None:
     async with serving(settings) as service, AsyncClient(str(service.base_url)) as client:
         first, second = await asyncio.gather(
-            client.critique(**RIGHT, request_id="one"), client.critique(**RIGHT, request_id="one")
+            client.critique(QUESTION, RIGHT["response"], request_id="one"),
+            client.critique(QUESTION, RIGHT["response"], request_id="one"),
         )
         assert first.id == second.id, "one interaction for one request id"
-        streamed = [event async for event in client.stream_critique(**WRONG)]
+        streamed = [event async for event in client.stream_critique(QUESTION, WRONG["response"])]
         assert isinstance(streamed[-1], CritiqueResult)
         text = "".join(piece.text for piece in streamed[:-1] if isinstance(piece, Text))
         assert text.strip() == streamed[-1].critique.strip()

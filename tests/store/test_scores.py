@@ -1,6 +1,7 @@
 """Which labelled answers a critic's scoreboard counts."""
 
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy import text
 
@@ -14,12 +15,12 @@ from gadfly.verdict import Verdict
 from tests.support.records import make_critique, make_interaction, unrelated_question
 
 START = now() - timedelta(days=1)
-RIGHT = {"reference": "4", "grade": Grade.RIGHT}
-WRONG = {"reference": "4", "grade": Grade.WRONG}
+RIGHT: dict[str, Any] = {"reference": "4", "grade": Grade.RIGHT}
+WRONG: dict[str, Any] = {"reference": "4", "grade": Grade.WRONG}
 
 
 def judged(
-    number: int, *, version: int = 0, minute: int = 0, verdict: Verdict = Verdict.CORRECT, **asked: object
+    number: int, *, version: int = 0, minute: int = 0, verdict: Verdict = Verdict.CORRECT, **asked: Any
 ) -> Interaction:
     critique = make_critique(stated=Verdict.UNPARSED, verdict=verdict, p_correct=0.6, p_incorrect=0.2)
     return make_interaction(
