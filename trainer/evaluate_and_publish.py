@@ -19,6 +19,7 @@ from gadfly.store.training_data import LabelledAnswer, OpenQuestion
 from gadfly.trainer.context import RunContext
 from gadfly.trainer.data import StoredAnswer
 from gadfly.trainer.learn import load_adapter
+from gadfly.trainer.measure.attacks import AttackReport, attacked
 from gadfly.trainer.measure.calibrate import calibrate
 from gadfly.trainer.measure.evaluate import evaluate
 from gadfly.trainer.measure.gate import LEAST_TRAFFIC, Evidence, GateReport, Traffic, decide, question_key
@@ -233,6 +234,7 @@ async def measure(
     if history.anchor is not None:
         names[f"anchor-{history.anchor.version}"] = await _served(context, history.anchor, label="anchor")
     judged = [await _judge(context, model, items, context.workspace.evaluation(name)) for name, model in names.items()]
+    attacks = await _under_attack(context, dict(zip(names.items(), judged, strict=True)), items)
     await context.engines.unload_all()
     candidate, live, *anchor = judged
     questions = {item.question_hash: item.question for item in items}
@@ -246,7 +248,9 @@ async def measure(
         traffic=history.traffic,
         apart=apart,
     )
-    return report, candidate
+    numbers = {name: each.to_json() for name, each in attacks.items()}
+    sentences = [each.sentence(f"the {name} critic") for name, each in attacks.items()]
+    return report.beside({"attacks": numbers or None}, sentences), candidate
 
 
 async def _served(context: RunContext, critic: CriticVersion, *, label: str) -> str:
@@ -257,10 +261,43 @@ async def _served(context: RunContext, critic: CriticVersion, *, label: str) -> 
     return name
 
 
-async def _judge(context: RunContext, model: str, items: Sequence[LabelledAnswer], file: Path) -> list[Judged]:
+async def _under_attack(
+    context: RunContext, judged: Mapping[tuple[str, str], Sequence[Judged]], items: Sequence[LabelledAnswer]
+) -> dict[str, AttackReport]:
+    """How candidate and live critic judge wrong answers with an attack around them.
+
+    `judged` has their judgements without one, by the name of the file and that of the model. Each answer gets one
+    critique, with the seed of the first one without the attack, and no refinement.
+    """
+    texts = attacked(items, context.run.config.gate_attacks)
+    reports = {}
+    for (name, model), plain in judged.items():
+        critic = name.partition("-")[0]
+        if critic == "anchor":
+            continue
+        file = context.workspace.evaluation(f"{name}-attacked")
+        under_attack = await _judge(context, model, texts, file, samples=1, with_refinement=False)
+        report = AttackReport.of(plain, under_attack)
+        if report is not None:
+            reports[critic] = report
+    return reports
+
+
+async def _judge(
+    context: RunContext,
+    model: str,
+    items: Sequence[LabelledAnswer],
+    file: Path,
+    *,
+    samples: int | None = None,
+    with_refinement: bool = True,
+) -> list[Judged]:
+    """The judgements of one critic; `samples` critiques an answer, by default as many as the config says."""
     kept = Lines(file, Judged)
     done = {judged.key: judged for judged in kept.read()}
     config, temperature = context.run.config, context.settings.temperature
+    if samples is None:
+        samples = config.gate_samples if temperature > 0 else 1  # greedy samples would all be equal
 
     async def on_item(judged: Judged) -> None:
         kept.append(judged)
@@ -271,8 +308,8 @@ async def _judge(context: RunContext, model: str, items: Sequence[LabelledAnswer
             context.collector().bench(),
             items,
             model=model,
-            with_refinement=True,
-            samples=config.gate_samples if temperature > 0 else 1,  # greedy samples would all be equal
+            with_refinement=with_refinement,
+            samples=samples,
             temperature=temperature,
             seed=config.fixed_seed,
             done=done,
