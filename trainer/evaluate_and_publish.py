@@ -1,7 +1,7 @@
 """The second phase of a run: measure on held-out answers, decide, publish, and request the swap."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from gadfly import store
 from gadfly.adapters import WEIGHTS, Marker, file_sha256
 from gadfly.calibration import Calibration, CalibrationReport, ClassCounts
 from gadfly.engine_client import ACTOR
-from gadfly.errors import Conflict
+from gadfly.errors import Conflict, StoreUnavailable
 from gadfly.planning import by_hash, evaluation_items, within_key_share
 from gadfly.records import CriticVersion, Split, SwapKind
 from gadfly.store.training_data import LabelledAnswer, OpenQuestion
@@ -75,11 +75,35 @@ async def evaluate_and_publish(context: RunContext) -> None:
         base_sha256=run.manifest["base_sha256"],
         rank=context.settings.adapter_rank,
     )
+    looked_at = {
+        item.question_hash for item in judged if question_key(item.question_hash) not in history.past.questions
+    }
     version, note = await in_session(
-        context.database, lambda session: _enter(session, context, marker, report, live, calibrated)
+        context.database, lambda session: _enter(session, context, marker, report, live, calibrated, looked_at)
     )
     await _compare_with_original(context, version)
     await context.report.note(note, version=version.version)
+    await _retire_worn(context)
+
+
+async def _retire_worn(context: RunContext) -> None:
+    """Move worn held-out questions to training, for the runs after this one."""
+    settings = context.settings
+    try:
+        retired = await store.wear.retire_worn(
+            context.database,
+            after_looks=settings.retire_after_looks,
+            share=settings.retire_share,
+            keep=context.run.config.evaluation_items,
+            blocks=settings.split_blocks,
+        )
+    except StoreUnavailable as error:
+        await context.report.note(f"worn held-out questions wait for the next run: {error}")
+        return
+    if retired.due:
+        await context.report.note(
+            "worn held-out questions were retired into training", moved=retired.moved, due=retired.due
+        )
 
 
 async def _about(context: RunContext) -> dict[str, Any]:
@@ -95,8 +119,11 @@ async def _enter(
     report: GateReport,
     live: CriticVersion,
     calibrated: tuple[Calibration, CalibrationReport] | None,
+    looked_at: Collection[bytes],
 ) -> tuple[CriticVersion, str]:
     """Insert the version with its calibration, make it the candidate and request the swap, in one transaction.
+
+    The same transaction counts the look at the questions that were new evidence, so that a restart counts none twice.
 
     Returns the version and a note.
 
@@ -118,6 +145,7 @@ async def _enter(
     )
     if calibrated is not None:
         await store.calibrations.insert_calibration(session, version.version, *calibrated)
+    await store.wear.count_looks(session, looked_at)
     if report.outcome is GateOutcome.REJECT:
         return version, "published; the gate rejects it, so it is not the candidate"
     await store.critics.set_candidate(session, version.version)
@@ -239,6 +267,7 @@ async def measure(
     candidate, live, *anchor = judged
     questions = {item.question_hash: item.question for item in items}
     apart = await in_session(context.database, lambda session: store.wall.apart_from_training(session, questions))
+    wear = await in_session(context.database, lambda session: store.wear.read_wear(session, questions.keys()))
     report = decide(
         live,
         candidate,
@@ -250,7 +279,10 @@ async def measure(
     )
     numbers = {name: each.to_json() for name, each in attacks.items()}
     sentences = [each.sentence(f"the {name} critic") for name, each in attacks.items()]
-    return report.beside({"attacks": numbers or None}, sentences), candidate
+    if wear is not None:
+        sentences.append(wear.sentence())
+    beside = {"attacks": numbers or None, "wear": None if wear is None else asdict(wear)}
+    return report.beside(beside, sentences), candidate
 
 
 async def _served(context: RunContext, critic: CriticVersion, *, label: str) -> str:

@@ -20,6 +20,7 @@ from gadfly.store import (
     training_data,
     wall,
     watch,
+    wear,
 )
 
 __all__ = [
@@ -39,4 +40,5 @@ __all__ = [
     "training_data",
     "wall",
     "watch",
+    "wear",
 ]
