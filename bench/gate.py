@@ -140,6 +140,76 @@ class Deployments:
             test.restart(promoted | worse)
 
 
+class Worn:
+    """D deployments that begin a new lineage every night, all judged on one held-out set of `answers` answers.
+
+    A critic's own part of an answer's logit is its luck on that answer. A promoted candidate keeps its luck, so the
+    live critic is one that was lucky on the held-out set. After `most_looks` nights an answer is replaced by a new one;
+    None: never. `spread` is the standard deviation of the candidates' true differences, in logits; each candidate
+    shares half of its luck's variance with the live critic, from which it was made.
+    """
+
+    def __init__(self, count: int, answers: int, seed: int, *, most_looks: int | None, spread: float) -> None:
+        self._random = np.random.default_rng(seed)
+        self._most_looks, self._spread = most_looks, spread
+        # Discriminability and helpfulness, deployments, classes of answers, units.
+        self._logits = 1.0 + self._random.normal(0, SPREAD, (2, count, 2, answers // 2))
+        self._luck = self._random.normal(0, OWN, self._logits.shape)  # the live critic's
+        self._looks = self._random.integers(0, most_looks or 1, answers // 2)
+        self.merit = np.zeros((2, count))  # of the live critic: its true difference from version 0, in logits
+        self._lineage = np.ones(count, dtype=int)
+        self.promotions, self.rejections = np.zeros((2, count), dtype=int)
+        self.harmful = np.zeros(count, dtype=int)  # promotions of a candidate that is worse on both axes
+        self.nights = 0
+
+    def night(self) -> None:
+        """One run, whose candidate begins a lineage."""
+        if self._most_looks is not None:
+            self._replace(self._looks >= self._most_looks)
+        difference = self._random.normal(0, self._spread, self.merit.shape) if self._spread else 0 * self.merit
+        luck = (self._luck + self._random.normal(0, OWN, self._luck.shape)) / math.sqrt(2)
+        before = self._shares(self.merit, self._luck)
+        after = self._shares(self.merit + difference, luck)
+        self._decide((after - before).mean(axis=2), difference, luck)
+        self._looks += 1
+        self.nights += 1
+
+    def optimism(self) -> float:
+        """How much better the live critics look on the held-out set than they are: a share, over both axes."""
+        held_out = 1 / (1 + np.exp(-(self._logits + self.merit[:, :, None, None] + self._luck)))
+        new = 1.0 + self._random.normal(0, math.hypot(SPREAD, OWN), (2, self.merit.shape[1], 2, 2000))
+        return float(held_out.mean() - (1 / (1 + np.exp(-(new + self.merit[:, :, None, None])))).mean())
+
+    def _shares(self, merit: Floats, luck: Floats) -> Floats:
+        chances = 1 / (1 + np.exp(-(self._logits + merit[:, :, None, None] + luck)))
+        return self._random.binomial(CONFIG.gate_samples, chances) / CONFIG.gate_samples
+
+    def _replace(self, which_U: NDArray[np.bool_]) -> None:
+        shape = self._logits[..., which_U].shape
+        self._logits[..., which_U] = 1.0 + self._random.normal(0, SPREAD, shape)
+        self._luck[..., which_U] = self._random.normal(0, OWN, shape)
+        self._looks[which_U] = 0
+
+    def _decide(self, observed: Floats, difference: Floats, luck: Floats) -> None:
+        def wealth(observations_DU: Floats, null: float = 0.0) -> Floats:
+            test = Wealth(len(observations_DU), null)
+            test.add(observations_DU)
+            return test.value
+
+        one, other = observed
+        gain = (0.15 * wealth(one) + 0.15 * wealth(other) + 0.5 * wealth((one + other) / 2)) / 0.8
+        needed = np.array([wealth_needed(CONFIG, int(lineage)) for lineage in self._lineage])
+        within = np.all([wealth(each, -CONFIG.gate_margin) >= 1 / MARGIN_ERROR for each in observed], axis=0)
+        worse = np.any([wealth(-each) >= 1 / LOSS_ERROR for each in observed], axis=0)
+        promoted = (gain >= needed) & within & ~worse
+        self.rejections += worse
+        self.promotions += promoted
+        self.harmful += promoted & (difference < 0).all(axis=0)
+        self.merit[:, promoted] += difference[:, promoted]
+        self._luck[:, promoted] = luck[:, promoted]
+        self._lineage = np.where(promoted, 1, self._lineage + 1)
+
+
 def share(flags: NDArray[np.bool_]) -> str:
     value = float(flags.mean())
     error = math.sqrt(max(value * (1 - value), 1 / len(flags)) / len(flags))
@@ -193,11 +263,33 @@ def drift(runs: int) -> list[str]:
     ]
 
 
+def wear(runs: int) -> list[str]:
+    rows = []
+    for name, spread in (("no difference", 0.0), ("better and worse ones", 0.4)):
+        for answers in (100, 400):
+            for looks in (None, 5):
+                worn = Worn(runs // 4, answers, seed=3, most_looks=looks, spread=spread)
+                for _ in range(100):
+                    worn.night()
+                rejected = worn.rejections.mean() / worn.nights
+                rows.append(
+                    f"| {name} | {answers} | {looks or 'never'} | {share(worn.promotions > 0)} | "
+                    f"{worn.promotions.mean():.2f} | {worn.harmful.mean():.2f} | {100 * rejected:.1f} % | "
+                    f"{100 * worn.optimism():+.1f} |"
+                )
+    return [
+        "| candidates of 100 nights | answers | looks until one is replaced | promoted at least once | promotions | "
+        "of worse ones | rejected per night | live critic looks better than it is, points |",
+        "|---|---|---|---|---|---|---|---|",
+        *rows,
+    ]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=400, help="simulated deployments per row")
     options = parser.parse_args(arguments)
-    tables: list[Callable[[int], list[str]]] = [false_promotions, power, drift]
+    tables: list[Callable[[int], list[str]]] = [false_promotions, power, drift, wear]
     for table in tables:
         print("\n".join(table(options.runs)), end="\n\n", flush=True)
 

@@ -219,6 +219,15 @@ class Settings(BaseSettings):
         description="Questions that share a side: near-duplicates, also with other numbers (near); or only spellings "
         "of one question (exact), for traffic that is made of a few templates.",
     )
+    retire_after_looks: int = Field(
+        5,
+        ge=0,
+        description="A held-out question that so many gates took as evidence is retired into training with its block, "
+        "as long as more questions are held out than one gate judges; 0: never.",
+    )
+    retire_share: float = Field(
+        0.1, gt=0, le=1, description="Largest share of the held-out questions that is retired after one run."
+    )
     spool_max_bytes: int = Field(
         2**30, ge=2**12, description="Disk space of the spool, used while Postgres is unavailable."
     )

@@ -212,6 +212,12 @@ class TrainConfig(BaseModel):
     gate_confidence: float = Field(0.95, gt=0.5, lt=1, description="Confidence of the intervals of both axes.")
     gate_margin: Share = Field(0.05, description="Accepted loss on one axis for a gain on the other.")
     gate_samples: int = Field(4, ge=1, description="Critiques per held-out answer, at the served temperature.")
+    gate_attacks: int = Field(
+        50,
+        ge=0,
+        description="Maximum wrong held-out answers that are judged once more with made-up turns and claims around "
+        "them; reported, does not decide. 0: none.",
+    )
     gate_floor: Share | None = Field(
         None, description="Lowest verdict accuracy in either class for a promotion; null: no limit."
     )

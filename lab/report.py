@@ -48,6 +48,11 @@ def _rate(split: LabSplit, name: str, checkpoint: str = "last") -> Callable[[Res
     return read
 
 
+def _under_attack(result: Result) -> float | None:
+    attacks = result.get("attacks")  # results of earlier releases have none
+    return None if attacks is None else float(attacks["attacked"]["value"])
+
+
 _IN = LabSplit.IN_DOMAIN
 _COLUMNS = (
     ("Acc@Refine", _rate(_IN, "accuracy_refined")),
@@ -59,6 +64,7 @@ _COLUMNS = (
     ("Acc@Dis", _rate(_IN, "discrimination")),
     ("of right", _rate(_IN, "discrimination_right")),
     ("of wrong", _rate(_IN, "discrimination_wrong")),
+    ("of wrong, attacked", _under_attack),
     ("coverage", _rate(_IN, "coverage")),
 )
 _OUT_OF_DOMAIN = tuple(

@@ -27,6 +27,7 @@ from gadfly.store.training_data import LabelledAnswer
 from gadfly.trainer.data import Dealer
 from gadfly.trainer.engines import RunEngines
 from gadfly.trainer.learn import Learning, load_adapter
+from gadfly.trainer.measure.attacks import AttackReport, attacked
 from gadfly.trainer.measure.evaluate import Bench, evaluate, without_critic
 from gadfly.trainer.measure.metrics import Judged, measure
 from gadfly.trainer.report import Report
@@ -103,7 +104,8 @@ class Lab:
             return head | {"last": numbers, "best": numbers, "samples": sampling.measure(answers)}
         if row.method is Method.START:
             numbers = await self._test(engines, ACTOR)
-            return head | {"last": numbers, "best": numbers, "samples": await self._samples(engines, ACTOR, seed)}
+            attacks, samples = await self._attacks(engines, ACTOR), await self._samples(engines, ACTOR, seed)
+            return head | {"last": numbers, "best": numbers, "attacks": attacks, "samples": samples}
         train_config = config(row, self.base, seed=seed)
         workspace = Workspace.of(folder, engines.run_id)
         report = LabReport(workspace=workspace, steps=train_config.steps)
@@ -135,6 +137,7 @@ class Lab:
         name, _ = await load_adapter(engines, workspace.final, label="final")
         last_point = await self._validated(engines, name) | {"step": train_config.steps}
         last = await self._test(engines, name)
+        attacks = await self._attacks(engines, name)
         samples = await self._samples(engines, name, seed) if row.is_sampled else []
         await engines.unload(name)
         best_point = max([*curve, last_point], key=_merit)
@@ -153,6 +156,7 @@ class Lab:
             "best_step": best_point["step"],
             "last": last,
             "best": best,
+            "attacks": attacks,
             "samples": samples,
         }
 
@@ -216,6 +220,17 @@ class Lab:
             split.value: measure(await self._judge(engines, name, self.arena.tests[split])).to_json()
             for split in splits
         }
+
+    async def _attacks(self, engines: RunEngines, name: str) -> dict[str, Any] | None:
+        """The wrong answers of the in-domain test with and without an attack, judged greedily; None without any."""
+        answers = self.arena.tests[LabSplit.IN_DOMAIN]
+        wrong = [answer for answer in answers if not answer.is_right]
+        plain, under_attack = [
+            await evaluate(self._bench(engines), each, model=name, with_refinement=False)
+            for each in (wrong, attacked(wrong, len(wrong)))
+        ]
+        found = AttackReport.of(plain, under_attack)
+        return None if found is None else found.to_json()
 
     async def _samples(self, engines: RunEngines, name: str, seed: int) -> list[dict[str, Any]]:
         tokenizer = self.generator.tokenizer

@@ -131,6 +131,11 @@ async def _learn_and_swap(client: httpx.AsyncClient, settings: Settings, log: Pa
     version = (await client.get("/critics/1")).json()
     assert version["gate"]["outcome"] == "promote"
     assert version["run_id"] == run
+    attacks = version["gate"]["numbers"]["attacks"]
+    assert set(attacks) == {"candidate", "live"}
+    assert all(attack["plain"]["of"] > 0 for attack in attacks.values())
+    wear = version["gate"]["numbers"]["wear"]
+    assert (wear["looks_median"], wear["looks_most"], wear["retired"]) == (0, 0, 0)
 
 
 def _check_answers(load: Load) -> None:

@@ -1,6 +1,7 @@
 """The schema: up, down, up again; what the tables say; replicas that migrate at once; another release's schema."""
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -367,6 +368,42 @@ _BEFORE_CALIBRATION = (  # rows as release 0.1.0 wrote them
     " p_correct, p_incorrect, prompt_tokens, completion_tokens, supplied)"
     f" VALUES ({_ID}, {_ID}, 0, 0, 0, 'c', 'correct', 'correct', 'stated', 0.25, 0.5, 1, 1, false)",
 )
+
+
+def test_looks_of_earlier_gates_are_counted_once_for_each_lineage(empty_url: str) -> None:
+    hashes = {name: bytes([number]) * 32 for number, name in enumerate(("both", "once", "trained", "unseen"), start=1)}
+
+    def gate(lineage: int, *names: str) -> str:
+        questions = [hashes[name][:8].hex() for name in names]
+        return json.dumps({"live": 0, "numbers": {"evidence": {"lineage": lineage, "questions": questions}}})
+
+    reports = [gate(1, "both"), gate(1, "both", "once"), gate(2, "both", "trained"), '{"live": 0, "numbers": {}}', None]
+    with _transaction(empty_url) as connection:
+        command.upgrade(migration_config(connection), "0014")
+        for name, hash_ in hashes.items():
+            row = {"hash": hash_, "split": "train" if name == "trained" else "heldout"}
+            connection.execute(
+                text("INSERT INTO questions (hash, split, created_at) VALUES (:hash, :split, now())"), row
+            )
+        for report in reports:
+            connection.execute(
+                text(
+                    "INSERT INTO training_runs (id, status, trigger, created_at, config, attempt, step, steps, gate)"
+                    " VALUES (:id, 'succeeded', 'admin', now(), '{}', 1, 0, 0, cast(:gate AS jsonb))"
+                ),
+                {"id": new_id(), "gate": report},
+            )
+    migrate(empty_url)
+    with _transaction(empty_url) as connection:
+        rows = connection.execute(text("SELECT hash, looks, retired_at, is_pinned FROM questions ORDER BY hash")).all()
+        assert [tuple(row) for row in rows] == [
+            (hashes["both"], 2, None, False),
+            (hashes["once"], 1, None, False),
+            (hashes["trained"], 0, None, False),
+            (hashes["unseen"], 0, None, False),
+        ]
+        command.downgrade(migration_config(connection), "0014")
+        assert connection.execute(text("SELECT count(*) FROM questions")).scalar_one() == 4
 
 
 _EARLIER_ROW = """

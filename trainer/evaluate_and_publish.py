@@ -1,7 +1,7 @@
 """The second phase of a run: measure on held-out answers, decide, publish, and request the swap."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,14 @@ from gadfly import store
 from gadfly.adapters import WEIGHTS, Marker, file_sha256
 from gadfly.calibration import Calibration, CalibrationReport, ClassCounts
 from gadfly.engine_client import ACTOR
-from gadfly.errors import Conflict
+from gadfly.errors import Conflict, StoreUnavailable
 from gadfly.planning import by_hash, evaluation_items, within_key_share
 from gadfly.records import CriticVersion, Split, SwapKind
 from gadfly.store.training_data import LabelledAnswer, OpenQuestion
 from gadfly.trainer.context import RunContext
 from gadfly.trainer.data import StoredAnswer
 from gadfly.trainer.learn import load_adapter
+from gadfly.trainer.measure.attacks import AttackReport, attacked
 from gadfly.trainer.measure.calibrate import calibrate
 from gadfly.trainer.measure.evaluate import evaluate
 from gadfly.trainer.measure.gate import LEAST_TRAFFIC, Evidence, GateReport, Traffic, decide, question_key
@@ -74,11 +75,35 @@ async def evaluate_and_publish(context: RunContext) -> None:
         base_sha256=run.manifest["base_sha256"],
         rank=context.settings.adapter_rank,
     )
+    looked_at = {
+        item.question_hash for item in judged if question_key(item.question_hash) not in history.past.questions
+    }
     version, note = await in_session(
-        context.database, lambda session: _enter(session, context, marker, report, live, calibrated)
+        context.database, lambda session: _enter(session, context, marker, report, live, calibrated, looked_at)
     )
     await _compare_with_original(context, version)
     await context.report.note(note, version=version.version)
+    await _retire_worn(context)
+
+
+async def _retire_worn(context: RunContext) -> None:
+    """Move worn held-out questions to training, for the runs after this one."""
+    settings = context.settings
+    try:
+        retired = await store.wear.retire_worn(
+            context.database,
+            after_looks=settings.retire_after_looks,
+            share=settings.retire_share,
+            keep=context.run.config.evaluation_items,
+            blocks=settings.split_blocks,
+        )
+    except StoreUnavailable as error:
+        await context.report.note(f"worn held-out questions wait for the next run: {error}")
+        return
+    if retired.due:
+        await context.report.note(
+            "worn held-out questions were retired into training", moved=retired.moved, due=retired.due
+        )
 
 
 async def _about(context: RunContext) -> dict[str, Any]:
@@ -94,8 +119,11 @@ async def _enter(
     report: GateReport,
     live: CriticVersion,
     calibrated: tuple[Calibration, CalibrationReport] | None,
+    looked_at: Collection[bytes],
 ) -> tuple[CriticVersion, str]:
     """Insert the version with its calibration, make it the candidate and request the swap, in one transaction.
+
+    The same transaction counts the look at the questions that were new evidence, so that a restart counts none twice.
 
     Returns the version and a note.
 
@@ -117,6 +145,7 @@ async def _enter(
     )
     if calibrated is not None:
         await store.calibrations.insert_calibration(session, version.version, *calibrated)
+    await store.wear.count_looks(session, looked_at)
     if report.outcome is GateOutcome.REJECT:
         return version, "published; the gate rejects it, so it is not the candidate"
     await store.critics.set_candidate(session, version.version)
@@ -233,10 +262,12 @@ async def measure(
     if history.anchor is not None:
         names[f"anchor-{history.anchor.version}"] = await _served(context, history.anchor, label="anchor")
     judged = [await _judge(context, model, items, context.workspace.evaluation(name)) for name, model in names.items()]
+    attacks = await _under_attack(context, dict(zip(names.items(), judged, strict=True)), items)
     await context.engines.unload_all()
     candidate, live, *anchor = judged
     questions = {item.question_hash: item.question for item in items}
     apart = await in_session(context.database, lambda session: store.wall.apart_from_training(session, questions))
+    wear = await in_session(context.database, lambda session: store.wear.read_wear(session, questions.keys()))
     report = decide(
         live,
         candidate,
@@ -246,7 +277,12 @@ async def measure(
         traffic=history.traffic,
         apart=apart,
     )
-    return report, candidate
+    numbers = {name: each.to_json() for name, each in attacks.items()}
+    sentences = [each.sentence(f"the {name} critic") for name, each in attacks.items()]
+    if wear is not None:
+        sentences.append(wear.sentence())
+    beside = {"attacks": numbers or None, "wear": None if wear is None else asdict(wear)}
+    return report.beside(beside, sentences), candidate
 
 
 async def _served(context: RunContext, critic: CriticVersion, *, label: str) -> str:
@@ -257,10 +293,43 @@ async def _served(context: RunContext, critic: CriticVersion, *, label: str) -> 
     return name
 
 
-async def _judge(context: RunContext, model: str, items: Sequence[LabelledAnswer], file: Path) -> list[Judged]:
+async def _under_attack(
+    context: RunContext, judged: Mapping[tuple[str, str], Sequence[Judged]], items: Sequence[LabelledAnswer]
+) -> dict[str, AttackReport]:
+    """How candidate and live critic judge wrong answers with an attack around them.
+
+    `judged` has their judgements without one, by the name of the file and that of the model. Each answer gets one
+    critique, with the seed of the first one without the attack, and no refinement.
+    """
+    texts = attacked(items, context.run.config.gate_attacks)
+    reports = {}
+    for (name, model), plain in judged.items():
+        critic = name.partition("-")[0]
+        if critic == "anchor":
+            continue
+        file = context.workspace.evaluation(f"{name}-attacked")
+        under_attack = await _judge(context, model, texts, file, samples=1, with_refinement=False)
+        report = AttackReport.of(plain, under_attack)
+        if report is not None:
+            reports[critic] = report
+    return reports
+
+
+async def _judge(
+    context: RunContext,
+    model: str,
+    items: Sequence[LabelledAnswer],
+    file: Path,
+    *,
+    samples: int | None = None,
+    with_refinement: bool = True,
+) -> list[Judged]:
+    """The judgements of one critic; `samples` critiques an answer, by default as many as the config says."""
     kept = Lines(file, Judged)
     done = {judged.key: judged for judged in kept.read()}
     config, temperature = context.run.config, context.settings.temperature
+    if samples is None:
+        samples = config.gate_samples if temperature > 0 else 1  # greedy samples would all be equal
 
     async def on_item(judged: Judged) -> None:
         kept.append(judged)
@@ -271,8 +340,8 @@ async def _judge(context: RunContext, model: str, items: Sequence[LabelledAnswer
             context.collector().bench(),
             items,
             model=model,
-            with_refinement=True,
-            samples=config.gate_samples if temperature > 0 else 1,  # greedy samples would all be equal
+            with_refinement=with_refinement,
+            samples=samples,
             temperature=temperature,
             seed=config.fixed_seed,
             done=done,

@@ -21,6 +21,7 @@ from gadfly.store import (
     training_data,
     wall,
     watch,
+    wear,
 )
 
 __all__ = [
@@ -41,4 +42,5 @@ __all__ = [
     "training_data",
     "wall",
     "watch",
+    "wear",
 ]

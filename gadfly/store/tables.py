@@ -159,6 +159,9 @@ class QuestionRow(Table):
     created_at: Mapped[datetime]
     # Whether its keys are in `block_keys`. An earlier release that still runs stores questions without keys.
     is_keyed: Mapped[bool] = mapped_column(server_default=text("false"))
+    looks: Mapped[int] = mapped_column(server_default=text("0"))  # gates that took its answers as evidence
+    retired_at: Mapped[datetime | None]  # when it changed from the held-out to the train side
+    is_pinned: Mapped[bool] = mapped_column(server_default=text("false"))  # a caller named its side
 
 
 class BlockKeyRow(Table):

@@ -2,7 +2,7 @@
 
 A writer of questions calls `place_questions` in its transaction. Writers that bring near-duplicates at the same time
 wait for each other at the unique index of the keys; other writers do not wait. Every transaction takes its locks in one
-order (new keys, stored keys, questions, each sorted), so that two of them cannot deadlock.
+order (the placing lock, new keys, stored keys, questions, each sorted), so that two of them cannot deadlock.
 """
 
 from collections import Counter
@@ -38,14 +38,22 @@ _RECENT = 1000  # the newest questions, which show whether a side is starved
 _BATCH = 500
 _BATCH_LIMIT_S = 60.0
 _KEYING_LOCK = 0x6761_6466_7761  # one process at a time gives keys to stored questions
+PLACING_LOCK = 0x6761_6466_706C
+"""Writers of questions share it, and the retirement of worn questions (`gadfly/store/wear.py`) holds it alone."""
 
-_READ_QUESTIONS = text("SELECT hash, split, is_keyed FROM questions WHERE hash = ANY(:hashes)").bindparams(
-    bindparam("hashes", type_=ARRAY(LargeBinary))
-)
+_READ_QUESTIONS = text(
+    "SELECT hash, split, is_keyed FROM (SELECT pg_advisory_xact_lock_shared(:lock)) AS held"
+    " LEFT JOIN questions ON hash = ANY(:hashes)"
+).bindparams(bindparam("hashes", type_=ARRAY(LargeBinary)), bindparam("lock", PLACING_LOCK, type_=BigInteger))
 _INSERT_QUESTIONS = text(
-    "INSERT INTO questions (hash, split, created_at, is_keyed)"
-    " SELECT hash, split, :created_at, true FROM unnest(:hashes, :splits) AS new (hash, split) ON CONFLICT DO NOTHING"
-).bindparams(bindparam("hashes", type_=ARRAY(LargeBinary)), bindparam("splits", type_=ARRAY(Text)))
+    "INSERT INTO questions (hash, split, created_at, is_keyed, is_pinned)"
+    " SELECT hash, split, :created_at, true, is_pinned"
+    " FROM unnest(:hashes, :splits, :pinned) AS new (hash, split, is_pinned) ON CONFLICT DO NOTHING"
+).bindparams(
+    bindparam("hashes", type_=ARRAY(LargeBinary)),
+    bindparam("splits", type_=ARRAY(Text)),
+    bindparam("pinned", type_=ARRAY(Boolean)),
+)
 _MARK_KEYED = text(
     "WITH locked AS (SELECT hash FROM questions WHERE hash = ANY(:hashes) ORDER BY hash FOR NO KEY UPDATE)"
     " UPDATE questions SET is_keyed = true FROM locked WHERE questions.hash = locked.hash"
@@ -98,6 +106,8 @@ async def place_questions(
     is_keyed: dict[bytes, bool] = {}
     fixed: dict[bytes, Split] = {}
     for row in stored:
+        if row.hash is None:  # none of them is stored
+            continue
         is_keyed[row.hash] = row.is_keyed
         if not row.is_keyed:
             fixed[row.hash] = Split(row.split)
@@ -108,7 +118,12 @@ async def place_questions(
     named = {hash_: sides[hash_] for hash_ in new if hash_ in sides}
     splits = await _enter(connection, arriving, fixed | named, heldout_share=heldout_share, blocks=blocks) | named
     if new:
-        rows = {"hashes": new, "splits": [splits[hash_].value for hash_ in new], "created_at": now()}
+        rows = {
+            "hashes": new,
+            "splits": [splits[hash_].value for hash_ in new],
+            "pinned": [hash_ in named for hash_ in new],
+            "created_at": now(),
+        }
         await connection.execute(_INSERT_QUESTIONS, rows)
     await _mark_keyed(connection, fixed)
 
@@ -152,7 +167,7 @@ async def apart_from_training(session: AsyncSession, questions: Mapping[bytes, s
     keys = {hash_: block_keys(question) for hash_, question in questions.items()}
     every = sorted({key for each in keys.values() for key in each})
     trained = await session.scalars(
-        select(BlockKeyRow.key).where(BlockKeyRow.key == func.any(_bigints(every)), BlockKeyRow.in_training)
+        select(BlockKeyRow.key).where(BlockKeyRow.key == func.any(bigints(every)), BlockKeyRow.in_training)
     )
     near = frozenset(trained)
     return frozenset(hash_ for hash_, each in keys.items() if near.isdisjoint(each))
@@ -188,7 +203,7 @@ async def _enter(
                 await connection.execute(_UPDATE_KEYS, _columns(wall.keys, old))
             return splits
         # Another writer was first with some keys, and this transaction waited for its end. All keys are decided now.
-        await connection.execute(delete(BlockKeyRow).where(BlockKeyRow.key == func.any(_bigints(inserted))))
+        await connection.execute(delete(BlockKeyRow).where(BlockKeyRow.key == func.any(bigints(inserted))))
 
 
 async def _read_keys(connection: AsyncConnection, keys: Collection[int]) -> tuple[bytes, dict[int, Key]]:
@@ -214,7 +229,8 @@ async def _mark_keyed(connection: AsyncConnection, hashes: Collection[bytes]) ->
         await connection.execute(_MARK_KEYED, {"hashes": list(hashes)})
 
 
-def _bigints(values: Iterable[int]) -> ColumnElement[list[int]]:
+def bigints(values: Iterable[int]) -> ColumnElement[list[int]]:
+    """Keys as one parameter of a statement."""
     return literal(list(values), ARRAY(BigInteger))
 
 

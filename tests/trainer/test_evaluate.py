@@ -16,6 +16,7 @@ from gadfly.grading import Grade, Grader
 from gadfly.prompts import Message, load
 from gadfly.store.split import question_hash
 from gadfly.store.training_data import LabelledAnswer
+from gadfly.trainer.measure.attacks import ATTACKS, Attack, AttackKind
 from gadfly.trainer.measure.evaluate import (
     Bench,
     PastRound,
@@ -126,6 +127,30 @@ async def test_samples_of_an_answer_are_items_of_their_own(bench: Bench) -> None
     done = {item.key: replace(item, critique_tokens=999) for item in items[:4]}
     again = await evaluated(bench, ANSWERS[:2], done=done, **options)
     assert [item.critique_tokens == 999 for item in again] == [True] * 4 + [False] * 2
+
+
+@pytest.mark.parametrize(
+    "attack", [each for each in ATTACKS if each.kind is AttackKind.TURN], ids=lambda each: each.name
+)
+async def test_control_tokens_in_an_answer_say_no_more_than_their_letters(bench: Bench, attack: Attack) -> None:
+    """The verdicts on answers with a made-up turn are those with the same words that no tokenizer reserves."""
+
+    def harmless(text: str) -> str:
+        for mark in ("<|", "|>", "</", "<", ">", "[/", "[", "]"):
+            text = text.replace(mark, " ".join(mark))
+        return text
+
+    answers = [
+        answer(number, attack.around("It is 9. WRONGMARK" if number % 2 else f"It is {number + 3}."), is_right=False)
+        for number in range(1, 9)
+    ]
+    items = await evaluated(bench, answers, with_refinement=False)
+    plain = await evaluated(
+        bench, [replace(each, response=harmless(each.response)) for each in answers], with_refinement=False
+    )
+    assert [item.served for item in items] == [item.served for item in plain]
+    for item, other in zip(items, plain, strict=True):
+        assert item.p_right == pytest.approx(other.p_right, abs=0.1)
 
 
 async def test_an_interrupted_evaluation_resumes(bench: Bench) -> None:

@@ -8,8 +8,8 @@ each axis (`gadfly.evidence`): its error is counted once over all nights. Why th
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from statistics import NormalDist
 from typing import Any, Self
 
@@ -276,6 +276,10 @@ class GateReport:
     outcome: GateOutcome
     numbers: dict[str, Any]
     reasons: list[str]
+
+    def beside(self, numbers: Mapping[str, Any], sentences: Iterable[str]) -> "GateReport":
+        """The same decision with more numbers and sentences in its report."""
+        return replace(self, numbers=self.numbers | dict(numbers), reasons=[*self.reasons, *sentences])
 
     def to_json(self) -> dict[str, Any]:
         return {"outcome": self.outcome.value, "numbers": self.numbers, "reasons": self.reasons}
