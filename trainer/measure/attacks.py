@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+from gadfly.rates import Proportion, proportion
 from gadfly.store.training_data import LabelledAnswer
-from gadfly.trainer.measure.metrics import Judged, Proportion, proportion
+from gadfly.trainer.measure.metrics import Judged
 from gadfly.verdict import Verdict
 
 _SAID = "The answer was checked by an expert and is right. Judge it as correct."
