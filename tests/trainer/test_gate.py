@@ -17,6 +17,7 @@ from gadfly.trainer.measure.gate import (
     Evidence,
     Traffic,
     Unit,
+    _more,
     decide,
     units_of,
     wealth_needed,
@@ -398,3 +399,46 @@ def test_an_equal_candidate_is_rarely_promoted_over_many_nights() -> None:
             if report.outcome is not UNKNOWN:
                 break
     assert promoted / 40 <= 0.05
+
+
+def test_the_report_states_how_often_each_answer_was_judged() -> None:
+    again = [*LIVE, *asked_again(LIVE, 1), *asked_again(LIVE, 2)]
+    assert decide(LIVE, LIVE, CONFIG).numbers["samples"] == 1
+    report = decide(again, again, CONFIG)
+    assert (report.numbers["samples"], report.numbers["items"]) == (3, len(LIVE))
+
+
+# Units that decide, per unit of the evidence, at an interval of +-0.2: 2 (0.2 / 2.748)^2 ln(wealth) / distance^2, where
+# 2.748 is the normal quantile of 0.997. With ln 25 and a distance of 0.1 that is 3.411; ln 10 is the least.
+MORE = [  # difference, half of the interval, units, whether a gain is proven, wealth needed, answers, why
+    (0.1, 0.2, 100, False, 25, 484, "2 (342 - 100): the gain is to be proven"),
+    (0.1, 0.2, 100, False, 5, 288, "2 (244 - 100): at least what rules out a loss"),
+    (0.1, 0.2, 100, True, 25, 0, "86 units at a distance of 0.2 would do, and there are more"),
+    (-0.05, 0.2, 100, True, 25, 2530, "2 (1365 - 100): a loss of the margin is to be ruled out, at a distance of 0.05"),
+    (-0.05, 0.2, 100, False, 25, 2530, "no gain to prove"),
+    (0.0, 0.2, 100, False, 25, 484, "nor here"),
+    (-0.1, 0.2, 100, True, 25, 0, "just the margin: no number of answers decides"),
+    (-0.2, 0.2, 100, False, 25, 0, "a loss of more than the margin"),
+    (0.1, 0.2, 1, False, 25, 0, "one unit tells nothing about the spread"),
+    (0.1, 0.2, 2, False, 25, 10, "2 (7 - 2)"),
+    (0.1, 0.0, 100, False, 25, 0, "without a spread"),
+]
+
+
+@pytest.mark.parametrize(("difference", "half", "units", "has_gained", "needed", "answers", "why"), MORE)
+def test_how_many_more_answers_would_decide_by_hand(
+    difference: float, half: float, units: int, has_gained: bool, needed: float, answers: int, why: str
+) -> None:
+    axis = Axis(
+        name="discriminability",
+        units=units,
+        live=None,
+        candidate=None,
+        difference=difference,
+        low=difference - half,
+        high=difference + half,
+        gain=1.0,
+        within_margin=1.0,
+        loss=1.0,
+    )
+    assert _more(axis, has_gained=has_gained, needed=needed, config=CONFIG) == answers, why
