@@ -8,7 +8,7 @@ from uuid import UUID
 import numpy as np
 import pytest
 
-from gadfly.evidence import MeanTest
+from gadfly.evidence import MeanTest, interval
 from gadfly.grading import Grade
 from gadfly.planning import MARGIN_ERROR
 from gadfly.trainer.measure.gate import (
@@ -120,6 +120,8 @@ def test_a_proven_gain_without_a_loss_is_promoted() -> None:
     expected = MeanTest.of([0.0] * 40 + [0.5] * 30 + [0.0] * 10).wealth
     assert found["gain"] == pytest.approx(expected)
     assert found["low"] < found["difference"] < found["high"]
+    observations = [unit.balanced for unit in units_of(LIVE, critic(BOTH, first(150, 160), first(60, 160)))]
+    assert (found["low"], found["high"]) == pytest.approx(interval(observations, alpha=0.05))
     assert report.numbers["wealth"] >= report.numbers["wealth_needed"] == pytest.approx(25.0)
     assert "A gain is proven" in report.reasons[-1]
 
@@ -330,6 +332,8 @@ def test_their_evidence_adds_up_over_nights_too() -> None:
 def test_later_lineages_need_more() -> None:
     needed = [wealth_needed(CONFIG, lineage) for lineage in range(1, 200)]
     assert needed[0] == pytest.approx(25.0)
+    # A fifth of 5 % for all later ones: 1 / (0.05 x 0.2 x 6 / pi^2), and four times that for the one after it.
+    assert needed[1:3] == pytest.approx([164.493, 657.974], rel=1e-5)
     assert needed == sorted(needed)
     assert sum(1 / each for each in needed) <= 0.05
     report = decide(LIVE, critic(BOTH, first(150, 160), first(60, 160)), CONFIG, past=Evidence(lineage=3))
@@ -442,3 +446,28 @@ def test_how_many_more_answers_would_decide_by_hand(
         loss=1.0,
     )
     assert _more(axis, has_gained=has_gained, needed=needed, config=CONFIG) == answers, why
+
+
+def test_without_helpfulness_the_evidence_is_that_of_discriminability() -> None:
+    live, candidate = critic(BOTH, first(120, 160)), critic(BOTH, first(150, 160))
+    numbers = decide(live, candidate, CONFIG).numbers
+    assert numbers["helpfulness"] is None
+    assert numbers["wealth"] == pytest.approx(numbers["discriminability"]["gain"])
+
+
+def test_the_reasons_state_shares_as_percentages() -> None:
+    candidate = critic(BOTH, first(150, 160), first(60, 160))
+    report = decide(LIVE, candidate, CONFIG, traffic=Traffic(right=950, wrong=50))
+    found = report.numbers["discriminability"]
+    words = " ".join(report.reasons)
+    assert "Discriminability: 75.0 % live, 93.8 % candidate; difference +18.8 points" in words
+    assert f"points [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}] on 80 units." in words
+    assert "10 points is ruled out on every axis" in words
+    assert [axis["name"] for axis in report.numbers["utility"]] == [
+        "utility at 93 % right answers",
+        "utility at 96 % right answers",
+    ]
+    few = decide(critic(BOTH, first(120, 160)), critic(BOTH, first(121, 160)), TrainConfig(gate_margin=0.01))
+    assert "A loss of 1 points is not ruled out in discriminability." in few.reasons
+    low = decide(LIVE, candidate, TrainConfig(gate_margin=0.1, gate_floor=0.9))
+    assert "Of the wrong answers the candidate judges 87.5 % rightly, and the floor is 90 %." in low.reasons
