@@ -471,3 +471,14 @@ def test_the_reasons_state_shares_as_percentages() -> None:
     assert "A loss of 1 points is not ruled out in discriminability." in few.reasons
     low = decide(LIVE, candidate, TrainConfig(gate_margin=0.1, gate_floor=0.9))
     assert "Of the wrong answers the candidate judges 87.5 % rightly, and the floor is 90 %." in low.reasons
+
+
+@pytest.mark.parametrize(("references", "is_compared"), [(39, False), (40, True)])
+def test_helpfulness_is_compared_from_the_least_number_of_references_on(references: int, is_compared: bool) -> None:
+    refined: list[bool | None] = [None] * 160
+    places = [place for pair in zip(range(80), range(80, 160), strict=True) for place in pair][:references]
+    for place in places:
+        refined[place] = True
+    items = critic(BOTH, first(120, 160), refined)
+    report = decide(items, items, CONFIG.model_copy(update={"gate_min_items": 40}))
+    assert (report.numbers["helpfulness"] is not None) is is_compared
