@@ -7,6 +7,10 @@ ARGS ?=
 PYTHON := .venv/bin/python
 STAMP := .venv/.installed-$(GADFLY_EXTRA)
 
+# Two workers, which take whole files in the order of tests/conftest.py: first what can run side by side, then all tests
+# of an engine in one of them. ARGS="-n 0" is one process, for a debugger.
+PYTEST := $(PYTHON) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+
 # A uv that is too old or does not run (such as a shim without an installed version) counts as missing.
 UV := $(shell uv pip install --help 2>/dev/null | grep -q torch-backend && command -v uv || echo build/uv/bin/uv)
 
@@ -35,10 +39,10 @@ up: $(STAMP) ## Run database, engine, service and trainer (ARGS="--port 9000")
 	@.venv/bin/gadfly up $(ARGS)
 
 test: $(STAMP) ## Run the tests (ARGS="tests/cli -k doctor")
-	$(PYTHON) -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-fast: $(STAMP) ## Run the tests that start no engine, database or model: about a minute
-	$(PYTHON) -m pytest -m fast $(ARGS)
+	$(PYTEST) -m fast $(ARGS)
 
 check: $(STAMP) ## Check format, lint, types, import contracts and migrations
 	.venv/bin/ruff format --check .

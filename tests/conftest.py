@@ -2,7 +2,10 @@
 
 import itertools
 import os
+import subprocess
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,6 +14,10 @@ import pytest
 from gadfly.store.database import Database, migrate
 from tests.support.engines import start_engine
 from tests.support.postgres import SPLIT_SECRET, PostgresServer
+
+# torch and numpy read this when they are first imported. Two threads that wait for each other on a busy core take ten
+# times as long as one, and two workers of the tests keep both cores busy.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 _NEEDS = {  # marker -> the fixtures that start what it names
     "engine": {
@@ -25,21 +32,37 @@ _NEEDS = {  # marker -> the fixtures that start what it names
         "plain",
     },
     "database": {"postgres", "own_postgres"},
-    "model": {"critic_model", "tiny", "model"},
+    "model": {"critic_model", "tiny", "model", "default_model"},
 }
 _TEMPLATE = "template_gadfly"
 _numbers = itertools.count()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with what it starts, so that `-m fast` selects the tests that start nothing."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark each test with what it starts, so that `-m fast` selects the tests that start nothing, and order the files.
+
+    With several workers (`-n 2 --dist loadgroup`) a file is run by one worker, so that what its tests share is made
+    once. All tests of an engine are one group and come last: one worker runs them when the others have finished,
+    because an engine that shares its cores with other tests is many times slower. Long files come before short ones,
+    so that the workers finish together.
+    """
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
-        needs = [marker for marker, starting in _NEEDS.items() if fixtures & starting]
-        for marker in needs:
-            item.add_marker(marker)
-        if not needs and item.get_closest_marker("slow") is None:
+        for marker, starting in _NEEDS.items():
+            if fixtures & starting:
+                item.add_marker(marker)
+        if not any(item.get_closest_marker(marker) for marker in (*_NEEDS, "slow")):
             item.add_marker("fast")
+        if config.pluginmanager.hasplugin("xdist"):
+            group = "engine" if _needs(item, "engine") else f"{item.path.parent.name}/{item.path.stem}"
+            item.add_marker(pytest.mark.xdist_group(group))
+    tests_of = Counter(item.path for item in items)
+    items.sort(key=lambda item: (*(not _needs(item, tier) for tier in ("model", "database")), -tests_of[item.path]))
+    items.sort(key=lambda item: _needs(item, "engine"))
+
+
+def _needs(item: pytest.Item, marker: str) -> bool:
+    return item.get_closest_marker(marker) is not None
 
 
 @pytest.fixture(scope="session")
@@ -57,13 +80,44 @@ def postgres() -> Iterator[PostgresServer]:
         server.kill()
 
 
+class _Databases:
+    """Copies of the template. The next one is made while a test uses the one before."""
+
+    def __init__(self, server: PostgresServer) -> None:
+        self._server = server
+        self._thread = ThreadPoolExecutor(1)
+        self._next = self._thread.submit(self._create)
+
+    def take(self) -> str:
+        name = self._next.result()
+        self._next = self._thread.submit(self._create)
+        return name
+
+    def drop(self, name: str) -> None:
+        self._thread.submit(self._server.execute, f"DROP DATABASE {name} WITH (FORCE)")
+
+    def close(self) -> None:
+        self._thread.shutdown()
+
+    def _create(self) -> str:
+        name = f"test_{next(_numbers)}"
+        self._server.execute(f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE}")
+        return name
+
+
+@pytest.fixture(scope="session")
+def databases(postgres: PostgresServer) -> Iterator[_Databases]:
+    databases = _Databases(postgres)
+    yield databases
+    databases.close()
+
+
 @pytest.fixture
-def database_url(postgres: PostgresServer) -> Iterator[str]:
+def database_url(postgres: PostgresServer, databases: _Databases) -> Iterator[str]:
     """A migrated, empty database of this test's own."""
-    name = f"test_{next(_numbers)}"
-    postgres.execute(f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE}")
+    name = databases.take()
     yield postgres.url_of(name)
-    postgres.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    databases.drop(name)
 
 
 @pytest.fixture
@@ -72,14 +126,24 @@ async def database(database_url: str) -> AsyncIterator[Database]:
         yield database
 
 
+@pytest.fixture(scope="session")
+def stopped_postgres() -> Iterator[Path]:
+    """The home of a migrated server that was stopped, to be copied."""
+    with TemporaryDirectory(prefix="gadfly-") as folder:
+        with PostgresServer(Path(folder)) as server:
+            migrate(server.url)
+        yield Path(folder)
+
+
 @pytest.fixture
-def own_postgres() -> Iterator[PostgresServer]:
+def own_postgres(stopped_postgres: Path) -> Iterator[PostgresServer]:
     """A migrated server that the test may stop, kill and freeze."""
-    with TemporaryDirectory(prefix="gadfly-") as folder, PostgresServer(Path(folder)) as server:
-        migrate(server.url)
-        yield server
-        if server.is_running:
-            server.thaw()
+    with TemporaryDirectory(prefix="gadfly-") as folder:
+        subprocess.run(["cp", "-a", f"{stopped_postgres}/.", folder], check=True)  # with the owner of each file
+        with PostgresServer(Path(folder)) as server:
+            yield server
+            if server.is_running:
+                server.thaw()
 
 
 @pytest.fixture(scope="session")

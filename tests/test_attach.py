@@ -33,7 +33,7 @@ from gadfly.votes import LabelSource
 from tests.service.conftest import RIGHT, WRONG, make_settings
 from tests.support import worlds
 from tests.support.adapters import RANK, insert_version, publish_adapter
-from tests.support.engines import ForeignEngine, start_foreign
+from tests.support.engines import ForeignEngine, launch_foreign, wait_for_foreign
 from tests.support.services import free_port, read_events, serving
 
 ENGINE_NAME, ENGINE_KEY = "lab/Tiny", "engine-secret"
@@ -44,24 +44,35 @@ pytestmark = pytest.mark.timeout(600)  # the first test waits for two servers to
 
 
 @pytest.fixture(scope="module")
-def foreign(critic_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForeignEngine]:
+def servers(
+    critic_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[ForeignEngine, ForeignEngine]]:
+    """`foreign` and `plain`, started side by side."""
     port = free_port()
     line = printed_line(Settings(engine_key=ENGINE_KEY, **SIZES), model=critic_model, port=port)
     assert ENGINE_KEY not in line
-    with start_foreign(line, port=port, home=tmp_path_factory.mktemp("foreign"), key=ENGINE_KEY) as engine:
-        yield engine
+    with launch_foreign(line, port=port, home=tmp_path_factory.mktemp("foreign"), key=ENGINE_KEY) as foreign:
+        port = free_port()
+        line = (
+            f"VLLM_ENABLE_V1_MULTIPROCESSING=0 TORCHDYNAMO_DISABLE=1 "
+            f"python -m vllm.entrypoints.launchers.api_server.entry "
+            f"--model {critic_model} --served-model-name {ACTOR_NAME} --api-key {ACTOR_KEY} --port {port} "
+            f"--dtype float32 --enforce-eager --kv-cache-memory-bytes {64 * 2**20}"
+        )
+        with launch_foreign(line, port=port, home=tmp_path_factory.mktemp("plain")) as plain:
+            wait_for_foreign(foreign)
+            wait_for_foreign(plain)
+            yield foreign, plain
 
 
-@pytest.fixture(scope="module")
-def plain(critic_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForeignEngine]:
-    port = free_port()
-    line = (
-        f"VLLM_ENABLE_V1_MULTIPROCESSING=0 TORCHDYNAMO_DISABLE=1 python -m vllm.entrypoints.launchers.api_server.entry "
-        f"--model {critic_model} --served-model-name {ACTOR_NAME} --api-key {ACTOR_KEY} --port {port} "
-        f"--dtype float32 --enforce-eager --kv-cache-memory-bytes {64 * 2**20}"
-    )
-    with start_foreign(line, port=port, home=tmp_path_factory.mktemp("plain")) as engine:
-        yield engine
+@pytest.fixture
+def foreign(servers: tuple[ForeignEngine, ForeignEngine]) -> ForeignEngine:
+    return servers[0]
+
+
+@pytest.fixture
+def plain(servers: tuple[ForeignEngine, ForeignEngine]) -> ForeignEngine:
+    return servers[1]
 
 
 def printed_line(settings: Settings, *, model: Path, port: int) -> str:

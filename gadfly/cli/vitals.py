@@ -58,7 +58,7 @@ def _session(leader: int) -> Iterator[psutil.Process]:
             continue  # it ended, or belongs to another user
 
 
-def _status(process: psutil.Process) -> psutil.ProcessStatus | str:
+def _status(process: psutil.Process) -> "psutil.ProcessStatus | str":
     try:
         return process.status()
     except psutil.Error:

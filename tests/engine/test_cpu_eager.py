@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-pytestmark = pytest.mark.engine
+pytestmark = pytest.mark.slow
 
 ROWS = [
     (torch.tensor([[0.0, 1.0, 2.0]]), [1.0], [2], "one row, one more likely token"),

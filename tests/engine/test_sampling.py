@@ -12,10 +12,8 @@ from gadfly import prompts
 from gadfly.engine_client import ACTOR, Engine, Reply, Sampling
 from gadfly.errors import WrongSampling
 from gadfly.sampling_proof import prove_sampling
-from tests.support.engines import RunningEngine, start_engine
+from tests.support.engines import RunningEngine, launch_engine, wait_until_ready
 from tests.support.tiny_models import random_model
-
-pytestmark = pytest.mark.engine
 
 # As published for Qwen2.5-7B-Instruct, with stronger top_k and penalty, which show in a model of random weights.
 PUBLISHED = {"temperature": 0.7, "top_p": 0.8, "top_k": 1, "repetition_penalty": 2.0, "max_new_tokens": 4}
@@ -23,7 +21,7 @@ PROMPT = prompts.load("bare@1").solve(question="What is 2 + 2?")
 SAMPLED = Sampling(n=16, temperature=1.0, seed=0, max_tokens=12)
 GREEDY = Sampling(max_tokens=12)
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 
 async def ask(running: RunningEngine, sampling: Sampling) -> tuple[Reply, ...]:
@@ -74,23 +72,25 @@ async def test_a_models_sampling_defaults_change_nothing(tmp_path: Path) -> None
     config = opinionated / "generation_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | PUBLISHED))
 
-    with start_engine(plain, home=tmp_path / "home") as engine:
-        expected = await texts(engine)
-    assert len(set(expected[0])) > 8, "samples at temperature 1 differ"
+    with (
+        launch_engine(plain, home=tmp_path / "first") as first,
+        launch_engine(opinionated, home=tmp_path / "second") as second,
+        # vLLM uses the last of two equal flags: this restores vLLM's default.
+        launch_engine(opinionated, home=tmp_path / "third", extra_args="--generation-config auto") as third,
+    ):
+        wait_until_ready(first, second, third)
+        expected = await texts(first)
+        assert len(set(expected[0])) > 8, "samples at temperature 1 differ"
+        assert await texts(second) == expected, "an engine that Gadfly starts"
 
-    with start_engine(opinionated, home=tmp_path / "home") as engine:
-        assert await texts(engine) == expected, "an engine that Gadfly starts"
-
-    # vLLM uses the last of two equal flags: this restores vLLM's default.
-    with start_engine(opinionated, home=tmp_path / "home", extra_args="--generation-config auto") as engine:
-        with engine.client() as client:
+        with third.client() as client:
             body = {"model": "base", "messages": [{"role": "user", "content": "2 + 2?"}], "n": 16, "max_tokens": 12}
             choices = client.post("/v1/chat/completions", json=body).json()["choices"]
             assert len({choice["message"]["content"] for choice in choices}) == 1, "there the file applies"
-        await prove(Engine(engine.url, timeout_s=60))
+        await prove(Engine(third.url, timeout_s=60))
         with pytest.raises(WrongSampling, match="does not take the likeliest token"):
-            await prove(Engine(engine.url, timeout_s=60, transport=Careless(engine.url)))
-        sampled, greedy = await texts(engine)
+            await prove(Engine(third.url, timeout_s=60, transport=Careless(third.url)))
+        sampled, greedy = await texts(third)
         # The server applies the length limit and no request can lift it, so only the prefixes can be equal.
         assert len(set(sampled)) > 8
         assert expected[1].startswith(greedy)

@@ -381,7 +381,7 @@ async def test_a_follower_gets_past_and_new_events_until_the_run_is_over(
             await write(database, run_id, EventKind.STEP, step=step, metrics={"reward": 0.25 * step})
             written = time.monotonic()
             id, kind, data = await anext(events)
-            assert time.monotonic() - written < 5
+            assert time.monotonic() - written < 10
             assert (kind, data["step"], data["metrics"]) == ("step", step, {"reward": 0.25 * step})
             assert data["at"]
             assert id > seen[-1][0]

@@ -25,7 +25,8 @@ from gadfly.cli.exchange import take_in
 from gadfly.engine_client import Engine, Sampling
 from gadfly.grading import Grade
 from gadfly.records import Interaction, SwapKind, new_id
-from gadfly.service.critics import shadow
+from gadfly.service import health
+from gadfly.service.critics import shadow, upkeep
 from gadfly.settings import Settings
 from gadfly.store.database import Database
 from gadfly.store.interactions import insert_records
@@ -44,7 +45,7 @@ from tests.support.adapters import (
     publish_again,
     shift_record,
 )
-from tests.support.engines import RunningEngine, start_engine
+from tests.support.engines import RunningEngine, launch_engine, wait_until_ready
 from tests.support.postgres import PostgresServer
 from tests.support.records import make_critique, make_interaction
 from tests.support.services import free_port, service_process, serving, until_ready
@@ -61,14 +62,16 @@ class Engines:
 
     def __init__(self, model: Path, home: Path) -> None:
         self._model, self._home = model, home
-        self.a, self.b = (self._start(name) for name in "ab")
+        self.a, self.b = (self._launch(name) for name in "ab")
+        wait_until_ready(self.a, self.b)
 
-    def _start(self, name: str) -> RunningEngine:
-        return start_engine(self._model, home=self._home / f"{name}{next(_homes)}", uds=self._home / f"{name}.sock")
+    def _launch(self, name: str) -> RunningEngine:
+        return launch_engine(self._model, home=self._home / f"{name}{next(_homes)}", uds=self._home / f"{name}.sock")
 
     def restart_b(self) -> None:
         self.b.kill()
-        self.b = self._start("b")
+        self.b = self._launch("b")
+        wait_until_ready(self.b)
 
     def forget_adapters(self) -> None:
         for engine in (self.a, self.b):
@@ -90,6 +93,12 @@ def both(critic_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def engines(both: Engines) -> Iterator[Engines]:
     yield both
     both.forget_adapters()
+
+
+@pytest.fixture(autouse=True)
+def uncached_readiness(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A positive result of /readyz is valid for a second, which each look at it would wait for."""
+    monkeypatch.setattr(health, "_READY_VALID_S", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +151,6 @@ class World:
         return swap
 
     async def ready(self) -> dict[str, Any]:
-        await asyncio.sleep(1.1)  # a positive result is cached for a second
         answer = await self.client.get("/readyz")
         readiness: dict[str, Any] = answer.json()
         return readiness
@@ -606,7 +614,8 @@ async def test_a_replica_that_cannot_follow_reports_it_and_goes_on(
         assert (await replica.ready())["swap"]["ok"]
 
 
-async def test_an_episode_stays_on_its_critic(world: World, engines: Engines) -> None:
+async def test_an_episode_stays_on_its_critic(world: World, engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upkeep, "_UNUSED_S", 3.0)  # there is no other replica that may still use a critic
     await world.promoted(1)
     episode = str(new_id())
     assert await world.text(episode_id=episode) == world.texts[1]

@@ -22,6 +22,7 @@ from gadfly.votes import (
     Voter,
     Votes,
     _is_large,
+    _peer,
     _seen_by_others,
     _tail,
     certainty,
@@ -75,6 +76,14 @@ def test_the_share_of_right_answers_decides_how_sure_a_label_is_and_not_what_it_
     assert certainty(False, votes, Ruling.WRONG, LabelModel(right_share=0.95), frozenset()) == 1.0
 
 
+def test_the_certainty_is_that_of_the_label() -> None:
+    sure, model, nothing = (word(A, True),), LabelModel(), frozenset[UUID]()
+    assert certainty(True, sure, None, model, nothing) == pytest.approx(0.95)
+    assert certainty(False, sure, None, model, nothing) == pytest.approx(0.05), "a frozen label that a vote denies"
+    assert certainty(False, None, None, model, nothing) == 0.95, "not counted yet: one person's word"
+    assert certainty(True, sure, None, model, frozenset({A})) == 0.95, "its votes are gone"
+
+
 def known(**reliabilities: Reliability) -> LabelModel:
     keys = {"a": A, "b": B, "c": C}
     return LabelModel(0.5, {Voter(keys[name], PERSON): value for name, value in reliabilities.items()})
@@ -97,6 +106,12 @@ RELIABILITIES: list[tuple[Votes, LabelModel, bool | None, str]] = [
         LabelModel(0.5, {Voter(A, REFERENCE): Reliability(0.6, 0.6)}),
         None,
         "a single word against a reference that is known to be unreliable: a conflict, never the word",
+    ),
+    (
+        (grade(A, True), grade(B, True), word(C, False), word(D, False)),
+        LabelModel(0.5, {Voter(key, REFERENCE): Reliability(0.6, 0.6) for key in (A, B)}),
+        None,
+        "as many words as grades are no majority, although these grades are unreliable: a conflict",
     ),
     (
         (grade(A, True),),
@@ -185,6 +200,30 @@ def test_contradictions_are_counted_against_what_the_others_say_by_hand() -> Non
         True: [10, 10, pytest.approx(10 * (1 - 7.1 / 11))],
         False: [20, 0, pytest.approx(20 * 3.9 / 9)],
     }
+
+
+def test_a_peer_is_the_median_of_the_other_keys_that_are_known_well_enough() -> None:
+    reliabilities = {
+        Voter(A, PERSON): Reliability(0.1, 0.1, 50, 50),  # the one that is compared
+        Voter(A, REFERENCE): Reliability(0.2, 0.2, 50, 50),
+        Voter(B, PERSON): Reliability(0.8, 0.7, 10, 10),
+        Voter(C, PERSON): Reliability(0.6, 0.9, 10, 9),
+        Voter(D, PERSON): Reliability(0.3, 0.8, 9, 10),
+        Voter(D, IMPORT): Reliability(0.4, 0.4, 50, 50),  # of another source
+    }
+    found = _peer(Voter(A, PERSON), list(reliabilities), LabelModel(0.5, reliabilities))
+    assert (found.right, found.wrong) == (pytest.approx(0.7), pytest.approx(0.75))
+    better = {Voter(B, PERSON): Reliability(0.99, 0.99, 50, 50)}
+    assert _peer(Voter(A, PERSON), list(better), LabelModel(0.5, better)) == Reliability(0.95, 0.95), (
+        "at most the prior"
+    )
+    assert _peer(Voter(A, REFERENCE), list(better), LabelModel(0.5, better)) == Reliability(0.98, 0.98), "of its source"
+
+
+@pytest.mark.parametrize(("answers", "named"), [(9, []), (10, [A])])
+def test_ten_answers_are_enough_to_be_named(answers: int, named: list[UUID]) -> None:
+    found = contradictions([Pattern((word(A, False),), True, answers)], LabelModel())
+    assert [case.voter.key_id for case in found] == named
 
 
 SIZES = [  # answers, contradictions, expected, whether that is large enough to tell, why

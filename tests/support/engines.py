@@ -121,7 +121,24 @@ def start_engine(
     without_plugins: bool = False,
     timeout_s: float = 180.0,
 ) -> RunningEngine:
-    """Start an engine and wait until it answers.
+    """Start an engine and wait until it answers. For the arguments, see `launch_engine`."""
+    engine = launch_engine(
+        model, home=home, uds=uds, extra_args=extra_args, environ=environ, without_plugins=without_plugins
+    )
+    wait_until_ready(engine, timeout_s=timeout_s)
+    return engine
+
+
+def launch_engine(
+    model: Path | str,
+    *,
+    home: Path,
+    uds: Path | None = None,
+    extra_args: str = "",
+    environ: Mapping[str, str] | None = None,
+    without_plugins: bool = False,
+) -> RunningEngine:
+    """Start an engine that `wait_until_ready` waits for. Two that start side by side are ready earlier than in turn.
 
     `extra_args` is appended to vLLM's command line; `environ` adds variables, `GADFLY_*` settings among them. Without
     plugins it is vLLM as it comes. It ends with the thread that started it at the latest, so start it from the main
@@ -149,13 +166,22 @@ def start_engine(
             start_new_session=True,
             preexec_fn=_end_with_parent,  # noqa: PLW1509  # one call into libc, nothing that could take a lock
         )  # fmt: skip
-    engine = RunningEngine(url=f"unix://{uds}", process=process, log=log)
+    return RunningEngine(url=f"unix://{uds}", process=process, log=log)
+
+
+def wait_until_ready(*engines: RunningEngine, timeout_s: float = 180.0) -> None:
+    """Wait until all of them answer. If one does not, all are killed.
+
+    Raises:
+        EngineDidNotStart: one of them has ended, or does not answer after `timeout_s` seconds.
+    """
     try:
-        _wait_until_healthy(engine, timeout_s)
+        for engine in engines:
+            _wait_until_healthy(engine, timeout_s)
     except BaseException:
-        engine.kill()
+        for engine in engines:
+            engine.kill()
         raise
-    return engine
 
 
 @dataclass(frozen=True)
@@ -179,8 +205,8 @@ class ForeignEngine:
         self.stop()
 
 
-def start_foreign(line: str, *, port: int, home: Path, key: str = "", timeout_s: float = 180.0) -> ForeignEngine:
-    """Run a shell command that starts vLLM on a port, and wait until it answers. `key` is in $GADFLY_ENGINE_KEY there.
+def launch_foreign(line: str, *, port: int, home: Path, key: str = "") -> ForeignEngine:
+    """Run a shell command that starts vLLM on a port. `key` is in $GADFLY_ENGINE_KEY there.
 
     `python` in the command is this interpreter.
     """
@@ -195,17 +221,24 @@ def start_foreign(line: str, *, port: int, home: Path, key: str = "", timeout_s:
             stdin=subprocess.DEVNULL, start_new_session=True,
             preexec_fn=_end_with_parent,  # noqa: PLW1509  # one call into libc, nothing that could take a lock
         )  # fmt: skip
-    engine = ForeignEngine(f"http://127.0.0.1:{port}", process, log)
+    return ForeignEngine(f"http://127.0.0.1:{port}", process, log)
+
+
+def wait_for_foreign(engine: ForeignEngine, *, timeout_s: float = 180.0) -> None:
+    """Wait until it answers.
+
+    Raises:
+        EngineDidNotStart: it has ended, or does not answer after `timeout_s` seconds.
+    """
     deadline = time.monotonic() + timeout_s
     while True:
         try:
             if httpx.get(f"{engine.url}/health", timeout=5).status_code == httpx.codes.OK:
-                return engine
+                return
         except httpx.TransportError:
             pass
-        if process.poll() is not None or time.monotonic() > deadline:
-            engine.stop()
-            raise EngineDidNotStart(f"The engine did not start:\n{_tail(log, 40)}")
+        if engine.process.poll() is not None or time.monotonic() > deadline:
+            raise EngineDidNotStart(f"The engine did not start:\n{_tail(engine.log, 40)}")
         time.sleep(0.3)
 
 

@@ -8,7 +8,7 @@ from uuid import UUID
 import numpy as np
 import pytest
 
-from gadfly.evidence import MeanTest
+from gadfly.evidence import MeanTest, interval
 from gadfly.grading import Grade
 from gadfly.planning import MARGIN_ERROR
 from gadfly.trainer.measure.gate import (
@@ -17,6 +17,7 @@ from gadfly.trainer.measure.gate import (
     Evidence,
     Traffic,
     Unit,
+    _more,
     decide,
     threshold_alone,
     units_of,
@@ -120,6 +121,8 @@ def test_a_proven_gain_without_a_loss_is_promoted() -> None:
     expected = MeanTest.of([0.0] * 40 + [0.5] * 30 + [0.0] * 10).wealth
     assert found["gain"] == pytest.approx(expected)
     assert found["low"] < found["difference"] < found["high"]
+    observations = [unit.balanced for unit in units_of(LIVE, critic(BOTH, first(150, 160), first(60, 160)))]
+    assert (found["low"], found["high"]) == pytest.approx(interval(observations, alpha=0.05))
     assert report.numbers["wealth"] >= report.numbers["wealth_needed"] == pytest.approx(25.0)
     assert "A gain is proven" in report.reasons[-1]
 
@@ -330,6 +333,8 @@ def test_their_evidence_adds_up_over_nights_too() -> None:
 def test_later_lineages_need_more() -> None:
     needed = [wealth_needed(CONFIG, lineage) for lineage in range(1, 200)]
     assert needed[0] == pytest.approx(25.0)
+    # A fifth of 5 % for all later ones: 1 / (0.05 x 0.2 x 6 / pi^2), and four times that for the one after it.
+    assert needed[1:3] == pytest.approx([164.493, 657.974], rel=1e-5)
     assert needed == sorted(needed)
     assert sum(1 / each for each in needed) <= 0.05
     report = decide(LIVE, critic(BOTH, first(150, 160), first(60, 160)), CONFIG, past=Evidence(lineage=3))
@@ -428,3 +433,82 @@ def test_samples_of_an_answer_count_once_for_the_threshold() -> None:
     item = replace(critic([True], [True])[0], p_correct=0.6, p_incorrect=0.4)
     few = [replace(item, sample=sample, was_right=right) for sample in range(30) for right in (True, False)]
     assert threshold_alone(few) is None
+
+
+def test_the_report_states_how_often_each_answer_was_judged() -> None:
+    again = [*LIVE, *asked_again(LIVE, 1), *asked_again(LIVE, 2)]
+    assert decide(LIVE, LIVE, CONFIG).numbers["samples"] == 1
+    report = decide(again, again, CONFIG)
+    assert (report.numbers["samples"], report.numbers["items"]) == (3, len(LIVE))
+
+
+# Units that decide, per unit of the evidence, at an interval of +-0.2: 2 (0.2 / 2.748)^2 ln(wealth) / distance^2, where
+# 2.748 is the normal quantile of 0.997. With ln 25 and a distance of 0.1 that is 3.411; ln 10 is the least.
+MORE = [  # difference, half of the interval, units, whether a gain is proven, wealth needed, answers, why
+    (0.1, 0.2, 100, False, 25, 484, "2 (342 - 100): the gain is to be proven"),
+    (0.1, 0.2, 100, False, 5, 288, "2 (244 - 100): at least what rules out a loss"),
+    (0.1, 0.2, 100, True, 25, 0, "86 units at a distance of 0.2 would do, and there are more"),
+    (-0.05, 0.2, 100, True, 25, 2530, "2 (1365 - 100): a loss of the margin is to be ruled out, at a distance of 0.05"),
+    (-0.05, 0.2, 100, False, 25, 2530, "no gain to prove"),
+    (0.0, 0.2, 100, False, 25, 484, "nor here"),
+    (-0.1, 0.2, 100, True, 25, 0, "just the margin: no number of answers decides"),
+    (-0.2, 0.2, 100, False, 25, 0, "a loss of more than the margin"),
+    (0.1, 0.2, 1, False, 25, 0, "one unit tells nothing about the spread"),
+    (0.1, 0.2, 2, False, 25, 10, "2 (7 - 2)"),
+    (0.1, 0.0, 100, False, 25, 0, "without a spread"),
+]
+
+
+@pytest.mark.parametrize(("difference", "half", "units", "has_gained", "needed", "answers", "why"), MORE)
+def test_how_many_more_answers_would_decide_by_hand(
+    difference: float, half: float, units: int, has_gained: bool, needed: float, answers: int, why: str
+) -> None:
+    axis = Axis(
+        name="discriminability",
+        units=units,
+        live=None,
+        candidate=None,
+        difference=difference,
+        low=difference - half,
+        high=difference + half,
+        gain=1.0,
+        within_margin=1.0,
+        loss=1.0,
+    )
+    assert _more(axis, has_gained=has_gained, needed=needed, config=CONFIG) == answers, why
+
+
+def test_without_helpfulness_the_evidence_is_that_of_discriminability() -> None:
+    live, candidate = critic(BOTH, first(120, 160)), critic(BOTH, first(150, 160))
+    numbers = decide(live, candidate, CONFIG).numbers
+    assert numbers["helpfulness"] is None
+    assert numbers["wealth"] == pytest.approx(numbers["discriminability"]["gain"])
+
+
+def test_the_reasons_state_shares_as_percentages() -> None:
+    candidate = critic(BOTH, first(150, 160), first(60, 160))
+    report = decide(LIVE, candidate, CONFIG, traffic=Traffic(right=950, wrong=50))
+    found = report.numbers["discriminability"]
+    words = " ".join(report.reasons)
+    assert "Discriminability: 75.0 % live, 93.8 % candidate; difference +18.8 points" in words
+    assert f"points [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}] on 80 units." in words
+    assert "10 points is ruled out on every axis" in words
+    assert [axis["name"] for axis in report.numbers["utility"]] == [
+        "utility at 93 % right answers",
+        "utility at 96 % right answers",
+    ]
+    few = decide(critic(BOTH, first(120, 160)), critic(BOTH, first(121, 160)), TrainConfig(gate_margin=0.01))
+    assert "A loss of 1 points is not ruled out in discriminability." in few.reasons
+    low = decide(LIVE, candidate, TrainConfig(gate_margin=0.1, gate_floor=0.9))
+    assert "Of the wrong answers the candidate judges 87.5 % rightly, and the floor is 90 %." in low.reasons
+
+
+@pytest.mark.parametrize(("references", "is_compared"), [(39, False), (40, True)])
+def test_helpfulness_is_compared_from_the_least_number_of_references_on(references: int, is_compared: bool) -> None:
+    refined: list[bool | None] = [None] * 160
+    places = [place for pair in zip(range(80), range(80, 160), strict=True) for place in pair][:references]
+    for place in places:
+        refined[place] = True
+    items = critic(BOTH, first(120, 160), refined)
+    report = decide(items, items, CONFIG.model_copy(update={"gate_min_items": 40}))
+    assert (report.numbers["helpfulness"] is not None) is is_compared

@@ -96,7 +96,7 @@ async def test_a_cancelled_run_ends_in_seconds_and_leaves_no_adapter(
             await store.runs.request_cancel(session, run.id)
             await store.runs.request_cancel(session, waiting.id)
         ended = await until(filled, run.id, lambda found: found.status.is_over, log)
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 30
         assert ended.status is RunStatus.CANCELLED
         assert (await worlds.read(filled, waiting.id)).status is RunStatus.CANCELLED
         assert await loaded(engine_url, run.id) == []
