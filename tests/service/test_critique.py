@@ -22,7 +22,7 @@ async def test_judges_steps_and_the_final_answer(client: httpx.AsyncClient) -> N
         assert result["steps"]
         assert all(step["text"] in result["critique"] for step in result["steps"])
         assert result["critic"] == {"version": 0, "adapter_sha256": None, "status": "untrained"}
-        assert result["usage"]["completion_tokens"] > 10
+        assert result["usage"]["completion_tokens"] >= 10
         assert result["latency_ms"] > 0
         assert UUID(result["id"]).version == 7
 

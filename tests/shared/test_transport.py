@@ -1,6 +1,8 @@
 """HTTP over real sockets: what servers do to connections has the same names as with a transport of httpx."""
 
 import asyncio
+import socket
+import struct
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -74,6 +76,22 @@ def sending(*parts: bytes, then_waits: bool = False) -> Handler:
     return handle
 
 
+def resetting(*parts: bytes) -> Handler:
+    """As a process that is killed with unread data."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        for part in parts:
+            writer.write(part)
+            await writer.drain()
+        await asyncio.sleep(0.05)  # until the client has read it
+        linger = struct.pack("ii", 1, 0)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        writer.transport.abort()
+
+    return handle
+
+
 FAULTS: list[tuple[Handler, type[Exception], str]] = [
     (sending(), Broken, "closes without an answer"),
     (sending(OK[:-1]), Broken, "closes within the body"),
@@ -81,6 +99,8 @@ FAULTS: list[tuple[Handler, type[Exception], str]] = [
     (sending(then_waits=True), Silence, "does not answer"),
     (sending(OK[:-1], then_waits=True), Silence, "stops within the body"),
     (sending(EVENTS + chunk(b"{")), Broken, "closes within a stream"),
+    (resetting(), Broken, "resets without an answer"),
+    (resetting(EVENTS + chunk(b"{")), Broken, "resets within a stream"),
 ]
 
 
