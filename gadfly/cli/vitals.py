@@ -38,7 +38,7 @@ class Vitals:
         A probe is missed when a process is stopped (SIGSTOP), or when nothing answers and no processor time was used.
         """
         processes = list(_session(self.session))
-        stopped = any(_status(process) == psutil.STATUS_STOPPED for process in processes)
+        stopped = any(map(_is_stopped, processes))
         cpu_s = sum(map(_cpu_s, processes))
         is_idle, self._cpu_s = cpu_s - self._cpu_s < 0.01, cpu_s
         if answers and not stopped:
@@ -58,11 +58,11 @@ def _session(leader: int) -> Iterator[psutil.Process]:
             continue  # it ended, or belongs to another user
 
 
-def _status(process: psutil.Process) -> "psutil.ProcessStatus | str":
+def _is_stopped(process: psutil.Process) -> bool:
     try:
-        return process.status()
+        return bool(process.status() == psutil.STATUS_STOPPED)
     except psutil.Error:
-        return ""
+        return False
 
 
 def _cpu_s(process: psutil.Process) -> float:

@@ -14,7 +14,7 @@ from gadfly.api_keys import issue_key
 from gadfly.records import Tier
 from gadfly.store.database import Database
 from tests.service.conftest import RIGHT, make_settings
-from tests.support.broken_engines import StandIn, standing_in
+from tests.support.broken_engines import Fault, StandIn, standing_in
 from tests.support.postgres import PostgresServer
 from tests.support.services import free_port, service_process, serving, until_ready
 
@@ -67,6 +67,33 @@ async def test_a_frozen_postgres_costs_requests_next_to_nothing(
         await until_replayed(client)
     async with Database(own_postgres.url) as database, database.session() as session:
         assert await session.scalar(text("SELECT count(*) FROM interactions")) == 208
+
+
+async def test_an_engine_that_fails_is_ejected_and_readiness_says_so(
+    tmp_path: Path, database_url: str, stand_in: StandIn
+) -> None:
+    broken = StandIn()
+    async with (
+        standing_in(broken),
+        serving(make_settings(tmp_path, database_url, stand_in.url, broken.url)) as client,
+    ):
+        stand_in.seconds, broken.fault = 0.2, Fault.CHAT_500
+        for _ in range(3):
+            answers = await asyncio.gather(*(client.post("/critique", json=RIGHT) for _ in range(8)))
+            assert [answer.status_code for answer in answers] == [200] * 8
+        state = (await client.get("/state")).json()
+        assert {item["url"]: item["health"] for item in state["engines"]} == {
+            stand_in.url: "sound",
+            broken.url: "ejected",
+        }
+        stand_in.fault = Fault.HALF_JSON
+        malformed = [await client.post("/critique", json=RIGHT) for _ in range(6)]
+        assert {answer.status_code for answer in malformed} <= {502, 503}
+        assert 502 in {answer.status_code for answer in malformed}
+        await asyncio.sleep(1.1)  # a positive result is valid for a second
+        ready = await client.get("/readyz")
+        assert ready.status_code == 503
+        assert not ready.json()["engine"]["ok"]
 
 
 async def test_in_an_outage_a_repeat_gets_its_result_or_is_refused(

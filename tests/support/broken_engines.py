@@ -23,6 +23,7 @@ class Fault(StrEnum):
 
     NONE = "none"
     STATUS_500 = "status_500"
+    CHAT_500 = "chat_500"  # generates the probe's token, and fails requests
     HALF_JSON = "half_json"
     OTHER_JSON = "other_json"
     WRONG_KEY = "wrong_key"
@@ -76,13 +77,15 @@ class StandIn:
             case "/detokenize":
                 return await _send(writer, 200, orjson.dumps({"prompt": bytes(body["tokens"]).decode()}))
             case "/v1/completions" | "/v1/chat/completions":
+                if self.fault is Fault.CHAT_500 and "chat" not in path:
+                    return await _send(writer, 200, _ANSWER)
                 return await self._generate(body, writer)
         return await _send(writer, 404, b"{}")
 
     async def _generate(self, body: dict[str, Any], writer: asyncio.StreamWriter) -> bool:
         self.asked += 1
         match self.fault:
-            case Fault.STATUS_500:
+            case Fault.STATUS_500 | Fault.CHAT_500:
                 return await _send(writer, 500, b'{"error": {"message": "EngineCore encountered an issue"}}')
             case Fault.HALF_JSON:
                 return await _send(writer, 200, _ANSWER[: len(_ANSWER) // 2])
