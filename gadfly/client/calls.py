@@ -93,10 +93,10 @@ class Text:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunEvent:
-    """An event of a training run; `data` depends on its kind."""
+    """An event of a training run; `data` depends on its kind, which is a plain text where a later release added it."""
 
     id: int
-    kind: EventKind
+    kind: EventKind | str
     at: datetime
     data: dict[str, Any]
 
@@ -291,7 +291,11 @@ def run_event(event: Event) -> RunEvent:
     """A run's event of a server-sent one."""
     data = dict(event.data)
     at = datetime.fromisoformat(data.pop("at"))
-    return RunEvent(id=event.id, kind=EventKind(event.name), at=at, data=data)
+    try:
+        kind: EventKind | str = EventKind(event.name)
+    except ValueError:
+        kind = event.name
+    return RunEvent(id=event.id, kind=kind, at=at, data=data)
 
 
 # ----------------------------------------------------------------------------------------------------------- the labels

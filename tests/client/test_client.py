@@ -367,6 +367,11 @@ def test_a_run_is_followed_to_its_end_across_connections(through: Through, monke
     assert after == ["0", "3", "3"]
 
 
+def test_an_event_of_a_later_release_has_a_plain_kind() -> None:
+    later = calls.run_event(Event(4, "weather", {"at": "2030-01-01T12:00:00Z", "wind": 3}))
+    assert (later.kind, later.data) == ("weather", {"wind": 3})
+
+
 def test_a_followed_stream_starts_after_an_event_and_may_be_over() -> None:
     def handler(request: httpx.Request) -> httpx.Response:
         if request.headers["last-event-id"] == "9":
