@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import text
 
 from gadfly import store
+from gadfly.errors import StoreUnavailable
 from gadfly.records import Interaction, Kind, Split, now
 from gadfly.settings import SplitBlocks
 from gadfly.store.blocks import block_keys
@@ -225,6 +226,23 @@ async def test_a_twin_that_arrives_at_the_same_time_is_on_the_new_side(seeded: D
         assert await retiring == Retired(moved=2, due=2)
         await keep(replica, twins[2])
     assert await sides(seeded, twins) == [T, T, T]
+
+
+async def test_a_writer_that_does_not_end_delays_the_retirement_to_the_next_run(
+    seeded: Database, database_url: str
+) -> None:
+    question = unrelated_question(1)
+    await keep(seeded, question)
+    await look(seeded, question, times=2)
+    async with Database(database_url, timeout_s=0.5) as replica:
+        async with seeded.session() as session:
+            await store.interactions.insert_interactions(
+                session, [asked(unrelated_question(2))], heldout_share=ALL_TRAIN
+            )
+            with pytest.raises(StoreUnavailable, match="lock timeout"):
+                await retire(replica)
+        assert await sides(seeded, [question]) == [H]
+        assert await retire(replica) == Retired(moved=1, due=1)
 
 
 # ---------------------------------------------------------------------------------------------------------- components
