@@ -123,6 +123,15 @@ def test_a_proven_gain_without_a_loss_is_promoted() -> None:
     assert "A gain is proven" in report.reasons[-1]
 
 
+def test_what_is_reported_beside_a_decision_changes_none() -> None:
+    report = decide([], [], CONFIG)
+    more = report.beside({"wear": {"looks_most": 3}}, ["The set is worn."])
+    assert (more.outcome, more.numbers["wear"]) == (report.outcome, {"looks_most": 3})
+    assert more.reasons == [*report.reasons, "The set is worn."]
+    assert more.numbers | report.numbers == more.numbers
+    assert "wear" not in report.numbers
+
+
 def test_a_gain_in_helpfulness_is_promoted_too() -> None:
     report = decide(LIVE, critic(BOTH, first(120, 160), first(120, 160)), CONFIG)
     assert report.outcome is PROMOTE
