@@ -97,7 +97,7 @@ async def test_the_wear_of_a_set_is_its_looks_and_its_age(seeded: Database) -> N
     assert (found.questions, found.looks_median, found.looks_most, found.retired) == (3, 1, 3, 0)
     assert (found.days_median, found.days_most) == (pytest.approx(2, abs=0.1), pytest.approx(3, abs=0.1))
     assert trained.looks_most == 0, "only held-out questions wear"
-    assert "evidence 1 times in the median and 3 times at most" in found.sentence()
+    assert "had been evidence 1 times in the median and 3 times at most" in found.sentence()
 
 
 # ---------------------------------------------------------------------------------------------------------- retirement

@@ -8,6 +8,7 @@ from uuid import UUID
 import numpy as np
 import pytest
 
+from bench.gate import Worn
 from gadfly.evidence import MeanTest
 from gadfly.grading import Grade
 from gadfly.planning import MARGIN_ERROR
@@ -407,3 +408,17 @@ def test_an_equal_candidate_is_rarely_promoted_over_many_nights() -> None:
             if report.outcome is not UNKNOWN:
                 break
     assert promoted / 40 <= 0.05
+
+
+def test_lineages_on_the_same_answers_are_not_promoted_by_chance() -> None:
+    worn = Worn(40, 200, seed=5, most_looks=None, spread=0.0)
+    for _ in range(25):
+        worn.night()
+    assert worn.promotions.sum() == 0
+    assert abs(worn.optimism()) < 0.02
+    better = Worn(10, 400, seed=5, most_looks=5, spread=1.0)
+    for _ in range(10):
+        better.night()
+    assert better.promotions.sum() > 0, "large true gains are found"
+    assert better.harmful.sum() == 0
+    assert better.merit.mean() > 0
