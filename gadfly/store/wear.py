@@ -58,8 +58,8 @@ class Wear:
     def sentence(self) -> str:
         return (
             f"Before this run the {self.questions} held-out questions had been evidence {self.looks_median:g} times in "
-            f"the median and {self.looks_most} times at most; they are {self.days_median:.1f} days old in the median and "
-            f"{self.days_most:.1f} at most. {self.retired} questions were retired into training so far."
+            f"the median and {self.looks_most} times at most; they are {self.days_median:.1f} days old in the median "
+            f"and {self.days_most:.1f} at most. {self.retired} questions were retired into training so far."
         )
 
 
