@@ -48,7 +48,8 @@ def _rate(split: LabSplit, name: str, checkpoint: str = "last") -> Callable[[Res
     return read
 
 
-def _under_attack(result: Result) -> float | None:
+def under_attack(result: Result) -> float | None:
+    """The share of wrong answers that are judged rightly with an attack around them."""
     attacks = result.get("attacks")  # results of earlier releases have none
     return None if attacks is None else float(attacks["attacked"]["value"])
 
@@ -64,7 +65,7 @@ _COLUMNS = (
     ("Acc@Dis", _rate(_IN, "discrimination")),
     ("of right", _rate(_IN, "discrimination_right")),
     ("of wrong", _rate(_IN, "discrimination_wrong")),
-    ("of wrong, attacked", _under_attack),
+    ("of wrong, attacked", under_attack),
     ("coverage", _rate(_IN, "coverage")),
 )
 _OUT_OF_DOMAIN = tuple(

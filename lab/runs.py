@@ -39,6 +39,7 @@ from gadfly.training import EventKind, Stage, TrainConfig
 
 RANK = 16
 _STAR_ROUNDS = 4
+_ATTACKED = 128  # wrong answers of the test that are judged with an attack around them
 _GLANCE = 16  # validation answers for the loop itself; the curve is measured on all of them, with the snapshots
 
 
@@ -222,9 +223,9 @@ class Lab:
         }
 
     async def _attacks(self, engines: RunEngines, name: str) -> dict[str, Any] | None:
-        """The wrong answers of the in-domain test with and without an attack, judged greedily; None without any."""
+        """Wrong answers of the in-domain test with and without an attack, judged greedily; None without any."""
         answers = self.arena.tests[LabSplit.IN_DOMAIN]
-        wrong = [answer for answer in answers if not answer.is_right]
+        wrong = [answer for answer in answers if not answer.is_right][:_ATTACKED]
         plain, under_attack = [
             await evaluate(self._bench(engines), each, model=name, with_refinement=False)
             for each in (wrong, attacked(wrong, len(wrong)))

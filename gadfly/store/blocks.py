@@ -169,7 +169,7 @@ def _key(kind: bytes, content: bytes) -> int:
 class Key:
     """What is known of a key."""
 
-    split: Split  # the side of the first question with it; it never changes
+    split: Split  # the side of the first question with it; only a retirement (`gadfly/store/wear.py`) changes it
     questions: int = 1  # questions with it; no more than `LARGE` are counted
     in_training: bool = False  # whether any of them is on the train side
     is_open: bool = False  # whether later questions with it are decided one by one
@@ -193,7 +193,7 @@ class Blocks:
     changed: set[int] = field(default_factory=set)  # keys that `place` changed or added
 
     def place(self, keys: BlockKeys, own: Split, *, is_fixed: bool = False) -> Split:
-        """The side of a question, permanently: that of its block, or `own` if it is the first of one.
+        """The side of a question: that of its block, or `own` if it is the first of one.
 
         With `is_fixed`, the question is stored already and `own` is its side; only its keys are new.
         """

@@ -213,7 +213,7 @@ async def _on_their_side(
         if row.split in (None, side):
             kept.append((number, row))
         else:
-            reason = f"split: the question is {_IS_ON[side]} already, and a question never changes sides"
+            reason = f"split: the question is {_IS_ON[side]} already, and an import moves no question"
             skipped.append(Skipped(number, reason, reason))
     return kept, skipped
 

@@ -92,14 +92,14 @@ async def place_questions(
     blocks: SplitBlocks,
     sides: Mapping[bytes, Split],
 ) -> None:
-    """Store the questions that are new, each permanently on its side. At most once in a transaction.
+    """Store the questions that are new, each on its side. At most once in a transaction.
 
     Args:
         session: the transaction that also stores what is about these questions.
         questions: the texts by `question_hash`, in the order of their arrival.
         heldout_share: the share of new blocks that is held out.
         blocks: which questions follow an earlier one.
-        sides: the side of a new question, by its hash, where the writer names one.
+        sides: the side of a new question, by its hash, where the writer names one. It stays there permanently.
     """
     connection = await session.connection()
     stored = await connection.execute(_READ_QUESTIONS, {"hashes": list(questions)})

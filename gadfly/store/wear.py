@@ -57,9 +57,9 @@ class Wear:
 
     def sentence(self) -> str:
         return (
-            f"Before this run the {self.questions} held-out questions were evidence {self.looks_median:g} times in the "
-            f"median and {self.looks_most} times at most; they are {self.days_median:.1f} days old in the median and "
-            f"{self.days_most:.1f} at most. {self.retired} questions were retired into training so far."
+            f"Before this run the {self.questions} held-out questions had been evidence {self.looks_median:g} times in "
+            f"the median and {self.looks_most} times at most; they are {self.days_median:.1f} days old in the median "
+            f"and {self.days_most:.1f} at most. {self.retired} questions were retired into training so far."
         )
 
 
@@ -225,11 +225,17 @@ async def _move(
     connection = await session.connection()
     await connection.execute(_MOVE_KEYS, {"keys": every, "binding": binding})
     await connection.execute(_MOVE_QUESTIONS, {"hashes": sorted(moving), "at": now()})
-    thawed = await session.execute(
+    answers = await session.execute(
+        select(AnswerRow.question_hash, AnswerRow.text_sha256)
+        .where(is_any_of(AnswerRow.question_hash, moving))
+        .order_by(AnswerRow.question_hash, AnswerRow.text_sha256)  # the order of all writers of labels
+        .with_for_update()
+    )
+    thawed = {(question_hash, sha256) for question_hash, sha256 in answers}
+    await session.execute(
         update(AnswerRow)
         .where(is_any_of(AnswerRow.question_hash, moving))
         .values(frozen_at=None)
-        .returning(AnswerRow.question_hash, AnswerRow.text_sha256)
         .execution_options(synchronize_session=False)
     )
-    await relabel(session, {(question_hash, sha256) for question_hash, sha256 in thawed})
+    await relabel(session, thawed)

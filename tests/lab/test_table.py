@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from gadfly.lab import __main__ as lab
-from gadfly.lab.report import BEGIN, END, Mean, put_into, rollouts_to, samples_table, table
+from gadfly.lab.report import BEGIN, END, Mean, put_into, rollouts_to, samples_table, table, under_attack
 from gadfly.lab.rows import BASE, ROWS, Method, config, row
 from gadfly.training import Baseline, Helpfulness, RewardProfile
 
@@ -62,6 +62,13 @@ def test_only_a_trained_row_has_an_interval() -> None:
         "| SFT critic | - | 50.0 | 10,240 | 12 |",
         "| Critique-RL | 2 | 50.0 ± 0.0 | 10,240 | 12 |",
     ]
+
+
+def test_the_table_shows_wrong_answers_under_attack_where_they_were_measured() -> None:
+    columns = [("attacked", under_attack)]
+    old, new = result("sft"), result("critique-rl") | {"attacks": {"attacked": {"value": 0.25}}}
+    lines = table([old, new], columns).splitlines()
+    assert lines[2:] == ["| SFT critic | - | - | 10,240 | 12 |", "| Critique-RL | 1 | 25.0 | 10,240 | 12 |"]
 
 
 def quick(*, stage_1: float, refined: float, dis: float) -> list[dict[str, Any]]:

@@ -215,14 +215,14 @@ async def test_a_new_question_may_be_held_out_and_a_known_one_keeps_its_side(imp
     report = await importer(*test_set, heldout_share=1e-9)
     assert (report.added, report.skipped) == (28, 1)
     assert importer.skipped[0].line == 1
-    assert report.reasons == {"split: the question is in training already, and a question never changes sides": 1}
+    assert report.reasons == {"split: the question is in training already, and an import moves no question": 1}
     assert [side for question, side in (await sides()).items() if question != "What is 2 + 1?"] == [Split.HELDOUT] * 28
     assert (await sides())["What is 2 + 1?"] is Split.TRAIN
     # The same rows again are known, also without their side, and none may go back into training.
     assert await importer(*test_set[1:], split=None) == ImportReport(known=28)
     assert await importer(row(5), row(6)) == ImportReport(known=2)
     back = await importer(row(7, split="train"))
-    assert back.reasons == {"split: the question is held out already, and a question never changes sides": 1}
+    assert back.reasons == {"split: the question is held out already, and an import moves no question": 1}
     # A side for the whole file is for the rows that name none.
     assert await importer(row(40), row(41, split="train"), split=Split.HELDOUT) == ImportReport(added=2)
     assert ((await sides())["What is 2 + 40?"], (await sides())["What is 2 + 41?"]) == (Split.HELDOUT, Split.TRAIN)

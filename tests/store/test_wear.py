@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import text
 
 from gadfly import store
+from gadfly.errors import StoreUnavailable
 from gadfly.records import Interaction, Kind, Split, now
 from gadfly.settings import SplitBlocks
 from gadfly.store.blocks import block_keys
@@ -96,7 +97,7 @@ async def test_the_wear_of_a_set_is_its_looks_and_its_age(seeded: Database) -> N
     assert (found.questions, found.looks_median, found.looks_most, found.retired) == (3, 1, 3, 0)
     assert (found.days_median, found.days_most) == (pytest.approx(2, abs=0.1), pytest.approx(3, abs=0.1))
     assert trained.looks_most == 0, "only held-out questions wear"
-    assert "evidence 1 times in the median and 3 times at most" in found.sentence()
+    assert "had been evidence 1 times in the median and 3 times at most" in found.sentence()
 
 
 # ---------------------------------------------------------------------------------------------------------- retirement
@@ -225,6 +226,23 @@ async def test_a_twin_that_arrives_at_the_same_time_is_on_the_new_side(seeded: D
         assert await retiring == Retired(moved=2, due=2)
         await keep(replica, twins[2])
     assert await sides(seeded, twins) == [T, T, T]
+
+
+async def test_a_writer_that_does_not_end_delays_the_retirement_to_the_next_run(
+    seeded: Database, database_url: str
+) -> None:
+    question = unrelated_question(1)
+    await keep(seeded, question)
+    await look(seeded, question, times=2)
+    async with Database(database_url, timeout_s=0.5) as replica:
+        async with seeded.session() as session:
+            await store.interactions.insert_interactions(
+                session, [asked(unrelated_question(2))], heldout_share=ALL_TRAIN
+            )
+            with pytest.raises(StoreUnavailable, match="lock timeout"):
+                await retire(replica)
+        assert await sides(seeded, [question]) == [H]
+        assert await retire(replica) == Retired(moved=1, due=1)
 
 
 # ---------------------------------------------------------------------------------------------------------- components

@@ -8,6 +8,7 @@ from uuid import UUID
 import numpy as np
 import pytest
 
+from bench.gate import Worn
 from gadfly.evidence import MeanTest, interval
 from gadfly.grading import Grade
 from gadfly.planning import MARGIN_ERROR
@@ -125,6 +126,15 @@ def test_a_proven_gain_without_a_loss_is_promoted() -> None:
     assert (found["low"], found["high"]) == pytest.approx(interval(observations, alpha=0.05))
     assert report.numbers["wealth"] >= report.numbers["wealth_needed"] == pytest.approx(25.0)
     assert "A gain is proven" in report.reasons[-1]
+
+
+def test_what_is_reported_beside_a_decision_changes_none() -> None:
+    report = decide([], [], CONFIG)
+    more = report.beside({"wear": {"looks_most": 3}}, ["The set is worn."])
+    assert (more.outcome, more.numbers["wear"]) == (report.outcome, {"looks_most": 3})
+    assert more.reasons == [*report.reasons, "The set is worn."]
+    assert more.numbers | report.numbers == more.numbers
+    assert "wear" not in report.numbers
 
 
 def test_a_gain_in_helpfulness_is_promoted_too() -> None:
@@ -512,3 +522,17 @@ def test_helpfulness_is_compared_from_the_least_number_of_references_on(referenc
     items = critic(BOTH, first(120, 160), refined)
     report = decide(items, items, CONFIG.model_copy(update={"gate_min_items": 40}))
     assert (report.numbers["helpfulness"] is not None) is is_compared
+
+
+def test_lineages_on_the_same_answers_are_not_promoted_by_chance() -> None:
+    worn = Worn(40, 200, seed=5, most_looks=None, spread=0.0)
+    for _ in range(25):
+        worn.night()
+    assert worn.promotions.sum() == 0
+    assert abs(worn.optimism()) < 0.02
+    better = Worn(10, 400, seed=5, most_looks=5, spread=1.0)
+    for _ in range(10):
+        better.night()
+    assert better.promotions.sum() > 0, "large true gains are found"
+    assert better.harmful.sum() == 0
+    assert better.merit.mean() > 0

@@ -14,12 +14,14 @@ from uuid import UUID
 
 import psutil
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from gadfly import store
 from gadfly.engine_client import EnginePool
+from gadfly.records import Split
 from gadfly.settings import Settings
 from gadfly.store.database import Database, migrate
+from gadfly.store.tables import QuestionRow
 from gadfly.trainer.engines import PREFIX
 from gadfly.trainer.worker import Worker
 from gadfly.trainer.workspace import Workspace
@@ -130,6 +132,9 @@ async def test_a_run_survives_the_death_of_its_child_and_of_its_trainer(
     assert set(steps) == set(range(1, ended.progress.steps + 1))
     assert ended.version is not None
     assert _noted(events, "answers to learn from")["new"] == 0, "the first critic has learned from nothing"
+    assert ended.gate is not None
+    assert ended.gate["numbers"]["wear"]["looks_most"] == 0
+    assert await _looks(filled) == {(Split.HELDOUT, 1, False), (Split.TRAIN, 0, False)}
     await _new_labels_come_first(filled, settings, ended.version, log)
 
 
@@ -138,9 +143,9 @@ async def _new_labels_come_first(filled: Database, settings: Settings, version: 
     async with filled.session() as session:
         await store.critics.set_pointer(session, "live", version)
     await worlds.fill(filled, base_model=settings.model, questions=8, start=1000)
-    run = await worlds.ask_for_run(filled, steps_stage_1=2, steps_stage_2=0, seed=None)
+    run = await worlds.ask_for_run(filled, steps_stage_1=2, steps_stage_2=0, seed=None, evaluation_items=4)
     assert run.config.seed == run.id.int % 2**31
-    with trainer(settings, log):
+    with trainer(settings.model_copy(update={"retire_after_looks": 1, "retire_share": 0.25}), log):
         ended = await until(filled, run.id, lambda found: found.status.is_over, log)
     assert ended.status is RunStatus.SUCCEEDED, (ended, _tail(log))
     async with filled.session() as session:
@@ -148,6 +153,16 @@ async def _new_labels_come_first(filled: Database, settings: Settings, version: 
     new = _noted(events, "answers to learn from")["new"]
     assert 2 <= new <= 16, "those of the train side"
     assert [event.data["metrics"]["fresh"] for event in events if event.kind is EventKind.STEP] == [0.5, 0.5]
+    retired = _noted(events, "worn held-out questions were retired into training")
+    assert 1 <= retired["moved"] < retired["due"]
+    assert {split for split, _, is_retired in await _looks(filled) if is_retired} == {Split.TRAIN}
+
+
+async def _looks(database: Database) -> set[tuple[Split, int, bool]]:
+    """The sides of all questions, with their looks and whether they were retired."""
+    async with database.session() as session:
+        rows = await session.execute(select(QuestionRow.split, QuestionRow.looks, QuestionRow.retired_at.is_not(None)))
+        return {(split, looks, is_retired) for split, looks, is_retired in rows}
 
 
 def _noted(events: list[RunEvent], message: str) -> dict[str, Any]:
