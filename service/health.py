@@ -20,6 +20,7 @@ from gadfly.service.metrics import Metrics
 from gadfly.service.recording.recorder import Recorder
 from gadfly.settings import without_password
 from gadfly.store.database import Database
+from gadfly.tasks import Task
 
 _ACTOR_VALID_S = 60.0
 _READY_VALID_S = 1.0  # /readyz generates a token; more frequent requests share one check
@@ -103,6 +104,8 @@ class State(BaseModel):
     status: Literal["starting", "running"]
     uptime_s: float
     live_critic: int | None = Field(description="The version that this replica answers with by default.")
+    task: str = Field(description="What the critic judges: the name of the task.")
+    task_version: str = Field(description="The version of the task's files.")
     pointers: dict[Pointer, int] = Field(description="The versions of live, candidate and previous.")
     swap: SwapState | None = Field(description="The swap in progress, else the last one.")
     replicas: list[ReplicaState] = Field(description="All replicas of this deployment, this one included.")
@@ -121,8 +124,16 @@ class Health:
     """
 
     def __init__(
-        self, *, database: Database, critics: CriticServing, actor: Actor, recorder: Recorder, metrics: Metrics
+        self,
+        *,
+        task: Task,
+        database: Database,
+        critics: CriticServing,
+        actor: Actor,
+        recorder: Recorder,
+        metrics: Metrics,
     ) -> None:
+        self._task = task
         self._database = database
         self._critics = critics
         self._engines = critics.engines.members
@@ -228,6 +239,8 @@ class Health:
             status="running" if self.running else "starting",
             uptime_s=round(now - self._started_at, 3),
             live_critic=self._critics.pointers.known_live,
+            task=self._task.name,
+            task_version=self._task.version,
             pointers=self._critics.pointers.current,
             swap=SwapState.of(self._critics.pointers.swaps.pending or self._critics.pointers.swaps.last),
             replicas=[
