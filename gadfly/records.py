@@ -217,7 +217,7 @@ class Interaction:
     latency_ms: float | None
     critiques: tuple[Critique, ...] = ()
     refinements: tuple[Refinement, ...] = ()
-    grader: int | None = None  # GRADER_VERSION at the time; None without a reference, and for grades of release 0.1.0
+    grader: int | None = None  # the version of the task's grader; None without a reference, and for grades of 0.1.0
     grade_problem: str | None = None  # why `reference` cannot be read: there is no grade
     conversation: dict[str, Any] | None = None  # of /v1/chat/completions: `messages` with the answer, and `tools`
     task: str = "math"  # the name of the task that it was asked under
@@ -258,7 +258,7 @@ class Feedback:
     metadata: dict[str, Any] = field(default_factory=dict)
     grade: Grade | None = None  # of the interaction's `response` against this feedback's reference, also an edited one
     refinement_grades: dict[UUID, Grade] = field(default_factory=dict)  # of its refinements, against the same
-    grader: int | None = None  # GRADER_VERSION of the grades, as in `Interaction`
+    grader: int | None = None  # as in `Interaction`
     grade_problem: str | None = None  # why `reference` cannot be read: there is no grade
 
 

@@ -9,6 +9,7 @@ from gadfly.errors import Conflict
 from gadfly.records import TaskId
 from gadfly.store.critics import insert_pulled_critic
 from gadfly.store.database import Database
+from gadfly.store.runs import TRAINING_ROLE
 from tests.support.records import make_interaction
 
 SQL, MATH = TaskId("sql", "abc"), TaskId("math", "def")
@@ -49,13 +50,16 @@ async def test_a_database_with_a_critic_of_another_task_is_refused(database: Dat
     assert zero.task_version == "new"
 
 
-async def test_a_database_with_rows_of_another_task_is_refused(database: Database) -> None:
+async def test_a_database_with_rows_of_another_task_is_refused(database: Database, database_url: str) -> None:
     await start(database, SQL)
     interaction = replace(make_interaction(), task="sql", task_version="abc")
     async with database.session() as session:
-        await store.interactions.insert_interactions(session, [interaction], [], heldout_share=0.2)
+        await store.interactions.insert_interactions(session, [interaction], [], heldout_share=1e-9)
     with pytest.raises(Conflict, match="belongs to the task sql"):
         await start(database, MATH)
+    async with Database(database_url, role=TRAINING_ROLE) as behind_the_wall, behind_the_wall.session() as session:
+        with pytest.raises(Conflict, match="belongs to the task sql"):
+            await store.tasks.require_task(session, "math")
     async with database.session() as session:
         kept = await store.interactions.read_interaction(session, interaction.id, scope=None)
     assert (kept.task, kept.task_version) == ("sql", "abc")
