@@ -70,6 +70,7 @@ class Marker(BaseModel):
     base_model: str
     base_sha256: str  # of the base model's weights and configuration
     prompt_set: str
+    task: str = "math"  # earlier releases had no other, and wrote none
     rank: int
     files: dict[str, str]  # name -> sha256 (hex)
 
@@ -143,7 +144,9 @@ def read_marker(path: Path) -> Marker:
     return marker
 
 
-def seal(path: Path, *, run_id: str, base_model: str, base_sha256: str, prompt_set: str, rank: int) -> Marker:
+def seal(
+    path: Path, *, run_id: str, base_model: str, base_sha256: str, prompt_set: str, rank: int, task: str = "math"
+) -> Marker:
     """Write the marker of a complete folder: last, atomically and durably."""
     names = sorted(item.name for item in path.iterdir() if item.is_file() and item.name != MARKER)
     marker = Marker(
@@ -151,12 +154,15 @@ def seal(path: Path, *, run_id: str, base_model: str, base_sha256: str, prompt_s
         base_model=base_model,
         base_sha256=base_sha256,
         prompt_set=prompt_set,
+        task=task,
         rank=rank,
         files={name: file_sha256(path / name) for name in names},
     )
     for name in names:
         sync(path / name)
-    write_durably(path / MARKER, marker.model_dump_json(indent=2).encode())
+    # Without the default, so that earlier releases, which know no tasks, read the marker.
+    content = marker.model_dump_json(indent=2, exclude={"task"} if task == "math" else None)
+    write_durably(path / MARKER, content.encode())
     sync(path.parent)
     return marker
 

@@ -65,13 +65,15 @@ def push(folder: AdapterFolder, target: str, *, critic: CriticVersion, gate: Map
         files.pipe_file(f"{path}/{SUMS}", "".join(sums).encode())
 
 
-def pull(source: str, adapters: Path, *, base_model: str, base_sha256: str, prompt_set: str, max_rank: int) -> Fetched:
+def pull(
+    source: str, adapters: Path, *, base_model: str, base_sha256: str, task: str, prompt_set: str, max_rank: int
+) -> Fetched:
     """Fetch an adapter into a folder of its own under `adapters`, under this deployment's name of the base model.
 
     A folder that was fetched before stays unchanged.
 
     Raises:
-        BadInput: there is no adapter at the address, or it is for another base model or other prompts.
+        BadInput: there is no adapter at the address, or it is for another base model, task or prompts.
         BadAdapter: its files are not those that were pushed, or cannot be served with these settings.
     """
     with _opened(source) as (files, path):
@@ -81,6 +83,10 @@ def pull(source: str, adapters: Path, *, base_model: str, base_sha256: str, prom
             raise BadInput(
                 f"{source} was trained on the base model {marker.base_model}, whose weights have the hash "
                 f"{marker.base_sha256[:12]}; this deployment's {base_model} has {base_sha256[:12]}"
+            )
+        if marker.task != task:
+            raise BadInput(
+                f"{source} was trained on the task {marker.task}, but this deployment is set to {task} (GADFLY_TASK)"
             )
         if marker.prompt_set != prompt_set:
             raise BadInput(
@@ -108,6 +114,7 @@ def pull(source: str, adapters: Path, *, base_model: str, base_sha256: str, prom
                 base_model=base_model,
                 base_sha256=base_sha256,
                 prompt_set=prompt_set,
+                task=task,
                 rank=marker.rank,
             )
             for each in unfinished.iterdir():

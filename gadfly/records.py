@@ -217,10 +217,20 @@ class Interaction:
     latency_ms: float | None
     critiques: tuple[Critique, ...] = ()
     refinements: tuple[Refinement, ...] = ()
-    grader: int | None = None  # GRADER_VERSION at the time; None without a reference, and for grades of release 0.1.0
+    grader: int | None = None  # the version of the task's grader; None without a reference, and for grades of 0.1.0
     grade_problem: str | None = None  # why `reference` cannot be read: there is no grade
     conversation: dict[str, Any] | None = None  # of /v1/chat/completions: `messages` with the answer, and `tools`
+    task: str = "math"  # the name of the task that it was asked under
+    task_version: str | None = None  # of the task's files; None for rows of releases that knew no tasks
     critique_due: bool = False  # stored with the first copy: the live critic judges it in the background
+
+
+@dataclass(frozen=True, slots=True)
+class TaskId:
+    """The task that a row belongs to: its name, and the version of its files."""
+
+    name: str
+    version: str | None = None  # None: not known, as for rows of releases that knew no tasks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -248,7 +258,7 @@ class Feedback:
     metadata: dict[str, Any] = field(default_factory=dict)
     grade: Grade | None = None  # of the interaction's `response` against this feedback's reference, also an edited one
     refinement_grades: dict[UUID, Grade] = field(default_factory=dict)  # of its refinements, against the same
-    grader: int | None = None  # GRADER_VERSION of the grades, as in `Interaction`
+    grader: int | None = None  # as in `Interaction`
     grade_problem: str | None = None  # why `reference` cannot be read: there is no grade
 
 
@@ -276,6 +286,8 @@ class CriticVersion:
     created_at: datetime
     run_id: UUID | None = None  # the training run that made it
     prompt_set: str | None = None  # the prompts it was trained with; None for version 0
+    task: str = "math"  # the name of the task that it was trained on
+    task_version: str | None = None  # of the task's files; None for critics of releases that knew no tasks
     origin: dict[str, Any] | None = None  # of a pulled critic: `source`, and there `run_id` and `gate`
     verdict_only: bool = False  # trained without references: what its critiques do to a rewrite was never rewarded
 

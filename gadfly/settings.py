@@ -65,6 +65,12 @@ def _empty_is_unset(value: Any) -> Any:
     return None if value == "" else value
 
 
+def _task(name: str) -> str:
+    """A folder as an absolute path, because processes start in other folders; the name of a built-in task as it is."""
+    is_folder = os.sep in name or Path(name, "task.toml").is_file()
+    return str(_absolute(Path(name))) if is_folder else name
+
+
 def _user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "gadfly"
 
@@ -151,6 +157,10 @@ class Settings(BaseSettings):
     actor_retries: int = Field(
         4, ge=0, description="Retries of a request to that endpoint while it is unavailable or limits its callers."
     )
+    task: Annotated[str, AfterValidator(_task)] = Field(
+        "math",
+        description="What the critic judges: a built-in task (`gadfly tasks list`), or a folder with a file task.toml.",
+    )
     grader_url: str = Field(
         "",
         description="Address of the service or model that grades answers, for a task whose grader is of kind http or "
@@ -159,7 +169,9 @@ class Settings(BaseSettings):
     grader_key: Annotated[SecretStr | None, BeforeValidator(_empty_is_unset)] = Field(
         None, description="API key of that address."
     )
-    prompts: str = Field("stepwise@1", description="Prompt set, as name@version.")
+    prompts: str = Field(
+        "stepwise@1", description="Prompt set, as name@version, of a task that has no prompts of its own."
+    )
     adapter_rank: int = Field(16, ge=1, le=512, description="LoRA rank of every critic of this deployment.")
     adapter_slots: int = Field(4, ge=2, description="Critics that the engine can serve in one step.")
 

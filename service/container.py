@@ -7,11 +7,11 @@ from typing import Self
 
 import structlog
 
-from gadfly import prompts, store
+from gadfly import store
 from gadfly.actor import open_actor
 from gadfly.engine_client import engines_of
 from gadfly.errors import StoreUnavailable
-from gadfly.grading import Grader
+from gadfly.grading import TaskGrader
 from gadfly.repeating import retry
 from gadfly.service.answering.answer import Answerer
 from gadfly.service.answering.idempotency import Idempotency
@@ -28,6 +28,7 @@ from gadfly.service.room import Room
 from gadfly.service.runs import Runs
 from gadfly.settings import Settings
 from gadfly.store.database import Database, require_current_schema
+from gadfly.tasks import Task, load_task, open_grader
 
 log = structlog.get_logger(__name__)
 
@@ -40,6 +41,7 @@ class Service:
     """The parts of one process of the service."""
 
     settings: Settings
+    task: Task
     metrics: Metrics
     critics: CriticServing
     keyring: Keyring
@@ -53,7 +55,7 @@ class Service:
     labels: Labels
     _requests: Idempotency
     _database: Database
-    _grader: Grader
+    _grader: TaskGrader
     _stack: AsyncExitStack
 
     @classmethod
@@ -61,14 +63,16 @@ class Service:
         """Build every part. Postgres and the engines may still be unavailable: `run` waits for them.
 
         Raises:
-            BadSettings: no database or engine address, or an unknown prompt set.
+            BadSettings: no database or engine address, or a task or prompt set that cannot be used.
         """
         database_url, _ = settings.require_addresses()
-        prompt_set = prompts.load(settings.prompts)
+        task = load_task(settings.task)
+        prompt_set = task.prompt_set(settings.prompts)
         async with AsyncExitStack() as stack:  # closes the opened parts when a later one fails
             database = await stack.enter_async_context(Database.of(settings, database_url))
             critics = CriticServing(
                 settings=settings,
+                task=task,
                 prompts=prompt_set,
                 database=database,
                 engines=engines_of(settings, timeout_s=settings.engine_timeout_s),
@@ -77,9 +81,7 @@ class Service:
             stack.push_async_callback(critics.aclose)
             actor = open_actor(settings, critics.engines)
             stack.push_async_callback(actor.aclose)
-            grader = await stack.enter_async_context(
-                Grader(timeout_s=settings.grade_timeout_s, patience_s=_GRADING_PATIENCE_S)
-            )
+            grader = await stack.enter_async_context(open_grader(task, settings, patience_s=_GRADING_PATIENCE_S))
             recorder = await stack.enter_async_context(
                 Recorder(
                     database,
@@ -94,6 +96,7 @@ class Service:
             history = History(database, recorder, on_deleted=requests.forget)
             answerer = Answerer(
                 settings=settings,
+                task=task,
                 prompts=prompt_set,
                 actor=actor,
                 critics=critics,
@@ -104,6 +107,7 @@ class Service:
             )
             return cls(
                 settings=settings,
+                task=task,
                 metrics=metrics,
                 critics=critics,
                 keyring=Keyring(database, open_without_keys=settings.is_loopback),
@@ -119,7 +123,13 @@ class Service:
                 ),
                 background=BackgroundJudge(database, critics, settings=settings, prompts=prompt_set, metrics=metrics),
                 health=Health(
-                    database=database, critics=critics, actor=actor, recorder=recorder, room=room, metrics=metrics
+                    task=task,
+                    database=database,
+                    critics=critics,
+                    actor=actor,
+                    recorder=recorder,
+                    room=room,
+                    metrics=metrics,
                 ),
                 room=room,
                 runs=Runs(database, settings=settings, metrics=metrics, actor=actor, loader=critics.loader),
@@ -134,7 +144,7 @@ class Service:
         """Wait for Postgres, read which critic is live, start the grader; then run background tasks until cancelled.
 
         Raises:
-            Conflict: the critics in the database are adapters of another base model.
+            Conflict: the database belongs to another base model or another task.
         """
         await retry(self._start, on=StoreUnavailable, every_s=_RETRY_S, event="waiting_for_database")
         await asyncio.gather(
@@ -150,7 +160,7 @@ class Service:
         await self._requests.start()
         await self._grader.start()
         self.health.running = True
-        log.info("service_started", live_critic=live.version, prompts=self.settings.prompts)
+        log.info("service_started", live_critic=live.version, task=self.task.name, task_version=self.task.version)
 
     def require_started(self) -> None:
         """Refuse requests before the live critic is known.

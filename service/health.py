@@ -29,6 +29,7 @@ from gadfly.service.wire.health import (
 )
 from gadfly.settings import without_password
 from gadfly.store.database import Database
+from gadfly.tasks import Task
 
 _ACTOR_VALID_S = 60.0
 _READY_VALID_S = 1.0  # /readyz generates a token; more frequent requests share one check
@@ -48,6 +49,7 @@ class Health:
     def __init__(
         self,
         *,
+        task: Task,
         database: Database,
         critics: CriticServing,
         actor: Actor,
@@ -55,6 +57,7 @@ class Health:
         room: Room,
         metrics: Metrics,
     ) -> None:
+        self._task = task
         self._database = database
         self._critics = critics
         self._pool = critics.engines
@@ -173,6 +176,8 @@ class Health:
             status="running" if self.running else "starting",
             uptime_s=round(now - self._started_at, 3),
             live_critic=self._critics.pointers.known_live,
+            task=self._task.name,
+            task_version=self._task.version,
             pointers=self._critics.pointers.current,
             swap=SwapState.of(self._critics.pointers.swaps.pending or self._critics.pointers.swaps.last),
             replicas=[

@@ -436,6 +436,28 @@ async def test_rows_from_before_conversations_stay_readable(empty_url: str) -> N
     assert all(each.conversation is None and each.metadata == {"a": 1} for each in kept)
 
 
+async def test_what_was_stored_before_tasks_belongs_to_mathematics(empty_url: str) -> None:
+    def upgrade_with_rows() -> UUID:
+        with _transaction(empty_url) as connection:
+            command.upgrade(migration_config(connection), "0014")
+            connection.execute(
+                text(
+                    "INSERT INTO critic_versions (version, base_model, adapter_path, adapter_sha256, created_at) "
+                    "VALUES (7, 'tiny', 'a', 'b', now())"
+                )
+            )
+            id = _insert_earlier_row(connection, "critique")
+        migrate(empty_url)
+        return id
+
+    id = await asyncio.to_thread(upgrade_with_rows)
+    async with Database(empty_url) as database, database.session() as session:
+        kept = await store.interactions.read_interaction(session, id, scope=None)
+        critic = await store.critics.resolve_critic(session, 7)
+        assert (kept.task, kept.task_version) == (critic.task, critic.task_version) == ("math", None)
+        assert await store.tasks.stored_task(session) == "math"
+
+
 def test_a_downgrade_keeps_chat_answers_as_imported_rows(empty_url: str) -> None:
     migrate(empty_url)
     with _transaction(empty_url) as connection:

@@ -8,17 +8,18 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from gadfly import prompts, store
+from gadfly import store
 from gadfly.actor import Actor, open_actor
 from gadfly.adapters import AdapterFolder
 from gadfly.base_model import model_location
 from gadfly.engine_client import EnginePool
 from gadfly.errors import BadSettings
-from gadfly.grading import Grader
+from gadfly.grading import TaskGrader
 from gadfly.prompts import PromptSet
 from gadfly.records import CriticVersion
 from gadfly.settings import Settings
 from gadfly.store.database import Database
+from gadfly.tasks import Task, load_task, open_grader
 from gadfly.trainer.engines import REQUEST_LIMIT_S, RunEngines
 from gadfly.trainer.patience import in_session
 from gadfly.trainer.report import Reporter
@@ -37,8 +38,9 @@ class RunContext:
     database: Database
     engines: RunEngines
     actor: Actor
+    task: Task
     prompts: PromptSet
-    grader: Grader
+    grader: TaskGrader
     workspace: Workspace
     report: Reporter
     location: str  # of the base model
@@ -79,10 +81,12 @@ async def open_context(settings: Settings, run_id: UUID, *, role: str | None) ->
         stack.push_async_callback(EnginePool(pool.members).aclose)  # all of them, also those that get no rollouts
         actor = open_actor(settings, pool)
         stack.push_async_callback(actor.aclose)
-        grader = await stack.enter_async_context(Grader(timeout_s=settings.grade_timeout_s))
+        task = load_task(settings.task)
+        grader = await stack.enter_async_context(open_grader(task, settings))
 
         if role is not None:
             await _require_role(database, role)
+        await in_session(database, lambda session: store.tasks.require_task(session, task.name))
         run = await in_session(database, lambda session: store.runs.read_run(session, run_id))
         engines = RunEngines(pool, run_id, settings.engine_max_num_seqs, temperature=run.config.temperature)
         stack.push_async_callback(engines.unload_all)
@@ -95,7 +99,8 @@ async def open_context(settings: Settings, run_id: UUID, *, role: str | None) ->
             database=database,
             engines=engines,
             actor=actor,
-            prompts=prompts.load(settings.prompts),
+            task=task,
+            prompts=task.prompt_set(settings.prompts),
             grader=grader,
             workspace=workspace,
             report=report,

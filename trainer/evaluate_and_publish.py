@@ -73,6 +73,7 @@ async def evaluate_and_publish(context: RunContext) -> None:
         run_id=run.id,
         base_model=context.settings.model,
         base_sha256=run.manifest["base_sha256"],
+        task=context.task.name,
         rank=context.settings.adapter_rank,
     )
     looked_at = {
@@ -139,6 +140,7 @@ async def _enter(
         parent=run.manifest["start"]["version"],
         base_model=context.settings.model,
         prompt_set=context.prompts.name,
+        task=context.task.id,
         adapter_path=str(run.id),
         adapter_sha256=marker.sha256,
         verdict_only=run.manifest.get("verdict_only", False),

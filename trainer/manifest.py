@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from gadfly import store
 from gadfly.errors import BadInput, Conflict
 from gadfly.planning import validation_split, within_key_share
-from gadfly.records import CriticVersion, Split
+from gadfly.records import CriticVersion, Split, TaskId
 from gadfly.store.training_data import LabelledAnswer, OpenQuestion
 from gadfly.training import Run, TrainConfig
 
@@ -142,6 +142,7 @@ def make_manifest(
     base_model: str,
     base_sha256: str,
     actor: str,
+    task: TaskId,
     prompt_set: str,
     rank: int,
     engine_versions: dict[str, str],
@@ -158,6 +159,8 @@ def make_manifest(
         "base_model": base_model,
         "base_sha256": base_sha256,
         "actor": actor,
+        "task": task.name,
+        "task_version": task.version,
         "prompt_set": prompt_set,
         "adapter_rank": rank,
         "engines": engine_versions,

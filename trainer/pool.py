@@ -12,7 +12,7 @@ from gadfly.actor import Actor
 from gadfly.concurrency import gather
 from gadfly.engine_client import Sampling
 from gadfly.errors import PromptTooLong, UnreadableReference
-from gadfly.grading import Grader, Submission
+from gadfly.grading import Submission, TaskGrader
 from gadfly.prompts import PromptSet
 from gadfly.store.training_data import LabelledAnswer, OpenQuestion
 from gadfly.trainer.data import seed_of
@@ -33,7 +33,7 @@ async def sample_pool(
     engines: RunEngines,
     actor: Actor,
     prompts: PromptSet,
-    grader: Grader,
+    grader: TaskGrader,
     items: Sequence[LabelledAnswer | OpenQuestion],
     config: TrainConfig,
     *,
@@ -68,11 +68,12 @@ async def sample_pool(
 
     sampled = await gather(*(answers(item) for item in chosen))
     rows = [
-        (item, place, Submission(text, item.reference or "", is_cut))
+        (item, place, Submission(text, item.reference or "", is_cut, item.question))
         for item, texts in zip(chosen, sampled, strict=True)
         for place, (text, is_cut) in enumerate(texts.items())
     ]
-    grades = await grader.grade_all([submission for _, _, submission in rows])
+    submissions = [submission for _, _, submission in rows]
+    grades = await engines.patiently(lambda: grader.grade_all(submissions))
     usable: list[LabelledAnswer] = []
     without_answer, unreadable = 0, set()
     for (item, place, submission), grade in zip(rows, grades, strict=True):

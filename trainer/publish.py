@@ -58,6 +58,7 @@ def publish(
     run_id: UUID,
     base_model: str,
     base_sha256: str,
+    task: str,
     rank: int,
 ) -> Marker:
     """Publish `adapter` as `folder`: its files, the probe record of its weights, and the marker.
@@ -79,6 +80,7 @@ def publish(
         base_model=base_model,
         base_sha256=base_sha256,
         prompt_set=record.prompt_set,
+        task=task,
         rank=rank,
     )
     publish_folder(unfinished, folder)

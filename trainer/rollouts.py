@@ -14,7 +14,7 @@ from gadfly.concurrency import gather
 from gadfly.critique import sample_critiques
 from gadfly.engine_client import Reply, Sampling
 from gadfly.errors import PromptTooLong
-from gadfly.grading import Grade, Grader, Submission
+from gadfly.grading import Grade, Submission, TaskGrader
 from gadfly.prompts import PromptSet
 from gadfly.refinement import rewrite
 from gadfly.store.training_data import LabelledAnswer
@@ -75,7 +75,7 @@ class Collector:
     engines: RunEngines
     actor: Actor
     prompts: PromptSet
-    grader: Grader
+    grader: TaskGrader
     config: TrainConfig
 
     def bench(self) -> Bench:
@@ -158,7 +158,9 @@ class Collector:
 
         texts = await gather(*map(refinement, different))
         grades: dict[str, Grade] = {}
-        graded = await self.grader.grade_all([Submission(text, item.reference, is_cut) for text, is_cut in texts])
+        graded = await self.grader.grade_all(
+            [Submission(text, item.reference, is_cut, item.question) for text, is_cut in texts]
+        )
         for critique, grade in zip(different, graded, strict=True):
             if isinstance(grade, Exception):  # readable when it was stored: the grading rules have changed since
                 raise grade

@@ -102,6 +102,7 @@ async def _decide(context: RunContext) -> Selection:
         base_model=context.settings.model,
         base_sha256=base,
         actor=context.actor.name,
+        task=context.task.id,
         prompt_set=context.prompts.name,
         rank=context.settings.adapter_rank,
         engine_versions=dict(
@@ -225,7 +226,8 @@ def _check_same(original: dict[str, Any], manifest: dict[str, Any]) -> None:
     """Raises:
     Conflict: names the value that differs.
     """
-    original = {"actor": original["base_model"], **original}  # earlier releases had no other actor
-    for name in ("base_sha256", "actor", "prompt_set", "adapter_rank", "config"):
+    # Earlier releases had no other actor and no other task.
+    original = {"actor": original["base_model"], "task": "math", **original}
+    for name in ("base_sha256", "actor", "task", "prompt_set", "adapter_rank", "config"):
         if original[name] != manifest[name]:
             raise Conflict(f"the run cannot be reproduced here: its {name} was {original[name]}, not {manifest[name]}")

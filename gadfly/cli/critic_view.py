@@ -35,6 +35,7 @@ def show_critic(critic: Mapping[str, Any]) -> None:
     table = Table(box=None, show_header=False, padding=(0, 3, 0, 0))
     table.add_row("version", f"{critic['version']} ({pointers}), {critic['status']}")
     table.add_row("adapter", critic["adapter_sha256"] or "none: the base model under the critic's prompt")
+    table.add_row("task", f"{critic['task']} {critic['task_version'] or ''}".rstrip())
     if critic["run_id"] is not None:
         gate = "" if critic["outcome"] is None else f", gate: {critic['outcome'].replace('_', ' ')}"
         table.add_row("parent", f"version {critic['parent']}, trained by run {critic['run_id']}{gate}")

@@ -64,6 +64,8 @@ def show(collected: dict[str, Any]) -> None:
         in_flight = sum(state.get("in_flight", {}).values())
         untrained = " and untrained" if state["live_critic"] == 0 else ""
         table.add_row("critic", f"critic@{state['live_critic']} is live{untrained}, {in_flight} requests in flight")
+    if state.get("task") is not None:
+        table.add_row("task", f"{state['task']} {state['task_version']}")
     if state.get("watch"):
         table.add_row("watch", f"[yellow]{state['watch']}[/]")
     for engine in state.get("engines", []):

@@ -22,10 +22,9 @@ from rich.progress import (
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from gadfly import prompts, store
+from gadfly import store
 from gadfly.api_keys import issue_key
 from gadfly.errors import BadInput
-from gadfly.grading import Grader
 from gadfly.records import AdminAction, Contents, Key, Split, Subject, Tier, now
 from gadfly.rowfiles.shapes import ColumnMap
 from gadfly.rowfiles.sources import How
@@ -36,6 +35,7 @@ from gadfly.store.embedded import EmbeddedPostgres
 from gadfly.store.files import ExportFormat, ImportReport, Skipped, export, import_rows
 from gadfly.store.labels import refresh
 from gadfly.store.regrading import RegradeReport, regrade
+from gadfly.tasks import load_task, open_grader
 
 _TAUGHT_LIMIT_S = 300.0  # for reading the manifests of all runs
 _SHOWN_ROWS = 5  # of those that an import skips
@@ -216,11 +216,15 @@ async def import_file(
             if len(shown) < _SHOWN_ROWS:
                 shown.append(skipped)
 
-        async with opened(settings, url) as database, Grader(timeout_s=settings.grade_timeout_s) as grader:
+        judged = load_task(settings.task)
+        async with opened(settings, url) as database, open_grader(judged, settings) as grader:
+            async with database.session() as session:
+                await store.tasks.require_task(session, judged.name)
             await store.wall.key_stored_questions(database)
             report = await import_rows(
                 source,
                 database,
+                task=judged.id,
                 grader=grader,
                 heldout_share=settings.heldout_share,
                 split_blocks=settings.split_blocks,
@@ -250,7 +254,10 @@ async def regrade_rows(settings: Settings, url: str, *, console: Console) -> Reg
     columns = (TextColumn("{task.completed} of {task.total}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=None)
-        async with opened(settings, url) as database, Grader(timeout_s=settings.grade_timeout_s) as grader:
+        judged = load_task(settings.task)
+        async with opened(settings, url) as database, open_grader(judged, settings) as grader:
+            async with database.session() as session:
+                await store.tasks.require_task(session, judged.name)
             return await regrade(
                 database,
                 grader=grader,
@@ -288,7 +295,7 @@ async def export_file(
                 filters=filters,
                 contents=contents,
                 subject=subject,
-                prompts=prompts.load(settings.prompts),
+                prompts=load_task(settings.task).prompt_set(settings.prompts),
                 on_progress=lambda rows: progress.update(task, completed=rows),
             )
 

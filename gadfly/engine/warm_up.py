@@ -14,11 +14,11 @@ from typing import Any
 import httpx
 import orjson
 
-from gadfly import prompts
 from gadfly.critique import critique
 from gadfly.engine_client import ACTOR, Engine, EnginePool, Sampling
 from gadfly.errors import GadflyError, PromptTooLong
 from gadfly.settings import Settings
+from gadfly.tasks import load_task
 
 logger = logging.getLogger("vllm.gadfly")
 
@@ -81,7 +81,7 @@ async def warm_up(transport: httpx.AsyncBaseTransport, settings: Settings) -> No
     try:
         await critique(
             EnginePool([engine]),
-            prompts.load(settings.prompts),
+            load_task(settings.task).prompt_set(settings.prompts),
             model=ACTOR,
             question=_QUESTION,
             response=_RESPONSE,

@@ -16,7 +16,7 @@ from gadfly.grading.process import (
     read_reference,
     run_child,
 )
-from gadfly.grading.task_grader import TaskGrader
+from gadfly.grading.task_grader import TaskGrader, grade_one
 from gadfly.grading.voting import group_by_answer
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "extract_answer",
     "grade",
     "grade_many",
+    "grade_one",
     "group_by_answer",
     "read_reference",
     "run_child",

@@ -179,12 +179,13 @@ class Grader:
             await self._kill()
 
     async def start(self) -> None:
-        """Starts the child and has it read one reference, so that the first caller does not wait for its imports.
+        """Starts the child, so that the first caller does not wait for its imports.
 
         Raises:
             RuntimeError: the child does not start; the reason is on standard error.
         """
-        await self._check(["0.5"])
+        async with self._turn():
+            await self._living_child()
 
     async def grade(self, response: str, reference: str, *, is_cut: bool = False, question: str = "") -> Grade:
         """The grade of `response`; `is_cut`: its token limit ended it.

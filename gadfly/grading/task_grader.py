@@ -8,6 +8,14 @@ from gadfly.errors import UnreadableReference
 from gadfly.grading.process import Grade, Submission
 
 
+async def grade_one(grader: "TaskGrader", submission: Submission) -> Grade:
+    """The grade of one text. Raises as `TaskGrader.grade_all`, and UnreadableReference for its reference."""
+    [outcome] = await grader.grade_all([submission])
+    if isinstance(outcome, UnreadableReference):
+        raise outcome
+    return outcome
+
+
 class TaskGrader(Protocol):
     """Grades answers against references. Used from one event loop, and closed at the end of `async with`."""
 

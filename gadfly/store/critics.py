@@ -15,11 +15,12 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly.errors import Conflict, NotFound
-from gadfly.records import CriticVersion, Pointer, SwapKind, SwapStatus, now
+from gadfly.records import CriticVersion, Pointer, SwapKind, SwapStatus, TaskId, now
 from gadfly.store.mapping import record_of
 from gadfly.store.replicas import fresh_replicas
 from gadfly.store.runs import append_event
 from gadfly.store.tables import CriticPointerRow, CriticVersionRow, SwapRow
+from gadfly.store.tasks import MATH, require_task
 from gadfly.training import EventKind
 
 Origin = dict[str, Any]
@@ -28,7 +29,7 @@ LEAST_SILENCE_S = 10.0
 """How long no replica may have reported before another base model may be served from a database."""
 
 
-async def ensure_version_zero(session: AsyncSession, base_model: str) -> CriticVersion:
+async def ensure_version_zero(session: AsyncSession, base_model: str, *, task: TaskId = MATH) -> CriticVersion:
     """Store the base model under the critic's prompt as a version, and make it live if no version is; return it.
 
     The first base model of a database is version 0. Another one begins a lineage of its own with the next number: its
@@ -36,8 +37,10 @@ async def ensure_version_zero(session: AsyncSession, base_model: str) -> CriticV
     answers belong to no lineage.
 
     Raises:
-        Conflict: the live critic is based on another model, and replicas that serve it are running.
+        Conflict: the live critic is based on another model, and replicas that serve it are running; or the database
+            belongs to another task.
     """
+    await require_task(session, task.name)
     await session.execute(
         insert(CriticVersionRow).values(version=0, base_model=base_model, created_at=now()).on_conflict_do_nothing()
     )
@@ -47,6 +50,12 @@ async def ensure_version_zero(session: AsyncSession, base_model: str) -> CriticV
     live = await resolve_critic(session, "live")
     if live.base_model != base_model:
         await _change_lineage(session, live, base_model)
+    is_of_another = CriticVersionRow.task_version.is_distinct_from(task.version) | (CriticVersionRow.task != task.name)
+    await session.execute(  # under this task's prompts now
+        update(CriticVersionRow)
+        .where(CriticVersionRow.adapter_path.is_(None), is_of_another)
+        .values(task=task.name, task_version=task.version)
+    )
     return await base_version(session, base_model)
 
 
@@ -161,6 +170,7 @@ async def insert_critic(
     prompt_set: str,
     adapter_path: str,
     adapter_sha256: str,
+    task: TaskId = MATH,
     verdict_only: bool = False,
 ) -> CriticVersion:
     """Store the next version, made by a run. A run makes one: a repeated call returns it."""
@@ -176,6 +186,8 @@ async def insert_critic(
             created_at=now(),
             run_id=run_id,
             prompt_set=prompt_set,
+            task=task.name,
+            task_version=task.version,
             verdict_only=verdict_only,
         )
         session.add(known)
@@ -197,7 +209,14 @@ async def _next_number(session: AsyncSession) -> int:
 
 
 async def insert_pulled_critic(
-    session: AsyncSession, *, base_model: str, prompt_set: str, adapter_path: str, adapter_sha256: str, origin: Origin
+    session: AsyncSession,
+    *,
+    base_model: str,
+    prompt_set: str,
+    adapter_path: str,
+    adapter_sha256: str,
+    origin: Origin,
+    task: TaskId = MATH,
 ) -> CriticVersion:
     """Store a critic of another deployment as the next version; the same adapter is stored once."""
     await _lock_numbers(session)
@@ -210,6 +229,8 @@ async def insert_pulled_critic(
             adapter_sha256=adapter_sha256,
             created_at=now(),
             prompt_set=prompt_set,
+            task=task.name,
+            task_version=task.version,
             origin=origin,
         )
         session.add(known)

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from sqlalchemy import text
 
 from gadfly.errors import BadInput, UnreadableReference
-from gadfly.grading import GRADER_VERSION, Grade, Grader
+from gadfly.grading import Grade, TaskGrader
 from gadfly.prompts import PromptSet
 from gadfly.records import (
     Contents,
@@ -35,6 +35,7 @@ from gadfly.records import (
     Refinement,
     Split,
     Subject,
+    TaskId,
     Usage,
     new_id,
     now,
@@ -53,6 +54,7 @@ from gadfly.store.interactions import (
     stream_interactions,
 )
 from gadfly.store.split import question_hash
+from gadfly.store.tasks import MATH
 from gadfly.store.training_files import PAIRS_SCHEMA, SFT_SCHEMA, fine_tuning_rows, pairs
 
 _BATCH_ROWS = 300
@@ -91,7 +93,8 @@ async def import_rows(
     source: str | Path,
     database: Database,
     *,
-    grader: Grader,
+    task: TaskId = MATH,
+    grader: TaskGrader,
     heldout_share: float,
     split_blocks: SplitBlocks = SplitBlocks.NEAR,
     max_text_chars: int,
@@ -126,7 +129,7 @@ async def import_rows(
                     rows.append((raw.number, _read_row(raw, columns, split, max_text_chars, report.notes)))
                 except BadRow as error:
                     skipped.append(Skipped(raw.number, str(error), error.reason))
-            misplaced, ungraded = await _import_batch(rows, database, grader, heldout_share, split_blocks, report)
+            misplaced, ungraded = await _import_batch(rows, database, task, grader, heldout_share, split_blocks, report)
             skipped += misplaced
             report.skipped += len(skipped)
             for item in sorted(skipped + ungraded, key=lambda item: item.line):
@@ -148,7 +151,8 @@ def _read_row(raw: Raw, columns: ColumnMap, split: Split | None, max_text_chars:
 async def _import_batch(
     rows: list[tuple[int, ImportRow]],
     database: Database,
-    grader: Grader,
+    task: TaskId,
+    grader: TaskGrader,
     heldout_share: float,
     split_blocks: SplitBlocks,
     report: ImportReport,
@@ -168,7 +172,9 @@ async def _import_batch(
         known = await find_imported(session, firsts)
     new = {id: row for id, row in firsts.items() if id not in known}
     grades = await _grade(new, grader)
-    interactions = [_to_interaction(id, row, grades.get(id)) for id, row in new.items()]
+    interactions = [
+        _to_interaction(id, row, grades.get(id), task=task, grader=grader.version) for id, row in new.items()
+    ]
     ungraded = [
         Skipped(number, f"reference: {grade} The row is imported without a grade.", "reference: it cannot be read")
         for id, grade in grades.items()
@@ -230,7 +236,7 @@ def _sides(rows: Iterable[ImportRow]) -> dict[bytes, Split]:
     return sides
 
 
-async def _grade(rows: Mapping[UUID, ImportRow], grader: Grader) -> dict[UUID, Grade | UnreadableReference]:
+async def _grade(rows: Mapping[UUID, ImportRow], grader: TaskGrader) -> dict[UUID, Grade | UnreadableReference]:
     # A reference without a response is compared with itself, so that one that cannot be read is found here as well.
     referenced = [
         (id, row.response or row.reference, row.reference) for id, row in rows.items() if row.reference is not None
@@ -239,7 +245,9 @@ async def _grade(rows: Mapping[UUID, ImportRow], grader: Grader) -> dict[UUID, G
     return {id: grade for (id, _, _), grade in zip(referenced, grades, strict=True)}
 
 
-def _to_interaction(id: UUID, row: ImportRow, grade: Grade | UnreadableReference | None) -> Interaction:
+def _to_interaction(
+    id: UUID, row: ImportRow, grade: Grade | UnreadableReference | None, *, task: TaskId, grader: int
+) -> Interaction:
     problem = str(grade) if isinstance(grade, UnreadableReference) else None
     return Interaction(
         id=id,
@@ -253,8 +261,10 @@ def _to_interaction(id: UUID, row: ImportRow, grade: Grade | UnreadableReference
         response=row.response,
         reference=row.reference,
         grade=None if isinstance(grade, UnreadableReference) or row.response is None else grade,
-        grader=None if grade is None or row.response is None else GRADER_VERSION,
+        grader=None if grade is None or row.response is None else grader,
         grade_problem=problem,
+        task=task.name,
+        task_version=task.version,
         metadata=row.metadata,
         parameters={} if row.id is None else {"id": row.id},
         model=row.model,
@@ -358,6 +368,8 @@ SCHEMA = pa.schema(
         "parameters": pa.string(),
         "model": pa.string(),
         "prompt_set": pa.string(),
+        "task": pa.string(),
+        "task_version": pa.string(),
         "critic_version": pa.int32(),
         "adapter_sha256": pa.string(),
         "verdict": pa.string(),

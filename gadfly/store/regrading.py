@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, and_, exists, func, or_, select, update
 from sqlalchemy.orm import selectinload
 
 from gadfly.errors import UnreadableReference
-from gadfly.grading import GRADER_VERSION, Grade, Grader, Submission
+from gadfly.grading import Grade, Submission, TaskGrader
 from gadfly.records import Refinement
 from gadfly.store.database import Database
 from gadfly.store.interactions import take_newest_grades
@@ -35,7 +35,10 @@ class RegradeReport:
 
 
 async def regrade(
-    database: Database, *, grader: Grader, on_progress: Callable[[int, int], None] = lambda done, total: None
+    database: Database,
+    *,
+    grader: TaskGrader,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> RegradeReport:
     """Grade again whatever an older grader graded. `on_progress` receives the interactions done and their total.
 
@@ -43,9 +46,12 @@ async def regrade(
         StoreUnavailable: Postgres became unavailable. A repeated call goes on after the last batch.
     """
     async with database.session(limit_s=_BATCH_LIMIT_S) as session:
-        total = await session.scalar(select(func.count()).select_from(InteractionRow).where(_is_outdated())) or 0
+        total = (
+            await session.scalar(select(func.count()).select_from(InteractionRow).where(_is_outdated(grader.version)))
+            or 0
+        )
     report = RegradeReport()
-    while report.graded < total and (ids := await _next_batch(database)):
+    while report.graded < total and (ids := await _next_batch(database, grader.version)):
         changed = await _regrade_batch(database, grader, ids)
         report.graded += len(ids)
         report.changed += changed
@@ -53,26 +59,26 @@ async def regrade(
     return report
 
 
-def _is_outdated() -> ColumnElement[bool]:
+def _is_outdated(version: int) -> ColumnElement[bool]:
     """Whether an interaction, or feedback about it, has a reference that an older grader graded against."""
     by_feedback = exists().where(
         FeedbackRow.interaction_id == InteractionRow.id,
         known_reference().is_not(None),
-        FeedbackRow.grader.is_distinct_from(GRADER_VERSION),
+        FeedbackRow.grader.is_distinct_from(version),
     )
-    own = and_(InteractionRow.reference.is_not(None), InteractionRow.grader.is_distinct_from(GRADER_VERSION))
+    own = and_(InteractionRow.reference.is_not(None), InteractionRow.grader.is_distinct_from(version))
     return or_(own, by_feedback)
 
 
-async def _next_batch(database: Database) -> Sequence[UUID]:
+async def _next_batch(database: Database, version: int) -> Sequence[UUID]:
     async with database.session(limit_s=_BATCH_LIMIT_S) as session:
         ids = await session.scalars(
-            select(InteractionRow.id).where(_is_outdated()).order_by(InteractionRow.id).limit(_BATCH_ROWS)
+            select(InteractionRow.id).where(_is_outdated(version)).order_by(InteractionRow.id).limit(_BATCH_ROWS)
         )
         return ids.all()
 
 
-async def _regrade_batch(database: Database, grader: Grader, ids: Sequence[UUID]) -> int:
+async def _regrade_batch(database: Database, grader: TaskGrader, ids: Sequence[UUID]) -> int:
     async with database.session(limit_s=_BATCH_LIMIT_S) as session:
         statement = select(InteractionRow).where(InteractionRow.id.in_(ids))
         options = selectinload(InteractionRow.refinements), selectinload(InteractionRow.feedback)
@@ -83,7 +89,9 @@ async def _regrade_batch(database: Database, grader: Grader, ids: Sequence[UUID]
         graded = [(holder, row, known) for holder, row in holders if (known := _reference(holder)) is not None]
         texts = {row.id: _texts(row) for row in rows}
     submissions = [
-        Submission(text, reference, is_cut) for _, row, reference in graded for text, is_cut in texts[row.id]
+        Submission(text, reference, is_cut, row.question)
+        for _, row, reference in graded
+        for text, is_cut in texts[row.id]
     ]
     outcomes = iter(await grader.grade_all(submissions))
     async with database.session(limit_s=_BATCH_LIMIT_S) as session:
@@ -94,7 +102,7 @@ async def _regrade_batch(database: Database, grader: Grader, ids: Sequence[UUID]
             }
             values: dict[str, Any] = {
                 "grade": own if isinstance(own, Grade) and row.response is not None else None,
-                "grader": GRADER_VERSION,
+                "grader": grader.version,
                 "grade_problem": str(own) if isinstance(own, UnreadableReference) else None,
             }
             if isinstance(holder, FeedbackRow):

@@ -245,6 +245,8 @@ class CriticVersionRow(Table):
     created_at: Mapped[datetime]
     run_id: Mapped[UUID | None] = mapped_column(ForeignKey("training_runs.id"), unique=True)
     prompt_set: Mapped[str | None]
+    task: Mapped[str] = mapped_column(server_default=text("'math'"))
+    task_version: Mapped[str | None]
     origin: Mapped[dict[str, Any] | None]
     verdict_only: Mapped[bool] = mapped_column(server_default=text("false"))
 
@@ -348,6 +350,8 @@ class InteractionRow(Table):
     grader: Mapped[int | None]
     grade_problem: Mapped[str | None]
     conversation: Mapped[dict[str, Any] | None] = mapped_column(StoredJson(none_as_null=True))
+    task: Mapped[str] = mapped_column(server_default=text("'math'"))
+    task_version: Mapped[str | None]
 
     critiques: Mapped[list["CritiqueRow"]] = relationship(lazy="raise", order_by="CritiqueRow.position", viewonly=True)
     refinements: Mapped[list["RefinementRow"]] = relationship(

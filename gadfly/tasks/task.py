@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from gadfly import prompts
+from gadfly import grading, prompts
 from gadfly.errors import BadSettings
 from gadfly.grading import GRADER_VERSION, Rules
 from gadfly.prompts import PromptSet, parse_prompt_set
+from gadfly.records import TaskId
 from gadfly.tasks.answers import stated_answer
 from gadfly.tasks.entry_point import PythonRules
 from gadfly.tasks.manifest import (
@@ -62,6 +63,11 @@ class Task:
         return self.sha256[:_HEX]
 
     @property
+    def id(self) -> TaskId:
+        """What is stored with what was asked, and learned, under this task."""
+        return TaskId(self.name, self.version)
+
+    @property
     def guess_rate(self) -> float | None:
         """The share of right answers that guessing gives, where the number of answers is known."""
         match self.manifest.grader:
@@ -74,6 +80,15 @@ class Task:
     def prompt_set(self, default: str) -> PromptSet:
         """The prompts of critic and actor; `default` names the packaged set for a task that has none of its own."""
         return prompts.load(default) if self._prompts is None else self._prompts
+
+    def stated_answer(self, text: str) -> str | None:
+        """The answer that a corrected response states, as a reference for others; None where it states none."""
+        match self.manifest.grader:
+            case MathGrader():
+                return grading.stated_answer(text)
+            case ChoiceGrader() if self.manifest.answer is None:
+                return read_choice(text)
+        return stated_answer(_form(self.manifest), text)
 
     def key(self, text: str, is_cut: bool) -> str | None:
         """The answer that a text states, in a form in which equal answers are equal; None where it states none.

@@ -4,14 +4,14 @@ Looks of earlier gates are counted from their reports, which name questions by t
 for each lineage under each live critic. No question changes its side here.
 
 Revision: 0019
-After: 0014
+After: 0015
 """
 
 import sqlalchemy as sa
 from alembic import op
 
 revision = "0019"
-down_revision = "0014"
+down_revision = "0015"
 
 
 def upgrade() -> None:

@@ -23,8 +23,8 @@ from gadfly.adapters import BadAdapter
 from gadfly.concurrency import gather
 from gadfly.critique import critique, majority_verdict
 from gadfly.engine_client import Sampling
-from gadfly.errors import AdapterRefused, BadInput, EngineUnavailable, UnreadableReference
-from gadfly.grading import GRADER_VERSION, Grade, Grader, Submission, group_by_answer, stated_answer
+from gadfly.errors import AdapterRefused, BadInput, EngineError, EngineUnavailable, UnreadableReference
+from gadfly.grading import Grade, Submission, TaskGrader, grade_one, group_by_answer
 from gadfly.prompts import PromptSet
 from gadfly.records import (
     CriticVersion,
@@ -50,6 +50,7 @@ from gadfly.service.recording.recorder import Recorder
 from gadfly.service.wire.answers import CritiqueRequest, Options, RefineRequest
 from gadfly.service.wire.feedback import FeedbackRequest
 from gadfly.settings import Settings
+from gadfly.tasks import Task
 
 log = structlog.get_logger(__name__)
 
@@ -80,15 +81,17 @@ class Answerer:
         self,
         *,
         settings: Settings,
+        task: Task,
         prompts: PromptSet,
         actor: Actor,
         critics: CriticServing,
-        grader: Grader,
+        grader: TaskGrader,
         recorder: Recorder,
         requests: Idempotency,
         metrics: Metrics,
     ) -> None:
         self._settings = settings
+        self.task = task
         self._prompts = prompts
         self._actor = actor
         self._critics = critics
@@ -160,7 +163,7 @@ class Answerer:
                 on_text=None if listener is None else partial(listener.on_piece, Role.CRITIQUE, 0),
             )
         critiques = self._calibrated(critiques, prepared.critic)
-        graded = await self.graded([(body.response, False)], body.reference)
+        graded = await self.graded([(body.response, False)], body.reference, question=body.question)
         return replace(
             self._record(Kind.CRITIQUE, body, prepared),
             grade=graded.grades[0],
@@ -199,7 +202,8 @@ class Answerer:
         chosen, votes = await self._vote(chains)
         critiques = self._calibrated((item for chain in chains for item in chain.critiques), prepared.critic)
         refinements = tuple(item for chain in chains for item in chain.refinements)
-        graded = await self.graded([(body.response, False), *map(_text_of, refinements)], body.reference)
+        texts = [(body.response, False), *map(_text_of, refinements)]
+        graded = await self.graded(texts, body.reference, question=body.question)
         grade, *refined = graded.grades
         refinements = tuple(replace(item, grade=own) for item, own in zip(refinements, refined, strict=True))
         parameters = _parameters(prepared) | {
@@ -243,11 +247,12 @@ class Answerer:
         for field in ("correct", "rating"):
             if response is None and getattr(body, field) is not None:
                 raise BadInput("this question has no response that could be judged; send a reference", field=field)
-        edited_reference = await self._stated(body.edited_response)
+        edited_reference = await self._stated(body.edited_response, question=interaction.question)
         reference = body.reference or edited_reference
         # A reference for a question without a response is compared with itself, so that it is read once.
         first = response or reference or ""
-        graded = await self.graded([(first, False), *map(_text_of, interaction.refinements)], reference)
+        texts = [(first, False), *map(_text_of, interaction.refinements)]
+        graded = await self.graded(texts, reference, question=interaction.question)
         grade, *refined = graded.grades
         regraded = {
             item.id: new_grade
@@ -279,14 +284,14 @@ class Answerer:
         assert isinstance(stored.record, Feedback)
         return stored.record
 
-    async def _stated(self, edited: str | None) -> str | None:
+    async def _stated(self, edited: str | None, *, question: str) -> str | None:
         """The answer that an edited response states; None if it states none that answers can be graded against."""
-        stated = None if edited is None else stated_answer(edited)
-        if stated is None:
+        stated = None if edited is None else self.task.stated_answer(edited)
+        if edited is None or stated is None:
             return None
         try:
-            await self._grader.check_reference(stated)
-        except UnreadableReference:
+            await grade_one(self._grader, Submission(edited, stated, question=question))
+        except (UnreadableReference, EngineError):
             return None
         return stated
 
@@ -302,17 +307,27 @@ class Answerer:
             for item in critiques
         )
 
-    async def graded(self, texts: Sequence[tuple[str, bool]], reference: str | None) -> _Graded:
-        """The grade of each text, which its token limit cut or not; all None without a readable reference."""
+    async def graded(self, texts: Sequence[tuple[str, bool]], reference: str | None, *, question: str) -> _Graded:
+        """The grade of each text, which its token limit cut or not; all None without a readable reference.
+
+        Where the task's grader is behind an address that does not answer, there is no grade either, and `gadfly
+        regrade` gives it later.
+        """
         none: list[Grade | None] = [None] * len(texts)
         if reference is None:
             return _Graded(none)
         grades: list[Grade | None] = []
-        for grade in await self._grader.grade_all([Submission(text, reference, is_cut) for text, is_cut in texts]):
+        submissions = [Submission(text, reference, is_cut, question) for text, is_cut in texts]
+        try:
+            outcomes = await self._grader.grade_all(submissions)
+        except EngineError as error:
+            log.warning("not_graded", reason=str(error))
+            return _Graded(none, problem=f"not graded yet: {error}")
+        for grade in outcomes:
             if isinstance(grade, UnreadableReference):
-                return _Graded(none, grader=GRADER_VERSION, problem=str(grade))
+                return _Graded(none, grader=self._grader.version, problem=str(grade))
             grades.append(grade)
-        return _Graded(grades, grader=GRADER_VERSION)
+        return _Graded(grades, grader=self._grader.version)
 
     async def _vote(self, chains: Sequence[Chain]) -> tuple[Chain, int]:
         """Majority vote (MV@K): the first chain that ends with the most frequent answer, and its number of votes."""
@@ -338,6 +353,8 @@ class Answerer:
             parameters={},
             model=self._settings.model,
             prompt_set=self._prompts.name,
+            task=self.task.name,
+            task_version=self.task.version,
             critic_version=prepared.critic.version,
             adapter_sha256=prepared.critic.adapter_sha256,
             verdict=None,

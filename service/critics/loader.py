@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import structlog
 
-from gadfly import prompts
 from gadfly.adapters import AdapterFolder, BadAdapter
 from gadfly.concurrency import gather
 from gadfly.engine_client import Adapters, Engine, Reply, Sampling
@@ -26,6 +25,7 @@ from gadfly.errors import (
     GadflyError,
     TooBusy,
 )
+from gadfly.prompts import PromptSet
 from gadfly.records import CriticVersion
 from gadfly.service.answering.single_flight import SingleFlight
 from gadfly.service.critics.pointers import CriticPointers
@@ -33,6 +33,7 @@ from gadfly.service.critics.replicas import Replicas
 from gadfly.service.critics.verification import Deltas, Proof, compare, require_adapter
 from gadfly.service.metrics import Metrics
 from gadfly.settings import Settings, without_password
+from gadfly.tasks import Task
 
 _PATIENCE_S = 60.0  # for one engine to load and prove one adapter
 _LATE_S = 2.0  # wait for the remaining engines once the one that is enough has proven the critic
@@ -71,12 +72,16 @@ class Loader:
         self,
         *,
         settings: Settings,
+        task: Task,
+        prompts: PromptSet,
         engines: Sequence[Engine],
         pointers: CriticPointers,
         replicas: Replicas,
         metrics: Metrics,
     ) -> None:
         self._settings = settings
+        self._task = task
+        self._prompts = prompts
         self._engines = engines
         self._pointers = pointers
         self._replicas = replicas
@@ -219,10 +224,15 @@ class Loader:
             )
             if folder.marker.sha256 != critic.adapter_sha256:
                 raise BadAdapter(f"{path} does not hold the adapter of version {critic.version}: the hashes differ")
-            if folder.probe.prompt_set != self._settings.prompts:
+            if critic.task != self._task.name:
+                raise BadAdapter(
+                    f"version {critic.version} was trained on the task {critic.task}, but the service is set to "
+                    f"{self._task.name} (GADFLY_TASK)"
+                )
+            if folder.probe.prompt_set != self._prompts.name:
                 raise BadAdapter(
                     f"version {critic.version} was trained under the prompts {folder.probe.prompt_set}, but the "
-                    f"service is set to {self._settings.prompts}"
+                    f"service is set to {self._prompts.name}"
                 )
         except BadAdapter as error:
             self._refused[_FILES, critic.version] = _Refusal(time.monotonic(), error)
@@ -245,7 +255,7 @@ class Loader:
         attempt = _Attempt()
         try:
             async with asyncio.timeout(_PATIENCE_S):
-                proof = await _load_and_probe(engine, critic, folder, attempt)
+                proof = await _load_and_probe(engine, self._prompts, critic, folder, attempt)
         except (BadAdapter, AdapterRefused) as error:
             self._metrics.loads.labels("refused").inc()
             refused = error.again(f"{where}: {error}")
@@ -283,7 +293,8 @@ class Loader:
         for engine in self._engines:
             if critic.version not in self.proven_on(engine):
                 continue
-            for probe, reply in zip(folder.probe.probes, await _replies(engine, critic, folder, 0), strict=True):
+            replies = await _replies(engine, self._prompts, critic, folder, 0)
+            for probe, reply in zip(folder.probe.probes, replies, strict=True):
                 probes += 1
                 try:
                     compare([probe], [reply], tolerance=folder.probe.tolerance)
@@ -328,14 +339,16 @@ def _has_proven(proving: asyncio.Future[Proof]) -> bool:
     return proving.done() and not proving.cancelled() and proving.exception() is None
 
 
-async def _load_and_probe(engine: Engine, critic: CriticVersion, folder: AdapterFolder, attempt: _Attempt) -> Proof:
+async def _load_and_probe(
+    engine: Engine, prompts: PromptSet, critic: CriticVersion, folder: AdapterFolder, attempt: _Attempt
+) -> Proof:
     for number in range(1, _ATTEMPTS + 1):
         try:
             started = time.perf_counter()
             attempt.drops = engine.drops
             attempt.has_loaded |= await engine.load_adapter(critic.engine_name, folder.path)
             loaded = time.perf_counter()
-            deltas = await _probe(engine, critic, folder)
+            deltas = await _probe(engine, prompts, critic, folder)
             return Proof(
                 engine=without_password(engine.url),
                 vllm=await engine.version(),
@@ -351,9 +364,9 @@ async def _load_and_probe(engine: Engine, critic: CriticVersion, folder: Adapter
     raise AssertionError("the last attempt returns or raises")
 
 
-async def _probe(engine: Engine, critic: CriticVersion, folder: AdapterFolder) -> Deltas:
+async def _probe(engine: Engine, prompts: PromptSet, critic: CriticVersion, folder: AdapterFolder) -> Deltas:
     try:
-        replies = await _replies(engine, critic, folder, _PROBE_PRIORITY)
+        replies = await _replies(engine, prompts, critic, folder, _PROBE_PRIORITY)
     except (BadInput, BadSettings) as error:
         raise BadAdapter(f"the engine cannot run a probe: {error}") from error
     deltas = compare(folder.probe.probes, replies, tolerance=folder.probe.tolerance)
@@ -361,12 +374,13 @@ async def _probe(engine: Engine, critic: CriticVersion, folder: AdapterFolder) -
     return deltas
 
 
-async def _replies(engine: Engine, critic: CriticVersion, folder: AdapterFolder, priority: int) -> Sequence[Reply]:
-    prompt_set = prompts.load(folder.probe.prompt_set)
+async def _replies(
+    engine: Engine, prompts: PromptSet, critic: CriticVersion, folder: AdapterFolder, priority: int
+) -> Sequence[Reply]:
     replies = await gather(
         *(
             engine.chat(
-                prompt_set.critique(question=probe.question, response=probe.response),
+                prompts.critique(question=probe.question, response=probe.response),
                 model=critic.engine_name,
                 sampling=Sampling(max_tokens=len(probe.tokens), priority=priority, with_tokens=True),
             )

@@ -13,7 +13,7 @@ import structlog
 from gadfly import store
 from gadfly.calibration import Calibration
 from gadfly.errors import BadInput, Conflict, NotFound, StoreUnavailable
-from gadfly.records import CriticHistory, CriticVersion, Critique, Pointer, Swap, SwapKind, Usage
+from gadfly.records import CriticHistory, CriticVersion, Critique, Pointer, Swap, SwapKind, TaskId, Usage
 from gadfly.repeating import repeat
 from gadfly.store.database import Database
 from gadfly.store.split import question_hash
@@ -75,10 +75,10 @@ class CriticPointers:
         """The calibration of a version, which is stored with it; None where it has none."""
         return self._calibrations.get(version)
 
-    async def start(self, *, base_model: str) -> CriticVersion:
+    async def start(self, *, base_model: str, task: TaskId) -> CriticVersion:
         """Create version 0 (the base model under the critic's prompt) if it is missing, and return the live critic."""
         async with self._database.session() as session:
-            await store.critics.ensure_version_zero(session, base_model=base_model)
+            await store.critics.ensure_version_zero(session, base_model, task=task)
         await self.refresh()
         return await self.resolve("live")
 

@@ -20,6 +20,7 @@ from gadfly.service.critics.watch import RollbackWatch
 from gadfly.service.metrics import Metrics
 from gadfly.settings import Settings
 from gadfly.store.database import Database
+from gadfly.tasks import Task
 
 
 class CriticServing:
@@ -29,17 +30,25 @@ class CriticServing:
         self,
         *,
         settings: Settings,
+        task: Task,
         prompts: PromptSet,
         database: Database,
         engines: Sequence[Engine],
         metrics: Metrics,
     ) -> None:
         self._settings = settings
+        self._task = task
         self.pointers = CriticPointers(database)
         self.leases = Leases(limit=settings.max_in_flight, metrics=metrics)
         self.replicas = Replicas(database)
         self.loader = Loader(
-            settings=settings, engines=engines, pointers=self.pointers, replicas=self.replicas, metrics=metrics
+            settings=settings,
+            task=task,
+            prompts=prompts,
+            engines=engines,
+            pointers=self.pointers,
+            replicas=self.replicas,
+            metrics=metrics,
         )
         self.engines = EnginePool(engines, router=self.loader)
         self._receipts = SwapReceipts(database=database, loader=self.loader, leases=self.leases, replicas=self.replicas)
@@ -84,7 +93,7 @@ class CriticServing:
             StoreUnavailable: Postgres is unavailable.
             Conflict: the live critic is based on another model, and replicas that serve it are running.
         """
-        return await self.pointers.start(base_model=self._settings.model)
+        return await self.pointers.start(base_model=self._settings.model, task=self._task.id)
 
     async def run(self) -> None:
         """Follow the pointers, do swaps, reconcile and check the engines and watch live traffic, until cancelled."""

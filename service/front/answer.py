@@ -141,7 +141,7 @@ class ChatAnswerer:
             answers = [await self._refined(caller, body, draft, replies[0], listener)]
         cut = [reply.finish_reason == "length" for reply in replies] if model.role is Role.ACTOR else [False]
         texts = [(each.response or "", is_cut) for each, is_cut in zip(answers, cut, strict=True)]
-        graded = await self._answerer.graded(texts, body.gadfly.reference)
+        graded = await self._answerer.graded(texts, body.gadfly.reference, question=asked.question)
         latency_ms = (time.perf_counter() - started) * 1000
         stored = [
             replace(
@@ -203,6 +203,8 @@ class ChatAnswerer:
             },
             model=self._actor.name,
             prompt_set=None,
+            task=self._answerer.task.name,
+            task_version=self._answerer.task.version,
             critic_version=None,
             adapter_sha256=None,
             verdict=None,

@@ -181,6 +181,8 @@ class CriticHistoryView(CriticVersionView):
 
     run_id: UUID | None = Field(description="The training run that made it.")
     prompt_set: str | None
+    task: str = Field(description="The name of the task that it was trained on.")
+    task_version: str | None = Field(description="Of the task's files; null for critics of earlier releases.")
     outcome: GateOutcome | None = Field(description="The decision of its run's gate.")
     gate: dict[str, Any] | None = Field(description="The gate's report.")
     calibration: CalibrationView | None = Field(

@@ -93,6 +93,8 @@ class State(BaseModel):
     status: Literal["starting", "running"]
     uptime_s: float
     live_critic: int | None = Field(description="The version that this replica answers with by default.")
+    task: str = Field(description="What the critic judges: the name of the task.")
+    task_version: str = Field(description="The version of the task's files.")
     pointers: dict[Pointer, int] = Field(description="The versions of live, candidate and previous.")
     swap: SwapState | None = Field(description="The swap in progress, else the last one.")
     replicas: list[ReplicaState] = Field(description="All replicas of this deployment, this one included.")

@@ -47,6 +47,8 @@ BOARD: dict[str, Any] = {
 HISTORY = SEVEN | {
     "run_id": "01-run",
     "prompt_set": "stepwise@1",
+    "task": "math",
+    "task_version": None,
     "outcome": "not_enough_evidence",
     "gate": {},
     "calibration": {

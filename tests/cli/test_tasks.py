@@ -1,12 +1,16 @@
 """`gadfly tasks`: what there is, what is wrong with a folder, and what a file's rows would get."""
 
+import asyncio
 import json
+from collections import Counter
 from pathlib import Path
 
+from sqlalchemy import text
 from typer.testing import CliRunner, Result
 
 from gadfly.cli.main import app
 from gadfly.errors import BadSettings
+from gadfly.store.database import Database
 from tests.support.tasks import write_task
 
 QUERY = "SELECT name FROM products"
@@ -59,6 +63,32 @@ def test_rows_are_tried_before_they_are_imported(tmp_path: Path) -> None:
     file.write_text(json.dumps(rows[2]))
     refused = run("try", "sql", file)
     assert refused.exit_code == 1
+
+
+def test_rows_are_imported_under_their_task_and_no_other(database_url: str) -> None:
+    examples = Path(__file__).parents[2] / "examples"
+
+    def imported(*flags: str) -> Result:
+        file = str(examples / "data" / "invoices.jsonl")
+        return CliRunner().invoke(app, ["import", file, "--database-url", database_url, *flags])
+
+    first = imported("--task", str(examples / "invoices"))
+    assert first.stdout.strip() == "9 rows added, 0 already stored, 0 skipped", first.output
+    again = imported("--task", str(examples / "invoices"))
+    assert again.stdout.strip() == "0 rows added, 9 already stored, 0 skipped", again.output
+    other = imported()
+    assert "the database belongs to the task invoices, but GADFLY_TASK is math" in str(other.exception)
+
+    async def stored() -> list[tuple[str, str | None]]:
+        async with Database(database_url) as database, database.session() as session:
+            rows = await session.execute(text("SELECT task, grade FROM interactions ORDER BY grade"))
+            return [(row.task, row.grade) for row in rows]
+
+    assert Counter(asyncio.run(stored())) == {
+        ("invoices", "right"): 4,
+        ("invoices", "wrong"): 4,
+        ("invoices", "no_answer"): 1,
+    }
 
 
 def test_what_a_function_of_the_task_raises_is_shown(tmp_path: Path) -> None:

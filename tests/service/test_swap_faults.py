@@ -30,6 +30,7 @@ from gadfly.service.critics.replicas import Replicas
 from gadfly.service.metrics import Metrics
 from gadfly.settings import Settings
 from gadfly.store.database import Database
+from gadfly.tasks import load_task
 from tests.service.conftest import RIGHT, make_settings
 from tests.support.adapters import PublishedAdapter, change_last_token, insert_version, publish_adapter, publish_again
 from tests.support.services import serving
@@ -129,10 +130,19 @@ async def fleet(
     pointers, metrics = CriticPointers(database), Metrics()
     settings = make_settings(tmp_path, database_url, "http://a", "http://b")
     engines = (a.engine, b.engine)
-    loader = Loader(settings=settings, engines=engines, pointers=pointers, replicas=Replicas(database), metrics=metrics)
+    task = load_task("math")
+    loader = Loader(
+        settings=settings,
+        task=task,
+        prompts=task.prompt_set(settings.prompts),
+        engines=engines,
+        pointers=pointers,
+        replicas=Replicas(database),
+        metrics=metrics,
+    )
     pool = EnginePool(engines, router=loader)
     fleet = Fleet(a, b, pool, loader, pointers)
-    await pointers.start(base_model="tiny")
+    await pointers.start(base_model="tiny", task=task.id)
     fleet.critic = await insert_version(database, published)
     await pointers.refresh()
     yield fleet

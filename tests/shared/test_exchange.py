@@ -43,6 +43,7 @@ def pulled(source: str, adapters: Path, **changes: Any) -> exchange.Fetched:
     wanted: dict[str, Any] = {
         "base_model": "their-name",
         "base_sha256": BASE,
+        "task": "math",
         "prompt_set": "stepwise@1",
         "max_rank": 16,
     }
@@ -94,6 +95,7 @@ def test_nothing_is_overwritten(folder: AdapterFolder, target: str) -> None:
             {"base_sha256": "c" * 64},
             "trained on the base model /models/small, whose weights have the hash bbbbbbbbbbbb",
         ),
+        ({"task": "sql"}, "trained on the task math, but this deployment is set to sql"),
         ({"prompt_set": "bare@1"}, "under the prompts stepwise@1, but this deployment is set to bare@1"),
     ],
 )

@@ -2,7 +2,6 @@
 
 import pytest
 
-from gadfly.errors import UnreadableReference
 from gadfly.trainer.measure.leakage import leaks_gold
 
 EGGS = "A box holds 6 eggs. Tom buys 4 boxes and breaks 3 eggs. How many eggs are left?"
@@ -39,6 +38,15 @@ def test_leaks(critique: str, response: str, reference: str, leaks: bool, why: s
     assert leaks_gold(critique, question=EGGS, response=response, reference=reference) is leaks
 
 
-def test_an_unreadable_reference_is_an_error() -> None:
-    with pytest.raises(UnreadableReference):
-        leaks_gold("It is 3.", question=EGGS, response=ADDED, reference="1/0")
+QUERY = "SELECT name FROM products WHERE price > 10"
+LONG = f"{QUERY} AND category IN ({', '.join(map(str, range(100)))})"  # longer than an answer of mathematics
+
+
+@pytest.mark.parametrize("reference", [QUERY, LONG])
+def test_a_reference_of_another_task_leaks_where_all_of_it_is_quoted(reference: str) -> None:
+    def leaks(critique: str, response: str) -> bool:
+        return leaks_gold(critique, question="Which products?", response=response, reference=reference)
+
+    assert leaks(f"Write {reference.lower()} instead.", "SELECT name FROM products")
+    assert not leaks("The condition price > 10 is missing.", "SELECT name FROM products")
+    assert not leaks(f"{reference} is right.", f"```sql\n{reference}\n```")

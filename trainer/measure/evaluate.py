@@ -18,7 +18,7 @@ from gadfly.concurrency import gather
 from gadfly.critique import critique
 from gadfly.engine_client import EnginePool, Sampling
 from gadfly.errors import PromptTooLong, UnreadableReference
-from gadfly.grading import Grade, Grader, Submission, group_by_answer
+from gadfly.grading import Grade, Submission, TaskGrader, grade_one, group_by_answer
 from gadfly.prompts import Message, Prompt, PromptSet
 from gadfly.refinement import When, refine, refine_chain
 from gadfly.seeds import seed_of_sample
@@ -46,7 +46,7 @@ class Bench:
     engines: EnginePool
     actor: Actor
     prompts: PromptSet
-    grader: Grader
+    grader: TaskGrader
     max_critique_tokens: int
     max_answer_tokens: int
     concurrency: int
@@ -228,7 +228,7 @@ async def several_samples(
 
 
 async def graded_samples(
-    grader: Grader,
+    grader: TaskGrader,
     answer: LabelledAnswer,
     reference: str,
     texts: Sequence[str],
@@ -244,7 +244,7 @@ async def graded_samples(
         UnreadableReference: no rule can read the reference.
     """
     grades = await grader.grade_all(
-        [Submission(text, reference, is_cut) for text, is_cut in zip(texts, cut, strict=True)]
+        [Submission(text, reference, is_cut, answer.question) for text, is_cut in zip(texts, cut, strict=True)]
     )
     for grade in grades:
         if isinstance(grade, UnreadableReference):
@@ -338,7 +338,9 @@ async def _turn(
         )
     except PromptTooLong:
         return _Turn(replace(item, refined=refined, is_too_long=True), judged.text)
-    grade = await bench.grader.grade(rewritten.text, answer.reference, is_cut=rewritten.is_cut)
+    grade = await grade_one(
+        bench.grader, Submission(rewritten.text, answer.reference, rewritten.is_cut, answer.question)
+    )
     item = replace(item, refined=grade, refinement_tokens=rewritten.usage.completion_tokens)
     return _Turn(item, judged.text, rewritten.text)
 

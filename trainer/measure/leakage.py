@@ -7,6 +7,7 @@ lower bound: a formula that is written in another way than the reference is miss
 import re
 from functools import lru_cache
 
+from gadfly.errors import UnreadableReference
 from gadfly.grading.answers import extract_answer
 from gadfly.grading.kinds import Answer, Choice, Reference, Symbolic, YesNo, classify_reference, compare
 from gadfly.grading.numbers import Number, Unread, values_in
@@ -19,12 +20,15 @@ def leaks_gold(critique: str, *, question: str, response: str, reference: str) -
 
     It does if it states the answer as its own (`the answer should be 21`, at its end or in its final explanation), or
     if it contains the answer anywhere and neither question nor response does: a quotation gives nothing away. The
-    letter of a choice, yes and no only count when stated, since every text contains them.
-
-    Raises:
-        UnreadableReference: the reference states no answer.
+    letter of a choice, yes and no only count when stated, since every text contains them. A reference that is no
+    answer to a question of mathematics, such as a query or JSON, counts where all of it is quoted.
     """
-    gold = classify_reference(reference)
+    try:
+        gold = classify_reference(reference)
+    except UnreadableReference:
+        written = _written(reference.strip())
+        quoted, known = _plain(tidy(critique)), _plain(tidy(f"{question}\n{response}"))
+        return written.search(quoted) is not None and written.search(known) is None
     if _states(critique, gold) or _states(parse_critique(critique).explanation, gold):
         return True
     if isinstance(gold.answer, Choice | YesNo):
