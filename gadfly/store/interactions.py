@@ -225,7 +225,8 @@ async def _insert_missing(session: AsyncSession, table: type[Table], rows: Seque
 
 async def _insert(session: AsyncSession, statement: Insert, rows: Sequence[Mapping[str, Any]]) -> int:
     connection = await session.connection()
-    result = await connection.execute(statement, {name: [row[name] for row in rows] for name in rows[0]})
+    arrays = {name: [row[name] for row in rows] for name in rows[0]}
+    result = await connection.execute(statement, arrays, execution_options={"preserve_rowcount": True})
     return result.rowcount
 
 
