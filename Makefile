@@ -7,8 +7,8 @@ ARGS ?=
 PYTHON := .venv/bin/python
 STAMP := .venv/.installed-$(GADFLY_EXTRA)
 
-# Two workers, which take whole files in the order of tests/conftest.py: first what can run side by side, then all tests
-# of an engine in one of them. ARGS="-n 0" is one process, for a debugger.
+# Two workers, which take whole files in the order of tests/conftest.py; all tests of an engine go to one of them.
+# ARGS="-n 0" is one process, for a debugger.
 PYTEST := $(PYTHON) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 # A uv that is too old or does not run (such as a shim without an installed version) counts as missing.

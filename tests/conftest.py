@@ -42,9 +42,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Mark each test with what it starts, so that `-m fast` selects the tests that start nothing, and order the files.
 
     With several workers (`-n 2 --dist loadgroup`) a file is run by one worker, so that what its tests share is made
-    once. All tests of an engine are one group and come last: one worker runs them when the others have finished,
-    because an engine that shares its cores with other tests is many times slower. Long files come before short ones,
-    so that the workers finish together.
+    once. All tests of an engine are one group, which one worker runs: two engines that compute at the same time are
+    many times slower. What computes comes first, on both workers; beside the engine run the tests that mostly wait for
+    Postgres. Long files come before short ones, so that the workers finish together.
     """
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
@@ -57,8 +57,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             group = "engine" if _needs(item, "engine") else f"{item.path.parent.name}/{item.path.stem}"
             item.add_marker(pytest.mark.xdist_group(group))
     tests_of = Counter(item.path for item in items)
-    items.sort(key=lambda item: (*(not _needs(item, tier) for tier in ("model", "database")), -tests_of[item.path]))
-    items.sort(key=lambda item: _needs(item, "engine"))
+    items.sort(key=lambda item: (_place(item), not _needs(item, "model"), -tests_of[item.path]))
+
+
+def _place(item: pytest.Item) -> int:
+    if _needs(item, "engine"):
+        return 1
+    return 2 if _needs(item, "database") and not _needs(item, "model") else 0
 
 
 def _needs(item: pytest.Item, marker: str) -> bool:

@@ -166,6 +166,7 @@ async def test_prompt_logprobs_of_any_model(client: httpx.AsyncClient) -> None:
         assert len(reply.json()["prompt_logprobs"]) == len(body["token_ids"])
 
 
+@pytest.mark.engine
 async def test_sigterm_drains_requests_in_flight(tiny: Adapted, tmp_path: Path) -> None:
     with start_engine(tiny.model, home=tmp_path, environ={"GADFLY_ENGINE_MAX_QUEUED": "2"}) as engine:
         async with engine.async_client() as client:

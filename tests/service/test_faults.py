@@ -116,6 +116,7 @@ async def test_starts_before_its_database(tmp_path: Path, own_postgres: Postgres
         assert (await client.post("/critique", json=SHORT)).status_code == 200
 
 
+@pytest.mark.engine
 async def test_an_engine_killed_during_a_stream(tmp_path: Path, database_url: str, critic_model: Path) -> None:
     socket = tmp_path / "engine.sock"
     engine = start_engine(critic_model, home=tmp_path / "engine", uds=socket)

@@ -122,9 +122,9 @@ RELIABILITIES: list[tuple[Votes, LabelModel, bool | None, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("votes", "model", "is_right", "why"), RELIABILITIES)
-def test_labels_depend_on_reliability(votes: Votes, model: LabelModel, is_right: bool | None, why: str) -> None:
-    assert opinion(votes, model).is_right is is_right, why
+@pytest.mark.parametrize(("votes", "reliabilities", "is_right", "why"), RELIABILITIES)
+def test_labels_depend_on_reliability(votes: Votes, reliabilities: LabelModel, is_right: bool | None, why: str) -> None:
+    assert opinion(votes, reliabilities).is_right is is_right, why
 
 
 def test_a_ruling_counts_more_than_a_frozen_label_and_that_more_than_votes() -> None:

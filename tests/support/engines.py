@@ -142,7 +142,7 @@ def launch_engine(
 
     `extra_args` is appended to vLLM's command line; `environ` adds variables, `GADFLY_*` settings among them. Without
     plugins it is vLLM as it comes. It ends with the thread that started it at the latest, so start it from the main
-    thread.
+    thread. A test that calls this itself, and not in a fixture that `tests/conftest.py` lists, has the marker `engine`.
     """
     uds = uds or home / "engine.sock"
     home.mkdir(parents=True, exist_ok=True)

@@ -490,8 +490,11 @@ def test_how_many_more_answers_would_decide_by_hand(
 
 def test_without_helpfulness_the_evidence_is_that_of_discriminability() -> None:
     live, candidate = critic(BOTH, first(120, 160)), critic(BOTH, first(150, 160))
-    numbers = decide(live, candidate, CONFIG).numbers
+    report = decide(live, candidate, CONFIG)
+    numbers = report.numbers
     assert numbers["helpfulness"] is None
+    assert "Helpfulness does not count, since no held-out answer has a reference." in report.reasons
+    assert any(reason.startswith("Utility on the deployment's own traffic does not count") for reason in report.reasons)
     assert numbers["wealth"] == pytest.approx(numbers["discriminability"]["gain"])
 
 
@@ -503,6 +506,7 @@ def test_the_reasons_state_shares_as_percentages() -> None:
     assert "Discriminability: 75.0 % live, 93.8 % candidate; difference +18.8 points" in words
     assert f"points [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}] on 80 units." in words
     assert "10 points is ruled out on every axis" in words
+    assert "does not count" not in words
     assert [axis["name"] for axis in report.numbers["utility"]] == [
         "utility at 93 % right answers",
         "utility at 96 % right answers",
@@ -522,6 +526,18 @@ def test_helpfulness_is_compared_from_the_least_number_of_references_on(referenc
     items = critic(BOTH, first(120, 160), refined)
     report = decide(items, items, CONFIG.model_copy(update={"gate_min_items": 40}))
     assert (report.numbers["helpfulness"] is not None) is is_compared
+    assert ("Helpfulness does not count, since only 20 units have a reference." in report.reasons) is not is_compared
+
+
+def test_helpfulness_is_over_the_answers_that_have_a_reference() -> None:
+    nothing: list[bool | None] = [None] * 40
+    before = [*first(30, 40), *nothing, *first(20, 40), *nothing]
+    after = [*first(35, 40), *nothing, *first(25, 40), *nothing]
+    numbers = decide(critic(BOTH, BOTH, before), critic(BOTH, BOTH, after), CONFIG).numbers
+    assert (numbers["items"], numbers["with_reference"]) == (160, 80)
+    found = numbers["helpfulness"]
+    assert (found["live"], found["candidate"]) == (50 / 80, 60 / 80)
+    assert found["difference"] == pytest.approx((5 / 40 + 5 / 40) / 2)
 
 
 def test_lineages_on_the_same_answers_are_not_promoted_by_chance() -> None:
