@@ -48,6 +48,7 @@ FLAGS = [  # installed, settings, consecutive flags, why this row exists
     (CPU, {"engine_dtype": "bfloat16"}, "--dtype bfloat16", "an explicit type is kept"),
     (GPU, {}, "--dtype auto", "vLLM knows best on a GPU"),
     (CPU, {"engine_kv_cache_bytes": 2**28}, "--kv-cache-memory-bytes 268435456", "in bytes, not whole GiB"),
+    (CPU, {}, "--block-size 32", "the shared part of the prompts is cached"),
     (CPU, {"adapter_slots": 3}, "--enable-lora --max-loras 3 --max-cpu-loras 6", "room to load the next ones"),
     (GPU, {"adapter_slots": 3}, "--enable-lora --max-loras 3 --max-cpu-loras 6", "both devices serve critics"),
     (CPU, {"adapter_rank": 20}, "--max-lora-rank 32", "vLLM supports certain ranks only"),
@@ -88,7 +89,7 @@ def test_untested_releases_get_vllms_own_scheduler() -> None:
 
 def test_a_gpu_gets_no_cpu_flags() -> None:
     line = _command(GPU).argv
-    assert not {"--enforce-eager", "--kv-cache-memory-bytes", "--max-num-batched-tokens"} & set(line)
+    assert not {"--enforce-eager", "--kv-cache-memory-bytes", "--max-num-batched-tokens", "--block-size"} & set(line)
 
 
 ENVIRONMENT = [  # installed, environment of the caller, variable, value, why this row exists

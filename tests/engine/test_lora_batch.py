@@ -16,7 +16,7 @@ from tests.support.tiny_models import Adapted
 
 TOLERANCE = 1e-4
 MODELS = ("base", "one", "two")
-PROMPT_LENGTHS = (3, 40, 130)  # within one KV block, over one block, and over 128 tokens
+PROMPT_LENGTHS = (3, 40, 130)  # within one KV block of 32 tokens, over one, and over several
 ANSWER_LENGTH = 24
 
 
