@@ -26,7 +26,7 @@ class BreakerLimits:
 
 
 class Breaker:
-    """`probe` opens a connection, asks something and closes it; it raises StoreUnavailable."""
+    """`probe` opens a connection and closes it; it raises StoreUnavailable where the server refuses one."""
 
     def __init__(self, probe: Callable[[], Awaitable[None]], limits: BreakerLimits) -> None:
         self._probe = probe

@@ -19,7 +19,7 @@ class _Result:
 
 
 class RecentResults:
-    """Bounded by age and by characters of text. `complete_for` says how far back nothing is missing."""
+    """Bounded by age and by characters of text."""
 
     def __init__(self, *, keep_s: float = 300.0, max_characters: int = 32 * 2**20) -> None:
         self._keep_s = keep_s
