@@ -46,7 +46,8 @@ ARMS: dict[str, tuple[str, Labelling | None]] = {
     for name, (title, label) in zip(("honest", "flips-20", "flips-50", "flips-100", "long-wrong"), CASES, strict=True)
 } | {"absent": ("has no say", None)}
 ROW = Row("verdict", "stage I, from words alone", Method.LEARN, {"steps_stage_2": 0})
-SIZES = Sizes(learn=256, validate=256, test=1024, out_of_domain=16, samples=4, sampled=16)
+SIZES = Sizes(learn=320, validate=256, test=1024, out_of_domain=16, samples=4, sampled=16)
+QUICK = Sizes(learn=64, validate=64, test=64, out_of_domain=8, samples=4, sampled=8)
 _MOST_OF_A_KEY = Settings.model_fields["max_key_share"].default
 
 
@@ -206,10 +207,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="folder of the results")
     parser.add_argument("--arms", default=",".join(ARMS), help="what the fifth key does")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--overlap", type=float, default=0.1, help="share of the answers that a second key labels")
-    parser.add_argument("--graded", type=float, default=0.1, help="share of the answers with a reference of a key")
+    parser.add_argument("--overlap", type=float, default=0.3, help="share of the answers that a second key labels")
+    parser.add_argument("--graded", type=float, default=0.0, help="share of the answers with a reference of a key")
     parser.add_argument("--steps", type=int, default=20, help="rollout steps of a cell")
-    parser.add_argument("--tests", type=int, default=SIZES.test, help="answers that a critic is tested on")
+    parser.add_argument("--quick", action="store_true", help="few answers, to see that it works")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
@@ -218,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown := set(arms) - set(ARMS):
         parser.error(f"there is no arm {', '.join(sorted(unknown))}: the arms are {', '.join(ARMS)}")
     base = TrainConfig.model_validate(BASE.model_dump() | {"steps_stage_1": options.steps, "validate_every": 0})
-    study = Study(options.folder, MODEL, base, replace(SIZES, test=options.tests))
+    study = Study(options.folder, MODEL, base, QUICK if options.quick else SIZES)
     seeds = [int(each) for each in options.seeds.split(",")]
     asyncio.run(run(study, arms, seeds, overlap=options.overlap, graded=options.graded))
     print("\n".join(table(_cells(options.folder, options.overlap, options.graded))))
