@@ -1,4 +1,4 @@
-"""Types of external input, shared by HTTP requests, imported rows and files that somebody wrote."""
+"""Types of external input, shared by HTTP requests, imported rows and the files of tasks."""
 
 import math
 from typing import Annotated, Any
@@ -77,7 +77,7 @@ HexBytes = Annotated[
 
 
 def problems_of(error: ValidationError, *, union: str = "") -> str:
-    """What is wrong in a file that somebody wrote, field by field, with what to do.
+    """What is wrong in a file that a user wrote, field by field, with what to do.
 
     `union` names a field whose kinds are told apart by their field `kind`.
     """

@@ -1,7 +1,7 @@
 """Tasks: what a deployment's critic judges, as folders of files.
 
 A task is a name, a version by content, prompts with their verdict words, the form of an answer, and a grader. Built-in
-tasks are in `builtin/`; a folder that somebody writes has the same files.
+tasks are in `builtin/`; a folder that a user writes has the same files.
 
     task = load_task("sql")
     async with open_grader(task, settings) as grader:

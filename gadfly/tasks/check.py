@@ -12,7 +12,7 @@ from gadfly.verdict import EXPLANATION_FIELD, STEP_FIELD, STEP_VERDICT_FIELD, VE
 
 
 def notes_about(prompts: PromptSet) -> list[str]:
-    """What a prompt set does that is seldom meant, each as a sentence."""
+    """What a prompt set does that is rarely intended, each as a sentence."""
     prompt = prompts.critique(question="", response="")
     text = "\n".join([*(message.content for message in prompt.messages), prompt.opener])
     missing = [

@@ -135,7 +135,7 @@ def _select(database: sqlite3.Connection, query: str, *, limit_s: float, most: i
 def _agree(expected: Sequence[Sequence[Any]], given: Sequence[Sequence[Any]], *, is_ordered: bool) -> Grade:
     """Whether two selections are equal. NO_ANSWER: only the order of rows or columns differs, which may not matter.
 
-    The order of rows that the reference's ORDER BY holds equal is not defined, and a question seldom says which column
+    The order of rows that the reference's ORDER BY holds equal is not defined, and a question rarely says which column
     comes first.
     """
     if len(expected) != len(given):

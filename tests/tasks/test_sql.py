@@ -89,7 +89,7 @@ def test_every_variant_of_a_database_has_the_same_tables() -> None:
     assert tables[0] == tables[1]
 
 
-async def test_a_query_without_end_has_no_answer_and_blocks_nobody() -> None:
+async def test_a_query_without_end_has_no_answer_and_blocks_no_other() -> None:
     endless = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) SELECT MAX(n) FROM c"
     cross = "SELECT COUNT(*) FROM items a, items b, items c, items d, items e, items f, items g, items h, items i"
     started = time.monotonic()

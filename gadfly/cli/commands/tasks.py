@@ -1,13 +1,17 @@
 """`gadfly tasks list|show|check|try`: what a deployment can judge, and a task tried before it is used."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gadfly.cli.commands.arguments import Json
 from gadfly.cli.options import takes_settings
 from gadfly.settings import Settings
+
+if TYPE_CHECKING:
+    from gadfly.tasks import Task
+    from gadfly.tasks.trial import Trial
 
 app = typer.Typer(help="List, check and try tasks: prompts, an answer form and a grader.", no_args_is_help=True)
 
@@ -181,7 +185,7 @@ def try_task(
         terminal.fail("no row has a grade: mend the rows or the task")
 
 
-def _described(task: Any) -> dict[str, Any]:
+def _described(task: "Task") -> dict[str, Any]:
     manifest = task.manifest.model_dump(mode="json", by_alias=True)
     return {
         "name": task.name,
@@ -196,7 +200,7 @@ def _described(task: Any) -> dict[str, Any]:
     }
 
 
-def _counts(name: str, version: str, trial: Any, failures: list[str]) -> dict[str, Any]:
+def _counts(name: str, version: str, trial: "Trial", failures: list[str]) -> dict[str, Any]:
     return {
         "task": name,
         "version": version,
