@@ -498,3 +498,15 @@ def test_helpfulness_is_over_the_answers_that_have_a_reference() -> None:
     found = numbers["helpfulness"]
     assert (found["live"], found["candidate"]) == (50 / 80, 60 / 80)
     assert found["difference"] == pytest.approx((5 / 40 + 5 / 40) / 2)
+
+
+def test_the_least_numbers_themselves_are_enough() -> None:
+    candidate = critic(BOTH, first(150, 160), first(60, 160))  # judges 87.5 % of the wrong answers correctly
+    assert decide(LIVE, candidate, CONFIG.model_copy(update={"gate_min_items": 80})).outcome is PROMOTE
+    assert decide(LIVE, candidate, CONFIG.model_copy(update={"gate_floor": 0.875})).outcome is PROMOTE
+    few = critic(BOTH[:120], first(120, 120))
+    report = decide(few, few, CONFIG.model_copy(update={"gate_min_items": 80}))
+    assert report.outcome is UNKNOWN
+    assert report.reasons == [
+        "Of the held-out answers 80 are right and 40 are wrong, and the gate needs 80 of each: 40 more wrong ones."
+    ]
