@@ -530,14 +530,26 @@ def test_helpfulness_is_compared_from_the_least_number_of_references_on(referenc
 
 
 def test_helpfulness_is_over_the_answers_that_have_a_reference() -> None:
-    nothing: list[bool | None] = [None] * 40
-    before = [*first(30, 40), *nothing, *first(20, 40), *nothing]
-    after = [*first(35, 40), *nothing, *first(25, 40), *nothing]
+    nothing: list[bool | None] = [None] * 50
+    before = [*first(20, 30), *nothing, *first(10, 30), *nothing]
+    after = [*first(26, 30), *nothing, *first(16, 30), *nothing]
     numbers = decide(critic(BOTH, BOTH, before), critic(BOTH, BOTH, after), CONFIG).numbers
-    assert (numbers["items"], numbers["with_reference"]) == (160, 80)
+    assert (numbers["items"], numbers["with_reference"]) == (160, 60)
     found = numbers["helpfulness"]
-    assert (found["live"], found["candidate"]) == (50 / 80, 60 / 80)
-    assert found["difference"] == pytest.approx((5 / 40 + 5 / 40) / 2)
+    assert (found["live"], found["candidate"]) == (30 / 60, 42 / 60)
+    assert found["difference"] == pytest.approx((6 / 30 + 6 / 30) / 2)
+
+
+def test_the_least_numbers_themselves_are_enough() -> None:
+    candidate = critic(BOTH, first(150, 160), first(60, 160))  # judges 87.5 % of the wrong answers correctly
+    assert decide(LIVE, candidate, CONFIG.model_copy(update={"gate_min_items": 80})).outcome is PROMOTE
+    assert decide(LIVE, candidate, CONFIG.model_copy(update={"gate_floor": 0.875})).outcome is PROMOTE
+    few = critic(BOTH[:120], first(120, 120))
+    report = decide(few, few, CONFIG.model_copy(update={"gate_min_items": 80}))
+    assert report.outcome is UNKNOWN
+    assert report.reasons == [
+        "Of the held-out answers 80 are right and 40 are wrong, and the gate needs 80 of each: 40 more wrong ones."
+    ]
 
 
 def test_lineages_on_the_same_answers_are_not_promoted_by_chance() -> None:
