@@ -4,8 +4,8 @@ A vLLM of one's own, with a key and a name, is attached. Its traffic comes throu
 CSV file. Labels give a scoreboard; a dry run says what training could do; a run trains a critic, which goes live. The
 critic is pushed to a folder, pulled into a second deployment, and proven there by other engines.
 
-It takes minutes on two cores with the small model of the demo (folder lab/). Without --full the run has a few steps
-only, so the gate has no evidence, and the critic is promoted by hand. Needs a checkout with `make install`.
+It takes about ten minutes on two cores with the small model of the demo (folder lab/). Without --full the run has two
+steps, so the gate has no evidence, and the critic is promoted by hand. Needs a checkout with `make install`.
 """
 
 import argparse
