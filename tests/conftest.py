@@ -38,13 +38,10 @@ _TEMPLATE = "template_gadfly"
 _numbers = itertools.count()
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark each test with what it starts, so that `-m fast` selects the tests that start nothing, and order the files.
 
-    With several workers (`-n 2 --dist loadgroup`) a file is run by one worker, so that what its tests share is made
-    once. All tests of an engine are one group, which one worker runs: two engines that compute at the same time are
-    many times slower. What computes comes first, on both workers; beside the engine run the tests that mostly wait for
-    Postgres. Long files come before short ones, so that the workers finish together.
+    Long files come before short ones, so that workers which take whole files finish together.
     """
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
@@ -53,17 +50,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(marker)
         if not any(item.get_closest_marker(marker) for marker in (*_NEEDS, "slow")):
             item.add_marker("fast")
-        if config.pluginmanager.hasplugin("xdist"):
-            group = "engine" if _needs(item, "engine") else f"{item.path.parent.name}/{item.path.stem}"
-            item.add_marker(pytest.mark.xdist_group(group))
     tests_of = Counter(item.path for item in items)
-    items.sort(key=lambda item: (_place(item), not _needs(item, "model"), -tests_of[item.path]))
-
-
-def _place(item: pytest.Item) -> int:
-    if _needs(item, "engine"):
-        return 1
-    return 2 if _needs(item, "database") and not _needs(item, "model") else 0
+    items.sort(key=lambda item: (not _needs(item, "model"), not _needs(item, "database"), -tests_of[item.path]))
 
 
 def _needs(item: pytest.Item, marker: str) -> bool:
