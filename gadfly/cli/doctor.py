@@ -30,7 +30,7 @@ from gadfly.cli.terminal import out
 from gadfly.cli.up_state import active_state
 from gadfly.concurrency import gather
 from gadfly.engine_client import Engine
-from gadfly.errors import GadflyError, WrongSampling
+from gadfly.errors import GadflyError, MalformedReply, WrongSampling
 from gadfly.settings import DEFAULT_MODEL, Device, Settings, without_password
 
 VLLM_VERSION = "0.32.0"
@@ -574,10 +574,10 @@ async def _ask_engine(settings: Settings, url: str) -> tuple[str, str]:
     try:
         await engine.models()
         problem = (await engine.adapters()).problem
+    except (MalformedReply, ValueError, KeyError, TypeError):
+        return f"{shown} does not answer like vLLM.", ""
     except GadflyError as error:
         return _sentence(str(error)), ""
-    except (ValueError, KeyError, TypeError):
-        return f"{shown} does not answer like vLLM.", ""
     finally:
         await engine.aclose()
     return "", f"{shown} {problem}, so it serves version 0 only." if problem else ""
