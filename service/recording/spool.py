@@ -61,6 +61,8 @@ _NEW_FIELDS = {  # of records, since release 0.1.0, each with its default
     "refinement_id": None,
     "helpful": None,
     "edited_reference": None,
+    "task": "math",
+    "task_version": None,
 }
 _OF_CRITIQUES = "calibrated_p_right"  # the same, of each critique
 
@@ -353,7 +355,7 @@ def _to_json(record: Record) -> bytes:
     line = _Line(interaction=record) if isinstance(record, Interaction) else _Line(feedback=record)
     # New fields without a value are left out, as in the lines of earlier releases.
     empty: dict[str, Any] = {
-        name: True for name, default in _NEW_FIELDS.items() if getattr(record, name, default) is default
+        name: True for name, default in _NEW_FIELDS.items() if getattr(record, name, default) == default
     }
     exclude: Any = {"feedback": empty}
     if isinstance(record, Interaction):

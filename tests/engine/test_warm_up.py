@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 
 from gadfly.engine.warm_up import WarmUp
 
@@ -21,6 +21,14 @@ class Server:
         self.app.add_api_route("/health", lambda: None)
         self.app.add_api_route("/v1/chat/completions", self._chat, methods=["POST"])
         self.app.add_api_route("/v1/completions", self._complete, methods=["POST"])
+        self.app.add_api_route("/tokenize", self._tokenize, methods=["POST"])
+        self.app.add_api_route("/detokenize", self._detokenize, methods=["POST"])
+
+    async def _tokenize(self, request: Request) -> dict[str, list[int]]:
+        return {"tokens": [ord(letter) for letter in (await request.json())["prompt"]]}
+
+    async def _detokenize(self, request: Request) -> dict[str, str]:
+        return {"prompt": "".join(map(chr, (await request.json())["tokens"]))}
 
     async def _complete(self) -> dict[str, str]:
         return {}
