@@ -190,14 +190,13 @@ async def test_a_full_spool_refuses_requests(tmp_path: Path, own_postgres: Postg
         assert {item["id"] for item in listed} == set(kept)
 
 
-async def test_a_database_of_another_model_is_refused(settings: Settings, tmp_path: Path) -> None:
-    async with serving(settings):
-        pass
+async def test_another_model_is_refused_while_replicas_serve_the_first(settings: Settings, tmp_path: Path) -> None:
     other = settings.model_copy(update={"model": "another", "home": tmp_path / "other", "port": free_port()})
     log = tmp_path / "log"
-    with service_process(other, log) as process:
-        assert await asyncio.to_thread(process.wait, 60) != 0
-    assert "another" in log.read_text()
+    async with serving(settings):
+        with service_process(other, log) as process:
+            assert await asyncio.to_thread(process.wait, 60) != 0
+    assert "stop all replicas before another is served from this database" in log.read_text()
 
 
 async def test_requests_over_the_limit_get_429_with_retry_after(settings: Settings) -> None:

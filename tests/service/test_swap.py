@@ -436,7 +436,7 @@ async def test_an_adapter_that_differs_from_the_published_one_is_refused(
         changes[published_as],
         base_model="another" if published_as == "another base" else "tiny",
     )
-    version = (await insert_version(world.database, spoilt)).version
+    version = (await insert_version(world.database, spoilt, base_model="tiny")).version
     AFTERWARDS[then](spoilt.folder)
     await _is_refused(world, version, message)
     assert f"critic@{version}" not in _served(engines.a)
@@ -445,6 +445,15 @@ async def test_an_adapter_that_differs_from_the_published_one_is_refused(
     assert message in answer.json()["detail"]
     await world.promoted(2)  # a good one is still accepted, and /readyz no longer reports the refusal
     assert (await world.ready("version 2 followed 1"))["swap"]["ok"]
+
+
+async def test_a_critic_of_another_base_model_is_archived(world: World, published: list[PublishedAdapter]) -> None:
+    version = (await insert_version(world.database, published[2], base_model="another")).version
+    answers = await world.promote(version), await world.client.post("/critique", json={**ASK, "critic": version})
+    for answer in answers:
+        assert answer.status_code == 409
+        assert "is archived: it is based on the model another" in answer.json()["detail"]
+    assert (await world.client.get(f"/critics/{version}")).json()["archived"] is True
 
 
 async def _is_refused(world: World, version: int, message: str) -> None:
