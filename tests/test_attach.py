@@ -1,4 +1,4 @@
-"""Engines and an actor that somebody else started, with names and keys of their own: real vLLM servers.
+"""Engines and an actor that Gadfly did not start, with names and keys of their own: real vLLM servers.
 
 `foreign` runs the command that `gadfly doctor` prints. `plain` is vLLM as it comes, without adapters: as an engine it
 serves version 0 only, and as another model behind an OpenAI endpoint it is an actor.

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import unicodedata
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -38,7 +39,7 @@ _PUNCTUATION = ".,;:!?"
 _LETTER = re.compile(r"[(\[*\s]*([A-Ja-j])[)\]*]{0,3}\s*(?:[.):,\n](?s:.*))?")
 
 
-class AnswerRules:
+class AnswerRules(ABC):
     """What the rules of all kinds share: the form of an answer, and a reference's limits. As `gadfly.grading.Rules`."""
 
     def __init__(self, form: AnswerForm) -> None:
@@ -58,13 +59,13 @@ class AnswerRules:
     def preparation(self, reference: str) -> Callable[[], object] | None:
         return None
 
+    @abstractmethod
     def fault(self, reference: str) -> str:
         """Why `reference`, which is neither empty nor too long, cannot be used; empty if it can."""
-        raise NotImplementedError
 
+    @abstractmethod
     def compare(self, answer: str, submission: Submission) -> Grade:
         """The grade of an answer, whose reference has no fault."""
-        raise NotImplementedError
 
     def key(self, answer: str) -> str:
         """The answer in a form in which equal answers are equal."""
