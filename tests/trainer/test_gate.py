@@ -13,6 +13,7 @@ from gadfly.evidence import MeanTest, interval
 from gadfly.grading import Grade
 from gadfly.planning import MARGIN_ERROR
 from gadfly.trainer.measure.gate import (
+    LEAST_APART,
     LOSS_ERROR,
     Axis,
     Evidence,
@@ -325,6 +326,15 @@ def test_a_held_out_set_without_such_questions_says_so() -> None:
         "items": 0, "questions": 0, "discriminability": None, "helpfulness": None, "utility": [],
     }  # fmt: skip
     assert any(each.startswith("0 of the 160 held-out answers are to questions without") for each in report.reasons)
+
+
+def test_few_such_questions_are_counted_and_not_compared() -> None:
+    hashes = frozenset(item.question_hash for item in (*LIVE[:2], *LIVE[80:82]))
+    report = decide(LIVE, critic(BOTH, first(150, 160), first(60, 160)), CONFIG, apart=hashes)
+    assert report.numbers["apart"]["discriminability"]["units"] < LEAST_APART
+    [sentence] = [each for each in report.reasons if "near neighbour" in each]
+    assert sentence.endswith("They are too few to compare the critics on them.")
+    assert "Discriminability" not in sentence
 
 
 def test_their_evidence_adds_up_over_nights_too() -> None:

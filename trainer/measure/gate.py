@@ -23,6 +23,7 @@ from gadfly.trainer.measure.metrics import Judged, measure
 from gadfly.training import GateOutcome, TrainConfig
 
 LOSS_ERROR = 0.05  # chance to reject a candidate that lost nothing, per axis
+LEAST_APART = 10  # units of answers apart from training, from which on the report compares the critics on them
 LEAST_TRAFFIC = 30  # labelled answers of the deployment, from which on their share of right ones counts
 
 
@@ -430,7 +431,8 @@ class _SetApart:
         }
 
     def sentence(self, *, of: int) -> str:
-        found = " ".join(map(_sentence, self.axes)) or "They are too few to compare the critics on them."
+        enough = [axis for axis in self.axes if axis.units >= LEAST_APART]
+        found = " ".join(map(_sentence, enough)) or "They are too few to compare the critics on them."
         return (
             f"{self.items} of the {of} held-out answers are to questions without a near neighbour in training; "
             f"these do not decide by themselves. {found}"
