@@ -33,6 +33,7 @@ from gadfly.grading.latex import (
 
 # math-verify warns once that its own limit, a signal, is off. Here the whole process is killed instead.
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)
+_log = logging.getLogger(__name__)
 
 _CONFIG = [math_verify.LatexExtractionConfig(boxed_match_priority=-1)]
 _MIXED = re.compile(r"[0-9]\\frac")  # a mixed number or a product: ambiguous
@@ -348,7 +349,8 @@ def _parse(latex: str) -> Any | None:
         is_defined = not expression.has(sympy.nan, sympy.zoo)
     except MemoryError:
         raise
-    except Exception:  # the parser documents no exception types, and the text comes from outside
+    except Exception as error:  # the parser documents no exception types, and the text comes from outside
+        _log.debug("math-verify cannot read an expression: %s", type(error).__name__)  # not its text, a caller's
         return None
     if not is_defined:
         raise _Undefined
