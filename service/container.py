@@ -21,11 +21,13 @@ from gadfly.service.front.background import BackgroundJudge
 from gadfly.service.health import Health
 from gadfly.service.history import History
 from gadfly.service.keyring import Keyring
+from gadfly.service.label_queue import LabelQueue
 from gadfly.service.labels import Labels
 from gadfly.service.metrics import Metrics
 from gadfly.service.recording.recorder import Recorder
 from gadfly.service.room import Room
 from gadfly.service.runs import Runs
+from gadfly.service.sessions import Sessions
 from gadfly.settings import Settings
 from gadfly.store.database import Database, require_current_schema
 from gadfly.tasks import Task, load_task, open_grader
@@ -45,6 +47,7 @@ class Service:
     metrics: Metrics
     critics: CriticServing
     keyring: Keyring
+    sessions: Sessions
     history: History
     answerer: Answerer
     chat: ChatAnswerer
@@ -53,6 +56,7 @@ class Service:
     room: Room
     runs: Runs
     labels: Labels
+    label_queue: LabelQueue
     _requests: Idempotency
     _database: Database
     _grader: TaskGrader
@@ -111,6 +115,7 @@ class Service:
                 metrics=metrics,
                 critics=critics,
                 keyring=Keyring(database, open_without_keys=settings.is_loopback),
+                sessions=Sessions(database),
                 history=history,
                 answerer=answerer,
                 chat=ChatAnswerer(
@@ -134,6 +139,7 @@ class Service:
                 room=room,
                 runs=Runs(database, settings=settings, metrics=metrics, actor=actor, loader=critics.loader),
                 labels=Labels(database),
+                label_queue=LabelQueue(database, settings=settings),
                 _requests=requests,
                 _database=database,
                 _grader=grader,

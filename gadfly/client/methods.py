@@ -103,6 +103,7 @@ class Api:
     refine = ApiMethod(calls.refine)
     stream_refine = Streamed(calls.refine)
     feedback = ApiMethod(calls.feedback)
+    withdraw_feedback = ApiMethod(calls.withdraw_feedback)
 
     interactions = Pages(calls.interactions)
     interactions_page = ApiMethod(calls.interactions)
@@ -125,6 +126,10 @@ class Api:
     label = ApiMethod(calls.label)
     set_label = ApiMethod(calls.set_label)
     conflicts = Pages(calls.conflicts)
+    take_labels = ApiMethod(calls.take_labels)
+    skip_label = ApiMethod(calls.skip_label)
+    release_labels = ApiMethod(calls.release_labels)
+    label_progress = ApiMethod(calls.label_progress)
     acts = Pages(calls.acts)
 
     state = ApiMethod(calls.state)
