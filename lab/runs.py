@@ -20,7 +20,7 @@ from gadfly.grading import Grade, Grader
 from gadfly.lab import sampling
 from gadfly.lab.arena import Arena
 from gadfly.lab.engine import Generator, connect
-from gadfly.lab.rows import Method, Row, config
+from gadfly.lab.rows import Method, Row, config, config_of_update
 from gadfly.lab.world import LabSplit
 from gadfly.prompts import PromptSet
 from gadfly.store.training_data import LabelledAnswer
@@ -112,7 +112,7 @@ class Lab:
         workspace = Workspace.of(folder, engines.run_id)
         report = LabReport(workspace=workspace, steps=train_config.steps)
         policy = Policy(self.model, rank=RANK, alpha=train_config.lora_alpha, seed=seed)
-        processes = ProcessGroup(policy, train_config, make_accelerator(cpu=True))
+        processes = ProcessGroup(policy, config_of_update(row, train_config), make_accelerator(cpu=True))
         collector = Collector(
             engines=engines,
             actor=BaseActor(engines.pool),
