@@ -138,7 +138,7 @@ async def run_cell(lab: Lab, arm: str, seed: int, *, overlap: float, graded: flo
     _, label = ARMS[arm]
     arena, labels = poisoned(lab.arena, label, seed=seed, overlap=overlap, graded=graded)
     folder = _cells(lab.folder, overlap, graded) / arm
-    await replace(lab, folder=folder, arena=arena).result(ROW, seed)
+    await replace(lab, folder=folder, arena=arena, verdicts_only=True).result(ROW, seed)
     write_durably(folder / ROW.name / str(seed) / "labels.json", orjson.dumps(asdict(labels)))
 
 

@@ -161,6 +161,9 @@ class TrainConfig(BaseModel):
     fresh_repeats: int = Field(
         8, ge=1, description="Most draws of a new answer in one stage: few new answers get a smaller share."
     )
+    uncertain_first: bool = Field(
+        True, description="Answers that the critic is uncertain about tend to be drawn first; false: all alike."
+    )
     max_questions: int = Field(
         4096, ge=1, description="Maximum questions that a run learns from; the newest are taken."
     )

@@ -2,6 +2,7 @@
 
 python -m gadfly.lab run FOLDER            # all rows, three seeds
 python -m gadfly.lab run FOLDER --quick    # few rows, one seed, fewer steps; fails if a sign is wrong
+python -m gadfly.lab run FOLDER --quick --rows critique-rl,alike --seeds 0,1,2    # these rows in the small size
 python -m gadfly.lab write FOLDER          # tables and pictures into docs/results.md
 """
 
@@ -112,12 +113,12 @@ def main() -> int:
     run_parser = commands.add_parser("run", help="train and measure the rows")
     run_parser.add_argument("folder", type=Path, help="folder for the results")
     run_parser.add_argument("--model", type=Path, default=MODEL, help="model made by `python -m gadfly.lab.pretrain`")
-    run_parser.add_argument("--rows", default=",".join(each.name for each in ROWS), help="names of rows")
-    run_parser.add_argument("--seeds", default="0,1,2")
+    run_parser.add_argument("--rows", help="names of rows; default: all, or with --quick those that are checked")
+    run_parser.add_argument("--seeds", help="default: 0,1,2, or with --quick 0")
     run_parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="an option of the training config, as JSON"
     )
-    run_parser.add_argument("--quick", action="store_true", help="few rows, one seed, and a check of the signs")
+    run_parser.add_argument("--quick", action="store_true", help="small size, and a check of its usual rows")
     run_parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="rows at a time; default: one per core"
     )
@@ -131,9 +132,11 @@ def main() -> int:
         page.write_text(report.put_into(page.read_text(encoding="utf-8"), text), encoding="utf-8")
         return 0
     changes = {name: orjson.loads(value) for name, _, value in (each.partition("=") for each in options.set)}
-    names, seeds, sizes = options.rows.split(","), [int(each) for each in options.seeds.split(",")], Sizes()
+    usual_rows, usual_seeds, sizes = [each.name for each in ROWS], [0, 1, 2], Sizes()
     if options.quick:
-        names, seeds, sizes, changes = list(QUICK), [0], QUICK_SIZES, {**QUICK_CHANGES, **changes}
+        usual_rows, usual_seeds, sizes, changes = list(QUICK), [0], QUICK_SIZES, {**QUICK_CHANGES, **changes}
+    names = options.rows.split(",") if options.rows else usual_rows
+    seeds = [int(each) for each in options.seeds.split(",")] if options.seeds else usual_seeds
     base = TrainConfig.model_validate(BASE.model_dump() | changes)
     console = Console()
     try:
@@ -141,7 +144,7 @@ def main() -> int:
     except AnotherStudy as error:
         console.print(f"[red]{error}[/red]", soft_wrap=True)
         return 2
-    if not options.quick:
+    if not options.quick or (names, seeds) != (usual_rows, usual_seeds):
         return 0
     sentences = wrong_signs(results)
     for sentence in sentences:

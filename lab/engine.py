@@ -24,11 +24,14 @@ from fastapi.responses import JSONResponse
 from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from gadfly.engine_client import ACTOR, Engine
 from gadfly.seeds import seed_of_sample
 
 _GATHER_S = 0.002  # how long the first request waits for others to join its batch
+_ROOM = 64  # positions that a cache grows by
+_FULL = 0.75  # when fewer of a batch's rows than this share are still written, the others are taken out
 
 
 class Refused(Exception):
@@ -66,6 +69,35 @@ class Sampled:
 class _Queued:
     request: Generation
     result: asyncio.Future[list[Sampled]]
+
+
+class _Roomy(DynamicLayer):  # type: ignore[misc]  # transformers has no types for it
+    """A cache layer with room for the next positions: writing one copies nothing until the room is used up."""
+
+    _room: tuple[Tensor, Tensor] | None = None  # the keys and values, and unused positions after them
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        before = self.get_seq_length()
+        after = before + key_states.shape[-2]
+        if self._room is None or self._room[0].shape[-2] < after:
+            shape = (*key_states.shape[:-2], after + _ROOM, key_states.shape[-1])
+            self._room = key_states.new_empty(shape), value_states.new_empty(shape)
+            if before:
+                self._room[0][..., :before, :], self._room[1][..., :before, :] = self.keys, self.values
+        keys, values = self._room
+        keys[..., before:after, :], values[..., before:after, :] = key_states, value_states
+        self.keys, self.values = keys[..., :after, :], values[..., :after, :]
+        return self.keys, self.values
+
+    def batch_repeat_interleave(self, repeats: Any) -> None:
+        super().batch_repeat_interleave(repeats)
+        self._room = None
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._room = None
 
 
 class Generator:
@@ -122,27 +154,35 @@ class Generator:
         temperature_R = torch.tensor([request.temperature for request, _ in rows], device=self.device)
         chance_RT = _chances(rows).to(self.device)
         length_R = mask_RT.sum(1)
-        alive_R = torch.ones(len(rows), dtype=torch.bool, device=self.device)
-        tokens_RT: list[Tensor] = []
-        logprobs_RT: list[Tensor] = []
-        for position in range(int(limit_R.max())):
+        row_R = torch.arange(len(rows), device=self.device)  # the rows that are still written
+        longest = int(limit_R.max())
+        tokens_RT = torch.full((len(rows), longest), self._end, device=self.device)
+        logprobs_RT = torch.zeros(len(rows), longest, device=self.device)
+        for position in range(longest):
             all_RV = logits_RV.float().log_softmax(-1)
             if position == 0:
                 _read_labels(rows, replies, all_RV)
             token_R = _drawn(all_RV, temperature_R, chance_RT[:, position])
-            tokens_RT.append(token_R)
-            logprobs_RT.append(all_RV.gather(1, token_R[:, None])[:, 0])
-            alive_R = alive_R & (token_R != self._end) & (position + 1 < limit_R)
-            if not bool(alive_R.any()):
+            tokens_RT[row_R, position] = token_R
+            logprobs_RT[row_R, position] = all_RV.gather(1, token_R[:, None])[:, 0]
+            # A row that is over is computed on until there are enough of them; its tokens then are not read.
+            alive_R = (tokens_RT[row_R, : position + 1] != self._end).all(1) & (position + 1 < limit_R)
+            alive = int(alive_R.sum())
+            if not alive:
                 break
             mask_RT = torch.cat([mask_RT, torch.ones_like(mask_RT[:, :1])], 1)
+            if alive < _FULL * len(row_R):
+                cache.batch_select_indices(alive_R)
+                row_R, token_R, mask_RT, chance_RT, limit_R, temperature_R, length_R = (
+                    each[alive_R] for each in (row_R, token_R, mask_RT, chance_RT, limit_R, temperature_R, length_R)
+                )
             logits_RV = model(
                 input_ids=token_R[:, None],
                 attention_mask=mask_RT,
                 position_ids=length_R[:, None] + position,
                 past_key_values=cache,
             ).logits[:, -1]
-        tokens, logprobs = torch.stack(tokens_RT, 1).tolist(), torch.stack(logprobs_RT, 1).tolist()
+        tokens, logprobs = tokens_RT.tolist(), logprobs_RT.tolist()
         for row, ((request, _), reply) in enumerate(zip(rows, replies, strict=True)):
             written = tokens[row][: request.max_tokens]
             reply.is_stopped = self._end in written
@@ -160,6 +200,7 @@ class Generator:
             mask_PT[row, width - len(prompt) :] = 1
         ids_PT, mask_PT = ids_PT.to(self.device), mask_PT.to(self.device)
         cache = DynamicCache(config=model.config)
+        cache.layers = [_Roomy() if type(layer) is DynamicLayer else layer for layer in cache.layers]
         logits_PV = model(
             input_ids=ids_PT,
             attention_mask=mask_PT,

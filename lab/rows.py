@@ -23,7 +23,11 @@ class Method(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of the table. `one_stage`: all steps are of stage II. `is_sampled`: MV@K and Pass@K are measured."""
+    """A row of the table.
+
+    `one_stage`: all steps are of stage II. `is_sampled`: MV@K and Pass@K are measured. `update`: changes to the config
+    of the update alone, not of sampling.
+    """
 
     name: str
     title: str
@@ -31,6 +35,7 @@ class Row:
     changes: Mapping[str, Any] = field(default_factory=dict)
     one_stage: bool = False
     is_sampled: bool = False
+    update: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_trained(self) -> bool:
@@ -85,6 +90,8 @@ ROWS = (
         _FASTER | {"skip_zero_advantage": True},
         one_stage=True,
     ),
+    Row("alike", "all answers drawn alike, not the uncertain ones first", Method.LEARN, {"uncertain_first": False}),
+    Row("update-at-1", "update at temperature 1, as in the released code", Method.LEARN, update={"temperature": 1.0}),
 )
 
 QUICK = ("none", "sft", "no-stage-2", "critique-rl")
@@ -122,3 +129,8 @@ def config(of: Row, base: TrainConfig, *, seed: int) -> TrainConfig:
     if of.one_stage:
         changes |= {"steps_stage_1": 0, "steps_stage_2": base.steps_stage_1 + base.steps_stage_2}
     return TrainConfig.model_validate(base.model_dump() | changes | {"seed": seed})
+
+
+def config_of_update(of: Row, sampling: TrainConfig) -> TrainConfig:
+    """The config of a row's update, where `sampling` is that of its rollouts."""
+    return TrainConfig.model_validate(sampling.model_dump() | dict(of.update))

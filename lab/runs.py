@@ -20,7 +20,7 @@ from gadfly.grading import Grade, Grader
 from gadfly.lab import sampling
 from gadfly.lab.arena import Arena
 from gadfly.lab.engine import Generator, connect
-from gadfly.lab.rows import Method, Row, config
+from gadfly.lab.rows import Method, Row, config, config_of_update
 from gadfly.lab.world import LabSplit
 from gadfly.prompts import PromptSet
 from gadfly.store.training_data import LabelledAnswer
@@ -78,6 +78,7 @@ class Lab:
     arena: Arena
     base: TrainConfig
     sampled: int  # answers of the test for which many samples are drawn
+    verdicts_only: bool = False  # nothing is rewritten and no attack judged when a critic is measured
 
     def engines(self, name: str) -> RunEngines:
         return RunEngines(EnginePool([connect(self.generator)]), uuid5(NAMESPACE_URL, name), self.generator.rows)
@@ -111,7 +112,7 @@ class Lab:
         workspace = Workspace.of(folder, engines.run_id)
         report = LabReport(workspace=workspace, steps=train_config.steps)
         policy = Policy(self.model, rank=RANK, alpha=train_config.lora_alpha, seed=seed)
-        processes = ProcessGroup(policy, train_config, make_accelerator(cpu=True))
+        processes = ProcessGroup(policy, config_of_update(row, train_config), make_accelerator(cpu=True))
         collector = Collector(
             engines=engines,
             actor=BaseActor(engines.pool),
@@ -224,6 +225,8 @@ class Lab:
 
     async def _attacks(self, engines: RunEngines, name: str) -> dict[str, Any] | None:
         """Wrong answers of the in-domain test with and without an attack, judged greedily; None without any."""
+        if self.verdicts_only:
+            return None
         answers = self.arena.tests[LabSplit.IN_DOMAIN]
         wrong = [answer for answer in answers if not answer.is_right][:_ATTACKED]
         plain, under_attack = [
@@ -260,10 +263,10 @@ class Lab:
         )
 
     async def _judge(self, engines: RunEngines, name: str, answers: Sequence[LabelledAnswer]) -> list[Judged]:
-        return await evaluate(self._bench(engines), answers, model=name, with_refinement=True)
+        return await evaluate(self._bench(engines), answers, model=name, with_refinement=not self.verdicts_only)
 
 
 def _merit(point: dict[str, Any]) -> float:
     """The criterion of the best checkpoint: accuracy after refinement plus balanced accuracy of the verdict."""
-    metrics = point["metrics"]
-    return float(metrics["accuracy_refined"]["value"] + metrics["discrimination_balanced"]["value"])
+    rates = (point["metrics"][name] for name in ("accuracy_refined", "discrimination_balanced"))
+    return sum(rate["value"] for rate in rates if rate is not None)

@@ -108,7 +108,7 @@ def read(folder: Path) -> list[Result]:
 def _prepare(threads: int) -> None:
     end_with_parent()  # a row resumes from its last checkpoint when the study is started again
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))  # errors only, beside the progress bar
-    torch.set_num_threads(threads)
+    torch.set_num_threads(min(threads, torch.get_num_threads()))  # OMP_NUM_THREADS may say fewer
 
 
 def _make_arena(study: Study) -> None:

@@ -65,7 +65,7 @@ class Dealer:
     one, if all are equally certain. Answers that the critic is uncertain about tend to come first: a deck is shuffled
     by weights (Efraimidis and Spirakis 2006), which rise from `LEAST_WEIGHT` to 1 with the uncertainty. That is
     4p(1 - p): of the probability that the served critic gave, and, once an answer's critiques were scored in this run,
-    of their scores (`observe`).
+    of their scores (`observe`). Without `uncertain_first` all weigh the same.
 
     A dealer depends on its arguments and on what it observed. `state` and `resumed` carry it over an interruption.
     """
@@ -79,11 +79,13 @@ class Dealer:
         total: int = 0,
         fresh_share: float = 0.0,
         fresh_repeats: int = 1,
+        uncertain_first: bool = True,
         known: Known | None = None,
     ) -> None:
         known = known or Known()
         self._items = {item.key: item for item in items}
         self._seed = seed
+        self._uncertain_first = uncertain_first
         is_balanced = balance and len({item.is_right for item in items}) == 2
         self._classes = ("right", "wrong") if is_balanced else ("all",)
         self._decks: dict[str, list[str]] = {}
@@ -152,6 +154,8 @@ class Dealer:
         return self._left[deck].pop()
 
     def _weight(self, key: str) -> float:
+        if not self._uncertain_first:
+            return 1.0
         uncertainty = self._observed.get(key, self._uncertainties.get(key, UNKNOWN))
         return LEAST_WEIGHT + (1 - LEAST_WEIGHT) * uncertainty
 

@@ -213,6 +213,7 @@ class Learning:
             total=steps * self.config.prompts_per_step,
             fresh_share=self.config.fresh_share,
             fresh_repeats=self.config.fresh_repeats,
+            uncertain_first=self.config.uncertain_first,
             known=self.known,
         )
 

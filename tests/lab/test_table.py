@@ -6,7 +6,7 @@ import pytest
 
 from gadfly.lab import __main__ as lab
 from gadfly.lab.report import BEGIN, END, Mean, put_into, rollouts_to, samples_table, table, under_attack
-from gadfly.lab.rows import BASE, ROWS, Method, config, row
+from gadfly.lab.rows import BASE, ROWS, Method, config, config_of_update, row
 from gadfly.training import Baseline, Helpfulness, RewardProfile
 
 
@@ -26,10 +26,20 @@ def test_rows_differ_from_the_method_only_in_the_stated_options() -> None:
         "correct": {"helpfulness": Helpfulness.CORRECT},
         "released": {"profile": RewardProfile.RELEASED},
         "single-both": {"steps_stage_1": 0, "steps_stage_2": 40},
+        "alike": {"uncertain_first": False},
+        "update-at-1": {},
     }  # fmt: skip
     for name, changes in expected.items():
         found, base = config(row(name), BASE, seed=3).model_dump(), whole.model_dump()
         assert {key: value for key, value in found.items() if value != base[key]} == changes, name
+
+
+def test_a_row_may_update_at_another_temperature_than_it_samples_at() -> None:
+    of = row("update-at-1")
+    sampling = config(of, BASE, seed=3)
+    assert (sampling.temperature, config_of_update(of, sampling).temperature) == (BASE.temperature, 1.0)
+    assert BASE.temperature != 1.0
+    assert config_of_update(row("critique-rl"), sampling) == sampling
 
 
 def test_an_interval_uses_students_t() -> None:

@@ -103,6 +103,13 @@ def test_uncertain_answers_come_first() -> None:
     assert len({item.key for item in [*first, *dealer.deal(150)]}) == 200, "each is dealt nevertheless"
 
 
+def test_on_request_all_answers_are_drawn_alike() -> None:
+    found = items(200, 0)
+    known = Known(confidences={item.id: 0.5 if number < 50 else 0.99 for number, item in enumerate(found)})
+    alike = Dealer(found, seed="0", balance=True, known=known, uncertain_first=False)
+    assert alike.deal(200) == Dealer(found, seed="0", balance=True).deal(200), "as without a confidence"
+
+
 def test_answers_whose_critiques_disagree_come_first_the_next_time() -> None:
     found = items(200, 0)
     dealer = Dealer(found, seed="0", balance=True)
