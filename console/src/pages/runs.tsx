@@ -1,0 +1,1 @@
+import type { Route } from '../router'; export function RunsPage(_: { route: Route }) { return null; }

@@ -1,0 +1,1 @@
+import type { Route } from '../router'; export function SettingsPage(_: { route: Route }) { return null; }
