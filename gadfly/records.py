@@ -73,6 +73,10 @@ class AdminAction(StrEnum):
     SET_LABEL = "set_label"
     CREATE_KEY = "create_key"
     REVOKE_KEY = "revoke_key"
+    PROMOTE = "promote"
+    ROLLBACK = "rollback"
+    WITHDRAW_FEEDBACK = "withdraw_feedback"  # of another key
+    FORGET = "forget"
 
 
 class StopReason(StrEnum):
@@ -380,6 +384,18 @@ class Key:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BrowserSession:
+    """A browser that signed in with a key. Only the digest of its secret is stored."""
+
+    key: Key
+    created_at: datetime
+    expires_at: datetime
+
+    def is_active(self, at: datetime) -> bool:
+        return at < self.expires_at and self.key.is_active(at)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AdminAct:
     """One act of an admin."""
 
@@ -387,7 +403,7 @@ class AdminAct:
     at: datetime  # by the database's clock
     key_id: UUID | None  # the admin's key; None: the command line on the database, or a service without keys
     action: AdminAction
-    subject: str  # the id of the key or of the interaction
+    subject: str  # the id of the key, the interaction, the swap or the feedback
     reason: str | None
     details: dict[str, Any]
 

@@ -99,6 +99,15 @@ class Settings(BaseSettings):
     cors_origins: Addresses = Field(
         (), description="Comma-separated origins (https://app.example.org) whose web pages may call the API."
     )
+    root_path: str = Field(
+        "", description="Path under which a proxy serves the service, such as /gadfly. Empty: its root."
+    )
+    trusted_proxies: Addresses = Field(
+        ("127.0.0.1", "::1"),
+        validate_default=True,
+        description="Comma-separated addresses or networks of the proxies whose X-Forwarded-Proto, X-Forwarded-For and "
+        "X-Forwarded-Prefix count.",
+    )
     log_format: LogFormat = Field(LogFormat.CONSOLE, description="Log lines for people (console) or machines (json).")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Lowest level that is logged.")
 
@@ -279,6 +288,24 @@ class Settings(BaseSettings):
                 raise ValueError(f"{origin!r} is not an origin: give scheme and host, as in https://app.example.org")
         return origins
 
+    @field_validator("root_path")
+    @classmethod
+    def _is_path(cls, path: str) -> str:
+        path = path.rstrip("/")
+        if path and not is_prefix(path):
+            raise ValueError(f"{path!r} is not a path of letters, digits and -._~ after slashes, as in /tools/gadfly")
+        return path
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
+        for proxy in proxies:
+            try:
+                ipaddress.ip_network(proxy, strict=False)
+            except ValueError:
+                raise ValueError(f"{proxy!r} is neither an IP address nor a network such as 10.0.0.0/8") from None
+        return proxies
+
     @field_validator("prompts")
     @classmethod
     def _is_there(cls, name: str) -> str:
@@ -413,6 +440,11 @@ class Settings(BaseSettings):
             if value is not None:
                 values[f"{ENV_PREFIX}{name.upper()}"] = str(value)
         return values
+
+
+def is_prefix(path: str) -> bool:
+    """Whether a path can be the prefix of all paths of a service: it is safe in a header and in a cookie."""
+    return re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", path) is not None and "/.." not in path
 
 
 def is_loopback(host: str) -> bool:

@@ -60,6 +60,7 @@ def server_options(settings: Settings) -> dict[str, Any]:
         "log_config": None,
         "access_log": False,
         "server_header": False,
+        "proxy_headers": False,  # the app itself applies those of `trusted_proxies`
         "timeout_graceful_shutdown": _DRAIN_S,
         "timeout_keep_alive": _KEEP_ALIVE_S,
         "http": GuardedProtocol,

@@ -5,6 +5,7 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
+from pathlib import Path
 
 import structlog
 from fastapi import FastAPI
@@ -17,11 +18,27 @@ from gadfly.service import errors
 from gadfly.service.container import Service
 from gadfly.service.metrics import Metrics
 from gadfly.service.middleware import BodyLimit, Edge
-from gadfly.service.routes import chat, critics, critique, feedback, health, interactions, labels, pointers, runs
+from gadfly.service.proxies import Proxies
+from gadfly.service.routes import (
+    chat,
+    critics,
+    critique,
+    feedback,
+    health,
+    interactions,
+    labels,
+    pointers,
+    runs,
+    session,
+)
+from gadfly.service.routes.console import console_routes
 from gadfly.service.routes.docs import name_problems
 from gadfly.settings import Settings
 
 log = structlog.get_logger(__name__)
+
+CONSOLE = Path(__file__).parents[1] / "console"
+"""The folder of the built console."""
 
 
 def _stop_if_failed(running: "asyncio.Task[None]") -> None:
@@ -35,8 +52,8 @@ async def _to_docs() -> RedirectResponse:
     return RedirectResponse("docs")  # relative, for proxies that serve the API under a path
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The service as an ASGI app; its lifespan opens and closes all resources."""
+def create_app(settings: Settings, *, console: Path = CONSOLE) -> FastAPI:
+    """The service as an ASGI app; its lifespan opens and closes all resources. `console` is the console's folder."""
     metrics = Metrics()
 
     @asynccontextmanager
@@ -57,12 +74,14 @@ def create_app(settings: Settings) -> FastAPI:
         version=version("gadfly"),
         description="Judges answers step by step, says what to fix, and rewrites them. Its critic learns from traffic.",
         redoc_url=None,
+        root_path=settings.root_path,
         static_url="/docs/static",
         lifespan=lifespan,
         generate_unique_id_function=lambda route: route.name.removeprefix("post_"),
     )
-    for module in (critique, chat, feedback, interactions, critics, runs, pointers, labels, health):
+    for module in (session, critique, chat, feedback, interactions, critics, runs, pointers, labels, health):
         app.include_router(module.router)
+    app.include_router(console_routes(console))
     app.add_api_route("/", _to_docs, include_in_schema=False)
     errors.install(app)
     name_problems(app)
@@ -76,4 +95,5 @@ def create_app(settings: Settings) -> FastAPI:
             expose_headers=["X-Request-Id", "X-Gadfly-Critic", "Location", "Retry-After"],
         )
     app.add_middleware(Edge, metrics=metrics)
+    app.add_middleware(Proxies, trusted=settings.trusted_proxies)
     return app

@@ -26,6 +26,7 @@ from gadfly.service.metrics import Metrics
 from gadfly.service.recording.recorder import Recorder
 from gadfly.service.room import Room
 from gadfly.service.runs import Runs
+from gadfly.service.sessions import Sessions
 from gadfly.settings import Settings
 from gadfly.store.database import Database, require_current_schema
 from gadfly.tasks import Task, load_task, open_grader
@@ -45,6 +46,7 @@ class Service:
     metrics: Metrics
     critics: CriticServing
     keyring: Keyring
+    sessions: Sessions
     history: History
     answerer: Answerer
     chat: ChatAnswerer
@@ -111,6 +113,7 @@ class Service:
                 metrics=metrics,
                 critics=critics,
                 keyring=Keyring(database, open_without_keys=settings.is_loopback),
+                sessions=Sessions(database),
                 history=history,
                 answerer=answerer,
                 chat=ChatAnswerer(

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import Depends, Request
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBearer
 
 from gadfly.errors import NotAllowed
 from gadfly.records import Tier
 from gadfly.service.container import Service
 from gadfly.service.keyring import Caller, Origin
+from gadfly.service.sessions import COOKIE, CSRF_HEADER, require_csrf_token
 
 
 async def get_service(request: Request) -> Service:  # a plain function would be called in a thread
@@ -27,7 +28,18 @@ _bearer = HTTPBearer(auto_error=False, scheme_name="key", description="An API ke
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 
-async def get_caller(request: Request, credentials: Credentials, service: ServiceDep) -> Caller:
+_cookie = APIKeyCookie(
+    name=COOKIE,
+    auto_error=False,
+    scheme_name="session",
+    description=f"A browser's session (POST /session). Changes also need the header {CSRF_HEADER}.",
+)
+SessionCookie = Annotated[str | None, Depends(_cookie)]
+
+
+async def get_caller(request: Request, credentials: Credentials, cookie: SessionCookie, service: ServiceDep) -> Caller:
+    if credentials is None and (signed_in := await _signed_in(request, cookie, service)) is not None:
+        return signed_in
     secret = None if credentials is None else credentials.credentials
     try:
         return await service.keyring.authenticate(secret, origin=_origin(request, service.settings.cors_origins))
@@ -37,8 +49,40 @@ async def get_caller(request: Request, credentials: Credentials, service: Servic
         raise
 
 
-async def get_openai_caller(request: Request, credentials: Credentials, service: ServiceDep) -> Caller:
+async def _signed_in(request: Request, cookie: str | None, service: Service) -> Caller | None:
+    """The caller whose session a cookie proves.
+
+    Raises:
+        NotAllowed: the request changes something, and lacks the session's CSRF token or comes from a foreign page.
+    """
+    signed_in = None if cookie is None else await service.sessions.find(cookie)
+    if signed_in is None:
+        return None
+    if request.method not in _READING:
+        require_own_page(request)
+        require_csrf_token(request.headers.get(CSRF_HEADER), signed_in.csrf_token)
+    return signed_in.caller
+
+
+def require_own_page(request: Request) -> None:
+    """Refuse a request that a page of another origin had a browser send.
+
+    Raises:
+        NotAllowed: it was.
+    """
+    page = request.headers.get("origin")
+    # A proxy may have replaced the host; a foreign page cannot send the second header without asking first.
+    own = {request.headers.get("host"), request.headers.get("x-forwarded-host")}
+    if page is not None and page.partition("://")[2] not in own:
+        raise NotAllowed(f"a page of {page} sent this request: sessions are for own pages only", authenticated=True)
+
+
+async def get_openai_caller(
+    request: Request, credentials: Credentials, cookie: SessionCookie, service: ServiceDep
+) -> Caller:
     """The caller of a route under /v1. OpenAI's clients always send a key, and invent one where none is needed."""
+    if credentials is None and (signed_in := await _signed_in(request, cookie, service)) is not None:
+        return signed_in
     secret = None if credentials is None else credentials.credentials
     origin = _origin(request, service.settings.cors_origins)
     return await service.keyring.authenticate(secret, origin=origin, is_placeholder=True)

@@ -22,6 +22,7 @@ class Caller:
 
     key_id: UUID | None
     tier: Tier
+    key_name: str | None = None
 
     @property
     def scope(self) -> UUID | None:
@@ -70,10 +71,20 @@ class Keyring:
                 raise NotAllowed("this service requires a key: send `Authorization: Bearer KEY`")
             _require_local(origin)
             return LOCAL_ADMIN
+        key = await self.key_of(secret)
+        return Caller(key_id=key.id, tier=key.tier, key_name=key.name)
+
+    async def key_of(self, secret: str) -> Key:
+        """The key with this secret.
+
+        Raises:
+            NotAllowed: the key is unknown, expired or revoked.
+            StoreUnavailable: Postgres is unavailable and this key is not cached.
+        """
         key = await self._find(digest(secret))
         if key is None or not key.is_active(now()):
             raise NotAllowed("this key is unknown, expired or revoked")
-        return Caller(key_id=key.id, tier=key.tier)
+        return key
 
     async def start(self) -> None:
         """Check once whether there are keys, so that an outage of Postgres does not refuse callers without one."""

@@ -194,7 +194,10 @@ class AnswerRow(Table):
     """
 
     __tablename__ = "answers"
-    __table_args__ = (Index(None, "changed_at"),)
+    __table_args__ = (
+        Index(None, "changed_at"),
+        Index(None, "standing", postgresql_where=text("standing = 'conflict'")),
+    )
 
     question_hash: Mapped[bytes] = mapped_column(ForeignKey("questions.hash"), primary_key=True)
     text_sha256: Mapped[bytes] = mapped_column(primary_key=True)
@@ -286,6 +289,39 @@ class KeyRow(Table):
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
     distrusted_at: Mapped[datetime | None]
+
+
+class BrowserSessionRow(Table):
+    """A browser that signed in with a key, by the digest of the secret in its cookie."""
+
+    __tablename__ = "browser_sessions"
+
+    digest: Mapped[bytes] = mapped_column(primary_key=True)
+    key_id: Mapped[UUID] = mapped_column(ForeignKey("keys.id", ondelete="CASCADE"))
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
+
+
+class LabelReservationRow(Table):
+    """An answer that somebody is judging now. Others get it after `expires_at`."""
+
+    __tablename__ = "label_reservations"
+
+    question_hash: Mapped[bytes] = mapped_column(primary_key=True)
+    text_sha256: Mapped[bytes] = mapped_column(primary_key=True)
+    labeller: Mapped[str]
+    expires_at: Mapped[datetime]
+
+
+class LabelSkipRow(Table):
+    """An answer that somebody did not want to judge."""
+
+    __tablename__ = "label_skips"
+
+    labeller: Mapped[str] = mapped_column(primary_key=True)
+    question_hash: Mapped[bytes] = mapped_column(primary_key=True)
+    text_sha256: Mapped[bytes] = mapped_column(primary_key=True)
+    skipped_at: Mapped[datetime]
 
 
 class EpisodeRow(Table):

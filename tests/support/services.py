@@ -30,10 +30,10 @@ def free_port() -> int:
 
 
 @asynccontextmanager
-async def serving(settings: Settings, *, ready: bool = True) -> AsyncIterator[httpx.AsyncClient]:
-    """The service with these settings on a free port, and a client of it."""
+async def serving(settings: Settings, *, ready: bool = True, **given: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """The service with these settings on a free port, and a client of it. `given` goes to `create_app`."""
     options = server_options(settings) | {"port": 0, "timeout_graceful_shutdown": 5}
-    server = Server(create_app(settings), options)
+    server = Server(create_app(settings, **given), options)
     task = asyncio.create_task(server.serve())
     try:
         while not server.started:

@@ -1,0 +1,28 @@
+"""Shapes of /session."""
+
+from datetime import datetime
+from uuid import UUID
+
+from pydantic import Field
+
+from gadfly.fields import FilledText
+from gadfly.records import Tier
+from gadfly.service.wire.common import Wire
+
+
+class SignInRequest(Wire):
+    key: FilledText = Field(max_length=200, description="The API key to sign in with.")
+
+
+class SessionView(Wire):
+    """The caller, as the service knows it by its cookie, by its key, or as a program on the same machine."""
+
+    keyless: bool = Field(description="The service has no keys, and every caller on its machine is an admin.")
+    tier: Tier
+    key_id: UUID | None
+    key_name: str | None
+    csrf_token: str | None = Field(
+        description="With a session: the value of the header X-CSRF-Token that each change needs."
+    )
+    expires_at: datetime | None = Field(description="When the session ends; null without one.")
+    version: str = Field(description="The release of the service.")
