@@ -1,6 +1,5 @@
 import type { ComponentChildren, FunctionComponent } from "preact";
-import { createContext } from "preact";
-import { useContext, useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import { get, logIn, logOut, readSession, whenLoggedOut } from "./api/client";
 import type { Session, State } from "./api/types";
 import { asError, useLoaded, useTitle } from "./lib/hooks";
@@ -18,17 +17,7 @@ import { navigate, useRoute, type Route } from "./router";
 import { Button, Empty, ErrorNote, Skeleton, TextField } from "./ui/basics";
 import { Icon, type IconName } from "./ui/icons";
 import { Toasts } from "./ui/toast";
-
-export interface Viewer {
-  session: Session;
-  isAdmin: boolean;
-}
-
-const ViewerContext = createContext<Viewer | null>(null);
-
-export function useViewer(): Viewer {
-  return useContext(ViewerContext)!;
-}
+import { ViewerContext } from "./viewer";
 
 type Page = FunctionComponent<{ route: Route }>;
 
