@@ -187,6 +187,20 @@ def _detectable(axis: str, units: float, config: TrainConfig) -> float | None:
     return detectable_difference(units, nats=nats, samples=config.gate_samples)
 
 
+def detectable_gain(questions: int, config: TrainConfig) -> float | None:
+    """The smallest gain in discriminability that the gate sees with power `POWER`; None: there is none.
+
+    `questions` are the held-out ones of the smaller class, right or wrong.
+    """
+    return _detectable("discriminability", min(questions, config.evaluation_items // 2), config)
+
+
+def questions_for_gain(gain: float, config: TrainConfig) -> int:
+    """Held-out questions of each class with which the gate sees such a gain in discriminability with power `POWER`."""
+    nats = nats_needed(config, share=GAIN_SHARES["discriminability"])
+    return max(config.gate_min_items, math.ceil(units_needed(gain, nats=nats, samples=config.gate_samples)))
+
+
 def _questions_for_margin(config: TrainConfig) -> int | None:
     """Questions on which a loss of the margin is ruled out on an axis without a difference; None for a margin of 0."""
     if config.gate_margin == 0:

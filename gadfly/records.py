@@ -79,6 +79,16 @@ class AdminAction(StrEnum):
     FORGET = "forget"
 
 
+class QueueReason(StrEnum):
+    """Why a label of an answer teaches much, the strongest first."""
+
+    CONFLICT = "conflict"  # the votes differ, so that there is no label
+    DISAGREEMENT = "disagreement"  # another critic gave the other verdict
+    CONTRADICTED = "contradicted"  # the only vote contradicts a critic that is sure
+    UNCERTAIN = "uncertain"  # the critic's confidence is near 0.5
+    NEW = "new"  # no critic has judged it
+
+
 class StopReason(StrEnum):
     """The reason why a refinement loop ended."""
 

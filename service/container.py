@@ -21,6 +21,7 @@ from gadfly.service.front.background import BackgroundJudge
 from gadfly.service.health import Health
 from gadfly.service.history import History
 from gadfly.service.keyring import Keyring
+from gadfly.service.label_queue import LabelQueue
 from gadfly.service.labels import Labels
 from gadfly.service.metrics import Metrics
 from gadfly.service.recording.recorder import Recorder
@@ -55,6 +56,7 @@ class Service:
     room: Room
     runs: Runs
     labels: Labels
+    label_queue: LabelQueue
     _requests: Idempotency
     _database: Database
     _grader: TaskGrader
@@ -137,6 +139,7 @@ class Service:
                 room=room,
                 runs=Runs(database, settings=settings, metrics=metrics, actor=actor, loader=critics.loader),
                 labels=Labels(database),
+                label_queue=LabelQueue(database, settings=settings),
                 _requests=requests,
                 _database=database,
                 _grader=grader,

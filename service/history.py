@@ -1,15 +1,17 @@
 """Interactions and feedback that a caller may read or delete, in Postgres or still in this replica's spool."""
 
-from collections.abc import Callable
-from uuid import UUID
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from uuid import UUID, uuid5
 
 from gadfly import store
 from gadfly.errors import NotFound, StoreUnavailable
-from gadfly.records import Feedback, Interaction
+from gadfly.grading import Grade
+from gadfly.records import AdminAction, Feedback, Interaction, Kind
 from gadfly.service.keyring import Caller
 from gadfly.service.recording.recorder import Recorder
 from gadfly.store.database import Database
-from gadfly.store.interactions import Filters, Page
+from gadfly.store.interactions import Filters, Page, Withdrawn
 
 
 class History:
@@ -63,6 +65,43 @@ class History:
             stored = await store.interactions.feedback_of(session, interaction_id)
         stored_ids = {item.id for item in stored}
         return interaction, [*stored, *(item for item in spooled_feedback if item.id not in stored_ids)]
+
+    async def feedback_target(self, caller: Caller, feedback_id: UUID) -> Interaction:
+        """The interaction that feedback is about.
+
+        Raises:
+            NotFound: no such feedback, or another key's.
+        """
+        async with self._database.session(snapshot=True) as session:
+            target = await store.interactions.feedback_target(session, feedback_id, scope=caller.scope)
+            return await store.interactions.read_interaction(session, target, scope=None)
+
+    async def withdraw(
+        self, caller: Caller, feedback_id: UUID, interaction: Interaction, own_grades: Mapping[UUID, Grade]
+    ) -> Withdrawn:
+        """Remove feedback; see `gadfly.store.interactions.withdraw_feedback`. That of another key is an act of admins.
+
+        What it said about the first answer of a refined chat answer is removed too.
+        """
+        refined = interaction.parameters.get("refined") if interaction.kind is Kind.CHAT else None
+        async with self._database.session() as session:
+            found, removed = await store.interactions.withdraw_feedback(
+                session, feedback_id, scope=caller.scope, own_grades=own_grades
+            )
+            if refined is not None:
+                passed_on = uuid5(feedback_id, refined["interaction_id"])
+                with suppress(NotFound):
+                    await store.interactions.withdraw_feedback(session, passed_on, scope=caller.scope, own_grades={})
+            if removed.key_id != caller.key_id:
+                await store.acts.record_act(
+                    session,
+                    AdminAction.WITHDRAW_FEEDBACK,
+                    feedback_id,
+                    key_id=caller.key_id,
+                    reason=None,
+                    details={"of_key": None if removed.key_id is None else str(removed.key_id)},
+                )
+        return found
 
     async def forget(self, caller: Caller, interaction_id: UUID) -> None:
         """Delete an interaction and everything that belongs to it.

@@ -15,7 +15,7 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic_core import to_jsonable_python
 
 from gadfly.grading import Grade
-from gadfly.records import Kind, Ruling
+from gadfly.records import Kind, QueueReason, Ruling
 from gadfly.refinement import Role, When
 from gadfly.service.wire.answers import CritiqueResult, RefineResult
 from gadfly.service.wire.critics import CriticHistoryView, CriticVersionView, SwapView
@@ -23,6 +23,7 @@ from gadfly.service.wire.feedback import FeedbackView
 from gadfly.service.wire.health import Readiness, State
 from gadfly.service.wire.interactions import InteractionPage, InteractionView
 from gadfly.service.wire.labels import ActPage, DisputePage, LabelView
+from gadfly.service.wire.queue import LabelProgressView, QueueView, WithdrawnView
 from gadfly.service.wire.runs import PlanView, RunPage, RunView
 from gadfly.training import EventKind
 from gadfly.verdict import Verdict
@@ -182,6 +183,11 @@ def feedback(
     return Call(method="POST", path="/feedback", body=body, read=_one(FeedbackView))
 
 
+def withdraw_feedback(feedback_id: UUID | str) -> Call[WithdrawnView]:
+    """Remove feedback that was given by mistake: `DELETE /feedback/{id}`."""
+    return Call(method="DELETE", path=f"/feedback/{feedback_id}", read=_one(WithdrawnView), is_repeatable=False)
+
+
 # ----------------------------------------------------------------------------------------------------- the interactions
 
 
@@ -319,6 +325,35 @@ def conflicts(*, disputed: bool = False, limit: int = 50, cursor: str | None = N
     """Answers without a label because their votes differ: `GET /admin/labels/conflicts`."""
     params = _given(locals())
     return Call(method="GET", path="/admin/labels/conflicts", params=params, read=_one(DisputePage))
+
+
+def take_labels(
+    labeller: str,
+    *,
+    limit: int = 1,
+    reserve_s: int = 300,
+    reasons: Sequence[QueueReason | Literal["conflict", "disagreement", "contradicted", "uncertain", "new"]] = (),
+) -> Call[QueueView]:
+    """The answers whose label teaches most, reserved for `labeller`: `POST /labels/queue`."""
+    body = _given({**locals(), "reasons": list(reasons)})
+    return Call(method="POST", path="/labels/queue", body=body, read=_one(QueueView))
+
+
+def skip_label(interaction_id: UUID | str, labeller: str) -> Call[None]:
+    """Leave an answer of the label queue to others: `POST /labels/queue/{id}/skip`."""
+    path = f"/labels/queue/{interaction_id}/skip"
+    return Call(method="POST", path=path, body={"labeller": labeller}, read=_nothing)
+
+
+def release_labels(labeller: str) -> Call[None]:
+    """Give back all answers that `labeller` has reserved: `POST /labels/queue/release`."""
+    return Call(method="POST", path="/labels/queue/release", body={"labeller": labeller}, read=_nothing)
+
+
+def label_progress(*, target_points: float = 5.0) -> Call[LabelProgressView]:
+    """What labels are missing until the gate can see a gain of `target_points`: `GET /labels/progress`."""
+    params = _given(locals())
+    return Call(method="GET", path="/labels/progress", params=params, read=_one(LabelProgressView))
 
 
 def acts(*, limit: int = 50, cursor: UUID | str | None = None) -> Call[ActPage]:

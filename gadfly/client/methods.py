@@ -103,6 +103,7 @@ class Api:
     refine = Method(calls.refine)
     stream_refine = Streamed(calls.refine)
     feedback = Method(calls.feedback)
+    withdraw_feedback = Method(calls.withdraw_feedback)
 
     interactions = Pages(calls.interactions)
     interactions_page = Method(calls.interactions)
@@ -125,6 +126,10 @@ class Api:
     label = Method(calls.label)
     set_label = Method(calls.set_label)
     conflicts = Pages(calls.conflicts)
+    take_labels = Method(calls.take_labels)
+    skip_label = Method(calls.skip_label)
+    release_labels = Method(calls.release_labels)
+    label_progress = Method(calls.label_progress)
     acts = Pages(calls.acts)
 
     state = Method(calls.state)

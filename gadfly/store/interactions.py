@@ -3,7 +3,7 @@
 import base64
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
 from uuid import UUID
@@ -47,6 +47,7 @@ from gadfly.store.labels import (
     count_votes,
     forget_unanswered,
     is_about,
+    is_among,
     newest_first,
     relabel,
     stored_text_sha256,
@@ -70,6 +71,7 @@ from gadfly.store.wall import place_questions
 from gadfly.store.words import known_reference
 from gadfly.training import EventKind
 from gadfly.verdict import Verdict
+from gadfly.votes import Standing
 
 Scope = UUID | None
 """The rows that a call may see: those of the key with this id, or all (None)."""
@@ -333,6 +335,101 @@ async def take_newest_grades(session: AsyncSession, interaction_ids: Sequence[UU
         .values(grade=newest.c.refinement_grades.op("->>")(sql_cast(RefinementRow.id, Text)))
         .execution_options(synchronize_session=False)
     )
+
+
+_THAW = timedelta(minutes=15)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Withdrawn:
+    """The answer after feedback about it was withdrawn."""
+
+    interaction_id: UUID
+    is_right: bool | None  # its label now
+    standing: Standing
+    is_frozen: bool
+
+
+async def feedback_target(session: AsyncSession, id: UUID, *, scope: Scope) -> UUID:
+    """The interaction that feedback is about.
+
+    Raises:
+        NotFound: there is none with this id, or it is another key's.
+    """
+    statement = select(FeedbackRow.interaction_id).where(FeedbackRow.id == id)
+    if scope is not None:
+        statement = statement.where(FeedbackRow.key_id == scope)
+    found = await session.scalar(statement)
+    if found is None:
+        raise NotFound(f"there is no feedback {id}")
+    return found
+
+
+async def withdraw_feedback(
+    session: AsyncSession, id: UUID, *, scope: Scope, own_grades: Mapping[UUID, Grade]
+) -> tuple[Withdrawn, Feedback]:
+    """Remove feedback that was given by mistake, and count the votes without it; also returns what was removed.
+
+    A held-out answer whose label this feedback froze gets its label again from the remaining votes, if the feedback is
+    at most 15 minutes old: later, gates may have used it. `own_grades` are the grades of the interaction's refinements
+    against its own reference, which count again where no other feedback has one.
+
+    Raises:
+        NotFound: there is no such feedback, or it is another key's.
+    """
+    interaction_id = await feedback_target(session, id, scope=scope)
+    await session.execute(select(InteractionRow.id).where(InteractionRow.id == interaction_id).with_for_update())
+    row = await session.get(FeedbackRow, id, with_for_update=True, populate_existing=True)
+    if row is None:
+        raise NotFound(f"there is no feedback {id}")
+    removed = record_of(Feedback, row)
+    stored_at = row.stored_at
+    await session.delete(row)
+    await session.flush()
+    if removed.reference is not None or removed.edited_reference is not None:
+        await _take_own_grades(session, interaction_id, own_grades)
+        await take_newest_grades(session, [interaction_id])
+    answer = (
+        await session.execute(
+            select(InteractionRow.question_hash, stored_text_sha256()).where(InteractionRow.id == interaction_id)
+        )
+    ).one()
+    if answer[1] is None:  # an imported question without a response
+        return Withdrawn(interaction_id=interaction_id, is_right=None, standing=Standing.NONE, is_frozen=False), removed
+    key = (answer[0], answer[1])
+    if stored_at is not None:
+        await session.execute(
+            update(AnswerRow)
+            .where(
+                is_among([key]),
+                AnswerRow.frozen_at >= stored_at,
+                func.clock_timestamp() <= stored_at + _THAW,
+            )
+            .values(frozen_at=None)
+            .execution_options(synchronize_session=False)
+        )
+    await relabel(session, [key])
+    label = (
+        await session.execute(
+            select(AnswerRow.is_right, AnswerRow.standing, AnswerRow.frozen_at.is_not(None)).where(is_among([key]))
+        )
+    ).one()
+    found = Withdrawn(interaction_id=interaction_id, is_right=label[0], standing=label[1], is_frozen=label[2])
+    return found, removed
+
+
+async def _take_own_grades(session: AsyncSession, interaction_id: UUID, grades: Mapping[UUID, Grade]) -> None:
+    """Give an interaction and its refinements the grades against its own reference, or none without one."""
+    await session.execute(
+        update(InteractionRow)
+        .where(InteractionRow.id == interaction_id)
+        .values(grade=InteractionRow.own_grade)
+        .execution_options(synchronize_session=False)
+    )
+    refinements = await session.scalars(select(RefinementRow).where(RefinementRow.interaction_id == interaction_id))
+    for refinement in refinements:
+        refinement.grade = grades.get(refinement.id)
+    await session.flush()
 
 
 _CONFLICTS = {

@@ -284,6 +284,13 @@ class Answerer:
         assert isinstance(stored.record, Feedback)
         return stored.record
 
+    async def own_grades(self, interaction: Interaction) -> dict[UUID, Grade]:
+        """The grades of an interaction's refinements against its own reference."""
+        texts = [_text_of(item) for item in interaction.refinements]
+        graded = await self.graded(texts, interaction.reference, question=interaction.question)
+        found = zip(interaction.refinements, graded.grades, strict=True)
+        return {item.id: grade for item, grade in found if grade is not None}
+
     async def _stated(self, edited: str | None, *, question: str) -> str | None:
         """The answer that an edited response states; None if it states none that answers can be graded against."""
         stated = None if edited is None else self.task.stated_answer(edited)

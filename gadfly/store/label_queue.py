@@ -1,0 +1,299 @@
+"""The label queue: unlabelled answers in the order of what a label of each would teach, and who has which one now.
+
+An answer is one text to one question, as in `gadfly/store/labels.py`. A reservation keeps it from others for some
+minutes. The newest interactions are looked at, more of them if too few of those wait.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Select, and_, case, delete, exists, func, literal, or_, select, tuple_
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from gadfly.records import QueueReason, Split, now
+from gadfly.store.interactions import Scope
+from gadfly.store.labels import AnswerKey, is_about, stored_text_sha256
+from gadfly.store.tables import (
+    AnswerRow,
+    CritiqueRow,
+    InteractionRow,
+    LabelReservationRow,
+    LabelSkipRow,
+    QuestionRow,
+    ShadowVerdictRow,
+)
+from gadfly.verdict import Verdict
+from gadfly.votes import LabelSource, Standing
+
+_WINDOWS = (2_000, 20_000)  # newest interactions that are looked at
+_SPARE = 20  # candidates read for each one wanted: several people ask at once
+_SKIPPED_FOR = timedelta(days=7)
+_SURE = 0.8  # a critic's confidence from which on a single vote against it is worth a second opinion
+
+
+_WORTH = {
+    QueueReason.CONFLICT: 4,
+    QueueReason.DISAGREEMENT: 3,
+    QueueReason.CONTRADICTED: 2,
+    QueueReason.UNCERTAIN: 1,
+    QueueReason.NEW: 0,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Waiting:
+    """An answer that waits for a label."""
+
+    interaction_id: UUID  # the newest about it in the window
+    answer: AnswerKey
+    reason: QueueReason
+    other_verdict: Verdict | None  # of another critic that disagrees
+    other_critic: int | None
+
+
+async def waiting_answers(
+    session: AsyncSession,
+    *,
+    scope: Scope,
+    voter: UUID | None,
+    labeller: str,
+    limit: int,
+    reasons: Collection[QueueReason] = (),
+) -> tuple[list[Waiting], int]:
+    """Answers that a labeller may be given, the most worth first, and how many wait in all that was looked at.
+
+    Left out are those that others have reserved, that the labeller has skipped, and that the key `voter` has voted on.
+    """
+    for window in _WINDOWS:
+        found = await session.execute(
+            _candidates(scope=scope, voter=voter, labeller=labeller, window=window, reasons=reasons).limit(
+                limit * _SPARE
+            )
+        )
+        rows = found.all()
+        answers: dict[AnswerKey, Waiting] = {}
+        for row in rows:
+            key = (row.question_hash, row.text)
+            waiting = Waiting(
+                interaction_id=row.id,
+                answer=key,
+                reason=QueueReason(row.reason),
+                other_verdict=None if row.other is None else Verdict(row.other.split(" ")[1]),
+                other_critic=None if row.other is None else int(row.other.split(" ")[0]),
+            )
+            answers.setdefault(key, waiting)
+        if len(answers) >= limit:
+            break
+    return list(answers.values()), rows[0].waiting if rows else 0
+
+
+def _candidates(
+    *, scope: Scope, voter: UUID | None, labeller: str, window: int, reasons: Collection[QueueReason]
+) -> Select[Any]:
+    newest = (
+        select(
+            InteractionRow.id,
+            InteractionRow.question_hash,
+            stored_text_sha256().label("text"),
+            InteractionRow.created_at,
+        )
+        .where(InteractionRow.response.is_not(None), *(() if scope is None else (InteractionRow.key_id == scope,)))
+        .order_by(InteractionRow.created_at.desc(), InteractionRow.id.desc())
+        .limit(window)
+        .subquery()
+    )
+    conflicting = (
+        select(
+            InteractionRow.id,
+            InteractionRow.question_hash,
+            stored_text_sha256().label("text"),
+            InteractionRow.created_at,
+        )
+        .join(AnswerRow, is_about(AnswerRow, InteractionRow))
+        .where(
+            AnswerRow.standing == Standing.CONFLICT,
+            AnswerRow.is_right.is_(None),
+            *(() if scope is None else (InteractionRow.key_id == scope,)),
+        )
+        .limit(window)
+    )
+    seen = select(newest).union(conflicting).subquery()
+    critique = select(CritiqueRow).where(
+        CritiqueRow.interaction_id == seen.c.id,
+        CritiqueRow.round == 0,
+        CritiqueRow.sample == 0,
+        CritiqueRow.supplied.is_(False),
+    )
+    judged = critique.limit(1).lateral("judged")
+    total = judged.c.p_correct + judged.c.p_incorrect
+    p_right = func.coalesce(judged.c.calibrated_p_right, case((total > 0, judged.c.p_correct / total), else_=None))
+    disagreeing = (
+        select(func.concat(ShadowVerdictRow.critic_version, " ", ShadowVerdictRow.stated).label("said"))
+        .where(
+            ShadowVerdictRow.interaction_id == seen.c.id,
+            ShadowVerdictRow.stated != judged.c.stated,
+            ShadowVerdictRow.stated != Verdict.UNPARSED,
+            judged.c.stated != Verdict.UNPARSED.value,
+        )
+        .order_by(ShadowVerdictRow.critic_version.desc())
+        .limit(1)
+        .lateral("disagreeing")
+    )
+    other = disagreeing.c.said
+    is_open = AnswerRow.is_right.is_(None)
+    is_against = or_(
+        and_(AnswerRow.is_right.is_(True), judged.c.verdict == Verdict.INCORRECT.value, p_right <= 1 - _SURE),
+        and_(AnswerRow.is_right.is_(False), judged.c.verdict == Verdict.CORRECT.value, p_right >= _SURE),
+    )
+    is_contradicted = and_(
+        AnswerRow.source == LabelSource.PERSON, func.jsonb_array_length(AnswerRow.votes) == 1, is_against
+    )
+    reason: ColumnElement[str | None] = case(
+        (and_(is_open, AnswerRow.standing == Standing.CONFLICT), QueueReason.CONFLICT.value),
+        (and_(is_open, other.is_not(None)), QueueReason.DISAGREEMENT.value),
+        (is_contradicted, QueueReason.CONTRADICTED.value),
+        (and_(is_open, p_right.is_not(None)), QueueReason.UNCERTAIN.value),
+        (is_open, QueueReason.NEW.value),
+        else_=None,
+    )
+    has_voted = AnswerRow.votes.bool_op("@>")(
+        func.jsonb_build_array(func.jsonb_build_object("key", None if voter is None else str(voter)))
+    )
+    key = tuple_(seen.c.question_hash, seen.c.text)
+    reserved = exists().where(
+        tuple_(LabelReservationRow.question_hash, LabelReservationRow.text_sha256) == key,
+        LabelReservationRow.labeller != labeller,
+        LabelReservationRow.expires_at > func.now(),
+    )
+    skipped = exists().where(
+        tuple_(LabelSkipRow.question_hash, LabelSkipRow.text_sha256) == key,
+        LabelSkipRow.labeller == labeller,
+        LabelSkipRow.skipped_at > func.now() - _SKIPPED_FOR,
+    )
+    ranked = (
+        select(
+            seen.c.id,
+            seen.c.question_hash,
+            seen.c.text,
+            seen.c.created_at,
+            reason.label("reason"),
+            case((reason == QueueReason.DISAGREEMENT.value, other), else_=None).label("other"),
+            p_right.label("p_right"),
+        )
+        .select_from(seen)
+        .outerjoin(
+            AnswerRow, and_(AnswerRow.question_hash == seen.c.question_hash, AnswerRow.text_sha256 == seen.c.text)
+        )
+        .outerjoin(judged, literal(True))
+        .outerjoin(disagreeing, literal(True))
+        .where(AnswerRow.ruling.is_(None), func.coalesce(has_voted, False).is_(False), ~reserved, ~skipped)
+        .subquery()
+    )
+    wanted = [each.value for each in (reasons or QueueReason)]
+    worth = case(*((ranked.c.reason == each.value, worth) for each, worth in _WORTH.items()), else_=None)
+    closeness = 1 - 2 * func.abs(func.coalesce(ranked.c.p_right, 0.5) - 0.5)
+    return (
+        select(
+            ranked.c.id, ranked.c.question_hash, ranked.c.text, ranked.c.reason, ranked.c.other,
+            func.count().over().label("waiting"),
+        )
+        .where(ranked.c.reason.in_(wanted))
+        .order_by(worth.desc(), closeness.desc(), ranked.c.created_at.desc(), ranked.c.id.desc())
+    )  # fmt: skip
+
+
+async def reserve(
+    session: AsyncSession, answers: Collection[AnswerKey], *, labeller: str, for_s: int
+) -> set[AnswerKey]:
+    """Reserve answers for a labeller; those that were free, or the labeller's own already."""
+    if not answers:
+        return set()
+    until = now() + timedelta(seconds=for_s)
+    statement = insert(LabelReservationRow).values(
+        [
+            {"question_hash": question, "text_sha256": text, "labeller": labeller, "expires_at": until}
+            for question, text in sorted(answers)  # in one order, so that two labellers cannot deadlock
+        ]
+    )
+    rows = await session.execute(
+        statement.on_conflict_do_update(
+            index_elements=[LabelReservationRow.question_hash, LabelReservationRow.text_sha256],
+            set_={"labeller": statement.excluded.labeller, "expires_at": statement.excluded.expires_at},
+            where=(LabelReservationRow.labeller == labeller) | (LabelReservationRow.expires_at <= func.now()),
+        ).returning(LabelReservationRow.question_hash, LabelReservationRow.text_sha256)
+    )
+    return {(question, text) for question, text in rows}
+
+
+async def reserved_by(session: AsyncSession, labeller: str) -> set[AnswerKey]:
+    """The answers that a labeller has reserved. Expired reservations of everybody are removed."""
+    await session.execute(delete(LabelReservationRow).where(LabelReservationRow.expires_at <= func.now()))
+    rows = await session.execute(
+        select(LabelReservationRow.question_hash, LabelReservationRow.text_sha256).where(
+            LabelReservationRow.labeller == labeller
+        )
+    )
+    return {(question, text) for question, text in rows}
+
+
+async def release(session: AsyncSession, labeller: str, answers: Collection[AnswerKey] | None = None) -> None:
+    """Let others have what a labeller has reserved: these answers, or all."""
+    statement = delete(LabelReservationRow).where(LabelReservationRow.labeller == labeller)
+    if answers is not None:
+        statement = statement.where(
+            tuple_(LabelReservationRow.question_hash, LabelReservationRow.text_sha256).in_(list(answers))
+        )
+    await session.execute(statement.execution_options(synchronize_session=False))
+
+
+async def skip(session: AsyncSession, answer: AnswerKey, *, labeller: str) -> None:
+    """Not give an answer to a labeller for a week, and let others have it now."""
+    statement = insert(LabelSkipRow).values(
+        labeller=labeller, question_hash=answer[0], text_sha256=answer[1], skipped_at=now()
+    )
+    await session.execute(
+        statement.on_conflict_do_update(
+            index_elements=[LabelSkipRow.labeller, LabelSkipRow.question_hash, LabelSkipRow.text_sha256],
+            set_={"skipped_at": statement.excluded.skipped_at},
+        )
+    )
+    await session.execute(delete(LabelSkipRow).where(LabelSkipRow.skipped_at < now() - _SKIPPED_FOR))
+    await release(session, labeller, [answer])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelledQuestions:
+    """Questions with an answer that has a label, by side and class. Ratings do not count."""
+
+    right: dict[Split, int]
+    wrong: dict[Split, int]
+
+
+async def labelled_questions(session: AsyncSession) -> LabelledQuestions:
+    """Counts over all labels."""
+    rows = await session.execute(
+        select(QuestionRow.split, AnswerRow.is_right, func.count(AnswerRow.question_hash.distinct()))
+        .join(QuestionRow, QuestionRow.hash == AnswerRow.question_hash)
+        .where(AnswerRow.is_right.is_not(None), AnswerRow.source != LabelSource.RATING)
+        .group_by(QuestionRow.split, AnswerRow.is_right)
+    )
+    counts = {(split, is_right): count for split, is_right, count in rows}
+    right, wrong = ({split: counts.get((split, kind), 0) for split in Split} for kind in (True, False))
+    return LabelledQuestions(right=right, wrong=wrong)
+
+
+async def labelled_today(session: AsyncSession, *, voter: UUID | None) -> tuple[int, int]:
+    """Labels that changed in the last 24 hours: all, and those with a vote of this key."""
+    votes = func.jsonb_build_array(func.jsonb_build_object("key", None if voter is None else str(voter)))
+    row = (
+        await session.execute(
+            select(func.count(), func.count().filter(AnswerRow.votes.bool_op("@>")(votes))).where(
+                AnswerRow.changed_at > func.now() - timedelta(hours=24), AnswerRow.is_right.is_not(None)
+            )
+        )
+    ).one()
+    return row[0], row[1]

@@ -1,0 +1,122 @@
+"""Shapes of /labels."""
+
+from datetime import datetime
+from typing import Annotated
+from uuid import UUID
+
+from pydantic import Field, StrictInt
+
+from gadfly.fields import FilledText
+from gadfly.records import QueueReason
+from gadfly.service.wire.answers import StepView
+from gadfly.service.wire.common import CriticView, Wire
+from gadfly.service.wire.labels import VoteView
+from gadfly.verdict import Verdict
+from gadfly.votes import Standing
+
+Labeller = Annotated[
+    FilledText,
+    Field(
+        max_length=100,
+        description="Who judges: any text that stays the same for one person or one browser tab. Two labellers of one "
+        "key are never given the same answer at the same time.",
+    ),
+]
+
+
+class TakeRequest(Wire):
+    labeller: Labeller
+    limit: Annotated[StrictInt, Field(ge=1, le=20)] = Field(1, description="How many answers.")
+    reserve_s: Annotated[StrictInt, Field(ge=30, le=900)] = Field(
+        300, description="How long they are kept from others, in seconds."
+    )
+    reasons: list[QueueReason] = Field(
+        default_factory=list, max_length=5, description="Only answers that wait for one of these reasons; empty: all."
+    )
+
+
+class LabellerRequest(Wire):
+    labeller: Labeller
+
+
+class QueueItem(Wire):
+    """An answer to label: `POST /feedback` with its `interaction_id`."""
+
+    interaction_id: UUID
+    created_at: datetime
+    task: str
+    question: str
+    response: str
+    has_reference: bool
+    critic: CriticView | None
+    verdict: Verdict | None
+    confidence: float | None = Field(description="The critic's own probability of its verdict.")
+    p_right: float | None = Field(
+        description="The probability that the answer is right, calibrated where the critic has a calibration."
+    )
+    critique: str | None
+    steps: list[StepView]
+    reason: QueueReason = Field(
+        description="`conflict`: the votes differ, so there is no label; `disagreement`: another critic gave the other "
+        "verdict; `contradicted`: the only vote contradicts a critic that is sure; `uncertain`: the nearer the "
+        "probability is to 0.5, the sooner; `new`: no critic has judged it."
+    )
+    why: str = Field(description="The reason as a sentence.")
+    other_verdict: Verdict | None
+    other_critic: int | None
+    standing: Standing
+    votes: list[VoteView] = Field(description="Shown to admins only.")
+    reserved_until: datetime
+
+
+class QueueView(Wire):
+    items: list[QueueItem]
+    waiting: int = Field(
+        description="Interactions that wait for a label among the newest ones that were looked at, without those that "
+        "others have reserved."
+    )
+
+
+class ClassCounts(Wire):
+    right: int
+    wrong: int
+
+
+class ProgressQuery(Wire):
+    target_points: float = Field(
+        5.0, gt=0, lt=20, allow_inf_nan=False, description="The gain in discriminability that the gate should see."
+    )
+
+
+class LabelProgressView(Wire):
+    """How far the labels are from what the gate needs. Counts are questions with such an answer, without ratings."""
+
+    train: ClassCounts
+    heldout: ClassCounts
+    target_points: float
+    detectable_points: float | None = Field(
+        description="The smallest gain that the gate sees now in 80 % of cases, in points; null: too few labels."
+    )
+    needed: ClassCounts = Field(description="Held-out questions that are missing for the target.")
+    expected_labels: ClassCounts = Field(
+        description="Labels to give until those are there: only a share of all questions is held out."
+    )
+    beyond_gate: bool = Field(
+        description="The target needs more questions than a gate judges (option `evaluation_items`)."
+    )
+    sentence: str
+    labelled_today: int = Field(description="Labels of the last 24 hours.")
+    by_you_today: int = Field(description="Those of them with a vote of this key.")
+
+
+class WithdrawnView(Wire):
+    """Feedback that was withdrawn, and the label of its answer now."""
+
+    id: UUID
+    interaction_id: UUID
+    correct: bool | None = Field(description="The label of the answer; null: there is none.")
+    standing: Standing
+    still_frozen: bool = Field(
+        description="The label of the held-out answer stays as it was: the feedback is older than 15 minutes, or did "
+        "not decide it."
+    )

@@ -1,0 +1,212 @@
+"""The label queue: its order, several people at once, skipping, undoing, and the progress towards the gate."""
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+from sqlalchemy import update
+
+from gadfly import store
+from gadfly.api_keys import issue_key
+from gadfly.records import Interaction, Tier, new_id, now
+from gadfly.settings import Settings, SplitBlocks
+from gadfly.store.database import Database
+from gadfly.store.split import question_hash
+from gadfly.store.tables import AnswerRow, FeedbackRow
+from gadfly.verdict import Verdict
+from gadfly.votes import Standing
+from tests.service.conftest import serving_without_engine
+from tests.support.records import make_critique, make_feedback, make_interaction, make_key, unrelated_question
+
+TRAIN, HELDOUT = 1e-9, 1 - 1e-9
+
+
+async def keep(database: Database, *records: Any, heldout_share: float = TRAIN) -> None:
+    async with database.session() as session:
+        await store.critics.ensure_version_zero(session, "tiny")
+        await store.interactions.insert_records(
+            session, records, heldout_share=heldout_share, split_blocks=SplitBlocks.EXACT
+        )
+
+
+def judged(number: int, p_correct: float, **fields: Any) -> Interaction:
+    """An answer that a critic calls correct with this probability."""
+    verdict = Verdict.CORRECT if p_correct >= 0.5 else Verdict.INCORRECT
+    critique = make_critique(p_correct=p_correct, p_incorrect=1 - p_correct, verdict=verdict, stated=verdict)
+    return make_interaction(question=unrelated_question(number), critiques=(critique,), verdict=verdict, **fields)
+
+
+async def admin(database: Database) -> str:
+    async with database.session() as session:
+        _, secret = await issue_key(session, name="root", tier=Tier.ADMIN)
+    return secret
+
+
+async def take(client: httpx.AsyncClient, labeller: str = "a", **body: Any) -> list[dict[str, Any]]:
+    answer = await client.post("/labels/queue", json={"labeller": labeller, **body})
+    assert answer.status_code == 200, answer.text
+    items: list[dict[str, Any]] = answer.json()["items"]
+    return items
+
+
+async def test_what_teaches_most_comes_first(engineless: Settings, database: Database) -> None:
+    ann, bob = new_id(), new_id()
+    async with database.session() as session:
+        for id, name in ((ann, "ann"), (bob, "bob")):
+            await store.keys.insert_key(session, make_key(id=id, name=name), name.encode())
+    sure, unsure, new = (
+        judged(1, 0.99),
+        judged(2, 0.55),
+        make_interaction(question=unrelated_question(3), critiques=(), verdict=None, critic_version=None),
+    )
+    fought, against, other = judged(4, 0.9), judged(5, 0.95), judged(6, 0.9)
+    await keep(database, sure, unsure, new, fought, against, other)
+    await keep(
+        database,
+        make_feedback(fought.id, key_id=ann, correct=True, reference="4"),
+        make_feedback(against.id, key_id=ann, correct=False),
+    )
+    async with database.session() as session:
+        await store.shadow.insert_verdicts(session, 0, [(other.id, Verdict.INCORRECT)])
+        # As two references of other keys that disagree would leave it.
+        await session.execute(
+            update(AnswerRow)
+            .where(AnswerRow.question_hash == question_hash(fought.question))
+            .values(standing=Standing.CONFLICT, is_right=None, source=None)
+        )
+    async with serving_without_engine(engineless) as client:
+        secret = await admin(database)
+        client.headers["authorization"] = f"Bearer {secret}"
+        items = await take(client, limit=6)
+    assert [(item["interaction_id"], item["reason"]) for item in items] == [
+        (str(fought.id), "conflict"),
+        (str(other.id), "disagreement"),
+        (str(against.id), "contradicted"),
+        (str(unsure.id), "uncertain"),
+        (str(sure.id), "uncertain"),
+        (str(new.id), "new"),
+    ]
+    assert items[1]["other_verdict"] == "incorrect"
+    assert items[2]["votes"] == [{"key_id": str(ann), "key_name": "ann", "source": "person", "correct": False}]
+    assert items[3]["p_right"] == pytest.approx(0.55)
+
+
+async def test_several_people_never_get_the_same_answer(engineless: Settings, database: Database) -> None:
+    await keep(database, *(judged(number, 0.5 + number / 100) for number in range(12)))
+    async with serving_without_engine(engineless) as client:
+        taken = await asyncio.gather(*(take(client, f"tab {number}", limit=2) for number in range(6)))
+        ids = [item["interaction_id"] for items in taken for item in items]
+        assert len(ids) == len(set(ids)) == 12
+        assert await take(client, "late") == []
+        again = await take(client, "tab 0", limit=2)
+        assert {item["interaction_id"] for item in again} == {item["interaction_id"] for item in taken[0]}
+        assert (await client.post("/labels/queue/release", json={"labeller": "tab 0"})).status_code == 204
+        assert len(await take(client, "late", limit=5)) == 2
+
+
+async def test_a_label_leaves_the_queue_and_undo_brings_it_back(engineless: Settings, database: Database) -> None:
+    first, second = judged(1, 0.5), judged(2, 0.6)
+    await keep(database, first, second, heldout_share=HELDOUT)
+    async with serving_without_engine(engineless) as client:
+        assert [item["interaction_id"] for item in await take(client)] == [str(first.id)]
+        given = str(uuid4())
+        label = {"feedback_id": given, "interaction_id": str(first.id), "correct": False}
+        assert (await client.post("/feedback", json=label)).status_code == 200
+        assert [item["interaction_id"] for item in await take(client)] == [str(second.id)]
+        progress = (await client.get("/labels/progress")).json()
+        assert (progress["heldout"], progress["labelled_today"], progress["by_you_today"]) == (
+            {"right": 0, "wrong": 1},
+            1,
+            1,
+        )
+        undone = await client.delete(f"/feedback/{given}")
+        assert undone.json() == {
+            "id": given,
+            "interaction_id": str(first.id),
+            "correct": None,
+            "standing": "none",
+            "still_frozen": False,
+        }
+        assert (await client.delete(f"/feedback/{given}")).status_code == 404
+        assert (await client.get(f"/interactions/{first.id}")).json()["feedback"] == []
+        items = await take(client, "b", limit=2)
+        assert str(first.id) in {item["interaction_id"] for item in items}
+        again = label | {"feedback_id": str(uuid4()), "correct": True}
+        assert (await client.post("/feedback", json=again)).status_code == 200
+        assert (await client.get(f"/admin/labels/{first.id}")).json()["correct"] is True, "not frozen by the mistake"
+
+
+async def test_an_old_label_of_a_held_out_answer_stays_frozen(engineless: Settings, database: Database) -> None:
+    answer = judged(1, 0.5)
+    feedback = make_feedback(answer.id, correct=True)
+    await keep(database, answer, feedback, heldout_share=HELDOUT)
+    async with database.session() as session:
+        await session.execute(update(FeedbackRow).values(stored_at=now() - timedelta(minutes=20)))
+    async with serving_without_engine(engineless) as client:
+        undone = (await client.delete(f"/feedback/{feedback.id}")).json()
+        assert (undone["correct"], undone["still_frozen"]) == (True, True)
+
+
+async def test_withdrawn_references_take_their_grades_along(engineless: Settings, database: Database) -> None:
+    answer = judged(1, 0.5)
+    await keep(database, answer)
+    async with serving_without_engine(engineless) as client:
+        given = {"interaction_id": str(answer.id), "reference": "5"}
+        told = (await client.post("/feedback", json=given)).json()
+        assert (await client.get(f"/interactions/{answer.id}")).json()["grade"] == "right"
+        assert (await client.delete(f"/feedback/{told['id']}")).json()["correct"] is None
+        assert (await client.get(f"/interactions/{answer.id}")).json()["grade"] is None
+
+
+async def test_only_an_admin_withdraws_feedback_of_others_and_it_is_recorded(
+    engineless: Settings, database: Database
+) -> None:
+    async with database.session() as session:
+        ann, ann_secret = await issue_key(session, name="ann", tier=Tier.CALLER)
+        _, bob_secret = await issue_key(session, name="bob", tier=Tier.CALLER)
+    root = await admin(database)
+    answer = judged(1, 0.5, key_id=ann.id)
+    mine, second = make_feedback(answer.id, key_id=ann.id, correct=True), judged(2, 0.5, key_id=ann.id)
+    await keep(database, answer, mine, second)
+    async with serving_without_engine(engineless) as client:
+        bob, ann_headers, root_headers = (
+            {"authorization": f"Bearer {secret}"} for secret in (bob_secret, ann_secret, root)
+        )
+        assert (await client.delete(f"/feedback/{mine.id}", headers=bob)).status_code == 404
+        assert (await client.post("/labels/queue", json={"labeller": "x"}, headers=bob)).json()["items"] == []
+        own = (await client.post("/labels/queue", json={"labeller": "x"}, headers=ann_headers)).json()["items"]
+        assert [item["interaction_id"] for item in own] == [str(second.id)]
+        assert (await client.delete(f"/feedback/{mine.id}", headers=root_headers)).status_code == 200
+        [act] = (await client.get("/admin/acts", headers=root_headers)).json()["items"]
+        assert (act["action"], act["subject"], act["details"]) == (
+            "withdraw_feedback",
+            str(mine.id),
+            {"of_key": str(ann.id)},
+        )
+
+
+async def test_a_skipped_answer_is_for_others(engineless: Settings, database: Database) -> None:
+    answer = judged(1, 0.5)
+    await keep(database, answer)
+    async with serving_without_engine(engineless) as client:
+        await take(client, "a")
+        path = f"/labels/queue/{answer.id}/skip"
+        assert (await client.post(path, json={"labeller": "a"})).status_code == 204
+        assert await take(client, "a") == []
+        assert len(await take(client, "b")) == 1
+        assert (await client.post(f"/labels/queue/{new_id()}/skip", json={"labeller": "a"})).status_code == 404
+
+
+async def test_the_progress_names_what_the_gate_needs(engineless: Settings, database: Database) -> None:
+    await keep(database, judged(1, 0.5))
+    async with serving_without_engine(engineless) as client:
+        far = (await client.get("/labels/progress")).json()
+        near = (await client.get("/labels/progress", params={"target_points": 15})).json()
+        assert far["detectable_points"] is None
+        assert far["needed"]["right"] == far["needed"]["wrong"] > near["needed"]["wrong"] >= 20
+        assert far["expected_labels"]["wrong"] == round(far["needed"]["wrong"] / engineless.heldout_share)
+        assert f"{far['needed']['wrong']} more wrong and" in far["sentence"]
+        assert (await client.get("/labels/progress", params={"target_points": 0})).status_code == 422
