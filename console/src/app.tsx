@@ -1,0 +1,222 @@
+import type { ComponentChildren, FunctionComponent } from "preact";
+import { useEffect, useRef, useState } from "preact/hooks";
+import { get, logIn, logOut, readSession, whenLoggedOut } from "./api/client";
+import type { Session, State } from "./api/types";
+import { asError, useLoaded, useTitle } from "./lib/hooks";
+import { CriticsPage } from "./pages/critics";
+import { CriticPage } from "./pages/critic";
+import { InteractionPage } from "./pages/interaction";
+import { LabelPage } from "./pages/label";
+import { OverviewPage } from "./pages/overview";
+import { PlaygroundPage } from "./pages/playground";
+import { RunPage } from "./pages/run";
+import { RunsPage } from "./pages/runs";
+import { SettingsPage } from "./pages/settings";
+import { TrafficPage } from "./pages/traffic";
+import { navigate, useRoute, type Route } from "./router";
+import { Button, Empty, ErrorNote, Skeleton, TextField } from "./ui/basics";
+import { Icon, type IconName } from "./ui/icons";
+import { Toasts } from "./ui/toast";
+import { ViewerContext } from "./viewer";
+
+type Page = FunctionComponent<{ route: Route }>;
+
+interface Item {
+  path: string;
+  text: string;
+  icon: IconName;
+  page: Page;
+  detail?: Page;
+  admin?: boolean;
+}
+
+const ITEMS: Item[] = [
+  { path: "overview", text: "Overview", icon: "overview", page: OverviewPage },
+  { path: "label", text: "Label queue", icon: "label", page: LabelPage },
+  { path: "playground", text: "Playground", icon: "play", page: PlaygroundPage },
+  { path: "traffic", text: "Traffic", icon: "traffic", page: TrafficPage, detail: InteractionPage },
+  { path: "critics", text: "Critics", icon: "critics", page: CriticsPage, detail: CriticPage },
+  { path: "runs", text: "Runs", icon: "runs", page: RunsPage, detail: RunPage, admin: true },
+  { path: "settings", text: "Settings", icon: "settings", page: SettingsPage, admin: true },
+];
+
+export function App() {
+  const [session, setSession] = useState<Session | null | undefined>(undefined);
+  const [error, setError] = useState<Error>();
+  const load = () => {
+    setError(undefined);
+    readSession().then(setSession, (failure: unknown) => setError(asError(failure)));
+  };
+  useEffect(() => {
+    whenLoggedOut(() => setSession(null));
+    load();
+  }, []);
+  if (error) return <div class="login"><ErrorNote error={error} retry={load} /></div>;
+  if (session === undefined) return <div class="login"><Skeleton lines={3} /></div>;
+  if (session === null) return <LogIn onDone={setSession} />;
+  return (
+    <ViewerContext.Provider value={{ session, isAdmin: session.tier === "admin" }}>
+      <Shell session={session} />
+      <Toasts />
+    </ViewerContext.Provider>
+  );
+}
+
+function LogIn({ onDone }: { onDone: (session: Session) => void }) {
+  const [key, setKey] = useState("");
+  const [busy, setBusy] = useState(false);
+  const [error, setError] = useState<Error>();
+  useTitle("Log in");
+  const submit = async (event: Event) => {
+    event.preventDefault();
+    setBusy(true);
+    setError(undefined);
+    try {
+      onDone(await logIn(key.trim()));
+    } catch (failure) {
+      setError(asError(failure));
+      setBusy(false);
+    }
+  };
+  return (
+    <main class="login">
+      <form class="card" onSubmit={(event) => void submit(event)}>
+        <span class="brand"><img src="assets/icon.svg" alt="" />Gadfly</span>
+        <div>
+          <h1>Log in</h1>
+          <p class="lead">With an API key of this deployment.</p>
+        </div>
+        <TextField
+          label="API key" type="password" value={key} onInput={setKey} placeholder="gf_…" required autocomplete="current-password"
+          hint={<>An operator makes one with <code>gadfly keys create</code>.</>}
+        />
+        {error && <ErrorNote error={error} />}
+        <Button kind="primary" type="submit" busy={busy} disabled={!key.trim()}>Log in</Button>
+      </form>
+    </main>
+  );
+}
+
+function Shell({ session }: { session: Session }) {
+  const route = useRoute();
+  const [open, setOpen] = useState(false);
+  const main = useRef<HTMLElement>(null);
+  const isAdmin = session.tier === "admin";
+  const items = ITEMS.filter((item) => isAdmin || !item.admin);
+  const current = items.find((item) => item.path === route.path[0]);
+  const address = route.path.join("/");
+  useEffect(() => {
+    if (!route.path.length) navigate(isAdmin ? "#/overview" : "#/label", { replace: true });
+  }, [address]);
+  const first = useRef(true);
+  useEffect(() => {
+    setOpen(false);
+    if (!first.current) main.current?.focus({ preventScroll: true });
+    if (!first.current) scrollTo(0, 0);
+    first.current = false;
+  }, [address]);
+  useEffect(() => {
+    if (!open) return;
+    const onKey = (event: KeyboardEvent) => event.key === "Escape" && setOpen(false);
+    addEventListener("keydown", onKey);
+    return () => removeEventListener("keydown", onKey);
+  }, [open]);
+  const Shown = current && (route.path[1] && current.detail ? current.detail : current.page);
+  return (
+    <div class="shell">
+      <a class="skip-link" href={location.hash || "#/"} onClick={(event) => { event.preventDefault(); main.current?.focus(); }}>Skip to content</a>
+      <header class="topbar">
+        <Button kind="quiet" icon="menu" aria-label="Menu" aria-expanded={open} aria-controls="side" onClick={() => setOpen(!open)} />
+        <a class="brand" href="#/overview"><img src="assets/icon.svg" alt="" />Gadfly</a>
+        <ThemeSwitch />
+      </header>
+      {open && <button class="veil" type="button" aria-label="Close the menu" onClick={() => setOpen(false)} />}
+      <aside id="side" class={`side ${open ? "side-open" : ""}`} aria-label="Console">
+        <a class="brand" href="#/overview"><img src="assets/icon.svg" alt="" />Gadfly</a>
+        <nav class="nav" aria-label="Pages">
+          {items.map((item) => (
+            <a key={item.path} href={`#/${item.path}`} aria-current={item === current ? "page" : undefined}>
+              <Icon name={item.icon} />
+              {item.text}
+            </a>
+          ))}
+        </nav>
+        <div class="side-foot">
+          <ServiceState />
+          <div class="side-tools">
+            <span class="who" title={session.key_id ?? undefined}>
+              {session.keyless ? "No keys: local only" : `${session.key_name ?? "Key"} · ${session.tier}`}
+            </span>
+            <span class="grow" />
+            <ThemeSwitch />
+            {!session.keyless && <Button kind="quiet" icon="out" aria-label="Log out" title="Log out" onClick={() => void logOut()} />}
+          </div>
+        </div>
+      </aside>
+      <main class="main" ref={main} tabIndex={-1} id="main">
+        <div class="page">
+          {Shown ? <Shown key={address} route={route} /> : route.path.length > 0 && (
+            <Empty icon="question" title="There is no such page" action={<a class="button" href="#/overview">To the overview</a>}>
+              {isAdmin ? "The address names a page that this console does not have." : "It may need an admin key."}
+            </Empty>
+          )}
+        </div>
+      </main>
+    </div>
+  );
+}
+
+function ServiceState() {
+  const state = useLoaded("state", (signal) => get<State>("state", {}, signal), 5000);
+  const found = state.data;
+  const up = found?.engines.filter((engine) => engine.reachable).length ?? 0;
+  const all = found?.engines.length ?? 0;
+  const tone = state.error || (found && up === 0) ? "bad" : found && up < all ? "warn" : "good";
+  return (
+    <dl class="side-state" aria-label="State of the service">
+      <div>
+        <dt><span class={`dot dot-${found || state.error ? tone : ""}`} />Service</dt>
+        <dd>{state.error ? "no answer" : found ? found.status : "…"}</dd>
+      </div>
+      <Row name="Live critic">{found ? (found.live_critic === null ? "none" : <a href={`#/critics/${found.live_critic}`}>critic@{found.live_critic}</a>) : "…"}</Row>
+      <Row name="Engines">{found ? `${up} of ${all} up` : "…"}</Row>
+      <Row name="Task">{found?.task ?? "…"}</Row>
+    </dl>
+  );
+}
+
+function Row({ name, children }: { name: string; children: ComponentChildren }) {
+  return (
+    <div>
+      <dt>{name}</dt>
+      <dd>{children}</dd>
+    </div>
+  );
+}
+
+type Theme = "system" | "light" | "dark";
+const NEXT: Record<Theme, Theme> = { system: "light", light: "dark", dark: "system" };
+const THEME_ICONS = { system: "auto", light: "sun", dark: "moon" } as const;
+
+function ThemeSwitch() {
+  const [theme, setTheme] = useState<Theme>(() => (document.documentElement.dataset["theme"] as Theme | undefined) ?? "system");
+  useEffect(() => {
+    const onChange = () => setTheme((document.documentElement.dataset["theme"] as Theme | undefined) ?? "system");
+    addEventListener("gadfly-theme", onChange);
+    return () => removeEventListener("gadfly-theme", onChange);
+  }, []);
+  const change = () => {
+    const next = NEXT[theme];
+    if (next === "system") {
+      delete document.documentElement.dataset["theme"];
+      localStorage.removeItem("gadfly-theme");
+    } else {
+      document.documentElement.dataset["theme"] = next;
+      localStorage.setItem("gadfly-theme", next);
+    }
+    dispatchEvent(new Event("gadfly-theme"));
+  };
+  return (
+    <Button kind="quiet" icon={THEME_ICONS[theme]} aria-label={`Theme: ${theme}. Change to ${NEXT[theme]}`} title={`Theme: ${theme}`} onClick={change} />
+  );
+}

@@ -1,0 +1,115 @@
+import { useState } from "preact/hooks";
+import { get, post } from "../api/client";
+import type { Critic, State, Swap } from "../api/types";
+import { useLoaded, useTitle } from "../lib/hooks";
+import { words } from "../lib/format";
+import { link, type Route } from "../router";
+import { Badge, Button, Copy, Loading, PageHead, Time } from "../ui/basics";
+import { Confirm } from "../ui/dialog";
+import { toast } from "../ui/toast";
+import { useViewer } from "../viewer";
+
+export function PointerBadge({ pointer }: { pointer: string }) {
+  return <Badge tone={pointer === "live" ? "good" : pointer === "candidate" ? "accent" : "plain"}>{words(pointer)}</Badge>;
+}
+
+export function OutcomeBadge({ outcome }: { outcome: string | null | undefined }) {
+  if (outcome === "promote") return <Badge tone="good" icon="check">Passed the gate</Badge>;
+  if (outcome === "reject") return <Badge tone="bad" icon="cross">Rejected</Badge>;
+  if (outcome === "not_enough_evidence") return <Badge tone="warn" icon="question">Not enough evidence</Badge>;
+  return null;
+}
+
+/** Buttons that move the live pointer, with a reason; the service proves the adapter on every engine first. */
+export function SwapButtons({ critic, live, done }: { critic: Pick<Critic, "version" | "pointers" | "archived">; live: number | null | undefined; done: () => void }) {
+  const [asks, setAsks] = useState<"promote" | "rollback">();
+  const { isAdmin } = useViewer();
+  if (!isAdmin || critic.archived) return null;
+  const isLive = critic.pointers.includes("live");
+  const report = (swap: Swap) => {
+    toast(swap.status === "done" ? `critic@${swap.version} is live.` : `The swap to critic@${swap.version} is still in progress.`);
+    done();
+  };
+  return (
+    <>
+      {isLive
+        ? critic.version > 0 && <Button kind="danger" icon="undo" onClick={() => setAsks("rollback")}>Roll back</Button>
+        : <Button kind="primary" icon="up" onClick={() => setAsks("promote")}>Make live</Button>}
+      {asks === "promote" && (
+        <Confirm
+          title={`Make critic@${critic.version} live?`} action="Make live" kind="primary" reason="optional" onClose={() => setAsks(undefined)}
+          run={async (reason) => report(await post<Swap>("admin/promote", { version: critic.version, ...(reason ? { reason } : {}) }))}
+        >
+          <p>{live === null || live === undefined ? "It" : `It replaces critic@${live}. It`} answers once every engine has proven that it serves this adapter. If one cannot, nothing changes. This takes up to a minute.</p>
+        </Confirm>
+      )}
+      {asks === "rollback" && (
+        <Confirm
+          title={`Roll back from critic@${critic.version}?`} action="Roll back" reason="optional" onClose={() => setAsks(undefined)}
+          run={async (reason) => report(await post<Swap>("admin/rollback", { from_version: critic.version, ...(reason ? { reason } : {}) }))}
+        >
+          <p>The version that was live before answers again. Requests in flight end on the critic that they began with.</p>
+        </Confirm>
+      )}
+    </>
+  );
+}
+
+export function CriticsPage(_: { route: Route }) {
+  useTitle("Critics");
+  const critics = useLoaded("critics", (signal) => get<Critic[]>("critics", {}, signal), 15_000);
+  const state = useLoaded("state", (signal) => get<State>("state", {}, signal), 15_000);
+  return (
+    <>
+      <PageHead title="Critics" lead="Every version, newest first. Versions never change, and their numbers are never used again." />
+      {state.data?.watch && <p class="row"><Badge tone="warn" icon="warn">Watch</Badge> Automatic rollback cannot decide: {state.data.watch}</p>}
+      <Loading of={critics} lines={8}>
+        {(found) => (
+          <section class="card card-flush" aria-label="Versions">
+            <ul class="items">{found.map((critic) => <Item key={critic.version} critic={critic} all={found} />)}</ul>
+          </section>
+        )}
+      </Loading>
+      <Exchange />
+    </>
+  );
+}
+
+function Item({ critic, all }: { critic: Critic; all: Critic[] }) {
+  return (
+    <li>
+      <div class="row">
+        <a class="cover" href={link(`critics/${critic.version}`)}>critic@{critic.version}</a>
+        {critic.pointers.map((pointer) => <PointerBadge key={pointer} pointer={pointer} />)}
+        <OutcomeBadge outcome={critic.outcome} />
+        {critic.archived && <Badge>archived: another base model</Badge>}
+        {critic.verdict_only && <Badge tone="warn">verdicts only</Badge>}
+      </div>
+      <div class="items-meta">
+        <span>{critic.status === "untrained" ? "The base model under the critic's prompt" : critic.parent === null ? "Trained" : `Trained from critic@${critic.parent}`}</span>
+        {all.filter((other) => other.parent === critic.version).length > 0 && <span>parent of {all.filter((other) => other.parent === critic.version).map((other) => `critic@${other.version}`).join(", ")}</span>}
+        <span>{critic.base_model}</span>
+        <Time at={critic.created_at} />
+      </div>
+    </li>
+  );
+}
+
+function Exchange() {
+  const commands: [string, string][] = [
+    ["Push a critic to a folder or a bucket", "gadfly push 1 s3://bucket/critic"],
+    ["Pull a critic from there", "gadfly pull s3://bucket/critic"],
+  ];
+  return (
+    <section class="card" aria-label="Push and pull">
+      <header class="card-head"><h2>Push and pull</h2></header>
+      <p class="card-note">Adapters travel by the command line, because they come from files that this page cannot read.</p>
+      {commands.map(([text, command]) => (
+        <div key={command} class="row row-between">
+          <span>{text}</span>
+          <span class="row"><code>{command}</code><Copy text={command} label={`Copy: ${command}`} /></span>
+        </div>
+      ))}
+    </section>
+  );
+}
