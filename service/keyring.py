@@ -22,6 +22,19 @@ class Caller:
 
     key_id: UUID | None
     tier: Tier
+    tasks: tuple[str, ...] | None = None  # the tasks that its key may use; None: all
+
+    def may_use(self, task: str) -> bool:
+        return self.tasks is None or task in self.tasks
+
+    def require_task(self, task: str) -> None:
+        """Refuse a request of a task that the caller's key may not use.
+
+        Raises:
+            NotAllowed: it may not.
+        """
+        if not self.may_use(task):
+            raise NotAllowed(f"this key is limited to other tasks than {task}", authenticated=True)
 
     @property
     def scope(self) -> UUID | None:
@@ -73,7 +86,7 @@ class Keyring:
         key = await self._find(digest(secret))
         if key is None or not key.is_active(now()):
             raise NotAllowed("this key is unknown, expired or revoked")
-        return Caller(key_id=key.id, tier=key.tier)
+        return Caller(key_id=key.id, tier=key.tier, tasks=key.tasks)
 
     async def start(self) -> None:
         """Check once whether there are keys, so that an outage of Postgres does not refuse callers without one."""

@@ -160,9 +160,12 @@ async def _insert_interactions(
 ) -> int:
     if not interactions:
         return 0
-    hashes = {interaction.id: question_hash(interaction.question) for interaction in interactions}
+    hashes = {interaction.id: question_hash(interaction.question, interaction.task) for interaction in interactions}
     questions = {hashes[interaction.id]: interaction.question for interaction in interactions}
-    await place_questions(session, questions, heldout_share=heldout_share, blocks=split_blocks, sides=sides)
+    tasks = {hashes[interaction.id]: interaction.task for interaction in interactions}
+    await place_questions(
+        session, questions, heldout_share=heldout_share, blocks=split_blocks, sides=sides, tasks=tasks
+    )
     # Every writer inserts in the same order, so that two writers of the same rows cannot deadlock.
     episodes = {interaction.episode_id: interaction for interaction in reversed(interactions)}
     await _insert_episodes(session, [episodes[id] for id in sorted(episodes)], hashes)
@@ -425,6 +428,7 @@ class Filters:
     split: Split | None = None
     episode_id: UUID | None = None
     critic_version: int | None = None
+    task: str | None = None
     created_from: datetime | None = None  # inclusive
     created_before: datetime | None = None  # exclusive
     has_feedback: bool | None = None
@@ -432,7 +436,7 @@ class Filters:
     def conditions(self) -> tuple[ColumnElement[bool], ...]:
         conditions: list[ColumnElement[bool]] = [
             getattr(InteractionRow, name) == value
-            for name in ("kind", "verdict", "grade", "episode_id", "critic_version")
+            for name in ("kind", "verdict", "grade", "episode_id", "critic_version", "task")
             if (value := getattr(self, name)) is not None
         ]
         if self.split is not None:
