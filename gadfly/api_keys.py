@@ -23,9 +23,14 @@ def digest(secret: str) -> bytes:
 
 
 async def issue_key(
-    session: AsyncSession, *, name: str, tier: Tier, expires_at: datetime | None = None
+    session: AsyncSession,
+    *,
+    name: str,
+    tier: Tier,
+    expires_at: datetime | None = None,
+    tasks: tuple[str, ...] | None = None,
 ) -> tuple[Key, str]:
-    """Make a key; return it with its secret, which cannot be read again."""
+    """Make a key, for some tasks or (None) for all; return it with its secret, which cannot be read again."""
     secret = _PREFIX + secrets.token_urlsafe(32)
     key = Key(
         id=new_id(),
@@ -35,6 +40,7 @@ async def issue_key(
         created_at=now(),
         expires_at=expires_at,
         revoked_at=None,
+        tasks=tasks,
     )
     await insert_key(session, key, digest(secret))
     return key, secret

@@ -54,6 +54,10 @@ class EngineUnavailable(EngineError):
         self.retry_after_s = retry_after_s
 
 
+class NoSlot(EngineUnavailable):
+    """The engines have no adapter slot left for a critic: all are taken by critics in use."""
+
+
 class EngineRefused(EngineError):
     """The engine or the actor refuses this deployment: a wrong key, or a model that it does not serve.
 

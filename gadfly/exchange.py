@@ -86,7 +86,8 @@ def pull(
             )
         if marker.task != task:
             raise BadInput(
-                f"{source} was trained on the task {marker.task}, but this deployment is set to {task} (GADFLY_TASK)"
+                f"{source} was trained on the task {marker.task}, and not on {task}: pull it with "
+                f"--task {marker.task}, where that task is served"
             )
         if marker.prompt_set != prompt_set:
             raise BadInput(

@@ -14,6 +14,7 @@ import uuid_utils.compat
 
 from gadfly.calibration import Calibration, CalibrationReport
 from gadfly.grading import Grade
+from gadfly.task_names import DEFAULT_TASK
 from gadfly.training import GateOutcome
 from gadfly.verdict import Verdict, VerdictSource
 
@@ -234,7 +235,7 @@ class Interaction:
     grader: int | None = None  # the version of the task's grader; None without a reference, and for grades of 0.1.0
     grade_problem: str | None = None  # why `reference` cannot be read: there is no grade
     conversation: dict[str, Any] | None = None  # of /v1/chat/completions: `messages` with the answer, and `tools`
-    task: str = "math"  # the name of the task that it was asked under
+    task: str = DEFAULT_TASK  # the name of the task that it was asked under
     task_version: str | None = None  # of the task's files; None for rows of releases that knew no tasks
     critique_due: bool = False  # stored with the first copy: the live critic judges it in the background
 
@@ -290,7 +291,10 @@ class CriticStatus(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CriticVersion:
-    """One immutable critic. Version 0 is the base model under the critic's prompt."""
+    """One immutable critic. A version without an adapter is the base model under the prompts of its task.
+
+    Versions are numbered over all tasks, so that a name of an engine belongs to one critic.
+    """
 
     version: int
     parent: int | None
@@ -300,7 +304,7 @@ class CriticVersion:
     created_at: datetime
     run_id: UUID | None = None  # the training run that made it
     prompt_set: str | None = None  # the prompts it was trained with; None for version 0
-    task: str = "math"  # the name of the task that it was trained on
+    task: str = DEFAULT_TASK  # the name of the task whose answers it judges
     task_version: str | None = None  # of the task's files; None for critics of releases that knew no tasks
     origin: dict[str, Any] | None = None  # of a pulled critic: `source`, and there `run_id` and `gate`
     verdict_only: bool = False  # trained without references: what its critiques do to a rewrite was never rewarded
@@ -328,6 +332,7 @@ class Swap:
     finished_at: datetime | None
     key_id: UUID | None
     reason: str | None  # for the request, or for the refusal
+    task: str = DEFAULT_TASK  # whose live pointer it moves
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -370,10 +375,11 @@ class Replica:
     id: UUID
     started_at: datetime
     seen_at: datetime
-    live_version: int | None  # the version it answers with
+    live_version: int | None  # the version it answers with for its default task
     leases: dict[int, int]  # requests in flight by version
     engines: tuple[str, ...]
-    problem: str | None  # why it does not answer with the version of the live pointer
+    problem: str | None  # why it does not answer with the version of a live pointer
+    live: dict[str, int] = field(default_factory=dict)  # the version it answers with, by task
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -388,6 +394,7 @@ class Key:
     expires_at: datetime | None
     revoked_at: datetime | None
     distrusted_at: datetime | None = None  # since then its labels count for nothing
+    tasks: tuple[str, ...] | None = None  # the tasks that it may use; None: all
 
     def is_active(self, at: datetime) -> bool:
         return self.revoked_at is None and (self.expires_at is None or at < self.expires_at)

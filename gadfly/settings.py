@@ -71,6 +71,10 @@ def _task(name: str) -> str:
     return str(_absolute(Path(name))) if is_folder else name
 
 
+def _every_task(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(map(_task, names))
+
+
 def _user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "gadfly"
 
@@ -168,7 +172,13 @@ class Settings(BaseSettings):
     )
     task: Annotated[str, AfterValidator(_task)] = Field(
         "math",
-        description="What the critic judges: a built-in task (`gadfly tasks list`), or a folder with a file task.toml.",
+        description="What the critic judges: a built-in task (`gadfly tasks list`), or a folder with a file task.toml. "
+        "With several tasks, the one of requests that name none.",
+    )
+    tasks: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas), AfterValidator(_every_task)] = Field(
+        (),
+        description="Comma-separated tasks to serve besides it: built-in ones, folders with a file task.toml, or "
+        "folders of such folders. Those of `gadfly tasks add` are served too.",
     )
     grader_url: str = Field(
         "",
@@ -182,7 +192,12 @@ class Settings(BaseSettings):
         "stepwise@1", description="Prompt set, as name@version, of a task that has no prompts of its own."
     )
     adapter_rank: int = Field(16, ge=1, le=512, description="LoRA rank of every critic of this deployment.")
-    adapter_slots: int = Field(4, ge=2, description="Critics that the engine can serve in one step.")
+    adapter_slots: int = Field(
+        4,
+        ge=2,
+        description="Critics that the engine can serve in one step. With more tasks than that, idle ones give up their "
+        "slot and are loaded again at their next request.",
+    )
 
     adapters: Annotated[Folder | None, BeforeValidator(_empty_is_unset)] = Field(
         None, description="Folder of published critics, shared by trainer, service and engine. Unset: in GADFLY_HOME."

@@ -18,6 +18,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gadfly.errors import BadInput
+from gadfly.task_names import DEFAULT_TASK
 
 
 class RewardProfile(StrEnum):
@@ -378,6 +379,7 @@ class Run:
     outcome: GateOutcome | None
     version: int | None  # the critic it published
     error: str | None
+    task: str = DEFAULT_TASK  # whose labels it learns from, and whose critic it makes
 
 
 class EventKind(StrEnum):

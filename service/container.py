@@ -1,6 +1,7 @@
 """The parts of one service process: built once, connected here, and closed in reverse order."""
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Self
@@ -30,7 +31,7 @@ from gadfly.service.runs import Runs
 from gadfly.service.sessions import Sessions
 from gadfly.settings import Settings
 from gadfly.store.database import Database, require_current_schema
-from gadfly.tasks import Task, load_task, open_grader
+from gadfly.tasks import ServedTasks, load_tasks, open_grader
 
 log = structlog.get_logger(__name__)
 
@@ -43,7 +44,7 @@ class Service:
     """The parts of one process of the service."""
 
     settings: Settings
-    task: Task
+    tasks: ServedTasks
     metrics: Metrics
     critics: CriticServing
     keyring: Keyring
@@ -59,7 +60,7 @@ class Service:
     label_queue: LabelQueue
     _requests: Idempotency
     _database: Database
-    _grader: TaskGrader
+    _graders: Sequence[TaskGrader]
     _stack: AsyncExitStack
 
     @classmethod
@@ -70,14 +71,12 @@ class Service:
             BadSettings: no database or engine address, or a task or prompt set that cannot be used.
         """
         database_url, _ = settings.require_addresses()
-        task = load_task(settings.task)
-        prompt_set = task.prompt_set(settings.prompts)
+        tasks = load_tasks(settings)
         async with AsyncExitStack() as stack:  # closes the opened parts when a later one fails
             database = await stack.enter_async_context(Database.of(settings, database_url))
             critics = CriticServing(
                 settings=settings,
-                task=task,
-                prompts=prompt_set,
+                tasks=tasks,
                 database=database,
                 engines=engines_of(settings, timeout_s=settings.engine_timeout_s),
                 metrics=metrics,
@@ -85,7 +84,12 @@ class Service:
             stack.push_async_callback(critics.aclose)
             actor = open_actor(settings, critics.engines)
             stack.push_async_callback(actor.aclose)
-            grader = await stack.enter_async_context(open_grader(task, settings, patience_s=_GRADING_PATIENCE_S))
+            graders = {
+                each.name: await stack.enter_async_context(
+                    open_grader(each.task, settings, patience_s=_GRADING_PATIENCE_S)
+                )
+                for each in tasks
+            }
             recorder = await stack.enter_async_context(
                 Recorder(
                     database,
@@ -100,18 +104,17 @@ class Service:
             history = History(database, recorder, on_deleted=requests.forget)
             answerer = Answerer(
                 settings=settings,
-                task=task,
-                prompts=prompt_set,
+                tasks=tasks,
                 actor=actor,
                 critics=critics,
-                grader=grader,
+                graders=graders,
                 recorder=recorder,
                 requests=requests,
                 metrics=metrics,
             )
             return cls(
                 settings=settings,
-                task=task,
+                tasks=tasks,
                 metrics=metrics,
                 critics=critics,
                 keyring=Keyring(database, open_without_keys=settings.is_loopback),
@@ -126,9 +129,9 @@ class Service:
                     history=history,
                     leases=critics.leases,
                 ),
-                background=BackgroundJudge(database, critics, settings=settings, prompts=prompt_set, metrics=metrics),
+                background=BackgroundJudge(database, critics, settings=settings, tasks=tasks, metrics=metrics),
                 health=Health(
-                    task=task,
+                    tasks=tasks,
                     database=database,
                     critics=critics,
                     actor=actor,
@@ -137,20 +140,22 @@ class Service:
                     metrics=metrics,
                 ),
                 room=room,
-                runs=Runs(database, settings=settings, metrics=metrics, actor=actor, loader=critics.loader),
+                runs=Runs(
+                    database, settings=settings, tasks=tasks, metrics=metrics, actor=actor, loader=critics.loader
+                ),
                 labels=Labels(database),
                 label_queue=LabelQueue(database, settings=settings),
                 _requests=requests,
                 _database=database,
-                _grader=grader,
+                _graders=tuple(graders.values()),
                 _stack=stack.pop_all(),
             )
 
     async def run(self) -> None:
-        """Wait for Postgres, read which critic is live, start the grader; then run background tasks until cancelled.
+        """Wait for Postgres, read which critics are live, start the graders; then run background tasks until cancelled.
 
         Raises:
-            Conflict: the database belongs to another base model or another task.
+            Conflict: the database belongs to another base model, and replicas that serve it are running.
         """
         await retry(self._start, on=StoreUnavailable, every_s=_RETRY_S, event="waiting_for_database")
         await asyncio.gather(
@@ -164,9 +169,14 @@ class Service:
         live = await self.critics.start()
         await self.keyring.start()
         await self._requests.start()
-        await self._grader.start()
+        for grader in self._graders:
+            await grader.start()
         self.health.running = True
-        log.info("service_started", live_critic=live.version, task=self.task.name, task_version=self.task.version)
+        log.info(
+            "service_started",
+            live_critic=live.version,
+            tasks=[f"{each.name} {each.task.version}" for each in self.tasks],
+        )
 
     def require_started(self) -> None:
         """Refuse requests before the live critic is known.

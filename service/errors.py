@@ -31,6 +31,7 @@ STATUS: tuple[tuple[type[errors.GadflyError], int, str], ...] = (
     (BadAdapter, 409, "Adapter refused"),
     (errors.EngineRefused, 503, "Engine refused"),
     (errors.EngineTimeout, 504, "Engine timed out"),
+    (errors.NoSlot, 503, "No adapter slot"),
     (errors.EngineUnavailable, 503, "Engine unavailable"),
     (errors.EngineError, 502, "Engine failed"),
     (errors.SpoolFull, 507, "No room to store"),

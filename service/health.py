@@ -25,11 +25,12 @@ from gadfly.service.wire.health import (
     SpoolState,
     State,
     SwapState,
+    TaskState,
     path_of,
 )
 from gadfly.settings import without_password
 from gadfly.store.database import Database
-from gadfly.tasks import Task
+from gadfly.tasks import ServedTask, ServedTasks
 
 _ACTOR_VALID_S = 60.0
 _READY_VALID_S = 1.0  # /readyz generates a token; more frequent requests share one check
@@ -49,7 +50,7 @@ class Health:
     def __init__(
         self,
         *,
-        task: Task,
+        tasks: ServedTasks,
         database: Database,
         critics: CriticServing,
         actor: Actor,
@@ -57,7 +58,7 @@ class Health:
         room: Room,
         metrics: Metrics,
     ) -> None:
-        self._task = task
+        self._tasks = tasks
         self._database = database
         self._critics = critics
         self._pool = critics.engines
@@ -131,7 +132,7 @@ class Health:
                 "; ".join(
                     [
                         f"no engine serves the live critic {live.engine_name} as it was published",
-                        *filter(None, [self._critics.swapper.problem, without_adapters(self._engines)]),
+                        *filter(None, [self._critics.problem, without_adapters(self._engines)]),
                     ]
                 )
             )
@@ -147,10 +148,14 @@ class Health:
         return self._last_actor[1]
 
     def _check_swap(self) -> Check:
-        """The deployment's last swap, and whether this replica has followed it."""
-        last = self._critics.pointers.swaps.last
-        if self._critics.swapper.problem is not None:
-            ok, detail = False, self._critics.swapper.problem
+        """The deployment's last swap, and whether this replica has followed the swaps of all tasks."""
+        last = max(
+            (line.swaps.last for line in self._critics.pointers if line.swaps.last is not None),
+            key=lambda swap: (swap.finished_at or swap.requested_at, swap.id),
+            default=None,
+        )
+        if self._critics.problem is not None:
+            ok, detail = False, self._critics.problem
         elif last is None:
             ok, detail = True, "no swap yet"
         elif last.status is SwapStatus.REFUSED:
@@ -172,14 +177,16 @@ class Health:
     def state(self) -> State:
         """The state of this replica, from memory alone: available even when Postgres and the engines are not."""
         now = time.monotonic()
+        line = self._critics.pointers.default
         return State(
             status="running" if self.running else "starting",
             uptime_s=round(now - self._started_at, 3),
-            live_critic=self._critics.pointers.known_live,
-            task=self._task.name,
-            task_version=self._task.version,
-            pointers=self._critics.pointers.current,
-            swap=SwapState.of(self._critics.pointers.swaps.pending or self._critics.pointers.swaps.last),
+            live_critic=line.known_live,
+            task=self._tasks.default.name,
+            task_version=self._tasks.default.task.version,
+            pointers=line.current,
+            swap=SwapState.of(line.swaps.pending or line.swaps.last),
+            tasks=[self._task_state(each) for each in self._tasks],
             replicas=[
                 ReplicaState(
                     id=replica.id,
@@ -201,13 +208,26 @@ class Health:
                 )
                 for engine in self._engines
             ],
-            watch=self._critics.watch.problem,
+            watch=self._critics.watch.problems.get(line.task),
             records_pending=self._recorder.pending,
             spool=SpoolState(
                 records=self._recorder.spooled,
                 bytes=self._recorder.spool_bytes,
                 rejected=self._recorder.rejected,
             ),
+        )
+
+    def _task_state(self, served: ServedTask) -> TaskState:
+        line = self._critics.pointers.line(served.name)
+        live = None if line.known_live is None else self._critics.pointers.known(line.known_live)
+        return TaskState(
+            name=served.name,
+            version=served.task.version,
+            live_critic=line.known_live,
+            is_loaded=live is not None and (live.adapter_path is None or self._critics.loader.is_proven(live.version)),
+            pointers=line.current,
+            swap=SwapState.of(line.swaps.pending or line.swaps.last),
+            watch=self._critics.watch.problems.get(served.name),
         )
 
     def render_metrics(self) -> bytes:

@@ -23,10 +23,28 @@ class Caller:
     key_id: UUID | None
     tier: Tier
     key_name: str | None = None
+    tasks: tuple[str, ...] | None = None  # the tasks that its key may use; None: all
+
+    def may_use(self, task: str) -> bool:
+        return self.tasks is None or task in self.tasks
+
+    def require_task(self, task: str) -> None:
+        """Refuse a request of a task that the caller's key may not use.
+
+        Raises:
+            NotAllowed: it may not.
+        """
+        if not self.may_use(task):
+            raise NotAllowed(f"this key is limited to other tasks than {task}", authenticated=True)
 
     @property
     def scope(self) -> UUID | None:
         return None if self.tier is Tier.ADMIN else self.key_id
+
+
+def caller_with(key: Key) -> Caller:
+    """The caller that sends this key."""
+    return Caller(key_id=key.id, tier=key.tier, key_name=key.name, tasks=key.tasks)
 
 
 LOCAL_ADMIN = Caller(key_id=None, tier=Tier.ADMIN)
@@ -72,7 +90,7 @@ class Keyring:
             _require_local(origin)
             return LOCAL_ADMIN
         key = await self.key_of(secret)
-        return Caller(key_id=key.id, tier=key.tier, key_name=key.name)
+        return caller_with(key)
 
     async def key_of(self, secret: str) -> Key:
         """The key with this secret.

@@ -28,10 +28,11 @@ class Metrics:
             "gadfly_critic_in_flight", "Requests in flight by critic version.", ("critic",), registry=self.registry
         )
         self.live = Gauge(
-            "gadfly_live_critic", "Version that this replica answers with by default.", registry=self.registry
-        )
+            "gadfly_live_critic", "Version that this replica answers with by default.", ("task",),
+            registry=self.registry,
+        )  # fmt: skip
         self.swaps = Counter(
-            "gadfly_swaps_total", "Swaps that this replica finished.", ("kind", "outcome"),
+            "gadfly_swaps_total", "Swaps that this replica finished.", ("kind", "outcome", "task"),
             registry=self.registry,
         )  # fmt: skip
         self.adoptions = Counter(
@@ -43,15 +44,18 @@ class Metrics:
             registry=self.registry,
         )  # fmt: skip
         self.verdicts = Counter(
-            "gadfly_verdicts_total", "Verdicts by critic.", ("critic", "verdict", "source"), registry=self.registry
-        )
+            "gadfly_verdicts_total", "Verdicts by critic.", ("critic", "verdict", "source", "task"),
+            registry=self.registry,
+        )  # fmt: skip
         self.grades = Counter(
             "gadfly_grades_total",
             "Answers graded against a reference.",
-            ("critic", "answer", "grade"),
+            ("critic", "answer", "grade", "task"),
             registry=self.registry,
         )
-        self.tokens = Counter("gadfly_tokens_total", "Tokens by role.", ("critic", "role"), registry=self.registry)
+        self.tokens = Counter(
+            "gadfly_tokens_total", "Tokens by role.", ("critic", "role", "task"), registry=self.registry
+        )
         self.durable = Histogram(
             "gadfly_record_duration_seconds",
             "Time until a record is durable.",
@@ -76,22 +80,23 @@ class Metrics:
     def observe(self, interaction: Interaction) -> None:
         """Count one answered interaction."""
         critic = "actor" if interaction.critic_version is None else str(interaction.critic_version)
-        self.observe_critiques(interaction.critic_version, interaction.critiques)
+        task = interaction.task
+        self.observe_critiques(interaction.critic_version, interaction.critiques, task=task)
         if interaction.grade is not None:
-            self.grades.labels(critic, "first", interaction.grade.value).inc()
+            self.grades.labels(critic, "first", interaction.grade.value, task).inc()
         last: dict[int, Refinement] = {item.sample: item for item in interaction.refinements}
         for refinement in last.values():
             if refinement.grade is not None:
-                self.grades.labels(critic, "refined", refinement.grade.value).inc()
-        self.tokens.labels(critic, "prompt").inc(interaction.usage.prompt_tokens)
-        self.tokens.labels(critic, "completion").inc(interaction.usage.completion_tokens)
+                self.grades.labels(critic, "refined", refinement.grade.value, task).inc()
+        self.tokens.labels(critic, "prompt", task).inc(interaction.usage.prompt_tokens)
+        self.tokens.labels(critic, "completion", task).inc(interaction.usage.completion_tokens)
 
-    def observe_critiques(self, version: int | None, critiques: Sequence[Critique]) -> None:
+    def observe_critiques(self, version: int | None, critiques: Sequence[Critique], *, task: str) -> None:
         """Count the verdicts of critiques."""
         for critique in critiques:
             if critique.supplied:
                 continue  # the caller's own, or an earlier one that has been counted
-            self.verdicts.labels(str(version), critique.verdict.value, critique.verdict_source.value).inc()
+            self.verdicts.labels(str(version), critique.verdict.value, critique.verdict_source.value, task).inc()
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

@@ -24,6 +24,7 @@ from gadfly.service.metrics import Metrics
 from gadfly.settings import Settings
 from gadfly.store.database import Database
 from gadfly.store.runs import Requested
+from gadfly.tasks import ServedTasks
 from gadfly.training import Run, RunEvent, TrainConfig, Trigger
 from gadfly.votes import contradictions
 
@@ -45,10 +46,18 @@ class Runs:
     """Requests and reads runs. The trainer runs them; the two processes share only Postgres."""
 
     def __init__(
-        self, database: Database, *, settings: Settings, metrics: Metrics, actor: Actor, loader: Loader
+        self,
+        database: Database,
+        *,
+        settings: Settings,
+        tasks: ServedTasks,
+        metrics: Metrics,
+        actor: Actor,
+        loader: Loader,
     ) -> None:
         self._database = database
         self._settings = settings
+        self._tasks = tasks
         self._metrics = metrics
         self._actor = actor
         self._loader = loader
@@ -56,45 +65,56 @@ class Runs:
         self._one_read = asyncio.Semaphore()
         self._stopping = asyncio.Event()
 
-    async def request(self, caller: Caller, changes: Mapping[str, Any], *, request_id: str | None) -> Requested:
-        """Request a run with the deployment's config and `changes` to it.
+    async def request(
+        self, caller: Caller, changes: Mapping[str, Any], *, request_id: str | None, task: str | None = None
+    ) -> Requested:
+        """Request a run of a task with the deployment's config and `changes` to it.
 
         Raises:
+            NotFound: the task is not served.
             BadInput: an option is invalid (the message names it), or the deployment's config file cannot be used.
             Conflict: there is no labelled answer to learn from, an engine cannot load a new critic, or the request id
                 belongs to another config.
         """
+        name = self._tasks.get(task).name
         self._loader.require_adapters()
         config = await self._effective(changes)
         async with self._database.session() as session:
             requested = await store.runs.request_run(
-                session, config=config, trigger=Trigger.ADMIN, key_id=caller.key_id, request_id=request_id
+                session, config=config, trigger=Trigger.ADMIN, key_id=caller.key_id, request_id=request_id, task=name
             )
             if not requested.is_repeat:  # an error here rolls the request back
                 needs_reference = config.steps_stage_1 == 0
-                if not await store.training_data.has_labels(session, Split.TRAIN, with_reference=needs_reference):
+                if not await store.training_data.has_labels(
+                    session, Split.TRAIN, with_reference=needs_reference, task=name
+                ):
                     raise Conflict(_nothing_to_learn(needs_reference=needs_reference))
         if not requested.is_repeat:
-            log.info("run_requested", run=str(requested.run.id))
+            log.info("run_requested", run=str(requested.run.id), task=name)
         return requested
 
-    async def plan(self, changes: Mapping[str, Any]) -> Plan:
-        """The plan of a run with `changes` to the deployment's config. Stores no run; labels are brought up to date.
+    async def plan(self, changes: Mapping[str, Any], *, task: str | None = None) -> Plan:
+        """The plan of a run of a task with `changes` to the deployment's config.
+
+        Stores no run; labels are brought up to date.
 
         Raises:
-            BadInput: as `request`.
+            BadInput, NotFound: as `request`.
         """
+        name = self._tasks.get(task).name
         config = await self._effective(changes)
         model = await store.labels.refresh(self._database)
         async with self._database.session() as session:
-            train = await store.training_data.answers_to_learn_from(session, limit=config.max_questions)
-            heldout = await store.training_data.labelled_answers(session, Split.HELDOUT, limit=config.max_questions)
-            train_questions = await store.training_data.count_open_questions(session, Split.TRAIN)
-            heldout_questions = await store.training_data.count_open_questions(session, Split.HELDOUT)
+            train = await store.training_data.answers_to_learn_from(session, limit=config.max_questions, task=name)
+            heldout = await store.training_data.labelled_answers(
+                session, Split.HELDOUT, limit=config.max_questions, task=name
+            )
+            train_questions = await store.training_data.count_open_questions(session, Split.TRAIN, name)
+            heldout_questions = await store.training_data.count_open_questions(session, Split.HELDOUT, name)
             per_step = await store.runs.seconds_per_step(session, config)
             patterns = await store.labels.read_patterns(session)
             names = {key.id: key.name for key in await store.keys.list_keys(session)}
-            live = await store.critics.resolve_critic(session, "live")
+            live = await store.critics.resolve_critic(session, "live", name)
             judged = await store.scores.scored_answers(session, live)
         share = self._settings.max_key_share
         found = await asyncio.to_thread(
@@ -137,7 +157,7 @@ class Runs:
         """Request a run that repeats the run `id`.
 
         Raises:
-            NotFound: no such run.
+            NotFound: no such run, or its task is not served any more.
             Conflict: the run has not stored its manifest yet, or an engine cannot load a new critic.
         """
         self._loader.require_adapters()
@@ -146,7 +166,12 @@ class Runs:
             if original.manifest is None:
                 raise Conflict(f"the run {id} has no manifest yet, so it cannot be reproduced")
             requested = await store.runs.request_run(
-                session, config=original.config, trigger=Trigger.REPRODUCE, key_id=caller.key_id, reproduces=id
+                session,
+                config=original.config,
+                trigger=Trigger.REPRODUCE,
+                key_id=caller.key_id,
+                reproduces=id,
+                task=self._tasks.get(original.task).name,
             )
         return requested.run
 
@@ -164,10 +189,10 @@ class Runs:
         async with self._database.session() as session:
             return await store.runs.read_run(session, id)
 
-    async def page(self, *, limit: int, before: UUID | None) -> list[Run]:
-        """Runs without their manifests, newest first; those older than the run `before`, if given."""
+    async def page(self, *, limit: int, before: UUID | None, task: str | None = None) -> list[Run]:
+        """Runs of one task, or of all, without their manifests, newest first; with `before`, those older than it."""
         async with self._database.session() as session:
-            return await store.runs.list_runs(session, limit=limit, before=before)
+            return await store.runs.list_runs(session, limit=limit, before=before, task=task)
 
     async def has_more(self, id: UUID, *, after: int) -> bool:
         """Whether the run has events after this one, or may get more.

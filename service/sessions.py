@@ -15,7 +15,7 @@ from gadfly.api_keys import digest
 from gadfly.errors import NotAllowed, StoreUnavailable
 from gadfly.records import BrowserSession, Key, now
 from gadfly.service.answering.single_flight import SingleFlight
-from gadfly.service.keyring import Caller
+from gadfly.service.keyring import Caller, caller_with
 from gadfly.store.database import Database
 
 COOKIE = "gadfly_session"
@@ -62,7 +62,7 @@ class Sessions:
         opened = await self._find(digest(secret))
         if opened is None or not opened.is_active(now()):
             return None
-        caller = Caller(key_id=opened.key.id, tier=opened.key.tier, key_name=opened.key.name)
+        caller = caller_with(opened.key)
         return SignedIn(caller, csrf_token(secret), opened.expires_at)
 
     async def close(self, secret: str) -> None:

@@ -18,8 +18,10 @@ from sqlalchemy import Connection, NullPool, create_engine, inspect, text
 from gadfly import store
 from gadfly.errors import StoreUnavailable
 from gadfly.records import Split, new_id
+from gadfly.store.blocks import block_keys
 from gadfly.store.database import Database, migrate, migration_config, require_current_schema, schema_state
 from gadfly.store.labels import refresh
+from gadfly.store.split import question_hash
 from gadfly.store.tables import Table
 from gadfly.store.training_data import labelled_answers
 from gadfly.votes import LabelSource
@@ -455,7 +457,84 @@ async def test_what_was_stored_before_tasks_belongs_to_mathematics(empty_url: st
         kept = await store.interactions.read_interaction(session, id, scope=None)
         critic = await store.critics.resolve_critic(session, 7)
         assert (kept.task, kept.task_version) == (critic.task, critic.task_version) == ("math", None)
-        assert await store.tasks.stored_task(session) == "math"
+
+
+async def test_rows_of_the_only_task_of_a_database_stay_its_own(empty_url: str) -> None:
+    asked = "How many customers are in Rome?"
+
+    def upgrade_with_rows() -> None:
+        with _transaction(empty_url) as connection:
+            command.upgrade(migration_config(connection), "0019")
+            hash_ = question_hash(asked)
+            statements = (
+                "INSERT INTO critic_versions (version, base_model, created_at, task) VALUES (0, 'tiny', now(), 'sql')",
+                "INSERT INTO critic_versions (version, base_model, created_at, task) VALUES (1, 'tiny', now(), 'sql')",
+                "INSERT INTO critic_pointers (name, version, moved_at)"
+                " VALUES ('live', 1, now()), ('previous', 0, now())",
+                "INSERT INTO swaps (id, version, from_version, kind, status, requested_at)"
+                " VALUES (gen_random_uuid(), 1, 0, 'promote', 'pending', now())",
+                "INSERT INTO training_runs (id, status, trigger, created_at, config, attempt, step, steps)"
+                " VALUES (gen_random_uuid(), 'failed', 'admin', now(), '{}', 1, 0, 1)",
+                "INSERT INTO block_keys (key, split, questions, in_training, is_open)"
+                " VALUES (1, 'train', 1, true, false)",
+                "INSERT INTO questions (hash, split, created_at, is_keyed) VALUES (:hash, 'heldout', now(), true)",
+                "INSERT INTO answers (question_hash, text_sha256, standing) VALUES (:hash, '\\x00', 'none')",
+                "INSERT INTO episodes (id, question_hash, created_at) VALUES (gen_random_uuid(), :hash, now())",
+                "INSERT INTO interactions (id, kind, created_at, episode_id, question_hash, question, metadata,"
+                " parameters, prompt_tokens, completion_tokens, task) SELECT gen_random_uuid(), 'import', now(), id,"
+                " :hash, :asked, '{}', '{}', 0, 0, 'sql' FROM episodes",
+            )
+            for statement in statements:
+                connection.execute(text(statement), {"hash": hash_, "asked": asked})
+        migrate(empty_url)
+
+    await asyncio.to_thread(upgrade_with_rows)
+    assert schema_state(empty_url).drift == ()
+    hash_ = question_hash(asked, "sql")
+    async with Database(empty_url) as database:
+        assert await store.wall.key_stored_questions(database) == 1
+        async with database.session() as session:
+            assert await store.critics.read_all_pointers(session) == {"sql": {"live": 1, "previous": 0}}
+            assert list(await store.swaps.pending_swaps(session)) == ["sql"]
+            tasks = await session.scalars(text("SELECT task FROM training_runs UNION SELECT task FROM questions"))
+            assert tasks.all() == ["sql"]
+            assert await store.interactions.stored_sides(session, [hash_]) == {hash_: Split.HELDOUT}
+            for table in ("answers", "episodes", "interactions"):
+                assert await session.scalar(text(f"SELECT question_hash FROM {table}")) == hash_
+            assert await session.scalar(text("SELECT count(*) FROM block_keys")) == len(list(block_keys(asked, "sql")))
+            await store.critics.ensure_version_zero(session, "tiny")  # mathematics is another task of it from now on
+            assert (await store.critics.base_version(session, "tiny")).version == 2
+
+
+def test_a_downgrade_keeps_the_pointers_of_one_task(empty_url: str) -> None:
+    migrate(empty_url)
+    with _transaction(empty_url) as connection:
+        for version, task in ((0, "math"), (1, "sql"), (2, "sql")):
+            connection.execute(
+                text("INSERT INTO critic_versions (version, base_model, created_at, task) VALUES (:v, 'm', now(), :t)"),
+                {"v": version, "t": task},
+            )
+        connection.execute(
+            text(
+                "INSERT INTO critic_pointers (task, name, version, moved_at)"
+                " VALUES ('math', 'live', 0, now()), ('sql', 'live', 1, now())"
+            )
+        )
+        for version, task in ((0, "math"), (2, "sql")):
+            connection.execute(
+                text(
+                    "INSERT INTO swaps (id, version, from_version, kind, status, requested_at, task)"
+                    " VALUES (gen_random_uuid(), :v, 1, 'promote', 'pending', now(), :t)"
+                ),
+                {"v": version, "t": task},
+            )
+    with _transaction(empty_url) as connection:
+        command.downgrade(migration_config(connection), "0019")
+        assert connection.execute(text("SELECT name, version FROM critic_pointers")).all() == [("live", 0)]
+        statuses = connection.execute(text("SELECT version, status FROM swaps ORDER BY version")).all()
+        assert statuses == [(0, "pending"), (2, "refused")]
+    migrate(empty_url)
+    assert schema_state(empty_url).drift == ()
 
 
 def test_a_downgrade_keeps_chat_answers_as_imported_rows(empty_url: str) -> None:

@@ -19,7 +19,7 @@ from gadfly.prompts import PromptSet
 from gadfly.records import CriticVersion
 from gadfly.settings import Settings
 from gadfly.store.database import Database
-from gadfly.tasks import Task, load_task, open_grader
+from gadfly.tasks import Task, load_task_named, open_grader
 from gadfly.trainer.engines import REQUEST_LIMIT_S, RunEngines
 from gadfly.trainer.patience import in_session
 from gadfly.trainer.report import Reporter
@@ -73,7 +73,11 @@ class RunContext:
 
 @asynccontextmanager
 async def open_context(settings: Settings, run_id: UUID, *, role: str | None) -> AsyncIterator[RunContext]:
-    """Open the resources of a phase. `role` is the database role to work under."""
+    """Open the resources of a phase. `role` is the database role to work under.
+
+    Raises:
+        BadSettings: the run's task is not served, or cannot be loaded.
+    """
     database_url, _ = settings.require_addresses()
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(Database.of(settings, database_url, role=role))
@@ -81,13 +85,11 @@ async def open_context(settings: Settings, run_id: UUID, *, role: str | None) ->
         stack.push_async_callback(EnginePool(pool.members).aclose)  # all of them, also those that get no rollouts
         actor = open_actor(settings, pool)
         stack.push_async_callback(actor.aclose)
-        task = load_task(settings.task)
-        grader = await stack.enter_async_context(open_grader(task, settings))
-
         if role is not None:
             await _require_role(database, role)
-        await in_session(database, lambda session: store.tasks.require_task(session, task.name))
         run = await in_session(database, lambda session: store.runs.read_run(session, run_id))
+        served = load_task_named(settings, run.task)
+        grader = await stack.enter_async_context(open_grader(served.task, settings))
         engines = RunEngines(pool, run_id, settings.engine_max_num_seqs, temperature=run.config.temperature)
         stack.push_async_callback(engines.unload_all)
         workspace = Workspace.of(settings.home, run_id)
@@ -99,8 +101,8 @@ async def open_context(settings: Settings, run_id: UUID, *, role: str | None) ->
             database=database,
             engines=engines,
             actor=actor,
-            task=task,
-            prompts=task.prompt_set(settings.prompts),
+            task=served.task,
+            prompts=served.prompts,
             grader=grader,
             workspace=workspace,
             report=report,

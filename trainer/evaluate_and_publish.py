@@ -59,7 +59,7 @@ async def evaluate_and_publish(context: RunContext) -> None:
         await context.report.note(f"not measured and not published: {error}")
         return
     await context.report.stage(Stage.EVALUATE, step=run.progress.step)
-    live = await in_session(context.database, lambda session: store.critics.resolve_critic(session, "live"))
+    live = await in_session(context.database, lambda session: store.critics.resolve_critic(session, "live", run.task))
     history = await _history(context, live)
     report, judged = await measure(context, history, await heldout_items(context, history.past))
     calibrated = calibrate(judged, history.labels, seed=run.config.fixed_seed)
@@ -97,6 +97,7 @@ async def _retire_worn(context: RunContext) -> None:
             share=settings.retire_share,
             keep=context.run.config.evaluation_items,
             blocks=settings.split_blocks,
+            task=context.run.task,
         )
     except StoreUnavailable as error:
         await context.report.note(f"worn held-out questions wait for the next run: {error}")
@@ -155,7 +156,7 @@ async def _enter(
         return version, "published as the candidate; there is not enough evidence for a swap"
     if not context.settings.auto_promote:
         return version, "published as the candidate; automatic promotion is off"
-    now_live = await store.critics.resolve_critic(session, "live")
+    now_live = await store.critics.resolve_critic(session, "live", run.task)
     if now_live.version != live.version:
         return version, f"no swap: the comparison was with version {live.version}, and {now_live.version} is live now"
     try:
@@ -185,10 +186,11 @@ async def _history(context: RunContext, live: CriticVersion) -> _History:
     async def read(session: AsyncSession) -> _History:
         reports = await store.runs.gate_reports(session, live.version)
         past = _past(dict(reports), start=start, live=live.version)
-        base = await store.critics.base_version(session, live.base_model)
-        best = _best(await store.runs.promoted_reports(session, live.base_model), otherwise=base.version)
+        base = await store.critics.base_version(session, live.base_model, live.task)
+        promoted = await store.runs.promoted_reports(session, live.base_model, live.task)
+        best = _best(promoted, otherwise=base.version)
         anchor = None if best == live.version else await store.critics.resolve_critic(session, best)
-        right, wrong = await store.training_data.traffic_counts(session)
+        right, wrong = await store.training_data.traffic_counts(session, live.task)
         traffic = Traffic(right, wrong) if right + wrong >= LEAST_TRAFFIC else None
         labels = ClassCounts(right=right, wrong=wrong)
         return _History(live=live, anchor=anchor, past=past, labels=labels, traffic=traffic)
@@ -227,8 +229,12 @@ async def heldout_items(context: RunContext, past: Evidence) -> list[LabelledAns
 
     async def read(session: AsyncSession) -> tuple[list[LabelledAnswer], list[OpenQuestion]]:
         return (
-            await store.training_data.labelled_answers(session, Split.HELDOUT, limit=config.max_questions),
-            await store.training_data.open_questions(session, Split.HELDOUT, limit=config.max_questions),
+            await store.training_data.labelled_answers(
+                session, Split.HELDOUT, limit=config.max_questions, task=context.run.task
+            ),
+            await store.training_data.open_questions(
+                session, Split.HELDOUT, limit=config.max_questions, task=context.run.task
+            ),
         )
 
     logged, questions = await in_session(context.database, read, limit_s=_QUERY_LIMIT_S)
@@ -268,7 +274,9 @@ async def measure(
     await context.engines.unload_all()
     candidate, live, *anchor = judged
     questions = {item.question_hash: item.question for item in items}
-    apart = await in_session(context.database, lambda session: store.wall.apart_from_training(session, questions))
+    apart = await in_session(
+        context.database, lambda session: store.wall.apart_from_training(session, questions, context.run.task)
+    )
     wear = await in_session(context.database, lambda session: store.wear.read_wear(session, questions.keys()))
     report = decide(
         live,

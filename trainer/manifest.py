@@ -34,8 +34,8 @@ async def select_answers(
         Conflict: an answer or a question of the original run is gone or changed.
     """
     limit = run.config.max_questions if original is None else 2**31 - 1
-    answers = await store.training_data.answers_to_learn_from(session, limit=limit)
-    questions = await store.training_data.open_questions(session, Split.TRAIN, limit=limit)
+    answers = await store.training_data.answers_to_learn_from(session, limit=limit, task=run.task)
+    questions = await store.training_data.open_questions(session, Split.TRAIN, limit=limit, task=run.task)
     if original is None:
         answers = within_key_share(answers, max_key_share)
     else:

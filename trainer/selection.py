@@ -77,7 +77,7 @@ async def _decide(context: RunContext) -> Selection:
         start = (
             await store.critics.resolve_critic(session, recorded["start"]["version"])
             if recorded
-            else await _start(session, context.settings.model, continue_candidate=config.continue_candidate)
+            else await _start(session, context.settings.model, run.task, continue_candidate=config.continue_candidate)
         )
         answers, questions = await select_answers(session, run, original, max_key_share=context.settings.max_key_share)
         parent = None if start.run_id is None else await store.runs.read_run(session, start.run_id)
@@ -167,21 +167,21 @@ class _Read:
     confidences: dict[UUID, float]
 
 
-async def _start(session: AsyncSession, base_model: str, *, continue_candidate: bool) -> CriticVersion:
-    """The critic that a run begins with: the live one, or the candidate that the gate has not decided about.
+async def _start(session: AsyncSession, base_model: str, task: str, *, continue_candidate: bool) -> CriticVersion:
+    """The critic that a run of a task begins with: the live one, or the candidate that the gate has not decided about.
 
     A candidate that was measured against another live critic is not continued: its evidence does not count any more.
 
     Raises:
         Conflict: the live critic is not based on the model `base_model`.
     """
-    live = await store.critics.resolve_critic(session, "live")
+    live = await store.critics.resolve_critic(session, "live", task)
     if live.base_model != base_model:
         raise Conflict(f"the trainer is set to the model {base_model}, and the service serves {live.base_model}")
-    pointers = await store.critics.read_pointers(session)
+    pointers = await store.critics.read_pointers(session, task)
     if not continue_candidate or "candidate" not in pointers:
         return live
-    candidate = await store.critics.resolve_critic(session, "candidate")
+    candidate = await store.critics.resolve_critic(session, "candidate", task)
     if candidate.run_id is None or live.prompt_set not in (None, candidate.prompt_set):
         return live
     run = await store.runs.read_run(session, candidate.run_id)

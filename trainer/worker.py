@@ -26,11 +26,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from gadfly import store
 from gadfly.engine_client import EnginePool
 from gadfly.errors import BadInput, BadSettings, NotFound, StoreUnavailable
+from gadfly.records import Split
 from gadfly.repeating import repeat, retry
 from gadfly.settings import Settings
 from gadfly.store.database import Database, require_current_schema
 from gadfly.store.labels import refresh
 from gadfly.store.runs import QUEUE, TASK
+from gadfly.task_names import DEFAULT_TASK
+from gadfly.tasks import load_tasks
 from gadfly.tether import tether
 from gadfly.trainer.engines import sweep
 from gadfly.trainer.patience import in_session, patiently
@@ -73,11 +76,16 @@ class Worker:
             await engines.aclose()
 
     async def run(self) -> None:
-        """Execute runs until SIGTERM or SIGINT. A run that this interrupts resumes at the next start."""
+        """Execute runs until SIGTERM or SIGINT. A run that this interrupts resumes at the next start.
+
+        Raises:
+            BadSettings: the deployment's training config or one of its tasks cannot be loaded.
+        """
         try:
             TrainConfig.effective(self.settings.train_config, {})
         except BadInput as error:
             raise BadSettings(str(error)) from None
+        load_tasks(self.settings)
         await self._wait_for_database()
         await self._clean_up_ended()
         app = self.make_app()
@@ -121,28 +129,34 @@ class Worker:
             @app.periodic(cron=self.settings.train_schedule)
             @app.task(name="scheduled", queue=QUEUE, queueing_lock="scheduled")
             async def scheduled(timestamp: int) -> None:
-                await self.request(Trigger.SCHEDULE)
+                served = load_tasks(self.settings)
+                for task in served.names:
+                    async with self.database.session() as session:
+                        has_labels = await store.training_data.has_labels(session, Split.TRAIN, task=task)
+                    if has_labels or task == served.default.name:
+                        await self.request(Trigger.SCHEDULE, task)
 
         if self.settings.train_after_labels:
 
             @app.periodic(cron="* * * * *")
             @app.task(name="count_labels", queue=QUEUE, queueing_lock="count_labels")
             async def count_labels(timestamp: int) -> None:
-                async with self.database.session() as session:
-                    count = await store.training_data.count_new_labels(session)
-                if count >= self.settings.train_after_labels:
-                    await self.request(Trigger.LABELS)
+                for task in load_tasks(self.settings).names:
+                    async with self.database.session() as session:
+                        count = await store.training_data.count_new_labels(session, task)
+                    if count >= self.settings.train_after_labels:
+                        await self.request(Trigger.LABELS, task)
 
         return app
 
-    async def request(self, trigger: Trigger) -> None:
-        """Request a run with the deployment's own config, unless one is queued or in progress."""
+    async def request(self, trigger: Trigger, task: str = DEFAULT_TASK) -> None:
+        """Request a run of a task with the deployment's own config, unless one of it is queued or in progress."""
         config = TrainConfig.effective(self.settings.train_config, {}, served=self.settings.served_options())
         async with self.database.session() as session:
-            if await store.runs.unfinished_runs(session):
+            if await store.runs.unfinished_runs(session, task):
                 return
-            requested = await store.runs.request_run(session, config=config, trigger=trigger)
-        log.info("run_requested", run=str(requested.run.id), trigger=trigger.value)
+            requested = await store.runs.request_run(session, config=config, trigger=trigger, task=task)
+        log.info("run_requested", run=str(requested.run.id), trigger=trigger.value, task=task)
 
     async def train(self, run_id: UUID) -> None:
         """Execute one run, phase by phase, and record its outcome."""

@@ -14,11 +14,12 @@ _COLOURS = {"done": "green", "refused": "red", "pending": "yellow"}
 def show_critics(critics: list[dict[str, Any]]) -> None:
     """Print one line per version."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("version", "pointers", "status", "parent", "created", "adapter", ""):
+    for name in ("version", "task", "pointers", "status", "parent", "created", "adapter", ""):
         table.add_column(name)
     for critic in critics:
         table.add_row(
             str(critic["version"]),
+            critic["task"],
             Text(", ".join(critic["pointers"]), style="green" if "live" in critic["pointers"] else ""),
             critic["status"],
             "" if critic["parent"] is None else str(critic["parent"]),

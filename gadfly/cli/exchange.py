@@ -11,7 +11,7 @@ from gadfly.errors import BadInput
 from gadfly.records import CriticVersion
 from gadfly.settings import Settings
 from gadfly.store.database import Database
-from gadfly.tasks import load_task
+from gadfly.tasks import load_task_named
 
 
 async def push(settings: Settings, url: str, version: int, target: str) -> CriticVersion:
@@ -38,40 +38,43 @@ async def push(settings: Settings, url: str, version: int, target: str) -> Criti
     return critic
 
 
-async def pull(settings: Settings, url: str, source: str) -> CriticVersion:
-    """Fetch a critic, and make it this deployment's candidate.
+async def pull(settings: Settings, url: str, source: str, *, task: str | None = None) -> CriticVersion:
+    """Fetch a critic, and make it the candidate of a task of this deployment.
 
     Raises:
         BadInput: the address holds no critic, or one for another base model, task or prompts.
         BadAdapter: its files are not those that were pushed.
-        Conflict: the database belongs to another base model or another task.
+        BadSettings: the task is not served.
+        Conflict: the database belongs to another base model.
     """
     sha256 = await asyncio.to_thread(lambda: base_sha256(model_location(settings)))
     async with opened(settings, url) as database:
-        return await take_in(database, settings, source, base_sha256=sha256)
+        return await take_in(database, settings, source, base_sha256=sha256, task=task)
 
 
-async def take_in(database: Database, settings: Settings, source: str, *, base_sha256: str) -> CriticVersion:
+async def take_in(
+    database: Database, settings: Settings, source: str, *, base_sha256: str, task: str | None = None
+) -> CriticVersion:
     """Fetch a critic for the base model with this hash, and point `candidate` at it. Raises as `pull`."""
-    task = load_task(settings.task)
-    prompt_set = task.prompt_set(settings.prompts).name
+    served = load_task_named(settings, task)
+    prompt_set = served.prompts.name
     fetched = await asyncio.to_thread(
         exchange.pull,
         source,
         settings.adapters_folder,
         base_model=settings.model,
         base_sha256=base_sha256,
-        task=task.name,
+        task=served.name,
         prompt_set=prompt_set,
         max_rank=settings.adapter_rank,
     )
     origin = {"source": source, "run_id": fetched.marker.run_id, "gate": fetched.gate}
     async with database.session() as session:
-        await store.critics.ensure_version_zero(session, settings.model, task=task.id)
+        await store.critics.ensure_version_zero(session, settings.model, task=served.id)
         critic = await store.critics.insert_pulled_critic(
             session,
             base_model=settings.model,
-            task=task.id,
+            task=served.id,
             prompt_set=prompt_set,
             adapter_path=fetched.folder.name,
             adapter_sha256=fetched.marker.sha256,

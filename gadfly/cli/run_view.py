@@ -36,12 +36,13 @@ def show_runs(runs: Sequence[Mapping[str, Any]]) -> None:
         out.print("no training runs: `gadfly retrain` requests one")
         return
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("run", "requested", "by", "status", "step", "duration", "gate", "critic"):
+    for name in ("run", "task", "requested", "by", "status", "step", "duration", "gate", "critic"):
         table.add_column(name, overflow="fold", no_wrap=name == "run")  # a truncated id is useless
     for run in runs:
         progress = run["progress"]
         table.add_row(
             run["id"],
+            run["task"],
             f"{_time(run['created_at']):%Y-%m-%d %H:%M}",
             run["trigger"],
             _coloured(run["status"]),

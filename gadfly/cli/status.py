@@ -66,6 +66,11 @@ def show(collected: dict[str, Any]) -> None:
         table.add_row("critic", f"critic@{state['live_critic']} is live{untrained}, {in_flight} requests in flight")
     if state.get("task") is not None:
         table.add_row("task", f"{state['task']} {state['task_version']}")
+    for task in state.get("tasks", [])[1:]:
+        loaded = "" if task["is_loaded"] else ", loaded at its next request"
+        table.add_row("task", f"{task['name']} {task['version']}: critic@{task['live_critic']} is live{loaded}")
+        if task["watch"]:
+            table.add_row("", f"[yellow]{task['watch']}[/]")
     if state.get("watch"):
         table.add_row("watch", f"[yellow]{state['watch']}[/]")
     for engine in state.get("engines", []):
@@ -111,6 +116,7 @@ async def _stored(settings: Settings) -> dict[str, Any] | None:
     from gadfly import store
     from gadfly.cli.storage import opened
     from gadfly.scoreboard import scoreboard
+    from gadfly.tasks import load_task
 
     server = EmbeddedPostgres(settings.home)
     if settings.database_url is not None:
@@ -123,7 +129,7 @@ async def _stored(settings: Settings) -> dict[str, Any] | None:
         async with opened(settings, url) as database, database.session() as session:
             rows = asdict(await store.interactions.count_rows(session))
             try:
-                live = await store.critics.resolve_critic(session, "live")
+                live = await store.critics.resolve_critic(session, "live", load_task(settings.task).name)
             except NotFound:  # the service has not started on this database yet
                 return {"rows": rows, "scoreboard": None}
             board = scoreboard(await store.scores.scored_answers(session, live))

@@ -4,7 +4,9 @@ import os
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from uuid import UUID
 
@@ -14,6 +16,7 @@ from rich.progress import (
     DownloadColumn,
     Progress,
     SpinnerColumn,
+    TaskID,
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
@@ -35,7 +38,7 @@ from gadfly.store.embedded import EmbeddedPostgres
 from gadfly.store.files import ExportFormat, ImportReport, Skipped, export, import_rows
 from gadfly.store.labels import refresh
 from gadfly.store.regrading import RegradeReport, regrade
-from gadfly.tasks import load_task, open_grader
+from gadfly.tasks import load_task_named, load_tasks, open_grader
 
 _TAUGHT_LIMIT_S = 300.0  # for reading the manifests of all runs
 _SHOWN_ROWS = 5  # of those that an import skips
@@ -94,23 +97,30 @@ async def create_key(
     name: str,
     tier: Tier,
     expires_at: datetime | None,
+    tasks: tuple[str, ...] | None,
     out: Path | None,
     overwrite: bool,
 ) -> tuple[Key, str]:
-    """Create a key; returns it with its secret. Also writes the secret to `out`; if that fails, no key is created.
+    """Create a key, for some tasks or (None) for all; returns it with its secret.
+
+    Also writes the secret to `out`; if that fails, no key is created.
 
     Raises:
-        BadInput: `out` cannot be written, or exists and `overwrite` is False.
+        BadInput: `out` cannot be written, or exists and `overwrite` is False; or an admin key is to be limited.
     """
+    if tasks is not None and tier is Tier.ADMIN:
+        raise BadInput(
+            "an admin key sees and changes every task: only a key of the tier caller can be limited to tasks"
+        )
     async with opened(settings, url) as database, database.session() as session:
-        key, secret = await issue_key(session, name=name, tier=tier, expires_at=expires_at)
+        key, secret = await issue_key(session, name=name, tier=tier, expires_at=expires_at, tasks=tasks)
         await store.acts.record_act(
             session,
             AdminAction.CREATE_KEY,
             key.id,
             key_id=None,
             reason=None,
-            details={"name": name, "tier": tier.value},
+            details={"name": name, "tier": tier.value} | ({} if tasks is None else {"tasks": list(tasks)}),
         )
         if out is not None:
             write_secret(out, secret, overwrite=overwrite)
@@ -193,33 +203,33 @@ async def import_file(
     url: str,
     source: str,
     *,
+    task: str | None,
     columns: ColumnMap,
     how: How,
     split: Split | None,
     size: int | None,
     console: Console,
 ) -> ImportReport:
-    """Import a file (of `size` bytes) or a data set, with a progress bar.
+    """Import a file (of `size` bytes) or a data set into a task, with a progress bar.
 
     The first rows that are skipped or get no grade are shown, and where there are more, all are counted by reason.
 
     Raises:
         BadInput: the file cannot be read.
+        BadSettings: the task is not served.
         StoreUnavailable: Postgres became unavailable. A repeated import adds the missing rows.
     """
     bar = (TextColumn(source), BarColumn(), TaskProgressColumn(), DownloadColumn(), TimeRemainingColumn())
     shown: list[Skipped] = []
     with Progress(*bar, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(source, total=size)
+        bar_id = progress.add_task(source, total=size)
 
         def on_skip(skipped: Skipped) -> None:
             if len(shown) < _SHOWN_ROWS:
                 shown.append(skipped)
 
-        judged = load_task(settings.task)
+        judged = load_task_named(settings, task).task
         async with opened(settings, url) as database, open_grader(judged, settings) as grader:
-            async with database.session() as session:
-                await store.tasks.require_task(session, judged.name)
             await store.wall.key_stored_questions(database)
             report = await import_rows(
                 source,
@@ -230,7 +240,7 @@ async def import_file(
                 split_blocks=settings.split_blocks,
                 max_text_chars=settings.max_text_chars,
                 on_skip=on_skip,
-                on_progress=lambda read: progress.update(task, completed=read),
+                on_progress=lambda read: progress.update(bar_id, completed=read),
                 columns=columns,
                 how=how,
                 split=split,
@@ -246,23 +256,25 @@ async def import_file(
 
 
 async def regrade_rows(settings: Settings, url: str, *, console: Console) -> RegradeReport:
-    """Grade again what an older grader graded, with a progress bar.
+    """Grade again what an older grader of its task graded, task by task, with a progress bar.
 
     Raises:
         StoreUnavailable: Postgres became unavailable. A repeated call goes on after the last batch.
     """
     columns = (TextColumn("{task.completed} of {task.total}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=None)
-        judged = load_task(settings.task)
-        async with opened(settings, url) as database, open_grader(judged, settings) as grader:
-            async with database.session() as session:
-                await store.tasks.require_task(session, judged.name)
-            return await regrade(
-                database,
-                grader=grader,
-                on_progress=lambda done, total: progress.update(task, completed=done, total=total),
-            )
+        report = RegradeReport()
+        async with opened(settings, url) as database:
+            for served in load_tasks(settings):
+                bar_id = progress.add_task(served.name, total=None)
+                on_progress = partial(_show_progress, progress, bar_id)
+                async with open_grader(served.task, settings) as grader:
+                    report += await regrade(database, grader=grader, task=served.name, on_progress=on_progress)
+        return report
+
+
+def _show_progress(progress: Progress, bar_id: TaskID, done: int, total: int) -> None:
+    progress.update(bar_id, completed=done, total=total)
 
 
 async def export_file(
@@ -277,6 +289,8 @@ async def export_file(
 ) -> int:
     """Export to `out` in the format of its file extension; the number of rows written.
 
+    Training data is of one task, because each has prompts of its own: that of `filters`, else the default one.
+
     Raises:
         BadInput: the extension is unknown, or the file cannot be written.
     """
@@ -286,7 +300,10 @@ async def export_file(
         raise BadInput(f"{out.name} must end in {' or '.join(formats)}")
     columns = (SpinnerColumn(), TextColumn("{task.completed} rows"), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=None)
+        bar_id = progress.add_task("", total=None)
+        served = load_task_named(settings, filters.task)
+        if contents is not Contents.INTERACTIONS:
+            filters = replace(filters, task=served.name)
         async with opened(settings, url) as database:
             return await export(
                 database,
@@ -295,8 +312,8 @@ async def export_file(
                 filters=filters,
                 contents=contents,
                 subject=subject,
-                prompts=load_task(settings.task).prompt_set(settings.prompts),
-                on_progress=lambda rows: progress.update(task, completed=rows),
+                prompts=served.prompts,
+                on_progress=lambda rows: progress.update(bar_id, completed=rows),
             )
 
 

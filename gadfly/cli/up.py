@@ -24,7 +24,7 @@ from gadfly.cli.terminal import ProgressStep, err, out, step
 from gadfly.cli.up_state import UpState, clean_leftovers, exclusive
 from gadfly.errors import BadSettings, StoreUnavailable
 from gadfly.settings import ENV_PREFIX, Settings, without_password
-from gadfly.tasks import load_task
+from gadfly.tasks import load_tasks
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ def up(settings: Settings) -> int:
         check_disk(settings.home)
         check_port(settings)
         check_keys_possible(settings)
-        load_task(settings.task)  # what is wrong with it is said here, once
+        load_tasks(settings)  # what is wrong with one is said here, once
         return asyncio.run(_Up(settings).run())
 
 

@@ -121,6 +121,7 @@ def critique(
     response: str,
     *,
     reference: str | None = None,
+    task: str | None = None,
     critic: CriticName = "live",
     n: int = 1,
     temperature: float | None = None,
@@ -146,6 +147,7 @@ def refine(
     when: When | Literal["always", "if_incorrect"] = When.ALWAYS,
     samples: int = 1,
     refine_temperature: float | None = None,
+    task: str | None = None,
     critic: CriticName = "live",
     temperature: float | None = None,
     max_tokens: int | None = None,
@@ -199,6 +201,7 @@ def interactions(
     grade: Grade | None = None,
     episode_id: UUID | str | None = None,
     critic_version: int | None = None,
+    task: str | None = None,
     has_feedback: bool | None = None,
     since: datetime | None = None,
     until: datetime | None = None,
@@ -222,9 +225,10 @@ def delete_interaction(interaction_id: UUID | str) -> Call[None]:
 # ---------------------------------------------------------------------------------------------------------- the critics
 
 
-def critics() -> Call[list[CriticVersionView]]:
-    """All critics, the newest first: `GET /critics`."""
-    return Call(method="GET", path="/critics", read=_many(CriticVersionView))
+def critics(*, task: str | None = None) -> Call[list[CriticVersionView]]:
+    """The critics of one task, or of all, the newest first: `GET /critics`."""
+    params = _given(locals())
+    return Call(method="GET", path="/critics", params=params, read=_many(CriticVersionView))
 
 
 def critic(version: int) -> Call[CriticHistoryView]:
@@ -232,14 +236,14 @@ def critic(version: int) -> Call[CriticHistoryView]:
     return Call(method="GET", path=f"/critics/{version}", read=_one(CriticHistoryView))
 
 
-def promote(version: int, *, reason: str | None = None) -> Call[SwapView]:
-    """Make a version live: `POST /admin/promote`."""
+def promote(version: int, *, reason: str | None = None, task: str | None = None) -> Call[SwapView]:
+    """Make a version live for its task: `POST /admin/promote`."""
     body = _given(locals())
     return Call(method="POST", path="/admin/promote", body=body, read=_one(SwapView), is_repeatable=False)
 
 
-def rollback(*, from_version: int | None = None, reason: str | None = None) -> Call[SwapView]:
-    """Make the previous version live again: `POST /admin/rollback`."""
+def rollback(*, from_version: int | None = None, reason: str | None = None, task: str | None = None) -> Call[SwapView]:
+    """Make the previous version of a task live again: `POST /admin/rollback`."""
     body = _given(locals())
     return Call(method="POST", path="/admin/rollback", body=body, read=_one(SwapView), is_repeatable=False)
 
@@ -247,20 +251,24 @@ def rollback(*, from_version: int | None = None, reason: str | None = None) -> C
 # ------------------------------------------------------------------------------------------------------------- the runs
 
 
-def plan(config: Mapping[str, Any] | None = None, *, ids: bool = False) -> Call[PlanView]:
-    """What a training run would do, without starting it: `POST /admin/retrain` as a dry run."""
-    body = {"config": _json(config or {}), "dry_run": True, "ids": ids}
+def plan(config: Mapping[str, Any] | None = None, *, task: str | None = None, ids: bool = False) -> Call[PlanView]:
+    """What a training run of a task would do, without starting it: `POST /admin/retrain` as a dry run."""
+    body = {"config": _json(config or {}), "dry_run": True, "ids": ids} | _of_task(task)
     return Call(method="POST", path="/admin/retrain", body=body, read=_one(PlanView))
 
 
-def retrain(config: Mapping[str, Any] | None = None, *, request_id: str | None = None) -> Call[RunView]:
-    """Start a training run: `POST /admin/retrain`. Without a request id a new one is sent, so that it can repeat."""
-    body = {"config": _json(config or {}), "request_id": request_id or _new_request_id()}
+def retrain(
+    config: Mapping[str, Any] | None = None, *, task: str | None = None, request_id: str | None = None
+) -> Call[RunView]:
+    """Start a training run of a task: `POST /admin/retrain`. Without a request id a new one is sent, so that it can
+    repeat.
+    """
+    body = {"config": _json(config or {}), "request_id": request_id or _new_request_id()} | _of_task(task)
     return Call(method="POST", path="/admin/retrain", body=body, read=_one(RunView))
 
 
-def runs(*, limit: int = 50, cursor: UUID | str | None = None) -> Call[RunPage]:
-    """Training runs, the newest first: `GET /admin/runs`. `limit` is the size of a page."""
+def runs(*, limit: int = 50, task: str | None = None, cursor: UUID | str | None = None) -> Call[RunPage]:
+    """Training runs of one task, or of all, the newest first: `GET /admin/runs`. `limit` is the size of a page."""
     params = _given(locals())
     return Call(method="GET", path="/admin/runs", params=params, read=_one(RunPage))
 
@@ -399,6 +407,11 @@ def streamed(call: Call[T]) -> StreamCall[TextDelta | T]:
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values without those that are None, as JSON values."""
     return _json({name: value for name, value in values.items() if value is not None})
+
+
+def _of_task(task: str | None) -> dict[str, str]:
+    """The field of a body; absent for the default task, so that earlier releases of the service accept the body."""
+    return {} if task is None else {"task": task}
 
 
 def _with_id(values: Mapping[str, Any]) -> dict[str, Any]:

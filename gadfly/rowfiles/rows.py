@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from gadfly.fields import FilledText, Metadata
 from gadfly.records import Split, now
 from gadfly.rowfiles.latex import control_character, is_suspect, repaired
+from gadfly.task_names import DEFAULT_TASK
 
 TEXTS = ("question", "response", "reference")
 
@@ -57,11 +58,14 @@ class ImportRow(BaseModel):
     id: FilledText | None = None
     split: Split | None = None
 
-    @property
-    def interaction_id(self) -> UUID:
-        """Derived from all given fields but label and side: the same row is the same interaction, with any of them."""
+    def interaction_id_of(self, task: str) -> UUID:
+        """Derived from all given fields but label and side: the same row is the same interaction, with any of them.
+
+        Under another task it is another interaction.
+        """
         given = self.model_dump(mode="json", exclude={"correct", "split"}, exclude_defaults=True)
-        return uuid5(_NAMESPACE, json.dumps(given, sort_keys=True))
+        namespace = _NAMESPACE if task == DEFAULT_TASK else uuid5(_NAMESPACE, task)
+        return uuid5(namespace, json.dumps(given, sort_keys=True))
 
 
 FIELDS = tuple(ImportRow.model_fields)

@@ -21,6 +21,7 @@ from rensa import RMinHash
 from gadfly.records import Split
 from gadfly.settings import SplitBlocks
 from gadfly.store.split import normalise_question
+from gadfly.task_names import DEFAULT_TASK
 
 BANDS = 12
 ROWS = 7  # hashes of a band
@@ -138,8 +139,12 @@ class BlockKeys:
         yield from self.near
 
 
-def block_keys(question: str) -> BlockKeys:
-    """The keys of a question. They never change: a release that computes others has to compute the stored ones anew."""
+def block_keys(question: str, task: str = DEFAULT_TASK) -> BlockKeys:
+    """The keys of a question. They never change: a release that computes others has to compute the stored ones anew.
+
+    Questions of different tasks share none, so that each task has a wall of its own.
+    """
+    salt = b"" if task == DEFAULT_TASK else task.encode()
     if len(question) > _LONGEST:
         same = normalise_question(question)
         sentences = _sentences(f"{question[: _LONGEST // 2]}\n{question[-_LONGEST // 2 :]}")
@@ -153,13 +158,13 @@ def block_keys(question: str) -> BlockKeys:
     hashes = struct.pack(f"<{BANDS * ROWS}I", *signature.digest())
     width = len(hashes) // BANDS
     return BlockKeys(
-        same=_key(b"same", same.encode()),
-        near=tuple(_key(b"near%d" % band, hashes[band * width : (band + 1) * width]) for band in range(BANDS)),
+        same=_key(b"same", same.encode(), salt),
+        near=tuple(_key(b"near%d" % band, hashes[band * width : (band + 1) * width], salt) for band in range(BANDS)),
     )
 
 
-def _key(kind: bytes, content: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8, person=kind).digest(), signed=True)
+def _key(kind: bytes, content: bytes, salt: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8, person=kind, key=salt).digest(), signed=True)
 
 
 # --------------------------------------------------------------------------------------------------------- the decision

@@ -1,5 +1,6 @@
 """Answers of /v1/chat/completions that wait for the live critic, and its critiques of them."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -22,6 +23,7 @@ class Due:
     interaction_id: UUID
     question: str
     response: str
+    task: str
 
 
 _JUDGED_AT = "judged_at"
@@ -32,16 +34,17 @@ def judged_in_background_at() -> ColumnElement[datetime | None]:
     return sql_cast(InteractionRow.parameters[_JUDGED_AT].astext, TIMESTAMP(timezone=True))
 
 
-async def due_answers(session: AsyncSession, *, since: datetime, limit: int) -> list[Due]:
-    """Answers to judge, the oldest first. Those from before `since` are given up."""
+async def due_answers(session: AsyncSession, *, since: datetime, limit: int, tasks: Collection[str]) -> list[Due]:
+    """Answers of these tasks to judge, the oldest first. Those of any task from before `since` are given up."""
     await session.execute(delete(CritiqueDueRow).where(CritiqueDueRow.created_at < since))
     rows = await session.execute(
-        select(InteractionRow.id, InteractionRow.question, InteractionRow.response)
+        select(InteractionRow.id, InteractionRow.question, InteractionRow.response, InteractionRow.task)
         .join(CritiqueDueRow, CritiqueDueRow.interaction_id == InteractionRow.id)
+        .where(InteractionRow.task.in_(tasks))
         .order_by(CritiqueDueRow.created_at, CritiqueDueRow.interaction_id)
         .limit(limit)
     )
-    return [Due(interaction_id=row.id, question=row.question, response=row.response) for row in rows]
+    return [Due(interaction_id=row.id, question=row.question, response=row.response, task=row.task) for row in rows]
 
 
 async def store_critique(

@@ -158,12 +158,12 @@ async def _import_batch(
     report: ImportReport,
 ) -> tuple[list[Skipped], list[Skipped]]:
     """Store the rows; return those that were skipped, and those that were stored without a grade."""
-    rows, skipped = await _on_their_side(rows, database)
+    rows, skipped = await _on_their_side(rows, database, task)
     firsts: dict[UUID, ImportRow] = {}
     numbers: dict[UUID, list[int]] = {}
     labels: dict[UUID, bool] = {}
     for number, row in rows:
-        id = row.interaction_id
+        id = row.interaction_id_of(task.name)
         firsts.setdefault(id, row)
         numbers.setdefault(id, []).append(number)
         if row.correct is not None:
@@ -193,7 +193,7 @@ async def _import_batch(
             feedback,
             heldout_share=heldout_share,
             split_blocks=split_blocks,
-            sides=_sides(new.values()),
+            sides=_sides(new.values(), task),
         )
     report.added += added
     report.known += len(rows) - added
@@ -203,19 +203,19 @@ async def _import_batch(
 
 
 async def _on_their_side(
-    rows: list[tuple[int, ImportRow]], database: Database
+    rows: list[tuple[int, ImportRow]], database: Database, task: TaskId
 ) -> tuple[list[tuple[int, ImportRow]], list[Skipped]]:
     """The rows whose question can be on the side that they name, and the others: a stored question keeps its side."""
-    named = {question_hash(row.question) for _, row in rows if row.split is not None}
+    named = {question_hash(row.question, task.name) for _, row in rows if row.split is not None}
     if not named:
         return rows, []
     async with database.session() as session:
         stored = await stored_sides(session, named)
-    sides = _sides(row for _, row in rows) | stored
+    sides = _sides((row for _, row in rows), task) | stored
     kept: list[tuple[int, ImportRow]] = []
     skipped: list[Skipped] = []
     for number, row in rows:
-        side = sides.get(question_hash(row.question))
+        side = sides.get(question_hash(row.question, task.name))
         if row.split in (None, side):
             kept.append((number, row))
         else:
@@ -227,12 +227,12 @@ async def _on_their_side(
 _IS_ON = {Split.TRAIN: "in training", Split.HELDOUT: "held out", None: "on no side"}
 
 
-def _sides(rows: Iterable[ImportRow]) -> dict[bytes, Split]:
+def _sides(rows: Iterable[ImportRow], task: TaskId) -> dict[bytes, Split]:
     """The side of each question of which a row names one; of two rows that disagree the first decides."""
     sides: dict[bytes, Split] = {}
     for row in rows:
         if row.split is not None:
-            sides.setdefault(question_hash(row.question), row.split)
+            sides.setdefault(question_hash(row.question, task.name), row.split)
     return sides
 
 

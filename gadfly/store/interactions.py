@@ -71,7 +71,7 @@ from gadfly.store.wall import place_questions
 from gadfly.store.words import known_reference
 from gadfly.training import EventKind
 from gadfly.verdict import Verdict
-from gadfly.votes import Standing
+from gadfly.votes import VoteAgreement
 
 Scope = UUID | None
 """The rows that a call may see: those of the key with this id, or all (None)."""
@@ -162,9 +162,12 @@ async def _insert_interactions(
 ) -> int:
     if not interactions:
         return 0
-    hashes = {interaction.id: question_hash(interaction.question) for interaction in interactions}
+    hashes = {interaction.id: question_hash(interaction.question, interaction.task) for interaction in interactions}
     questions = {hashes[interaction.id]: interaction.question for interaction in interactions}
-    await place_questions(session, questions, heldout_share=heldout_share, blocks=split_blocks, sides=sides)
+    tasks = {hashes[interaction.id]: interaction.task for interaction in interactions}
+    await place_questions(
+        session, questions, heldout_share=heldout_share, blocks=split_blocks, sides=sides, tasks=tasks
+    )
     # Every writer inserts in the same order, so that two writers of the same rows cannot deadlock.
     episodes = {interaction.episode_id: interaction for interaction in reversed(interactions)}
     await _insert_episodes(session, [episodes[id] for id in sorted(episodes)], hashes)
@@ -346,7 +349,7 @@ class Withdrawn:
 
     interaction_id: UUID
     is_right: bool | None  # its label now
-    standing: Standing
+    standing: VoteAgreement
     is_frozen: bool
 
 
@@ -395,7 +398,9 @@ async def withdraw_feedback(
         )
     ).one()
     if answer[1] is None:  # an imported question without a response
-        return Withdrawn(interaction_id=interaction_id, is_right=None, standing=Standing.NONE, is_frozen=False), removed
+        return Withdrawn(
+            interaction_id=interaction_id, is_right=None, standing=VoteAgreement.NONE, is_frozen=False
+        ), removed
     key = (answer[0], answer[1])
     if stored_at is not None:
         await session.execute(
@@ -522,6 +527,7 @@ class Filters:
     split: Split | None = None
     episode_id: UUID | None = None
     critic_version: int | None = None
+    task: str | None = None
     created_from: datetime | None = None  # inclusive
     created_before: datetime | None = None  # exclusive
     has_feedback: bool | None = None
@@ -529,7 +535,7 @@ class Filters:
     def conditions(self) -> tuple[ColumnElement[bool], ...]:
         conditions: list[ColumnElement[bool]] = [
             getattr(InteractionRow, name) == value
-            for name in ("kind", "verdict", "grade", "episode_id", "critic_version")
+            for name in ("kind", "verdict", "grade", "episode_id", "critic_version", "task")
             if (value := getattr(self, name)) is not None
         ]
         if self.split is not None:

@@ -21,6 +21,7 @@ from gadfly.store.labels import count_votes
 from gadfly.store.mapping import record_of
 from gadfly.store.tables import FeedbackRow, InteractionRow, RefinementRow
 from gadfly.store.words import known_reference
+from gadfly.task_names import DEFAULT_TASK
 
 _BATCH_ROWS = 100
 _BATCH_LIMIT_S = 120.0
@@ -33,25 +34,33 @@ class RegradeReport:
     graded: int = 0
     changed: int = 0
 
+    def __add__(self, other: "RegradeReport") -> "RegradeReport":
+        return RegradeReport(self.graded + other.graded, self.changed + other.changed)
+
 
 async def regrade(
     database: Database,
     *,
     grader: TaskGrader,
+    task: str = DEFAULT_TASK,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> RegradeReport:
-    """Grade again whatever an older grader graded. `on_progress` receives the interactions done and their total.
+    """Grade again whatever an older grader of the task graded.
+
+    `on_progress` receives the interactions done and their total.
 
     Raises:
         StoreUnavailable: Postgres became unavailable. A repeated call goes on after the last batch.
     """
     async with database.session(limit_s=_BATCH_LIMIT_S) as session:
         total = (
-            await session.scalar(select(func.count()).select_from(InteractionRow).where(_is_outdated(grader.version)))
+            await session.scalar(
+                select(func.count()).select_from(InteractionRow).where(*_is_outdated(task, grader.version))
+            )
             or 0
         )
     report = RegradeReport()
-    while report.graded < total and (ids := await _next_batch(database, grader.version)):
+    while report.graded < total and (ids := await _next_batch(database, task, grader.version)):
         changed = await _regrade_batch(database, grader, ids)
         report.graded += len(ids)
         report.changed += changed
@@ -59,21 +68,21 @@ async def regrade(
     return report
 
 
-def _is_outdated(version: int) -> ColumnElement[bool]:
-    """Whether an interaction, or feedback about it, has a reference that an older grader graded against."""
+def _is_outdated(task: str, version: int) -> tuple[ColumnElement[bool], ...]:
+    """Whether an interaction of the task, or feedback about it, has a reference that an older grader graded against."""
     by_feedback = exists().where(
         FeedbackRow.interaction_id == InteractionRow.id,
         known_reference().is_not(None),
         FeedbackRow.grader.is_distinct_from(version),
     )
     own = and_(InteractionRow.reference.is_not(None), InteractionRow.grader.is_distinct_from(version))
-    return or_(own, by_feedback)
+    return InteractionRow.task == task, or_(own, by_feedback)
 
 
-async def _next_batch(database: Database, version: int) -> Sequence[UUID]:
+async def _next_batch(database: Database, task: str, version: int) -> Sequence[UUID]:
     async with database.session(limit_s=_BATCH_LIMIT_S) as session:
         ids = await session.scalars(
-            select(InteractionRow.id).where(_is_outdated(version)).order_by(InteractionRow.id).limit(_BATCH_ROWS)
+            select(InteractionRow.id).where(*_is_outdated(task, version)).order_by(InteractionRow.id).limit(_BATCH_ROWS)
         )
         return ids.all()
 

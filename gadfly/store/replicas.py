@@ -22,6 +22,7 @@ async def upsert_replica(session: AsyncSession, replica: Replica) -> None:
         "leases": {str(version): count for version, count in replica.leases.items()},
         "engines": {"urls": list(replica.engines)},
         "problem": replica.problem,
+        "live": replica.live,
         "seen_at": func.clock_timestamp(),
     }
     statement = insert(ReplicaRow).values(id=replica.id, started_at=replica.started_at, **values)
@@ -59,6 +60,6 @@ def _ago(seconds: float) -> Any:
 
 
 def all_versions_in_use(replicas: Sequence[Replica]) -> set[int]:
-    """The versions that any replica answers with or has requests in flight for."""
+    """The versions that any replica answers with for its default task, or has requests in flight for."""
     used = {version for replica in replicas for version in replica.leases}
     return used | {replica.live_version for replica in replicas if replica.live_version is not None}

@@ -13,6 +13,7 @@ from gadfly.errors import Conflict, NotFound
 from gadfly.records import SwapKind, SwapStatus, new_id, now
 from gadfly.store.mapping import record_of
 from gadfly.store.tables import CriticVersionRow, RunEventRow, SwapRow, TrainingRunRow
+from gadfly.task_names import DEFAULT_TASK
 from gadfly.training import EventKind, GateOutcome, Progress, Run, RunEvent, RunStatus, TrainConfig, Trigger
 
 TRAINING_ROLE = "gadfly_training"
@@ -40,11 +41,14 @@ async def request_run(
     key_id: UUID | None = None,
     request_id: str | None = None,
     reproduces: UUID | None = None,
+    task: str = DEFAULT_TASK,
 ) -> Requested:
-    """Store a run and put its job into the queue, in one transaction. A config without a seed gets the run's own.
+    """Store a run of a task and put its job into the queue, in one transaction.
+
+    A config without a seed gets the run's own.
 
     Raises:
-        Conflict: the request id belongs to a run with another config.
+        Conflict: the request id belongs to a run with another config, or of another task.
     """
     id = new_id()
     values = {
@@ -59,6 +63,7 @@ async def request_run(
         "attempt": 0,
         "step": 0,
         "steps": config.steps,
+        "task": task,
     }
     statement = insert(TrainingRunRow).values(values)
     if request_id is not None:
@@ -77,6 +82,8 @@ async def request_run(
         run = await read_run(session, row.id)
         if run.config != config.seeded(run.id):
             raise Conflict(f"the request id {request_id!r} belongs to a run with another config")
+        if run.task != task:
+            raise Conflict(f"the request id {request_id!r} belongs to a run of the task {run.task}")
         return Requested(run, True)
     await append_event(session, id, EventKind.STATUS, {"status": RunStatus.QUEUED.value})
     await enqueue_run(session, id)
@@ -122,11 +129,18 @@ async def read_run(session: AsyncSession, id: UUID) -> Run:
     return _to_run(*row)
 
 
-async def list_runs(session: AsyncSession, *, limit: int, before: UUID | None = None) -> list[Run]:
-    """Runs without their manifests, which are long, the newest first; those older than the run `before`, if given."""
+async def list_runs(
+    session: AsyncSession, *, limit: int, before: UUID | None = None, task: str | None = None
+) -> list[Run]:
+    """Runs of one task, or of all, without their manifests, which are long, the newest first.
+
+    With `before`, those older than that run.
+    """
     statement = _runs().order_by(TrainingRunRow.id.desc()).limit(limit)  # ids are in order of creation
     if before is not None:
         statement = statement.where(TrainingRunRow.id < before)
+    if task is not None:
+        statement = statement.where(TrainingRunRow.task == task)
     rows = await session.execute(statement.options(defer(TrainingRunRow.manifest, raiseload=True)))
     return [_to_run(*row, with_manifest=False) for row in rows]
 
@@ -143,9 +157,11 @@ async def run_status(session: AsyncSession, id: UUID) -> RunStatus:
     return status
 
 
-async def unfinished_runs(session: AsyncSession) -> list[Run]:
-    """Runs that are queued or running, the oldest first."""
+async def unfinished_runs(session: AsyncSession, task: str | None = None) -> list[Run]:
+    """Runs of one task, or of all, that are queued or running, the oldest first."""
     statement = _runs().where(TrainingRunRow.status.in_([RunStatus.QUEUED, RunStatus.RUNNING]))
+    if task is not None:
+        statement = statement.where(TrainingRunRow.task == task)
     return [_to_run(*row) for row in await session.execute(statement.order_by(TrainingRunRow.id))]
 
 
@@ -260,14 +276,17 @@ async def gate_reports(session: AsyncSession, live: int) -> list[tuple[int, dict
     return [(version, gate) for version, gate in rows if gate is not None]
 
 
-async def promoted_reports(session: AsyncSession, base_model: str) -> dict[int, dict[str, Any]]:
-    """The gate's report of every version of a base model that has been live, was measured, and not rolled back from."""
+async def promoted_reports(
+    session: AsyncSession, base_model: str, task: str = DEFAULT_TASK
+) -> dict[int, dict[str, Any]]:
+    """The gate's report of every version of a task and base model that was live, measured, and not rolled back from."""
     rows = await session.execute(
         select(CriticVersionRow.version, TrainingRunRow.gate)
         .join(CriticVersionRow, CriticVersionRow.run_id == TrainingRunRow.id)
         .where(
             TrainingRunRow.gate.is_not(None),
             CriticVersionRow.base_model == base_model,
+            CriticVersionRow.task == task,
             exists().where(SwapRow.version == CriticVersionRow.version, SwapRow.status == SwapStatus.DONE),
             ~exists().where(
                 SwapRow.from_version == CriticVersionRow.version,

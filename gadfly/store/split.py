@@ -12,6 +12,7 @@ import unicodedata
 
 from gadfly.records import Split
 from gadfly.storable import storable_text
+from gadfly.task_names import DEFAULT_TASK
 
 _TYPOGRAPHY = str.maketrans(
     dict.fromkeys("‘’‚‛′`´", "'") | dict.fromkeys("“”„‟″«»", '"') | dict.fromkeys("‐‑‒–—―−", "-") | {"…": "..."}
@@ -30,9 +31,14 @@ def normalise_question(question: str) -> str:
     return _trimmed(text) or text
 
 
-def question_hash(question: str) -> bytes:
-    """SHA-256 of the normalised question: 32 bytes, the question's identity."""
-    return hashlib.sha256(normalise_question(question).encode()).digest()
+def question_hash(question: str, task: str = DEFAULT_TASK) -> bytes:
+    """SHA-256 of the normalised question: 32 bytes, the question's identity within its task.
+
+    One text asked under two tasks is two questions, with labels and sides of their own. The hash of `math` is that of
+    the text alone, as it always was; of another task the name is hashed with it (migration 0020 does the same).
+    """
+    own = hashlib.sha256(normalise_question(question).encode()).digest()
+    return own if task == DEFAULT_TASK else hashlib.sha256(b"task\0" + task.encode() + b"\0" + own).digest()
 
 
 def split_of(hash_: bytes, heldout_share: float, *, secret: bytes) -> Split:

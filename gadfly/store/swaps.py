@@ -4,14 +4,15 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from sqlalchemy import delete, func, select, text
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import distinct_on, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly.errors import Conflict, NotFound
 from gadfly.records import Swap, SwapKind, SwapReceipt, SwapStatus, new_id, now
 from gadfly.store.critics import pointed_version, require_live_lineage, set_pointer
 from gadfly.store.mapping import record_of, values_of
-from gadfly.store.tables import CriticPointerRow, SwapReceiptRow, SwapRow
+from gadfly.store.tables import CriticPointerRow, CriticVersionRow, SwapReceiptRow, SwapRow
+from gadfly.task_names import DEFAULT_TASK
 
 CHANNEL = "gadfly_swaps"
 """The channel of notices about swaps that were requested or have ended (`Database.notices`)."""
@@ -27,26 +28,30 @@ async def request_swap(
     from_version: int | None = None,
     key_id: UUID | None = None,
     reason: str | None = None,
+    task: str | None = None,
 ) -> Swap:
-    """Request a move of the live pointer. The replicas of the service prove the version and move the pointer.
+    """Request a move of a task's live pointer: that of the version, else of `task`.
+
+    The replicas of the service prove the version and move the pointer.
 
     A rollback goes to the version of `previous`; its `version` may be omitted. It does not wait for a promotion in
     progress: that is refused in the same transaction. With `from_version`, that version must be live.
 
     Raises:
         NotFound: there is no such version.
-        Conflict: another swap is in progress, the version is live already or archived, another version than
-            `from_version` is live, or there is no version to go back to.
+        Conflict: another swap of the task is in progress, the version is live already, archived or of another task
+            than `task`, another version than `from_version` is live, or there is no version to go back to.
     """
+    task = await _task_of(session, version, task)
     # Before the pointers are read: a promotion about to move them has then ended, or can no longer move them.
-    promotion = await _lock_promotion(session) if kind in _BACK else None
-    live = await pointed_version(session, "live")
+    promotion = await _lock_promotion(session, task) if kind in _BACK else None
+    live = await pointed_version(session, "live", task=task)
     if live is None:
         raise Conflict("no critic is live yet: the service has not been started")
     if from_version not in (None, live):
         raise Conflict(f"version {live} is live, and not {from_version}")
     if kind in _BACK:
-        previous = await pointed_version(session, "previous")
+        previous = await pointed_version(session, "previous", task=task)
         if previous is None:
             still = "" if promotion is None else f"; the swap to version {promotion.version} is still in progress"
             raise Conflict(f"there is no critic to go back to: none was live before this one{still}")
@@ -69,10 +74,11 @@ async def request_swap(
         requested_at=now(),
         key_id=key_id,
         reason=reason,
+        task=task,
     )
     row = await session.scalar(
         statement.on_conflict_do_nothing(
-            index_elements=[SwapRow.status], index_where=text("status = 'pending'")
+            index_elements=[SwapRow.task], index_where=text("status = 'pending'")
         ).returning(SwapRow)
     )
     if row is None:
@@ -81,8 +87,24 @@ async def request_swap(
     return record_of(Swap, row)
 
 
-async def _lock_promotion(session: AsyncSession) -> SwapRow | None:
-    statement = select(SwapRow).where(SwapRow.status == SwapStatus.PENDING, SwapRow.kind.not_in(_BACK))
+async def _task_of(session: AsyncSession, version: int | None, task: str | None) -> str:
+    """The task of a version; that of `task`, or the default one, where there is no such version or none is named.
+
+    Raises:
+        Conflict: the version is of another task than `task`.
+    """
+    own = None
+    if version is not None:
+        own = await session.scalar(select(CriticVersionRow.task).where(CriticVersionRow.version == version))
+    if own is not None and task not in (None, own):
+        raise Conflict(f"version {version} is a critic of the task {own}, and not of {task}")
+    return own or task or DEFAULT_TASK
+
+
+async def _lock_promotion(session: AsyncSession, task: str) -> SwapRow | None:
+    statement = select(SwapRow).where(
+        SwapRow.status == SwapStatus.PENDING, SwapRow.kind.not_in(_BACK), SwapRow.task == task
+    )
     return await session.scalar(statement.with_for_update())
 
 
@@ -106,7 +128,7 @@ async def move_pointer(session: AsyncSession, swap_id: UUID) -> Finished:
     row = await _locked(session, swap_id)
     if row.status is not SwapStatus.PENDING:
         return Finished(record_of(Swap, row), False)
-    live = await pointed_version(session, "live", lock=True)
+    live = await pointed_version(session, "live", task=row.task, lock=True)
     if live != row.from_version:
         return await finish_swap(
             session,
@@ -114,19 +136,22 @@ async def move_pointer(session: AsyncSession, swap_id: UUID) -> Finished:
             SwapStatus.REFUSED,
             f"version {live} went live in the meantime; this swap was requested from version {row.from_version}",
         )
-    await _set_previous(session, await _good_before(session, row.version) if row.kind in _BACK else live)
-    await set_pointer(session, "live", row.version)
+    before = await _good_before(session, row.version) if row.kind in _BACK else live
+    await _set_previous(session, before, task=row.task)
+    await set_pointer(session, "live", row.version, task=row.task)
     await session.execute(
         delete(CriticPointerRow).where(CriticPointerRow.name == "candidate", CriticPointerRow.version == row.version)
     )
     return await finish_swap(session, swap_id, SwapStatus.DONE, row.reason)
 
 
-async def _set_previous(session: AsyncSession, version: int | None) -> None:
+async def _set_previous(session: AsyncSession, version: int | None, *, task: str) -> None:
     if version is None:
-        await session.execute(delete(CriticPointerRow).where(CriticPointerRow.name == "previous"))
+        await session.execute(
+            delete(CriticPointerRow).where(CriticPointerRow.name == "previous", CriticPointerRow.task == task)
+        )
     else:
-        await set_pointer(session, "previous", version)
+        await set_pointer(session, "previous", version, task=task)
 
 
 async def _good_before(session: AsyncSession, version: int) -> int | None:
@@ -190,19 +215,31 @@ async def read_swap(session: AsyncSession, id: UUID) -> Swap:
     return record_of(Swap, row)
 
 
-async def pending_swap(session: AsyncSession) -> Swap | None:
-    """The swap in progress."""
-    row = await session.scalar(select(SwapRow).where(SwapRow.status == SwapStatus.PENDING))
-    return None if row is None else record_of(Swap, row)
+async def pending_swap(session: AsyncSession, task: str = DEFAULT_TASK) -> Swap | None:
+    """The swap of a task that is in progress."""
+    return (await pending_swaps(session)).get(task)
 
 
-async def last_swap(session: AsyncSession, *, done: bool = False) -> Swap | None:
-    """The newest swap that has ended, or with `done` the newest that moved the pointer."""
+async def pending_swaps(session: AsyncSession) -> dict[str, Swap]:
+    """The swaps in progress, by task."""
+    rows = await session.scalars(select(SwapRow).where(SwapRow.status == SwapStatus.PENDING))
+    return {row.task: record_of(Swap, row) for row in rows}
+
+
+async def last_swap(session: AsyncSession, *, done: bool = False, task: str = DEFAULT_TASK) -> Swap | None:
+    """The newest swap of a task that has ended, or with `done` the newest that moved the pointer."""
+    return (await last_swaps(session, done=done)).get(task)
+
+
+async def last_swaps(session: AsyncSession, *, done: bool = False) -> dict[str, Swap]:
+    """The newest swap of each task that has ended, or with `done` the newest that moved its pointer."""
     statement = select(SwapRow).where(SwapRow.status != SwapStatus.PENDING)
     if done:
         statement = statement.where(SwapRow.status == SwapStatus.DONE)
-    row = await session.scalar(statement.order_by(SwapRow.finished_at.desc(), SwapRow.id.desc()).limit(1))
-    return None if row is None else record_of(Swap, row)
+    rows = await session.scalars(
+        statement.ext(distinct_on(SwapRow.task)).order_by(SwapRow.task, SwapRow.finished_at.desc(), SwapRow.id.desc())
+    )
+    return {row.task: record_of(Swap, row) for row in rows}
 
 
 async def list_swaps(session: AsyncSession, version: int, *, limit: int = 100) -> list[Swap]:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from uuid import UUID
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     CheckConstraint,
     Dialect,
@@ -150,7 +151,7 @@ class QuestionRow(Table):
 
     __tablename__ = "questions"
     __table_args__ = (
-        Index(None, "created_at", "split"),
+        Index(None, "task", "created_at", "split"),
         Index("ix_questions_unkeyed", "split", "created_at", postgresql_where=text("NOT is_keyed")),
     )
 
@@ -162,6 +163,7 @@ class QuestionRow(Table):
     looks: Mapped[int] = mapped_column(server_default=text("0"))  # gates that took its answers as evidence
     retired_at: Mapped[datetime | None]  # when it changed from the held-out to the train side
     is_pinned: Mapped[bool] = mapped_column(server_default=text("false"))  # a caller named its side
+    task: Mapped[str] = mapped_column(server_default=text("'math'"))  # part of its hash: `gadfly.store.split`
 
 
 class BlockKeyRow(Table):
@@ -272,6 +274,7 @@ class CriticPointerRow(Table):
     __tablename__ = "critic_pointers"
     __table_args__ = (CheckConstraint("name IN ('live', 'candidate', 'previous')", name="name"),)
 
+    task: Mapped[str] = mapped_column(primary_key=True, server_default=text("'math'"))
     name: Mapped[str] = mapped_column(primary_key=True)
     version: Mapped[int] = mapped_column(ForeignKey("critic_versions.version"))
     moved_at: Mapped[datetime]
@@ -289,6 +292,9 @@ class KeyRow(Table):
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
     distrusted_at: Mapped[datetime | None]
+    tasks: Mapped[tuple[str, ...] | None] = mapped_column(
+        ARRAY(Text, as_tuple=True)
+    )  # the tasks that it may use; NULL: all
 
 
 class BrowserSessionRow(Table):
@@ -519,6 +525,7 @@ class TrainingRunRow(Table):
 
     __tablename__ = "training_runs"
     __table_args__ = (
+        Index(None, "task", "created_at"),
         Index(
             "uq_training_runs_request_id_key_id",
             "request_id",
@@ -550,6 +557,7 @@ class TrainingRunRow(Table):
     gate: Mapped[dict[str, Any] | None]
     outcome: Mapped[GateOutcome | None]
     error: Mapped[str | None]
+    task: Mapped[str] = mapped_column(server_default=text("'math'"))
 
 
 class RunEventRow(Table):
@@ -564,11 +572,11 @@ class RunEventRow(Table):
 
 
 class SwapRow(Table):
-    """One move of the live pointer. At most one is pending: concurrent requests wait for each other."""
+    """One move of a task's live pointer. At most one of a task is pending: concurrent requests wait for each other."""
 
     __tablename__ = "swaps"
     __table_args__ = (
-        Index("uq_swaps_pending", "status", unique=True, postgresql_where=text("status = 'pending'")),
+        Index("uq_swaps_pending", "task", unique=True, postgresql_where=text("status = 'pending'")),
         Index(None, "version", "requested_at"),
     )
 
@@ -581,6 +589,7 @@ class SwapRow(Table):
     finished_at: Mapped[datetime | None]
     key_id: Mapped[UUID | None] = mapped_column(ForeignKey("keys.id"))
     reason: Mapped[str | None]
+    task: Mapped[str] = mapped_column(server_default=text("'math'"))
 
 
 class SwapReceiptRow(Table):
@@ -607,3 +616,4 @@ class ReplicaRow(Table):
     leases: Mapped[dict[str, Any]]
     engines: Mapped[dict[str, Any]]
     problem: Mapped[str | None]
+    live: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'::jsonb"))  # the version of each task

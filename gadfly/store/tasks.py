@@ -1,36 +1,16 @@
-"""The task that a database belongs to: all its interactions and critics are of one."""
+"""The tasks of a database. Rows, critics, pointers, runs and swaps belong to one task each."""
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from gadfly.errors import Conflict
 from gadfly.records import TaskId
-from gadfly.store.tables import CriticVersionRow, InteractionRow
+from gadfly.store.tables import CriticPointerRow
+from gadfly.task_names import DEFAULT_TASK
 
-MATH = TaskId("math")
-
-
-async def stored_task(session: AsyncSession) -> str | None:
-    """The name of the task that the database belongs to; None while it holds no interaction and no trained critic."""
-    trained = (
-        select(CriticVersionRow.task)
-        .where(CriticVersionRow.adapter_path.is_not(None))
-        .order_by(CriticVersionRow.version.desc())
-        .limit(1)
-    )
-    oldest = select(InteractionRow.task).order_by(InteractionRow.created_at, InteractionRow.id).limit(1)
-    return await session.scalar(trained) or await session.scalar(oldest)
+MATH = TaskId(DEFAULT_TASK)
 
 
-async def require_task(session: AsyncSession, name: str) -> None:
-    """Check that a deployment that is set to this task may use the database.
-
-    Raises:
-        Conflict: it belongs to another task.
-    """
-    found = await stored_task(session)
-    if found not in (None, name):
-        raise Conflict(
-            f"the database belongs to the task {found}, but GADFLY_TASK is {name}: set it to {found}, or use another "
-            "GADFLY_HOME or another database"
-        )
+async def known_tasks(session: AsyncSession) -> list[str]:
+    """The names of the tasks that have a line of critics, in order."""
+    names = await session.scalars(select(CriticPointerRow.task).where(CriticPointerRow.name == "live"))
+    return sorted(names)

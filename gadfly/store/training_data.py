@@ -33,6 +33,7 @@ from gadfly.store.tables import (
     TrainingRunRow,
 )
 from gadfly.store.words import known_reference, rating_of_refinement, word_on_refinement
+from gadfly.task_names import DEFAULT_TASK
 from gadfly.votes import GRADE_ACCURACY, LabelSource, Vote, Votes, certainty, one_vote_each, opinion
 
 
@@ -101,13 +102,15 @@ class OpenQuestion:
         )
 
 
-async def open_questions(session: AsyncSession, split: Split, *, limit: int) -> list[OpenQuestion]:
-    """Questions without a response on one side, the newest first, each once."""
+async def open_questions(
+    session: AsyncSession, split: Split, *, limit: int, task: str = DEFAULT_TASK
+) -> list[OpenQuestion]:
+    """Questions of a task without a response on one side, the newest first, each once."""
     reference = _known_reference(await distrusted_keys(session))
     rows = await session.execute(
         select(InteractionRow.id, InteractionRow.question_hash, InteractionRow.question, reference.label("reference"))
         .join(QuestionRow, QuestionRow.hash == InteractionRow.question_hash)
-        .where(QuestionRow.split == split, InteractionRow.response.is_(None), reference.is_not(None))
+        .where(*_on_side(task, split), InteractionRow.response.is_(None), reference.is_not(None))
         .order_by(InteractionRow.created_at.desc(), InteractionRow.id.desc())
         .limit(limit)
     )
@@ -123,6 +126,10 @@ async def open_questions(session: AsyncSession, split: Split, *, limit: int) -> 
             ),
         )
     return list(found.values())
+
+
+def _on_side(task: str, split: Split) -> tuple[ColumnElement[bool], ...]:
+    return QuestionRow.task == task, QuestionRow.split == split
 
 
 def _known_reference(distrusted: frozenset[UUID]) -> ColumnElement[str | None]:
@@ -143,18 +150,20 @@ def _known_reference(distrusted: frozenset[UUID]) -> ColumnElement[str | None]:
     return func.coalesce(newest, own)
 
 
-async def count_open_questions(session: AsyncSession, split: Split) -> int:
-    """The number of questions without a response on one side."""
+async def count_open_questions(session: AsyncSession, split: Split, task: str = DEFAULT_TASK) -> int:
+    """The number of questions of a task without a response on one side."""
     count = await session.scalar(
         select(func.count(InteractionRow.question_hash.distinct()))
         .join(QuestionRow, QuestionRow.hash == InteractionRow.question_hash)
-        .where(QuestionRow.split == split, InteractionRow.response.is_(None))
+        .where(*_on_side(task, split), InteractionRow.response.is_(None))
     )
     return count or 0
 
 
-async def labelled_answers(session: AsyncSession, split: Split, *, limit: int) -> list[LabelledAnswer]:
-    """Labelled answers, the newest first, each text once per question; of at most `limit` questions.
+async def labelled_answers(
+    session: AsyncSession, split: Split, *, limit: int, task: str = DEFAULT_TASK
+) -> list[LabelledAnswer]:
+    """Labelled answers of a task, the newest first, each text once per question; of at most `limit` questions.
 
     Several interactions about one text are one answer: that of the newest interaction. On the held-out side a rating is
     no label.
@@ -164,7 +173,7 @@ async def labelled_answers(session: AsyncSession, split: Split, *, limit: int) -
         select(InteractionRow.question_hash)
         .join(AnswerRow, is_about(AnswerRow, InteractionRow))
         .join(QuestionRow, QuestionRow.hash == InteractionRow.question_hash)
-        .where(QuestionRow.split == split, counts)
+        .where(*_on_side(task, split), counts)
         .group_by(InteractionRow.question_hash)
         .order_by(func.max(InteractionRow.created_at).desc(), InteractionRow.question_hash)
         .limit(limit)
@@ -205,18 +214,20 @@ async def labelled_answers(session: AsyncSession, split: Split, *, limit: int) -
     return list(answers.values())
 
 
-async def answers_to_learn_from(session: AsyncSession, *, limit: int) -> list[LabelledAnswer]:
-    """The labelled answers of the train side, and the labelled refinements that callers were served.
+async def answers_to_learn_from(session: AsyncSession, *, limit: int, task: str = DEFAULT_TASK) -> list[LabelledAnswer]:
+    """The labelled answers of a task's train side, and the labelled refinements that callers were served.
 
     A refinement whose text is also a response is left out. `limit` is as in `labelled_answers`, for each of the two.
     """
-    answers = await labelled_answers(session, Split.TRAIN, limit=limit)
+    answers = await labelled_answers(session, Split.TRAIN, limit=limit, task=task)
     texts = {(answer.question_hash, text_sha256(answer.response)) for answer in answers}
-    refinements = await labelled_refinements(session, Split.TRAIN, limit=limit)
+    refinements = await labelled_refinements(session, Split.TRAIN, limit=limit, task=task)
     return [*answers, *(each for each in refinements if (each.question_hash, text_sha256(each.response)) not in texts)]
 
 
-async def labelled_refinements(session: AsyncSession, split: Split, *, limit: int) -> list[LabelledAnswer]:
+async def labelled_refinements(
+    session: AsyncSession, split: Split, *, limit: int, task: str = DEFAULT_TASK
+) -> list[LabelledAnswer]:
     """Of the newest `limit` refinements with a grade or feedback those with a label, each text once per question.
 
     The label follows the rule for responses (`gadfly/votes.py`), from the words and ratings about the refinements and
@@ -249,7 +260,7 @@ async def labelled_refinements(session: AsyncSession, split: Split, *, limit: in
         .join(InteractionRow, InteractionRow.id == RefinementRow.interaction_id)
         .join(QuestionRow, QuestionRow.hash == InteractionRow.question_hash)
         .where(
-            QuestionRow.split == split,
+            *_on_side(task, split),
             or_(is_graded, exists().where(FeedbackRow.refinement_id == RefinementRow.id, says_it)),
         )
         .order_by(InteractionRow.created_at.desc(), RefinementRow.id.desc())
@@ -368,8 +379,8 @@ def _reference(given: Sequence[_Reference], is_right: bool, votes: Votes) -> str
     return None if best is None else best.text
 
 
-async def traffic_counts(session: AsyncSession) -> tuple[int, int]:
-    """Numbers of right and of wrong labelled answers in the deployment's own traffic; in imported rows without any.
+async def traffic_counts(session: AsyncSession, task: str = DEFAULT_TASK) -> tuple[int, int]:
+    """Numbers of right and of wrong labelled answers in a task's own traffic; in imported rows without any.
 
     Only callers' own answers have the class shares that callers see.
     """
@@ -380,7 +391,7 @@ async def traffic_counts(session: AsyncSession) -> tuple[int, int]:
             func.count().label("answers"),
         )
         .join(AnswerRow, is_about(AnswerRow, InteractionRow))
-        .where(Label.is_firm)
+        .where(Label.is_firm, InteractionRow.task == task)
         .group_by("is_import", "is_right")
     )
     counts = {(row.is_import, row.is_right): int(row.answers) for row in rows}
@@ -391,15 +402,17 @@ async def traffic_counts(session: AsyncSession) -> tuple[int, int]:
     return 0, 0
 
 
-async def has_labels(session: AsyncSession, split: Split, *, with_reference: bool = False) -> bool:
-    """Whether there is anything to learn from: a labelled answer on this side, or a question for the actor's pool.
+async def has_labels(
+    session: AsyncSession, split: Split, *, with_reference: bool = False, task: str = DEFAULT_TASK
+) -> bool:
+    """Whether a task has anything to learn from: a labelled answer on this side, or a question for the actor's pool.
 
     `with_reference` counts answers only if a reference is known; every question for the pool has one.
     """
     statement = (
         select(AnswerRow.question_hash)
         .join(QuestionRow, QuestionRow.hash == AnswerRow.question_hash)
-        .where(QuestionRow.split == split, Label.exists)
+        .where(*_on_side(task, split), Label.exists)
         .limit(1)
     )
     if with_reference:
@@ -411,18 +424,18 @@ async def has_labels(session: AsyncSession, split: Split, *, with_reference: boo
                 FeedbackRow.grade_problem.is_(None),
             )
         )
-    return await session.scalar(statement) is not None or await count_open_questions(session, split) > 0
+    return await session.scalar(statement) is not None or await count_open_questions(session, split, task) > 0
 
 
-async def count_new_labels(session: AsyncSession) -> int:
-    """Train-split answers whose label is newer than the newest run: they had none then, or another one."""
-    since = select(func.max(TrainingRunRow.created_at)).scalar_subquery()
+async def count_new_labels(session: AsyncSession, task: str = DEFAULT_TASK) -> int:
+    """Train-split answers whose label is newer than the task's newest run: they had none then, or another one."""
+    since = select(func.max(TrainingRunRow.created_at)).where(TrainingRunRow.task == task).scalar_subquery()
     count = await session.scalar(
         select(func.count())
         .select_from(AnswerRow)
         .join(QuestionRow, QuestionRow.hash == AnswerRow.question_hash)
         .where(
-            QuestionRow.split == Split.TRAIN,
+            *_on_side(task, Split.TRAIN),
             Label.exists,
             AnswerRow.changed_at > func.coalesce(since, text("'-infinity'::timestamptz")),
         )

@@ -82,7 +82,7 @@ async def _by_question(batches: AsyncIterator[list[LoggedInteraction]]) -> Async
     current = b""
     async for batch in batches:
         for logged in batch:
-            hash_ = question_hash(logged.interaction.question)
+            hash_ = question_hash(logged.interaction.question, logged.interaction.task)
             if hash_ != current:
                 if group:
                     yield group

@@ -2,7 +2,8 @@
 
 A writer of questions calls `place_questions` in its transaction. Writers that bring near-duplicates at the same time
 wait for each other at the unique index of the keys; other writers do not wait. Every transaction takes its locks in one
-order (the placing lock, new keys, stored keys, questions, each sorted), so that two of them cannot deadlock.
+order (the placing lock, then task by task new keys and stored keys, then questions, each sorted), so that two of them
+cannot deadlock. The questions of each task have a wall of their own.
 """
 
 from collections import Counter
@@ -33,6 +34,7 @@ from gadfly.store.blocks import LARGE, BlockKey, BlockKeys, Blocks, block_keys
 from gadfly.store.database import Database
 from gadfly.store.split import split_of
 from gadfly.store.tables import BlockKeyRow, InteractionRow, QuestionRow
+from gadfly.task_names import DEFAULT_TASK
 
 _RECENT = 1000  # the newest questions, which show whether a side is starved
 _BATCH = 500
@@ -46,13 +48,14 @@ _READ_QUESTIONS = text(
     " LEFT JOIN questions ON hash = ANY(:hashes)"
 ).bindparams(bindparam("hashes", type_=ARRAY(LargeBinary)), bindparam("lock", PLACING_LOCK, type_=BigInteger))
 _INSERT_QUESTIONS = text(
-    "INSERT INTO questions (hash, split, created_at, is_keyed, is_pinned)"
-    " SELECT hash, split, :created_at, true, is_pinned"
-    " FROM unnest(:hashes, :splits, :pinned) AS new (hash, split, is_pinned) ON CONFLICT DO NOTHING"
+    "INSERT INTO questions (hash, split, created_at, is_keyed, is_pinned, task)"
+    " SELECT hash, split, :created_at, true, is_pinned, task"
+    " FROM unnest(:hashes, :splits, :pinned, :tasks) AS new (hash, split, is_pinned, task) ON CONFLICT DO NOTHING"
 ).bindparams(
     bindparam("hashes", type_=ARRAY(LargeBinary)),
     bindparam("splits", type_=ARRAY(Text)),
     bindparam("pinned", type_=ARRAY(Boolean)),
+    bindparam("tasks", type_=ARRAY(Text)),
 )
 _MARK_KEYED = text(
     "WITH locked AS (SELECT hash FROM questions WHERE hash = ANY(:hashes) ORDER BY hash FOR NO KEY UPDATE)"
@@ -91,6 +94,7 @@ async def place_questions(
     heldout_share: float,
     blocks: SplitBlocks,
     sides: Mapping[bytes, Split],
+    tasks: Mapping[bytes, str] | None = None,
 ) -> None:
     """Store the questions that are new, each on its side. At most once in a transaction.
 
@@ -100,6 +104,7 @@ async def place_questions(
         heldout_share: the share of new blocks that is held out.
         blocks: which questions follow an earlier one.
         sides: the side of a new question, by its hash, where the writer names one. It stays there permanently.
+        tasks: the task of each question, by its hash; None: all are of the default task.
     """
     connection = await session.connection()
     stored = await connection.execute(_READ_QUESTIONS, {"hashes": list(questions)})
@@ -111,17 +116,26 @@ async def place_questions(
         is_keyed[row.hash] = row.is_keyed
         if not row.is_keyed:
             fixed[row.hash] = Split(row.split)
-    arriving = {hash_: block_keys(question) for hash_, question in questions.items() if not is_keyed.get(hash_)}
+    tasks = dict.fromkeys(questions, DEFAULT_TASK) if tasks is None else tasks
+    arriving = {
+        hash_: block_keys(question, tasks[hash_]) for hash_, question in questions.items() if not is_keyed.get(hash_)
+    }
     if not arriving:
         return
     new = sorted(arriving.keys() - fixed.keys())
     named = {hash_: sides[hash_] for hash_ in new if hash_ in sides}
-    splits = await _enter(connection, arriving, fixed | named, heldout_share=heldout_share, blocks=blocks) | named
+    splits: dict[bytes, Split] = {}
+    for task in sorted({tasks[hash_] for hash_ in arriving}):
+        of_task = {hash_: keys for hash_, keys in arriving.items() if tasks[hash_] == task}
+        decided = {hash_: side for hash_, side in (fixed | named).items() if hash_ in of_task}
+        splits |= await _enter(connection, of_task, decided, task=task, heldout_share=heldout_share, blocks=blocks)
+    splits |= named
     if new:
         rows = {
             "hashes": new,
             "splits": [splits[hash_].value for hash_ in new],
             "pinned": [hash_ in named for hash_ in new],
+            "tasks": [tasks[hash_] for hash_ in new],
             "created_at": now(),
         }
         await connection.execute(_INSERT_QUESTIONS, rows)
@@ -143,7 +157,7 @@ async def key_stored_questions(database: Database) -> int:
         select(InteractionRow.question).where(InteractionRow.question_hash == QuestionRow.hash).limit(1)
     ).scalar_subquery()
     batch = (
-        select(QuestionRow.hash, QuestionRow.split, any_text.label("question"))
+        select(QuestionRow.hash, QuestionRow.split, QuestionRow.task, any_text.label("question"))
         .where(~QuestionRow.is_keyed, exists().where(InteractionRow.question_hash == QuestionRow.hash))
         .order_by(QuestionRow.split.desc(), QuestionRow.created_at.desc())
         .limit(_BATCH)
@@ -155,16 +169,20 @@ async def key_stored_questions(database: Database) -> int:
             if not rows:
                 return keyed
             fixed = {row.hash: row.split for row in rows}
-            keys = {row.hash: block_keys(row.question) for row in rows}
             connection = await session.connection()
-            await _enter(connection, keys, fixed, heldout_share=0.5, blocks=SplitBlocks.EXACT)  # all sides are fixed
+            for task in sorted({row.task for row in rows}):
+                keys = {row.hash: block_keys(row.question, task) for row in rows if row.task == task}
+                sides = {hash_: fixed[hash_] for hash_ in keys}  # all are fixed
+                await _enter(connection, keys, sides, task=task, heldout_share=0.5, blocks=SplitBlocks.EXACT)
             await _mark_keyed(connection, fixed)
         keyed += len(rows)
 
 
-async def apart_from_training(session: AsyncSession, questions: Mapping[bytes, str]) -> frozenset[bytes]:
-    """The hashes of those questions, given with their texts, that no question of the train split is near to."""
-    keys = {hash_: block_keys(question) for hash_, question in questions.items()}
+async def apart_from_training(
+    session: AsyncSession, questions: Mapping[bytes, str], task: str = DEFAULT_TASK
+) -> frozenset[bytes]:
+    """The hashes of those questions of a task, given with texts, that no question of its train side is near."""
+    keys = {hash_: block_keys(question, task) for hash_, question in questions.items()}
     every = sorted({key for each in keys.values() for key in each})
     trained = await session.scalars(
         select(BlockKeyRow.key).where(BlockKeyRow.key == func.any(bigints(every)), BlockKeyRow.in_training)
@@ -178,15 +196,16 @@ async def _enter(
     arriving: Mapping[bytes, BlockKeys],
     fixed: Mapping[bytes, Split],
     *,
+    task: str,
     heldout_share: float,
     blocks: SplitBlocks,
 ) -> dict[bytes, Split]:
-    """Decide the sides of questions and store their keys. `fixed` are the sides that are decided already."""
+    """Decide the sides of a task's questions and store their keys. `fixed` are the sides that are decided already."""
     while True:
         secret, stored = await _read_keys(connection, {key for keys in arriving.values() for key in keys})
         known = frozenset(stored)
         may_open = len(arriving) >= LARGE or any(key.questions >= LARGE and not key.is_open for key in stored.values())
-        recent = await _recent(connection) if may_open and len(fixed) < len(arriving) else Counter[Split]()
+        recent = await _recent(connection, task) if may_open and len(fixed) < len(arriving) else Counter[Split]()
         wall = Blocks(stored, recent, heldout_share, blocks)
         splits = {
             hash_: wall.place(
@@ -218,8 +237,9 @@ async def _read_keys(connection: AsyncConnection, keys: Collection[int]) -> tupl
     return rows[0].secret, stored
 
 
-async def _recent(connection: AsyncConnection) -> Counter[Split]:
-    newest = select(QuestionRow.split).order_by(QuestionRow.created_at.desc()).limit(_RECENT).subquery()
+async def _recent(connection: AsyncConnection, task: str) -> Counter[Split]:
+    of_task = select(QuestionRow.split).where(QuestionRow.task == task)
+    newest = of_task.order_by(QuestionRow.created_at.desc()).limit(_RECENT).subquery()
     rows = await connection.execute(select(newest.c.split, func.count()).group_by(newest.c.split))
     return Counter(dict(rows.all()))
 

@@ -1,5 +1,6 @@
 """The data of the rollback watch: a critic's verdicts on labelled live traffic."""
 
+import zlib
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -11,19 +12,23 @@ from gadfly.store.chat import judged_in_background_at
 from gadfly.store.labels import Label
 from gadfly.store.shadow import is_first_critique
 from gadfly.store.tables import CriticPointerRow, CritiqueRow, InteractionRow, ShadowVerdictRow
+from gadfly.task_names import DEFAULT_TASK
 from gadfly.verdict import Verdict
 
 WATCH_LOCK = 0x6761_6477_6174  # "gadwat": one replica at a time checks live traffic
 
 
-async def lock_watch(session: AsyncSession) -> bool:
-    """Take the watch for this transaction. False when another replica holds it."""
-    return bool(await session.scalar(select(func.pg_try_advisory_xact_lock(WATCH_LOCK))))
+async def lock_watch(session: AsyncSession, task: str = DEFAULT_TASK) -> bool:
+    """Take the watch of a task for this transaction. False when another replica holds it."""
+    lock = WATCH_LOCK if task == DEFAULT_TASK else WATCH_LOCK ^ zlib.crc32(task.encode())
+    return bool(await session.scalar(select(func.pg_try_advisory_xact_lock(lock))))
 
 
-async def live_since(session: AsyncSession) -> datetime | None:
-    """The time of the live pointer's last move."""
-    return await session.scalar(select(CriticPointerRow.moved_at).where(CriticPointerRow.name == "live"))
+async def live_since(session: AsyncSession, task: str = DEFAULT_TASK) -> datetime | None:
+    """The time of the last move of a task's live pointer."""
+    return await session.scalar(
+        select(CriticPointerRow.moved_at).where(CriticPointerRow.name == "live", CriticPointerRow.task == task)
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,6 +22,7 @@ from gadfly.store.database import Database
 from gadfly.store.labels import is_any_of, relabel
 from gadfly.store.tables import AnswerRow, BlockKeyRow, InteractionRow, QuestionRow
 from gadfly.store.wall import PLACING_LOCK, bigints
+from gadfly.task_names import DEFAULT_TASK
 
 _READ_LIMIT_S = 120.0
 _MOVE_LIMIT_S = 60.0
@@ -64,7 +65,7 @@ class Wear:
 
 
 async def read_wear(session: AsyncSession, hashes: Collection[bytes]) -> Wear | None:
-    """The wear of these questions before a gate looks at them; None without any."""
+    """The wear of these questions, which are of one task, before a gate looks at them; None without any."""
     rows = await session.execute(
         select(QuestionRow.looks, QuestionRow.created_at).where(is_any_of(QuestionRow.hash, hashes))
     )
@@ -73,7 +74,10 @@ async def read_wear(session: AsyncSession, hashes: Collection[bytes]) -> Wear | 
         return None
     looks = [row.looks for row in found]
     days = [_days_since(row.created_at) for row in found]
-    retired = await session.scalar(select(func.count()).where(QuestionRow.retired_at.is_not(None)))
+    of_task = select(QuestionRow.task).where(is_any_of(QuestionRow.hash, hashes)).limit(1).scalar_subquery()
+    retired = await session.scalar(
+        select(func.count()).where(QuestionRow.retired_at.is_not(None), QuestionRow.task == of_task)
+    )
     return Wear(
         questions=len(found),
         looks_median=median(looks),
@@ -104,8 +108,16 @@ class Retired:
     due: int  # looked at often enough before it, the moved ones among them
 
 
-async def retire_worn(database: Database, *, after_looks: int, share: float, keep: int, blocks: SplitBlocks) -> Retired:
-    """Move worn held-out questions to training, in one transaction, while no new question is placed.
+async def retire_worn(
+    database: Database,
+    *,
+    after_looks: int,
+    share: float,
+    keep: int,
+    blocks: SplitBlocks,
+    task: str = DEFAULT_TASK,
+) -> Retired:
+    """Move worn held-out questions of a task to training, in one transaction, while no new question is placed.
 
     Args:
         database: the deployment's.
@@ -113,6 +125,7 @@ async def retire_worn(database: Database, *, after_looks: int, share: float, kee
         share: at most this share of the held-out questions moves at a time.
         keep: so many held-out questions with a text stay at least.
         blocks: what makes a block, as in `place_questions`.
+        task: the name of the task.
 
     The most looked-at blocks move first. One that is larger than what may move stays, and so does one with a question
     whose side a caller named.
@@ -123,13 +136,15 @@ async def retire_worn(database: Database, *, after_looks: int, share: float, kee
     if not after_looks:
         return Retired(moved=0, due=0)
     async with _session(database, _READ_LIMIT_S) as session:
-        worn = select(QuestionRow.hash).where(QuestionRow.split == Split.HELDOUT, QuestionRow.looks >= after_looks)
+        worn = select(QuestionRow.hash).where(
+            QuestionRow.split == Split.HELDOUT, QuestionRow.task == task, QuestionRow.looks >= after_looks
+        )
         if await session.scalar(worn.limit(1)) is None:
             return Retired(moved=0, due=0)
-        known = await _read_heldout(session, {})
+        known = await _read_heldout(session, task, {})
     async with _session(database, _MOVE_LIMIT_S) as session:
         await session.execute(select(func.pg_advisory_xact_lock(PLACING_LOCK)))
-        heldout = known | await _read_heldout(session, known)  # with those that arrived in between
+        heldout = known | await _read_heldout(session, task, known)  # with those that arrived in between
         looks, pinned = await _looks(session, heldout.keys())
         heldout = {hash_: keys for hash_, keys in heldout.items() if hash_ in looks}
         opened = await _open_keys(session, heldout.values())
@@ -184,16 +199,16 @@ async def _session(database: Database, limit_s: float) -> AsyncIterator[AsyncSes
         yield session
 
 
-async def _read_heldout(session: AsyncSession, known: Mapping[bytes, BlockKeys]) -> dict[bytes, BlockKeys]:
-    """The keys of the held-out questions with a text, without the known ones."""
+async def _read_heldout(session: AsyncSession, task: str, known: Mapping[bytes, BlockKeys]) -> dict[bytes, BlockKeys]:
+    """The keys of the task's held-out questions with a text, without the known ones."""
     rows = await session.execute(
         select(QuestionRow.hash, InteractionRow.question)
         .ext(distinct_on(QuestionRow.hash))
         .join(InteractionRow, InteractionRow.question_hash == QuestionRow.hash)
-        .where(QuestionRow.split == Split.HELDOUT, ~is_any_of(QuestionRow.hash, known))
+        .where(QuestionRow.split == Split.HELDOUT, QuestionRow.task == task, ~is_any_of(QuestionRow.hash, known))
         .order_by(QuestionRow.hash, InteractionRow.created_at, InteractionRow.id)
     )
-    return {row.hash: block_keys(row.question) for row in rows}
+    return {row.hash: block_keys(row.question, task) for row in rows}
 
 
 async def _looks(session: AsyncSession, hashes: Collection[bytes]) -> tuple[dict[bytes, int], frozenset[bytes]]:

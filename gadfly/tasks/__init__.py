@@ -1,4 +1,4 @@
-"""Tasks: what a deployment's critic judges, as folders of files.
+"""Tasks: what a deployment's critics judge, as folders of files.
 
 A task is a name, a version by content, prompts with their verdict words, the form of an answer, and a grader. Built-in
 tasks are in `builtin/`; a folder that a user writes has the same files.
@@ -8,7 +8,19 @@ tasks are in `builtin/`; a folder that a user writes has the same files.
         await grader.grade_all([Submission(response, reference)])
 """
 
+from gadfly.task_names import DEFAULT_TASK
 from gadfly.tasks.graders import open_grader
-from gadfly.tasks.task import DEFAULT_TASK, Task, available, load_task
+from gadfly.tasks.served import ServedTask, ServedTasks, load_task_named, load_tasks
+from gadfly.tasks.task import Task, available, load_task
 
-__all__ = ["DEFAULT_TASK", "Task", "available", "load_task", "open_grader"]
+__all__ = [
+    "DEFAULT_TASK",
+    "ServedTask",
+    "ServedTasks",
+    "Task",
+    "available",
+    "load_task",
+    "load_task_named",
+    "load_tasks",
+    "open_grader",
+]

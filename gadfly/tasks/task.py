@@ -32,8 +32,6 @@ from gadfly.tasks.rubric import read_rubric
 from gadfly.tasks.rules import AnswerRules, ChoiceRules, ExactRules, JsonRules, RegexRules, read_choice
 from gadfly.tasks.sql import SqlRules, open_database
 
-DEFAULT_TASK = "math"
-
 _RULES_VERSION = 1  # raised when a change of the rules in this package changes grades
 _HEX = 12  # digits of a hash in a version
 

@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,7 +25,6 @@ from gadfly.critique import critique, majority_verdict
 from gadfly.engine_client import Sampling
 from gadfly.errors import AdapterRefused, BadInput, EngineError, EngineUnavailable, UnreadableReference
 from gadfly.grading import Grade, Submission, TaskGrader, grade_one, group_by_answer
-from gadfly.prompts import PromptSet
 from gadfly.records import (
     CriticVersion,
     Critique,
@@ -50,7 +49,7 @@ from gadfly.service.recording.recorder import Recorder
 from gadfly.service.wire.answers import CritiqueRequest, Options, RefineRequest
 from gadfly.service.wire.feedback import FeedbackRequest
 from gadfly.settings import Settings
-from gadfly.tasks import Task
+from gadfly.tasks import ServedTask, ServedTasks
 
 log = structlog.get_logger(__name__)
 
@@ -81,21 +80,19 @@ class Answerer:
         self,
         *,
         settings: Settings,
-        task: Task,
-        prompts: PromptSet,
+        tasks: ServedTasks,
         actor: Actor,
         critics: CriticServing,
-        grader: TaskGrader,
+        graders: Mapping[str, TaskGrader],
         recorder: Recorder,
         requests: Idempotency,
         metrics: Metrics,
     ) -> None:
         self._settings = settings
-        self.task = task
-        self._prompts = prompts
+        self.tasks = tasks
         self._actor = actor
         self._critics = critics
-        self._grader = grader
+        self._graders = graders
         self._recorder = recorder
         self._requests = requests
         self._metrics = metrics
@@ -115,8 +112,11 @@ class Answerer:
 
         Raises:
             BadInput: a limit is exceeded, or the request id belongs to another request.
+            NotFound: its task is not served.
+            NotAllowed: the caller's key may not use its task.
         """
         check_limits(self._settings, body)
+        caller.require_task(self.tasks.get(body.task).name)
         if body.request_id is None:
             return await self._work(caller, body, None, listener, conversation)
         fingerprint = fingerprint_of(body)
@@ -131,7 +131,7 @@ class Answerer:
         listener: Listener | None,
         conversation: dict[str, Any] | None,
     ) -> Interaction:
-        prepared = await self._preparation.prepare(body, caller)
+        prepared = await self._preparation.prepare(body, caller, task=self.tasks.get(body.task))
         if listener is not None:
             await listener.on_critic(prepared.critic.version, prepared.interaction_id)
         started = time.perf_counter()
@@ -155,7 +155,7 @@ class Answerer:
         async with self._lease(prepared):
             critiques = await critique(
                 self._critics.engines,
-                self._prompts,
+                prepared.task.prompts,
                 model=prepared.critic.engine_name,
                 question=body.question,
                 response=body.response,
@@ -163,7 +163,9 @@ class Answerer:
                 on_text=None if listener is None else partial(listener.on_piece, Role.CRITIQUE, 0),
             )
         critiques = self._calibrated(critiques, prepared.critic)
-        graded = await self.graded([(body.response, False)], body.reference, question=body.question)
+        graded = await self.graded(
+            [(body.response, False)], body.reference, question=body.question, task=prepared.task.name
+        )
         return replace(
             self._record(Kind.CRITIQUE, body, prepared),
             grade=graded.grades[0],
@@ -183,7 +185,7 @@ class Answerer:
                     refine_chain(
                         self._critics.engines,
                         self._actor,
-                        self._prompts,
+                        prepared.task.prompts,
                         critic=prepared.critic.engine_name,
                         question=body.question,
                         response=body.response,
@@ -199,11 +201,11 @@ class Answerer:
                     for sample in range(body.samples)
                 )
             )
-        chosen, votes = await self._vote(chains)
+        chosen, votes = await self._vote(chains, task=prepared.task.name)
         critiques = self._calibrated((item for chain in chains for item in chain.critiques), prepared.critic)
         refinements = tuple(item for chain in chains for item in chain.refinements)
         texts = [(body.response, False), *map(_text_of, refinements)]
-        graded = await self.graded(texts, body.reference, question=body.question)
+        graded = await self.graded(texts, body.reference, question=body.question, task=prepared.task.name)
         grade, *refined = graded.grades
         refinements = tuple(replace(item, grade=own) for item, own in zip(refinements, refined, strict=True))
         parameters = _parameters(prepared) | {
@@ -241,18 +243,20 @@ class Answerer:
             BadInput: the interaction has no such critique or refinement, or the feedback has a label or a rating for an
                 imported question, which has no response; nothing is stored.
             Conflict: the feedback's id belongs to other feedback.
+            NotFound: the interaction's task is not served any more, so nothing could be graded.
         """
+        task = self.tasks.get(interaction.task)
         _check_named(body, interaction)
         response = interaction.response
         for field in ("correct", "rating"):
             if response is None and getattr(body, field) is not None:
                 raise BadInput("this question has no response that could be judged; send a reference", field=field)
-        edited_reference = await self._stated(body.edited_response, question=interaction.question)
+        edited_reference = await self._stated(body.edited_response, question=interaction.question, task=task)
         reference = body.reference or edited_reference
         # A reference for a question without a response is compared with itself, so that it is read once.
         first = response or reference or ""
         texts = [(first, False), *map(_text_of, interaction.refinements)]
-        graded = await self.graded(texts, reference, question=interaction.question)
+        graded = await self.graded(texts, reference, question=interaction.question, task=task.name)
         grade, *refined = graded.grades
         regraded = {
             item.id: new_grade
@@ -287,17 +291,18 @@ class Answerer:
     async def own_grades(self, interaction: Interaction) -> dict[UUID, Grade]:
         """The grades of an interaction's refinements against its own reference."""
         texts = [_text_of(item) for item in interaction.refinements]
-        graded = await self.graded(texts, interaction.reference, question=interaction.question)
+        task = self.tasks.get(interaction.task)
+        graded = await self.graded(texts, interaction.reference, question=interaction.question, task=task.name)
         found = zip(interaction.refinements, graded.grades, strict=True)
         return {item.id: grade for item, grade in found if grade is not None}
 
-    async def _stated(self, edited: str | None, *, question: str) -> str | None:
+    async def _stated(self, edited: str | None, *, question: str, task: ServedTask) -> str | None:
         """The answer that an edited response states; None if it states none that answers can be graded against."""
-        stated = None if edited is None else self.task.stated_answer(edited)
+        stated = None if edited is None else task.task.stated_answer(edited)
         if edited is None or stated is None:
             return None
         try:
-            await grade_one(self._grader, Submission(edited, stated, question=question))
+            await grade_one(self._graders[task.name], Submission(edited, stated, question=question))
         except (UnreadableReference, EngineError):
             return None
         return stated
@@ -314,32 +319,37 @@ class Answerer:
             for item in critiques
         )
 
-    async def graded(self, texts: Sequence[tuple[str, bool]], reference: str | None, *, question: str) -> _Graded:
-        """The grade of each text, which its token limit cut or not; all None without a readable reference.
+    async def graded(
+        self, texts: Sequence[tuple[str, bool]], reference: str | None, *, question: str, task: str
+    ) -> _Graded:
+        """The grade of each text, which its token limit cut or not, by a task's grader.
+
+        All are None without a readable reference.
 
         Where the task's grader is behind an address that does not answer, there is no grade either, and `gadfly
         regrade` gives it later.
         """
+        grader = self._graders[task]
         none: list[Grade | None] = [None] * len(texts)
         if reference is None:
             return _Graded(none)
         grades: list[Grade | None] = []
         submissions = [Submission(text, reference, is_cut, question) for text, is_cut in texts]
         try:
-            outcomes = await self._grader.grade_all(submissions)
+            outcomes = await grader.grade_all(submissions)
         except EngineError as error:
             log.warning("not_graded", reason=str(error))
             return _Graded(none, problem=f"not graded yet: {error}")
         for grade in outcomes:
             if isinstance(grade, UnreadableReference):
-                return _Graded(none, grader=self._grader.version, problem=str(grade))
+                return _Graded(none, grader=grader.version, problem=str(grade))
             grades.append(grade)
-        return _Graded(grades, grader=self._grader.version)
+        return _Graded(grades, grader=grader.version)
 
-    async def _vote(self, chains: Sequence[Chain]) -> tuple[Chain, int]:
+    async def _vote(self, chains: Sequence[Chain], *, task: str) -> tuple[Chain, int]:
         """Majority vote (MV@K): the first chain that ends with the most frequent answer, and its number of votes."""
         cut = {number for number, chain in enumerate(chains) if chain.is_cut}
-        groups = await group_by_answer(self._grader, [chain.text for chain in chains], cut=cut)
+        groups = await group_by_answer(self._graders[task], [chain.text for chain in chains], cut=cut)
         most_frequent = max(groups, key=len)  # of equals, max returns the first
         return chains[most_frequent[0]], len(most_frequent)
 
@@ -359,9 +369,9 @@ class Answerer:
             metadata=body.metadata,
             parameters={},
             model=self._settings.model,
-            prompt_set=self._prompts.name,
-            task=self.task.name,
-            task_version=self.task.version,
+            prompt_set=prepared.task.prompts.name,
+            task=prepared.task.name,
+            task_version=prepared.task.task.version,
             critic_version=prepared.critic.version,
             adapter_sha256=prepared.critic.adapter_sha256,
             verdict=None,
@@ -388,11 +398,14 @@ class Answerer:
         """Lease a critic for a request; if no engine serves it, such as an earlier episode's, load it first.
 
         Raises:
+            NoSlot: the engines have no slot for the critic now.
             EngineUnavailable: no engine can prove the critic, and the caller did not choose it by its number.
             AdapterRefused, BadAdapter: no engine can prove the critic that the caller chose by its number.
         """
         critic = prepared.critic
-        is_live = critic.version == self._critics.pointers.known_live
+        line = self._critics.pointers.line(prepared.task.name)
+        line.note_use()
+        is_live = critic.version == line.known_live
         with self._critics.leases.take(critic.version, is_pinned=not is_live):
             try:
                 await self._critics.loader.ready(critic)

@@ -14,6 +14,7 @@ from gadfly.service.recording.recorder import Recorder
 from gadfly.service.wire.answers import CritiqueRequest, Options, RefineRequest
 from gadfly.settings import Settings
 from gadfly.store.split import question_hash
+from gadfly.tasks import ServedTask
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,6 +24,7 @@ class Prepared:
     interaction_id: UUID
     episode_id: UUID
     key_id: UUID | None
+    task: ServedTask
     critic: CriticVersion
     is_named: bool  # the request names this version by its number, not by a pointer
     sampling: Sampling
@@ -38,20 +40,26 @@ class Preparation:
         self._pointers = pointers
         self._recorder = recorder
 
-    async def prepare(self, body: Options, caller: Caller) -> Prepared:
-        """Check a request and read the records it refers to.
+    async def prepare(self, body: Options, caller: Caller, *, task: ServedTask) -> Prepared:
+        """Check a request of a task and read the records it refers to.
 
         Raises:
             BadInput: the episode is about another question.
-            Conflict: the critic is archived: it is based on another model than the one that is served.
+            Conflict: the critic is archived: it is based on another model than the one that is served. Or it is of
+                another task.
             NotFound: no such critic, or no critique or episode that this caller may see.
             StoreUnavailable: Postgres is unavailable and the request refers to a stored record, or the episode or
                 critique may not be stored yet.
         """
         pinned = None
         if body.episode_id is not None:
-            pinned = await self._pinned(body.episode_id, question=body.question, scope=caller.scope)
-        critic = await self._pointers.resolve(body.critic)
+            pinned = await self._pinned(body.episode_id, question=body.question, task=task.name, scope=caller.scope)
+        critic = await self._pointers.resolve(body.critic, task.name)
+        if critic.task != task.name:
+            raise Conflict(
+                f"version {critic.version} is a critic of the task {critic.task}, and this request is of the task "
+                f"{task.name}"
+            )
         if pinned is not None and body.critic == "live":
             earlier = await self._pointers.resolve(pinned)
             critic = critic if self._is_archived(earlier) else earlier
@@ -69,12 +77,13 @@ class Preparation:
                 first_critique = supplied_critique(body.critique)
             elif body.critique_id is not None:
                 first_critique = await self._earlier_critique(
-                    body.critique_id, question=body.question, scope=caller.scope
+                    body.critique_id, question=body.question, task=task.name, scope=caller.scope
                 )
         return Prepared(
             interaction_id=new_id(),
             episode_id=body.episode_id or new_id(),
             key_id=caller.key_id,
+            task=task,
             critic=critic,
             is_named=isinstance(body.critic, int),
             sampling=Sampling(
@@ -90,15 +99,15 @@ class Preparation:
     def _is_archived(self, critic: CriticVersion) -> bool:
         return critic.base_model != self._settings.model
 
-    async def _earlier_critique(self, critique_id: UUID, *, question: str, scope: UUID | None) -> Critique:
+    async def _earlier_critique(self, critique_id: UUID, *, question: str, task: str, scope: UUID | None) -> Critique:
         try:
-            return await self._pointers.earlier_critique(critique_id, question=question, scope=scope)
+            return await self._pointers.earlier_critique(critique_id, question=question, task=task, scope=scope)
         except NotFound:
             if self._recorder.spooled:
                 raise StoreUnavailable("this critique may not be stored yet; try again in a moment") from None
             raise
 
-    async def _pinned(self, episode_id: UUID, *, question: str, scope: UUID | None) -> int | None:
+    async def _pinned(self, episode_id: UUID, *, question: str, task: str, scope: UUID | None) -> int | None:
         """The version that an episode is pinned to, also if the episode is still in the spool; None for a new episode.
 
         Raises:
@@ -111,10 +120,10 @@ class Preparation:
         if spooled is not None:
             if scope not in (None, spooled.key_id):
                 raise NotFound(f"you have no episode {episode_id}")
-            if question_hash(spooled.question) != question_hash(question):
+            if question_hash(spooled.question, spooled.task) != question_hash(question, task):
                 raise BadInput("this episode is about another question", field="episode_id")
             return spooled.critic_version
-        pinned = await self._pointers.pinned(episode_id, question=question, scope=scope)
+        pinned = await self._pointers.pinned(episode_id, question=question, task=task, scope=scope)
         if pinned is None and may_be_spooled:
             raise StoreUnavailable("this episode may not be stored yet; try again in a moment")
         return pinned

@@ -1,12 +1,15 @@
 """Loads critics into engines and has each engine prove them: it must answer an adapter's probes as recorded.
 
 Happens in a swap, after an engine restarted without the critic, and when a request needs a critic that is not loaded.
+With more critics than adapter slots, the one that was used longest ago gives up its slot. A critic with requests in
+flight never does, nor does the live critic of the default task or of a task that had a request lately.
 """
 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import structlog
@@ -23,17 +26,19 @@ from gadfly.errors import (
     EngineTimeout,
     EngineUnavailable,
     GadflyError,
+    NoSlot,
     TooBusy,
 )
 from gadfly.prompts import PromptSet
 from gadfly.records import CriticVersion
 from gadfly.service.answering.single_flight import SingleFlight
-from gadfly.service.critics.pointers import CriticPointers
+from gadfly.service.critics.leases import Leases
+from gadfly.service.critics.pointers import CriticLine, CriticPointers
 from gadfly.service.critics.replicas import Replicas
 from gadfly.service.critics.verification import Deltas, Proof, compare, require_adapter
 from gadfly.service.metrics import Metrics
 from gadfly.settings import Settings, without_password
-from gadfly.tasks import Task
+from gadfly.tasks import ServedTasks
 
 _PATIENCE_S = 60.0  # for one engine to load and prove one adapter
 _LATE_S = 2.0  # wait for the remaining engines once the one that is enough has proven the critic
@@ -41,6 +46,10 @@ _ATTEMPTS = 3  # an engine may be full for a moment
 _RETRY_S = 1.0
 _REFUSAL_VALID_S = 5.0  # requests get the same error for this long; then one tries again
 _PROBE_PRIORITY = -1  # before all requests: a swap must not wait for the load to end
+
+BUSY_S = 60.0  # a task is busy for so long after a request
+_SLOT_PATIENCE_S = 5.0  # a request waits for a slot at most so long
+_SLOT_POLL_S = 0.05
 
 _POINTERS = 3  # live, previous, candidate: each has its slot in an engine
 _ROOM_S = 60.0  # Retry-After: unused critics are unloaded after some minutes
@@ -72,20 +81,23 @@ class Loader:
         self,
         *,
         settings: Settings,
-        task: Task,
-        prompts: PromptSet,
+        tasks: ServedTasks,
         engines: Sequence[Engine],
         pointers: CriticPointers,
+        leases: Leases,
         replicas: Replicas,
         metrics: Metrics,
     ) -> None:
         self._settings = settings
-        self._task = task
-        self._prompts = prompts
+        self._tasks = tasks
         self._engines = engines
         self._pointers = pointers
+        self._leases = leases
         self._replicas = replicas
         self._metrics = metrics
+        self._used_at: dict[int, float] = {}  # by version, monotonic seconds
+        self._served: dict[str, frozenset[int]] = {}  # by engine, the versions that it listed last
+        self._loading: Counter[int] = Counter()  # versions that have a slot and are not proven yet
         self._proven: dict[tuple[str, int], int] = {}  # (engine, version) -> the engine's drops at the proof
         self._refused: dict[tuple[str, int], _Refusal] = {}  # by engine (`_FILES` for all) and version
         self._work: SingleFlight[Proof] = SingleFlight()
@@ -118,19 +130,86 @@ class Loader:
             AdapterRefused: the engines cannot load the adapter.
             EngineUnavailable: no engine can be reached.
             TooBusy: the adapter slots that pointers leave free are all taken by other critics.
+            NoSlot: all slots are taken by critics in use, and none became free in time.
         """
-        if critic.adapter_path is None or self.is_proven(critic.version):
+        if critic.adapter_path is None:
+            return
+        self._used_at[critic.version] = time.monotonic()
+        if self.is_proven(critic.version):
             return
         self.raise_recent_refusal(critic)
         self._require_room(critic)
         self._wanted[critic.version] += 1
         try:
-            await self.prove(critic, must_be_all=False)
+            async with self._slot(critic):
+                await self.prove(critic, must_be_all=False)
         finally:
             self._wanted[critic.version] -= 1
 
+    # --------------------------------------------------------------------------------------------------------- slots
+
+    @asynccontextmanager
+    async def _slot(self, critic: CriticVersion) -> AsyncIterator[None]:
+        """Hold a slot while a critic is loaded into it."""
+        await self.make_room(critic, patience_s=_SLOT_PATIENCE_S)
+        self._loading[critic.version] += 1  # nothing was awaited since the slot was found
+        try:
+            yield
+        finally:
+            self._loading[critic.version] -= 1
+
+    def has_room(self, critic: CriticVersion) -> bool:
+        """Whether a critic has a slot, or there is a free one for it."""
+        return len(self._loaded() - {critic.version}) < self._settings.adapter_slots
+
+    async def make_room(self, critic: CriticVersion, *, patience_s: float = 0.0) -> None:
+        """Return when there is a slot for a critic, for which critics that are not in use are unloaded.
+
+        Raises:
+            NoSlot: all slots were taken by critics in use for `patience_s`.
+        """
+        deadline = time.monotonic() + patience_s
+        while not self.has_room(critic):
+            idle = self._loaded() - self._in_use() - {critic.version}
+            victim = min(idle, key=lambda version: (self._used_at.get(version, 0.0), version), default=None)
+            if victim is not None:
+                found = self._pointers.known(victim)
+                assert found is not None
+                log.info("critic_evicted", version=victim, task=found.task, instead=critic.version)
+                await self.unload_everywhere(found)
+            elif time.monotonic() >= deadline:
+                raise NoSlot(
+                    f"the engines serve {self._settings.adapter_slots} critics that are in use, which is the limit "
+                    f"(GADFLY_ADAPTER_SLOTS), so that critic {critic.version} of the task {critic.task} has to wait",
+                    retry_after_s=BUSY_S / 4,
+                )
+            else:
+                await asyncio.sleep(_SLOT_POLL_S)
+
+    def _loaded(self) -> set[int]:
+        """The versions that have a slot on any engine, or are being loaded."""
+        loading = {version for version, count in self._loading.items() if count}
+        listed = {version for served in self._served.values() for version in served if self._pointers.known(version)}
+        return {version for _, version in self._proven} | loading | listed
+
+    def _in_use(self) -> set[int]:
+        """The versions that keep their slot."""
+        pending = {line.swaps.pending.version for line in self._pointers if line.swaps.pending is not None}
+        live = {line.known_live for line in self._pointers if self.is_busy(line) and line.known_live is not None}
+        return live | pending | set(self._leases.counts) | self._replicas.others_use()
+
+    def is_busy(self, line: CriticLine) -> bool:
+        """Whether the live critic of a task keeps its slot: that of the default task, and of one in use."""
+        return line is self._pointers.default or line.was_used_within(BUSY_S)
+
+    def note_served(self, engine: Engine, versions: Iterable[int]) -> None:
+        """Note which versions an engine lists. Another replica may have loaded or unloaded some."""
+        self._served[engine.url] = frozenset(versions)
+
+    # --------------------------------------------------------------------------------------------------------- proof
+
     def _require_room(self, critic: CriticVersion) -> None:
-        pointed = {*self._pointers.current.values(), self._pointers.serving}
+        pointed = self._pointers.pointed()
         if critic.version in pointed:
             return
         wanted = {version for version, requests in self._wanted.items() if requests}
@@ -224,21 +303,25 @@ class Loader:
             )
             if folder.marker.sha256 != critic.adapter_sha256:
                 raise BadAdapter(f"{path} does not hold the adapter of version {critic.version}: the hashes differ")
-            if critic.task != self._task.name:
+            if critic.task not in self._tasks.names:
                 raise BadAdapter(
-                    f"version {critic.version} was trained on the task {critic.task}, but the service is set to "
-                    f"{self._task.name} (GADFLY_TASK)"
+                    f"version {critic.version} was trained on the task {critic.task}, which this service does not "
+                    "serve: name it in GADFLY_TASKS"
                 )
-            if folder.probe.prompt_set != self._prompts.name:
+            prompts = self._prompts_of(critic)
+            if folder.probe.prompt_set != prompts.name:
                 raise BadAdapter(
                     f"version {critic.version} was trained under the prompts {folder.probe.prompt_set}, but the "
-                    f"service is set to {self._prompts.name}"
+                    f"service is set to {prompts.name}"
                 )
         except BadAdapter as error:
             self._refused[_FILES, critic.version] = _Refusal(time.monotonic(), error)
             raise
         self._refused.pop((_FILES, critic.version), None)
         return folder
+
+    def _prompts_of(self, critic: CriticVersion) -> PromptSet:
+        return self._tasks.get(critic.task).prompts
 
     async def prove_on(self, engine: Engine, critic: CriticVersion, folder: AdapterFolder) -> Proof:
         """Load a critic into one engine and prove it there.
@@ -255,7 +338,7 @@ class Loader:
         attempt = _Attempt()
         try:
             async with asyncio.timeout(_PATIENCE_S):
-                proof = await _load_and_probe(engine, self._prompts, critic, folder, attempt)
+                proof = await _load_and_probe(engine, self._prompts_of(critic), critic, folder, attempt)
         except (BadAdapter, AdapterRefused) as error:
             self._metrics.loads.labels("refused").inc()
             refused = error.again(f"{where}: {error}")
@@ -293,7 +376,7 @@ class Loader:
         for engine in self._engines:
             if critic.version not in self.proven_on(engine):
                 continue
-            replies = await _replies(engine, self._prompts, critic, folder, 0)
+            replies = await _replies(engine, self._prompts_of(critic), critic, folder, 0)
             for probe, reply in zip(folder.probe.probes, replies, strict=True):
                 probes += 1
                 try:
@@ -306,6 +389,7 @@ class Loader:
     async def unload(self, engine: Engine, critic: CriticVersion) -> None:
         """Unload a critic from an engine; its requests in flight finish."""
         self.forget(engine, critic.version)
+        self._served[engine.url] = self._served.get(engine.url, frozenset()) - {critic.version}
         if critic.adapter_path is not None:
             try:
                 await engine.unload_adapter(critic.engine_name)

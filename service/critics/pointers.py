@@ -1,10 +1,14 @@
-"""Which critic a request gets: pointers and versions as last read from Postgres, also while it is unavailable."""
+"""Which critic a request gets: pointers and versions as last read from Postgres, also while it is unavailable.
+
+Each task has a line of critics: pointers, swaps and the critic that this replica answers with.
+"""
 
 import asyncio
 import math
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 from uuid import UUID
 
@@ -17,6 +21,7 @@ from gadfly.records import CriticHistory, CriticVersion, Critique, Pointer, Swap
 from gadfly.repeating import repeat
 from gadfly.store.database import Database
 from gadfly.store.split import question_hash
+from gadfly.task_names import DEFAULT_TASK
 
 _REFRESH_S = 1.0  # also how long this replica may miss a move of a pointer whose notification is lost
 
@@ -32,16 +37,73 @@ class Swaps:
     last_done: Swap | None = None
 
 
+@dataclass(eq=False, slots=True)
+class CriticLine:
+    """The critics of one task, as last read.
+
+    After the live pointer has moved, `live` means the previous critic until this replica serves the new one
+    (`serving`).
+    """
+
+    task: str
+    current: dict[Pointer, int] = field(default_factory=dict)
+    swaps: Swaps = Swaps()
+    serving: int | None = None
+    refining: int | None = (
+        None  # the version that answers /refine in the place of a live one that learned verdicts only
+    )
+    _used_at: float = -math.inf
+    _refreshed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def known_live(self) -> int | None:
+        """The version that this replica answers with as live; None before the first reading."""
+        return self.current.get("live") if self.serving is None else self.serving
+
+    def note_use(self) -> None:
+        """Note a request of this task."""
+        self._used_at = time.monotonic()
+
+    def was_used_within(self, seconds: float) -> bool:
+        return time.monotonic() - self._used_at < seconds
+
+    def tested_promotion(self) -> Swap | None:
+        """The promotion that the rollback watch tests: the last swap, if the gate or an admin promoted the live critic.
+
+        None while a rollback is requested, and after one: a rollback is never undone automatically.
+        """
+        last, pending = self.swaps.last_done, self.swaps.pending
+        if last is None or last.kind not in (SwapKind.GATE, SwapKind.PROMOTE):
+            return None
+        if self.current.get("live") != last.version or self.current.get("previous") != last.from_version:
+            return None
+        if pending is not None and pending.kind in (SwapKind.ROLLBACK, SwapKind.WATCH):
+            return None
+        return last
+
+    def note_reading(self) -> None:
+        """Wake the task that waits for a reading."""
+        self._refreshed.set()
+
+    async def next_reading(self) -> None:
+        """Wait for the next reading of the pointers. For one waiting task only."""
+        await self._refreshed.wait()
+        self._refreshed.clear()
+
+
 class CriticPointers:
     """Resolves `live`, `candidate` or a version to a critic.
 
     A background task reads the pointers once a second and at each notification, so requests never wait for a reading.
-    While Postgres is unavailable the last reading stays valid: versions are immutable. After the live pointer has
-    moved, `live` means the previous critic until this replica serves the new one (`serving`).
+    While Postgres is unavailable the last reading stays valid: versions are immutable.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, tasks: Sequence[str] = (DEFAULT_TASK,)) -> None:
+        """`tasks` are the names of the served ones, the default one first."""
         self._database = database
+        self._lines = {task: CriticLine(task) for task in tasks}
+        self.default = self._lines[tasks[0]]
+        self._base_model: str | None = None
         self._versions: dict[int, CriticVersion] = {}
         self._calibrations: dict[int, Calibration] = {}
         self._read_at = -math.inf
@@ -51,16 +113,26 @@ class CriticPointers:
         self._requested_readings = 0
         self._answered_readings = 0
         self._failure: StoreUnavailable | None = None  # the error of the last reading
-        self.current: dict[Pointer, int] = {}
-        self._refining: int | None = None
-        self.swaps = Swaps()
-        self.serving: int | None = None
-        self._refreshed = asyncio.Event()  # set after each reading, cleared by `next_reading`
 
-    @property
-    def known_live(self) -> int | None:
-        """The version that this replica answers with as live; None before the first reading."""
-        return self.current.get("live") if self.serving is None else self.serving
+    def __iter__(self) -> Iterator[CriticLine]:
+        return iter(self._lines.values())
+
+    def line(self, task: str) -> CriticLine:
+        """The critics of a served task."""
+        return self._lines[task]
+
+    def line_of(self, critic: CriticVersion) -> CriticLine | None:
+        """The line that a critic belongs to; None where its task is not served."""
+        return self._lines.get(critic.task)
+
+    def live_versions(self) -> set[int]:
+        """The versions that this replica answers with as live, one for each task."""
+        return {line.known_live for line in self if line.known_live is not None}
+
+    def pointed(self) -> set[int]:
+        """The versions that any pointer of a served task names, or this replica answers with."""
+        named = {version for line in self for version in line.current.values()}
+        return named | self.live_versions()
 
     @property
     def age_s(self) -> float:
@@ -75,15 +147,19 @@ class CriticPointers:
         """The calibration of a version, which is stored with it; None where it has none."""
         return self._calibrations.get(version)
 
-    async def start(self, *, base_model: str, task: TaskId) -> CriticVersion:
-        """Create version 0 (the base model under the critic's prompt) if it is missing, and return the live critic."""
+    async def start(self, *, base_model: str, tasks: Sequence[TaskId]) -> CriticVersion:
+        """Create the root of each task's line if it is missing, and return the live critic of the default task."""
+        self._base_model = base_model
         async with self._database.session() as session:
-            await store.critics.ensure_version_zero(session, base_model, task=task)
+            for task in tasks:
+                await store.critics.ensure_version_zero(session, base_model, task=task)
         await self.refresh()
         return await self.resolve("live")
 
-    async def resolve(self, choice: Literal["live", "candidate"] | int) -> CriticVersion:
-        """The critic that `choice` means.
+    async def resolve(self, choice: Literal["live", "candidate"] | int, task: str | None = None) -> CriticVersion:
+        """The critic that `choice` means for a served task, without one for the default task.
+
+        Version 0 means the root of the task's line, whatever its number.
 
         Raises:
             NotFound: no such version.
@@ -95,37 +171,48 @@ class CriticPointers:
                 await self.refresh()
             if choice not in self._versions:
                 raise NotFound(f"there is no critic version {choice}")
-            return self._versions[choice]
-        if not self.current:
+            found = self._versions[choice]
+            return found if choice or task in (None, found.task) else self._root(task) or found
+        line = self.default if task is None else self._lines[task]
+        if not line.current:
             await self.refresh()
-        if choice == "live" and self.serving is not None:
-            return self._versions[self.serving]
-        if choice not in self.current:
+        if choice == "live" and line.serving is not None:
+            return self._versions[line.serving]
+        if choice not in line.current:
             raise Conflict(f"there is no {choice} critic now")
-        return self._versions[self.current[choice]]
+        return self._versions[line.current[choice]]
+
+    def _root(self, task: str | None) -> CriticVersion | None:
+        roots = (
+            critic
+            for critic in self._versions.values()
+            if critic.adapter_path is None and critic.task == task and critic.base_model == self._base_model
+        )
+        return next(roots, None)
 
     def for_refinement(self, critic: CriticVersion) -> CriticVersion:
         """The critic that answers /refine in the place of one that learned verdicts only; else the critic itself."""
-        if not critic.verdict_only or self._refining is None:
+        line = self.line_of(critic)
+        if not critic.verdict_only or line is None or line.refining is None:
             return critic
-        return self._versions[self._refining]
+        return self._versions[line.refining]
 
-    async def pinned(self, episode_id: UUID, *, question: str, scope: UUID | None) -> int | None:
+    async def pinned(self, episode_id: UUID, *, question: str, task: str, scope: UUID | None) -> int | None:
         """The version that an episode is pinned to; None for a new episode.
 
         Raises:
-            BadInput: the episode is about another question.
+            BadInput: the episode is about another question, or was begun under another task.
             NotFound: the episode is another caller's.
         """
         async with self._database.session() as session:
             episode = await store.interactions.find_episode(session, episode_id, scope=scope)
         if episode is None:
             return None
-        if episode.question_hash != question_hash(question):
+        if episode.question_hash != question_hash(question, task):
             raise BadInput("this episode is about another question", field="episode_id")
         return episode.critic_version
 
-    async def earlier_critique(self, critique_id: UUID, *, question: str, scope: UUID | None) -> Critique:
+    async def earlier_critique(self, critique_id: UUID, *, question: str, task: str, scope: UUID | None) -> Critique:
         """A stored critique of this question, with its verdict, to be used again.
 
         Raises:
@@ -137,14 +224,21 @@ class CriticPointers:
         if match is None:
             raise NotFound(f"there is no critique {critique_id}")
         critique, hash_of_question = match
-        if hash_of_question != question_hash(question):
+        if hash_of_question != question_hash(question, task):
             raise BadInput("this critique is about another question", field="critique_id")
         return replace(critique, round=0, usage=Usage(), supplied=True)
 
-    async def read_all(self) -> tuple[list[CriticVersion], dict[Pointer, int]]:
-        """Every version, newest first, and the version of each pointer."""
+    async def read_all(self) -> list[CriticVersion]:
+        """Every version of every task, newest first."""
         await self.refresh()
-        return list(self._versions.values()), self.current
+        return list(self._versions.values())
+
+    def names_of(self, critic: CriticVersion) -> list[Pointer]:
+        """The pointers of a critic's task that name it, as last read."""
+        line = self.line_of(critic)
+        return (
+            [] if line is None else sorted(name for name, version in line.current.items() if version == critic.version)
+        )
 
     async def history(self, critic: CriticVersion) -> CriticHistory:
         """The gate's report, the calibration, the swaps and the swap receipts of a version.
@@ -161,20 +255,6 @@ class CriticPointers:
                 swaps=await store.swaps.list_swaps(session, critic.version),
                 receipts=await store.swaps.receipts(session, critic.version),
             )
-
-    def tested_promotion(self) -> Swap | None:
-        """The promotion that the rollback watch tests: the last swap, if the gate or an admin promoted the live critic.
-
-        None while a rollback is requested, and after one: a rollback is never undone automatically.
-        """
-        last, pending = self.swaps.last_done, self.swaps.pending
-        if last is None or last.kind not in (SwapKind.GATE, SwapKind.PROMOTE):
-            return None
-        if self.current.get("live") != last.version or self.current.get("previous") != last.from_version:
-            return None
-        if pending is not None and pending.kind in (SwapKind.ROLLBACK, SwapKind.WATCH):
-            return None
-        return last
 
     async def refresh(self) -> None:
         """Read pointers, versions and swaps now, all from one snapshot of the database.
@@ -200,19 +280,25 @@ class CriticPointers:
 
     async def _read(self) -> None:
         async with self._database.session(snapshot=True) as session:
-            swaps = Swaps(
-                await store.swaps.pending_swap(session),
-                await store.swaps.last_swap(session),
-                await store.swaps.last_swap(session, done=True),
-            )
-            pointers = await store.critics.read_pointers(session)
-            versions = await store.critics.list_critic_versions(session)
+            pending = await store.swaps.pending_swaps(session)
+            last = await store.swaps.last_swaps(session)
+            last_done = await store.swaps.last_swaps(session, done=True)
+            pointers = await store.critics.read_all_pointers(session)
+            versions = {critic.version: critic for critic in await store.critics.list_critic_versions(session)}
             self._calibrations = await store.calibrations.list_calibrations(session)
-            refining = await store.critics.refining_version(session) if "live" in pointers else None
-        self._versions = {critic.version: critic for critic in versions}
-        self.current, self.swaps, self._refining = pointers, swaps, refining
+            refining = {
+                task: await store.critics.refining_version(session, task)
+                for task in self._lines
+                if "live" in pointers.get(task, {}) and versions[pointers[task]["live"]].verdict_only
+            }
+        self._versions = versions
+        for task, line in self._lines.items():
+            line.current = pointers.get(task, {})
+            line.swaps = Swaps(pending.get(task), last.get(task), last_done.get(task))
+            line.refining = refining.get(task)
         self._read_at = time.monotonic()
-        self._refreshed.set()
+        for line in self:
+            line.note_reading()
 
     def refresh_soon(self) -> None:
         """Have the background task read now instead of at the next second."""
@@ -221,11 +307,6 @@ class CriticPointers:
     async def run_refresh(self) -> None:
         """Read once a second, and whenever `refresh_soon` is called, until cancelled."""
         await repeat(self.refresh, wait=self._requested_or_due, failure="critics_not_refreshed")
-
-    async def next_reading(self) -> None:
-        """Wait for the next reading of the pointers. For one waiting task only."""
-        await self._refreshed.wait()
-        self._refreshed.clear()
 
     async def _requested_or_due(self) -> None:
         with suppress(TimeoutError):

@@ -42,19 +42,26 @@ class Replicas:
         return bool(self._known) and self._known[0].id == self.id
 
     def others_use(self) -> set[int]:
-        """Versions that another replica serves as live, or has or recently had requests of."""
+        """Versions that another replica serves as live for a busy task, or has or recently had requests of."""
         return store.replicas.all_versions_in_use([replica for replica in self._known if replica.id != self.id])
 
     async def beat(
-        self, *, live: int | None, leases: dict[int, int], engines: tuple[str, ...], problem: str | None
+        self,
+        *,
+        live: dict[str, int],
+        default: str,
+        leases: dict[int, int],
+        engines: tuple[str, ...],
+        problem: str | None,
     ) -> None:
         """Store this replica's heartbeat and read those of the others.
 
         Args:
-            live: the version that this replica answers with.
-            leases: requests in flight by version (see `Leases.used_within`).
+            live: the version that this replica answers with, by task.
+            default: the name of the default task.
+            leases: requests in flight by version (see `Leases.used_within`), with 0 the live critics of busy tasks.
             engines: the addresses of its engines, without passwords.
-            problem: why it does not serve the live critic, if so.
+            problem: why it does not serve a live critic, if so.
 
         Raises:
             StoreUnavailable: Postgres is unavailable.
@@ -64,7 +71,8 @@ class Replicas:
             id=self.id,
             started_at=self._started_at,
             seen_at=at,
-            live_version=live,
+            live_version=live.get(default),
+            live=live,
             leases=leases,
             engines=engines,
             problem=problem,

@@ -2,10 +2,13 @@
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
+from uuid import UUID
 
 from gadfly.engine_client import Engine, EnginePool
-from gadfly.prompts import PromptSet
-from gadfly.records import CriticVersion
+from gadfly.errors import Conflict
+from gadfly.records import CriticVersion, Swap, SwapKind
+from gadfly.repeating import repeat
 from gadfly.service.critics.leases import Leases
 from gadfly.service.critics.loader import Loader
 from gadfly.service.critics.pointers import CriticPointers
@@ -15,12 +18,14 @@ from gadfly.service.critics.sampling import SamplingProofs
 from gadfly.service.critics.scores import Scoreboards
 from gadfly.service.critics.shadow import ShadowJudge
 from gadfly.service.critics.swapper import Swapper
-from gadfly.service.critics.upkeep import EngineUpkeep
+from gadfly.service.critics.upkeep import PINNED_S, EngineUpkeep
 from gadfly.service.critics.watch import RollbackWatch
 from gadfly.service.metrics import Metrics
-from gadfly.settings import Settings
+from gadfly.settings import Settings, without_password
 from gadfly.store.database import Database
-from gadfly.tasks import Task
+from gadfly.tasks import ServedTasks
+
+_TICK_S = 1.0
 
 
 class CriticServing:
@@ -30,23 +35,23 @@ class CriticServing:
         self,
         *,
         settings: Settings,
-        task: Task,
-        prompts: PromptSet,
+        tasks: ServedTasks,
         database: Database,
         engines: Sequence[Engine],
         metrics: Metrics,
     ) -> None:
         self._settings = settings
-        self._task = task
-        self.pointers = CriticPointers(database)
+        self._tasks = tasks
+        self._members = engines
+        self.pointers = CriticPointers(database, tasks.names)
         self.leases = Leases(limit=settings.max_in_flight, metrics=metrics)
         self.replicas = Replicas(database)
         self.loader = Loader(
             settings=settings,
-            task=task,
-            prompts=prompts,
+            tasks=tasks,
             engines=engines,
             pointers=self.pointers,
+            leases=self.leases,
             replicas=self.replicas,
             metrics=metrics,
         )
@@ -60,17 +65,19 @@ class CriticServing:
             replicas=self.replicas,
             receipts=self._receipts,
         )
-        self.swapper = Swapper(
-            database=database,
-            engines=engines,
-            pointers=self.pointers,
-            loader=self.loader,
-            leases=self.leases,
-            replicas=self.replicas,
-            receipts=self._receipts,
-            upkeep=self.upkeep,
-            metrics=metrics,
-        )
+        self._swappers = {
+            line.task: Swapper(
+                database=database,
+                line=line,
+                pointers=self.pointers,
+                loader=self.loader,
+                replicas=self.replicas,
+                receipts=self._receipts,
+                upkeep=self.upkeep,
+                metrics=metrics,
+            )
+            for line in self.pointers
+        }
         self.scoreboards = Scoreboards(database)
         self.sampling = SamplingProofs(engines, temperature=settings.temperature)
         share = settings.shadow_share if settings.auto_rollback else 0.0
@@ -79,7 +86,7 @@ class CriticServing:
             database,
             self.pointers,
             engines=self.engines,
-            prompts=prompts,
+            tasks=tasks,
             loader=self.loader,
             leases=self.leases,
             replicas=self.replicas,
@@ -87,13 +94,50 @@ class CriticServing:
         )
 
     async def start(self) -> CriticVersion:
-        """Read which critic is live, and return it.
+        """Read which critics are live, and return that of the default task.
 
         Raises:
             StoreUnavailable: Postgres is unavailable.
             Conflict: the live critic is based on another model, and replicas that serve it are running.
         """
-        return await self.pointers.start(base_model=self._settings.model, task=self._task.id)
+        return await self.pointers.start(base_model=self._settings.model, tasks=[task.id for task in self._tasks])
+
+    @property
+    def problem(self) -> str | None:
+        """Why this replica does not serve a live critic, if so."""
+        return "; ".join(swapper.problem for swapper in self._swappers.values() if swapper.problem) or None
+
+    async def request_swap(
+        self,
+        *,
+        version: int | None,
+        kind: SwapKind,
+        task: str | None = None,
+        from_version: int | None = None,
+        key_id: UUID | None,
+        reason: str | None,
+        patience_s: float,
+    ) -> Swap:
+        """Request a swap of a task's live critic, without one of the version's task; else as `Swapper.request`.
+
+        Raises:
+            NotFound: there is no such version.
+            Conflict: its task is not served or is another one than `task`, or an engine cannot load the version that an
+                admin wants to promote; or as `gadfly.store.swaps.request_swap`.
+            StoreUnavailable: Postgres is unavailable, so the swap was not requested.
+        """
+        if version is not None:
+            critic = await self.pointers.resolve(version, task)
+            if critic.task not in self._swappers:
+                raise Conflict(
+                    f"version {critic.version} is a critic of the task {critic.task}, which is not served here"
+                )
+            if kind is SwapKind.PROMOTE and critic.adapter_path is not None:
+                self.loader.require_adapters()
+            version, task = critic.version, task or critic.task
+        return await self._swappers[task or self.pointers.default.task].request(
+            version=version, kind=kind, from_version=from_version, key_id=key_id, reason=reason, patience_s=patience_s
+        )
 
     async def run(self) -> None:
         """Follow the pointers, do swaps, reconcile and check the engines and watch live traffic, until cancelled."""
@@ -101,15 +145,32 @@ class CriticServing:
             await asyncio.gather(
                 self.pointers.run_refresh(),
                 self.pointers.run_listener(),
-                self.swapper.run_heartbeat(),
-                self.swapper.run(),
+                self._run_heartbeat(),
+                *(swapper.run() for swapper in self._swappers.values()),
                 self.upkeep.run(),
                 self.watch.run(),
                 self.shadow.run(),
                 self.sampling.run(),
             )
         finally:
-            await self.swapper.leave()
+            await self.replicas.leave()
+
+    async def _run_heartbeat(self) -> None:
+        """Send a heartbeat every second, until cancelled."""
+        urls = tuple(without_password(engine.url) for engine in self._members)
+
+        async def beat() -> None:
+            live = {line.task: line.serving for line in self.pointers if line.serving is not None}
+            busy = {live[line.task]: 0 for line in self.pointers if line.task in live and self.loader.is_busy(line)}
+            await self.replicas.beat(
+                live=live,
+                default=self.pointers.default.task,
+                leases=busy | self.leases.used_within(PINNED_S),
+                engines=urls,
+                problem=self.problem,
+            )
+
+        await repeat(beat, wait=partial(asyncio.sleep, _TICK_S), failure="heartbeat_failed", waits_first=False)
 
     async def aclose(self) -> None:
         await self._receipts.aclose()

@@ -17,15 +17,15 @@ from gadfly.concurrency import gather
 from gadfly.critique import critique
 from gadfly.engine_client import EnginePool, Sampling
 from gadfly.errors import AdapterRefused, EngineError, TooBusy
-from gadfly.prompts import PromptSet
 from gadfly.records import CriticVersion
 from gadfly.repeating import repeat
 from gadfly.service.critics.leases import Leases
 from gadfly.service.critics.loader import Loader
-from gadfly.service.critics.pointers import CriticPointers
+from gadfly.service.critics.pointers import CriticLine, CriticPointers
 from gadfly.service.critics.replicas import Replicas
 from gadfly.store.database import Database
 from gadfly.store.shadow import Unjudged
+from gadfly.tasks import ServedTasks
 from gadfly.verdict import Verdict
 
 _EVERY_S = 10.0
@@ -45,7 +45,7 @@ class ShadowJudge:
         pointers: CriticPointers,
         *,
         engines: EnginePool,
-        prompts: PromptSet,
+        tasks: ServedTasks,
         loader: Loader,
         leases: Leases,
         replicas: Replicas,
@@ -54,7 +54,7 @@ class ShadowJudge:
         self._database = database
         self._pointers = pointers
         self._engines = engines
-        self._prompts = prompts
+        self._tasks = tasks
         self._loader = loader
         self._leases = leases
         self._replicas = replicas
@@ -67,15 +67,20 @@ class ShadowJudge:
 
     async def judge(self) -> int:
         """Judge a batch of answers; the number of verdicts, which is 0 while there are none or the engines are busy."""
-        tested = self._pointers.tested_promotion()
-        if tested is None or not self._replicas.is_eldest:
+        if not self._replicas.is_eldest:
+            return 0
+        return sum([await self._judge(line) for line in self._pointers])
+
+    async def _judge(self, line: CriticLine) -> int:
+        tested = line.tested_promotion()
+        if tested is None:
             return 0
         async with self._database.session() as session:
             answers = await store.shadow.unjudged(
                 session,
                 live=tested.version,
                 by=tested.from_version,
-                since=await store.watch.live_since(session),
+                since=await store.watch.live_since(session, line.task),
                 share=self._share,
                 limit=_BATCH,
             )
@@ -93,7 +98,7 @@ class ShadowJudge:
             async with slots:
                 [judged] = await critique(
                     self._engines,
-                    self._prompts,
+                    self._tasks.get(critic.task).prompts,
                     model=critic.engine_name,
                     question=answer.question,
                     response=answer.response,

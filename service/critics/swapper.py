@@ -1,62 +1,56 @@
 """The hot swap: prove the new critic on every engine, move the pointer, let requests in flight finish, unload.
 
-The eldest replica does a pending swap; the others see the pointer move and follow once their own engines have proven
-the critic. A failure before the pointer moves refuses the swap and changes nothing: the old critic goes on answering.
-No request waits for a swap, and no swap ends a request.
+Each task's live critic has a swapper of its own. The eldest replica does a pending swap; the others see the pointer
+move and follow once their own engines have proven the critic. A failure before the pointer
+moves refuses the swap and changes nothing: the old critic goes on answering. No request waits for a swap, and no swap
+ends a request.
 """
 
 import asyncio
 from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from datetime import datetime
-from functools import partial
 from uuid import UUID
 
 import structlog
 
 from gadfly import store
-from gadfly.engine_client import Engine
-from gadfly.errors import GadflyError, StoreUnavailable
+from gadfly.errors import GadflyError, NoSlot, StoreUnavailable
 from gadfly.records import CriticVersion, Swap, SwapKind, SwapStatus, now
 from gadfly.repeating import repeat
-from gadfly.service.critics.leases import Leases
 from gadfly.service.critics.loader import Loader
-from gadfly.service.critics.pointers import CriticPointers
+from gadfly.service.critics.pointers import CriticLine, CriticPointers
 from gadfly.service.critics.receipts import Handover, SwapReceipts
 from gadfly.service.critics.replicas import Replicas
-from gadfly.service.critics.upkeep import PINNED_S, EngineUpkeep
+from gadfly.service.critics.upkeep import EngineUpkeep
 from gadfly.service.critics.verification import Proof
 from gadfly.service.metrics import Metrics
-from gadfly.settings import without_password
 from gadfly.store.database import Database
 
-_TICK_S = 1.0
 _POLL_S = 0.05
 
 log = structlog.get_logger(__name__)
 
 
 class Swapper:
-    """Follows the live pointer, and moves it."""
+    """Follows the live pointer of a task, and moves it."""
 
     def __init__(
         self,
         *,
         database: Database,
-        engines: Sequence[Engine],
+        line: CriticLine,
         pointers: CriticPointers,
         loader: Loader,
-        leases: Leases,
         replicas: Replicas,
         receipts: SwapReceipts,
         upkeep: EngineUpkeep,
         metrics: Metrics,
     ) -> None:
         self._database = database
-        self._engines = engines
+        self._line = line
         self._pointers = pointers
         self._loader = loader
-        self._leases = leases
         self._replicas = replicas
         self._metrics = metrics
         self._receipts = receipts
@@ -81,15 +75,18 @@ class Swapper:
         A requested swap survives an outage of Postgres and goes on afterwards.
 
         Raises:
-            NotFound, Conflict: as `gadfly.store.swaps.request_swap`; also a Conflict where an engine cannot load the
-                version that an admin wants to promote.
+            NotFound, Conflict: as `gadfly.store.swaps.request_swap`.
             StoreUnavailable: Postgres is unavailable, so the swap was not requested.
         """
-        if kind is SwapKind.PROMOTE and version != 0:
-            self._loader.require_adapters()
         async with self._database.session() as session:
             swap = await store.swaps.request_swap(
-                session, version=version, kind=kind, from_version=from_version, key_id=key_id, reason=reason
+                session,
+                version=version,
+                kind=kind,
+                from_version=from_version,
+                key_id=key_id,
+                reason=reason,
+                task=self._line.task,
             )
         self._pointers.refresh_soon()
         with suppress(TimeoutError):
@@ -105,36 +102,18 @@ class Swapper:
 
     async def run(self) -> None:
         """Do pending swaps and follow the live pointer, after every reading of it, until cancelled."""
-        await repeat(self._follow, wait=self._pointers.next_reading, failure="swap_failed")
-
-    async def run_heartbeat(self) -> None:
-        """Send a heartbeat every second, until cancelled."""
-        urls = tuple(without_password(engine.url) for engine in self._engines)
-
-        async def beat() -> None:
-            await self._replicas.beat(
-                live=self._pointers.serving,
-                leases=self._leases.used_within(PINNED_S),
-                engines=urls,
-                problem=self.problem,
-            )
-
-        await repeat(beat, wait=partial(asyncio.sleep, _TICK_S), failure="heartbeat_failed", waits_first=False)
-
-    async def leave(self) -> None:
-        """Tell the other replicas that this one ends."""
-        await self._replicas.leave()
+        await repeat(self._follow, wait=self._line.next_reading, failure="swap_failed")
 
     # ------------------------------------------------------------------------------------------------------ a swap
 
     async def _follow(self) -> None:
-        if self._pointers.serving is None:
+        if self._line.serving is None:
             await self._adopt()
-        pending = self._pointers.swaps.pending
+        pending = self._line.swaps.pending
         if pending is not None and self._replicas.is_eldest:
             await self._do(pending)
             await self._pointers.refresh()
-        if self._pointers.current["live"] != self._pointers.serving:
+        if self._line.current["live"] != self._line.serving:
             await self._adopt()
 
     async def _do(self, swap: Swap) -> None:
@@ -143,6 +122,7 @@ class Swapper:
         try:
             # The way back must not need every engine: one may be broken, and this critic was proven before.
             must_be_all = swap.kind in (SwapKind.GATE, SwapKind.PROMOTE)
+            await self._make_room(critic)
             proofs = await self._while_pending(swap, self._loader.prove(critic, must_be_all=must_be_all))
         except StoreUnavailable:
             raise
@@ -169,10 +149,10 @@ class Swapper:
         try:
             while not proving.done():
                 await asyncio.wait((proving,), timeout=_POLL_S)
-                pending = self._pointers.swaps.pending
+                pending = self._line.swaps.pending
                 if not proving.done() and (pending is None or pending.id != swap.id):
                     log.info("swap_superseded", version=swap.version, kind=swap.kind.value)
-                    self._metrics.swaps.labels(swap.kind.value, SwapStatus.REFUSED.value).inc()
+                    self._metrics.swaps.labels(swap.kind.value, SwapStatus.REFUSED.value, swap.task).inc()
                     return None
             return await proving
         finally:
@@ -189,50 +169,64 @@ class Swapper:
                 await self._loader.unload_everywhere(critic)
 
     def _count(self, swap: Swap) -> None:
-        self._metrics.swaps.labels(swap.kind.value, swap.status.value).inc()
         kind, status = swap.kind.value, swap.status.value
-        log.info("swap_finished", version=swap.version, kind=kind, status=status, reason=swap.reason)
+        self._metrics.swaps.labels(kind, status, swap.task).inc()
+        log.info("swap_finished", task=swap.task, version=swap.version, kind=kind, status=status, reason=swap.reason)
+
+    async def _make_room(self, critic: CriticVersion) -> None:
+        """Free a slot if a critic that is not in use has one. Without one, the engine still has room for a few more."""
+        if critic.adapter_path is not None:
+            with suppress(NoSlot):
+                await self._loader.make_room(critic)
 
     async def _adopt(self) -> None:
-        """Serve the critic of the live pointer once an engine of this replica has proven it; until then the old one."""
+        """Serve the critic of the live pointer once an engine of this replica has proven it; until then the old one.
+
+        At the start of a replica, that of an idle task without a free slot is proven at its first request instead.
+        """
         began_at = now()
-        critic = await self._pointers.resolve(self._pointers.current["live"])
+        critic = await self._pointers.resolve(self._line.current["live"])
+        if self._line.serving is None and not self._loader.is_busy(self._line) and not self._loader.has_room(critic):
+            self._begin(critic)
+            return
         try:
             self._loader.raise_recent_refusal(critic)
+            await self._make_room(critic)
             proofs = await self._loader.prove(critic, must_be_all=False)
         except StoreUnavailable:
             raise
         except GadflyError as error:
             self._metrics.adoptions.labels("failed").inc()
-            serving = self._pointers.serving
+            serving = self._line.serving
             still = "" if serving is None else f", still answering with {serving}"
-            self.problem = f"the live critic {critic.version} is not served here (see the log){still}"
+            of_task = "" if self._line is self._pointers.default else f" of the task {critic.task}"
+            self.problem = f"the live critic {critic.version}{of_task} is not served here (see the log){still}"
             if (critic.version, str(error)) != self._not_adopted:  # every attempt of each second has the same reason
                 log.warning("live_critic_not_served", critic=critic.engine_name, reason=str(error), still=serving)
             self._not_adopted = critic.version, str(error)
             return
-        if self._pointers.current["live"] != critic.version:
+        if self._line.current["live"] != critic.version:
             self._pointers.refresh_soon()  # the pointer has moved again; the next reading starts another adoption
             return
-        if self._pointers.serving is None:
+        if self._line.serving is None:
             self._begin(critic)
             return
-        swap = self._pointers.swaps.last_done
+        swap = self._line.swaps.last_done
         if swap is None or swap.version != critic.version:
             await self._pointers.refresh()  # the pointer was moved without a swap
             return
         self._serve(swap, critic, proofs, began_at=began_at, proved_at=now())
 
     def _begin(self, critic: CriticVersion) -> None:
-        self._pointers.serving = critic.version
+        self._line.serving = critic.version
         self.problem = self._not_adopted = None
-        self._metrics.live.set(critic.version)
+        self._metrics.live.labels(critic.task).set(critic.version)
         self._metrics.adoptions.labels("done").inc()
 
     def _serve(
         self, swap: Swap, critic: CriticVersion, proofs: Sequence[Proof], *, began_at: datetime, proved_at: datetime
     ) -> None:
-        left = self._pointers.known_live
+        left = self._line.known_live
         self._begin(critic)  # requests resolved from here on get the new critic
         if left is None or left == critic.version:
             return

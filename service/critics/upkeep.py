@@ -1,20 +1,22 @@
-"""Reconciles each engine once a second: loads the live critic where it is missing and unloads unused adapters.
+"""Reconciles each engine once a second: loads live critics where they are missing and unloads unused adapters.
 
-An engine that restarts therefore gets the live critic without a request.
+An engine that restarts therefore gets the live critics without a request. Where tasks have more live critics than the
+engines have slots, those of idle tasks wait for their next request.
 """
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 
 import structlog
 
 from gadfly.engine_client import Engine
-from gadfly.errors import EngineError, EngineRefused, EngineTimeout, GadflyError
+from gadfly.errors import EngineError, EngineRefused, EngineTimeout, GadflyError, NoSlot
 from gadfly.repeating import repeat
 from gadfly.service.critics.leases import Leases
 from gadfly.service.critics.loader import Loader, version_of
-from gadfly.service.critics.pointers import CriticPointers
+from gadfly.service.critics.pointers import CriticLine, CriticPointers
 from gadfly.service.critics.receipts import SwapReceipts
 from gadfly.service.critics.replicas import FRESH_S, Replicas
 from gadfly.settings import without_password
@@ -47,7 +49,7 @@ class EngineUpkeep:
         self._receipts = receipts
         self._unused_since: dict[tuple[str, int], float] = {}  # by engine and version, in the loop's seconds
         self._refusals: dict[str, str] = {}  # by engine's URL: why it refuses this deployment
-        self.lacking: set[str] = set()  # URLs of engines that do not serve this replica's live critic
+        self._failed: set[tuple[str, int]] = set()  # engines and live versions that they do not serve
 
     async def run(self) -> None:
         """Reconcile every engine once a second, until cancelled."""
@@ -65,17 +67,29 @@ class EngineUpkeep:
 
     def in_use(self, *, with_candidate: bool) -> set[int]:
         """The versions that any pointer names, any replica serves as live, or any request needs."""
-        used = {version for name, version in self._pointers.current.items() if with_candidate or name != "candidate"}
+        used = {
+            version
+            for line in self._pointers
+            for name, version in line.current.items()
+            if with_candidate or name != "candidate"
+        }
         used |= set(self._leases.used_within(PINNED_S)) | self._replicas.others_use()
-        return used if self._pointers.serving is None else used | {self._pointers.serving}
+        return used | {line.serving for line in self._pointers if line.serving is not None}
+
+    @property
+    def lacking(self) -> set[str]:
+        """URLs of engines that do not serve this replica's live critic of the default task."""
+        return {url for url, version in self._failed if version == self._pointers.default.serving}
 
     async def _reconcile(self, engine: Engine) -> None:
         try:
             served = {version for name in await engine.models() if (version := version_of(name)) is not None}
+            self._loader.note_served(engine, served)
             await self._note_adapters(engine)
             self._refusals.pop(engine.url, None)
         except EngineRefused as error:
             self._loader.forget_all(engine)
+            self._loader.note_served(engine, ())
             if self._refusals.get(engine.url) != str(error):  # once: only a change of the settings helps
                 log.error("engine_refuses", engine=without_password(engine.url), reason=str(error))
             self._refusals[engine.url] = str(error)
@@ -84,11 +98,13 @@ class EngineUpkeep:
             return  # it is busy and has not restarted; the next round asks again
         except EngineError:
             self._loader.forget_all(engine)  # another process may answer next
+            self._loader.note_served(engine, ())
             return
         for version in self._loader.proven_on(engine):
             if version not in served:  # the engine restarted, or another replica unloaded the adapter
                 self._loader.forget(engine, version)
-        await self._load_live(engine)
+        for line in self._pointers:
+            await self._load_live(engine, line)
         if max(self._pointers.age_s, self._replicas.age_s) < FRESH_S:
             await self._unload_unused(engine, served)
 
@@ -96,27 +112,35 @@ class EngineUpkeep:
         if engine.known_adapters is None and (problem := (await engine.adapters()).problem):
             log.warning("engine_serves_version_0_only", engine=without_password(engine.url), reason=f"it {problem}")
 
-    async def _load_live(self, engine: Engine) -> None:
-        critic = None if self._pointers.serving is None else self._pointers.known(self._pointers.serving)
-        if critic is None or critic.adapter_path is None or critic.version in self._loader.proven_on(engine):
-            self.lacking.discard(engine.url)
+    async def _load_live(self, engine: Engine, line: CriticLine) -> None:
+        critic = None if line.serving is None else self._pointers.known(line.serving)
+        if critic is None:
             return
+        place = (engine.url, critic.version)
+        if critic.adapter_path is None or critic.version in self._loader.proven_on(engine):
+            self._failed.discard(place)
+            return
+        if not self._loader.has_room(critic):
+            if not self._loader.is_busy(line):
+                self._failed.discard(place)
+                return  # it is loaded at the task's next request
+            with suppress(NoSlot):  # then it is loaded all the same: the engine has room for a few more
+                await self._loader.make_room(critic)
         try:
             self._loader.raise_recent_refusal(critic, engine)
             await self._loader.prove_on(engine, critic, await self._loader.read_folder(critic))
-            self.lacking.discard(engine.url)
+            self._failed.discard(place)
         except GadflyError as error:
-            if engine.url not in self.lacking:
+            if place not in self._failed:
                 where = without_password(engine.url)
                 log.warning("engine_lacks_live_critic", critic=critic.engine_name, engine=where, reason=str(error))
-            self.lacking.add(engine.url)
+            self._failed.add(place)
 
     async def _unload_unused(self, engine: Engine, served: set[int]) -> None:
         """Unload versions unused for `_UNUSED_S`. Adapters that are not this deployment's versions stay."""
         at = asyncio.get_running_loop().time()
         unused = {version for version in served if self._pointers.known(version)} - self.in_use(with_candidate=True)
-        if self._pointers.swaps.pending is not None:
-            unused.discard(self._pointers.swaps.pending.version)
+        unused -= {line.swaps.pending.version for line in self._pointers if line.swaps.pending is not None}
         for url, version in list(self._unused_since):
             if url == engine.url and version not in unused:
                 del self._unused_since[url, version]

@@ -33,7 +33,7 @@ from gadfly.errors import Conflict
 from gadfly.evidence import MeanTest
 from gadfly.records import SwapKind, Tier, now
 from gadfly.repeating import repeat
-from gadfly.service.critics.pointers import CriticPointers
+from gadfly.service.critics.pointers import CriticLine, CriticPointers
 from gadfly.store.database import Database
 from gadfly.store.watch import Outcome
 
@@ -153,34 +153,41 @@ def measured_outcomes(gate: Mapping[str, Any] | None, *, seed: int) -> list[Outc
 
 
 class RollbackWatch:
-    """Tests the live critic of a deployment, one replica at a time, and requests a rollback when it is worse."""
+    """Tests the live critics of a deployment, one replica at a time, and requests a rollback when it is worse."""
 
     def __init__(self, database: Database, pointers: CriticPointers, *, is_on: bool, shadow_share: float) -> None:
         self._database = database
         self._pointers = pointers
         self._is_on = is_on
         self._shadow_share = shadow_share
-        self.problem: str | None = None
-        """Why the watch cannot decide although there are labels; None while it can."""
+        self.problems: dict[str, str] = {}
+        """Why the watch cannot decide although there are labels, by task; a task of which it can is absent."""
 
     async def run(self) -> None:
-        """Test the live critic every ten seconds, until cancelled."""
+        """Test the live critic of each task every ten seconds, until cancelled."""
         if self._is_on:
-            await repeat(self.check, wait=partial(asyncio.sleep, _EVERY_S), failure="watch_failed")
+            await repeat(self._check_all, wait=partial(asyncio.sleep, _EVERY_S), failure="watch_failed")
 
-    async def check(self) -> WatchEvidence | None:
-        """Test the live critic with the outcomes so far. None if there is nothing to test, or another replica tests it.
+    async def _check_all(self) -> None:
+        for line in self._pointers:
+            await self.check(line)
+
+    async def check(self, line: CriticLine | None = None) -> WatchEvidence | None:
+        """Test the live critic of a task, without one of the default task, with the outcomes so far.
+
+        None if there is nothing to test, or another replica tests it.
 
         Only a critic that the gate or an admin promoted is tested: a rollback is never undone automatically.
         """
-        last = self._pointers.tested_promotion()
+        line = line or self._pointers.default
+        last = line.tested_promotion()
         if last is None:
             return None
         live = await self._pointers.resolve(last.version)
         async with self._database.session() as session:
-            if not await store.watch.lock_watch(session):
+            if not await store.watch.lock_watch(session, line.task):
                 return None
-            since = await store.watch.live_since(session)
+            since = await store.watch.live_since(session, line.task)
             after = await store.watch.verdict_outcomes(session, last.version, since=since)
             pairs = await store.watch.paired_outcomes(session, last.version, before=last.from_version, since=since)
             before = await store.watch.verdict_outcomes(session, last.from_version)
@@ -193,7 +200,7 @@ class RollbackWatch:
             evidence = await asyncio.to_thread(
                 compare, before, after, callers=callers, pairs=pairs if self._shadow_share > 0 else None
             )
-            self.problem = _problem(evidence, after, is_paired=self._shadow_share > 0)
+            self._note(line, _problem(evidence, after, is_paired=self._shadow_share > 0))
             if evidence.decision is not Decision.ROLL_BACK:
                 return evidence
             reason = (
@@ -208,6 +215,12 @@ class RollbackWatch:
                 return evidence
         log.warning("watch_rollback_requested", version=last.version, to=last.from_version, reason=reason)
         return evidence
+
+    def _note(self, line: CriticLine, problem: str | None) -> None:
+        if problem is None:
+            self.problems.pop(line.task, None)
+        else:
+            self.problems[line.task] = problem
 
 
 def _problem(evidence: WatchEvidence, after: Sequence[Outcome], *, is_paired: bool) -> str | None:

@@ -32,6 +32,7 @@ from gadfly.service.wire.chat import ChatRequest
 from gadfly.service.wire.feedback import FeedbackRequest
 from gadfly.settings import Settings
 from gadfly.storable import storable_text
+from gadfly.tasks import ServedTask
 
 # The caller's options that reach the actor under the same name.
 _ACTOR_OPTIONS = (
@@ -89,10 +90,13 @@ class ChatAnswerer:
         """The durable answer; for a repeated request id, that of the first request.
 
         Raises:
-            NotFound: no such model or critic.
+            NotFound: no such model, critic or task.
+            NotAllowed: the caller's key may not use the task.
             BadInput: an option does not fit the model or exceeds a limit, or the request id belongs to another request.
         """
         model = model_of(body.model)
+        task = self._answerer.tasks.get(model.task)
+        caller.require_task(task.name)
         _check_options(body, model, max_samples=self._settings.max_samples)
         if model.role is Writer.CRITIC:
             return await self._critique(caller, body, model, request_id, listener)
@@ -128,7 +132,8 @@ class ChatAnswerer:
         if listener is not None:
             await listener.on_start(ids[0], None)
         started = time.perf_counter()
-        draft = replace(self._draft(caller, body, asked, ids[0]), request_id=request_id, fingerprint=fingerprint)
+        task = self._answerer.tasks.get(model.task)
+        draft = replace(self._draft(caller, body, asked, ids[0], task), request_id=request_id, fingerprint=fingerprint)
         if model.role is Writer.ACTOR:
             replies = await self._converse(body, None if listener is None else listener.on_delta)
             drafts = [replace(draft, id=id, request_id=None, fingerprint=None) for id in ids[1:]]
@@ -141,7 +146,7 @@ class ChatAnswerer:
             answers = [await self._refined(caller, body, draft, replies[0], listener)]
         cut = [reply.finish_reason == "length" for reply in replies] if model.role is Writer.ACTOR else [False]
         texts = [(each.response or "", is_cut) for each, is_cut in zip(answers, cut, strict=True)]
-        graded = await self._answerer.graded(texts, body.gadfly.reference, question=asked.question)
+        graded = await self._answerer.graded(texts, body.gadfly.reference, question=asked.question, task=task.name)
         latency_ms = (time.perf_counter() - started) * 1000
         stored = [
             replace(
@@ -176,7 +181,7 @@ class ChatAnswerer:
     def _temperature(self, body: ChatRequest) -> float:
         return self._settings.temperature if body.temperature is None else body.temperature
 
-    def _draft(self, caller: Caller, body: ChatRequest, asked: Asked, id: UUID) -> Interaction:
+    def _draft(self, caller: Caller, body: ChatRequest, asked: Asked, id: UUID, task: ServedTask) -> Interaction:
         options = {name: value for name in _ACTOR_OPTIONS if (value := getattr(body, name)) is not None}
         options.pop("tools", None)  # stored with the conversation
         return Interaction(
@@ -203,8 +208,8 @@ class ChatAnswerer:
             },
             model=self._actor.name,
             prompt_set=None,
-            task=self._answerer.task.name,
-            task_version=self._answerer.task.version,
+            task=task.name,
+            task_version=task.task.version,
             critic_version=None,
             adapter_sha256=None,
             verdict=None,
@@ -225,6 +230,7 @@ class ChatAnswerer:
         if "critic_temperature" in given:
             given["temperature"] = given.pop("critic_temperature")
         request = RefineRequest(
+            task=draft.task,
             question=draft.question,
             response=text,
             reference=body.gadfly.reference,
@@ -266,6 +272,7 @@ class ChatAnswerer:
         turns = body.turns()
         asked = read_answer(turns, context=body.gadfly.context, max_chars=self._settings.max_text_chars)
         request = CritiqueRequest(
+            task=model.task,
             question=asked.question,
             response=asked.response,
             reference=body.gadfly.reference,

@@ -17,7 +17,6 @@ from gadfly.concurrency import gather
 from gadfly.critique import critique
 from gadfly.engine_client import Sampling
 from gadfly.errors import AdapterRefused, EngineError, PromptTooLong, TooBusy
-from gadfly.prompts import PromptSet
 from gadfly.records import CriticVersion, now
 from gadfly.repeating import repeat
 from gadfly.service.critics.serving import CriticServing
@@ -25,6 +24,7 @@ from gadfly.service.metrics import Metrics
 from gadfly.settings import Settings
 from gadfly.store.chat import Due
 from gadfly.store.database import Database
+from gadfly.tasks import ServedTasks
 
 _EVERY_S = 5.0
 _BATCH = 16  # answers a round
@@ -39,12 +39,12 @@ class BackgroundJudge:
     """Has the live critic judge answers that are due, in the eldest replica."""
 
     def __init__(
-        self, database: Database, critics: CriticServing, *, settings: Settings, prompts: PromptSet, metrics: Metrics
+        self, database: Database, critics: CriticServing, *, settings: Settings, tasks: ServedTasks, metrics: Metrics
     ) -> None:
         self._database = database
         self._critics = critics
         self._settings = settings
-        self._prompts = prompts
+        self._tasks = tasks
         self._metrics = metrics
 
     async def run(self) -> None:
@@ -59,10 +59,14 @@ class BackgroundJudge:
         if not self._critics.replicas.is_eldest:
             return 0
         async with self._database.session() as session:
-            answers = await store.chat.due_answers(session, since=now() - _LONGEST_WAIT, limit=_BATCH)
-        if not answers:
-            return 0
-        critic = await self._critics.pointers.resolve("live")
+            answers = await store.chat.due_answers(
+                session, since=now() - _LONGEST_WAIT, limit=_BATCH, tasks=self._tasks.names
+            )
+        of_tasks = [[each for each in answers if each.task == task] for task in self._tasks.names]
+        return sum([await self._judge_of_task(each) for each in of_tasks if each])
+
+    async def _judge_of_task(self, answers: Sequence[Due]) -> int:
+        critic = await self._critics.pointers.resolve("live", answers[0].task)
         try:
             with self._critics.leases.take(critic.version, is_pinned=False):
                 await self._critics.loader.ready(critic)
@@ -81,11 +85,12 @@ class BackgroundJudge:
         return await gather(*map(one, answers))
 
     async def _judge(self, critic: CriticVersion, answer: Due) -> bool:
+        prompts = self._tasks.get(answer.task).prompts
         parameters = {"n": 1, "temperature": self._settings.temperature, "max_tokens": self._settings.max_tokens}
         try:
             [judged] = await critique(
                 self._critics.engines,
-                self._prompts,
+                prompts,
                 model=critic.engine_name,
                 question=answer.question,
                 response=answer.response,
@@ -104,9 +109,9 @@ class BackgroundJudge:
                 answer.interaction_id,
                 judged,
                 critic=critic,
-                prompt_set=self._prompts.name,
+                prompt_set=prompts.name,
                 parameters=parameters,
             )
         if is_stored:
-            self._metrics.observe_critiques(critic.version, [judged])
+            self._metrics.observe_critiques(critic.version, [judged], task=answer.task)
         return is_stored

@@ -8,6 +8,7 @@ from gadfly.errors import NotFound
 from gadfly.service.wire.common import CriticChoice
 
 _CRITIC = re.compile(r"critic@(\d{1,9})")
+_SEPARATOR = "/"
 
 
 class Writer(StrEnum):
@@ -20,21 +21,32 @@ class Writer(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FrontModel:
-    """One model of /v1. `critic` is the critic that `critic` models answer with."""
+    """One model of /v1. `critic` is the critic that `critic` models answer with; `task` None is the default task."""
 
     role: Writer
     critic: CriticChoice = "live"
+    task: str | None = None
 
 
 def model_of(name: str) -> FrontModel:
-    """The model with this name.
+    """The model with this name, which may begin with a task, as in `sql/refined`.
 
     Raises:
-        NotFound: there is none.
+        NotFound: there is none. Whether the task is served is not checked.
     """
-    for role in Writer:
-        if name == role.value:
-            return FrontModel(role)
-    if (versioned := _CRITIC.fullmatch(name)) and int(versioned[1]) < 2**31:
-        return FrontModel(Writer.CRITIC, int(versioned[1]))
-    raise NotFound(f"there is no model {name!r}; the models are actor, refined, critic, and critic@N for version N")
+    task, separator, own = name.rpartition(_SEPARATOR)
+    if bool(task) is bool(separator):
+        for role in Writer:
+            if own == role.value:
+                return FrontModel(role, task=task or None)
+        if (versioned := _CRITIC.fullmatch(own)) and int(versioned[1]) < 2**31:
+            return FrontModel(Writer.CRITIC, int(versioned[1]), task=task or None)
+    raise NotFound(
+        f"there is no model {name!r}; the models are actor, refined, critic, and critic@N for version N, with another "
+        "task than the default one before them, as in sql/refined"
+    )
+
+
+def name_of(role: str, *, task: str | None) -> str:
+    """The name of a model of a task; None: of the default task."""
+    return role if task is None else f"{task}{_SEPARATOR}{role}"

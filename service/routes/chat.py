@@ -1,14 +1,17 @@
 """GET /v1/models, GET /v1/models/{model} and POST /v1/chat/completions: OpenAI's API."""
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Request
 from fastapi.responses import Response
 
 from gadfly.errors import NotFound
+from gadfly.service.container import Service
 from gadfly.service.dependencies import OpenAICallerDep, ServiceDep
-from gadfly.service.front.models import Writer, model_of
+from gadfly.service.front.models import Writer, model_of, name_of
 from gadfly.service.front.respond import respond
+from gadfly.service.keyring import Caller
 from gadfly.service.routes.json import StrictJsonRoute
 from gadfly.service.wire.chat import ChatCompletion, ChatRequest, ModelCard, ModelList, OpenAIErrorBody
 from gadfly.service.wire.common import RequestId
@@ -41,8 +44,11 @@ IdempotencyKey = Annotated[
 
 @router.get("/models", summary="List models", response_model=ModelList)
 async def list_models(caller: OpenAICallerDep, service: ServiceDep) -> ModelList:
-    """The models `actor`, `refined` and `critic`, and `critic@N` for every critic."""
-    return ModelList(data=await _cards(service))
+    """The models `actor`, `refined` and `critic`, and `critic@N` for every critic, for each task that the key may use.
+
+    Those of the default task have no task in their name.
+    """
+    return ModelList(data=await _cards(service, caller))
 
 
 @router.get("/models/{model}", summary="Read a model", response_model=ModelCard)
@@ -50,9 +56,9 @@ async def read_model(
     model: Annotated[str, Path(max_length=200)], caller: OpenAICallerDep, service: ServiceDep
 ) -> ModelCard:
     """One model."""
-    model_of(model)
-    for card in await _cards(service):
-        if card.id == model:
+    wanted = model_of(model)
+    for card in await _cards(service, caller):
+        if model_of(card.id) == replace(wanted, task=_short(service, wanted.task)):
             return card
     raise NotFound(f"there is no model {model!r}: no such critic")
 
@@ -75,10 +81,25 @@ async def complete_chat(
     return await respond(service, caller, request, body, request_id=body.gadfly.request_id or idempotency_key)
 
 
-async def _cards(service: ServiceDep) -> list[ModelCard]:
-    versions, _ = await service.critics.pointers.read_all()
+async def _cards(service: Service, caller: Caller) -> list[ModelCard]:
+    versions = await service.critics.pointers.read_all()
     oldest = min(int(version.created_at.timestamp()) for version in versions)
-    cards = [ModelCard(id=role.value, created=oldest) for role in Writer]
-    return cards + [
-        ModelCard(id=f"critic@{version.version}", created=int(version.created_at.timestamp())) for version in versions
+    tasks = [task for task in service.tasks.names if caller.may_use(task)]
+    cards = [
+        ModelCard(id=name_of(role.value, task=_short(service, task)), created=oldest)
+        for task in tasks
+        for role in Writer
     ]
+    return cards + [
+        ModelCard(
+            id=name_of(f"critic@{version.version}", task=_short(service, version.task)),
+            created=int(version.created_at.timestamp()),
+        )
+        for version in versions
+        if version.task in tasks
+    ]
+
+
+def _short(service: Service, task: str | None) -> str | None:
+    """None for the default task, which names of models leave out."""
+    return None if task == service.tasks.default.name else task

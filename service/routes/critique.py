@@ -10,7 +10,9 @@ from gadfly.service.routes.json import StrictJsonRoute
 from gadfly.service.wire.answers import CritiqueRequest, CritiqueResult, RefineRequest, RefineResult
 
 router = APIRouter(
-    route_class=StrictJsonRoute, tags=["critique"], responses=problems(401, 404, 409, 413, 422, 429, 502, 503, 504, 507)
+    route_class=StrictJsonRoute,
+    tags=["critique"],
+    responses=problems(401, 403, 404, 409, 413, 422, 429, 502, 503, 504, 507),
 )
 
 

@@ -11,7 +11,9 @@ from gadfly.service.routes.json import StrictJsonRoute
 from gadfly.service.wire.feedback import FeedbackRequest, FeedbackView
 from gadfly.service.wire.queue import WithdrawnView
 
-router = APIRouter(route_class=StrictJsonRoute, tags=["feedback"], responses=problems(401, 404, 409, 413, 422, 503))
+router = APIRouter(
+    route_class=StrictJsonRoute, tags=["feedback"], responses=problems(401, 403, 404, 409, 413, 422, 503)
+)
 
 
 @router.post("/feedback", summary="Give feedback", response_model=FeedbackView)
@@ -23,6 +25,7 @@ async def post_feedback(body: FeedbackRequest, caller: CallerDep, service: Servi
     else:
         assert body.request_id is not None
         interaction = await service.history.find_by_request_id(caller, body.request_id)
+    caller.require_task(interaction.task)
     feedback = await service.answerer.feedback(body, interaction, key_id=caller.key_id)
     await service.chat.pass_feedback_on(caller, body, interaction)
     return FeedbackView.of(feedback)

@@ -45,6 +45,7 @@ def _filters(query: InteractionQuery) -> Filters:
         grade=query.grade,
         episode_id=query.episode_id,
         critic_version=query.critic_version,
+        task=query.task,
         has_feedback=query.has_feedback,
         created_from=query.since,
         created_before=query.until,

@@ -23,7 +23,7 @@ from gadfly.service.wire.queue import (
     TakeRequest,
 )
 from gadfly.verdict import Verdict, parse_critique
-from gadfly.votes import Standing
+from gadfly.votes import VoteAgreement
 
 router = APIRouter(
     route_class=StrictJsonRoute, prefix="/labels", tags=["labels"], responses=problems(401, 403, 413, 422, 503)
@@ -102,7 +102,7 @@ def _item(taken: Taken, names: Mapping[UUID, str] | None) -> QueueItem:
         why=_why(taken, confidence),
         other_verdict=waiting.other_verdict,
         other_critic=waiting.other_critic,
-        standing=Standing.NONE if judged is None else judged.standing,
+        standing=VoteAgreement.NONE if judged is None else judged.standing,
         votes=[] if judged is None or names is None else vote_views(judged.votes, names),
         reserved_until=taken.reserved_until,
     )

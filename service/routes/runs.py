@@ -37,27 +37,27 @@ LastEventId = Annotated[
             "model": PlanView | RunView,
         },
         **_ACCEPTED,
-        **problems(409, 413),
+        **problems(404, 409, 413),
     },
 )
 async def retrain(body: RetrainRequest, caller: AdminDep, service: ServiceDep) -> Response:
-    """Request a training run: the trainer trains a new critic on labelled answers, and the gate decides on it.
+    """Request a training run: the trainer trains a new critic on a task's labelled answers, and the gate decides on it.
 
     With `dry_run`, only the plan is returned: the answers to train and to measure on, their label sources, the smallest
     gain that the held-out answers could show, and the estimated time.
     """
     if body.dry_run:
-        plan = await service.runs.plan(body.config)
+        plan = await service.runs.plan(body.config, task=body.task)
         shown = plan if body.ids else plan.without_ids()
         return Response(PlanView.of(shown).model_dump_json(), media_type="application/json")
-    requested = await service.runs.request(caller, body.config, request_id=body.request_id)
+    requested = await service.runs.request(caller, body.config, request_id=body.request_id, task=body.task)
     return _located(requested.run, status=200 if requested.is_repeat else 202)
 
 
 @router.get("/runs", summary="List training runs", response_model=RunPage)
 async def list_runs(query: Annotated[RunQuery, Query()], caller: AdminDep, service: ServiceDep) -> RunPage:
     """A page of training runs, newest first."""
-    runs = await service.runs.page(limit=query.limit + 1, before=query.cursor)
+    runs = await service.runs.page(limit=query.limit + 1, before=query.cursor, task=query.task)
     shown = runs[: query.limit]
     return RunPage(
         items=[RunSummary.of(run) for run in shown], next_cursor=shown[-1].id if len(runs) > query.limit else None

@@ -5,7 +5,7 @@ from importlib.metadata import version
 from fastapi import APIRouter, Request, Response
 
 from gadfly.service.dependencies import CallerDep, ServiceDep, SessionCookie, require_own_page
-from gadfly.service.keyring import Caller
+from gadfly.service.keyring import caller_with
 from gadfly.service.routes.docs import problems
 from gadfly.service.routes.json import StrictJsonRoute
 from gadfly.service.sessions import COOKIE, LIFETIME, SignedIn
@@ -38,7 +38,7 @@ async def sign_in(body: SignInRequest, request: Request, service: ServiceDep, re
         httponly=True,
         samesite="strict",
     )
-    caller = Caller(key_id=key.id, tier=key.tier, key_name=key.name)
+    caller = caller_with(key)
     return _view(caller, await service.sessions.find(secret))
 
 

@@ -26,11 +26,13 @@ from gadfly.service.wire.common import (
     CriticView,
     RequestId,
     Seed,
+    TaskName,
     Temperature,
     UsageView,
     Wire,
     critic_of,
 )
+from gadfly.task_names import DEFAULT_TASK
 from gadfly.verdict import Verdict, VerdictSource, parse_critique
 
 _CONFIDENCE = "The critic's own probability of the verdict, among the two verdict words."
@@ -45,10 +47,13 @@ class Options(Wire):
 
     question: FilledText = Field(description="The question.")
     response: FilledText = Field(description="The answer to judge.")
+    task: TaskName | None = Field(
+        None, description="The task that question and answer belong to; null: the deployment's default task."
+    )
     reference: FilledText | None = Field(
         None, description="The right answer, if known. It grades the response and is never shown to the model."
     )
-    critic: CriticChoice = Field("live", description="Which critic answers: live, candidate, or a version.")
+    critic: CriticChoice = Field("live", description="Which critic of the task answers: live, candidate, or a version.")
     temperature: Temperature | None = Field(None, description="Sampling temperature of the critic.")
     max_tokens: Count | None = Field(
         None, description="Maximum length of each critique and each refinement, in tokens."
@@ -179,6 +184,7 @@ class CritiqueResult(Wire):
     critic: CriticView
     model: str = Field(description="The critic's base model.")
     prompt_set: str
+    task: str = Field(DEFAULT_TASK, description="The task that it belongs to.")
     verdict: Verdict
     confidence: float | None = Field(description=_CONFIDENCE)
     calibrated_confidence: float | None = Field(description=_CALIBRATED)
@@ -209,6 +215,7 @@ class RefineResult(Wire):
     )
     model: str = Field(description="The actor that rewrote the answer.")
     prompt_set: str
+    task: str = Field(DEFAULT_TASK, description="The task that it belongs to.")
     refined_response: str
     stop_reason: StopReason
     verdict: Verdict

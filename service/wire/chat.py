@@ -84,7 +84,11 @@ class GadflyOptions(Wire):
 class ChatRequest(Wire):
     """A request of /v1/chat/completions. Fields that are not listed here are refused."""
 
-    model: StrictStr = Field(max_length=200, description="`actor`, `refined`, `critic`, or `critic@N`.")
+    model: StrictStr = Field(
+        max_length=200,
+        description="`actor`, `refined`, `critic` or `critic@N`; of another task than the default one with its name "
+        "and a slash in front, as `sql/refined`.",
+    )
     messages: list[ChatMessage] = Field(min_length=1, max_length=10_000)
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None

@@ -8,6 +8,7 @@ from pydantic import (
     ConfigDict,
     Field,
     StrictInt,
+    StrictStr,
 )
 
 from gadfly.fields import FilledText
@@ -30,6 +31,9 @@ def _critic_choice(value: Any) -> Any:
 CriticChoice = Annotated[
     Literal["live", "candidate"] | Annotated[StrictInt, Field(ge=0, lt=2**31)], BeforeValidator(_critic_choice)
 ]
+
+
+TaskName = Annotated[StrictStr, Field(pattern=r"^[a-z][a-z0-9-]{0,39}$", description="The name of a task.")]
 
 
 class Wire(BaseModel):

@@ -1,6 +1,5 @@
 """Shapes of /critics, /admin/promote and /admin/rollback."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -23,20 +22,27 @@ from gadfly.records import (
     SwapStatus,
 )
 from gadfly.scoreboard import Scoreboard
-from gadfly.service.wire.common import Reason, Wire
+from gadfly.service.wire.common import Reason, TaskName, Wire
+from gadfly.task_names import DEFAULT_TASK
 from gadfly.training import GateOutcome
 
 
 class PromoteRequest(Wire):
     model_config = ConfigDict(json_schema_extra={"examples": [{"version": 1, "reason": "better on our own examples"}]})
 
-    version: StrictInt = Field(ge=0, lt=2**31, description="The version to make live.")
+    version: StrictInt = Field(
+        ge=0,
+        lt=2**31,
+        description="The version to make live for its task; 0 with `task`: that task's untrained critic.",
+    )
+    task: TaskName | None = Field(None, description="The task; null: that of the version.")
     reason: Reason | None = Field(None, description="The reason, stored with the swap.")
 
 
 class RollbackRequest(Wire):
     model_config = ConfigDict(json_schema_extra={"examples": [{"from_version": 1, "reason": "too many false alarms"}]})
 
+    task: TaskName | None = Field(None, description="The task; null: the default task.")
     from_version: StrictInt | None = Field(
         None,
         ge=0,
@@ -60,7 +66,8 @@ class CriticVersionView(Wire):
         "version that was not."
     )
     archived: bool = Field(description="Whether it is based on another model than the one that is served.")
-    pointers: list[Pointer]
+    pointers: list[Pointer] = Field(description="The pointers of its task that name it.")
+    task: str = Field(DEFAULT_TASK, description="The task whose answers it judges.")
 
 
 class SwapView(Wire):
@@ -73,6 +80,7 @@ class SwapView(Wire):
     status: SwapStatus
     requested_at: datetime
     finished_at: datetime | None
+    task: str = Field(DEFAULT_TASK, description="The task whose live critic it changes.")
     reason: str | None = Field(description="The reason of the request, or of the refusal. Shown to admins only.")
 
 
@@ -181,7 +189,6 @@ class CriticHistoryView(CriticVersionView):
 
     run_id: UUID | None = Field(description="The training run that made it.")
     prompt_set: str | None
-    task: str = Field(description="The name of the task that it was trained on.")
     task_version: str | None = Field(description="Of the task's files; null for critics of earlier releases.")
     outcome: GateOutcome | None = Field(description="The decision of its run's gate.")
     gate: dict[str, Any] | None = Field(description="The gate's report.")
@@ -197,14 +204,14 @@ class CriticHistoryView(CriticVersionView):
     receipts: list[ReceiptView] = Field(description="Newest first.")
 
 
-def version_view(critic: CriticVersion, pointers: Mapping[Pointer, int], *, served: str) -> CriticVersionView:
-    """A critic, where the base model `served` is served."""
-    return CriticVersionView.of(critic, archived=critic.base_model != served, pointers=_names_of(critic, pointers))
+def version_view(critic: CriticVersion, pointers: list[Pointer], *, served: str) -> CriticVersionView:
+    """A critic with the pointers that name it, where the base model `served` is served."""
+    return CriticVersionView.of(critic, archived=critic.base_model != served, pointers=pointers)
 
 
 def history_view(
     critic: CriticVersion,
-    pointers: Mapping[Pointer, int],
+    pointers: list[Pointer],
     history: CriticHistory,
     scores: Scoreboard,
     *,
@@ -219,7 +226,7 @@ def history_view(
     return CriticHistoryView.of(
         critic,
         archived=critic.base_model != served,
-        pointers=_names_of(critic, pointers),
+        pointers=pointers,
         outcome=history.outcome,
         gate=history.gate and _without_evidence(history.gate),
         calibration=history.calibration and _calibration(history.calibration),
@@ -241,10 +248,6 @@ def _calibration(stored: CriticCalibration) -> CalibrationView:
         before=ReliabilityView.of(report.before, bins=list(report.before.bins)),
         after=ReliabilityView.of(report.after, bins=list(report.after.bins)),
     )
-
-
-def _names_of(critic: CriticVersion, pointers: Mapping[Pointer, int]) -> list[Pointer]:
-    return sorted(name for name, version in pointers.items() if version == critic.version)
 
 
 def _without_evidence(gate: dict[str, Any]) -> dict[str, Any]:

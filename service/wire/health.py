@@ -87,8 +87,25 @@ class SpoolState(BaseModel):
     rejected: int
 
 
+class TaskState(BaseModel):
+    """One task of the deployment and its critics."""
+
+    name: str
+    version: str = Field(description="The version of the task's files.")
+    live_critic: int | None = Field(description="The version that this replica answers with by default.")
+    is_loaded: bool = Field(
+        description="Whether an engine serves it now. false: it is loaded and proven at the next request."
+    )
+    pointers: dict[Pointer, int]
+    swap: SwapState | None
+    watch: str | None = Field(description="As in `State`.")
+
+
 class State(BaseModel):
-    """The present state of this replica: requests in flight by critic version, engines, replicas and the spool."""
+    """The present state of this replica: requests in flight by critic version, engines, replicas and the spool.
+
+    `live_critic`, `task`, `task_version`, `pointers`, `swap` and `watch` are of the default task; `tasks` has all.
+    """
 
     status: Literal["starting", "running"]
     uptime_s: float
@@ -97,6 +114,7 @@ class State(BaseModel):
     task_version: str = Field(description="The version of the task's files.")
     pointers: dict[Pointer, int] = Field(description="The versions of live, candidate and previous.")
     swap: SwapState | None = Field(description="The swap in progress, else the last one.")
+    tasks: list[TaskState] = Field(default_factory=list, description="The tasks, the default one first.")
     replicas: list[ReplicaState] = Field(description="All replicas of this deployment, this one included.")
     in_flight: dict[str, int]
     engines: list[EngineState]

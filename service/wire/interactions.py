@@ -12,8 +12,9 @@ from pydantic import (
 from gadfly.grading import Grade
 from gadfly.records import Feedback, Interaction, Kind
 from gadfly.service.wire.answers import CritiqueResult, RefineResult, result_of
-from gadfly.service.wire.common import CriticView, Wire, critic_of
+from gadfly.service.wire.common import CriticView, TaskName, Wire, critic_of
 from gadfly.service.wire.feedback import FeedbackView
+from gadfly.task_names import DEFAULT_TASK
 from gadfly.verdict import Verdict
 
 
@@ -30,6 +31,7 @@ class InteractionSummary(Wire):
     verdict: Verdict | None
     grade: Grade | None
     critic: CriticView | None
+    task: str = Field(DEFAULT_TASK, description="The task that it belongs to.")
 
 
 class InteractionView(InteractionSummary):
@@ -58,6 +60,7 @@ class InteractionQuery(Wire):
     grade: Grade | None = None
     episode_id: UUID | None = None
     critic_version: int | None = Field(None, ge=0, lt=2**31)
+    task: TaskName | None = None
     has_feedback: bool | None = None
     since: AwareDatetime | None = Field(None, description="Created at or after this time.")
     until: AwareDatetime | None = Field(None, description="Created before this time.")

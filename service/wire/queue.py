@@ -12,7 +12,7 @@ from gadfly.service.wire.answers import StepView
 from gadfly.service.wire.common import CriticView, Wire
 from gadfly.service.wire.labels import VoteView
 from gadfly.verdict import Verdict
-from gadfly.votes import Standing
+from gadfly.votes import VoteAgreement
 
 Labeller = Annotated[
     FilledText,
@@ -64,7 +64,7 @@ class QueueItem(Wire):
     why: str = Field(description="The reason as a sentence.")
     other_verdict: Verdict | None
     other_critic: int | None
-    standing: Standing
+    standing: VoteAgreement
     votes: list[VoteView] = Field(description="Shown to admins only.")
     reserved_until: datetime
 
@@ -115,7 +115,7 @@ class WithdrawnView(Wire):
     id: UUID
     interaction_id: UUID
     correct: bool | None = Field(description="The label of the answer; null: there is none.")
-    standing: Standing
+    standing: VoteAgreement
     still_frozen: bool = Field(
         description="The label of the held-out answer stays as it was: the feedback is older than 15 minutes, or did "
         "not decide it."

@@ -6,8 +6,9 @@ from uuid import UUID
 
 from pydantic import ConfigDict, Field, JsonValue, StrictBool
 
-from gadfly.service.wire.common import RequestId, Wire
+from gadfly.service.wire.common import RequestId, TaskName, Wire
 from gadfly.service.wire.critics import ThresholdView
+from gadfly.task_names import DEFAULT_TASK
 from gadfly.training import GateOutcome, RunStatus, Stage, TrainConfig, Trigger
 
 
@@ -20,6 +21,7 @@ class RetrainRequest(Wire):
         default_factory=dict,
         description="Training options (see `TrainConfig`) that differ from the deployment's config.",
     )
+    task: TaskName | None = Field(None, description="The task to train a critic for; null: the default task.")
     dry_run: StrictBool = Field(False, description="Return the plan of the run and store nothing.")
     ids: StrictBool = Field(False, description="With `dry_run`: also list the ids of the answers.")
     request_id: RequestId | None = Field(
@@ -92,6 +94,7 @@ class RunSummary(Wire):
     id: UUID
     status: RunStatus
     trigger: Trigger
+    task: str = Field(DEFAULT_TASK, description="The task that it trains a critic for.")
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -118,6 +121,7 @@ class RunQuery(Wire):
 
     cursor: UUID | None = Field(None, description="`next_cursor` of the previous page.")
     limit: int = Field(50, ge=1, le=200)
+    task: TaskName | None = Field(None, description="Only runs of this task.")
 
 
 class RunPage(Wire):

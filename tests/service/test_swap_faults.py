@@ -24,13 +24,14 @@ from gadfly.errors import AdapterRefused, Conflict, EngineTimeout, EngineUnavail
 from gadfly.prompts import Message, Prompt
 from gadfly.records import CriticVersion, SwapKind, SwapReceipt, SwapStatus, Tier, new_id, now
 from gadfly.service.critics import loader
+from gadfly.service.critics.leases import Leases
 from gadfly.service.critics.loader import Loader
 from gadfly.service.critics.pointers import CriticPointers
 from gadfly.service.critics.replicas import Replicas
 from gadfly.service.metrics import Metrics
 from gadfly.settings import Settings
 from gadfly.store.database import Database
-from gadfly.tasks import load_task
+from gadfly.tasks import load_tasks
 from tests.service.conftest import RIGHT, make_settings
 from tests.support.adapters import PublishedAdapter, change_last_token, insert_version, publish_adapter, publish_again
 from tests.support.services import serving
@@ -130,19 +131,19 @@ async def fleet(
     pointers, metrics = CriticPointers(database), Metrics()
     settings = make_settings(tmp_path, database_url, "http://a", "http://b")
     engines = (a.engine, b.engine)
-    task = load_task("math")
+    tasks = load_tasks(settings)
     loader = Loader(
         settings=settings,
-        task=task,
-        prompts=task.prompt_set(settings.prompts),
+        tasks=tasks,
         engines=engines,
         pointers=pointers,
+        leases=Leases(limit=100, metrics=metrics),
         replicas=Replicas(database),
         metrics=metrics,
     )
     pool = EnginePool(engines, router=loader)
     fleet = Fleet(a, b, pool, loader, pointers)
-    await pointers.start(base_model="tiny", task=task.id)
+    await pointers.start(base_model="tiny", tasks=[tasks.default.id])
     fleet.critic = await insert_version(database, published)
     await pointers.refresh()
     yield fleet
@@ -281,14 +282,14 @@ async def test_concurrent_readings_end_in_order(fleet: Fleet, database: Database
                 text("UPDATE critic_pointers SET version = :version WHERE name = 'live'"), {"version": version}
             )
         await fleet.pointers.refresh()
-        assert fleet.pointers.current["live"] == version
+        assert fleet.pointers.default.current["live"] == version
 
     for number in range(10):
         earlier = [asyncio.create_task(fleet.pointers.refresh()) for _ in range(5)]
         await asyncio.sleep(0)
         await move(number % 2)
         await asyncio.gather(*earlier)
-        assert fleet.pointers.current["live"] == number % 2, "an older reading does not replace a newer one"
+        assert fleet.pointers.default.current["live"] == number % 2, "an older reading does not replace a newer one"
 
 
 # ------------------------------------------------------------------------------------------------------------- rollback

@@ -3,10 +3,7 @@
 from pathlib import Path
 from uuid import UUID
 
-import pytest
-
 from gadfly import store
-from gadfly.errors import Conflict
 from gadfly.grading import Grade
 from gadfly.store.database import Database
 from gadfly.store.regrading import regrade
@@ -48,8 +45,6 @@ async def test_another_task_grades_and_is_stored(tmp_path: Path, database_url: s
     async with Database(database_url) as database, database.session() as session:
         stored = await store.interactions.read_interaction(session, UUID(right["id"]), scope=None)
         assert (stored.task, stored.task_version, stored.grader) == ("capitals", task.version, task.grader_version)
-        with pytest.raises(Conflict, match="the database belongs to the task capitals, but GADFLY_TASK is math"):
-            await store.critics.ensure_version_zero(session, "tiny")
 
 
 async def test_a_grader_that_is_unavailable_costs_the_grade_until_it_is_back(
@@ -64,7 +59,7 @@ async def test_a_grader_that_is_unavailable_costs_the_grade_until_it_is_back(
     assert answered["grade_problem"].startswith("not graded yet: no grader answers at http://127.0.0.1:9/grade")
     back = load_task(str(write_capitals(tmp_path / "back", 'kind = "exact"')))
     async with Database(database_url) as database, open_grader(back, settings) as grader:
-        report = await regrade(database, grader=grader)
+        report = await regrade(database, grader=grader, task=back.name)
         async with database.session() as session:
             stored = await store.interactions.read_interaction(session, UUID(answered["id"]), scope=None)
     assert report.graded == 1

@@ -108,7 +108,14 @@ def _critique_text(steps: list[str], verdict: Verdict) -> str:
 
 
 def _judged(
-    rng: random.Random, at: datetime, *, version: int, is_right: bool, verdict: Verdict, confidence: float, **fields: Any
+    rng: random.Random,
+    at: datetime,
+    *,
+    version: int,
+    is_right: bool,
+    verdict: Verdict,
+    confidence: float,
+    **fields: Any,
 ) -> Interaction:
     question, response, reference, steps = _problem(rng, is_right=is_right)
     p_correct = confidence if verdict is Verdict.CORRECT else 1 - confidence

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gadfly.cli.commands.arguments import Json, RequestId
+from gadfly.cli.commands.arguments import Json, RequestId, Task
 from gadfly.cli.options import takes_settings
 from gadfly.settings import Settings
 
@@ -42,6 +42,7 @@ def critique(
     response: Response = None,
     reference: Reference = None,
     n: Annotated[int | None, typer.Option("-n", help="How many critiques to sample.")] = None,
+    task: Task = None,
     critic: Critic = None,
     temperature: Temperature = None,
     max_tokens: MaxTokens = None,
@@ -54,7 +55,7 @@ def critique(
     from gadfly.cli.answer_view import show_critique
 
     fields = _common_fields(reference, critic, temperature=temperature, max_tokens=max_tokens, seed=seed)
-    fields |= {"episode_id": episode, "request_id": request_id, "n": n}
+    fields |= {"episode_id": episode, "request_id": request_id, "n": n, "task": task}
     _send(settings, "/critique", question, response, fields, json=json, show=show_critique)
 
 
@@ -74,6 +75,7 @@ def refine(
         str | None, typer.Option("--critique", help="Refine with this critique: text, @FILE or -.")
     ] = None,
     critique_id: Annotated[str | None, typer.Option("--critique-id", help="Refine with this earlier critique.")] = None,
+    task: Task = None,
     critic: Critic = None,
     temperature: Temperature = None,
     max_tokens: MaxTokens = None,
@@ -87,7 +89,7 @@ def refine(
     from gadfly.cli.request_input import read_text
 
     fields = _common_fields(reference, critic, temperature=temperature, max_tokens=max_tokens, seed=seed)
-    fields |= {"episode_id": episode, "request_id": request_id}
+    fields |= {"episode_id": episode, "request_id": request_id, "task": task}
     fields |= {"rounds": rounds, "when": when, "samples": samples, "critique_id": critique_id}
     fields["critique"] = read_text(critique)
     _send(settings, "/refine", question, response, fields, json=json, show=show_refinement)

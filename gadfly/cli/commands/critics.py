@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from gadfly.cli.commands.arguments import Json
+from gadfly.cli.commands.arguments import Json, Task
 from gadfly.cli.options import takes_settings
 from gadfly.settings import Settings
 
@@ -37,6 +37,7 @@ def list_critics(
     version: Annotated[
         int | None, typer.Argument(help="Show this version alone, as `gadfly critics show` does.")
     ] = None,
+    task: Annotated[str | None, typer.Option("--task", help="Only critics of this task.")] = None,
     json: Json = False,
 ) -> None:
     """List the critics and show which one is live. `gadfly critics` alone does the same."""
@@ -49,7 +50,7 @@ def list_critics(
         _show(settings, version, json=json)
         return
     with connect(settings) as client:
-        (print_json if json else show_critics)(client.document(calls.critics()))
+        (print_json if json else show_critics)(client.document(calls.critics(task=task)))
 
 
 @critics.command("show")
@@ -89,6 +90,7 @@ def push(
 def pull(
     settings: Settings,
     source: Annotated[str, typer.Argument(help="The folder or address that a critic was pushed to.")],
+    task: Task = None,
     json: Json = False,
 ) -> None:
     """Take in another deployment's critic as the candidate, if it was trained on the same base model.
@@ -100,7 +102,7 @@ def pull(
 
     with storage.database_url(settings) as url:
         migrate(url)
-        critic = asyncio.run(exchange.pull(settings, url, source))
+        critic = asyncio.run(exchange.pull(settings, url, source, task=task))
     if json:
         terminal.print_json({"version": critic.version, "adapter_sha256": critic.adapter_sha256})
     else:
@@ -114,8 +116,9 @@ def pull(
 @takes_settings()
 def promote(
     settings: Settings,
-    version: Annotated[int, typer.Argument(help="The critic to make live.")],
+    version: Annotated[int, typer.Argument(help="The critic to make live for its task; 0 with --task: untrained.")],
     reason: Reason = None,
+    task: Annotated[str | None, typer.Option("--task", help="The task. Unset: that of the critic.")] = None,
     json: Json = False,
 ) -> None:
     """Make a critic live after every engine has proven that it serves it. A refused swap changes nothing."""
@@ -124,34 +127,36 @@ def promote(
     from gadfly.cli.terminal import print_json
 
     with connect(settings) as client:
-        (print_json if json else show_swap)(request_promotion(client, version, reason))
+        (print_json if json else show_swap)(request_promotion(client, version, reason, task=task))
 
 
 @app.command()
 @takes_settings()
-def rollback(settings: Settings, reason: Reason = None, json: Json = False) -> None:
-    """Make the previous critic live again."""
+def rollback(settings: Settings, reason: Reason = None, task: Task = None, json: Json = False) -> None:
+    """Make the previous critic of a task live again."""
     from gadfly.cli.connection import connect
     from gadfly.cli.critic_view import show_swap
     from gadfly.cli.terminal import print_json
 
     with connect(settings) as client:
-        (print_json if json else show_swap)(request_rollback(client, reason))
+        (print_json if json else show_swap)(request_rollback(client, reason, task=task))
 
 
-def request_promotion(client: "Client", version: int, reason: str | None) -> dict[str, Any]:
+def request_promotion(client: "Client", version: int, reason: str | None, *, task: str | None = None) -> dict[str, Any]:
     """Request that a version goes live; the swap."""
     from gadfly.client import calls
 
-    swap: dict[str, Any] = client.document(calls.promote(version, reason=reason))
+    swap: dict[str, Any] = client.document(calls.promote(version, reason=reason, task=task))
     return swap
 
 
-def request_rollback(client: "Client", reason: str | None) -> dict[str, Any]:
+def request_rollback(client: "Client", reason: str | None, *, task: str | None = None) -> dict[str, Any]:
     """Request the previous version; the swap. Idempotent: the request names the version to leave."""
     from gadfly.client import calls
 
-    live = [critic["version"] for critic in client.document(calls.critics()) if "live" in critic["pointers"]]
+    of_task = task or client.document(calls.state())["task"]
+    listed = client.document(calls.critics(task=of_task))
+    live = [critic["version"] for critic in listed if "live" in critic["pointers"]]
     from_version = live[0] if live else None
-    swap: dict[str, Any] = client.document(calls.rollback(from_version=from_version, reason=reason))
+    swap: dict[str, Any] = client.document(calls.rollback(from_version=from_version, reason=reason, task=task))
     return swap

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from gadfly.cli.commands.arguments import Task
 from gadfly.cli.options import takes_settings
 from gadfly.records import Contents, Kind, Split, Subject
 from gadfly.settings import Settings
@@ -71,6 +72,7 @@ def import_rows(
             "created_at, id, split.",
         ),
     ] = None,
+    task: Task = None,
     split: Annotated[
         Split | None, typer.Option("--split", help="The side of the training wall for rows that name none.")
     ] = None,
@@ -104,7 +106,15 @@ def import_rows(
         migrate(url)
         report = asyncio.run(
             storage.import_file(
-                settings, url, source, columns=columns, how=how, split=split, size=size, console=terminal.err
+                settings,
+                url,
+                source,
+                task=task,
+                columns=columns,
+                how=how,
+                split=split,
+                size=size,
+                console=terminal.err,
             )
         )
     about = [f"{report.without_response} of them questions without a response"] if report.without_response else []
@@ -124,7 +134,10 @@ def import_rows(
 @app.command()
 @takes_settings()
 def regrade(settings: Settings) -> None:
-    """Grade stored answers again where an older release graded them. May be stopped: the next call goes on there."""
+    """Grade stored answers of each task again where an older grader graded them.
+
+    It may be stopped: the next call goes on there.
+    """
     from gadfly.cli import storage, terminal
 
     with storage.database_url(settings) as url:
@@ -157,6 +170,12 @@ def export(
             help="Only this side of the training wall. Unset: both for interactions, and train for pairs and sft.",
         ),
     ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            "--task", help="Only this task. Unset: all for interactions, and the default one for pairs and sft."
+        ),
+    ] = None,
     kind: Annotated[Kind | None, typer.Option("--kind", help="Only interactions of this kind.")] = None,
     since: Annotated[datetime | None, typer.Option("--since", help="Only from this time (UTC) on.")] = None,
     until: Annotated[datetime | None, typer.Option("--until", help="Only before this time (UTC).")] = None,
@@ -167,7 +186,7 @@ def export(
 
     if split is None and contents is not Contents.INTERACTIONS:
         split = Split.TRAIN  # a model that has learned held-out questions makes every later measurement worthless
-    filters = Filters(split=split, kind=kind, created_from=_utc(since), created_before=_utc(until))
+    filters = Filters(task=task, split=split, kind=kind, created_from=_utc(since), created_before=_utc(until))
     with storage.database_url(settings) as url:
         rows = asyncio.run(
             storage.export_file(settings, url, out, filters, contents=contents, subject=subject, console=terminal.err)

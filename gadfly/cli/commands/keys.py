@@ -24,6 +24,10 @@ def create_key(
     expires: Annotated[
         str | None, typer.Option("--expires", help="When the key expires: 12h, 30d, 2w. Unset: never.")
     ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option("--task", help="Limit the key to this task; may be repeated. Unset: all tasks."),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write the secret to this file (mode 600).")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --out if it exists.")] = False,
     if_none: Annotated[
@@ -51,6 +55,7 @@ def create_key(
                 name=name or tier.value,
                 tier=tier,
                 expires_at=expires_at,
+                tasks=_served(settings, task),
                 out=out,
                 overwrite=overwrite,
             )
@@ -69,6 +74,13 @@ def create_key(
         terminal.err.print(f"The secret is in {out}.", markup=False)
 
 
+def _served(settings: Settings, names: list[str] | None) -> tuple[str, ...] | None:
+    """The tasks that a key is limited to, which must be served."""
+    from gadfly.tasks import load_task_named
+
+    return tuple(sorted({load_task_named(settings, name).name for name in names})) if names else None
+
+
 @app.command("list")
 @takes_settings()
 def list_keys(settings: Settings, json: Json = False) -> None:
@@ -85,7 +97,7 @@ def list_keys(settings: Settings, json: Json = False) -> None:
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("id", "name", "tier", "secret", "created", "state"):
+    for name in ("id", "name", "tier", "tasks", "secret", "created", "state"):
         table.add_column(name, overflow="fold", no_wrap=name == "id")
     for key in keys:
         inactive = "revoked" if key.revoked_at else "expired"
@@ -93,7 +105,8 @@ def list_keys(settings: Settings, json: Json = False) -> None:
         state = active if key.is_active(now()) else inactive
         if key.distrusted_at is not None:
             state += ", labels distrusted"
-        table.add_row(str(key.id), key.name, key.tier, f"{key.hint}...", f"{key.created_at:%Y-%m-%d}", state)
+        tasks = "all" if key.tasks is None else ", ".join(key.tasks)
+        table.add_row(str(key.id), key.name, key.tier, tasks, f"{key.hint}...", f"{key.created_at:%Y-%m-%d}", state)
     out.print(table if keys else "no keys")
 
 

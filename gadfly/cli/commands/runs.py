@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from gadfly.cli.commands.arguments import Json, RequestId
+from gadfly.cli.commands.arguments import Json, RequestId, Task
 from gadfly.cli.options import takes_settings
 from gadfly.errors import BadInput
 from gadfly.settings import Settings
@@ -32,11 +32,12 @@ def retrain(
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A training option; may be repeated.")
     ] = None,
     config: Annotated[Path | None, typer.Option("--config", help="JSON file of training options.")] = None,
+    task: Task = None,
     request_id: RequestId = None,
     follow: Follow = False,
     json: Json = False,
 ) -> None:
-    """Request a training run: the critic learns from labelled answers, and a gate measures the result."""
+    """Request a training run of a task: the critic learns from labelled answers, and a gate measures the result."""
     from gadfly.cli.connection import connect
     from gadfly.cli.request_input import read_train_options
     from gadfly.cli.run_view import show_options, show_plan
@@ -50,9 +51,9 @@ def retrain(
     wanted = read_train_options(config, set_ or [])
     with connect(settings) as client:
         if dry_run:
-            (print_json if json else show_plan)(client.document(calls.plan(wanted)))
+            (print_json if json else show_plan)(client.document(calls.plan(wanted, task=task)))
         else:
-            requested = client.document(calls.retrain(wanted, request_id=request_id))
+            requested = client.document(calls.retrain(wanted, task=task, request_id=request_id))
             _show_requested(client, requested, follow=follow, json=json)
 
 
@@ -62,6 +63,7 @@ def list_runs(
     settings: Settings,
     run: Annotated[str | None, typer.Argument(help="A run's id, or its first characters. Unset: all runs.")] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, max=200, help="How many runs to list.")] = 20,
+    task: Annotated[str | None, typer.Option("--task", help="Only runs of this task.")] = None,
     follow: Follow = False,
     json: Json = False,
 ) -> None:
@@ -76,7 +78,7 @@ def list_runs(
         raise BadInput("--follow needs the id of a run: `gadfly runs` lists them.")
     with connect(settings) as client:
         if run is None:
-            (print_json if json else show_runs)(client.document(calls.runs(limit=limit))["items"])
+            (print_json if json else show_runs)(client.document(calls.runs(limit=limit, task=task))["items"])
             return
         run_id = find_run(client, run)
         if follow:

@@ -1,4 +1,4 @@
-"""`gadfly tasks list|show|check|try`: what a deployment can judge, and a task tried before it is used."""
+"""`gadfly tasks list|show|check|try|add`: what a deployment can judge, and a task tried before it is used."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from gadfly.tasks import Task
     from gadfly.tasks.trial import Trial
 
-app = typer.Typer(help="List, check and try tasks: prompts, an answer form and a grader.", no_args_is_help=True)
+app = typer.Typer(help="List, check, try and add tasks: prompts, an answer form and a grader.", no_args_is_help=True)
 
 _SHOWN = 5  # rows with an error
 
@@ -23,22 +23,51 @@ Name = Annotated[str, typer.Argument(metavar="TASK", help="A built-in task, or a
 @app.command("list")
 @takes_settings()
 def list_tasks(settings: Settings, json: Json = False) -> None:
-    """List the built-in tasks."""
+    """List the tasks that this deployment serves, and the built-in ones."""
     from rich.table import Table
 
     from gadfly import tasks
     from gadfly.cli import terminal
 
-    found = [_described(tasks.load_task(name)) for name in tasks.available()]
+    served = tasks.load_tasks(settings)
+    found = [_described(each.task) | {"use": "default" if each is served.default else "served"} for each in served]
+    others = [name for name in tasks.available() if name not in served.names]
+    found += [_described(tasks.load_task(name)) | {"use": None} for name in others]
     if json:
         terminal.print_json(found)
         return
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("name", "version", "grader", "description"):
+    for name in ("name", "version", "grader", "use", "description"):
         table.add_column(name, overflow="fold")
     for task in found:
-        table.add_row(task["name"], task["version"], task["grader"]["kind"], task["description"])
+        use = task["use"] or "not served"
+        table.add_row(task["name"], task["version"], task["grader"]["kind"], use, task["description"])
     terminal.out.print(table)
+
+
+@app.command("add")
+@takes_settings()
+def add_task(
+    settings: Settings,
+    folder: Annotated[str, typer.Argument(help="A folder with a file task.toml.")],
+    replace: Annotated[bool, typer.Option("--replace", help="Replace the added task of this name.")] = False,
+) -> None:
+    """Check a task and copy its folder into this deployment, which serves it from its next start on.
+
+    The copy is what is served: later edits of the folder have no effect until it is added again.
+    """
+    import asyncio
+
+    from gadfly import tasks
+    from gadfly.cli import terminal
+    from gadfly.tasks.adding import add
+    from gadfly.tasks.check import start_grader
+
+    task = tasks.load_task(folder)
+    asyncio.run(start_grader(task, settings))
+    place = add(task, settings, replace=replace)
+    terminal.out.print(f"{task.name} {task.version} is in {place}", markup=False)
+    terminal.err.print("The deployment serves it after its next start (`gadfly up`).", markup=False)
 
 
 @app.command("show")

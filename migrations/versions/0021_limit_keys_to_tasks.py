@@ -1,0 +1,19 @@
+"""limit keys to tasks. Stored keys may use every task, as before.
+
+Revision: 0021
+After: 0020
+"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0021"
+down_revision = "0020"
+
+
+def upgrade() -> None:
+    op.add_column("keys", sa.Column("tasks", sa.ARRAY(sa.Text()), nullable=True))
+
+
+def downgrade() -> None:
+    op.drop_column("keys", "tasks")
