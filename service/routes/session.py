@@ -5,7 +5,7 @@ from importlib.metadata import version
 from fastapi import APIRouter, Request, Response
 
 from gadfly.service.dependencies import CallerDep, ServiceDep, SessionCookie, require_own_page
-from gadfly.service.keyring import caller_with
+from gadfly.service.keyring import Caller, caller_with
 from gadfly.service.routes.docs import problems
 from gadfly.service.routes.json import StrictJsonRoute
 from gadfly.service.sessions import COOKIE, LIFETIME, SignedIn
