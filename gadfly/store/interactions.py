@@ -143,7 +143,8 @@ async def insert_interactions(
 async def _count_votes(
     session: AsyncSession, interactions: Sequence[Interaction], feedback: Sequence[Feedback]
 ) -> None:
-    graded = {item.id for item in interactions if item.grade is not None}
+    # Also without a grade: the newest reference of a key counts, and not the grade by an earlier one.
+    graded = {item.id for item in interactions if item.grade is not None or item.reference is not None}
     said = {
         item.interaction_id
         for item in feedback

@@ -1,12 +1,15 @@
 """One table of labels, read by every part that uses one: training, counts, the dry run, the watch and the export."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
+from sqlalchemy import select, update
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly import store
 from gadfly.grading import Grade
@@ -15,6 +18,8 @@ from gadfly.store.database import Database
 from gadfly.store.files import ExportFormat, export
 from gadfly.store.interactions import Filters
 from gadfly.store.keys import insert_key
+from gadfly.store.labels import Label, count_votes
+from gadfly.store.tables import AnswerRow, FeedbackRow, InteractionRow
 from gadfly.store.training_data import (
     answers_to_learn_from,
     count_new_labels,
@@ -31,7 +36,7 @@ from tests.support.records import make_critique, make_feedback, make_interaction
 
 ALL_TRAIN = 1e-9
 START = now() - timedelta(hours=1)
-INTERACTION, CRITIQUE, UNPARSED, LATER, REFINEMENT = (new_id() for _ in range(5))
+INTERACTION, CRITIQUE, UNPARSED, DOUBTING, LATER, REFINEMENT = (new_id() for _ in range(6))
 
 WRONG_GRADE = {"reference": "4", "grade": Grade.WRONG}
 RIGHT_GRADE = {"reference": "4", "grade": Grade.RIGHT}
@@ -74,6 +79,10 @@ CASES = [
     Case({}, [said(1, refinement_id=REFINEMENT, correct=True, rating=5)], None, None, "that is about another text"),
     Case({}, [said(1, critique_id=CRITIQUE, correct=True)], True, LabelSource.PERSON, "the verdict, correct, is right"),
     Case({}, [said(1, critique_id=CRITIQUE, correct=False)], False, LabelSource.PERSON, "the verdict is wrong"),
+    Case(
+        {}, [said(1, critique_id=DOUBTING, correct=True)], False, LabelSource.PERSON, "the verdict, incorrect, is right"
+    ),
+    Case({}, [said(1, critique_id=DOUBTING, correct=False)], True, LabelSource.PERSON, "that verdict is wrong"),
     Case({}, [said(1, critique_id=CRITIQUE, rating=1, helpful=False)], None, None, "a critique's rating says nothing"),
     Case({}, [said(1, critique_id=UNPARSED, correct=True)], None, None, "there is no verdict to be right about"),
     Case({}, [said(1, critique_id=LATER, correct=True)], None, None, "that critique judged a refinement"),
@@ -81,6 +90,15 @@ CASES = [
     Case(WRONG_GRADE, [], False, LabelSource.REFERENCE, "a grade is a label"),
     Case(NO_GRADE, [], None, None, "a grade that cannot tell is none"),
     Case(RIGHT_GRADE, [said(1, **NO_GRADE)], None, None, "also where it replaces one that could"),
+    Case({"grade": Grade.RIGHT}, [], True, LabelSource.REFERENCE, "a grade counts without its reference"),
+    Case(WRONG_GRADE, [said(1, reference="5")], None, None, "a newer reference without a grade leaves none"),
+    Case(
+        WRONG_GRADE,
+        [said(1, edited_response="...", edited_reference="5")],
+        None,
+        None,
+        "also one that an edited response states",
+    ),
     Case(NO_GRADE, [said(1, correct=False)], False, LabelSource.PERSON, "nor does it hide a person's word"),
     Case(
         RIGHT_GRADE,
@@ -246,6 +264,7 @@ async def keep(seeded: Database, case: Case) -> None:
         critiques=(
             make_critique(id=CRITIQUE, stated=Verdict.CORRECT, verdict=Verdict.CORRECT),
             make_critique(id=UNPARSED, sample=1, stated=Verdict.UNPARSED, verdict=Verdict.UNPARSED),
+            make_critique(id=DOUBTING, sample=2, stated=Verdict.INCORRECT, verdict=Verdict.INCORRECT),
             make_critique(id=LATER, round=1, stated=Verdict.CORRECT, verdict=Verdict.CORRECT),
         ),
         refinements=(make_refinement(CRITIQUE, id=REFINEMENT),),
@@ -291,6 +310,105 @@ async def test_the_export(seeded: Database, case: Case, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     assert await export(seeded, out, format=ExportFormat.JSONL, filters=Filters(split=Split.TRAIN)) == 1
     assert json.loads(out.read_text())["label"] is case.is_right
+
+
+AGAIN = [  # the first request, a later one of the same answer, the label, why
+    (WRONG_GRADE, {}, False, "a request without a reference hides no grade of an earlier one"),
+    (WRONG_GRADE, {"reference": "???", "grade_problem": "cannot be read"}, False, "nor one that cannot be read"),
+    (WRONG_GRADE, {"reference": "5"}, None, "a newer reference without a grade leaves none"),
+    (WRONG_GRADE, {"reference": "5", "grade": Grade.RIGHT}, True, "a key's newest reference counts"),
+    (WRONG_GRADE, RIGHT_GRADE | {"question": "What is 2 + 3?"}, False, "that is about another question"),
+    (WRONG_GRADE, RIGHT_GRADE | {"response": "The answer is 4"}, False, "and that about another answer"),
+    (
+        WRONG_GRADE,
+        RIGHT_GRADE | {"response": " The answer is 5\n"},
+        True,
+        "white space around it makes no other answer",
+    ),
+]
+
+
+@pytest.mark.parametrize(("first", "second", "is_right", "why"), AGAIN)
+async def test_an_answer_that_is_requested_again(
+    seeded: Database, first: dict[str, Any], second: dict[str, Any], is_right: bool | None, why: str
+) -> None:
+    requests = make_interaction(id=INTERACTION, critic_version=0, **first), make_interaction(critic_version=0, **second)
+    async with seeded.session() as session:
+        for request in requests:
+            await store.interactions.insert_records(session, [request], heldout_share=ALL_TRAIN)
+        assert await label_of(session, INTERACTION) is is_right, why
+
+
+async def label_of(session: AsyncSession, interaction: UUID) -> bool | None:
+    labelled = Label.joined(select(Label.is_right).select_from(InteractionRow).where(InteractionRow.id == interaction))
+    return (await session.execute(labelled)).scalar_one()
+
+
+# With each case there is another interaction, whose feedback has a reference.
+OLD_ROWS = [  # the request, feedback, the label, why
+    (RIGHT_GRADE, [], True, "the stored grade is of the request's own reference"),
+    (RIGHT_GRADE, [said(1, comment="thanks")], True, "also beside feedback without a reference"),
+    (
+        WRONG_GRADE,
+        [said(1, reference="5", grade=Grade.WRONG, key_id=OUT)],
+        None,
+        "else it is of a feedback's reference",
+    ),
+    ({}, [said(1, grade=Grade.WRONG)], False, "a grade counts without its reference"),
+    ({}, [said(2, correct=False), said(1, correct=True)], False, "the newest by the clock of the process"),
+    ({}, [said(1, correct=True), said(1, correct=False)], False, "of the same moment, the one with the later id"),
+]
+
+
+@pytest.mark.parametrize(("asked", "feedback", "is_right", "why"), OLD_ROWS)
+async def test_rows_of_release_0_1_0(
+    seeded: Database, asked: dict[str, Any], feedback: list[Feedback], is_right: bool | None, why: str
+) -> None:
+    other = make_interaction(question="Another?")
+    await keep(
+        seeded, Case(BY_A | asked, [replace(item, key_id=item.key_id or A) for item in feedback], None, None, why)
+    )
+    async with seeded.session() as session:
+        records = [other, make_feedback(other.id, reference="5", grade=Grade.WRONG)]
+        await store.interactions.insert_records(session, records, heldout_share=ALL_TRAIN)
+        await session.execute(update(InteractionRow).values(text_sha256=None, own_grade=None, stored_at=None))
+        await session.execute(update(FeedbackRow).values(stored_at=None))
+        await count_votes(session, [INTERACTION])
+        assert await label_of(session, INTERACTION) is is_right, why
+
+
+async def test_a_word_of_release_0_1_0_is_older_than_all_others(seeded: Database) -> None:
+    old, new = said(2, correct=True), said(1, correct=False)
+    await keep(seeded, Case({}, [old, new], None, None, ""))
+    async with seeded.session() as session:
+        await session.execute(update(FeedbackRow).where(FeedbackRow.id == old.id).values(stored_at=None))
+        await count_votes(session, [INTERACTION])
+        assert await label_of(session, INTERACTION) is False
+
+
+async def test_an_interaction_is_labelled_once_both_it_and_the_label_are_stored(seeded: Database) -> None:
+    labelled, later, old, none = (new_id() for _ in range(4))
+    async with seeded.session() as session:
+        for id, fields in ((labelled, WRONG_GRADE), (later, {}), (old, {}), (none, {"response": "5"})):
+            record = make_interaction(id=id, critic_version=0, created_at=START, **fields)
+            await store.interactions.insert_records(session, [record], heldout_share=ALL_TRAIN)
+    tomorrow = now() + timedelta(days=1)
+    async with seeded.session() as session:
+        await session.execute(
+            update(InteractionRow).where(InteractionRow.id == old).values(stored_at=None, created_at=tomorrow)
+        )
+        columns = (
+            InteractionRow.id,
+            Label.arrived_at.label("arrived_at"),
+            AnswerRow.changed_at,
+            InteractionRow.stored_at,
+        )
+        statement = Label.joined(select(*columns).select_from(InteractionRow))
+        rows = {row.id: row for row in await session.execute(statement)}
+    assert rows[labelled].arrived_at == max(rows[labelled].changed_at, rows[labelled].stored_at)
+    assert rows[later].arrived_at == rows[later].stored_at > rows[later].changed_at
+    assert rows[old].arrived_at == tomorrow
+    assert none in rows
 
 
 async def test_a_rating_is_no_label_on_the_held_out_side(seeded: Database) -> None:
