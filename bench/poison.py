@@ -6,18 +6,21 @@ In the lab's world. Five equal keys say which answers are right; four err in 3 %
 arm says (`bench.labels`). A share of the answers is labelled by a second key, and a share has a reference of another
 one. Votes become labels by the rule of a deployment (`gadfly.votes`), for the answers to learn from and for the
 held-out ones; a critic learns from them and is measured on answers whose truth is known. Another arm leaves the fifth
-key's votes out (`absent`). Arms with one seed differ in the words of the fifth key only. An interrupted cell continues
-where it was, and finished cells are kept. Prints a Markdown table of the finished cells.
+key's votes out (`absent`); the others are compared with it. Arms with one seed differ in the words of the fifth key
+only. An interrupted cell continues where it was, finished cells are kept, and a cell that would draw what another one
+drew takes its result. Prints a Markdown table of the finished cells, with standard errors over the seeds.
 """
 
 import argparse
 import asyncio
+import hashlib
 import random
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean, median, stdev
 from typing import Any
 from uuid import UUID
 
@@ -31,14 +34,15 @@ from gadfly.grading import Grader
 from gadfly.lab.__main__ import MODEL
 from gadfly.lab.arena import Arena, Sizes
 from gadfly.lab.engine import Generator
-from gadfly.lab.rows import BASE, Method, Row
+from gadfly.lab.rows import BASE, Method, Row, config
 from gadfly.lab.runs import Lab
 from gadfly.lab.study import Study
 from gadfly.lab.world import LabSplit
 from gadfly.planning import within_key_share
 from gadfly.settings import Settings
 from gadfly.store.training_data import LabelledAnswer
-from gadfly.training import TrainConfig
+from gadfly.trainer.data import Dealer
+from gadfly.training import Stage, TrainConfig
 from gadfly.votes import LabelSource, Pattern, Vote, Votes, certainty, contradictions, fit, one_vote_each, opinion
 
 ARMS: dict[str, tuple[str, Labelling | None]] = {
@@ -137,9 +141,32 @@ async def run_cell(lab: Lab, arm: str, seed: int, *, overlap: float, graded: flo
     """Train and measure one arm with one seed, unless its results are in the folder."""
     _, label = ARMS[arm]
     arena, labels = poisoned(lab.arena, label, seed=seed, overlap=overlap, graded=graded)
-    folder = _cells(lab.folder, overlap, graded) / arm
-    await replace(lab, folder=folder, arena=arena, verdicts_only=True).result(ROW, seed)
-    write_durably(folder / ROW.name / str(seed) / "labels.json", orjson.dumps(asdict(labels)))
+    cells = _cells(lab.folder, overlap, graded)
+    cell = cells / arm / ROW.name / str(seed)
+    draws = _draws(arena, config(ROW, lab.base, seed=seed))
+    for other in sorted(cells.glob(f"*/{ROW.name}/{seed}/draws")):
+        result = other.with_name("result.json")
+        if draws and other.read_text() == draws and result.exists() and not (cell / "result.json").exists():
+            cell.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(result, cell / "result.json")
+    await replace(lab, folder=cells / arm, arena=arena, verdicts_only=True).result(ROW, seed)
+    write_durably(cell / "draws", draws.encode())
+    write_durably(cell / "labels.json", orjson.dumps(asdict(labels)))
+
+
+def _draws(arena: Arena, config: TrainConfig) -> str:
+    """A hash of all that a cell learns from and is measured on. Cells with the same one have the same result.
+
+    "" where a class has too few answers: then the critic decides which are drawn a second time.
+    """
+    total = config.steps_stage_1 * config.prompts_per_step
+    classes = Counter(answer.is_right for answer in arena.learn)
+    if min(classes[True], classes[False]) < (total + 1) // 2:
+        return ""
+    seed = f"{config.fixed_seed} 0 {Stage.STAGE_1.value}"  # as in `trainer/learn.py`
+    dealt = Dealer(arena.learn, seed=seed, balance=config.balance, total=total).deal(total)
+    found = [[(answer.key, answer.is_right) for answer in answers] for answers in (dealt, arena.validate)]
+    return hashlib.sha256(orjson.dumps(found)).hexdigest()
 
 
 def _cells(folder: Path, overlap: float, graded: float) -> Path:
@@ -150,10 +177,11 @@ def table(cells_folder: Path) -> list[str]:
     """The finished cells in a folder as a Markdown table: means over seeds; differences are of equal seeds."""
     lines = [
         "| the fifth key | seeds | named, it alone | others named | wrong labels | without a label | "
-        "verdict accuracy | compared with honest | as the held-out labels measure it | compared with honest |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "wrong held-out labels | verdict accuracy | compared with its absence | as the held-out labels measure it | "
+        "compared with its absence |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    usual = _read(cells_folder, "honest")
+    usual = _read(cells_folder, "absent")
     for arm, (title, _) in ARMS.items():
         found = _read(cells_folder, arm)
         if not found:
@@ -164,19 +192,25 @@ def table(cells_folder: Path) -> list[str]:
             f"{sum(bool(set(each.named) - {len(KEYS)}) for each in labels)} of {len(labels)}",
             _percent([each.wrong for each in labels]),
             _percent([1 - each.labelled / each.answers for each in labels]),
+            _percent([each.heldout_wrong for each in labels]),
         ]
         for measured in ("test", "heldout"):
             pairs = [each[measured] - usual[seed][measured] for seed, each in found.items() if seed in usual]
             cells += [
                 _percent([each[measured] for each in found.values()]),
-                f"{100 * fmean(pairs):+.1f} points" if pairs and arm != "honest" else "-",
+                f"{100 * fmean(pairs):+.1f} points{_error(pairs)}" if pairs and arm != "absent" else "-",
             ]
         lines.append(f"| {title} | {len(found)} | {' | '.join(cells)} |")
     return lines
 
 
 def _percent(values: Sequence[float]) -> str:
-    return f"{100 * fmean(values):.1f} %"
+    return f"{100 * fmean(values):.1f} %{_error(values)}"
+
+
+def _error(values: Sequence[float]) -> str:
+    """The standard error of a mean in brackets, in points; nothing for a single value."""
+    return f" ({100 * stdev(values) / len(values) ** 0.5:.1f})" if len(values) > 1 else ""
 
 
 def _read(cells_folder: Path, arm: str) -> dict[str, dict[str, Any]]:

@@ -400,7 +400,7 @@ class Contradiction:
     expected: float  # contradictions, if it were as reliable as the others
 
 
-_FALSE_ALARM = 0.001  # chance to name any voter of a deployment whose voters are equally reliable
+_FALSE_ALARM = 0.01  # chance to name any voter of a deployment whose voters are equally reliable
 _LEAST_EXCESS = 0.05  # of the answers; smaller differences between voters are normal
 _LEAST_ANSWERS = 10
 

@@ -81,7 +81,7 @@ async def _make(engines: RunEngines, prompts: PromptSet, grader: Grader, sizes: 
         max_answer_tokens=MAX_ANSWER_TOKENS, seed=seed,
     )  # fmt: skip
     pool = await sample_pool(
-        engines, BaseActor(engines.pool), prompts, grader, [_asked(each) for each in learn], config, seed=seed
+        engines, BaseActor(engines.pool), prompts, grader, [asked(each) for each in learn], config, seed=seed
     )
     tests = {
         LabSplit.IN_DOMAIN: rest[sizes.validate :],
@@ -95,7 +95,7 @@ async def _make(engines: RunEngines, prompts: PromptSet, grader: Grader, sizes: 
     )
 
 
-def _asked(problem: WordProblem) -> LabelledAnswer:
+def asked(problem: WordProblem) -> LabelledAnswer:
     """A question with its right answer, as if it had been logged."""
     return LabelledAnswer(
         interaction_id=uuid5(NAMESPACE_URL, problem.text),
@@ -125,6 +125,6 @@ async def sampled_answers(
     texts = await gather(*map(answer, problems))
     grades = await grader.grade_all([(text, str(each.answer)) for text, each in zip(texts, problems, strict=True)])
     return [
-        _asked(problem).sampled(0, text, is_right=grade is Grade.RIGHT)
+        asked(problem).sampled(0, text, is_right=grade is Grade.RIGHT)
         for problem, text, grade in zip(problems, texts, grades, strict=True)
     ]

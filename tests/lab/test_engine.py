@@ -13,7 +13,7 @@ from gadfly import prompts
 from gadfly.concurrency import gather
 from gadfly.engine_client import ACTOR, EnginePool, LabelWords, Reply, Sampling
 from gadfly.errors import AdapterRefused, EngineUnavailable, PromptTooLong
-from gadfly.lab.engine import Generator, connect
+from gadfly.lab.engine import Generation, Generator, connect
 from gadfly.prompts import Message, Prompt
 from tests.support import tiny_models
 
@@ -70,6 +70,29 @@ async def test_a_sample_depends_on_its_seed_and_not_on_its_batch(pool: EnginePoo
     alone = await pool.chat(prompt_of(1), model=ACTOR, sampling=sampling)
     crowd = await gather(*(pool.chat(prompt_of(number), model=ACTOR, sampling=sampling) for number in (1, 2, 3, 4)))
     assert [reply.text for reply in crowd[0]] == [reply.text for reply in alone]
+
+
+async def test_finished_samples_are_taken_out_and_the_others_stay_the_same(model: Path) -> None:
+    generator = Generator(str(model), device="cpu")
+    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    prompts = [tuple(range(10, 12 + 3 * number)) for number in range(8)]
+    requests = [
+        Generation(ACTOR, prompt, 1 + number % 2, limit, 0.8, seed=number, labels=())
+        for number, (prompt, limit) in enumerate(zip(prompts, (1, 2, 90, 3, 100, 4, 5, 6), strict=True))
+    ]
+    together = generator.generate(requests)
+    for request, replies in zip(requests, together, strict=True):
+        [alone] = generator.generate([request])
+        assert [reply.tokens for reply in replies] == [reply.tokens for reply in alone]
+        for reply in replies:
+            assert len(reply.tokens) == request.max_tokens or reply.is_stopped
+            ids = torch.tensor([[*request.prompt, *reply.tokens]])
+            with torch.no_grad():
+                logprobs = reference(input_ids=ids).logits[0].log_softmax(-1)
+            start = len(request.prompt) - 1
+            expected = [float(logprobs[start + place, token]) for place, token in enumerate(reply.tokens)]
+            assert reply.logprobs == pytest.approx(expected, abs=1e-4)
+    assert max(len(reply.tokens) for replies in together for reply in replies) > 64, "the cache grows once"
 
 
 async def test_probabilities_of_verdict_words_are_over_the_whole_vocabulary(pool: EnginePool, model: Path) -> None:

@@ -7,8 +7,9 @@ import orjson
 import pytest
 
 from bench.labels import BAD
-from bench.poison import ARMS, ROW, Labels, poisoned, table, voted
+from bench.poison import ARMS, ROW, Labels, _draws, poisoned, table, voted
 from gadfly.lab.arena import Arena
+from gadfly.lab.rows import BASE
 from gadfly.lab.world import LabSplit
 from gadfly.store.training_data import LabelledAnswer
 from gadfly.votes import LabelSource
@@ -66,7 +67,7 @@ def test_learning_has_words_alone_and_the_tests_keep_the_truth() -> None:
 
 
 def test_the_table_compares_equal_seeds(tmp_path: Path) -> None:
-    for arm, seed, test, heldout in (("honest", 0, 0.8, 0.7), ("honest", 1, 0.9, 0.8), ("flips-20", 1, 0.88, 0.79)):
+    for arm, seed, test, heldout in (("absent", 0, 0.8, 0.7), ("absent", 1, 0.9, 0.8), ("flips-20", 1, 0.88, 0.79)):
         folder = tmp_path / arm / ROW.name / str(seed)
         folder.mkdir(parents=True)
         result = {
@@ -75,11 +76,20 @@ def test_the_table_compares_equal_seeds(tmp_path: Path) -> None:
         }
         found = Labels(
             named=[5] if arm == "flips-20" else [],
-            answers=100, labelled=90, wrong=0.02, heldout=20, heldout_wrong=0.0,
+            answers=100, labelled=90, wrong=0.02, heldout=20, heldout_wrong=0.04,
         )  # fmt: skip
         (folder / "result.json").write_bytes(orjson.dumps(result))
         (folder / "labels.json").write_bytes(orjson.dumps(found))
     assert table(tmp_path)[2:] == [
-        "| is as good as the others | 2 | 0 of 2 | 0 of 2 | 2.0 % | 10.0 % | 85.0 % | - | 75.0 % | - |",
-        "| flips 20 % | 1 | 1 of 1 | 0 of 1 | 2.0 % | 10.0 % | 88.0 % | -2.0 points | 79.0 % | -1.0 points |",
+        "| flips 20 % | 1 | 1 of 1 | 0 of 1 | 2.0 % | 10.0 % | 4.0 % | 88.0 % | -2.0 points | 79.0 % | -1.0 points |",
+        "| has no say | 2 | 0 of 2 | 0 of 2 | 2.0 % (0.0) | 10.0 % (0.0) | 4.0 % (0.0) | 85.0 % (5.0) | - | "
+        "75.0 % (5.0) | - |",
     ]
+
+
+def test_cells_with_the_same_draws_are_one() -> None:
+    few = BASE.model_copy(update={"seed": 3, "steps_stage_1": 4})
+    draws = {arm: _draws(labels_of(arm)[0], few) for arm in ("absent", "flips-100", "honest")}
+    assert draws["absent"] == draws["flips-100"] != draws["honest"], "its votes count nothing in either"
+    many = few.model_copy(update={"steps_stage_1": 100})
+    assert _draws(labels_of("absent")[0], many) == "", "the critic decides about the second deck"
