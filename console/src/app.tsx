@@ -124,7 +124,7 @@ function Shell({ session }: { session: Session }) {
   const Shown = current && (route.path[1] && current.detail ? current.detail : current.page);
   return (
     <div class="shell">
-      <a class="skip-link" href={location.hash || "#/"} onClick={(event) => { event.preventDefault(); main.current?.focus(); }}>Skip to content</a>
+      <a class="skip-link" href="#main" onClick={(event) => { event.preventDefault(); main.current?.focus(); }}>Skip to content</a>
       <header class="topbar">
         <Button kind="quiet" icon="menu" aria-label="Menu" aria-expanded={open} aria-controls="side" onClick={() => setOpen(!open)} />
         <a class="brand" href="#/overview"><img src="assets/icon.svg" alt="" />Gadfly</a>

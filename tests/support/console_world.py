@@ -7,8 +7,9 @@ from typing import Any
 from uuid import UUID
 
 from gadfly import store
+from gadfly.api_keys import issue_key
 from gadfly.grading import Grade
-from gadfly.records import Feedback, Interaction, Key, Kind, SwapKind, SwapStatus, new_id, now
+from gadfly.records import Feedback, Interaction, Key, Kind, SwapKind, SwapStatus, Tier, new_id, now
 from gadfly.settings import SplitBlocks
 from gadfly.store.database import Database
 from gadfly.store.tables import CriticVersionRow, RunEventRow, SwapReceiptRow, SwapRow, TrainingRunRow
@@ -33,6 +34,8 @@ class World:
 
     def __init__(self) -> None:
         self.keys: list[Key] = []
+        self.admin_key = ""  # a secret, as are the next
+        self.caller_key = ""
         self.finished_run = new_id()
         self.undecided_run = new_id()
         self.running_run = new_id()
@@ -48,6 +51,8 @@ async def fill(database: Database, *, base_model: str, traffic: int = 240, waiti
         await store.critics.ensure_version_zero(session, base_model)
         for key in world.keys:
             await store.keys.insert_key(session, key, key.id.bytes)
+        _, world.admin_key = await issue_key(session, name="operations", tier=Tier.ADMIN)
+        _, world.caller_key = await issue_key(session, name="shop assistant", tier=Tier.CALLER)
     async with database.session() as session:
         session.add_all(_runs(world, today))
         await session.flush()

@@ -324,7 +324,7 @@ function EditForm({ item, onDone, onCancel }: { item: QueueItem; onDone: (text: 
       />
       {changed && (
         <div class="exchange-part">
-          <h3>Change</h3>
+          <h2>Change</h2>
           <div class="block"><Diff before={item.response} after={text} /></div>
         </div>
       )}

@@ -152,7 +152,7 @@ export function Empty({ icon = "spark", title, children, action }: {
   return (
     <div class="empty">
       <span class="empty-icon"><Icon name={icon} size={26} /></span>
-      <h3>{title}</h3>
+      <h2>{title}</h2>
       {children && <p>{children}</p>}
       {action && <div class="row">{action}</div>}
     </div>
