@@ -15,13 +15,13 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic_core import to_jsonable_python
 
 from gadfly.grading import Grade
-from gadfly.records import Kind, QueueReason, Ruling
+from gadfly.records import Kind, LabelState, QueueReason, Ruling
 from gadfly.refinement import Role, When
 from gadfly.service.wire.answers import CritiqueResult, RefineResult
 from gadfly.service.wire.critics import CriticHistoryView, CriticVersionView, SwapView
 from gadfly.service.wire.feedback import FeedbackView
 from gadfly.service.wire.health import Readiness, State
-from gadfly.service.wire.interactions import InteractionPage, InteractionView
+from gadfly.service.wire.interactions import InteractionPage, InteractionView, LearningLedger
 from gadfly.service.wire.labels import ActPage, DisputePage, LabelView
 from gadfly.service.wire.queue import LabelProgressView, QueueView, WithdrawnView
 from gadfly.service.wire.runs import PlanView, RunPage, RunView
@@ -129,8 +129,12 @@ def critique(
     episode_id: UUID | str | None = None,
     request_id: str | None = None,
     metadata: Metadata | None = None,
+    store: bool | None = None,
 ) -> Call[CritiqueResult]:
-    """Judge an answer step by step: `POST /critique`. Without a request id a new one is sent, so that it can repeat."""
+    """Judge an answer step by step: `POST /critique`. Without a request id a new one is sent, so that it can repeat.
+
+    With `store=False` nothing is stored.
+    """
     body = _with_id(locals())
     return Call(method="POST", path="/critique", body=body, read=_one(CritiqueResult))
 
@@ -153,8 +157,12 @@ def refine(
     episode_id: UUID | str | None = None,
     request_id: str | None = None,
     metadata: Metadata | None = None,
+    store: bool | None = None,
 ) -> Call[RefineResult]:
-    """Rewrite an answer with a critique: `POST /refine`. Without a request id a new one is sent, as for `critique`."""
+    """Rewrite an answer with a critique: `POST /refine`. Without a request id a new one is sent, as for `critique`.
+
+    With `store=False` nothing is stored.
+    """
     body = _with_id(locals())
     return Call(method="POST", path="/refine", body=body, read=_one(RefineResult))
 
@@ -200,11 +208,17 @@ def interactions(
     episode_id: UUID | str | None = None,
     critic_version: int | None = None,
     has_feedback: bool | None = None,
+    label: LabelState | Literal["right", "wrong", "none", "conflict"] | None = None,
+    task: str | None = None,
+    key_id: UUID | str | None = None,
+    confidence_from: float | None = None,
+    confidence_to: float | None = None,
+    q: str | None = None,
     since: datetime | None = None,
     until: datetime | None = None,
     cursor: str | None = None,
 ) -> Call[InteractionPage]:
-    """Interactions, the newest first: `GET /interactions`. `limit` is the size of a page."""
+    """Interactions, the newest first: `GET /interactions`. `limit` is the size of a page, `q` words to search for."""
     params = _given(locals())
     return Call(method="GET", path="/interactions", params=params, read=_one(InteractionPage))
 
@@ -212,6 +226,19 @@ def interactions(
 def interaction(interaction_id: UUID | str) -> Call[InteractionView]:
     """One interaction with its result and its feedback: `GET /interactions/{id}`."""
     return Call(method="GET", path=f"/interactions/{interaction_id}", read=_one(InteractionView))
+
+
+def replay(
+    interaction_id: UUID | str, critic: CriticName = "live", *, temperature: float = 0.0
+) -> Call[CritiqueResult]:
+    """How a critic judges the answer now; nothing is stored: `POST /interactions/{id}/replay`."""
+    body = _json({"critic": critic, "temperature": temperature})
+    return Call(method="POST", path=f"/interactions/{interaction_id}/replay", body=body, read=_one(CritiqueResult))
+
+
+def learning(interaction_id: UUID | str) -> Call[LearningLedger]:
+    """What runs learned from an interaction: `GET /admin/interactions/{id}/learning`."""
+    return Call(method="GET", path=f"/admin/interactions/{interaction_id}/learning", read=_one(LearningLedger))
 
 
 def delete_interaction(interaction_id: UUID | str) -> Call[None]:
@@ -402,6 +429,8 @@ def _given(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_id(values: Mapping[str, Any]) -> dict[str, Any]:
+    if values["store"] is False:
+        return _given(values)
     return _given({**values, "request_id": values["request_id"] or _new_request_id()})
 
 

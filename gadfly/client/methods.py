@@ -108,6 +108,8 @@ class Api:
     interactions = Pages(calls.interactions)
     interactions_page = Method(calls.interactions)
     interaction = Method(calls.interaction)
+    replay = Method(calls.replay)
+    learning = Method(calls.learning)
     delete_interaction = Method(calls.delete_interaction)
 
     critics = Method(calls.critics)

@@ -40,6 +40,8 @@ _PATHS = [
     ("GET", "/interactions"),
     ("GET", "/interactions/{interaction_id}"),
     ("DELETE", "/interactions/{interaction_id}"),
+    ("POST", "/interactions/{interaction_id}/replay"),
+    ("GET", "/admin/interactions/{interaction_id}/learning"),
     ("GET", "/critics"),
     ("GET", "/critics/{version}"),
     ("POST", "/admin/retrain"),
