@@ -145,9 +145,9 @@ function Shell({ session }: { session: Session }) {
           <ServiceState />
           <div class="side-tools">
             <span class="who" title={session.key_id ?? undefined}>
-              {session.keyless ? "No keys: local only" : `${session.key_name ?? "Key"} · ${session.tier}`}
+              <span>{session.keyless ? "No keys" : session.key_name ?? "Key"}</span>
+              <span class="muted">{session.keyless ? "this computer only" : session.tier}</span>
             </span>
-            <span class="grow" />
             <ThemeSwitch />
             {!session.keyless && <Button kind="quiet" icon="out" aria-label="Log out" title="Log out" onClick={() => void logOut()} />}
           </div>

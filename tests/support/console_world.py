@@ -105,7 +105,7 @@ def _critique_text(steps: list[str], verdict: Verdict) -> str:
     good = verdict is Verdict.CORRECT
     last = "The subtraction gives this number." if good else "The subtraction does not give this number; do it again."
     return (
-        f"{steps[0]}\nCorrectness of the step: Correct\nExplanation: The product is what the question describes.\n"
+        f"Step sentence: {steps[0]}\nCorrectness of the step: Correct\nExplanation: The product is what the question describes.\n"
         f"Step sentence: {steps[1]}\nCorrectness of the step: {'Correct' if good else 'Wrong'}\nExplanation: {last}\n"
         f"Correctness of the final answer: {'Correct' if good else 'Wrong'}\nExplanation: "
         + ("Both steps follow from the question." if good else "The second step is at fault, so the answer is too.")

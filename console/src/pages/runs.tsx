@@ -90,7 +90,7 @@ function Compare({ runs }: { runs: RunSummary[] }) {
   const [b, setB] = useState(runs[1]!.id);
   const choices = runs.map((run): Choice => [run.id, `${short(run.id)} · ${words(run.status)}`]);
   return (
-    <div class="filters">
+    <div class="filters compare">
       <Select label="Compare" value={a} choices={choices} onInput={setA} />
       <Select label="with" value={b} choices={choices} onInput={setB} />
       <a class="button" href={link(`runs/${a}`, { with: b })}>Compare</a>
@@ -143,7 +143,7 @@ function NewRun({ onClose }: { onClose: () => void }) {
         <>
           <Button onClick={onClose}>Cancel</Button>
           <Button kind={planned ? undefined : "primary"} busy={busy === "plan"} onClick={() => void act("plan")}>Dry run</Button>
-          <Button kind={planned ? "primary" : undefined} icon="play" busy={busy === "start"} disabled={!planned} title={planned ? undefined : "Look at the dry run first"} onClick={() => void act("start")}>Start</Button>
+          <Button kind={planned ? "primary" : undefined} icon="start" busy={busy === "start"} disabled={!planned} title={planned ? undefined : "Look at the dry run first"} onClick={() => void act("start")}>Start</Button>
         </>
       }
     >
