@@ -35,8 +35,8 @@ _FILL = [
     "INSERT INTO interactions (id, kind, created_at, episode_id, question_hash, question, response, metadata,"
     " parameters, critic_version, verdict, prompt_tokens, completion_tokens, text_sha256, task)"
     " SELECT md5('i' || n)::uuid, 'critique', now() - (:rows - n) * interval '5 seconds', md5('e' || n)::uuid,"
-    " sha256(int4send(n)), 'A box of type t' || n % 5000 || ' holds ' || n || ' pens. How many pens are in 2 boxes and '"
-    " || n % 97 || ' loose pens of ' || CASE WHEN n % 9973 = 0 THEN 'vermilion' ELSE 'blue' END || ' ink?',"
+    " sha256(int4send(n)), 'A box of type t' || n % 5000 || ' holds ' || n || ' pens. How many pens are in 2 boxes'"
+    " || ' and ' || n % 97 || ' loose pens of ' || CASE WHEN n % 9973 = 0 THEN 'vermilion' ELSE 'blue' END || ' ink?',"
     " 'There are 2 * ' || n || ' pens in the boxes. With the loose ones the answer is ' || 2 * n, '{}', '{}', n % 2,"
     " CASE WHEN n % 20000 = 0 THEN 'unparsed' WHEN n % 3 = 0 THEN 'incorrect' ELSE 'correct' END, 300, 100,"
     " sha256(int4send(-n)), CASE WHEN n % 50000 = 0 THEN 'law' ELSE 'math' END FROM generate_series(1, :rows) AS n",

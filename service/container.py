@@ -24,6 +24,7 @@ from gadfly.service.keyring import Keyring
 from gadfly.service.label_queue import LabelQueue
 from gadfly.service.labels import Labels
 from gadfly.service.metrics import Metrics
+from gadfly.service.overview import Overview
 from gadfly.service.recording.recorder import Recorder
 from gadfly.service.room import Room
 from gadfly.service.runs import Runs
@@ -57,6 +58,7 @@ class Service:
     runs: Runs
     labels: Labels
     label_queue: LabelQueue
+    overview: Overview
     _requests: Idempotency
     _database: Database
     _grader: TaskGrader
@@ -140,6 +142,7 @@ class Service:
                 runs=Runs(database, settings=settings, metrics=metrics, actor=actor, loader=critics.loader),
                 labels=Labels(database),
                 label_queue=LabelQueue(database, settings=settings),
+                overview=Overview(database),
                 _requests=requests,
                 _database=database,
                 _grader=grader,

@@ -23,6 +23,7 @@ from gadfly.service.wire.feedback import FeedbackView
 from gadfly.service.wire.health import Readiness, State
 from gadfly.service.wire.interactions import InteractionPage, InteractionView, LearningLedger
 from gadfly.service.wire.labels import ActPage, DisputePage, LabelView
+from gadfly.service.wire.overview import AccuracyView, BucketName, OverviewView
 from gadfly.service.wire.queue import LabelProgressView, QueueView, WithdrawnView
 from gadfly.service.wire.runs import PlanView, RunPage, RunView
 from gadfly.training import EventKind
@@ -269,6 +270,19 @@ def rollback(*, from_version: int | None = None, reason: str | None = None) -> C
     """Make the previous version live again: `POST /admin/rollback`."""
     body = _given(locals())
     return Call(method="POST", path="/admin/rollback", body=body, read=_one(SwapView), is_repeatable=False)
+
+
+def overview() -> Call[OverviewView]:
+    """What runs now and what waits for a person: `GET /admin/overview`."""
+    return Call(method="GET", path="/admin/overview", read=_one(OverviewView))
+
+
+def accuracy(
+    *, since: datetime | None = None, until: datetime | None = None, bucket: BucketName = "day"
+) -> Call[AccuracyView]:
+    """Verdict accuracy of every version over time on labelled traffic: `GET /admin/overview/accuracy`."""
+    params = _given(locals())
+    return Call(method="GET", path="/admin/overview/accuracy", params=params, read=_one(AccuracyView))
 
 
 # ------------------------------------------------------------------------------------------------------------- the runs

@@ -117,6 +117,9 @@ class Api:
     promote = Method(calls.promote)
     rollback = Method(calls.rollback)
 
+    overview = Method(calls.overview)
+    accuracy = Method(calls.accuracy)
+
     plan = Method(calls.plan)
     retrain = Method(calls.retrain)
     runs = Pages(calls.runs)

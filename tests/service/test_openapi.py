@@ -44,6 +44,8 @@ _PATHS = [
     ("GET", "/admin/interactions/{interaction_id}/learning"),
     ("GET", "/critics"),
     ("GET", "/critics/{version}"),
+    ("GET", "/admin/overview"),
+    ("GET", "/admin/overview/accuracy"),
     ("POST", "/admin/retrain"),
     ("GET", "/admin/runs"),
     ("GET", "/admin/runs/{run_id}"),
