@@ -53,6 +53,8 @@ export function TrafficPage({ route }: { route: Route }) {
     }
   };
   const filtered = FILTERS.some((name) => query[name]);
+  const active = FILTERS.filter((name) => name !== "q" && query[name]).length;
+  const [open, setOpen] = useState(false); // on a narrow screen
   const select = (label: string, name: string, choices: Choice[]) => (
     <Select label={label} value={query[name] ?? ""} choices={[ANY, ...choices]} onInput={(value) => set({ [name]: value })} />
   );
@@ -63,12 +65,15 @@ export function TrafficPage({ route }: { route: Route }) {
       <form class="filters" role="search" aria-label="Filter traffic" onSubmit={(event) => { event.preventDefault(); set({ q: text.trim() }); }}>
         <div class="search"><TextField label="Search question and answer" type="search" value={text} onInput={setText} placeholder="words, “a phrase”, -without" /></div>
         <Button type="submit" icon="search">Search</Button>
-        {select("Label", "label", [["right", "Right"], ["wrong", "Wrong"], ["none", "No label"], ["conflict", "Conflict"]])}
-        {select("Verdict", "verdict", [["correct", "Correct"], ["incorrect", "Incorrect"], ["unparsed", "No verdict"]])}
-        {select("Confidence", "confidence", [["0-0.6", "Below 60 %"], ["0.6-0.9", "60 to 90 %"], ["0.9-1", "Above 90 %"]])}
-        {select("Critic", "critic", (critics.data ?? []).map((critic): Choice => [String(critic.version), `critic@${critic.version}`]))}
-        {select("Kind", "kind", [["critique", "Critique"], ["refine", "Refine"], ["chat", "Chat"], ["import", "Import"]])}
-        {select("Time", "span", [["hour", "Last hour"], ["day", "Last day"], ["week", "Last week"], ["month", "Last 30 days"]])}
+        <Button class="filters-open" aria-expanded={open} onClick={() => setOpen(!open)}>{active ? `Filters (${active})` : "Filters"}</Button>
+        <div class={`filters-more ${open ? "filters-shown" : ""}`}>
+          {select("Label", "label", [["right", "Right"], ["wrong", "Wrong"], ["none", "No label"], ["conflict", "Conflict"]])}
+          {select("Verdict", "verdict", [["correct", "Correct"], ["incorrect", "Incorrect"], ["unparsed", "No verdict"]])}
+          {select("Confidence", "confidence", [["0-0.6", "Below 60 %"], ["0.6-0.9", "60 to 90 %"], ["0.9-1", "Above 90 %"]])}
+          {select("Critic", "critic", (critics.data ?? []).map((critic): Choice => [String(critic.version), `critic@${critic.version}`]))}
+          {select("Kind", "kind", [["critique", "Critique"], ["refine", "Refine"], ["chat", "Chat"], ["import", "Import"]])}
+          {select("Time", "span", [["hour", "Last hour"], ["day", "Last day"], ["week", "Last week"], ["month", "Last 30 days"]])}
+        </div>
         {filtered && <a class="button button-quiet" href="#/traffic">Clear</a>}
       </form>
       {query["episode"] && <p class="row small"><Badge tone="accent">One episode</Badge> <span class="mono">{query["episode"]}</span></p>}
