@@ -25,7 +25,7 @@ from gadfly.service.wire.interactions import InteractionPage, InteractionView, L
 from gadfly.service.wire.labels import ActPage, DisputePage, LabelView
 from gadfly.service.wire.overview import AccuracyView, BucketName, OverviewView
 from gadfly.service.wire.queue import LabelProgressView, QueueView, WithdrawnView
-from gadfly.service.wire.runs import PlanView, RunPage, RunView
+from gadfly.service.wire.runs import PlanView, RunComparison, RunPage, RunView, SamplePage, StepPage
 from gadfly.training import EventKind
 from gadfly.verdict import Verdict
 
@@ -309,6 +309,23 @@ def runs(*, limit: int = 50, cursor: UUID | str | None = None) -> Call[RunPage]:
 def run(run_id: UUID | str) -> Call[RunView]:
     """One training run: `GET /admin/runs/{id}`."""
     return Call(method="GET", path=f"/admin/runs/{run_id}", read=_one(RunView))
+
+
+def run_steps(run_id: UUID | str, *, after: int = 0, limit: int = 1000) -> Call[StepPage]:
+    """The metrics of a run's steps and validations: `GET /admin/runs/{id}/steps`."""
+    params = {"after": after, "limit": limit}
+    return Call(method="GET", path=f"/admin/runs/{run_id}/steps", params=params, read=_one(StepPage))
+
+
+def run_samples(run_id: UUID | str, *, steps: int = 20) -> Call[SamplePage]:
+    """Critiques of a run over time: `GET /admin/runs/{id}/samples`."""
+    return Call(method="GET", path=f"/admin/runs/{run_id}/samples", params={"steps": steps}, read=_one(SamplePage))
+
+
+def compare_runs(a: UUID | str, b: UUID | str) -> Call[RunComparison]:
+    """What two runs have in common: `GET /admin/runs/compare`."""
+    params = {"a": str(a), "b": str(b)}
+    return Call(method="GET", path="/admin/runs/compare", params=params, read=_one(RunComparison))
 
 
 def cancel(run_id: UUID | str) -> Call[RunView]:

@@ -125,6 +125,9 @@ class Api:
     runs = Pages(calls.runs)
     runs_page = Method(calls.runs)
     run = Method(calls.run)
+    run_steps = Method(calls.run_steps)
+    run_samples = Method(calls.run_samples)
+    compare_runs = Method(calls.compare_runs)
     cancel = Method(calls.cancel)
     reproduce = Method(calls.reproduce)
 

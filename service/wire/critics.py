@@ -61,6 +61,7 @@ class CriticVersionView(Wire):
     )
     archived: bool = Field(description="Whether it is based on another model than the one that is served.")
     pointers: list[Pointer]
+    run_id: UUID | None = Field(description="The training run that made it.")
 
 
 class SwapView(Wire):
@@ -179,7 +180,6 @@ class ScoreboardView(Wire):
 class CriticHistoryView(CriticVersionView):
     """One critic, its origin, and its swaps."""
 
-    run_id: UUID | None = Field(description="The training run that made it.")
     prompt_set: str | None
     task: str = Field(description="The name of the task that it was trained on.")
     task_version: str | None = Field(description="Of the task's files; null for critics of earlier releases.")
