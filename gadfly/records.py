@@ -80,6 +80,15 @@ class AdminAction(StrEnum):
     FORGET = "forget"
 
 
+class LabelState(StrEnum):
+    """Whether an answer has a label, and which."""
+
+    RIGHT = "right"
+    WRONG = "wrong"
+    NONE = "none"
+    CONFLICT = "conflict"  # none, because its votes differ
+
+
 class QueueReason(StrEnum):
     """Why a label of an answer teaches much, the strongest first."""
 

@@ -391,6 +391,7 @@ class EventKind(StrEnum):
     ALARM = "alarm"
     GATE = "gate"
     PUBLISHED = "published"
+    SAMPLES = "samples"  # a few critiques of a step
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -27,6 +27,7 @@ from gadfly.service.routes import (
     health,
     interactions,
     labels,
+    overview,
     pointers,
     queue,
     runs,
@@ -40,6 +41,21 @@ log = structlog.get_logger(__name__)
 
 CONSOLE = Path(__file__).parents[1] / "console"
 """The folder of the built console."""
+
+_ROUTES = (
+    session,
+    critique,
+    chat,
+    feedback,
+    interactions,
+    critics,
+    runs,
+    pointers,
+    labels,
+    queue,
+    overview,
+    health,
+)
 
 
 def _stop_if_failed(running: "asyncio.Task[None]") -> None:
@@ -80,7 +96,7 @@ def create_app(settings: Settings, *, console: Path = CONSOLE) -> FastAPI:
         lifespan=lifespan,
         generate_unique_id_function=lambda route: route.name.removeprefix("post_"),
     )
-    for module in (session, critique, chat, feedback, interactions, critics, runs, pointers, labels, queue, health):
+    for module in _ROUTES:
         app.include_router(module.router)
     app.include_router(console_routes(console))
     app.add_api_route("/", _to_docs, include_in_schema=False)

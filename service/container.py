@@ -25,6 +25,7 @@ from gadfly.service.keyring import Keyring
 from gadfly.service.label_queue import LabelQueue
 from gadfly.service.labels import Labels
 from gadfly.service.metrics import Metrics
+from gadfly.service.overview import Overview
 from gadfly.service.recording.recorder import Recorder
 from gadfly.service.room import Room
 from gadfly.service.runs import Runs
@@ -58,6 +59,7 @@ class Service:
     runs: Runs
     labels: Labels
     label_queue: LabelQueue
+    overview: Overview
     _requests: Idempotency
     _database: Database
     _graders: Sequence[TaskGrader]
@@ -145,6 +147,7 @@ class Service:
                 ),
                 labels=Labels(database),
                 label_queue=LabelQueue(database, settings=settings),
+                overview=Overview(database),
                 _requests=requests,
                 _database=database,
                 _graders=tuple(graders.values()),

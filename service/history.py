@@ -11,7 +11,8 @@ from gadfly.records import AdminAction, Feedback, Interaction, Kind
 from gadfly.service.keyring import Caller
 from gadfly.service.recording.recorder import Recorder
 from gadfly.store.database import Database
-from gadfly.store.interactions import Filters, Page, Withdrawn
+from gadfly.store.interactions import Facts, Filters, Page, Withdrawn
+from gadfly.store.learning import LedgerEntry
 
 
 class History:
@@ -54,17 +55,30 @@ class History:
                 session, scope=caller.scope, filters=filters, limit=limit, cursor=cursor
             )
 
-    async def read(self, caller: Caller, interaction_id: UUID) -> tuple[Interaction, list[Feedback]]:
-        """One whole interaction and the feedback about it, oldest first. Raises as `find`."""
+    async def read(self, caller: Caller, interaction_id: UUID) -> tuple[Interaction, list[Feedback], Facts]:
+        """One whole interaction, the feedback about it, oldest first, and its label. Raises as `find`."""
         spooled = await self._spooled(caller, interaction_id)
         spooled_feedback = await self._recorder.lookup_feedback(interaction_id)
         if spooled is not None:  # records keep their order, so all feedback about it is in the spool too
-            return spooled, spooled_feedback
+            return spooled, spooled_feedback, _unlabelled(spooled)
         async with self._database.session(snapshot=True) as session:
             interaction = await store.interactions.read_interaction(session, interaction_id, scope=caller.scope)
             stored = await store.interactions.feedback_of(session, interaction_id)
+            facts = await store.interactions.facts_of(session, [interaction_id])
         stored_ids = {item.id for item in stored}
-        return interaction, [*stored, *(item for item in spooled_feedback if item.id not in stored_ids)]
+        feedback = [*stored, *(item for item in spooled_feedback if item.id not in stored_ids)]
+        return interaction, feedback, facts[interaction_id]
+
+    async def learning(self, admin: Caller, interaction_id: UUID) -> tuple[list[LedgerEntry], list[UUID]]:
+        """What runs learned from an interaction, and the runs that selected it.
+
+        Raises:
+            NotFound: no such interaction.
+        """
+        async with self._database.session(snapshot=True) as session:
+            await store.interactions.read_interaction(session, interaction_id, scope=admin.scope)
+            entries = await store.learning.learned_from(session, interaction_id)
+            return entries, await store.learning.selected_by(session, interaction_id)
 
     async def feedback_target(self, caller: Caller, feedback_id: UUID) -> Interaction:
         """The interaction that feedback is about.
@@ -121,3 +135,9 @@ class History:
     async def _spooled(self, caller: Caller, interaction_id: UUID) -> Interaction | None:
         spooled = await self._recorder.lookup(interaction_id)
         return spooled if spooled is not None and caller.scope in (None, spooled.key_id) else None
+
+
+def _unlabelled(interaction: Interaction) -> Facts:
+    """What is known about an interaction in the spool: votes are counted when it is stored."""
+    own = [item for item in interaction.critiques if item.round == 0 and item.sample == 0 and not item.supplied]
+    return Facts(confidence=own[0].confidence if own else None)

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,7 +25,7 @@ from gadfly.settings import Settings
 from gadfly.store.database import Database
 from gadfly.store.runs import Requested
 from gadfly.tasks import ServedTasks
-from gadfly.training import Run, RunEvent, TrainConfig, Trigger
+from gadfly.training import EventKind, Run, RunEvent, TrainConfig, Trigger
 from gadfly.votes import contradictions
 
 log = structlog.get_logger(__name__)
@@ -193,6 +193,18 @@ class Runs:
         """Runs of one task, or of all, without their manifests, newest first; with `before`, those older than it."""
         async with self._database.session() as session:
             return await store.runs.list_runs(session, limit=limit, before=before, task=task)
+
+    async def events_of(
+        self, id: UUID, kinds: Collection[EventKind], *, after: int, limit: int, newest: bool = False
+    ) -> list[RunEvent]:
+        """A run's events of some kinds; see `gadfly.store.runs.events_of`.
+
+        Raises:
+            NotFound: no such run.
+        """
+        async with self._database.session() as session:
+            await store.runs.run_status(session, id)
+            return await store.runs.events_of(session, id, kinds, after=after, limit=limit, newest=newest)
 
     async def has_more(self, id: UUID, *, after: int) -> bool:
         """Whether the run has events after this one, or may get more.

@@ -13,9 +13,11 @@ from pathlib import Path
 
 from gadfly.adapters import WEIGHTS, file_sha256
 from gadfly.errors import GadflyError
+from gadfly.store.learning import Learned
 from gadfly.store.training_data import LabelledAnswer
 from gadfly.trainer.data import Dealer, DealerState, Known
 from gadfly.trainer.engines import RunEngines
+from gadfly.trainer.ledger import Ledger, shown
 from gadfly.trainer.measure import metrics
 from gadfly.trainer.measure.alarms import Alarm, Alarms, AlarmState, step_examples, step_statistics
 from gadfly.trainer.measure.evaluate import evaluate
@@ -27,6 +29,7 @@ from gadfly.trainer.rollouts import Collector
 from gadfly.trainer.workspace import Workspace, new_folder
 from gadfly.training import Stage, TrainConfig
 
+_SAMPLE_EVERY = 10  # steps of which a few critiques are kept for people to read
 _KEPT = 3  # of the latest validated checkpoints, besides the one that would be published
 _EXHAUSTED = "zero_advantage"  # the alarm that means: nothing is left to learn
 
@@ -68,6 +71,7 @@ class LoopState:
     rewards: list[float]  # mean scores of the steps since the last validation
     dealer: DealerState = field(default_factory=DealerState)
     validations: list[Validation] = field(default_factory=list)  # of the checkpoints that may still be published
+    ledger: list[Learned] = field(default_factory=list)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -78,11 +82,16 @@ class _Loop:
     dealer: Dealer
     rewards: list[float] = field(default_factory=list)
     validations: list[Validation] = field(default_factory=list)
+    ledger: Ledger = field(default_factory=Ledger)
 
     @property
     def state(self) -> LoopState:
         return LoopState(
-            alarms=self.alarms.state, rewards=self.rewards, dealer=self.dealer.state, validations=self.validations
+            alarms=self.alarms.state,
+            rewards=self.rewards,
+            dealer=self.dealer.state,
+            validations=self.validations,
+            ledger=self.ledger.entries,
         )
 
 
@@ -146,13 +155,18 @@ class Learning:
             numbers = {**step_statistics(groups), **learned, "sampling_s": sampled - began}
             numbers["fresh"] = sum(self.known.is_fresh(group.item) for group in groups) / len(groups)
             loop.rewards.append(numbers["mean_score"])
+            loop.ledger.add(stage, planned.step, groups)
             await self.report.step(planned.step, numbers, seconds=time.perf_counter() - began)
+            if planned.is_first or planned.step % _SAMPLE_EVERY == 0:
+                await self.report.samples(stage, planned.step, shown(groups))
             alarm = loop.alarms.observe(planned.step, numbers, step_examples(groups))
             if alarm is not None:
+                await self.report.learned(loop.ledger.entries)
                 break
             is_last = planned.step + 1 == len(plan)
             if is_last or (planned.step + 1) % self.config.checkpoint_every == 0:
                 self._save(planned, loop)
+                await self.report.learned(loop.ledger.entries)
         if alarm is None:
             await self._finish(len(plan), loop, loaded)
         elif alarm.name == _EXHAUSTED:
@@ -231,6 +245,7 @@ class Learning:
             dealer=self._dealer(plan[done - 1]).resumed(state.dealer),
             rewards=state.rewards,
             validations=[each for each in state.validations if self.workspace.validated(each.step).exists()],
+            ledger=Ledger(state.ledger),
         )
 
     def _save(self, planned: Planned, loop: _Loop) -> None:

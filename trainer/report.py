@@ -1,6 +1,7 @@
 """What a run reports: progress and events in the database, curves for TensorBoard, lines in the log."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -10,6 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from gadfly import store
 from gadfly.store.database import Database
+from gadfly.store.learning import Learned
 from gadfly.trainer.patience import patiently
 from gadfly.trainer.workspace import Workspace
 from gadfly.training import EventKind, GateOutcome, Progress, Stage
@@ -51,6 +53,14 @@ class Report(ABC):
         self._plot({f"validation/{name}": value for name, value in metrics.items()}, step)
         await self._store(EventKind.VALIDATION, {"step": step, "metrics": metrics})
 
+    async def samples(self, stage: Stage, step: int, samples: Sequence[dict[str, Any]]) -> None:
+        """Keep a few critiques of a step for people to read; each names its interaction, to be deleted with it."""
+        await self._store(EventKind.SAMPLES, {"stage": stage.value, "step": step + 1, "samples": list(samples)})
+
+    async def learned(self, entries: Sequence[Learned]) -> None:
+        """Keep what the answers of the run earned so far. Only a run in a database has a ledger."""
+        log.debug("learned", answers=len(entries))
+
     async def alarm(self, message: str, evidence: dict[str, Any]) -> None:
         log.error("alarm", message=message)
         await self._store(EventKind.ALARM, {"message": message, "evidence": evidence})
@@ -85,6 +95,13 @@ class Reporter(Report):
             async with self.database.session() as session:
                 await store.runs.save_gate(session, self.run_id, outcome, report)
                 await store.runs.append_event(session, self.run_id, EventKind.GATE, report)
+
+        await patiently(save)
+
+    async def learned(self, entries: Sequence[Learned]) -> None:
+        async def save() -> None:
+            async with self.database.session() as session:
+                await store.learning.save_learned(session, self.run_id, entries)
 
         await patiently(save)
 

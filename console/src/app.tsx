@@ -124,7 +124,7 @@ function Shell({ session }: { session: Session }) {
   const Shown = current && (route.path[1] && current.detail ? current.detail : current.page);
   return (
     <div class="shell">
-      <a class="skip-link" href={location.hash || "#/"} onClick={(event) => { event.preventDefault(); main.current?.focus(); }}>Skip to content</a>
+      <a class="skip-link" href="#main" onClick={(event) => { event.preventDefault(); main.current?.focus(); }}>Skip to content</a>
       <header class="topbar">
         <Button kind="quiet" icon="menu" aria-label="Menu" aria-expanded={open} aria-controls="side" onClick={() => setOpen(!open)} />
         <a class="brand" href="#/overview"><img src="assets/icon.svg" alt="" />Gadfly</a>
@@ -145,9 +145,9 @@ function Shell({ session }: { session: Session }) {
           <ServiceState />
           <div class="side-tools">
             <span class="who" title={session.key_id ?? undefined}>
-              {session.keyless ? "No keys: local only" : `${session.key_name ?? "Key"} · ${session.tier}`}
+              <span>{session.keyless ? "No keys" : session.key_name ?? "Key"}</span>
+              <span class="muted">{session.keyless ? "this computer only" : session.tier}</span>
             </span>
-            <span class="grow" />
             <ThemeSwitch />
             {!session.keyless && <Button kind="quiet" icon="out" aria-label="Log out" title="Log out" onClick={() => void logOut()} />}
           </div>

@@ -15,16 +15,17 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic_core import to_jsonable_python
 
 from gadfly.grading import Grade
-from gadfly.records import Kind, QueueReason, Ruling
+from gadfly.records import Kind, LabelState, QueueReason, Ruling
 from gadfly.refinement import Role, When
 from gadfly.service.wire.answers import CritiqueResult, RefineResult
 from gadfly.service.wire.critics import CriticHistoryView, CriticVersionView, SwapView
 from gadfly.service.wire.feedback import FeedbackView
 from gadfly.service.wire.health import Readiness, State
-from gadfly.service.wire.interactions import InteractionPage, InteractionView
+from gadfly.service.wire.interactions import InteractionPage, InteractionView, LearningLedger
 from gadfly.service.wire.labels import ActPage, DisputePage, LabelView
+from gadfly.service.wire.overview import AccuracyView, BucketName, OverviewView
 from gadfly.service.wire.queue import LabelProgressView, QueueView, WithdrawnView
-from gadfly.service.wire.runs import PlanView, RunPage, RunView
+from gadfly.service.wire.runs import PlanView, RunComparison, RunPage, RunView, SamplePage, StepPage
 from gadfly.training import EventKind
 from gadfly.verdict import Verdict
 
@@ -130,8 +131,12 @@ def critique(
     episode_id: UUID | str | None = None,
     request_id: str | None = None,
     metadata: Metadata | None = None,
+    store: bool | None = None,
 ) -> Call[CritiqueResult]:
-    """Judge an answer step by step: `POST /critique`. Without a request id a new one is sent, so that it can repeat."""
+    """Judge an answer step by step: `POST /critique`. Without a request id a new one is sent, so that it can repeat.
+
+    With `store=False` nothing is stored.
+    """
     body = _with_id(locals())
     return Call(method="POST", path="/critique", body=body, read=_one(CritiqueResult))
 
@@ -155,8 +160,12 @@ def refine(
     episode_id: UUID | str | None = None,
     request_id: str | None = None,
     metadata: Metadata | None = None,
+    store: bool | None = None,
 ) -> Call[RefineResult]:
-    """Rewrite an answer with a critique: `POST /refine`. Without a request id a new one is sent, as for `critique`."""
+    """Rewrite an answer with a critique: `POST /refine`. Without a request id a new one is sent, as for `critique`.
+
+    With `store=False` nothing is stored.
+    """
     body = _with_id(locals())
     return Call(method="POST", path="/refine", body=body, read=_one(RefineResult))
 
@@ -203,11 +212,16 @@ def interactions(
     critic_version: int | None = None,
     task: str | None = None,
     has_feedback: bool | None = None,
+    label: LabelState | Literal["right", "wrong", "none", "conflict"] | None = None,
+    key_id: UUID | str | None = None,
+    confidence_from: float | None = None,
+    confidence_to: float | None = None,
+    q: str | None = None,
     since: datetime | None = None,
     until: datetime | None = None,
     cursor: str | None = None,
 ) -> Call[InteractionPage]:
-    """Interactions, the newest first: `GET /interactions`. `limit` is the size of a page."""
+    """Interactions, the newest first: `GET /interactions`. `limit` is the size of a page, `q` words to search for."""
     params = _given(locals())
     return Call(method="GET", path="/interactions", params=params, read=_one(InteractionPage))
 
@@ -215,6 +229,19 @@ def interactions(
 def interaction(interaction_id: UUID | str) -> Call[InteractionView]:
     """One interaction with its result and its feedback: `GET /interactions/{id}`."""
     return Call(method="GET", path=f"/interactions/{interaction_id}", read=_one(InteractionView))
+
+
+def replay(
+    interaction_id: UUID | str, critic: CriticName = "live", *, temperature: float = 0.0
+) -> Call[CritiqueResult]:
+    """How a critic judges the answer now; nothing is stored: `POST /interactions/{id}/replay`."""
+    body = _json({"critic": critic, "temperature": temperature})
+    return Call(method="POST", path=f"/interactions/{interaction_id}/replay", body=body, read=_one(CritiqueResult))
+
+
+def learning(interaction_id: UUID | str) -> Call[LearningLedger]:
+    """What runs learned from an interaction: `GET /admin/interactions/{id}/learning`."""
+    return Call(method="GET", path=f"/admin/interactions/{interaction_id}/learning", read=_one(LearningLedger))
 
 
 def delete_interaction(interaction_id: UUID | str) -> Call[None]:
@@ -248,6 +275,19 @@ def rollback(*, from_version: int | None = None, reason: str | None = None, task
     return Call(method="POST", path="/admin/rollback", body=body, read=_one(SwapView), is_repeatable=False)
 
 
+def overview() -> Call[OverviewView]:
+    """What runs now and what waits for a person: `GET /admin/overview`."""
+    return Call(method="GET", path="/admin/overview", read=_one(OverviewView))
+
+
+def accuracy(
+    *, since: datetime | None = None, until: datetime | None = None, bucket: BucketName = "day"
+) -> Call[AccuracyView]:
+    """Verdict accuracy of every version over time on labelled traffic: `GET /admin/overview/accuracy`."""
+    params = _given(locals())
+    return Call(method="GET", path="/admin/overview/accuracy", params=params, read=_one(AccuracyView))
+
+
 # ------------------------------------------------------------------------------------------------------------- the runs
 
 
@@ -276,6 +316,23 @@ def runs(*, limit: int = 50, task: str | None = None, cursor: UUID | str | None 
 def run(run_id: UUID | str) -> Call[RunView]:
     """One training run: `GET /admin/runs/{id}`."""
     return Call(method="GET", path=f"/admin/runs/{run_id}", read=_one(RunView))
+
+
+def run_steps(run_id: UUID | str, *, after: int = 0, limit: int = 1000) -> Call[StepPage]:
+    """The metrics of a run's steps and validations: `GET /admin/runs/{id}/steps`."""
+    params = {"after": after, "limit": limit}
+    return Call(method="GET", path=f"/admin/runs/{run_id}/steps", params=params, read=_one(StepPage))
+
+
+def run_samples(run_id: UUID | str, *, steps: int = 20) -> Call[SamplePage]:
+    """Critiques of a run over time: `GET /admin/runs/{id}/samples`."""
+    return Call(method="GET", path=f"/admin/runs/{run_id}/samples", params={"steps": steps}, read=_one(SamplePage))
+
+
+def compare_runs(a: UUID | str, b: UUID | str) -> Call[RunComparison]:
+    """What two runs have in common: `GET /admin/runs/compare`."""
+    params = {"a": str(a), "b": str(b)}
+    return Call(method="GET", path="/admin/runs/compare", params=params, read=_one(RunComparison))
 
 
 def cancel(run_id: UUID | str) -> Call[RunView]:
@@ -415,6 +472,8 @@ def _of_task(task: str | None) -> dict[str, str]:
 
 
 def _with_id(values: Mapping[str, Any]) -> dict[str, Any]:
+    if values["store"] is False:
+        return _given(values)
     return _given({**values, "request_id": values["request_id"] or _new_request_id()})
 
 

@@ -108,6 +108,8 @@ class Api:
     interactions = Pages(calls.interactions)
     interactions_page = ApiMethod(calls.interactions)
     interaction = ApiMethod(calls.interaction)
+    replay = ApiMethod(calls.replay)
+    learning = ApiMethod(calls.learning)
     delete_interaction = ApiMethod(calls.delete_interaction)
 
     critics = ApiMethod(calls.critics)
@@ -115,11 +117,17 @@ class Api:
     promote = ApiMethod(calls.promote)
     rollback = ApiMethod(calls.rollback)
 
+    overview = ApiMethod(calls.overview)
+    accuracy = ApiMethod(calls.accuracy)
+
     plan = ApiMethod(calls.plan)
     retrain = ApiMethod(calls.retrain)
     runs = Pages(calls.runs)
     runs_page = ApiMethod(calls.runs)
     run = ApiMethod(calls.run)
+    run_steps = ApiMethod(calls.run_steps)
+    run_samples = ApiMethod(calls.run_samples)
+    compare_runs = ApiMethod(calls.compare_runs)
     cancel = ApiMethod(calls.cancel)
     reproduce = ApiMethod(calls.reproduce)
 

@@ -21,7 +21,7 @@ async def record_act(
     reason: str | None,
     details: dict[str, Any] | None = None,
 ) -> None:
-    """Store an act in the transaction that does it. `subject` is the id of the key or interaction that it is about."""
+    """Store an act in the transaction that does it. `subject` is the id of what it is about: a key, ..."""
     await session.execute(
         insert(AdminActRow).values(
             id=new_id(), key_id=key_id, action=action, subject=str(subject), reason=reason, details=details or {}

@@ -13,11 +13,16 @@ from sqlalchemy import (
     ColumnElement,
     Select,
     Text,
+    and_,
     bindparam,
+    case,
     delete,
     exists,
     func,
+    literal_column,
+    or_,
     select,
+    true,
     tuple_,
     update,
 )
@@ -35,6 +40,7 @@ from gadfly.records import (
     FeedbackSource,
     Interaction,
     Kind,
+    LabelState,
     Record,
     Refinement,
     Split,
@@ -56,12 +62,15 @@ from gadfly.store.labels import (
 from gadfly.store.mapping import record_of, values_of
 from gadfly.store.split import question_hash
 from gadfly.store.tables import (
+    P_CORRECT,
+    SEARCHED_TEXT,
     AnswerRow,
     CritiqueDueRow,
     CritiqueRow,
     EpisodeRow,
     FeedbackRow,
     InteractionRow,
+    LearningRow,
     QuestionRow,
     RefinementRow,
     RunEventRow,
@@ -71,7 +80,7 @@ from gadfly.store.wall import place_questions
 from gadfly.store.words import known_reference
 from gadfly.training import EventKind
 from gadfly.verdict import Verdict
-from gadfly.votes import VoteAgreement
+from gadfly.votes import LabelSource, VoteAgreement
 
 Scope = UUID | None
 """The rows that a call may see: those of the key with this id, or all (None)."""
@@ -395,10 +404,12 @@ async def withdraw_feedback(
         await take_newest_grades(session, [interaction_id])
     answer = (
         await session.execute(
-            select(InteractionRow.question_hash, stored_text_sha256()).where(InteractionRow.id == interaction_id)
+            select(InteractionRow.question_hash, stored_text_sha256(), InteractionRow.response.is_(None)).where(
+                InteractionRow.id == interaction_id
+            )
         )
     ).one()
-    if answer[1] is None:  # an imported question without a response
+    if answer[2]:  # an imported question
         return Withdrawn(
             interaction_id=interaction_id, is_right=None, standing=VoteAgreement.NONE, is_frozen=False
         ), removed
@@ -495,7 +506,7 @@ async def delete_interaction(session: AsyncSession, id: UUID, *, scope: Scope) -
     answers = [(question_hash, hash_) for question_hash, hash_ in gone if hash_]
     await relabel(session, answers)
     await forget_unanswered(session, answers)
-    # Alarms of training runs quote critiques, each with the id of its interaction.
+    # Alarms and samples of training runs quote critiques, each with the id of its interaction.
     for deleted in ids:
         await session.execute(
             delete(RunEventRow).where(
@@ -507,6 +518,17 @@ async def delete_interaction(session: AsyncSession, id: UUID, *, scope: Scope) -
                 ),
             )
         )
+        await session.execute(
+            delete(RunEventRow).where(
+                RunEventRow.kind == EventKind.SAMPLES,
+                func.jsonb_path_exists(
+                    RunEventRow.data,
+                    sql_cast("$.samples[*].interaction_id ? (@ == $id)", JSONPATH),
+                    func.jsonb_build_object("id", str(deleted)),
+                ),
+            )
+        )
+    await session.execute(delete(LearningRow).where(LearningRow.interaction_id.in_(ids)))
     await session.execute(
         delete(EpisodeRow).where(
             EpisodeRow.id == episode_id, ~exists().where(InteractionRow.episode_id == EpisodeRow.id)
@@ -531,12 +553,17 @@ class Filters:
     task: str | None = None
     created_from: datetime | None = None  # inclusive
     created_before: datetime | None = None  # exclusive
+    label: LabelState | None = None
     has_feedback: bool | None = None
+    key_id: UUID | None = None
+    confidence_from: float | None = None  # of the first critique's verdict, inclusive
+    confidence_to: float | None = None  # inclusive
+    words: str | None = None  # in question or response, as a web search takes them
 
     def conditions(self) -> tuple[ColumnElement[bool], ...]:
         conditions: list[ColumnElement[bool]] = [
             getattr(InteractionRow, name) == value
-            for name in ("kind", "verdict", "grade", "episode_id", "critic_version", "task")
+            for name in ("kind", "verdict", "grade", "episode_id", "critic_version", "task", "key_id")
             if (value := getattr(self, name)) is not None
         ]
         if self.split is not None:
@@ -548,7 +575,90 @@ class Filters:
         if self.has_feedback is not None:
             feedback = exists().where(FeedbackRow.interaction_id == InteractionRow.id)
             conditions.append(feedback if self.has_feedback else ~feedback)
+        if self.label is not None:
+            conditions.append(_has_label(self.label))
+        if self.confidence_from is not None or self.confidence_to is not None:
+            low, high = self.confidence_from, self.confidence_to
+            conditions.append(_has_confidence(0.0 if low is None else low, 1.0 if high is None else high))
+        if self.words is not None:
+            searched: ColumnElement[Any] = literal_column(SEARCHED_TEXT)
+            conditions.append(searched.bool_op("@@")(func.websearch_to_tsquery("simple", self.words)))
         return tuple(conditions)
+
+
+def _has_label(label: LabelState) -> ColumnElement[bool]:
+    labelled = exists().where(is_about(AnswerRow, InteractionRow))
+    match label:
+        case LabelState.RIGHT:
+            return labelled.where(AnswerRow.is_right.is_(True))
+        case LabelState.WRONG:
+            return labelled.where(AnswerRow.is_right.is_(False))
+        case LabelState.CONFLICT:
+            return labelled.where(AnswerRow.is_right.is_(None), AnswerRow.standing == VoteAgreement.CONFLICT)
+        case LabelState.NONE:
+            return ~labelled.where(AnswerRow.is_right.is_not(None))
+
+
+def _has_confidence(low: float, high: float) -> ColumnElement[bool]:
+    p_correct: ColumnElement[float] = literal_column(P_CORRECT)
+    says_correct, says_incorrect = (CritiqueRow.verdict == each for each in (Verdict.CORRECT, Verdict.INCORRECT))
+    return exists().where(
+        CritiqueRow.interaction_id == InteractionRow.id,
+        CritiqueRow.round == literal_column("0"),  # as in the index
+        CritiqueRow.sample == literal_column("0"),
+        ~CritiqueRow.supplied,
+        or_(
+            and_(says_correct, p_correct.between(low, high)),
+            and_(says_incorrect, p_correct.between(1 - high, 1 - low)),
+        ),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facts:
+    """What is known about an interaction besides its own record."""
+
+    confidence: float | None = None  # of the verdict of the first critique
+    label: bool | None = None
+    label_source: LabelSource | None = None
+    standing: VoteAgreement = VoteAgreement.NONE
+
+
+async def facts_of(session: AsyncSession, ids: Sequence[UUID]) -> dict[UUID, Facts]:
+    """The label and the critic's confidence of interactions, by their ids."""
+    p_correct: ColumnElement[float | None] = literal_column(P_CORRECT)
+    first = (
+        select(
+            case(
+                (CritiqueRow.verdict == Verdict.CORRECT, p_correct),
+                (CritiqueRow.verdict == Verdict.INCORRECT, 1 - p_correct),
+            ).label("confidence")
+        )
+        .select_from(CritiqueRow)
+        .where(
+            CritiqueRow.interaction_id == InteractionRow.id,
+            CritiqueRow.round == 0,
+            CritiqueRow.sample == 0,
+            ~CritiqueRow.supplied,
+        )
+        .limit(1)
+        .lateral("first")
+    )
+    rows = await session.execute(
+        select(InteractionRow.id, first.c.confidence, AnswerRow.is_right, AnswerRow.source, AnswerRow.standing)
+        .outerjoin(AnswerRow, is_about(AnswerRow, InteractionRow))
+        .outerjoin(first, true())
+        .where(InteractionRow.id.in_(ids))
+    )
+    return {
+        row.id: Facts(
+            confidence=row.confidence,
+            label=row.is_right,
+            label_source=row.source,
+            standing=row.standing or VoteAgreement.NONE,
+        )
+        for row in rows
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -557,6 +667,7 @@ class Page:
 
     interactions: list[Interaction]
     next_cursor: str | None
+    facts: Mapping[UUID, Facts]
 
 
 async def read_interaction(session: AsyncSession, id: UUID, *, scope: Scope) -> Interaction:
@@ -594,7 +705,8 @@ async def list_interactions(
     statement = statement.order_by(InteractionRow.created_at.desc(), InteractionRow.id.desc()).limit(limit + 1)
     rows = list(await session.scalars(statement))
     next_cursor = _write_cursor(rows[limit - 1]) if len(rows) > limit else None
-    return Page([_to_interaction(row, is_whole=False) for row in rows[:limit]], next_cursor)
+    facts = await facts_of(session, [row.id for row in rows[:limit]])
+    return Page([_to_interaction(row, is_whole=False) for row in rows[:limit]], next_cursor, facts)
 
 
 async def stored_sides(session: AsyncSession, hashes: Iterable[bytes]) -> dict[bytes, Split]:

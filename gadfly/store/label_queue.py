@@ -68,6 +68,8 @@ async def waiting_answers(
 
     Left out are those that others have reserved, that the labeller has skipped, and that the key `voter` has voted on.
     """
+    answers: dict[AnswerKey, Waiting] = {}
+    waiting_in_all = 0
     for window in _WINDOWS:
         found = await session.execute(
             _candidates(scope=scope, voter=voter, labeller=labeller, window=window, reasons=reasons).limit(
@@ -75,7 +77,8 @@ async def waiting_answers(
             )
         )
         rows = found.all()
-        answers: dict[AnswerKey, Waiting] = {}
+        answers = {}
+        waiting_in_all = rows[0].waiting if rows else 0
         for row in rows:
             key = (row.question_hash, row.text)
             waiting = Waiting(
@@ -88,7 +91,7 @@ async def waiting_answers(
             answers.setdefault(key, waiting)
         if len(answers) >= limit:
             break
-    return list(answers.values()), rows[0].waiting if rows else 0
+    return list(answers.values()), waiting_in_all
 
 
 def _candidates(

@@ -1,5 +1,6 @@
 """Training runs, their events, and their jobs in the queue."""
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 from uuid import UUID
@@ -336,6 +337,26 @@ async def append_event(session: AsyncSession, run_id: UUID, kind: EventKind, dat
     await session.execute(
         insert(RunEventRow).values(run_id=run_id, created_at=func.clock_timestamp(), kind=kind, data=data)
     )
+
+
+async def events_of(
+    session: AsyncSession,
+    run_id: UUID,
+    kinds: Collection[EventKind],
+    *,
+    after: int = 0,
+    limit: int,
+    newest: bool = False,
+) -> list[RunEvent]:
+    """A run's events of some kinds with an id above `after`, in order; the first ones, or the `newest`."""
+    order = RunEventRow.id.desc() if newest else RunEventRow.id
+    rows = await session.scalars(
+        select(RunEventRow)
+        .where(RunEventRow.run_id == run_id, RunEventRow.id > after, RunEventRow.kind.in_(kinds))
+        .order_by(order)
+        .limit(limit)
+    )
+    return sorted((record_of(RunEvent, row) for row in rows), key=lambda event: event.id)
 
 
 async def events_after(session: AsyncSession, run_id: UUID, *, after: int, limit: int = 500) -> list[RunEvent]:

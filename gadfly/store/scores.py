@@ -1,6 +1,8 @@
 """The labelled answers that a critic's scoreboard counts."""
 
-from sqlalchemy import or_, select, true
+from typing import Any
+
+from sqlalchemy import ColumnElement, or_, select, true
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly.records import CriticVersion, Split
@@ -10,13 +12,17 @@ from gadfly.store.shadow import is_first_critique
 from gadfly.store.tables import CritiqueRow, InteractionRow, QuestionRow
 
 
+def is_unlearned(made_at: Any) -> ColumnElement[bool]:
+    """Whether a critic that was made then cannot have learned from a question: it is held out, or arrived later."""
+    return or_(QuestionRow.split == Split.HELDOUT, QuestionRow.created_at >= made_at)
+
+
 async def scored_answers(session: AsyncSession, critic: CriticVersion, *, limit: int = 2000) -> list[ScoredAnswer]:
     """Labelled answers that a critic judged for callers, the newest first, with the verdict of its first critique.
 
     Of a trained critic, only answers to held-out questions and to questions that arrived after it was made: it cannot
     have learned from them.
     """
-    unlearned = or_(QuestionRow.split == Split.HELDOUT, QuestionRow.created_at >= critic.created_at)
     statement = (
         Label.joined(
             select(
@@ -33,7 +39,7 @@ async def scored_answers(session: AsyncSession, critic: CriticVersion, *, limit:
         .where(
             InteractionRow.critic_version == critic.version,
             Label.exists,
-            true() if critic.adapter_sha256 is None else unlearned,
+            true() if critic.adapter_sha256 is None else is_unlearned(critic.created_at),
         )
         .order_by(InteractionRow.created_at.desc(), InteractionRow.id.desc())
         .limit(limit)

@@ -8,7 +8,8 @@ from sqlalchemy.dialects.postgresql import distinct_on, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly.errors import Conflict, NotFound
-from gadfly.records import Swap, SwapKind, SwapReceipt, SwapStatus, new_id, now
+from gadfly.records import AdminAction, Swap, SwapKind, SwapReceipt, SwapStatus, new_id, now
+from gadfly.store.acts import record_act
 from gadfly.store.critics import pointed_version, require_live_lineage, set_pointer
 from gadfly.store.mapping import record_of, values_of
 from gadfly.store.tables import CriticPointerRow, CriticVersionRow, SwapReceiptRow, SwapRow
@@ -18,6 +19,7 @@ CHANNEL = "gadfly_swaps"
 """The channel of notices about swaps that were requested or have ended (`Database.notices`)."""
 
 _BACK = (SwapKind.ROLLBACK, SwapKind.WATCH)
+_BY_PERSON = {SwapKind.PROMOTE: AdminAction.PROMOTE, SwapKind.ROLLBACK: AdminAction.ROLLBACK}
 
 
 async def request_swap(
@@ -83,6 +85,9 @@ async def request_swap(
     )
     if row is None:
         raise Conflict("another swap is in progress")
+    if kind in _BY_PERSON:
+        details = {"version": row.version, "from_version": row.from_version}
+        await record_act(session, _BY_PERSON[kind], row.id, key_id=key_id, reason=reason, details=details)
     await _notify(session)
     return record_of(Swap, row)
 

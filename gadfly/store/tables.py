@@ -108,6 +108,16 @@ _CLOCK = text("clock_timestamp()")
 """The database's clock, which orders rows of all processes; NULL in rows of release 0.1.0."""
 
 
+SEARCHED_TEXT = (
+    "to_tsvector('simple'::regconfig, (\"left\"(question, 20000) || ' '::text) "
+    "|| \"left\"(COALESCE(response, ''::text), 20000))"
+)
+"""What a search in interactions looks in. Postgres limits what one entry may hold, so very long texts are cut."""
+
+P_CORRECT = "(p_correct / NULLIF(p_correct + p_incorrect, 0::double precision))"
+"""A critique's probability of `correct` among the two verdict words, as Postgres writes it in the index."""
+
+
 class Table(DeclarativeBase):
     metadata = MetaData(
         naming_convention={
@@ -359,6 +369,8 @@ class InteractionRow(Table):
         Index(None, "key_id", "created_at", "id"),
         Index(None, "episode_id"),
         Index(None, "question_hash"),
+        Index(None, "critic_version", "created_at", "id"),
+        Index("ix_interactions_text", text(SEARCHED_TEXT), postgresql_using="gin"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -407,7 +419,14 @@ class InteractionRow(Table):
 
 class CritiqueRow(Table):
     __tablename__ = "critiques"
-    __table_args__ = (Index(None, "interaction_id"),)
+    __table_args__ = (
+        Index(None, "interaction_id"),
+        Index(
+            "ix_critiques_confidence",
+            text(P_CORRECT),
+            postgresql_where=text("round = 0 AND sample = 0 AND NOT supplied"),
+        ),
+    )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
     interaction_id: Mapped[UUID] = mapped_column(ForeignKey("interactions.id", ondelete="CASCADE"))
@@ -569,6 +588,27 @@ class RunEventRow(Table):
     created_at: Mapped[datetime]
     kind: Mapped[EventKind]
     data: Mapped[dict[str, Any]]
+
+
+class LearningRow(Table):
+    """What one answer earned in one stage of a run. It holds no text.
+
+    `answer` is `response`, `sampled` (by the actor, to the interaction's question), or the id of a refinement.
+    """
+
+    __tablename__ = "learning_ledger"
+    __table_args__ = (Index(None, "interaction_id"),)
+
+    run_id: Mapped[UUID] = mapped_column(ForeignKey("training_runs.id", ondelete="CASCADE"), primary_key=True)
+    interaction_id: Mapped[UUID] = mapped_column(primary_key=True)  # it may be deleted while the run learns from it
+    answer: Mapped[str] = mapped_column(primary_key=True)
+    stage: Mapped[str] = mapped_column(primary_key=True)
+    draws: Mapped[int]
+    critiques: Mapped[int]
+    mean_score: Mapped[float]
+    verdicts_right: Mapped[int]
+    first_step: Mapped[int]
+    last_step: Mapped[int]
 
 
 class SwapRow(Table):

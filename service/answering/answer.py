@@ -148,7 +148,8 @@ class Answerer:
             latency_ms=(time.perf_counter() - started) * 1000,
             conversation=conversation,
         )
-        await self.keep(interaction)
+        if body.store:
+            await self.keep(interaction)
         return interaction
 
     async def _critique(self, body: CritiqueRequest, prepared: Prepared, listener: Listener | None) -> Interaction:

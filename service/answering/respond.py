@@ -20,7 +20,8 @@ from gadfly.service.wire.answers import Options, result_of
 async def respond(service: Service, caller: Caller, request: Request, body: Options) -> Response:
     """Answer a request, or return the stored answer of its request id."""
     service.require_started()
-    service.room.require()
+    if body.store:
+        service.room.require()
     if body.stream:
         return await stream_response(request, CritiqueStream(partial(service.answerer.answer, caller, body)))
     interaction = await until_disconnect(request, service.answerer.answer(caller, body))

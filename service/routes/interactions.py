@@ -1,16 +1,32 @@
-"""GET /interactions, GET and DELETE /interactions/{id}."""
+"""GET /interactions, GET and DELETE /interactions/{id}, its replay, and what runs learned from it."""
 
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 
-from gadfly.service.dependencies import CallerDep, ServiceDep
+from gadfly.errors import BadInput
+from gadfly.service.answering.respond import respond
+from gadfly.service.dependencies import AdminDep, CallerDep, ServiceDep
 from gadfly.service.routes.docs import problems
-from gadfly.service.wire.interactions import InteractionPage, InteractionQuery, InteractionView, summary_of, view_of
-from gadfly.store.interactions import Filters
+from gadfly.service.routes.json import StrictJsonRoute
+from gadfly.service.wire.answers import CritiqueRequest, CritiqueResult
+from gadfly.service.wire.interactions import (
+    InteractionPage,
+    InteractionQuery,
+    InteractionView,
+    LearningLedger,
+    LearningView,
+    ReplayRequest,
+    summary_of,
+    view_of,
+)
+from gadfly.store.interactions import Facts, Filters
+from gadfly.store.learning import RESPONSE, SAMPLED, LedgerEntry
 
-router = APIRouter(tags=["interactions"], responses=problems(401, 404, 422, 503))
+_UNKNOWN = Facts()
+
+router = APIRouter(route_class=StrictJsonRoute, tags=["interactions"], responses=problems(401, 404, 422, 503))
 
 
 @router.get("/interactions", summary="List interactions", response_model=InteractionPage)
@@ -20,15 +36,70 @@ async def list_interactions(
     """A page of interactions, newest first: the caller's own, or those of all callers for an admin."""
     page = await service.history.page(caller, _filters(query), cursor=query.cursor, limit=query.limit)
     return InteractionPage(
-        items=[summary_of(interaction) for interaction in page.interactions], next_cursor=page.next_cursor
+        items=[summary_of(each, page.facts.get(each.id, _UNKNOWN)) for each in page.interactions],
+        next_cursor=page.next_cursor,
     )
 
 
 @router.get("/interactions/{interaction_id}", summary="Read an interaction", response_model=InteractionView)
 async def read_interaction(interaction_id: UUID, caller: CallerDep, service: ServiceDep) -> InteractionView:
     """One interaction with its result and its feedback so far."""
-    interaction, feedback = await service.history.read(caller, interaction_id)
-    return view_of(interaction, feedback)
+    interaction, feedback, facts = await service.history.read(caller, interaction_id)
+    return view_of(interaction, feedback, facts)
+
+
+@router.post(
+    "/interactions/{interaction_id}/replay",
+    summary="Judge an answer again",
+    response_model=CritiqueResult,
+    responses=problems(403, 409, 413, 429, 502, 504),
+)
+async def replay_interaction(
+    interaction_id: UUID, body: ReplayRequest, caller: CallerDep, service: ServiceDep, request: Request
+) -> Response:
+    """How a critic judges the answer now. Nothing is stored, and the critique's ids name nothing."""
+    interaction = await service.history.find(caller, interaction_id)
+    if interaction.response is None:
+        raise BadInput("this question has no response to judge", field="interaction_id")
+    again = CritiqueRequest(
+        question=interaction.question,
+        response=interaction.response,
+        critic=body.critic,
+        temperature=body.temperature,
+        store=False,
+    )
+    return await respond(service, caller, request, again)
+
+
+@router.get(
+    "/admin/interactions/{interaction_id}/learning",
+    summary="Read what runs learned from an interaction",
+    response_model=LearningLedger,
+    responses=problems(403),
+)
+async def read_learning(interaction_id: UUID, admin: AdminDep, service: ServiceDep) -> LearningLedger:
+    """The learning ledger: which runs drew the answers of an interaction, and what their critiques earned."""
+    entries, selected = await service.history.learning(admin, interaction_id)
+    return LearningLedger(
+        entries=[_learning_view(entry) for entry in entries],
+        selected_by=[run for run in selected if run not in {entry.run_id for entry in entries}],
+    )
+
+
+def _learning_view(entry: LedgerEntry) -> LearningView:
+    learned = entry.learned
+    is_refinement = learned.answer not in (RESPONSE, SAMPLED)
+    return LearningView.of(
+        learned,
+        run_id=entry.run_id,
+        run_status=entry.run_status,
+        version=entry.version,
+        stage=entry.stage,
+        refinement_id=UUID(learned.answer) if is_refinement else None,
+        sampled=learned.answer == SAMPLED,
+        verdict_right=learned.verdicts_right / max(learned.critiques, 1),
+        created_at=entry.created_at,
+    )
 
 
 @router.delete("/interactions/{interaction_id}", summary="Delete an interaction", status_code=204)
@@ -49,4 +120,9 @@ def _filters(query: InteractionQuery) -> Filters:
         has_feedback=query.has_feedback,
         created_from=query.since,
         created_before=query.until,
+        label=query.label,
+        key_id=query.key_id,
+        confidence_from=query.confidence_from,
+        confidence_to=query.confidence_to,
+        words=query.q,
     )

@@ -57,7 +57,7 @@ async def set_label(interaction_id: UUID, body: LabelRequest, admin: AdminDep, s
 
 @router.get("/acts", summary="List acts of admins", response_model=ActPage)
 async def list_acts(query: Annotated[ActQuery, Query()], admin: AdminDep, service: ServiceDep) -> ActPage:
-    """Decisions about labels and keys: who, when, what and why; the newest first."""
+    """Decisions about labels, keys and critics: who, when, what and why; the newest first."""
     acts = await service.labels.acts(limit=query.limit + 1, before=query.cursor)
     shown = acts[: query.limit]
     return ActPage(

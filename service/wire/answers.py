@@ -67,6 +67,15 @@ class Options(Wire):
         None, description="The caller's idempotency key: a repeat returns the first result."
     )
     metadata: Metadata = Field(default_factory=dict, description="The caller's own JSON, stored with the interaction.")
+    store: StrictBool = Field(
+        True, description="false: a trial, of which nothing is stored. It has no request id, and belongs to no episode."
+    )
+
+    @model_validator(mode="after")
+    def _a_trial_names_nothing(self) -> Self:
+        if not self.store and (self.request_id is not None or self.episode_id is not None):
+            raise ValueError("with store false, request_id and episode_id must not be given")
+        return self
 
 
 class CritiqueRequest(Options):

@@ -68,6 +68,7 @@ class CriticVersionView(Wire):
     archived: bool = Field(description="Whether it is based on another model than the one that is served.")
     pointers: list[Pointer] = Field(description="The pointers of its task that name it.")
     task: str = Field(DEFAULT_TASK, description="The task whose answers it judges.")
+    run_id: UUID | None = Field(description="The training run that made it.")
 
 
 class SwapView(Wire):
@@ -187,7 +188,6 @@ class ScoreboardView(Wire):
 class CriticHistoryView(CriticVersionView):
     """One critic, its origin, and its swaps."""
 
-    run_id: UUID | None = Field(description="The training run that made it.")
     prompt_set: str | None
     task_version: str | None = Field(description="Of the task's files; null for critics of earlier releases.")
     outcome: GateOutcome | None = Field(description="The decision of its run's gate.")

@@ -74,7 +74,7 @@ class ActView(Wire):
     at: datetime
     key_id: UUID | None = Field(description="The admin's key; null: the command line on the database, or no keys.")
     action: AdminAction
-    subject: str = Field(description="The id of the key or of the interaction that the act is about.")
+    subject: str = Field(description="The id of what the act is about: a key, an interaction, feedback, or a swap.")
     reason: str | None
     details: dict[str, Any]
 

@@ -6,10 +6,12 @@ from uuid import UUID
 
 from pydantic import ConfigDict, Field, JsonValue, StrictBool
 
+from gadfly.grading import Grade
 from gadfly.service.wire.common import RequestId, TaskName, Wire
 from gadfly.service.wire.critics import ThresholdView
 from gadfly.task_names import DEFAULT_TASK
 from gadfly.training import GateOutcome, RunStatus, Stage, TrainConfig, Trigger
+from gadfly.verdict import Verdict
 
 
 class RetrainRequest(Wire):
@@ -127,3 +129,94 @@ class RunQuery(Wire):
 class RunPage(Wire):
     items: list[RunSummary]
     next_cursor: UUID | None = Field(description="Pass as `cursor` for the next page; null on the last page.")
+
+
+class StepQuery(Wire):
+    """The query of GET /admin/runs/{id}/steps."""
+
+    after: int = Field(0, ge=0, lt=2**63, description="`next_after` of the previous page.")
+    limit: int = Field(1000, ge=1, le=5000)
+
+
+class StepMetrics(Wire):
+    """The metrics of one rollout step, as its event has them."""
+
+    step: int = Field(description="Counts from 1 over the whole run.")
+    stage: Stage | None
+    at: datetime
+    seconds: float
+    metrics: dict[str, float | None]
+
+
+class ValidationMetrics(Wire):
+    """One validation, after `step` steps."""
+
+    step: int
+    at: datetime
+    metrics: dict[str, float | None]
+
+
+class StepPage(Wire):
+    """Steps and validations in order. A resumed run may repeat steps: the last one of a number counts."""
+
+    items: list[StepMetrics]
+    validations: list[ValidationMetrics]
+    next_after: int | None = Field(description="Pass as `after` for the next page; null at the end so far.")
+
+
+class SampleQuery(Wire):
+    """The query of GET /admin/runs/{id}/samples."""
+
+    steps: int = Field(20, ge=1, le=100, description="The newest steps of which there are samples.")
+
+
+class CritiqueSample(Wire):
+    """A critique that was sampled and scored in a run."""
+
+    step: int
+    stage: Stage
+    at: datetime
+    interaction_id: UUID
+    was_right: bool = Field(description="The label of the answer that it is about.")
+    verdict: Verdict
+    score: float
+    refined: Grade | None = Field(description="The grade of the rewrite with it; null in stage I.")
+    critique: str = Field(description="Its first 2,000 characters.")
+
+
+class SamplePage(Wire):
+    """The best and the worst critique of a few answers, of the first step of a stage and of every tenth step."""
+
+    items: list[CritiqueSample]
+
+
+class CompareQuery(Wire):
+    """The query of GET /admin/runs/compare."""
+
+    a: UUID
+    b: UUID
+
+
+class OptionDifference(Wire):
+    option: str
+    a: JsonValue
+    b: JsonValue
+
+
+class AnswerOverlap(Wire):
+    """Answers to learn from, by the runs that selected them."""
+
+    both: int
+    only_a: int
+    only_b: int
+
+
+class RunComparison(Wire):
+    """Two runs side by side."""
+
+    a: RunSummary
+    b: RunSummary
+    options: list[OptionDifference] = Field(description="Training options that differ.")
+    answers: AnswerOverlap | None = Field(description="Null as long as one of them has not selected its answers.")
+    gate_a: dict[str, Any] | None
+    gate_b: dict[str, Any] | None

@@ -83,11 +83,20 @@ class Console:
     def address(self) -> str:
         return f"{self.client.base_url}/console/".replace("//console", "/console")
 
-    async def open(self, view: str = "", *, width: int = 1280, height: int = 900, dark: bool = False) -> Page:
-        """A page with cookies of its own. Errors of scripts and refusals by the policy are noted in `problems`."""
+    async def open(
+        self, view: str = "", *, width: int = 1280, height: int = 900, dark: bool = False, key: str | None = None
+    ) -> Page:
+        """A page with cookies of its own, logged in with a key: the admin's by default, or with none if it is empty.
+
+        Errors of scripts and refusals by the policy are noted in `problems`.
+        """
         context = await self.browser.new_context(
             viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light", locale="en-GB"
         )
+        key = self.world.admin_key if key is None else key
+        if key:
+            answer = await context.request.post(f"{self.client.base_url}/session", data={"key": key})
+            assert answer.ok, await answer.text()
         page = await context.new_page()
         page.set_default_timeout(10_000)
         page.on("pageerror", lambda error: self.problems.append(f"{view}: {error}"))

@@ -7,8 +7,9 @@ from typing import Any
 from uuid import UUID
 
 from gadfly import store
+from gadfly.api_keys import issue_key
 from gadfly.grading import Grade
-from gadfly.records import Feedback, Interaction, Key, Kind, SwapKind, SwapStatus, new_id, now
+from gadfly.records import Feedback, Interaction, Key, Kind, SwapKind, SwapStatus, Tier, new_id, now
 from gadfly.settings import SplitBlocks
 from gadfly.store.database import Database
 from gadfly.store.tables import CriticVersionRow, RunEventRow, SwapReceiptRow, SwapRow, TrainingRunRow
@@ -33,6 +34,8 @@ class World:
 
     def __init__(self) -> None:
         self.keys: list[Key] = []
+        self.admin_key = ""  # a secret, as are the next
+        self.caller_key = ""
         self.finished_run = new_id()
         self.undecided_run = new_id()
         self.running_run = new_id()
@@ -48,6 +51,8 @@ async def fill(database: Database, *, base_model: str, traffic: int = 240, waiti
         await store.critics.ensure_version_zero(session, base_model)
         for key in world.keys:
             await store.keys.insert_key(session, key, key.id.bytes)
+        _, world.admin_key = await issue_key(session, name="operations", tier=Tier.ADMIN)
+        _, world.caller_key = await issue_key(session, name="shop assistant", tier=Tier.CALLER)
     async with database.session() as session:
         session.add_all(_runs(world, today))
         await session.flush()
@@ -100,7 +105,7 @@ def _critique_text(steps: list[str], verdict: Verdict) -> str:
     good = verdict is Verdict.CORRECT
     last = "The subtraction gives this number." if good else "The subtraction does not give this number; do it again."
     return (
-        f"{steps[0]}\nCorrectness of the step: Correct\nExplanation: The product is what the question describes.\n"
+        f"Step sentence: {steps[0]}\nCorrectness of the step: Correct\nExplanation: The product is what the question describes.\n"
         f"Step sentence: {steps[1]}\nCorrectness of the step: {'Correct' if good else 'Wrong'}\nExplanation: {last}\n"
         f"Correctness of the final answer: {'Correct' if good else 'Wrong'}\nExplanation: "
         + ("Both steps follow from the question." if good else "The second step is at fault, so the answer is too.")

@@ -59,7 +59,7 @@ export function CriticPage({ route }: { route: Route }) {
                     ["Prompts", critic.prompt_set],
                     ["Task", `${critic.task}${critic.task_version ? ` ${critic.task_version}` : ""}`],
                     ["Trained", critic.verdict_only ? "on verdicts only" : critic.status === "trained" ? "on verdicts and rewrites" : null],
-                    ["Adapter", critic.adapter_sha256 && <span class="row"><code title={critic.adapter_sha256}>{critic.adapter_sha256.slice(0, 16)}…</code><Copy text={critic.adapter_sha256} label="Copy the hash" /></span>],
+                    ["Adapter", critic.adapter_sha256 && <span class="row row-tight"><code title={critic.adapter_sha256}>{critic.adapter_sha256.slice(0, 16)}…</code><Copy text={critic.adapter_sha256} label="Copy the hash" /></span>],
                   ]}
                 />
                 {critic.origin && <details><summary>Pulled from elsewhere</summary><pre class="block" tabIndex={0}>{JSON.stringify(critic.origin, null, 2)}</pre></details>}

@@ -107,7 +107,7 @@ function Exchange() {
       {commands.map(([text, command]) => (
         <div key={command} class="row row-between">
           <span>{text}</span>
-          <span class="row"><code>{command}</code><Copy text={command} label={`Copy: ${command}`} /></span>
+          <span class="row row-tight"><code class="text">{command}</code><Copy text={command} label={`Copy: ${command}`} /></span>
         </div>
       ))}
     </section>

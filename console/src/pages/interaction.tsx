@@ -236,7 +236,7 @@ function Learned({ id }: { id: string }) {
                   items={[
                     ["Drawn", `${entry.draws} times, steps ${entry.first_step} to ${entry.last_step}`],
                     ["Critiques", `${entry.critiques}, ${percent(entry.verdict_right)} with the right verdict`],
-                    ["Mean reward", decimal(entry.mean_reward)],
+                    ["Mean reward", decimal(entry.mean_score)],
                   ]}
                 />
               </div>

@@ -115,12 +115,11 @@ export function LabelPage({ route }: { route: Route }) {
   const [shown, setShown] = useState(false);
   const [form, setForm] = useState<"none" | "edit" | "reference">("none");
   const item = queue.items[0];
-  const top = useRef<HTMLDivElement>(null);
 
   useEffect(() => {
     setShown(false);
     setForm("none");
-    top.current?.scrollIntoView({ block: "nearest" });
+    scrollTo({ top: 0 });
   }, [item?.interaction_id]);
 
   const give = async (what: Given["what"], body: Record<string, unknown>) => {
@@ -195,7 +194,7 @@ export function LabelPage({ route }: { route: Route }) {
           />
         }
       />
-      <div class="queue" ref={top}>
+      <div class="queue">
         <div class="stack">
           {queue.error && <ErrorNote error={queue.error} retry={() => void queue.fill()} />}
           {item ? (
@@ -242,7 +241,7 @@ export function LabelPage({ route }: { route: Route }) {
         <div class="stack">
           <ProgressCard progress={progress.data} error={progress.error} retry={progress.reload} waiting={queue.waiting} />
           {given.length > 0 && (
-            <Card title="Labelled just now" actions={<Button kind="quiet" icon="undo" keys="U" onClick={() => void undo(last)}>Undo</Button>}>
+            <Card title="Just now" actions={<Button kind="quiet" icon="undo" keys="U" onClick={() => void undo(last)}>Undo</Button>}>
               <ul class="recent">
                 {given.slice(0, 6).map((one) => (
                   <li key={one.feedbackId}>
@@ -324,7 +323,7 @@ function EditForm({ item, onDone, onCancel }: { item: QueueItem; onDone: (text: 
       />
       {changed && (
         <div class="exchange-part">
-          <h3>Change</h3>
+          <h2>Change</h2>
           <div class="block"><Diff before={item.response} after={text} /></div>
         </div>
       )}

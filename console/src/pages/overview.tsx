@@ -66,14 +66,14 @@ function Now({ overview, accuracy }: { overview: Overview; accuracy: Accuracy | 
     <div class="card">
       <dl class="stats">
         <Stat
-          name="Live critic" value={overview.live === null ? "none" : <a href={link(`critics/${overview.live}`)}>critic@{overview.live}</a>}
+          name="Live critic" value={<a href={link(`critics/${overview.live}`)}>critic@{overview.live}</a>}
           detail={overview.candidate !== null ? <>candidate <a href={link(`critics/${overview.candidate}`)}>critic@{overview.candidate}</a></> : "no candidate"}
         />
         <Stat
           name="Its accuracy, balanced" value={total ? percent(total.value, 1) : "–"}
           detail={total ? `${percent(total.low)} to ${percent(total.high)}, ${plural(total.answers, "answer")}${gain === null ? "" : `; ${gain >= 0 ? "+" : ""}${gain.toFixed(1)} points on critic@0`}` : "no labelled traffic yet"}
         />
-        <Stat name="Judged in 24 h" value={count(overview.rows.interactions_24h)} detail={`${plural(overview.rows.labels_24h, "label")} in 24 h`} />
+        <Stat name="Judged in 24 h" value={count(overview.last_24h.interactions)} detail={`${plural(overview.last_24h.labels, "label")} in 24 h`} />
         <Stat
           name="Training" value={run ? <a href={link(`runs/${run.id}`)}>{words(run.status)}</a> : "Idle"}
           detail={run ? `${run.progress.stage ? words(run.progress.stage) : "waiting"}, step ${run.progress.step} of ${run.progress.steps}${run.progress.eta_s ? `, ${duration(run.progress.eta_s)} left` : ""}` : <a href="#/runs">Start a run</a>}

@@ -165,7 +165,7 @@ export function PlaygroundPage({ route }: { route: Route }) {
         <div class="row">
           {busy
             ? <Button icon="stop" onClick={stop}>Stop</Button>
-            : <Button kind="primary" icon="play" type="submit" title="Ctrl+Enter in the answer">{refine ? "Judge and rewrite" : "Judge"}</Button>}
+            : <Button kind="primary" icon="start" type="submit" title="Ctrl+Enter in the answer">{refine ? "Judge and rewrite" : "Judge"}</Button>}
           <Toggle label="Also rewrite" checked={refine} onChange={setRefine} />
           <Toggle label="Store as traffic" checked={stored} onChange={setStored} />
           {invalid && <span class="bad-text small" role="alert">{invalid}</span>}

@@ -4,7 +4,7 @@ import type { Comparison, Run, SamplePage, StepPage } from "../api/types";
 import { decimal, duration, percent, plural, short, words } from "../lib/format";
 import { asError, useLoaded, useTitle } from "../lib/hooks";
 import { link, navigate, type Route } from "../router";
-import { Badge, Button, Card, Empty, ErrorNote, Facts, GradeBadge, LabelBadge, Loading, Note, PageHead, Tabs, Time, VerdictBadge } from "../ui/basics";
+import { Badge, Button, Card, Empty, ErrorNote, Facts, GradeBadge, LabelBadge, Loading, Note, PageHead, Skeleton, Tabs, Time, VerdictBadge } from "../ui/basics";
 import { LineChart, type Mark, type Series } from "../ui/chart";
 import { Confirm } from "../ui/dialog";
 import { toast } from "../ui/toast";
@@ -28,22 +28,29 @@ interface Followed {
   steps: StepPoint[];
   validations: StepPoint[];
   log: RunEvent[];
+  loaded: boolean; // something came, or there is nothing
   ended: boolean;
   error?: Error | undefined;
 }
 
 const OVER = ["succeeded", "failed", "cancelled"];
 const PAUSE_MS = 2000;
+const NOTHING: Followed = { steps: [], validations: [], log: [], loaded: false, ended: false };
 
 /** The events of a run, the past ones and then new ones; a broken stream continues after the last one seen. */
 function useEvents(id: string, onStatus: () => void): Followed {
-  const [state, setState] = useState<Followed>({ steps: [], validations: [], log: [], ended: false });
+  const [state, setState] = useState<Followed>(NOTHING);
   const latest = useRef(onStatus);
   latest.current = onStatus;
   useEffect(() => {
     const aborted = new AbortController();
     let after = "0";
-    let found: Followed = { steps: [], validations: [], log: [], ended: false };
+    const found: Followed = { ...NOTHING, steps: [], validations: [], log: [] };
+    let reload: number | undefined;
+    const readAgain = () => {
+      clearTimeout(reload);
+      reload = window.setTimeout(() => latest.current(), 300);
+    };
     let timer: number | undefined;
     const show = () => {
       timer ??= window.setTimeout(() => {
@@ -57,16 +64,14 @@ function useEvents(id: string, onStatus: () => void): Followed {
           let any = false;
           for await (const { event, id: eventId, data } of events("GET", `admin/runs/${id}/events`, { params: { after }, signal: aborted.signal })) {
             any = true;
+            found.loaded = true;
             if (eventId) after = eventId;
             const body = data as Record<string, unknown> & { at: string };
             if (event === "step") found.steps.push(body as unknown as StepPoint);
             else if (event === "validation") found.validations.push(body as unknown as StepPoint);
             else found.log.push({ id: eventId, kind: event, at: body.at, data: body });
-            if (event === "status") {
-              latest.current();
-              if (OVER.includes(String(body["status"]))) found.ended = true;
-            }
-            if (event === "stage" || event === "gate" || event === "published") latest.current();
+            if (event === "status" && OVER.includes(String(body["status"]))) found.ended = true;
+            if (["status", "stage", "gate", "published"].includes(event)) readAgain();
             show();
           }
           if (!any) found.ended = true; // 204: the run is over
@@ -75,6 +80,7 @@ function useEvents(id: string, onStatus: () => void): Followed {
           if (aborted.signal.aborted) return;
           found.error = asError(failure);
         }
+        found.loaded = true;
         show();
         if (!found.ended) await new Promise((resolve) => setTimeout(resolve, PAUSE_MS));
       }
@@ -83,6 +89,7 @@ function useEvents(id: string, onStatus: () => void): Followed {
     return () => {
       aborted.abort();
       clearTimeout(timer);
+      clearTimeout(reload);
     };
   }, [id]);
   return state;
@@ -134,7 +141,8 @@ export function RunPage({ route }: { route: Route }) {
         label="Views of the run" current={tab}
         tabs={[["curves", "Curves"], ["samples", "Samples"], ["gate", "Gate"], ["events", "Events"], ["config", "Options"]].map(([name, text]) => ({ id: name!, text: text!, href: view(name!) }))}
       />
-      {tab === "curves" && <Curves steps={followed.steps} validations={followed.validations} log={followed.log} other={other} own={id} />}
+      {tab === "curves" && !followed.loaded && <div class="card"><Skeleton lines={8} /></div>}
+      {tab === "curves" && followed.loaded && <Curves steps={followed.steps} validations={followed.validations} log={followed.log} other={other} own={id} />}
       {tab === "samples" && <Samples id={id} />}
       {tab === "gate" && (run?.gate ? <Card title={<>Gate <OutcomeBadge outcome={run.outcome} /></>}><GateBody gate={run.gate as unknown as GateReport} /></Card> : <div class="card"><Empty icon="critics" title="The gate has not decided">It compares both critics on held-out answers once the steps are done.</Empty></div>)}
       {tab === "events" && <Log log={followed.log} />}

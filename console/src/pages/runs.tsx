@@ -1,10 +1,10 @@
 import { useRef, useState } from "preact/hooks";
 import { get, post } from "../api/client";
 import type { Plan, Run, RunPage as Page, RunSummary } from "../api/types";
-import { count, duration, percent, plural, short, words } from "../lib/format";
+import { count, duration, plural, short, words } from "../lib/format";
 import { asError, useLoaded, useTitle } from "../lib/hooks";
 import { link, navigate, type Route } from "../router";
-import { Badge, Button, Card, Empty, ErrorNote, Loading, Note, PageHead, Select, TextArea, Time, type Choice } from "../ui/basics";
+import { Badge, Button, Empty, ErrorNote, Loading, Note, PageHead, Select, TextArea, Time, type Choice } from "../ui/basics";
 import { Dialog } from "../ui/dialog";
 import { OutcomeBadge } from "./critics";
 
@@ -90,7 +90,7 @@ function Compare({ runs }: { runs: RunSummary[] }) {
   const [b, setB] = useState(runs[1]!.id);
   const choices = runs.map((run): Choice => [run.id, `${short(run.id)} · ${words(run.status)}`]);
   return (
-    <div class="filters">
+    <div class="filters compare">
       <Select label="Compare" value={a} choices={choices} onInput={setA} />
       <Select label="with" value={b} choices={choices} onInput={setB} />
       <a class="button" href={link(`runs/${a}`, { with: b })}>Compare</a>
@@ -143,7 +143,7 @@ function NewRun({ onClose }: { onClose: () => void }) {
         <>
           <Button onClick={onClose}>Cancel</Button>
           <Button kind={planned ? undefined : "primary"} busy={busy === "plan"} onClick={() => void act("plan")}>Dry run</Button>
-          <Button kind={planned ? "primary" : undefined} icon="play" busy={busy === "start"} disabled={!planned} title={planned ? undefined : "Look at the dry run first"} onClick={() => void act("start")}>Start</Button>
+          <Button kind={planned ? "primary" : undefined} icon="start" busy={busy === "start"} disabled={!planned} title={planned ? undefined : "Look at the dry run first"} onClick={() => void act("start")}>Start</Button>
         </>
       }
     >
@@ -164,10 +164,9 @@ function PlanBody({ plan }: { plan: Plan }) {
         <li>Stage I learns verdicts from {plural(plan.stage_1.answers, "labelled answer")} to {plural(plan.stage_1.questions, "question")}: {count(plan.stage_1.right)} right, {count(plan.stage_1.wrong)} wrong.</li>
         <li>Stage II learns what helps a rewrite from the {plural(plan.stage_2.answers, "answer")} with a reference{plan.pool_answers > 0 ? `, and ${count(plan.pool_answers)} answers that the actor samples` : ""}.</li>
         <li>
-          The gate judges {plural(plan.heldout.answers, "held-out answer")} ({count(plan.heldout.right)} right, {count(plan.heldout.wrong)} wrong).{" "}
-          {plan.detectable_discriminability === null ? "They are too few to see any gain." : `The smallest gain in verdicts that it can see is ${(plan.detectable_discriminability * 100).toFixed(1)} points, in ${percent(plan.power)} of cases.`}
+          The gate judges {plural(plan.heldout.answers, "held-out answer")}: {count(plan.heldout.right)} right, {count(plan.heldout.wrong)} wrong; {plan.heldout_with_reference.answers} of them have a reference.
         </li>
-        <li>{plural(plan.steps, "step")}{plan.seconds === null ? "; no earlier run tells how long they take." : `, about ${duration(plan.seconds)}.`}</li>
+        <li>{plural(plan.steps, "step")}{plan.seconds !== null && `, about ${duration(plan.seconds)}`}.</li>
         {plan.notes.map((note) => <li key={note}>{note}</li>)}
       </ul>
       {plan.warnings.map((warning) => <Note key={warning} tone="warn" icon="warn">{warning}</Note>)}

@@ -2,7 +2,7 @@ import { useEffect, useState } from "preact/hooks";
 import { get } from "../api/client";
 import type { Critic, InteractionPage as Page, InteractionSummary } from "../api/types";
 import { asError, useLoaded, useTitle } from "../lib/hooks";
-import { percent, words } from "../lib/format";
+import { words } from "../lib/format";
 import { link, navigate, type Query, type Route } from "../router";
 import { Badge, Button, Empty, ErrorNote, LabelBadge, PageHead, Select, Skeleton, TextField, Time, VerdictBadge, type Choice } from "../ui/basics";
 
@@ -53,6 +53,8 @@ export function TrafficPage({ route }: { route: Route }) {
     }
   };
   const filtered = FILTERS.some((name) => query[name]);
+  const active = FILTERS.filter((name) => name !== "q" && query[name]).length;
+  const [open, setOpen] = useState(false); // on a narrow screen
   const select = (label: string, name: string, choices: Choice[]) => (
     <Select label={label} value={query[name] ?? ""} choices={[ANY, ...choices]} onInput={(value) => set({ [name]: value })} />
   );
@@ -62,13 +64,16 @@ export function TrafficPage({ route }: { route: Route }) {
       <PageHead title="Traffic" lead="Everything that was judged, rewritten, chatted or imported, newest first." actions={<Button icon="refresh" onClick={first.reload}>Refresh</Button>} />
       <form class="filters" role="search" aria-label="Filter traffic" onSubmit={(event) => { event.preventDefault(); set({ q: text.trim() }); }}>
         <div class="search"><TextField label="Search question and answer" type="search" value={text} onInput={setText} placeholder="words, “a phrase”, -without" /></div>
-        {select("Label", "label", [["right", "Right"], ["wrong", "Wrong"], ["none", "No label"], ["conflict", "Conflict"]])}
-        {select("Verdict", "verdict", [["correct", "Correct"], ["incorrect", "Incorrect"], ["unparsed", "No verdict"]])}
-        {select("Confidence", "confidence", [["0-0.6", "Below 60 %"], ["0.6-0.9", "60 to 90 %"], ["0.9-1", "Above 90 %"]])}
-        {select("Critic", "critic", (critics.data ?? []).map((critic): Choice => [String(critic.version), `critic@${critic.version}`]))}
-        {select("Kind", "kind", [["critique", "Critique"], ["refine", "Refine"], ["chat", "Chat"], ["import", "Import"]])}
-        {select("Time", "span", [["hour", "Last hour"], ["day", "Last day"], ["week", "Last week"], ["month", "Last 30 days"]])}
         <Button type="submit" icon="search">Search</Button>
+        <Button class="filters-open" aria-expanded={open} onClick={() => setOpen(!open)}>{active ? `Filters (${active})` : "Filters"}</Button>
+        <div class={`filters-more ${open ? "filters-shown" : ""}`}>
+          {select("Label", "label", [["right", "Right"], ["wrong", "Wrong"], ["none", "No label"], ["conflict", "Conflict"]])}
+          {select("Verdict", "verdict", [["correct", "Correct"], ["incorrect", "Incorrect"], ["unparsed", "No verdict"]])}
+          {select("Confidence", "confidence", [["0-0.6", "Below 60 %"], ["0.6-0.9", "60 to 90 %"], ["0.9-1", "Above 90 %"]])}
+          {select("Critic", "critic", (critics.data ?? []).map((critic): Choice => [String(critic.version), `critic@${critic.version}`]))}
+          {select("Kind", "kind", [["critique", "Critique"], ["refine", "Refine"], ["chat", "Chat"], ["import", "Import"]])}
+          {select("Time", "span", [["hour", "Last hour"], ["day", "Last day"], ["week", "Last week"], ["month", "Last 30 days"]])}
+        </div>
         {filtered && <a class="button button-quiet" href="#/traffic">Clear</a>}
       </form>
       {query["episode"] && <p class="row small"><Badge tone="accent">One episode</Badge> <span class="mono">{query["episode"]}</span></p>}
@@ -99,16 +104,18 @@ export function TrafficPage({ route }: { route: Route }) {
 
 function Item({ item }: { item: InteractionSummary }) {
   return (
-    <li>
-      <a class="cover clip" href={link(`traffic/${item.id}`)}>{item.question}</a>
-      {item.response !== null && <p class="items-text clip">{item.response}</p>}
+    <li class="interaction">
+      <div class="interaction-text">
+        <a class="cover clip" href={link(`traffic/${item.id}`)}>{item.question}</a>
+        {item.response !== null && <p class="items-text clip">{item.response}</p>}
+      </div>
       <div class="items-meta">
-        {item.verdict && <VerdictBadge verdict={item.verdict} />}
-        {item.confidence !== null && item.confidence !== undefined && <span class="number" title="Confidence of the verdict">{percent(item.confidence)} sure</span>}
-        <span class="row">Label: <LabelBadge label={item.label} standing={item.standing} /></span>
-        <span>{words(item.kind)}</span>
-        {item.critic && <span>critic@{item.critic.version}</span>}
-        <Time at={item.created_at} />
+        <span class="meta-verdict">
+          <VerdictBadge verdict={item.verdict} confidence={item.confidence} />
+        </span>
+        <span class="meta-label"><span class="sr-only">Label: </span><LabelBadge label={item.label} standing={item.standing} /></span>
+        <span class="meta-critic">{item.critic ? `critic@${item.critic.version}` : words(item.kind)}</span>
+        <span class="meta-time"><Time at={item.created_at} /></span>
       </div>
     </li>
   );

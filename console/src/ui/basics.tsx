@@ -1,4 +1,4 @@
-import type { ComponentChildren, JSX } from "preact";
+import type { ButtonHTMLAttributes, ComponentChildren } from "preact";
 import { useEffect, useId, useState } from "preact/hooks";
 import { ApiError } from "../api/client";
 import { ago, exact, percent } from "../lib/format";
@@ -8,7 +8,7 @@ export function cx(...names: (string | false | null | undefined)[]): string {
   return names.filter(Boolean).join(" ");
 }
 
-interface ButtonProps extends Omit<JSX.HTMLAttributes<HTMLButtonElement>, "icon" | "size"> {
+interface ButtonProps extends Omit<ButtonHTMLAttributes<HTMLButtonElement>, "icon" | "type" | "disabled"> {
   kind?: "primary" | "danger" | "quiet" | "good" | "bad" | undefined;
   icon?: IconName | undefined;
   busy?: boolean | undefined;
@@ -152,7 +152,7 @@ export function Empty({ icon = "spark", title, children, action }: {
   return (
     <div class="empty">
       <span class="empty-icon"><Icon name={icon} size={26} /></span>
-      <h3>{title}</h3>
+      <h2>{title}</h2>
       {children && <p>{children}</p>}
       {action && <div class="row">{action}</div>}
     </div>
@@ -269,7 +269,7 @@ export function TextField({ label, value, onInput, hint, type = "text", placehol
   value: string;
   onInput: (value: string) => void;
   hint?: ComponentChildren;
-  type?: string;
+  type?: "text" | "search" | "password" | "number";
   placeholder?: string;
   required?: boolean;
   autocomplete?: string;

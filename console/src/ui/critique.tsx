@@ -110,11 +110,11 @@ export function Exchange({ question, response }: { question: string; response: s
   return (
     <div class="exchange">
       <div class="exchange-part">
-        <h3>Question</h3>
+        <h2>Question</h2>
         <p class="exchange-text">{question}</p>
       </div>
       <div class="exchange-part">
-        <h3>Answer</h3>
+        <h2>Answer</h2>
         {response === null ? <p class="muted">No answer was stored with this question.</p> : <div class="answer-text">{response}</div>}
       </div>
     </div>

@@ -14,6 +14,7 @@ export function Dialog({ title, onClose, children, actions }: {
   useEffect(() => {
     const element = dialog.current!;
     element.showModal();
+    element.querySelector<HTMLElement>("input, textarea, select")?.focus();
     return () => element.close();
   }, []);
   return (
