@@ -57,7 +57,7 @@ def up(settings: Settings) -> int:
         check_disk(settings.home)
         check_port(settings)
         check_keys_possible(settings)
-        load_task(settings.task)  # what is wrong with it is said here, once
+        load_task(settings.task)  # a faulty task is reported here, once, and not by each process
         return asyncio.run(_Up(settings).run())
 
 

@@ -40,7 +40,7 @@ async def regrade(
     grader: TaskGrader,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> RegradeReport:
-    """Grade again whatever an older grader graded. `on_progress` receives the interactions done and their total.
+    """Grade again all that an older grader graded. `on_progress` receives the interactions done and their total.
 
     Raises:
         StoreUnavailable: Postgres became unavailable. A repeated call goes on after the last batch.
