@@ -22,7 +22,7 @@ from gadfly.trainer.measure.metrics import Judged
 Floats = NDArray[np.float64]
 
 SAMPLES = 4
-POPULATION = 4_000  # questions that stand for all traffic
+POPULATION = 4_000  # questions that represent all traffic
 _LIMIT = 10.0
 
 

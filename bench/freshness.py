@@ -26,7 +26,7 @@ CONFIG = TrainConfig()
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """The answers, each one's chance of a right verdict, and what the trainer knows of them."""
+    """The answers, each one's chance of a right verdict, and the trainer's estimates."""
 
     items: list[LabelledAnswer]
     chances: dict[str, float]

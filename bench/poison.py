@@ -214,7 +214,7 @@ def _error(values: Sequence[float]) -> str:
 
 
 def _read(cells_folder: Path, arm: str) -> dict[str, dict[str, Any]]:
-    """By seed, what was found with this arm: balanced verdict accuracies and the labels."""
+    """By seed, the results of this arm: balanced verdict accuracies and the labels."""
     cells = {}
     for path in sorted((cells_folder / arm / ROW.name).glob("*/labels.json")):
         result = orjson.loads(path.with_name("result.json").read_bytes())

@@ -18,7 +18,7 @@ from gadfly.rates import auroc
 from gadfly.scoreboard import ScoredAnswer, best_cut, scoreboard
 from gadfly.verdict import Verdict
 
-POPULATION = 4_000  # answers of each class that stand for all traffic
+POPULATION = 4_000  # answers of each class that represent all traffic
 SIZES = [(20, 20), (20, 60), (60, 20), (100, 100)]
 CRITICS = [("knows nothing", 0.0), ("weak", 0.7), ("good", 2.0), ("nearly without errors", 4.0)]  # standard deviations
 BIAS = 2.0  # log-odds that every critic is too inclined to "correct"

@@ -1,4 +1,4 @@
-"""What the blocks of the training wall find, and what they cost: `python -m bench.wall FILE [FILE ...] [--runs 200]`.
+"""The duplicates that the wall's blocks find, and their cost: `python -m bench.wall FILE [FILE ...] [--runs 200]`.
 
 Each line of a FILE is JSON with a `question`; questions of different people, such as GSM8K's, show best what is merged
 wrongly. Prints Markdown tables: the recall of changed questions, the pairs that share a block, the sides in simulated

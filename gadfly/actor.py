@@ -21,7 +21,7 @@ class Actor(Protocol):
 
     @property
     def name(self) -> str:
-        """The model's name, which is stored with what it writes."""
+        """The model's name, which is stored with its texts."""
 
     @property
     def spent(self) -> Spent:
@@ -51,7 +51,7 @@ class Actor(Protocol):
         """
 
     async def gaps(self) -> tuple[str, ...]:
-        """What it lacks for reproducible training, each as a sentence that says what that costs. Raises as `chat`."""
+        """The missing features for reproducible training, as sentences with the consequence. Raises as `chat`."""
 
     async def aclose(self) -> None:
         """Close its connections."""
@@ -110,7 +110,7 @@ def _for_template(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _require_text(chat: Chat) -> None:
-    """Refuse what the base model on the engines cannot do.
+    """Refuse a conversation that the base model on the engines cannot answer.
 
     Raises:
         BadInput: the conversation has tools, or asks for the log-probabilities of other tokens.

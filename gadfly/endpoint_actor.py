@@ -1,8 +1,8 @@
 """An actor behind any OpenAI chat endpoint: a hosted model, a gateway, or another vLLM.
 
-Only what all such endpoints share is used: messages, temperature, a token limit, `n`, a seed, streaming. An option that
-an endpoint refuses is left out from then on, and `gaps` says what that costs. An endpoint takes text only: a reply
-cannot be made to begin with a prompt's opener, so the opener is left out.
+It uses the options that all such endpoints share: messages, temperature, a token limit, `n`, a seed, streaming. An
+option that an endpoint refuses is left out from then on, and `gaps` names the consequence. An endpoint takes text only:
+a reply cannot be made to begin with a prompt's opener, so the opener is left out.
 """
 
 import asyncio
@@ -405,7 +405,7 @@ class EndpointActor:
             return
         raise _OptionRefused
 
-    # ------------------------------------------------------------------------------------------ what the endpoint is
+    # ----------------------------------------------------------------------------------------- the endpoint's kind
 
     async def check(self) -> str:
         """Ask for the endpoint's list of models, which costs no tokens. As `gadfly.actor.Actor.check`."""

@@ -177,13 +177,13 @@ class LabelTrace:
             yield from (logprobs and logprobs.content) or ()
 
     def _labels_of(self, item: _Token) -> tuple[float, float] | None:
-        # vLLM tells the sampled token first, then the labels in order; a label that was sampled is told once.
-        told = msgspec.json.decode(item.top_logprobs)[-2:]
-        texts = tuple(each["token"].strip() for each in told)
+        # vLLM lists the sampled token first, then the labels in order; a label that was sampled stands there once.
+        listed = msgspec.json.decode(item.top_logprobs)[-2:]
+        texts = tuple(each["token"].strip() for each in listed)
         if texts == self.tokens.texts and texts[0] != texts[1]:
-            return math.exp(told[0]["logprob"]), math.exp(told[1]["logprob"])
+            return math.exp(listed[0]["logprob"]), math.exp(listed[1]["logprob"])
         if texts == self.tokens.texts[::-1] and texts[0] != texts[1]:
-            return math.exp(told[1]["logprob"]), math.exp(told[0]["logprob"])
+            return math.exp(listed[1]["logprob"]), math.exp(listed[0]["logprob"])
         return None
 
 
@@ -638,7 +638,7 @@ class Engine:
         """The names that the engine serves: `base`, whatever its name there, and every loaded adapter.
 
         Raises:
-            EngineRefused: it refuses the key, or does not serve a base model that can be told from others.
+            EngineRefused: it refuses the key, or its base model is missing or ambiguous.
         """
         return (await self.served()).names
 
@@ -724,7 +724,7 @@ class Engine:
 
     @contextmanager
     def _understanding(self) -> Iterator[None]:
-        """Name what goes wrong when a reply has another form. Only code that reads a reply belongs inside."""
+        """Raise a named error for a reply of another form. Only code that reads a reply belongs inside."""
         try:
             yield
         except (msgspec.MsgspecError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -884,8 +884,8 @@ class EnginePool:
     ) -> tuple[Reply, ...]:
         """`Engine.chat` on one engine; another is tried when that engine did not take the request, or failed it.
 
-        What was streamed in part is not repeated, and neither is what an engine was cut off from: it may have done the
-        work, or the request may have ended it.
+        A reply that was streamed in part is not requested again, nor one whose engine lost the connection: the engine
+        may have done the work, or the request may have ended it.
         """
         heard = _Heard()
         on_piece = None if on_text is None else heard.noting(on_text)

@@ -66,7 +66,7 @@ class EngineRefused(EngineError):
 
 
 class MalformedReply(EngineError):
-    """The engine's reply is no JSON, or lacks what a reply needs."""
+    """The engine's reply is no JSON, or lacks a required field."""
 
 
 class EngineTimeout(EngineError):

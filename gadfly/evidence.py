@@ -31,7 +31,7 @@ def bets(null: float) -> list[float]:
 class MeanTest:
     """Evidence that the mean of observations in [-1, 1] lies above `null`.
 
-    Observations may depend on earlier ones: what must hold under the null hypothesis is that each one's mean, given
+    Observations may depend on earlier ones: the null hypothesis must imply that each one's mean, given
     those before it, is at most `null`.
     """
 

@@ -79,7 +79,7 @@ HexBytes = Annotated[
 def problems_of(error: ValidationError, *, union: str = "") -> str:
     """What is wrong in a file that a user wrote, field by field, with what to do.
 
-    `union` names a field whose kinds are told apart by their field `kind`.
+    `union` names a field whose types differ in their field `kind`.
     """
     found = []
     for item in error.errors(include_url=False, include_input=False):

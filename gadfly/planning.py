@@ -31,7 +31,7 @@ GAIN_SHARES = {  # of the first wealth that the gate bets on a gain, by axis
 MARGIN_ERROR = 0.1  # the gate's chance to take a loss of the margin for a smaller one, per axis
 
 _LASTING = 0.03  # share of the discordance that more samples of an answer do not average out
-_BETTING_NATS = 1.5  # what it costs that the best bet is not known beforehand
+_BETTING_NATS = 1.5  # the cost of not knowing the best bet beforehand
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -402,7 +402,7 @@ def with_labels(
 
 
 def with_threshold(found: Plan, board: Scoreboard, *, live: int) -> Plan:
-    """The plan with what a verdict threshold alone would give: the rung below training, with the same labels.
+    """The plan with the result of a verdict threshold alone, the alternative to training with the same labels.
 
     `board` is the scoreboard of the live critic, whose version is `live`.
     """

@@ -112,7 +112,7 @@ def parse_prompt_set(content: bytes, *, name: str, where: str) -> PromptSet:
 
     Args:
         content: of the file.
-        name: what is stored with everything that these prompts produce, so a name belongs to one content.
+        name: stored with every text that these prompts produce, so a name belongs to one content.
         where: the file, for messages.
 
     Raises:

@@ -316,7 +316,7 @@ class CriticVersion:
     task: str = DEFAULT_TASK  # the name of the task whose answers it judges
     task_version: str | None = None  # of the task's files; None for critics of releases that knew no tasks
     origin: dict[str, Any] | None = None  # of a pulled critic: `source`, and there `run_id` and `gate`
-    verdict_only: bool = False  # trained without references: what its critiques do to a rewrite was never rewarded
+    verdict_only: bool = False  # trained without references: the effect of its critiques on rewrites was never rewarded
 
     @property
     def status(self) -> CriticStatus:

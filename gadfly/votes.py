@@ -7,7 +7,7 @@ estimates them where several votes are about one text, by the EM algorithm of Da
 and a prior.
 
 `opinion` is the rule. It weighs the votes under equal chances of both classes: the share of right answers in the
-traffic decides how sure a label is (`probability`) and never what it is. Three limits hold whatever the estimates are:
+traffic decides how sure a label is (`probability`) and never its value. Three limits hold whatever the estimates are:
 
 - A voter that is worse than chance counts nothing. Its votes are never turned around.
 - A grade is overruled by at least two other keys, which are more than those that agree with it. A single key's word
@@ -70,7 +70,7 @@ Votes = tuple[Vote, ...]
 
 
 def one_vote_each(statements: Sequence[Vote]) -> Votes:
-    """The votes of a text: one per key, in a fixed order. `statements` are all that was said, the oldest first.
+    """The votes of a text: one per key, in a fixed order. `statements` has all of them, the oldest first.
 
     A key's newest word decides, without one the grade against its newest reference, and without both its newest rating.
     A word that agrees with the key's own grade is a vote by reference.
@@ -357,7 +357,7 @@ class AnswerLabel:
 def label(
     found: Opinion, *, frozen: AnswerLabel | None, ruling: Ruling | None, distrusted: frozenset[UUID]
 ) -> AnswerLabel:
-    """The label of an answer: an admin's ruling, else the frozen label, else what the votes say.
+    """The label of an answer: an admin's ruling, else the frozen label, else the result of the votes.
 
     A frozen label that only a distrusted key supports does not count.
     """
@@ -408,7 +408,7 @@ _LEAST_ANSWERS = 10
 def contradictions(patterns: Sequence[Pattern], model: LabelModel) -> list[Contradiction]:
     """The voters that contradict the others, at most one finding each, the worst first.
 
-    A voter is compared with what the other votes about the same texts say, and the number of contradictions with that
+    A voter is compared with the other votes about the same texts, and the number of contradictions with that
     of a voter whose reliability is the median of the others'. The binomial distribution with the same mean bounds the
     chance of so many (Hoeffding 1956).
     """

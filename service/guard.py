@@ -1,4 +1,4 @@
-"""Time limits for what a connection sends. uvicorn itself has one only for the pause after a response."""
+"""Time limits for the data that a connection sends. uvicorn itself has one only for the pause after a response."""
 
 import asyncio
 from enum import Enum, auto

@@ -151,7 +151,7 @@ class Keyring:
 
 
 def _require_local(origin: Origin) -> None:
-    """Refuse what does not come from a program on this machine: without keys, every caller is an admin.
+    """Refuse requests that do not come from a program on this machine: without keys, every caller is an admin.
 
     Raises:
         NotAllowed: a proxy forwarded the request, a page on another host sent it, or it addresses another host name.

@@ -141,7 +141,7 @@ class Runs:
         return []
 
     async def _about_actor(self, found: Plan, config: TrainConfig) -> list[str]:
-        """What an actor of its own endpoint costs, and what it lacks."""
+        """The cost of an actor with its own endpoint, and the features that it lacks."""
         if not self._settings.actor_url:
             return []
         cost = (

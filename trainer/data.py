@@ -67,7 +67,7 @@ class Dealer:
     4p(1 - p): of the probability that the served critic gave, and, once an answer's critiques were scored in this run,
     of their scores (`observe`). Without `uncertain_first` all weigh the same.
 
-    A dealer depends on its arguments and on what it observed. `state` and `resumed` carry it over an interruption.
+    A dealer depends on its arguments and on its observations. `state` and `resumed` carry it over an interruption.
     """
 
     def __init__(

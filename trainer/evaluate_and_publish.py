@@ -109,7 +109,7 @@ async def _retire_worn(context: RunContext) -> None:
 
 
 async def _about(context: RunContext) -> dict[str, Any]:
-    """The actor for the gate's report: what it lacks, and what this evaluation cost at its own endpoint."""
+    """The actor for the gate's report: its missing features, and the cost of this evaluation at its endpoint."""
     gaps = await context.engines.patiently(context.actor.gaps)
     return {"model": context.actor.name, "gaps": gaps, "spent": asdict(context.actor.spent)}
 

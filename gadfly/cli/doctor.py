@@ -1,4 +1,4 @@
-"""`gadfly doctor`: checks what a deployment needs, and recommends a fix for each problem."""
+"""`gadfly doctor`: checks the requirements of a deployment, and recommends a fix for each problem."""
 
 import asyncio
 import ctypes
@@ -383,7 +383,9 @@ async def actor(deployment: Deployment) -> Finding:
     except GadflyError as error:
         action = "Check GADFLY_ACTOR_URL, GADFLY_ACTOR_MODEL and GADFLY_ACTOR_KEY."
         return Finding("actor", CheckResult.FAIL, _sentence(str(error)), action)
-    return Finding("actor", CheckResult.OK, f"{found}. `gadfly retrain --dry-run` tries it, and says what it lacks.")
+    return Finding(
+        "actor", CheckResult.OK, f"{found}. `gadfly retrain --dry-run` tries it, and names the features that it lacks."
+    )
 
 
 async def sampling(deployment: Deployment) -> Finding:

@@ -25,7 +25,7 @@ _PREFIX_CACHE = re.compile(r'^vllm:cache_config_info\{[^}]*enable_prefix_caching
 
 
 class NeedState(StrEnum):
-    """Whether an engine has what the hot swap needs."""
+    """Whether an engine meets the needs of the hot swap."""
 
     THERE = "there"
     MISSING = "missing"
@@ -35,7 +35,7 @@ class NeedState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """One need. `says` is a phrase: what is there, what is missing and its flag, or what cannot be seen."""
+    """One need. `says` is a phrase: the value, the missing feature with its flag, or a value that is unknown."""
 
     state: NeedState
     says: str

@@ -1,6 +1,6 @@
 """The command `gadfly`: global options, error handling, and the groups of commands in `gadfly/cli/commands/`.
 
-A command imports what it needs when it runs, so that the others start quickly.
+A command imports its modules when it runs, so that the others start quickly.
 """
 
 import os

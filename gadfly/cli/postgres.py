@@ -57,7 +57,7 @@ def start(server: EmbeddedPostgres) -> None:
 def watch(server: EmbeddedPostgres, stop_requested: threading.Event) -> str:
     """Wait for a request to stop, or for a problem, which is returned; empty: a request.
 
-    A frozen server is killed: its log keeps what it committed.
+    A frozen server is killed: its log keeps all committed data.
     """
     probe_at = time.monotonic() + _PROBE_EVERY_S
     late = frozen = 0

@@ -256,7 +256,7 @@ async def import_file(
 
 
 async def regrade_rows(settings: Settings, url: str, *, console: Console) -> RegradeReport:
-    """Grade again what an older grader of its task graded, task by task, with a progress bar.
+    """Grade again the answers that an older grader graded, task by task, with a progress bar.
 
     Raises:
         StoreUnavailable: Postgres became unavailable. A repeated call goes on after the last batch.

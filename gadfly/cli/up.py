@@ -57,7 +57,7 @@ def up(settings: Settings) -> int:
         check_disk(settings.home)
         check_port(settings)
         check_keys_possible(settings)
-        load_tasks(settings)  # what is wrong with one is said here, once
+        load_tasks(settings)  # a faulty task is reported here, once, and not by each process
         return asyncio.run(_Up(settings).run())
 
 

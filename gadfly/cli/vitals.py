@@ -1,4 +1,4 @@
-"""What the kernel says about a program: whether it is stopped, whether it works, and whether memory ran out."""
+"""A program's state in the kernel: whether it is stopped, whether it works, and whether memory ran out."""
 
 import os
 from collections.abc import Iterator

@@ -22,13 +22,13 @@ class Resend(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProblemDetails:
-    """What the service said about a refused request. `type` is the stable name of its kind."""
+    """The service's description of a refused request. `type` is the stable name of its kind."""
 
     status: int | None = None  # None: no answer
     type: str | None = None
     title: str | None = None
     detail: str | None = None
-    fields: tuple[tuple[str, str], ...] = ()  # name of an invalid field, and what is wrong with it
+    fields: tuple[tuple[str, str], ...] = ()  # name of an invalid field, and its fault
     retry_after_s: float | None = None
     request_id: str | None = None  # of X-Request-Id: the service's log has it
 

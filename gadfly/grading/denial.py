@@ -32,7 +32,7 @@ _VERB = re.compile(
     r"(?!\s+(?:not|never|no)\b))\b(?!n't)",
     re.IGNORECASE,
 )
-# A denial of the whole sentence, before its verb. A negation elsewhere belongs to what is asked for.
+# A denial of the whole sentence, before its verb. A negation elsewhere belongs to the question.
 _SENTENCE_DENIED = re.compile(
     r"""\b(?:not|never|n't|hardly|cannot|would|could|might|may)\s+(?:[a-z]+\s+)?(?:be|equal|give|get|measure|make|yield|become)\s*$
     |\bcan't\s+(?:be|equal)\s*$|n't\s+(?:be|equal|give|make|yield|measure)\s*$

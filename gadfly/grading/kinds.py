@@ -146,7 +146,7 @@ class Reference:
 
     text: str
     answer: Answer
-    content: Answer | None = None  # what the chosen option says: `(C) 12`
+    content: Answer | None = None  # the text of the chosen option: `(C) 12`
 
 
 # --- times, sequences, text -------------------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ def _compare_colons(reference: Colon, answer: Colon) -> bool | None:
     if _same_colon(reference, answer):
         return True
     if reference.parts == answer.parts and "" in (reference.half, answer.half):
-        return None  # which half of the day is not said
+        return None  # the half of the day is not stated
     if not (reference.half or answer.half) and len(reference.parts) == len(answer.parts) == 2:
         (a, b), (c, d) = reference.parts, answer.parts
         if a * d == b * c:

@@ -116,7 +116,7 @@ def split_list(latex: str) -> tuple[list[str], bool]:
 
 
 def is_nameable(latex: str) -> bool:
-    """Whether the left side of an equation is what was asked for, so that the right side alone answers it."""
+    """Whether the left side of an equation is the quantity in question, so that the right side alone answers it."""
     text = normal(latex)
     if re.fullmatch(
         r"(?:\\[A-Za-z]+|[A-Za-z])(?:_(?:[A-Za-z0-9]|\{[^{}]{1,20}\}|\\[a-z]+))?'{0,3}(?:\([^()]{1,20}\))?", text

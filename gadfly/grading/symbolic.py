@@ -4,7 +4,7 @@ Importing this module takes seconds, so only `gadfly.grading.kinds` does it, for
 call may never return, or use all memory: text from outside is compared in the child process of
 `gadfly.grading.process`.
 
-math-verify parses; what is the same is decided here, because it takes the right side of an equation whose left side it
+math-verify parses; equality is decided here, because it takes the right side of an equation whose left side it
 can compute for any other, and reads vectors, primes and other typefaces in part.
 """
 

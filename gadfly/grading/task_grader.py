@@ -1,4 +1,4 @@
-"""What grades the answers of a task, whatever kind of grader it has."""
+"""The graders of tasks, one interface for all kinds."""
 
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -33,7 +33,7 @@ class TaskGrader(Protocol):
     ) -> None: ...
 
     async def start(self) -> None:
-        """Start what it needs, so that the first caller does not wait. Raises as `grade_all`."""
+        """Start its process, so that the first caller does not wait. Raises as `grade_all`."""
 
     async def grade_all(self, rows: Sequence[tuple[str, str] | Submission]) -> list[Grade | UnreadableReference]:
         """The outcome of each row, in order. A reference that cannot be graded against is an error for its sender.

@@ -110,7 +110,7 @@ def row_of(fields: Mapping[str, Any], *, max_text_chars: int, notes: Counter[str
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a cell is empty: null, or the NaN that stands for it in data frames."""
+    """Whether a cell is empty: null, or the NaN that data frames have in its place."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 

@@ -1,4 +1,4 @@
-"""Opens a file of rows, whatever its format, and yields its rows one after the other.
+"""Opens a file of rows of any format, and yields its rows one after the other.
 
 JSON Lines (also with the line ends of an old Mac), JSON arrays, also inside an object, CSV with any usual separator,
 Parquet, Arrow, each also compressed with gzip, and data sets as Hugging Face's `datasets` reads them. The content
@@ -279,7 +279,7 @@ def _array(text: io.TextIOWrapper, encoding: str, max_chars: int) -> Iterator[Ra
 
 
 def _elements(chunks: Iterator[str], max_chars: int) -> Iterator[str | BadRow]:
-    """The texts of an array's elements; the text begins behind its bracket. Only what is between commas is kept."""
+    """The texts of an array's elements; the text begins behind its bracket. Only the text between commas is kept."""
     depth, in_string, chars = 1, False, 0
     parts: list[str] = []
     skip = 0  # characters of the next chunk that belong to an escape
@@ -415,6 +415,6 @@ def _one_of(splits: Mapping[str, Any], name: str, wanted: str | None) -> Any:
     if wanted is None and len(names) == 1:
         return splits[names[0]]
     if wanted is None or wanted not in splits:
-        said = "has several parts" if wanted is None else f"has no part {wanted!r}"
-        raise BadInput(f"{name} {said}: give one with --dataset-split: {', '.join(names)}")
+        problem = "has several parts" if wanted is None else f"has no part {wanted!r}"
+        raise BadInput(f"{name} {problem}: give one with --dataset-split: {', '.join(names)}")
     return splits[wanted]

@@ -1,4 +1,4 @@
-"""The audit of admins: what they did, when, and why. Rows are appended and never changed."""
+"""The audit log: each act of an admin, with its time and reason. Rows are appended and never changed."""
 
 from typing import Any
 from uuid import UUID

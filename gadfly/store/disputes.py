@@ -1,4 +1,4 @@
-"""Disputes about labels: the answers whose votes differ, the rulings of admins, and what a key taught.
+"""Disputes about labels: the answers whose votes differ, admins' rulings, and the critics that learned from a key.
 
 The label of an answer follows the rule of `gadfly/votes.py`; `gadfly/store/labels.py` keeps it in line with the votes.
 """
@@ -37,7 +37,7 @@ class JudgedAnswer:
 
 
 async def rule(session: AsyncSession, interaction_id: UUID, ruling: Ruling) -> tuple[bool | None, JudgedAnswer]:
-    """Decide the label of the answer that an interaction is about, whatever the votes say and whether it is frozen.
+    """Decide the label of the answer that an interaction is about. Neither votes nor a frozen label prevent it.
 
     Returns the label before and the answer after.
 

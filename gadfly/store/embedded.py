@@ -391,8 +391,9 @@ class EmbeddedPostgres:
 def ignore_client_variables() -> None:
     """Remove libpq's variables (PGHOSTADDR, PGOPTIONS, PGSERVICE and others) from this process's environment.
 
-    They belong to the user's other databases. They would fill what an address leaves open, and no address can leave
-    nothing open: PGHOSTADDR would send connections elsewhere. Processes started from here do not inherit them.
+    They belong to the user's other databases. They would fill the parts that an address leaves out, and every
+    address leaves some out: PGHOSTADDR would send connections elsewhere. Processes started from here do not inherit
+    them.
     """
     names = {option.envvar.decode() for option in psycopg.pq.Conninfo.get_defaults() if option.envvar}
     for name in names | _OTHER_VARIABLES:

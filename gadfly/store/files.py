@@ -85,7 +85,7 @@ class ImportReport:
     skipped: int = 0
     without_response: int = 0  # of the added ones: questions for the actor's pool
     reasons: Counter[str] = field(default_factory=Counter, compare=False)  # of the skipped rows
-    notes: Counter[str] = field(default_factory=Counter, compare=False)  # what was changed in rows, or left out
+    notes: Counter[str] = field(default_factory=Counter, compare=False)  # changes of rows, and parts left out
     unit: str = field(default="line", compare=False)  # what `Skipped.line` counts
 
 

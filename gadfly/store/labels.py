@@ -288,7 +288,7 @@ def reference_statements(question_hashes: Iterable[bytes]) -> CompoundSelect[Any
 
 
 def _statements(question_hashes: Iterable[bytes]) -> CompoundSelect[Any]:
-    """All that was said about the answers to these questions."""
+    """All statements about the answers to these questions."""
     word = case((FeedbackRow.source == FeedbackSource.IMPORT, LabelSource.IMPORT.value), else_=LabelSource.PERSON.value)
     words, ratings = (
         select(*_said(FeedbackRow, source, is_right))

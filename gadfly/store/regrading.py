@@ -45,7 +45,7 @@ async def regrade(
     task: str = DEFAULT_TASK,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> RegradeReport:
-    """Grade again whatever an older grader of the task graded.
+    """Grade again all that an older grader of the task graded.
 
     `on_progress` receives the interactions done and their total.
 

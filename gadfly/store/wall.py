@@ -99,7 +99,7 @@ async def place_questions(
     """Store the questions that are new, each on its side. At most once in a transaction.
 
     Args:
-        session: the transaction that also stores what is about these questions.
+        session: the transaction that also stores the rows about these questions.
         questions: the texts by `question_hash`, in the order of their arrival.
         heldout_share: the share of new blocks that is held out.
         blocks: which questions follow an earlier one.

@@ -124,7 +124,7 @@ async def retire_worn(
         after_looks: a block is worn when one of its questions was looked at so often; 0: none ever is.
         share: at most this share of the held-out questions moves at a time.
         keep: so many held-out questions with a text stay at least.
-        blocks: what makes a block, as in `place_questions`.
+        blocks: the definition of a block, as in `place_questions`.
         task: the name of the task.
 
     The most looked-at blocks move first. One that is larger than what may move stays, and so does one with a question

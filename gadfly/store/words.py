@@ -12,9 +12,9 @@ _GOOD, _BAD = 4, 2  # ratings from here on say right, and up to here wrong
 
 
 def word_on_response() -> ColumnElement[bool | None]:
-    """Whether the row's word says that the response is right: `correct`, or what a critique of it would then say.
+    """Whether the row's word says that the response is right: `correct`, or the verdict that makes a critique correct.
 
-    A critique of a later round judged a refinement, and an unparsed one said nothing: NULL.
+    A critique of a later round judged a refinement, and an unparsed one has no verdict: NULL.
     """
     verdict = (
         select(CritiqueRow.verdict)

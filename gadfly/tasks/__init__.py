@@ -1,4 +1,4 @@
-"""Tasks: what a deployment's critics judge, as folders of files.
+"""Tasks: the kinds of answers that a deployment's critics judge, as folders of files.
 
 A task is a name, a version by content, prompts with their verdict words, the form of an answer, and a grader. Built-in
 tasks are in `builtin/`; a folder that a user writes has the same files.

@@ -21,7 +21,7 @@ _DECODER = json.JSONDecoder(strict=False)
 def stated_answer(form: AnswerForm, response: str, *, is_cut: bool = False) -> str | None:
     """The answer without outer white space; None where `response` states none, or its token limit ended it first.
 
-    Of a response with thoughts and further turns, only what the model answered in its own turn is read; of a very long
+    Of a response with thoughts and further turns, only the model's own turn is read; of a very long
     one, its last `MAX_RESPONSE_CHARS` characters.
     """
     reply = own_turn(response[-MAX_RESPONSE_CHARS:], is_cut=is_cut)
@@ -101,7 +101,7 @@ def _last_json(text: str) -> str | None:
             value, place = _DECODER.raw_decode(text, start.start())
         except (ValueError, RecursionError):
             if _IS_MEANT.match(text, start.start()):
-                return None  # it is broken off or faulty, and what it contains is not the answer
+                return None  # it is broken off or faulty, and a value inside it is not the answer
             place = start.end()
             continue
         if value or start[0] == "{":  # not the `[]` of a sentence

@@ -1,4 +1,4 @@
-"""What can be said about a task beyond that its files fit together."""
+"""Warnings about a task whose files fit together."""
 
 from gadfly.errors import BadSettings
 from gadfly.grading import Submission

@@ -65,7 +65,7 @@ def _load(folder: Path, field: str, entry: str, arguments: tuple[str, ...]) -> C
 def _module(folder: Path, name: str) -> Any:
     """A module of the task's folder, which goes before one of the same name among the packages."""
     if str(folder) not in sys.path:
-        sys.path.append(str(folder))  # for what it imports itself
+        sys.path.append(str(folder))  # for its own imports
     path = folder.joinpath(*name.split(".")).with_suffix(".py")
     if not path.is_file():
         return importlib.import_module(name)

@@ -78,7 +78,7 @@ class Judge:
 
     async def _judge(self, row: Submission) -> Grade | UnreadableReference:
         if not row.reference.strip():
-            return UnreadableReference("The reference is empty: send what a right answer must have.")
+            return UnreadableReference("The reference is empty: send the requirements of a right answer.")
         answer = stated_answer(self._form, row.response, is_cut=row.is_cut)
         if answer is None:
             return Grade.NO_ANSWER

@@ -63,7 +63,7 @@ class _Scored(_ManifestShape):
         return self
 
     def grade_of(self, value: object) -> Grade:
-        """The grade for what a grader returned: true, false, null for no answer, or a score where there is a threshold.
+        """The grade for a grader's result: true, false, null for no answer, or a score where there is a threshold.
 
         Raises:
             TypeError: it is something else.
@@ -155,7 +155,7 @@ class PythonGrader(_Scored):
 
 
 class SqlGrader(_ManifestShape):
-    """The answer is an SQL query that selects what the reference selects, on every one of the databases."""
+    """The answer is an SQL query that selects the same rows as the reference, on every one of the databases."""
 
     kind: Literal["sql"]
     databases: tuple[str, ...] = Field(min_length=1)  # SQLite scripts of one schema with different rows

@@ -1,9 +1,9 @@
 """Grades by an HTTP service: unit tests in a sandbox, a reward model, or a check that only another system can make.
 
-A request is `{"task", "version", "rows": [{"question", "response", "answer", "reference"}]}`; `answer` is what the form
-of the task's answers found. The reply is `{"grades": [...]}` with one entry for each row, in order: `right`,
-`wrong`, `no_answer`; a number where the task has a threshold; or `{"error": "..."}`, a sentence for the sender of a
-reference that cannot be used. Anything else is an error of the service and grades nothing.
+A request is `{"task", "version", "rows": [{"question", "response", "answer", "reference"}]}`; `answer` is the part of
+the response that the form of the task's answers found. The reply is `{"grades": [...]}` with one entry for each row, in
+order: `right`, `wrong`, `no_answer`; a number where the task has a threshold; or `{"error": "..."}`, a sentence for the
+sender of a reference that cannot be used. Anything else is an error of the service and grades nothing.
 """
 
 import asyncio

@@ -25,7 +25,7 @@ def read_rubric(spec: JudgeGrader, folder: Path) -> str:
     """The text of a rubric.
 
     Raises:
-        BadSettings: it cannot be read, or does not ask for what is read from the reply.
+        BadSettings: it cannot be read, or does not ask for the line that is read from the reply.
     """
     path = folder / spec.rubric
     try:

@@ -1,4 +1,4 @@
-"""Rules for SQL: a query is right when it selects what the reference selects, on every database of the task.
+"""Rules for SQL: a query is right when it selects the same rows as the reference, on every database of the task.
 
 Several databases of one schema with different rows tell queries apart that agree on one of them by chance (Zhong et
 al., arXiv 2010.02840). The databases are in memory, read-only, and made again for each grading process.

@@ -1,4 +1,4 @@
-"""A task, loaded from its folder and checked: what does not fit together is found here and not under load."""
+"""A task, loaded from its folder and checked, so that faults are found here and not under load."""
 
 import hashlib
 import json
@@ -62,7 +62,7 @@ class Task:
 
     @property
     def id(self) -> TaskId:
-        """What is stored with what was asked, and learned, under this task."""
+        """The name that is stored with the questions and critics of this task."""
         return TaskId(self.name, self.version)
 
     @property
@@ -216,7 +216,7 @@ def _grader_files(manifest: Manifest, folder: Path) -> Iterator[tuple[str, str]]
 
 
 def _check_grader(manifest: Manifest, folder: Path) -> None:
-    """Raises BadSettings for what the grader's files lack. Functions of Python are loaded in their own process only."""
+    """Raises BadSettings for faults of the grader's files. Functions of Python are loaded in their own process only."""
     match manifest.grader:
         case SqlGrader(databases=names):
             for name in names:

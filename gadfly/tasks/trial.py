@@ -26,7 +26,7 @@ class Fault:
 
 @dataclass(slots=True)
 class Trial:
-    """What a task's grader said about the rows of a file."""
+    """The grades of a task's grader for the rows of a file."""
 
     rows: int = 0
     grades: Counter[Grade] = field(default_factory=Counter)

@@ -309,7 +309,7 @@ class Answerer:
         return stated
 
     def _calibrated(self, critiques: Iterable[Critique], critic: CriticVersion) -> tuple[Critique, ...]:
-        """The critiques with the critic's calibrated probability. A supplied critique keeps what it has."""
+        """The critiques with the critic's calibrated probability. A supplied critique keeps its probability."""
         calibration = self._critics.pointers.calibration(critic.version)
         if calibration is None:
             return tuple(critiques)

@@ -87,7 +87,7 @@ class AnswerStream(ABC, Generic[T]):
 
     @abstractmethod
     def headers(self) -> dict[str, str]:
-        """Headers with what is known about the answer at its first event."""
+        """The headers that are known at the answer's first event."""
 
     async def events(self) -> AsyncGenerator[bytes]:
         """All events. An error before the first event is raised; a later one is sent as the last event.

@@ -1,4 +1,4 @@
-"""Swap receipts: what each engine proved, the requests in flight when the critic changed, and how they ended."""
+"""Swap receipts: the proof of each engine, the requests in flight when the critic changed, and how they ended."""
 
 import asyncio
 from collections.abc import Sequence

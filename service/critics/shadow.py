@@ -1,6 +1,6 @@
 """Shadow judging: after a promotion the critic before judges a share of the labelled answers too.
 
-Both critics' verdicts on the same answers are what the rollback watch compares best: the critic before may have few
+The rollback watch compares critics best by their verdicts on the same answers: the critic before may have few
 labelled answers of its own. Callers never see these verdicts. The engine runs them after all requests.
 """
 

@@ -296,7 +296,7 @@ class ChatAnswerer:
         """Store what feedback about a refined answer says about the first answer too.
 
         A reference grades both answers; `correct` is about both only if no round changed the first one. The critic
-        judged the first answer, so this is what its verdict is compared with.
+        judged the first answer, so its verdict is compared with this label.
         """
         refined = interaction.parameters.get("refined") if interaction.kind is Kind.CHAT else None
         if refined is None:

@@ -2,7 +2,7 @@
 
 The critic reads a question and an answer. Where the last user turn stands alone, it is the question. Where other turns
 surround it, the question is the last user turn with a transcript of those turns, because "And twice that?" is a
-question only together with what came before. This text is what is stored, trained and measured as the question, so that
+question only together with the earlier turns. This text is stored, trained on and measured as the question, so that
 the critic learns from the same text that it judges; the conversation itself is stored beside it.
 """
 

@@ -1,4 +1,4 @@
-"""The names of the models that /v1 offers, and what each means."""
+"""The names of the models that /v1 offers, and their meanings."""
 
 import re
 from dataclasses import dataclass

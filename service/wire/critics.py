@@ -86,7 +86,7 @@ class SwapView(Wire):
 
 
 class ReceiptView(Wire):
-    """A swap receipt: what one replica proved and did when it began to answer with this version."""
+    """A swap receipt: the proofs and the times of one replica that began to answer with this version."""
 
     swap_id: UUID
     replica_id: UUID

@@ -101,7 +101,11 @@ def feedback(
     settings: Settings,
     interaction_id: Annotated[str | None, typer.Argument(help="The interaction; or give --request-id.")] = None,
     correct: Annotated[
-        bool | None, typer.Option("--correct/--incorrect", help="Whether the response was right, or what is named.")
+        bool | None,
+        typer.Option(
+            "--correct/--incorrect",
+            help="Whether the response, or the critique or refinement that is named, was right.",
+        ),
     ] = None,
     reference: Reference = None,
     edited: Annotated[str | None, typer.Option("--edited", help="A corrected response.")] = None,

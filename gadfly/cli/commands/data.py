@@ -126,7 +126,7 @@ def import_rows(
     if report.skipped and not skip_bad:
         were = f"{report.unit} was" if report.skipped == 1 else f"{report.unit}s were"
         terminal.fail(
-            f"{report.skipped} {were} skipped: mend them and import again, which adds only what is missing; or allow "
+            f"{report.skipped} {were} skipped: correct them and import again, which adds the missing rows; or allow "
             "it with --skip-bad"
         )
 
@@ -156,8 +156,8 @@ def export(
         Contents,
         typer.Option(
             "--as",
-            help="interactions, each with all that belongs to it; or, in the columns that TRL reads, preference pairs "
-            "(prompt, chosen, rejected) or rows for supervised fine-tuning (messages).",
+            help="interactions, each with its critiques, refinements and feedback; or, in the columns that TRL reads, "
+            "preference pairs (prompt, chosen, rejected) or rows for supervised fine-tuning (messages).",
         ),
     ] = Contents.INTERACTIONS,
     subject: Annotated[

@@ -1,4 +1,4 @@
-"""`gadfly interactions list`, `show` and `delete`: what the service has stored."""
+"""`gadfly interactions list`, `show` and `delete`: stored interactions."""
 
 from typing import Annotated
 

@@ -67,7 +67,7 @@ def set_label(
     reason: Annotated[str | None, typer.Option("--reason", help="Why; stored with the act.")] = None,
     json: Json = False,
 ) -> None:
-    """Decide the label of an answer, whatever the votes about it say."""
+    """Decide the label of an answer against or without the votes about it."""
     from gadfly.cli import terminal
     from gadfly.cli.connection import connect
     from gadfly.client import calls

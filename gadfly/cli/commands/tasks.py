@@ -1,4 +1,4 @@
-"""`gadfly tasks list|show|check|try|add`: what a deployment can judge, and a task tried before it is used."""
+"""`gadfly tasks list|show|check|try|add`: the tasks of a deployment, and a trial of a task before it is used."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
