@@ -85,8 +85,8 @@ def table(results: Sequence[Result], columns: Sequence[tuple[str, Callable[[Resu
     A row without training gives the same result with every seed, so it has no interval.
     """
     lines = [
-        "| row | seeds | " + " | ".join(title for title, _ in columns) + " | rollouts | seconds |",
-        "| --- " * (len(columns) + 4) + "|",
+        "| row | seeds | " + " | ".join(title for title, _ in columns) + " | rollouts | seconds | code |",
+        "| --- " * (len(columns) + 5) + "|",
     ]
     for row in ROWS:
         runs = of_row(results, row)
@@ -100,9 +100,14 @@ def table(results: Sequence[Result], columns: Sequence[tuple[str, Callable[[Resu
         lines.append(
             f"| {row.title} | {len(runs) if row.is_trained else '-'} | "
             + " | ".join(cells)
-            + f" | {runs[0]['rollouts']:,} | {seconds:.0f} |"
+            + f" | {runs[0]['rollouts']:,} | {seconds:.0f} | {_codes(runs)} |"
         )
     return "\n".join(lines)
+
+
+def _codes(runs: Sequence[Result]) -> str:
+    """The commits that a row's seeds were measured on: more than one is to be seen."""
+    return ", ".join(sorted({each.get("code", "-") for each in runs}))  # earlier releases did not store it
 
 
 def of_row(results: Sequence[Result], row: Row) -> list[Result]:

@@ -4,6 +4,7 @@ Unlike a run of the service, a row has no queue, database, publication and swap.
 """
 
 import shutil
+import subprocess
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,16 @@ RANK = 16
 _STAR_ROUNDS = 4
 _ATTACKED = 128  # wrong answers of the test that are judged with an attack around them
 _GLANCE = 16  # validation answers for the loop itself; the curve is measured on all of them, with the snapshots
+
+
+def code() -> str:
+    """The commit of this code, with a + if tracked files differ from it; "-" outside of a repository."""
+    command = ["git", "describe", "--always", "--abbrev=7", "--exclude=*", "--dirty=+"]
+    try:
+        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return "-"
+    return found.stdout.strip() or "-"
 
 
 @dataclass(kw_only=True)
@@ -95,7 +106,7 @@ class Lab:
         return result
 
     async def _compute(self, row: Row, seed: int, folder: Path) -> dict[str, Any]:
-        head = {"row": row.name, "seed": seed, "rollouts": 0, "seconds": 0.0, "curve": []}
+        head = {"row": row.name, "seed": seed, "rollouts": 0, "seconds": 0.0, "curve": [], "code": code()}
         engines = self.engines(str(folder))
         if row.method is Method.NONE:
             numbers = {

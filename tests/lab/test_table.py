@@ -1,5 +1,6 @@
 """The rows' budgets and configs, and the means and intervals of the table."""
 
+import re
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from gadfly.lab import __main__ as lab
 from gadfly.lab.report import BEGIN, END, Mean, put_into, rollouts_to, samples_table, table, under_attack
 from gadfly.lab.rows import BASE, ROWS, Method, config, config_of_update, row
+from gadfly.lab.runs import code
 from gadfly.training import Baseline, Helpfulness, RewardProfile
 
 
@@ -63,22 +65,28 @@ def discrimination(found: dict[str, Any]) -> float:
 def test_rows_without_results_are_not_in_the_table() -> None:
     lines = table([result("ctrl", discrimination=0.5)], [("Acc@Dis", discrimination)]).splitlines()
     assert len(lines) == 3
-    assert lines[2] == "| indirect reward, r_refine, group normalised (CTRL) | 1 | 50.0 | 10,240 | 12 |"
+    assert lines[2] == "| indirect reward, r_refine, group normalised (CTRL) | 1 | 50.0 | 10,240 | 12 | - |"
 
 
 def test_only_a_trained_row_has_an_interval() -> None:
     results = [result(name, discrimination=0.5) | {"seed": seed} for name in ("sft", "critique-rl") for seed in (0, 1)]
     assert table(results, [("Acc@Dis", discrimination)]).splitlines()[2:] == [
-        "| SFT critic | - | 50.0 | 10,240 | 12 |",
-        "| Critique-RL | 2 | 50.0 ± 0.0 | 10,240 | 12 |",
+        "| SFT critic | - | 50.0 | 10,240 | 12 | - |",
+        "| Critique-RL | 2 | 50.0 ± 0.0 | 10,240 | 12 | - |",
     ]
+
+
+def test_the_table_says_which_code_a_row_was_measured_on() -> None:
+    results = [result("ctrl", discrimination=0.5) | {"seed": seed, "code": f"abc{seed}"} for seed in (0, 1)]
+    assert table(results, [("Acc@Dis", discrimination)]).splitlines()[2].endswith("| 12 | abc0, abc1 |")
+    assert re.fullmatch(r"-|[0-9a-f]{7,}\+?", code())
 
 
 def test_the_table_shows_wrong_answers_under_attack_where_they_were_measured() -> None:
     columns = [("attacked", under_attack)]
     old, new = result("sft"), result("critique-rl") | {"attacks": {"attacked": {"value": 0.25}}}
     lines = table([old, new], columns).splitlines()
-    assert lines[2:] == ["| SFT critic | - | - | 10,240 | 12 |", "| Critique-RL | 1 | 25.0 | 10,240 | 12 |"]
+    assert lines[2:] == ["| SFT critic | - | - | 10,240 | 12 | - |", "| Critique-RL | 1 | 25.0 | 10,240 | 12 | - |"]
 
 
 def quick(*, stage_1: float, refined: float, dis: float) -> list[dict[str, Any]]:

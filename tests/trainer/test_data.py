@@ -201,3 +201,15 @@ def test_a_sampled_answer_has_an_id_of_its_own() -> None:
 def test_a_seed_depends_on_every_part() -> None:
     assert len({seed_of(0, "pool", "a"), seed_of(0, "pool", "b"), seed_of(1, "pool", "a")}) == 3
     assert 0 <= seed_of("x") < 2**31
+
+
+def test_without_confidences_a_first_deck_has_the_order_of_chance() -> None:
+    """Uncertainty that is not known yet changes nothing: only a second deck, or a second stage, follows it."""
+    found = items(100, 100)
+    first, alike = (Dealer(found, seed="0", balance=True, uncertain_first=kind) for kind in (True, False))
+    for _ in range(200 // 8):
+        dealt = first.deal(8)
+        assert dealt == alike.deal(8)
+        for item in dealt:
+            first.observe(item, [1.0, float(item.response) % 2, 1.0, float(item.response) % 2])
+    assert first.deal(8) != alike.deal(8)
