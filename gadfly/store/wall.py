@@ -84,6 +84,13 @@ _UPDATE_KEYS = text(
 ).bindparams(*_COLUMNS)
 
 
+READ_RECENT = (
+    f"SELECT split, count(*) FROM (SELECT split FROM questions ORDER BY created_at DESC LIMIT {_RECENT}) AS newest"  # noqa: S608
+    " GROUP BY split"
+)
+"""How many of the newest questions are on each side."""
+
+
 async def place_questions(
     session: AsyncSession,
     questions: Mapping[bytes, str],
@@ -185,8 +192,8 @@ async def _enter(
     while True:
         secret, stored = await _read_keys(connection, {key for keys in arriving.values() for key in keys})
         known = frozenset(stored)
-        may_open = len(arriving) >= LARGE or any(key.questions >= LARGE and not key.is_open for key in stored.values())
-        recent = await _recent(connection) if may_open and len(fixed) < len(arriving) else Counter[Split]()
+        is_recent_needed = may_open(arriving, stored) and len(fixed) < len(arriving)
+        recent = await _recent(connection) if is_recent_needed else Counter[Split]()
         wall = Blocks(stored, recent, heldout_share, blocks)
         splits = {
             hash_: wall.place(
@@ -206,6 +213,11 @@ async def _enter(
         await connection.execute(delete(BlockKeyRow).where(BlockKeyRow.key == func.any(bigints(inserted))))
 
 
+def may_open(arriving: Collection[bytes], stored: Mapping[int, Key]) -> bool:
+    """Whether placing these questions, which have these stored keys, may open a block: then `READ_RECENT` is needed."""
+    return len(arriving) >= LARGE or any(key.questions >= LARGE and not key.is_open for key in stored.values())
+
+
 async def _read_keys(connection: AsyncConnection, keys: Collection[int]) -> tuple[bytes, dict[int, Key]]:
     """The deployment's secret, and those of the keys that are stored."""
     rows = (await connection.execute(_READ_KEYS, {"keys": sorted(keys)})).all()
@@ -219,9 +231,8 @@ async def _read_keys(connection: AsyncConnection, keys: Collection[int]) -> tupl
 
 
 async def _recent(connection: AsyncConnection) -> Counter[Split]:
-    newest = select(QuestionRow.split).order_by(QuestionRow.created_at.desc()).limit(_RECENT).subquery()
-    rows = await connection.execute(select(newest.c.split, func.count()).group_by(newest.c.split))
-    return Counter(dict(rows.all()))
+    rows = await connection.execute(text(READ_RECENT))
+    return Counter({Split(split): count for split, count in rows})
 
 
 async def _mark_keyed(connection: AsyncConnection, hashes: Collection[bytes]) -> None:
