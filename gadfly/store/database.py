@@ -4,12 +4,12 @@ import asyncio
 import os
 import select
 import socket
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import psycopg
 from alembic import command
@@ -34,6 +34,7 @@ VERSION_TABLE = "gadfly_schema"
 """Alembic's table of the schema's revision. In a shared database the default name may belong to another program."""
 
 MIGRATIONS = Path(__file__).parents[1] / "migrations"
+T = TypeVar("T")
 _POOL_PATIENCE = 4  # in a burst, waiting for a connection may take longer than a statement
 _SNAPSHOT = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
 _BREAKER = BreakerLimits()
@@ -65,7 +66,9 @@ class Database:
         """
         self.url = url
         self.timeout_s = timeout_s
+        self._role = role
         self._opened = _Opened()
+        self._own: psycopg.AsyncConnection[Any] | None = None
         self._breaker = Breaker(self._probe, breaker)
         self._engine = create_async_engine(
             url,
@@ -130,19 +133,64 @@ class Database:
                 self._breaker.suspect()
             raise translated from error
 
-    async def _connected(self, session: AsyncSession, *, options: Mapping[str, Any]) -> psycopg.AsyncConnection[Any]:
-        """The session's connection, from the pool or new."""
+    @asynccontextmanager
+    async def own_connection(self) -> AsyncGenerator[psycopg.AsyncConnection[Any]]:
+        """A connection beside the pool, for one user at a time. What the user does not commit is rolled back.
+
+        It begins no transaction by itself, stays open between calls, and is cut after `timeout_s` seconds of one. For the few statements that every
+        request waits for: a session of the pool costs several times their processing time.
+
+        Raises:
+            StoreUnavailable: as `session`. Other errors of psycopg pass.
+        """  # noqa: E501
+        self._breaker.require_closed()
+        try:
+            with self._breaker.watching():
+                connection = await self._own_connection()
+                with _watchdog(connection.fileno(), self.timeout_s) as cut, self._breaker.releasing(cut):
+                    try:
+                        yield connection
+                    finally:
+                        if connection.info.transaction_status is not psycopg.pq.TransactionStatus.IDLE:
+                            await connection.rollback()
+        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+            await self._drop_own()
+            self._breaker.suspect()
+            raise StoreUnavailable(_why(error)) from error
+        except asyncio.CancelledError:
+            await self._drop_own()  # a statement may be unfinished
+            raise
+
+    async def _own_connection(self) -> psycopg.AsyncConnection[Any]:
+        if self._own is not None and (self._own.closed or _has_unread(self._own)):
+            await self._drop_own()
+        if self._own is None:
+            options = _connect_args(self.url, self.timeout_s, self._role)
+            self._own = await self._in_time(self._opened.connect(_plain(self.url), autocommit=True, **options))
+        return self._own
+
+    async def _drop_own(self) -> None:
+        own, self._own = self._own, None
+        if own is not None:
+            await own.close()
+
+    async def _in_time(self, waiting: Awaitable[T]) -> T:
+        """Wait for a connection until the breaker opens."""
         limit = asyncio.timeout(None)
         loop = asyncio.get_running_loop()
         try:
             async with limit:
                 with self._breaker.releasing(lambda: limit.reschedule(loop.time())):
-                    raw = await (await session.connection(execution_options=options)).get_raw_connection()
+                    return await waiting
         except TimeoutError:
             if not limit.expired():
                 raise
             self._breaker.require_closed()
             raise StoreUnavailable("Postgres is unavailable: it did not answer") from None
+
+    async def _connected(self, session: AsyncSession, *, options: Mapping[str, Any]) -> psycopg.AsyncConnection[Any]:
+        """The session's connection, from the pool or new."""
+        raw = await (await self._in_time(session.connection(execution_options=options))).get_raw_connection()
         connection = raw.driver_connection
         assert isinstance(connection, psycopg.AsyncConnection)
         return connection
@@ -279,10 +327,14 @@ def _connect_args(url: str, timeout_s: float, role: str | None) -> dict[str, Any
 def _refuse_dead(connection: Any, record: Any, proxy: Any) -> None:
     # An idle connection has nothing to read unless the server closed it. Polling the socket costs no round trip and,
     # unlike a ping, cannot hang.
-    poll = select.poll()
-    poll.register(connection.driver_connection.fileno(), select.POLLIN)
-    if poll.poll(0):
+    if _has_unread(connection.driver_connection):
         raise InvalidatePoolError("the server closed the connection")
+
+
+def _has_unread(connection: psycopg.AsyncConnection[Any]) -> bool:
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _translated(error: DBAPIError | PoolTimeout) -> Exception:

@@ -1,10 +1,10 @@
 """Interactions with their critiques, refinements, conversations and feedback: stored, read, listed, deleted."""
 
 import base64
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cache
+from functools import cache, partial
 from typing import Any
 from uuid import UUID
 
@@ -178,70 +178,85 @@ async def _insert_interactions(
     await place_questions(
         session, questions, heldout_share=heldout_share, blocks=split_blocks, sides=sides, tasks=tasks
     )
-    # Every writer inserts in the same order, so that two writers of the same rows cannot deadlock.
-    episodes = {interaction.episode_id: interaction for interaction in reversed(interactions)}
-    await _insert_episodes(session, [episodes[id] for id in sorted(episodes)], hashes)
-    ordered = sorted(interactions, key=lambda interaction: (interaction.request_id or "", interaction.id))
+    await _insert(session, _episode_insertion, episode_rows(interactions, hashes))
     try:
-        added = await _insert_missing(
-            session,
-            InteractionRow,
-            [_values_of(item, hashes[item.id]) for item in ordered],
-        )
+        added = await _insert_missing(session, InteractionRow, interaction_rows(interactions, hashes))
     except IntegrityError as error:
         raise _explained(error) from error
-    await _insert_missing(
-        session,
-        CritiqueRow,
-        [
-            values_of(CritiqueRow, critique, interaction_id=interaction.id, position=position)
-            for interaction in interactions
-            for position, critique in enumerate(interaction.critiques)
-        ],
-    )
-    await _insert_missing(
-        session,
-        RefinementRow,
-        [
-            values_of(RefinementRow, refinement, interaction_id=interaction.id, position=position)
-            for interaction in interactions
-            for position, refinement in enumerate(interaction.refinements)
-        ],
-    )
-    await _insert_missing(
-        session,
-        CritiqueDueRow,
-        [
-            {"interaction_id": interaction.id, "created_at": interaction.created_at}
-            for interaction in interactions
-            if interaction.critique_due
-        ],
-    )
+    await _insert_missing(session, CritiqueRow, critique_rows(interactions))
+    await _insert_missing(session, RefinementRow, refinement_rows(interactions))
+    await _insert_missing(session, CritiqueDueRow, due_rows(interactions))
     await end_claims(session, interactions)
     return added
 
 
-def _values_of(interaction: Interaction, hash_: bytes) -> dict[str, Any]:
-    return values_of(
-        InteractionRow,
-        interaction,
-        question_hash=hash_,
-        text_sha256=None if interaction.response is None else text_sha256(interaction.response),
-        own_grade=interaction.grade,
-    )
+# The rows of interactions, by table. Every writer inserts them in the same order, so that two writers of the same rows
+# cannot deadlock.
+
+
+def episode_rows(interactions: Sequence[Interaction], hashes: Mapping[UUID, bytes]) -> list[dict[str, Any]]:
+    """The episodes of interactions, given the hashes of their questions by interaction."""
+    firsts = {interaction.episode_id: interaction for interaction in reversed(interactions)}
+    return [
+        {
+            "id": id,
+            "question_hash": hashes[firsts[id].id],
+            "critic_version": firsts[id].critic_version,
+            "created_at": firsts[id].created_at,
+        }
+        for id in sorted(firsts)
+    ]
+
+
+def interaction_rows(interactions: Sequence[Interaction], hashes: Mapping[UUID, bytes]) -> list[dict[str, Any]]:
+    return [
+        values_of(
+            InteractionRow,
+            interaction,
+            question_hash=hashes[interaction.id],
+            text_sha256=None if interaction.response is None else text_sha256(interaction.response),
+            own_grade=interaction.grade,
+        )
+        for interaction in sorted(interactions, key=lambda interaction: (interaction.request_id or "", interaction.id))
+    ]
+
+
+def critique_rows(interactions: Sequence[Interaction]) -> list[dict[str, Any]]:
+    return [
+        values_of(CritiqueRow, critique, interaction_id=interaction.id, position=position)
+        for interaction in interactions
+        for position, critique in enumerate(interaction.critiques)
+    ]
+
+
+def refinement_rows(interactions: Sequence[Interaction]) -> list[dict[str, Any]]:
+    return [
+        values_of(RefinementRow, refinement, interaction_id=interaction.id, position=position)
+        for interaction in interactions
+        for position, refinement in enumerate(interaction.refinements)
+    ]
+
+
+def due_rows(interactions: Sequence[Interaction]) -> list[dict[str, Any]]:
+    """The answers that a critic has to judge in the background."""
+    return [
+        {"interaction_id": interaction.id, "created_at": interaction.created_at}
+        for interaction in interactions
+        if interaction.critique_due
+    ]
 
 
 async def _insert_missing(session: AsyncSession, table: type[Table], rows: Sequence[Mapping[str, Any]]) -> int:
     """Insert the rows whose key is not stored yet, and return how many were inserted."""
-    if not rows:
-        return 0
-    return await _insert(session, _missing_insertion(table, tuple(rows[0])), rows)
+    return await _insert(session, partial(_missing_insertion, table), rows) if rows else 0
 
 
-async def _insert(session: AsyncSession, statement: Insert, rows: Sequence[Mapping[str, Any]]) -> int:
+async def _insert(
+    session: AsyncSession, statement: Callable[[tuple[str, ...]], Insert], rows: Sequence[Mapping[str, Any]]
+) -> int:
     connection = await session.connection()
     arrays = {name: [row[name] for row in rows] for name in rows[0]}
-    result = await connection.execute(statement, arrays, execution_options={"preserve_rowcount": True})
+    result = await connection.execute(statement(tuple(rows[0])), arrays, execution_options={"preserve_rowcount": True})
     return result.rowcount
 
 
@@ -267,19 +282,6 @@ def _episode_insertion(columns: tuple[str, ...]) -> Insert:
         set_={"critic_version": statement.excluded.critic_version},
         where=EpisodeRow.critic_version.is_(None) & statement.excluded.critic_version.is_not(None),
     )
-
-
-async def _insert_episodes(session: AsyncSession, firsts: Sequence[Interaction], hashes: dict[UUID, bytes]) -> None:
-    rows = [
-        {
-            "id": first.episode_id,
-            "question_hash": hashes[first.id],
-            "critic_version": first.critic_version,
-            "created_at": first.created_at,
-        }
-        for first in firsts
-    ]
-    await _insert(session, _episode_insertion(tuple(rows[0])), rows)
 
 
 async def _insert_feedback(session: AsyncSession, feedback: Sequence[Feedback]) -> list[Stored]:

@@ -23,6 +23,12 @@ def values_of(table: type[Table], record: Any, **given: Any) -> dict[str, Any]:
     return values | given
 
 
+def columns_of(table: type[Table], kind: Any, *given: str) -> tuple[str, ...]:
+    """The names of the columns that `values_of` gives for a record of this kind."""
+    usage = ("prompt_tokens", "completion_tokens") if _has_usage(kind) else ()
+    return (*_columns(table, kind), *usage, *given)
+
+
 def record_of(kind: Callable[..., T], row: Any, **given: Any) -> T:
     """The record that a row holds; `given` adds fields or replaces their values."""
     values = {

@@ -87,6 +87,12 @@ _UPDATE_KEYS = text(
 ).bindparams(*_COLUMNS)
 
 
+def read_recent(task: str) -> str:
+    """A query for the numbers of a task's newest questions on each side. `task` is the place of a parameter."""
+    newest = f"SELECT split FROM questions WHERE task = {task} ORDER BY created_at DESC LIMIT {_RECENT}"  # noqa: S608
+    return f"SELECT split, count(*) FROM ({newest}) AS newest GROUP BY split"  # noqa: S608
+
+
 async def place_questions(
     session: AsyncSession,
     questions: Mapping[bytes, str],
@@ -204,8 +210,8 @@ async def _enter(
     while True:
         secret, stored = await _read_keys(connection, {key for keys in arriving.values() for key in keys})
         known = frozenset(stored)
-        may_open = len(arriving) >= LARGE or any(key.questions >= LARGE and not key.is_open for key in stored.values())
-        recent = await _recent(connection, task) if may_open and len(fixed) < len(arriving) else Counter[Split]()
+        is_recent_needed = may_open(arriving, stored) and len(fixed) < len(arriving)
+        recent = await _recent(connection, task) if is_recent_needed else Counter[Split]()
         wall = Blocks(stored, recent, heldout_share, blocks)
         splits = {
             hash_: wall.place(
@@ -225,6 +231,11 @@ async def _enter(
         await connection.execute(delete(BlockKeyRow).where(BlockKeyRow.key == func.any(bigints(inserted))))
 
 
+def may_open(arriving: Collection[bytes], stored: Mapping[int, BlockKey]) -> bool:
+    """Whether placing these questions, which have these stored keys, may open a block: then `read_recent` is needed."""
+    return len(arriving) >= LARGE or any(key.questions >= LARGE and not key.is_open for key in stored.values())
+
+
 async def _read_keys(connection: AsyncConnection, keys: Collection[int]) -> tuple[bytes, dict[int, BlockKey]]:
     """The deployment's secret, and those of the keys that are stored."""
     rows = (await connection.execute(_READ_KEYS, {"keys": sorted(keys)})).all()
@@ -238,10 +249,8 @@ async def _read_keys(connection: AsyncConnection, keys: Collection[int]) -> tupl
 
 
 async def _recent(connection: AsyncConnection, task: str) -> Counter[Split]:
-    of_task = select(QuestionRow.split).where(QuestionRow.task == task)
-    newest = of_task.order_by(QuestionRow.created_at.desc()).limit(_RECENT).subquery()
-    rows = await connection.execute(select(newest.c.split, func.count()).group_by(newest.c.split))
-    return Counter(dict(rows.all()))
+    rows = await connection.execute(text(read_recent(":task")), {"task": task})
+    return Counter({Split(split): count for split, count in rows})
 
 
 async def _mark_keyed(connection: AsyncConnection, hashes: Collection[bytes]) -> None:

@@ -26,6 +26,7 @@ from gadfly.service.recording.spool import Spool
 from gadfly.settings import SplitBlocks
 from gadfly.store.database import Database
 from gadfly.store.interactions import Stored, insert_records
+from gadfly.store.writer import InteractionWriter
 
 _GROUP = 128  # a larger transaction saves little and makes its first caller wait for its last
 _FIRST_RETRY_S = 0.2
@@ -85,6 +86,7 @@ class Recorder:
         self._database = database
         self._heldout_share = heldout_share
         self._split_blocks = split_blocks
+        self._writer = InteractionWriter(database, heldout_share=heldout_share, blocks=split_blocks)
         self._spool = Spool(spool, max_bytes=spool_max_bytes)
         self._files = ThreadPoolExecutor(1, thread_name_prefix="spool")
         self._pending: deque[_Pending] = deque()
@@ -242,6 +244,9 @@ class Recorder:
         return []
 
     async def _store(self, records: Sequence[Record]) -> list[Stored]:
+        interactions = [record for record in records if isinstance(record, Interaction)]
+        if len(interactions) == len(records) and await self._writer.write(interactions):
+            return [Stored(record, False) for record in records]
         try:
             async with self._database.session(limit_s=self._database.timeout_s) as session:
                 return await insert_records(
