@@ -16,7 +16,7 @@ from uuid import UUID
 from gadfly.scoreboard import Scoreboard, Threshold
 from gadfly.settings import Settings
 from gadfly.store.training_data import LabelledAnswer, source_counts
-from gadfly.training import TrainConfig, WarmStart
+from gadfly.training import Recipe, TrainConfig, WarmStart
 from gadfly.votes import Contradiction, LabelModel
 
 POWER = 0.8  # the probability that the gate detects a difference of the given size
@@ -118,7 +118,8 @@ def plan(
     judged = evaluation_items(heldout, config.evaluation_items)
     judged_referenced = [answer for answer in judged if answer.reference is not None]
     stage_2 = Portion.of(referenced)
-    pool_answers = min(config.pool_questions, stage_2.questions + train_questions) * config.pool_samples
+    pool_questions = min(config.pool_questions_to_learn_from, stage_2.questions + train_questions)
+    pool_answers = pool_questions * config.pool_samples
     units = min(_questions(judged, is_right=True), _questions(judged, is_right=False))
     detectable = (
         _detectable("discriminability", units, config),
@@ -175,6 +176,10 @@ def _actor_answers(
     heldout_pool = min(config.pool_questions, heldout.questions + heldout_questions) * config.pool_samples
     judged = min(config.evaluation_items, heldout.answers + heldout_pool)
     refinements = 3 * judged * config.gate_samples  # for the candidate, the live critic, and at times a third one
+    if config.recipe is Recipe.EXAMPLES:
+        return pool_answers + heldout_pool + refinements
+    if config.examples >= 2:
+        refinements += judged  # for the critic by examples, which every candidate is compared with
     if refines:
         refinements += config.cycles * config.steps_stage_2 * config.prompts_per_step * config.samples_per_prompt
     if refines and config.warm_start is not WarmStart.NEVER:

@@ -20,6 +20,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from gadfly.errors import BadInput
 
 
+class Recipe(StrEnum):
+    """How a run makes its candidate from labelled answers."""
+
+    REINFORCEMENT = "reinforcement"  # both stages train an adapter
+    EXAMPLES = "examples"  # a few labelled answers go into the critic's prompt; nothing is trained
+
+
 class RewardProfile(StrEnum):
     """The encoding of rewards. The paper and the code released with it differ."""
 
@@ -125,6 +132,19 @@ class TrainConfig(BaseModel):
         ge=0,
         lt=2**31,
         description="Seed of every draw: answers, samples, order; null: one that follows from the run's id.",
+    )
+
+    recipe: Recipe = Field(
+        Recipe.REINFORCEMENT,
+        description="How the candidate is made: `reinforcement` trains an adapter, `examples` puts a few labelled "
+        "answers into the critic's prompt and trains nothing.",
+    )
+    examples: int = Field(
+        4,
+        ge=0,
+        le=32,
+        description="Most labelled answers in the prompt of the critic by examples, half of them wrong. Every run is "
+        "compared with it; 0: no comparison.",
     )
 
     # Rewards
@@ -233,6 +253,8 @@ class TrainConfig(BaseModel):
             raise ValueError("steps_stage_1 and steps_stage_2 cannot both be 0")
         if self.steps > _MOST_STEPS:
             raise ValueError(f"cycles of steps_stage_1 and steps_stage_2 cannot be more than {_MOST_STEPS:,} steps")
+        if self.recipe is Recipe.EXAMPLES and self.examples < 2:
+            raise ValueError("the recipe examples needs `examples` of 2 or more: one of each class")
         if self.minibatches > self.prompts_per_step:
             raise ValueError("minibatches cannot be more than prompts_per_step: a group is not split")
         return self
@@ -254,7 +276,13 @@ class TrainConfig(BaseModel):
     @property
     def steps(self) -> int:
         """Rollout steps of the whole run."""
-        return self.cycles * (self.steps_stage_1 + self.steps_stage_2)
+        return 0 if self.recipe is Recipe.EXAMPLES else self.cycles * (self.steps_stage_1 + self.steps_stage_2)
+
+    @property
+    def pool_questions_to_learn_from(self) -> int:
+        """Questions of the training side that the actor answers; a few examples need few answers."""
+        few = 8 * self.examples
+        return min(self.pool_questions, few) if self.recipe is Recipe.EXAMPLES else self.pool_questions
 
     @classmethod
     def read(cls, values: dict[str, Any]) -> Self:

@@ -121,7 +121,7 @@ class Service:
                     history=history,
                     leases=critics.leases,
                 ),
-                background=BackgroundJudge(database, critics, settings=settings, prompts=prompt_set, metrics=metrics),
+                background=BackgroundJudge(database, critics, settings=settings, metrics=metrics),
                 health=Health(
                     task=task,
                     database=database,

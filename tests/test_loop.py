@@ -112,7 +112,7 @@ async def test_the_loop(
 
 
 async def _learn_and_swap(client: httpx.AsyncClient, settings: Settings, log: Path) -> None:
-    asked = await client.post("/admin/retrain", json={"config": worlds.QUICK})
+    asked = await client.post("/admin/retrain", json={"config": worlds.QUICK | {"examples": 2}})
     assert asked.status_code == 202, asked.text
     run = asked.json()["id"]
     events: list[tuple[str, dict[str, Any]]] = []
@@ -134,6 +134,9 @@ async def _learn_and_swap(client: httpx.AsyncClient, settings: Settings, log: Pa
     attacks = version["gate"]["numbers"]["attacks"]
     assert set(attacks) == {"candidate", "live"}
     assert all(attack["plain"]["of"] > 0 for attack in attacks.values())
+    alone = version["gate"]["numbers"]["examples_alone"]
+    assert alone["examples"] == 2
+    assert set(alone["from_live"]) == set(alone["to_candidate"]) == {"discriminability", "helpfulness"}
     wear = version["gate"]["numbers"]["wear"]
     assert (wear["looks_median"], wear["looks_most"], wear["retired"]) == (0, 0, 0)
 

@@ -4,6 +4,8 @@ from typing import Any, cast
 from uuid import UUID
 
 from sqlalchemy import (
+    ColumnElement,
+    and_,
     delete,
     exists,
     func,
@@ -16,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly.errors import Conflict, NotFound
 from gadfly.records import CriticVersion, Pointer, SwapKind, SwapStatus, TaskId, now
+from gadfly.store.critic_examples import PromptExamples, insert_examples
 from gadfly.store.mapping import record_of
 from gadfly.store.replicas import fresh_replicas
 from gadfly.store.runs import append_event
@@ -52,9 +55,7 @@ async def ensure_version_zero(session: AsyncSession, base_model: str, *, task: T
         await _change_lineage(session, live, base_model)
     is_of_another = CriticVersionRow.task_version.is_distinct_from(task.version) | (CriticVersionRow.task != task.name)
     await session.execute(  # under this task's prompts now
-        update(CriticVersionRow)
-        .where(CriticVersionRow.adapter_path.is_(None), is_of_another)
-        .values(task=task.name, task_version=task.version)
+        update(CriticVersionRow).where(_is_base(), is_of_another).values(task=task.name, task_version=task.version)
     )
     return await base_version(session, base_model)
 
@@ -94,14 +95,15 @@ async def base_version(session: AsyncSession, base_model: str) -> CriticVersion:
     Raises:
         NotFound: the database has no critic of this model.
     """
-    row = await session.scalar(
-        select(CriticVersionRow).where(
-            CriticVersionRow.base_model == base_model, CriticVersionRow.adapter_path.is_(None)
-        )
-    )
+    row = await session.scalar(select(CriticVersionRow).where(CriticVersionRow.base_model == base_model, _is_base()))
     if row is None:
         raise NotFound(f"there is no critic of the model {base_model}: start the service with it first")
     return record_of(CriticVersion, row)
+
+
+def _is_base() -> ColumnElement[bool]:
+    """As `CriticVersion.is_base`."""
+    return and_(CriticVersionRow.adapter_path.is_(None), CriticVersionRow.examples == 0)
 
 
 async def refining_version(session: AsyncSession) -> int:
@@ -168,12 +170,16 @@ async def insert_critic(
     parent: int,
     base_model: str,
     prompt_set: str,
-    adapter_path: str,
-    adapter_sha256: str,
+    adapter_path: str | None = None,
+    adapter_sha256: str | None = None,
+    examples: PromptExamples | None = None,
     task: TaskId = MATH,
     verdict_only: bool = False,
 ) -> CriticVersion:
-    """Store the next version, made by a run. A run makes one: a repeated call returns it."""
+    """Store the next version, made by a run: an adapter, or examples for the critic's prompt.
+
+    A run makes one version: a repeated call returns it.
+    """
     await _lock_numbers(session)
     known = await session.scalar(select(CriticVersionRow).where(CriticVersionRow.run_id == run_id))
     if known is None:
@@ -189,11 +195,18 @@ async def insert_critic(
             task=task.name,
             task_version=task.version,
             verdict_only=verdict_only,
+            examples=0 if examples is None else len(examples.items),
+            examples_sha256=None if examples is None else examples.sha256,
         )
         session.add(known)
         await session.flush()
+        if examples is not None:
+            await insert_examples(session, known.version, examples)
         await append_event(
-            session, run_id, EventKind.PUBLISHED, {"version": known.version, "adapter_sha256": adapter_sha256}
+            session,
+            run_id,
+            EventKind.PUBLISHED,
+            {"version": known.version, "adapter_sha256": adapter_sha256, "examples": known.examples},
         )
     return record_of(CriticVersion, known)
 

@@ -13,8 +13,8 @@ from gadfly.store.tables import CritiqueRow, InteractionRow, QuestionRow
 async def scored_answers(session: AsyncSession, critic: CriticVersion, *, limit: int = 2000) -> list[ScoredAnswer]:
     """Labelled answers that a critic judged for callers, the newest first, with the verdict of its first critique.
 
-    Of a trained critic, only answers to held-out questions and to questions that arrived after it was made: it cannot
-    have learned from them.
+    Of a later version than the base model, only answers to held-out questions and to questions that arrived after it
+    was made: it cannot have learned from them.
     """
     unlearned = or_(QuestionRow.split == Split.HELDOUT, QuestionRow.created_at >= critic.created_at)
     statement = (
@@ -33,7 +33,7 @@ async def scored_answers(session: AsyncSession, critic: CriticVersion, *, limit:
         .where(
             InteractionRow.critic_version == critic.version,
             Label.exists,
-            true() if critic.adapter_sha256 is None else unlearned,
+            true() if critic.is_base else unlearned,
         )
         .order_by(InteractionRow.created_at.desc(), InteractionRow.id.desc())
         .limit(limit)

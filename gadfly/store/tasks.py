@@ -1,6 +1,6 @@
 """The task that a database belongs to: all its interactions and critics are of one."""
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly.errors import Conflict
@@ -14,7 +14,7 @@ async def stored_task(session: AsyncSession) -> str | None:
     """The name of the task that the database belongs to; None while it holds no interaction and no trained critic."""
     trained = (
         select(CriticVersionRow.task)
-        .where(CriticVersionRow.adapter_path.is_not(None))
+        .where(or_(CriticVersionRow.adapter_path.is_not(None), CriticVersionRow.examples > 0))
         .order_by(CriticVersionRow.version.desc())
         .limit(1)
     )

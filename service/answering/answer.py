@@ -152,10 +152,10 @@ class Answerer:
         return interaction
 
     async def _critique(self, body: CritiqueRequest, prepared: Prepared, listener: Listener | None) -> Interaction:
-        async with self._lease(prepared):
+        async with self._lease(prepared) as prompts:
             critiques = await critique(
                 self._critics.engines,
-                self._prompts,
+                prompts,
                 model=prepared.critic.engine_name,
                 question=body.question,
                 response=body.response,
@@ -177,13 +177,13 @@ class Answerer:
 
     async def _refine(self, body: RefineRequest, prepared: Prepared, listener: Listener | None) -> Interaction:
         actor = replace(prepared.sampling, temperature=body.refine_temperature)
-        async with self._lease(prepared):
+        async with self._lease(prepared) as prompts:
             chains = await gather(
                 *(
                     refine_chain(
                         self._critics.engines,
                         self._actor,
-                        self._prompts,
+                        prompts,
                         critic=prepared.critic.engine_name,
                         question=body.question,
                         response=body.response,
@@ -377,8 +377,8 @@ class Answerer:
         self._metrics.observe(interaction)
 
     @asynccontextmanager
-    async def _lease(self, prepared: Prepared) -> AsyncIterator[None]:
-        """Lease a critic for a request; if no engine serves it, such as an earlier episode's, load it first.
+    async def _lease(self, prepared: Prepared) -> AsyncIterator[PromptSet]:
+        """Lease a critic for a request, with its prompts; if no engine serves it, load it first.
 
         Raises:
             EngineUnavailable: no engine can prove the critic, and the caller did not choose it by its number.
@@ -388,8 +388,7 @@ class Answerer:
         is_live = critic.version == self._critics.pointers.known_live
         with self._critics.leases.take(critic.version, is_pinned=not is_live):
             try:
-                await self._critics.loader.ready(critic)
-                yield
+                yield await self._critics.loader.ready(critic)
             except (AdapterRefused, BadAdapter) as error:
                 if prepared.is_named and not is_live:
                     raise
@@ -426,10 +425,12 @@ def _text_of(refinement: Refinement) -> tuple[str, bool]:
 
 
 def _parameters(prepared: Prepared) -> dict[str, Any]:
+    examples = {"examples": prepared.critic.examples} if prepared.critic.examples else {}
     return {
         "temperature": prepared.sampling.temperature,
         "max_tokens": prepared.sampling.max_tokens,
         "seed": prepared.sampling.seed,
+        **examples,
     }
 
 

@@ -53,6 +53,7 @@ class CriticPointers:
         self._failure: StoreUnavailable | None = None  # the error of the last reading
         self.current: dict[Pointer, int] = {}
         self._refining: int | None = None
+        self.incomplete: frozenset[int] = frozenset()  # versions that have lost an example of their prompt
         self.swaps = Swaps()
         self.serving: int | None = None
         self._refreshed = asyncio.Event()  # set after each reading, cleared by `next_reading`
@@ -208,9 +209,15 @@ class CriticPointers:
             pointers = await store.critics.read_pointers(session)
             versions = await store.critics.list_critic_versions(session)
             self._calibrations = await store.calibrations.list_calibrations(session)
+            incomplete = (
+                await store.critic_examples.incomplete_versions(session)
+                if any(critic.examples for critic in versions)
+                else frozenset()
+            )
             refining = await store.critics.refining_version(session) if "live" in pointers else None
         self._versions = {critic.version: critic for critic in versions}
         self.current, self.swaps, self._refining = pointers, swaps, refining
+        self.incomplete = incomplete
         self._read_at = time.monotonic()
         self._refreshed.set()
 

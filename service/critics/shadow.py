@@ -45,7 +45,6 @@ class ShadowJudge:
         pointers: CriticPointers,
         *,
         engines: EnginePool,
-        prompts: PromptSet,
         loader: Loader,
         leases: Leases,
         replicas: Replicas,
@@ -54,7 +53,6 @@ class ShadowJudge:
         self._database = database
         self._pointers = pointers
         self._engines = engines
-        self._prompts = prompts
         self._loader = loader
         self._leases = leases
         self._replicas = replicas
@@ -89,11 +87,11 @@ class ShadowJudge:
     async def _verdicts(self, critic: CriticVersion, answers: Sequence[Unjudged]) -> list[tuple[UUID, Verdict]]:
         slots = asyncio.Semaphore(_CONCURRENT)
 
-        async def one(answer: Unjudged) -> tuple[UUID, Verdict]:
+        async def one(prompts: PromptSet, answer: Unjudged) -> tuple[UUID, Verdict]:
             async with slots:
                 [judged] = await critique(
                     self._engines,
-                    self._prompts,
+                    prompts,
                     model=critic.engine_name,
                     question=answer.question,
                     response=answer.response,
@@ -107,8 +105,8 @@ class ShadowJudge:
 
         try:
             with self._leases.take(critic.version, is_pinned=True):
-                await self._loader.ready(critic)
-                return await gather(*map(one, answers))
+                prompts = await self._loader.ready(critic)
+                return await gather(*(one(prompts, answer) for answer in answers))
         except (AdapterRefused, BadAdapter, EngineError, TooBusy) as error:
             log.warning("shadow_judging_postponed", critic=critic.engine_name, reason=str(error))
             return []

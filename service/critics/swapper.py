@@ -16,7 +16,7 @@ import structlog
 
 from gadfly import store
 from gadfly.engine_client import Engine
-from gadfly.errors import GadflyError, StoreUnavailable
+from gadfly.errors import Conflict, GadflyError, StoreUnavailable
 from gadfly.records import CriticVersion, Swap, SwapKind, SwapStatus, now
 from gadfly.repeating import repeat
 from gadfly.service.critics.leases import Leases
@@ -85,8 +85,10 @@ class Swapper:
                 version that an admin wants to promote.
             StoreUnavailable: Postgres is unavailable, so the swap was not requested.
         """
-        if kind is SwapKind.PROMOTE and version != 0:
-            self._loader.require_adapters()
+        if kind is SwapKind.PROMOTE and version is not None:
+            critic = self._pointers.known(version)
+            if critic is None or critic.adapter_path is not None:
+                self._loader.require_adapters()
         async with self._database.session() as session:
             swap = await store.swaps.request_swap(
                 session, version=version, kind=kind, from_version=from_version, key_id=key_id, reason=reason
@@ -136,6 +138,23 @@ class Swapper:
             await self._pointers.refresh()
         if self._pointers.current["live"] != self._pointers.serving:
             await self._adopt()
+        live = self._pointers.current["live"]
+        if pending is None and live in self._pointers.incomplete and self._replicas.is_eldest:
+            await self._leave_incomplete(live)
+
+    async def _leave_incomplete(self, live: int) -> None:
+        """Request the swap from a critic that lost an example of its prompt to the one before, or to the base model."""
+        before = self._pointers.current.get("previous")
+        reason = f"an example in the prompt of version {live} was deleted with its interaction"
+        async with self._database.session() as session:
+            version, kind = before, SwapKind.ROLLBACK
+            if before is None or before in self._pointers.incomplete:
+                base = await store.critics.base_version(session, (await self._pointers.resolve(live)).base_model)
+                version, kind = base.version, SwapKind.PROMOTE
+            with suppress(Conflict):  # another swap was requested in the meantime
+                await store.swaps.request_swap(session, version=version, kind=kind, from_version=live, reason=reason)
+        log.warning("critic_lost_an_example", version=live, reason=reason)
+        self._pointers.refresh_soon()
 
     async def _do(self, swap: Swap) -> None:
         critic = await self._pointers.resolve(swap.version)

@@ -86,7 +86,9 @@ class EngineUpkeep:
             self._loader.forget_all(engine)  # another process may answer next
             return
         for version in self._loader.proven_on(engine):
-            if version not in served:  # the engine restarted, or another replica unloaded the adapter
+            critic = self._pointers.known(version)
+            has_adapter = critic is None or critic.adapter_path is not None
+            if has_adapter and version not in served:  # the engine restarted, or another replica unloaded the adapter
                 self._loader.forget(engine, version)
         await self._load_live(engine)
         if max(self._pointers.age_s, self._replicas.age_s) < FRESH_S:
@@ -98,12 +100,12 @@ class EngineUpkeep:
 
     async def _load_live(self, engine: Engine) -> None:
         critic = None if self._pointers.serving is None else self._pointers.known(self._pointers.serving)
-        if critic is None or critic.adapter_path is None or critic.version in self._loader.proven_on(engine):
+        if critic is None or critic.is_base or critic.version in self._loader.proven_on(engine):
             self.lacking.discard(engine.url)
             return
         try:
             self._loader.raise_recent_refusal(critic, engine)
-            await self._loader.prove_on(engine, critic, await self._loader.read_folder(critic))
+            await self._loader.prove_on(engine, critic, await self._loader.check(critic))
             self.lacking.discard(engine.url)
         except GadflyError as error:
             if engine.url not in self.lacking:

@@ -38,13 +38,10 @@ log = structlog.get_logger(__name__)
 class BackgroundJudge:
     """Has the live critic judge answers that are due, in the eldest replica."""
 
-    def __init__(
-        self, database: Database, critics: CriticServing, *, settings: Settings, prompts: PromptSet, metrics: Metrics
-    ) -> None:
+    def __init__(self, database: Database, critics: CriticServing, *, settings: Settings, metrics: Metrics) -> None:
         self._database = database
         self._critics = critics
         self._settings = settings
-        self._prompts = prompts
         self._metrics = metrics
 
     async def run(self) -> None:
@@ -65,27 +62,29 @@ class BackgroundJudge:
         critic = await self._critics.pointers.resolve("live")
         try:
             with self._critics.leases.take(critic.version, is_pinned=False):
-                await self._critics.loader.ready(critic)
-                return sum(await self._judge_all(critic, answers))
+                prompts = await self._critics.loader.ready(critic)
+                return sum(await self._judge_all(critic, prompts, answers))
         except (AdapterRefused, BadAdapter, EngineError, TooBusy) as error:
             log.warning("background_judging_postponed", critic=critic.engine_name, reason=str(error))
             return 0
 
-    async def _judge_all(self, critic: CriticVersion, answers: Sequence[Due]) -> list[bool]:
+    async def _judge_all(self, critic: CriticVersion, prompts: PromptSet, answers: Sequence[Due]) -> list[bool]:
         slots = asyncio.Semaphore(_CONCURRENT)
 
         async def one(answer: Due) -> bool:
             async with slots:
-                return await self._judge(critic, answer)
+                return await self._judge(critic, prompts, answer)
 
         return await gather(*map(one, answers))
 
-    async def _judge(self, critic: CriticVersion, answer: Due) -> bool:
+    async def _judge(self, critic: CriticVersion, prompts: PromptSet, answer: Due) -> bool:
         parameters = {"n": 1, "temperature": self._settings.temperature, "max_tokens": self._settings.max_tokens}
+        if critic.examples:
+            parameters["examples"] = critic.examples
         try:
             [judged] = await critique(
                 self._critics.engines,
-                self._prompts,
+                prompts,
                 model=critic.engine_name,
                 question=answer.question,
                 response=answer.response,
@@ -104,7 +103,7 @@ class BackgroundJudge:
                 answer.interaction_id,
                 judged,
                 critic=critic,
-                prompt_set=self._prompts.name,
+                prompt_set=prompts.name,
                 parameters=parameters,
             )
         if is_stored:

@@ -119,7 +119,9 @@ def _result_of(answered: Answered, *, choices: int) -> GadflyResult:
         return GadflyResult(**common, critic=None, verdict=None, confidence=None)
     return GadflyResult(
         **common,
-        critic=CriticView.answered(refined["critic_version"], refined["adapter_sha256"]),
+        critic=CriticView.answered(
+            refined["critic_version"], refined["adapter_sha256"], examples=refined.get("examples", 0)
+        ),
         verdict=Verdict(refined["verdict"]),
         confidence=refined["confidence"],
         refinement_id=UUID(refined["interaction_id"]),
