@@ -148,12 +148,19 @@ class TrainConfig(BaseModel):
     )
 
     # Rewards
-    profile: RewardProfile = RewardProfile.PAPER
-    helpfulness: Helpfulness = Helpfulness.REFINE
+    profile: RewardProfile = Field(
+        RewardProfile.PAPER, description="Encoding of rewards: `paper` (0 and 1) or `released` (-1 and 1)."
+    )
+    helpfulness: Helpfulness = Field(
+        Helpfulness.REFINE, description="Reward of stage II: `r_refine`, `r_delta` or `r_correct` (equations 4 to 6)."
+    )
     discrimination_weight: float = Field(0.2, ge=0, description="b1 of equation 9.")
     kl_stage_1: float = Field(0.01, ge=0, description="KL coefficient to the critic at the start.")
     kl_stage_2: float = Field(0.01, ge=0, description="KL coefficient to the stage I checkpoint (b2).")
-    baseline: Baseline = Baseline.LEAVE_ONE_OUT
+    baseline: Baseline = Field(
+        Baseline.LEAVE_ONE_OUT,
+        description="What a score is compared with: `leave_one_out` (RLOO), `group_norm` (GRPO) or `batch_mean`.",
+    )
     skip_zero_advantage: bool = Field(False, description="Leave groups whose scores are all equal out of the update.")
 
     # Schedule

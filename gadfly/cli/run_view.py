@@ -123,6 +123,7 @@ def show_plan(plan: Mapping[str, Any]) -> None:
         out.print(Text(plain(warning), style="yellow"))
     for note in plan["notes"]:
         out.print(Text(plain(note), style="dim"))
+    out.print(Text(plain(plan["next_step"]), style="bold"))
 
 
 def ending(run: Mapping[str, Any]) -> Text:

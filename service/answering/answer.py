@@ -415,7 +415,9 @@ def fingerprint_of(body: BaseModel) -> str:
     What changes only how the answer is sent is not part of it.
     """
     # Defaults are excluded, so that a release with a new option computes the same fingerprint for old requests.
-    fields = body.model_dump(mode="json", exclude={"stream", "stream_options", "request_id"}, exclude_defaults=True)
+    fields = body.model_dump(
+        mode="json", exclude={"stream", "stream_options", "request_id", "brief"}, exclude_defaults=True
+    )
     canonical = json.dumps(fields, sort_keys=True)
     return hashlib.sha256(f"{type(body).__name__}:{canonical}".encode()).hexdigest()
 
