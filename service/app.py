@@ -17,7 +17,18 @@ from gadfly.service import errors
 from gadfly.service.container import Service
 from gadfly.service.metrics import Metrics
 from gadfly.service.middleware import BodyLimit, Edge
-from gadfly.service.routes import chat, critics, critique, feedback, health, interactions, labels, pointers, runs
+from gadfly.service.routes import (
+    chat,
+    critics,
+    critique,
+    feedback,
+    guardrail,
+    health,
+    interactions,
+    labels,
+    pointers,
+    runs,
+)  # fmt: skip
 from gadfly.service.routes.docs import name_problems
 from gadfly.settings import Settings
 
@@ -61,7 +72,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         generate_unique_id_function=lambda route: route.name.removeprefix("post_"),
     )
-    for module in (critique, chat, feedback, interactions, critics, runs, pointers, labels, health):
+    for module in (critique, chat, guardrail, feedback, interactions, critics, runs, pointers, labels, health):
         app.include_router(module.router)
     app.add_api_route("/", _to_docs, include_in_schema=False)
     errors.install(app)
@@ -71,9 +82,9 @@ def create_app(settings: Settings) -> FastAPI:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "Last-Event-ID", "X-Request-Id"],
-            expose_headers=["X-Request-Id", "X-Gadfly-Critic", "Location", "Retry-After"],
+            allow_methods=["GET", "HEAD", "POST", "DELETE"],
+            allow_headers=["*"],  # OpenAI's clients send a dozen of their own; the origins are what is restricted
+            expose_headers=["X-Request-Id", "X-Gadfly-Critic", "X-Gadfly-Interaction-Id", "Location", "Retry-After"],
         )
     app.add_middleware(Edge, metrics=metrics)
     return app

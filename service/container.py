@@ -18,6 +18,7 @@ from gadfly.service.answering.idempotency import Idempotency
 from gadfly.service.critics.serving import CriticServing
 from gadfly.service.front.answer import ChatAnswerer
 from gadfly.service.front.background import BackgroundJudge
+from gadfly.service.guardrail import Guardrail
 from gadfly.service.health import Health
 from gadfly.service.history import History
 from gadfly.service.keyring import Keyring
@@ -48,6 +49,7 @@ class Service:
     history: History
     answerer: Answerer
     chat: ChatAnswerer
+    guardrail: Guardrail
     background: BackgroundJudge
     health: Health
     room: Room
@@ -121,6 +123,7 @@ class Service:
                     history=history,
                     leases=critics.leases,
                 ),
+                guardrail=Guardrail(database, settings=settings, answerer=answerer),
                 background=BackgroundJudge(database, critics, settings=settings, metrics=metrics),
                 health=Health(
                     task=task,

@@ -2,7 +2,6 @@
 never served again after one of its examples was deleted.
 """
 
-import asyncio
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,20 +13,10 @@ from sqlalchemy import text
 from gadfly.errors import GadflyError
 from gadfly.store.database import Database
 from tests.support import worlds
-from tests.support.services import serving
+from tests.support.services import serving, until
 
 ASK = {"question": "How many days has a week?", "response": worlds.RIGHT, "temperature": 0, "max_tokens": 48}
 CONFIG = {**worlds.GLANCE, "recipe": "examples", "examples": 2, "evaluation_items": 16, "gate_attacks": 4}
-
-
-async def _until(client: httpx.AsyncClient, path: str, wanted: Any, *, limit_s: float) -> Any:
-    deadline = asyncio.get_running_loop().time() + limit_s
-    while True:
-        document = (await client.get(path)).json()
-        if wanted(document):
-            return document
-        assert asyncio.get_running_loop().time() < deadline, document
-        await asyncio.sleep(0.2)
 
 
 def _tail(log: Path) -> str:
@@ -80,7 +69,7 @@ async def _make(client: httpx.AsyncClient, log: Path) -> None:
     asked = await client.post("/admin/retrain", json={"config": CONFIG})
     assert asked.status_code == 202, asked.text
     path = f"/admin/runs/{asked.json()['id']}"
-    run = await _until(client, path, lambda run: run["status"] not in ("queued", "running"), limit_s=150)
+    run = await until(client, path, lambda run: run["status"] not in ("queued", "running"), limit_s=150)
     assert run["status"] == "succeeded", (run, _tail(log))
     assert run["version"] == 1
     assert run["progress"]["steps"] == 0
@@ -118,7 +107,7 @@ async def _delete_an_example(client: httpx.AsyncClient, database: Database) -> N
     def base_is_live(versions: list[dict[str, Any]]) -> bool:
         return any("live" in each["pointers"] and each["version"] == 0 for each in versions)
 
-    await _until(client, "/critics", base_is_live, limit_s=20)
+    await until(client, "/critics", base_is_live, limit_s=20)
     assert (await _answer(client))["critic"]["version"] == 0
     swaps = (await client.get("/critics/0")).json()["swaps"]
     assert "was deleted" in swaps[0]["reason"]

@@ -16,7 +16,7 @@ from gadfly.errors import GadflyError
 from gadfly.settings import Settings
 from gadfly.store.database import Database
 from tests.support import worlds
-from tests.support.services import iter_events, serving
+from tests.support.services import iter_events, serving, until
 
 CALLERS = 4
 PAUSE_S = 0.3  # between two requests of one caller: while a caller waits, a run gets a tenth of the engine
@@ -62,16 +62,6 @@ class Load:
         for response, version, _, critique in self.answers:
             found[response, version].add(critique)
         return found
-
-
-async def _until(client: httpx.AsyncClient, path: str, wanted: Any, *, limit_s: float) -> Any:
-    deadline = asyncio.get_running_loop().time() + limit_s
-    while True:
-        document = (await client.get(path)).json()
-        if wanted(document):
-            return document
-        assert asyncio.get_running_loop().time() < deadline, document
-        await asyncio.sleep(0.5)
 
 
 def _tail(log: Path) -> str:
@@ -127,7 +117,7 @@ async def _learn_and_swap(client: httpx.AsyncClient, settings: Settings, log: Pa
     assert [data["stage"] for kind, data in events if kind == "stage"] == [
         "select", "pool", "stage_1", "stage_2", "evaluate", "publish",
     ]  # fmt: skip
-    await _until(client, "/critics", lambda versions: _live(versions) == 1, limit_s=30)
+    await until(client, "/critics", lambda versions: _live(versions) == 1, limit_s=30)
     version = (await client.get("/critics/1")).json()
     assert version["gate"]["outcome"] == "promote"
     assert version["run_id"] == run

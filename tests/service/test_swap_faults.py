@@ -135,6 +135,7 @@ async def fleet(
         settings=settings,
         task=task,
         prompts=task.prompt_set(settings.prompts),
+        database=database,
         engines=engines,
         pointers=pointers,
         replicas=Replicas(database),
