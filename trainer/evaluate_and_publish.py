@@ -200,7 +200,10 @@ async def _history(context: RunContext, live: CriticVersion) -> _History:
         reports = await store.runs.gate_reports(session, live.version)
         past = _past(dict(reports), start=start, live=live.version)
         base = await store.critics.base_version(session, live.base_model)
-        best = _best(await store.runs.promoted_reports(session, live.base_model), otherwise=base.version)
+        promoted = await store.runs.promoted_reports(session, live.base_model)
+        lost = await store.critic_examples.incomplete_versions(session)  # cannot be compared with any more
+        whole = {version: gate for version, gate in dict(promoted).items() if version not in lost}
+        best = _best(whole, otherwise=base.version)
         anchor = None if best == live.version else await store.critics.resolve_critic(session, best)
         right, wrong = await store.training_data.traffic_counts(session)
         traffic = Traffic(right, wrong) if right + wrong >= LEAST_TRAFFIC else None

@@ -2,9 +2,10 @@
 
 The rule: answers that the run may learn from, with the most certain labels first, in an order drawn from the run's
 seed; one per question; half of them wrong, wrong and right ones in turn; no key has more than its share of them
-(setting max_key_share); each fits in an equal part of half the room in the model's context. A model copies what its
-examples look like, so each comes with a whole critique: the first one by the base model that ends by itself and states
-the label. Where the base model writes none for a class, the verdict's line alone is the critique.
+(setting max_key_share); each fits in an equal part of half the room in the model's context, and where none fits, half
+as many are tried. A model copies what its examples look like, so each comes with a whole critique: the first one by the
+base model that ends by itself and states the label. Where the base model writes none for a class, the verdict's line
+alone is the critique.
 """
 
 import asyncio
@@ -65,13 +66,10 @@ async def choose_examples(context: RunContext) -> ChosenExamples:
     if kept is not None:
         return kept
     selection, _ = await select(context)
-    found = {
-        is_right: await _written(context, [each for each in selection.learn if each.is_right is is_right])
-        for is_right in (False, True)
-    }
-    fewest = min(map(len, found.values()))
-    pairs = zip(found[False][:fewest], found[True][:fewest], strict=True)
-    chosen = ChosenExamples(items=[each for pair in pairs for each in pair])
+    most, chosen = context.run.config.examples, ChosenExamples(items=[])
+    while most >= 2 and not chosen.items:  # of fewer examples each may be longer
+        chosen = await _chosen(context, selection.learn, most)
+        most //= 2
     if not chosen.items and context.run.config.recipe is Recipe.EXAMPLES:
         raise BadInput(
             "there are no examples for the prompt: each class, right and wrong, needs a labelled answer that is short "
@@ -84,6 +82,17 @@ async def choose_examples(context: RunContext) -> ChosenExamples:
         critiques_by_the_base_model=sum(each.is_written for each in chosen.items),
     )
     return chosen
+
+
+async def _chosen(context: RunContext, items: Sequence[LabelledAnswer], most: int) -> ChosenExamples:
+    """At most so many examples, each within an equal part of the room."""
+    found = {
+        is_right: await _written(context, [each for each in items if each.is_right is is_right], most)
+        for is_right in (False, True)
+    }
+    fewest = min(map(len, found.values()))
+    pairs = zip(found[False][:fewest], found[True][:fewest], strict=True)
+    return ChosenExamples(items=[each for pair in pairs for each in pair])
 
 
 def in_order(items: Sequence[LabelledAnswer], *, seed: int) -> list[LabelledAnswer]:
@@ -116,16 +125,16 @@ def of_several_keys(
     return chosen[:wanted]
 
 
-async def _written(context: RunContext, items: Sequence[LabelledAnswer]) -> list[ChosenExample]:
+async def _written(context: RunContext, items: Sequence[LabelledAnswer], most: int) -> list[ChosenExample]:
     """Up to half of the examples, all of one class; those with a critique by the base model first."""
     config = context.run.config
-    wanted = config.examples // 2
+    wanted, room = most // 2, _room(context, most)
     candidates = in_order(items, seed=config.fixed_seed)[: _TRIED * wanted]
     slots = asyncio.Semaphore(context.engines.at_once(config.samples_per_prompt))
 
     async def one(item: LabelledAnswer) -> ChosenExample | None:
         async with slots:
-            return await _with_critique(context, item)
+            return await _with_critique(context, item, room=room)
 
     examples = await gather(*map(one, candidates))
     found = [(item, example) for item, example in zip(candidates, examples, strict=True) if example is not None]
@@ -133,16 +142,16 @@ async def _written(context: RunContext, items: Sequence[LabelledAnswer]) -> list
     return of_several_keys(found, wanted, max_key_share=context.settings.max_key_share)
 
 
-def _room(context: RunContext) -> int:
-    """The most tokens that one example may add to a prompt."""
+def _room(context: RunContext, examples: int) -> int:
+    """The most tokens that one of so many examples may add to a prompt."""
     config = context.run.config
     whole = context.settings.engine_max_model_len - config.max_critique_tokens
-    return int(_PROMPT_SHARE * whole / max(1, config.examples))
+    return int(_PROMPT_SHARE * whole / examples)
 
 
-async def _with_critique(context: RunContext, item: LabelledAnswer) -> ChosenExample | None:
-    """An example with the base model's critique, or with the verdict alone; None if the answer does not fit."""
-    config, prompts, engines, room = context.run.config, context.prompts, context.engines, _room(context)
+async def _with_critique(context: RunContext, item: LabelledAnswer, *, room: int) -> ChosenExample | None:
+    """An example with the base model's critique, or with the verdict alone; None if that is longer than `room`."""
+    config, prompts, engines = context.run.config, context.prompts, context.engines
     bare = ChosenExample(
         interaction_id=item.interaction_id,
         question=item.question,

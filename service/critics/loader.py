@@ -137,7 +137,7 @@ class Loader:
         if critic.version in self._pointers.incomplete:
             self._forget_examples(critic.version)
         if critic.is_base or self.is_proven(critic.version):
-            return self._with_examples.get(critic.version, self._prompts)
+            return self._prompts_of(critic)
         self.raise_recent_refusal(critic)
         if critic.adapter_path is not None:
             self._require_room(critic)
@@ -146,7 +146,14 @@ class Loader:
             await self.prove(critic, must_be_all=False)
         finally:
             self._wanted[critic.version] -= 1
-        return self._with_examples.get(critic.version, self._prompts)
+        return self._prompts_of(critic)
+
+    def _prompts_of(self, critic: CriticVersion) -> PromptSet:
+        if not critic.examples:
+            return self._prompts
+        if critic.version not in self._with_examples:  # dropped since the proof
+            raise BadAdapter(_lost_example(critic))
+        return self._with_examples[critic.version]
 
     def _forget_examples(self, version: int) -> None:
         self._with_examples.pop(version, None)
@@ -158,13 +165,17 @@ class Loader:
         if critic.version in pointed:
             return
         wanted = {version for version, requests in self._wanted.items() if requests}
-        others = {version for _, version in self._proven} | wanted
+        others = {version for version in {version for _, version in self._proven} | wanted if self._takes_slot(version)}
         room = max(1, self._settings.adapter_slots - _POINTERS)
         if len(others - pointed - {critic.version}) >= room:
             raise TooBusy(
                 f"the engines already serve {room} critics that are neither live, previous nor candidate: the limit",
                 retry_after_s=_ROOM_S,
             )
+
+    def _takes_slot(self, version: int) -> bool:
+        critic = self._pointers.known(version)
+        return critic is None or critic.adapter_path is not None
 
     def require_adapters(self) -> None:
         """Check that no engine is known to serve the base model only, before a critic is promoted or trained.
@@ -263,10 +274,7 @@ class Loader:
         async with self._database.session() as session:
             examples, record = await store.critic_examples.read_examples(session, critic.version)
         if record is None or store.critic_examples.sha256_of(examples) != critic.examples_sha256:
-            raise BadAdapter(
-                f"an example in the prompt of version {critic.version} was deleted with its interaction, so the "
-                "version cannot be served any more"
-            )
+            raise BadAdapter(_lost_example(critic))
         return Servable(None, self._prompts.with_examples(examples), record)
 
     async def _read_folder(self, critic: CriticVersion) -> Servable:
@@ -428,6 +436,13 @@ async def _replies(engine: Engine, critic: CriticVersion, servable: Servable, pr
         )
     )
     return [reply for [reply] in replies]
+
+
+def _lost_example(critic: CriticVersion) -> str:
+    return (
+        f"an example in the prompt of version {critic.version} was deleted with its interaction, so the version cannot "
+        "be served any more"
+    )
 
 
 def without_adapters(engines: Iterable[Engine]) -> str:

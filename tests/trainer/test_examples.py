@@ -1,12 +1,20 @@
 """Which labelled answers become examples, and how the gate's report compares a candidate with them."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 from uuid import UUID
 
 import pytest
 
+from gadfly import prompts
+from gadfly.critique import VERDICT_PREFIX
+from gadfly.engine_client import Reply, Sampling
 from gadfly.grading import Grade
+from gadfly.prompts import Prompt
+from gadfly.records import Usage
 from gadfly.store.training_data import LabelledAnswer
-from gadfly.trainer.examples import ChosenExample, in_order, of_several_keys
+from gadfly.trainer.examples import ChosenExample, _chosen, in_order, of_several_keys
 from gadfly.trainer.measure.examples_alone import ExamplesAlone
 from gadfly.trainer.measure.metrics import Judged
 from gadfly.training import TrainConfig
@@ -66,6 +74,76 @@ def test_no_key_has_more_than_its_share_of_the_examples(keys: list[int | None], 
         for place, key in enumerate(keys)
     ]
     assert [each.interaction_id.int for each in of_several_keys(found, 2, max_key_share=0.5)] == chosen, why
+
+
+class Pool:
+    """An engine that counts words as tokens, and whose critiques are the same for every answer."""
+
+    def __init__(self, *critiques: tuple[str, str]) -> None:
+        self.critiques = critiques
+        self.asked = 0
+
+    async def tokenize(self, prompt: Prompt) -> tuple[int, ...]:
+        return (0,) * sum(len(message.content.split()) for message in prompt.messages)
+
+    async def chat(self, prompt: Prompt, *, model: str, sampling: Sampling) -> tuple[Reply, ...]:
+        assert (model, sampling.n) == ("base", 3)
+        self.asked += 1
+        return tuple(Reply(text=text, finish_reason=reason, usage=Usage()) for text, reason in self.critiques)
+
+
+def context_of(pool: Pool, *, max_model_len: int, examples: int) -> Any:
+    async def patiently(work: Any) -> Any:
+        return await work()
+
+    return SimpleNamespace(
+        run=SimpleNamespace(
+            config=TrainConfig(examples=examples, max_critique_tokens=20, samples_per_prompt=3, seed=0)
+        ),
+        settings=SimpleNamespace(engine_max_model_len=max_model_len, max_key_share=0.5),
+        engines=SimpleNamespace(pool=pool, patiently=patiently, at_once=lambda samples: 4),
+        prompts=prompts.load("bare@1"),
+    )
+
+
+OF_BOTH = [answer(number) for number in range(1, 9)] + [
+    replace(answer(number), is_right=False, response="a wrong answer") for number in range(11, 19)
+]
+
+
+async def test_a_critique_that_states_the_label_comes_with_the_example() -> None:
+    pool = Pool(
+        (f"{VERDICT_PREFIX} Wrong\n{VERDICT_PREFIX} Correct", "stop"),  # two verdicts
+        (f"Cut. {VERDICT_PREFIX} Correct", "length"),
+        (f"It adds up.\n{VERDICT_PREFIX} Correct", "stop"),
+    )
+    found = (await _chosen(context_of(pool, max_model_len=220, examples=4), OF_BOTH, 4)).items
+    assert [each.is_right for each in found] == [False, True, False, True], "wrong and right ones in turn"
+    assert {each.critique for each in found if each.is_right} == {f"It adds up.\n{VERDICT_PREFIX} Correct"}
+    assert {each.critique for each in found if not each.is_right} == {f"{VERDICT_PREFIX} Wrong"}, "none was written"
+    assert [each.is_written for each in found] == [False, True, False, True]
+    assert pool.asked == 16, "four answers for each example"
+    assert len({each.interaction_id for each in found}) == 4
+
+
+async def test_examples_fit_in_half_of_the_room() -> None:
+    pool = Pool((f"{'word ' * 10}\n{VERDICT_PREFIX} Correct", "stop"))
+    # An example with the verdict alone has 12 words or 14, the written critique 10 more.
+    roomy = (await _chosen(context_of(pool, max_model_len=20 + 2 * 4 * 30, examples=4), OF_BOTH, 4)).items
+    assert [each.is_written for each in roomy] == [False, True, False, True]
+    tight = (await _chosen(context_of(pool, max_model_len=20 + 2 * 4 * 16, examples=4), OF_BOTH, 4)).items
+    assert [each.is_written for each in tight] == [False] * 4, "the written critique is too long"
+    asked = pool.asked
+    none = await _chosen(context_of(pool, max_model_len=20 + 2 * 4 * 5, examples=4), OF_BOTH, 4)
+    assert (none.items, pool.asked) == ([], asked), "no answer fits, and the engine writes nothing"
+    fewer = (await _chosen(context_of(pool, max_model_len=20 + 2 * 2 * 16, examples=4), OF_BOTH, 2)).items
+    assert len(fewer) == 2, "of fewer examples each may be longer"
+
+
+async def test_one_class_alone_gives_no_examples() -> None:
+    pool = Pool((f"{VERDICT_PREFIX} Correct", "stop"))
+    one_class = [each for each in OF_BOTH if each.is_right]
+    assert (await _chosen(context_of(pool, max_model_len=400, examples=4), one_class, 4)).items == []
 
 
 def judged(number: int, *, was_right: bool, served: bool, refined: Grade = Grade.WRONG, sample: int = 0) -> Judged:
