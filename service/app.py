@@ -24,6 +24,7 @@ from gadfly.service.routes import (
     critics,
     critique,
     feedback,
+    guardrail,
     health,
     interactions,
     labels,
@@ -46,6 +47,7 @@ _ROUTES = (
     session,
     critique,
     chat,
+    guardrail,
     feedback,
     interactions,
     critics,
@@ -107,9 +109,9 @@ def create_app(settings: Settings, *, console: Path = CONSOLE) -> FastAPI:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "Last-Event-ID", "X-Request-Id"],
-            expose_headers=["X-Request-Id", "X-Gadfly-Critic", "Location", "Retry-After"],
+            allow_methods=["GET", "HEAD", "POST", "DELETE"],
+            allow_headers=["*"],  # OpenAI's clients send a dozen of their own; the origins are what is restricted
+            expose_headers=["X-Request-Id", "X-Gadfly-Critic", "X-Gadfly-Interaction-Id", "Location", "Retry-After"],
         )
     app.add_middleware(Edge, metrics=metrics)
     app.add_middleware(Proxies, trusted=settings.trusted_proxies)

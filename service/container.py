@@ -19,6 +19,7 @@ from gadfly.service.answering.idempotency import Idempotency
 from gadfly.service.critics.serving import CriticServing
 from gadfly.service.front.answer import ChatAnswerer
 from gadfly.service.front.background import BackgroundJudge
+from gadfly.service.guardrail import Guardrail
 from gadfly.service.health import Health
 from gadfly.service.history import History
 from gadfly.service.keyring import Keyring
@@ -53,6 +54,7 @@ class Service:
     history: History
     answerer: Answerer
     chat: ChatAnswerer
+    guardrail: Guardrail
     background: BackgroundJudge
     health: Health
     room: Room
@@ -131,6 +133,7 @@ class Service:
                     history=history,
                     leases=critics.leases,
                 ),
+                guardrail=Guardrail(database, settings=settings, answerer=answerer),
                 background=BackgroundJudge(database, critics, settings=settings, tasks=tasks, metrics=metrics),
                 health=Health(
                     tasks=tasks,

@@ -12,6 +12,7 @@ from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly.records import Swap, SwapStatus
+from gadfly.store.critics import is_base
 from gadfly.store.labels import Label
 from gadfly.store.mapping import record_of
 from gadfly.store.scores import is_unlearned
@@ -83,7 +84,7 @@ async def judgements(
             Label.exists,
             InteractionRow.created_at >= since,
             InteractionRow.created_at < until,
-            or_(CriticVersionRow.adapter_sha256.is_(None), is_unlearned(CriticVersionRow.created_at)),
+            or_(is_base(), is_unlearned(CriticVersionRow.created_at)),
         )
         .order_by(
             InteractionRow.critic_version,

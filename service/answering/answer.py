@@ -25,6 +25,7 @@ from gadfly.critique import critique, majority_verdict
 from gadfly.engine_client import Sampling
 from gadfly.errors import AdapterRefused, BadInput, EngineError, EngineUnavailable, UnreadableReference
 from gadfly.grading import Grade, Submission, TaskGrader, grade_one, group_by_answer
+from gadfly.prompts import PromptSet
 from gadfly.records import (
     CriticVersion,
     Critique,
@@ -153,10 +154,10 @@ class Answerer:
         return interaction
 
     async def _critique(self, body: CritiqueRequest, prepared: Prepared, listener: Listener | None) -> Interaction:
-        async with self._lease(prepared):
+        async with self._lease(prepared) as prompts:
             critiques = await critique(
                 self._critics.engines,
-                prepared.task.prompts,
+                prompts,
                 model=prepared.critic.engine_name,
                 question=body.question,
                 response=body.response,
@@ -180,13 +181,13 @@ class Answerer:
 
     async def _refine(self, body: RefineRequest, prepared: Prepared, listener: Listener | None) -> Interaction:
         actor = replace(prepared.sampling, temperature=body.refine_temperature)
-        async with self._lease(prepared):
+        async with self._lease(prepared) as prompts:
             chains = await gather(
                 *(
                     refine_chain(
                         self._critics.engines,
                         self._actor,
-                        prepared.task.prompts,
+                        prompts,
                         critic=prepared.critic.engine_name,
                         question=body.question,
                         response=body.response,
@@ -395,8 +396,8 @@ class Answerer:
         self._metrics.observe(interaction)
 
     @asynccontextmanager
-    async def _lease(self, prepared: Prepared) -> AsyncIterator[None]:
-        """Lease a critic for a request; if no engine serves it, such as an earlier episode's, load it first.
+    async def _lease(self, prepared: Prepared) -> AsyncIterator[PromptSet]:
+        """Lease a critic for a request, with its prompts; if no engine serves it, load it first.
 
         Raises:
             NoSlot: the engines have no slot for the critic now.
@@ -409,8 +410,7 @@ class Answerer:
         is_live = critic.version == line.known_live
         with self._critics.leases.take(critic.version, is_pinned=not is_live):
             try:
-                await self._critics.loader.ready(critic)
-                yield
+                yield await self._critics.loader.ready(critic)
             except (AdapterRefused, BadAdapter) as error:
                 if prepared.is_named and not is_live:
                     raise
@@ -437,7 +437,9 @@ def fingerprint_of(body: BaseModel) -> str:
     What changes only how the answer is sent is not part of it.
     """
     # Defaults are excluded, so that a release with a new option computes the same fingerprint for old requests.
-    fields = body.model_dump(mode="json", exclude={"stream", "stream_options", "request_id"}, exclude_defaults=True)
+    fields = body.model_dump(
+        mode="json", exclude={"stream", "stream_options", "request_id", "brief"}, exclude_defaults=True
+    )
     canonical = json.dumps(fields, sort_keys=True)
     return hashlib.sha256(f"{type(body).__name__}:{canonical}".encode()).hexdigest()
 
@@ -447,10 +449,12 @@ def _text_of(refinement: Refinement) -> tuple[str, bool]:
 
 
 def _parameters(prepared: Prepared) -> dict[str, Any]:
+    examples = {"examples": prepared.critic.examples} if prepared.critic.examples else {}
     return {
         "temperature": prepared.sampling.temperature,
         "max_tokens": prepared.sampling.max_tokens,
         "seed": prepared.sampling.seed,
+        **examples,
     }
 
 

@@ -79,6 +79,7 @@ class PlanView(Wire):
         description="What a verdict threshold of the live critic would give without training, on the labelled answers "
         "that it judged; null below 20 of either class."
     )
+    next_step: str = Field("", description="What to do next, in a sentence.")
 
 
 class ProgressView(Wire):
