@@ -245,7 +245,22 @@ def test_critics_of_an_earlier_release_have_no_examples_and_those_with_examples_
                 "INSERT INTO critic_pointers VALUES ('live', 3, now()), ('candidate', 3, now()), ('previous', 0, now())"
             )
         )
+        connection.execute(
+            text(
+                "INSERT INTO critic_versions (version, base_model, created_at, task, examples)"
+                " SELECT number, base_model, now(), 'sql', 4 * (number - 4) FROM critic_versions,"
+                " generate_series(4, 5) AS number WHERE version = 3"
+            )
+        )
+        connection.execute(text("INSERT INTO critic_pointers VALUES ('live', 5, now(), 'sql')"))
     with _transaction(empty_url) as connection:
+        command.downgrade(migration_config(connection), "0025")
+        pointers = connection.execute(text("SELECT task, name, version FROM critic_pointers")).all()
+        assert {tuple(row) for row in pointers} == {
+            ("math", "live", 0),
+            ("math", "previous", 0),
+            ("sql", "live", 4),
+        }, "each task has the root of its own line"
         command.downgrade(migration_config(connection), "0019")
         pointers = connection.execute(text("SELECT name, version FROM critic_pointers")).all()
         assert {tuple(row) for row in pointers} == {("live", 0), ("previous", 0)}

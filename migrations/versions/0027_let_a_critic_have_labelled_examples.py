@@ -63,11 +63,13 @@ def downgrade() -> None:
     )
     op.execute(
         """
-        UPDATE critic_pointers SET version = base.version
-        FROM critic_versions AS live, critic_versions AS base
+        UPDATE critic_pointers SET version = (
+            SELECT min(base.version) FROM critic_versions AS base
+            WHERE base.base_model = live.base_model AND base.task = live.task
+                AND base.adapter_path IS NULL AND base.examples = 0
+        )
+        FROM critic_versions AS live
         WHERE name = 'live' AND live.version = critic_pointers.version AND live.examples > 0
-            AND base.base_model = live.base_model AND base.task = live.task
-            AND base.adapter_path IS NULL AND base.examples = 0
         """
     )
     op.execute(
