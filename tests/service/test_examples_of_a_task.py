@@ -1,8 +1,9 @@
 """Two tasks on one engine, of which one is served by a critic by examples: the other task's critic stays as it is."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -11,11 +12,16 @@ import httpx
 import pytest
 
 from gadfly import store
-from gadfly.adapters import Probe, ProbeRecord, sha256_of_tokens
+from gadfly.adapters import BadAdapter, Probe, ProbeRecord, sha256_of_tokens
 from gadfly.api_keys import issue_key
 from gadfly.engine_client import Engine, Sampling
 from gadfly.prompts import Example, PromptSet
 from gadfly.records import CriticVersion, Tier
+from gadfly.service.critics.leases import Leases
+from gadfly.service.critics.loader import Loader
+from gadfly.service.critics.pointers import CriticPointers
+from gadfly.service.critics.replicas import Replicas
+from gadfly.service.metrics import Metrics
 from gadfly.settings import Settings
 from gadfly.store.critic_examples import PromptExamples
 from gadfly.store.database import Database
@@ -62,7 +68,10 @@ async def opened(settings: Settings, database: Database, engine_url: str) -> Asy
                 for task in load_tasks(settings)
             }
         async with aclosing(Engine(engine_url, timeout_s=60)) as engine:
-            made = [await insert_critic(database, settings, engine, roots[TASK], town) for town in ("Oslo", "Bern")]
+            made = [
+                await insert_critic(database, settings, partial(probe_record, engine), roots[TASK], town)
+                for town in ("Oslo", "Bern")
+            ]
         yield Both(client, database, settings, roots, (made[0][0], made[1][0]), made[0][1])
 
 
@@ -79,13 +88,17 @@ def settings_of(home: Path, database_url: str, engine_url: str) -> Settings:
 
 
 async def insert_critic(
-    database: Database, settings: Settings, engine: Engine, parent: int, town: str
+    database: Database,
+    settings: Settings,
+    record: Callable[[PromptSet], Awaitable[ProbeRecord]],
+    parent: int,
+    town: str,
 ) -> tuple[CriticVersion, tuple[UUID, ...]]:
-    """Store a critic as a run would: two answers about a town as examples, and what the engine answers under them."""
+    """Store a critic as a run would: two answers about a town as examples, and the record under these prompts."""
     task = load_tasks(settings).get(TASK)
     rows = [make_interaction(question=f"{town} {number}?", critic_version=parent, task=TASK) for number in range(2)]
     items = tuple(Example(f"{town} {number}?", f"Town: {town}", "A town.") for number in range(2))
-    probe = await probe_record(engine, task.prompts.with_examples(items))
+    probe = await record(task.prompts.with_examples(items))
     async with database.session() as session:
         await store.interactions.insert_interactions(session, rows, heldout_share=0.0)
         run = (await store.runs.request_run(session, config=TrainConfig(), trigger=Trigger.ADMIN, task=TASK)).run
@@ -209,3 +222,72 @@ def guarded(mode: str, **options: Any) -> dict[str, Any]:
 async def task_of(both: Both, interaction_id: str) -> str:
     async with both.database.session() as session:
         return (await store.interactions.read_interaction(session, UUID(interaction_id), scope=None)).task
+
+
+# ------------------------------------------------------------------------------------------- the loader, a fake engine
+
+
+def answer_as_recorded(request: httpx.Request) -> httpx.Response:
+    """An engine that answers everything with the same tokens."""
+    if request.url.path == "/version":
+        return httpx.Response(200, json={"version": "0.32"})
+    choice = {
+        "index": 0,
+        "message": {"content": "4"},
+        "finish_reason": "stop",
+        "token_ids": [1, 2],
+        "logprobs": {"content": [{"logprob": -0.5}, {"logprob": -0.25}]},
+    }
+    usage = {"prompt_tokens": 3, "completion_tokens": 2}
+    return httpx.Response(200, json={"choices": [choice], "prompt_token_ids": [7, 8, 9], "usage": usage})
+
+
+async def recorded(prompts: PromptSet) -> ProbeRecord:
+    probe = Probe(
+        question="Bonn?",
+        response="Town: Bonn",
+        prompt_tokens=(),
+        prompt_sha256=sha256_of_tokens((7, 8, 9)),
+        tokens=(1, 2),
+        logprobs=(-0.5, -0.25),
+        base_logprobs=(-0.5, -0.25),
+    )
+    return ProbeRecord(prompt_set=prompts.name, tolerance=TOLERANCE, probes=(probe,))
+
+
+async def test_the_loader_gives_each_critic_the_prompts_of_its_task_and_no_slot_to_examples(
+    tmp_path: Path, database: Database, database_url: str
+) -> None:
+    settings = settings_of(tmp_path, database_url, "http://a")
+    tasks = load_tasks(settings)
+    pointers, metrics = CriticPointers(database, tasks.names), Metrics()
+    await pointers.start(base_model="tiny", tasks=[task.id for task in tasks])
+    async with aclosing(Engine("http://a", timeout_s=5, transport=httpx.MockTransport(answer_as_recorded))) as engine:
+        loader = Loader(
+            settings=settings,
+            tasks=tasks,
+            database=database,
+            engines=(engine,),
+            pointers=pointers,
+            leases=Leases(limit=100, metrics=metrics),
+            replicas=Replicas(database),
+            metrics=metrics,
+        )
+        made = [await insert_critic(database, settings, recorded, 1, town) for town in ("Oslo", "Bern", "Rome")]
+        await pointers.refresh()
+        for town, (critic, _) in zip(("Oslo", "Bern", "Rome"), made, strict=True):
+            prompts = await loader.ready(critic)
+            assert {example.response for example in prompts.examples} == {f"Town: {town}"}
+        root = await pointers.resolve("live")
+        assert await loader.ready(root) == tasks.default.prompts
+        trained = replace(made[0][0], version=99, adapter_path="x", examples=0)
+        assert loader.has_room(trained), "all three are proven, and none has a slot of the two"
+        with pytest.raises(BadAdapter, match="which this service does not serve"):
+            await loader.ready(replace(made[0][0], version=98, task="chess"))
+
+        async with database.session() as session:
+            await store.interactions.delete_interaction(session, made[0][1][0], scope=None)
+        await pointers.refresh()
+        with pytest.raises(BadAdapter, match="cannot be served any more"):
+            await loader.ready(made[0][0])
+        assert len((await loader.ready(made[1][0])).examples) == 2
