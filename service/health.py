@@ -122,6 +122,7 @@ class Health:
         return "answers"
 
     async def _check_critic(self) -> str:
+        self._critics.require_words(self._tasks.default.name)
         live = await self._critics.pointers.resolve("live")
         served = await asyncio.gather(*map(_models, self._engines))
         if not any(

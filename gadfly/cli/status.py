@@ -116,7 +116,7 @@ async def _stored(settings: Settings) -> dict[str, Any] | None:
     from gadfly import store
     from gadfly.cli.storage import opened
     from gadfly.scoreboard import scoreboard
-    from gadfly.tasks import load_task
+    from gadfly.tasks import load_tasks
 
     server = EmbeddedPostgres(settings.home)
     if settings.database_url is not None:
@@ -129,7 +129,7 @@ async def _stored(settings: Settings) -> dict[str, Any] | None:
         async with opened(settings, url) as database, database.session() as session:
             rows = asdict(await store.interactions.count_rows(session))
             try:
-                live = await store.critics.resolve_critic(session, "live", load_task(settings.task).name)
+                live = await store.critics.resolve_critic(session, "live", load_tasks(settings).default.name)
             except NotFound:  # the service has not started on this database yet
                 return {"rows": rows, "scoreboard": None}
             board = scoreboard(await store.scores.scored_answers(session, live))
