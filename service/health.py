@@ -225,6 +225,7 @@ class Health:
             name=served.name,
             version=served.task.version,
             live_critic=line.known_live,
+            status=None if live is None else live.status,
             is_loaded=live is not None and (live.adapter_path is None or self._critics.loader.is_proven(live.version)),
             pointers=line.current,
             swap=SwapState.of(line.swaps.pending or line.swaps.last),
