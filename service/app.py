@@ -17,7 +17,7 @@ from gadfly.service import errors
 from gadfly.service.container import Service
 from gadfly.service.metrics import Metrics
 from gadfly.service.middleware import BodyLimit, Edge
-from gadfly.service.routes import chat, critics, critique, feedback, health, interactions, labels, pointers, runs
+from gadfly.service.routes import chat, critics, critique, feedback, health, interactions, labels, pointers, runs, tasks
 from gadfly.service.routes.docs import name_problems
 from gadfly.settings import Settings
 
@@ -61,7 +61,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         generate_unique_id_function=lambda route: route.name.removeprefix("post_"),
     )
-    for module in (critique, chat, feedback, interactions, critics, runs, pointers, labels, health):
+    for module in (critique, chat, feedback, interactions, critics, tasks, runs, pointers, labels, health):
         app.include_router(module.router)
     app.add_api_route("/", _to_docs, include_in_schema=False)
     errors.install(app)

@@ -24,6 +24,7 @@ from gadfly.service.wire.health import Readiness, State
 from gadfly.service.wire.interactions import InteractionPage, InteractionView
 from gadfly.service.wire.labels import ActPage, DisputePage, LabelView
 from gadfly.service.wire.runs import PlanView, RunPage, RunView
+from gadfly.service.wire.tasks import TaskView
 from gadfly.training import EventKind
 from gadfly.verdict import Verdict
 
@@ -323,7 +324,9 @@ def set_label(
     return Call(method="POST", path=path, body=body, read=_one(LabelView), is_repeatable=False)
 
 
-def conflicts(*, disputed: bool = False, limit: int = 50, cursor: str | None = None) -> Call[DisputePage]:
+def conflicts(
+    *, disputed: bool = False, task: str | None = None, limit: int = 50, cursor: str | None = None
+) -> Call[DisputePage]:
     """Answers without a label because their votes differ: `GET /admin/labels/conflicts`."""
     params = _given(locals())
     return Call(method="GET", path="/admin/labels/conflicts", params=params, read=_one(DisputePage))
@@ -336,6 +339,11 @@ def acts(*, limit: int = 50, cursor: UUID | str | None = None) -> Call[ActPage]:
 
 
 # ------------------------------------------------------------------------------------------------------------ the state
+
+
+def tasks() -> Call[list[TaskView]]:
+    """The tasks that the caller may use, the default one first: `GET /tasks`."""
+    return Call(method="GET", path="/tasks", read=_many(TaskView))
 
 
 def state() -> Call[State]:

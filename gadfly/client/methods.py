@@ -127,5 +127,6 @@ class Api:
     conflicts = Pages(calls.conflicts)
     acts = Pages(calls.acts)
 
+    tasks = Method(calls.tasks)
     state = Method(calls.state)
     readiness = Method(calls.readiness)

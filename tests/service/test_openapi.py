@@ -32,6 +32,7 @@ _PATHS = [
     ("GET", "/interactions"),
     ("GET", "/interactions/{interaction_id}"),
     ("DELETE", "/interactions/{interaction_id}"),
+    ("GET", "/tasks"),
     ("GET", "/critics"),
     ("GET", "/critics/{version}"),
     ("POST", "/admin/retrain"),

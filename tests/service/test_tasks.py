@@ -91,6 +91,13 @@ async def test_tasks_share_a_deployment(tmp_path: Path, database_url: str, engin
         assert shown["parameters"]["verdict_words"] == ["keep", "send back"]
 
         # What is listed.
+        tasks = (await client.get("/tasks")).json()
+        assert [(task["name"], task["is_default"], task["live_critic"]) for task in tasks] == [
+            ("math", True, 0),
+            ("capitals", False, 1),
+            ("words", False, 2),
+        ]
+        assert tasks[2]["verdict_words"] == {"correct": "keep", "incorrect": "send back"}
         listed = (await client.get("/interactions", params={"task": "capitals"})).json()["items"]
         assert {item["task"] for item in listed} == {"capitals"}
         assert [critic["task"] for critic in (await client.get("/critics")).json()] == ["words", "capitals", "math"]
