@@ -172,7 +172,7 @@ class Settings(BaseSettings):
     )
     task: Annotated[str, AfterValidator(_task)] = Field(
         "math",
-        description="What the critic judges: a built-in task (`gadfly tasks list`), or a folder with a file task.toml. "
+        description="What the critic judges: a task of `gadfly tasks list`, or a folder with a file task.toml. "
         "With several tasks, the one of requests that name none.",
     )
     tasks: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas), AfterValidator(_every_task)] = Field(

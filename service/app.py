@@ -32,6 +32,7 @@ from gadfly.service.routes import (
     queue,
     runs,
     session,
+    tasks,
 )
 from gadfly.service.routes.console import console_routes
 from gadfly.service.routes.docs import name_problems
@@ -49,6 +50,7 @@ _ROUTES = (
     feedback,
     interactions,
     critics,
+    tasks,
     runs,
     pointers,
     labels,

@@ -122,6 +122,7 @@ class Health:
         return "answers"
 
     async def _check_critic(self) -> str:
+        self._critics.require_words(self._tasks.default.name)
         live = await self._critics.pointers.resolve("live")
         served = await asyncio.gather(*map(_models, self._engines))
         if not any(
@@ -224,6 +225,7 @@ class Health:
             name=served.name,
             version=served.task.version,
             live_critic=line.known_live,
+            status=None if live is None else live.status,
             is_loaded=live is not None and (live.adapter_path is None or self._critics.loader.is_proven(live.version)),
             pointers=line.current,
             swap=SwapState.of(line.swaps.pending or line.swaps.last),

@@ -29,6 +29,7 @@ class Load:
         self._client = client
         self.answers: list[tuple[str, int, str, str]] = []  # response judged, version, verdict, critique
         self.failures: list[str] = []
+        self.more: dict[str, str] = {}  # fields of each request
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -43,7 +44,8 @@ class Load:
     async def _call(self, number: int) -> None:
         response = (worlds.RIGHT, worlds.WRONG)[number % 2]
         while True:
-            body = {"question": "How many days has a week?", "response": response, "temperature": 0, "max_tokens": 48}
+            asked = {"question": "How many days has a week?", "response": response, "temperature": 0, "max_tokens": 48}
+            body = asked | self.more
             try:
                 answer = await self._client.post("/critique", json=body)
             except httpx.TransportError as error:
@@ -64,7 +66,7 @@ class Load:
         return found
 
 
-async def _until(client: httpx.AsyncClient, path: str, wanted: Any, *, limit_s: float) -> Any:
+async def until(client: httpx.AsyncClient, path: str, wanted: Any, *, limit_s: float) -> Any:
     deadline = asyncio.get_running_loop().time() + limit_s
     while True:
         document = (await client.get(path)).json()
@@ -74,7 +76,7 @@ async def _until(client: httpx.AsyncClient, path: str, wanted: Any, *, limit_s: 
         await asyncio.sleep(0.5)
 
 
-def _tail(log: Path) -> str:
+def tail(log: Path) -> str:
     return log.read_text()[-3000:]
 
 
@@ -119,7 +121,7 @@ async def _learn_and_swap(client: httpx.AsyncClient, settings: Settings, log: Pa
     async with client.stream("GET", f"/admin/runs/{run}/events", timeout=240) as stream:
         events.extend([event async for event in iter_events(stream)])
     document = (await client.get(f"/admin/runs/{run}")).json()
-    assert document["status"] == "succeeded", (document, _tail(log))
+    assert document["status"] == "succeeded", (document, tail(log))
     assert document["outcome"] == "promote", document["gate"]
     assert document["version"] == 1
     kinds = [kind for kind, _ in events]
@@ -127,7 +129,7 @@ async def _learn_and_swap(client: httpx.AsyncClient, settings: Settings, log: Pa
     assert [data["stage"] for kind, data in events if kind == "stage"] == [
         "select", "pool", "stage_1", "stage_2", "evaluate", "publish",
     ]  # fmt: skip
-    await _until(client, "/critics", lambda versions: _live(versions) == 1, limit_s=30)
+    await until(client, "/critics", lambda versions: _live(versions) == 1, limit_s=30)
     version = (await client.get("/critics/1")).json()
     assert version["gate"]["outcome"] == "promote"
     assert version["run_id"] == run

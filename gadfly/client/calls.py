@@ -26,6 +26,7 @@ from gadfly.service.wire.labels import ActPage, DisputePage, LabelView
 from gadfly.service.wire.overview import AccuracyView, BucketName, OverviewView
 from gadfly.service.wire.queue import LabelProgressView, QueueView, WithdrawnView
 from gadfly.service.wire.runs import PlanView, RunComparison, RunPage, RunView, SamplePage, StepPage
+from gadfly.service.wire.tasks import TaskView
 from gadfly.training import EventKind
 from gadfly.verdict import Verdict
 
@@ -386,7 +387,9 @@ def set_label(
     return Call(method="POST", path=path, body=body, read=_one(LabelView), is_repeatable=False)
 
 
-def conflicts(*, disputed: bool = False, limit: int = 50, cursor: str | None = None) -> Call[DisputePage]:
+def conflicts(
+    *, disputed: bool = False, task: str | None = None, limit: int = 50, cursor: str | None = None
+) -> Call[DisputePage]:
     """Answers without a label because their votes differ: `GET /admin/labels/conflicts`."""
     params = _given(locals())
     return Call(method="GET", path="/admin/labels/conflicts", params=params, read=_one(DisputePage))
@@ -428,6 +431,11 @@ def acts(*, limit: int = 50, cursor: UUID | str | None = None) -> Call[ActPage]:
 
 
 # ------------------------------------------------------------------------------------------------------------ the state
+
+
+def tasks() -> Call[list[TaskView]]:
+    """The tasks that the caller may use, the default one first: `GET /tasks`."""
+    return Call(method="GET", path="/tasks", read=_many(TaskView))
 
 
 def state() -> Call[State]:

@@ -140,5 +140,6 @@ class Api:
     label_progress = ApiMethod(calls.label_progress)
     acts = Pages(calls.acts)
 
+    tasks = ApiMethod(calls.tasks)
     state = ApiMethod(calls.state)
     readiness = ApiMethod(calls.readiness)

@@ -74,7 +74,7 @@ class Preparation:
         first_critique = None
         if isinstance(body, RefineRequest):
             if body.critique is not None:
-                first_critique = supplied_critique(body.critique)
+                first_critique = supplied_critique(body.critique, task.prompts.words)
             elif body.critique_id is not None:
                 first_critique = await self._earlier_critique(
                     body.critique_id, question=body.question, task=task.name, scope=caller.scope

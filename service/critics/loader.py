@@ -171,7 +171,7 @@ class Loader:
         deadline = time.monotonic() + patience_s
         while not self.has_room(critic):
             idle = self._loaded() - self._in_use() - {critic.version}
-            victim = min(idle, key=lambda version: (self._used_at.get(version, 0.0), version), default=None)
+            victim = min(idle, key=self._worth, default=None)
             if victim is not None:
                 found = self._pointers.known(victim)
                 assert found is not None
@@ -191,6 +191,10 @@ class Loader:
         loading = {version for version, count in self._loading.items() if count}
         listed = {version for served in self._served.values() for version in served if self._pointers.known(version)}
         return {version for _, version in self._proven} | loading | listed
+
+    def _worth(self, version: int) -> tuple[bool, float, int]:
+        """The order in which critics give up their slots: those that no pointer names first, then by their last use."""
+        return version in self._pointers.pointed(), self._used_at.get(version, 0.0), version
 
     def _in_use(self) -> set[int]:
         """The versions that keep their slot."""

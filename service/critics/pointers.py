@@ -49,9 +49,7 @@ class CriticLine:
     current: dict[Pointer, int] = field(default_factory=dict)
     swaps: Swaps = Swaps()
     serving: int | None = None
-    refining: int | None = (
-        None  # the version that answers /refine in the place of a live one that learned verdicts only
-    )
+    refining: int | None = None  # answers /refine in the place of a live critic that learned verdicts only
     _used_at: float = -math.inf
     _refreshed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -236,9 +234,8 @@ class CriticPointers:
     def names_of(self, critic: CriticVersion) -> list[Pointer]:
         """The pointers of a critic's task that name it, as last read."""
         line = self.line_of(critic)
-        return (
-            [] if line is None else sorted(name for name, version in line.current.items() if version == critic.version)
-        )
+        pointers = {} if line is None else line.current
+        return sorted(name for name, version in pointers.items() if version == critic.version)
 
     async def history(self, critic: CriticVersion) -> CriticHistory:
         """The gate's report, the calibration, the swaps and the swap receipts of a version.

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from functools import partial
 from uuid import UUID
 
-from gadfly.engine_client import Engine, EnginePool
-from gadfly.errors import Conflict
+import structlog
+
+from gadfly.engine_client import Engine, EnginePool, LabelWords
+from gadfly.errors import Conflict, EngineError, SameTokens
 from gadfly.records import CriticVersion, Swap, SwapKind
 from gadfly.repeating import repeat
 from gadfly.service.critics.leases import Leases
@@ -27,6 +29,8 @@ from gadfly.tasks import ServedTasks
 
 _TICK_S = 1.0
 
+log = structlog.get_logger(__name__)
+
 
 class CriticServing:
     """Pointers, leases, loading, swaps and the rollback watch over the engines of a deployment."""
@@ -43,6 +47,7 @@ class CriticServing:
         self._settings = settings
         self._tasks = tasks
         self._members = engines
+        self.same_words: dict[str, str] = {}  # by task, why its verdict words cannot be told apart
         self.pointers = CriticPointers(database, tasks.names)
         self.leases = Leases(limit=settings.max_in_flight, metrics=metrics)
         self.replicas = Replicas(database)
@@ -102,6 +107,31 @@ class CriticServing:
         """
         return await self.pointers.start(base_model=self._settings.model, tasks=[task.id for task in self._tasks])
 
+    def require_words(self, task: str) -> None:
+        """Refuse requests of a task whose verdict words the model's tokens do not tell apart.
+
+        Raises:
+            Conflict: they do not.
+        """
+        if task in self.same_words:
+            raise Conflict(f"the task {task} cannot be served: {self.same_words[task]}")
+
+    async def _check_words(self) -> None:
+        """Ask an engine once, as soon as one answers, for the tokens of each task's verdict words."""
+        for task in self._tasks:
+            prompts = task.prompts
+            words = LabelWords(":", prompts.correct, prompts.incorrect)
+            while True:
+                try:
+                    await self._members[0].label_tokens(words)
+                except SameTokens as error:
+                    log.error("verdict_words_not_distinct", task=task.name, reason=str(error))
+                    self.same_words[task.name] = str(error)
+                except EngineError:
+                    await asyncio.sleep(_TICK_S)
+                    continue
+                break
+
     @property
     def problem(self) -> str | None:
         """Why this replica does not serve a live critic, if so."""
@@ -146,6 +176,7 @@ class CriticServing:
                 self.pointers.run_refresh(),
                 self.pointers.run_listener(),
                 self._run_heartbeat(),
+                self._check_words(),
                 *(swapper.run() for swapper in self._swappers.values()),
                 self.upkeep.run(),
                 self.watch.run(),

@@ -19,6 +19,7 @@ from gadfly.engine_client import Sampling
 from gadfly.errors import AdapterRefused, EngineError, PromptTooLong, TooBusy
 from gadfly.records import CriticVersion, now
 from gadfly.repeating import repeat
+from gadfly.service.answering.answer import words_of
 from gadfly.service.critics.serving import CriticServing
 from gadfly.service.metrics import Metrics
 from gadfly.settings import Settings
@@ -86,7 +87,12 @@ class BackgroundJudge:
 
     async def _judge(self, critic: CriticVersion, answer: Due) -> bool:
         prompts = self._tasks.get(answer.task).prompts
-        parameters = {"n": 1, "temperature": self._settings.temperature, "max_tokens": self._settings.max_tokens}
+        parameters = {
+            "n": 1,
+            "temperature": self._settings.temperature,
+            "max_tokens": self._settings.max_tokens,
+            **words_of(prompts),
+        }
         try:
             [judged] = await critique(
                 self._critics.engines,

@@ -6,7 +6,7 @@ from uuid import UUID
 from pydantic import BaseModel, Field
 
 from gadfly.engine_health import Standing
-from gadfly.records import Pointer, Swap, SwapKind, SwapStatus
+from gadfly.records import CriticStatus, Pointer, Swap, SwapKind, SwapStatus
 
 
 class Check(BaseModel):
@@ -93,6 +93,7 @@ class TaskState(BaseModel):
     name: str
     version: str = Field(description="The version of the task's files.")
     live_critic: int | None = Field(description="The version that this replica answers with by default.")
+    status: CriticStatus | None = Field(description="Whether that version was trained.")
     is_loaded: bool = Field(
         description="Whether an engine serves it now. false: it is loaded and proven at the next request."
     )

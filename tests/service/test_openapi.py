@@ -42,6 +42,7 @@ _PATHS = [
     ("DELETE", "/interactions/{interaction_id}"),
     ("POST", "/interactions/{interaction_id}/replay"),
     ("GET", "/admin/interactions/{interaction_id}/learning"),
+    ("GET", "/tasks"),
     ("GET", "/critics"),
     ("GET", "/critics/{version}"),
     ("GET", "/admin/overview"),

@@ -20,7 +20,7 @@ from gadfly import store
 from gadfly.adapters import BadAdapter
 from gadfly.api_keys import issue_key
 from gadfly.engine_client import Engine, EnginePool, Sampling
-from gadfly.errors import AdapterRefused, Conflict, EngineTimeout, EngineUnavailable, TooBusy
+from gadfly.errors import AdapterRefused, Conflict, EngineTimeout, EngineUnavailable, NoSlot, TooBusy
 from gadfly.prompts import Message, Prompt
 from gadfly.records import CriticVersion, SwapKind, SwapReceipt, SwapStatus, Tier, new_id, now
 from gadfly.service.critics import loader
@@ -35,6 +35,7 @@ from gadfly.tasks import load_tasks
 from tests.service.conftest import RIGHT, make_settings
 from tests.support.adapters import PublishedAdapter, change_last_token, insert_version, publish_adapter, publish_again
 from tests.support.services import serving
+from tests.support.tasks import write_task
 
 ASK = Prompt((Message("user", "2 + 2?"),))
 
@@ -266,6 +267,95 @@ async def test_the_number_of_old_critics_served_is_limited(
     await fleet.pointers.refresh()
     await fleet.loader.ready(others[0])
     await fleet.loader.ready(fleet.critic)
+
+
+# ------------------------------------------------------------------------------------------------------- adapter slots
+
+
+async def make_tasks(
+    tmp_path: Path, database_url: str, database: Database, published: PublishedAdapter, *names: str
+) -> tuple[Fleet, list[CriticVersion], Leases]:
+    """A fleet with two adapter slots, and a live critic of each of these tasks, whose default is mathematics."""
+    head = 'name = "{}"\ndescription = "A test."\nprompts = "stepwise@1"'
+    folders = [write_task(tmp_path / name, head=head.format(name), prompts=None) for name in names]
+    settings = make_settings(
+        tmp_path, database_url, "http://a", "http://b", adapter_slots=2, tasks=",".join(map(str, folders))
+    )
+    tasks = load_tasks(settings)
+    a, b = FakeEngine("a", published), FakeEngine("b", published)
+    pointers, metrics, engines = CriticPointers(database, tasks.names), Metrics(), (a.engine, b.engine)
+    leases = Leases(limit=100, metrics=metrics)
+    loader = Loader(
+        settings=settings,
+        tasks=tasks,
+        engines=engines,
+        pointers=pointers,
+        leases=leases,
+        replicas=Replicas(database),
+        metrics=metrics,
+    )
+    await pointers.start(base_model="tiny", tasks=[task.id for task in tasks])
+    critics = []
+    for task in tasks:
+        critics.append(await insert_version(database, published, task=task.id))
+        async with database.session() as session:
+            await store.critics.set_pointer(session, "live", critics[-1].version, task=task.name)
+    await pointers.refresh()
+    return Fleet(a, b, EnginePool(engines, router=loader), loader, pointers), critics, leases
+
+
+async def test_a_cold_critic_gets_the_slot_of_the_one_used_longest_ago(
+    tmp_path: Path, database_url: str, database: Database, published: PublishedAdapter
+) -> None:
+    fleet, (math, birds, towns), _ = await make_tasks(tmp_path, database_url, database, published, "birds", "towns")
+    for critic in (math, birds, towns):
+        await fleet.loader.ready(critic)
+    assert fleet.a.names == fleet.b.names == {math.engine_name, towns.engine_name}, "the default task keeps its slot"
+    await fleet.loader.ready(birds)
+    assert fleet.a.names == {math.engine_name, birds.engine_name}
+    assert not fleet.loader.is_proven(towns.version)
+    await fleet.pool.aclose()
+
+
+async def test_busy_tasks_keep_their_slots_and_the_others_wait(
+    tmp_path: Path, database_url: str, database: Database, published: PublishedAdapter
+) -> None:
+    fleet, (math, birds, towns), leases = await make_tasks(
+        tmp_path, database_url, database, published, "birds", "towns"
+    )
+    await fleet.loader.ready(math)
+    await fleet.loader.ready(birds)
+    fleet.pointers.line("birds").note_use()
+    started = time.monotonic()
+    with pytest.raises(NoSlot, match="GADFLY_ADAPTER_SLOTS") as refusal:
+        await fleet.loader.ready(towns)
+    assert refusal.value.retry_after_s > 1
+    assert time.monotonic() - started > 2, "it waits for a slot first"
+    assert fleet.a.names == {math.engine_name, birds.engine_name}
+    fleet.pointers.line("birds")._used_at = -float("inf")
+    with leases.take(birds.version, is_pinned=False):
+        waiting = asyncio.create_task(fleet.loader.ready(towns))
+        await asyncio.sleep(0.3)
+        assert not waiting.done(), "a request in flight keeps the slot"
+    await waiting
+    assert fleet.a.names == {math.engine_name, towns.engine_name}
+    await fleet.pool.aclose()
+
+
+async def test_two_cold_critics_do_not_wait_for_each_other(
+    tmp_path: Path, database_url: str, database: Database, published: PublishedAdapter
+) -> None:
+    fleet, critics, leases = await make_tasks(tmp_path, database_url, database, published, "birds", "towns")
+    math, birds, towns = critics
+    await fleet.loader.ready(math)
+
+    async def request(critic: CriticVersion) -> None:
+        with leases.take(critic.version, is_pinned=False):
+            await fleet.loader.ready(critic)
+
+    await asyncio.gather(request(birds), request(towns))
+    assert len(fleet.a.names) == 2
+    await fleet.pool.aclose()
 
 
 # ------------------------------------------------------------------------------------------------------------- readings

@@ -33,7 +33,7 @@ WRONG = [  # what differs from a task that is in order, what the message says, w
     ({"head": HEAD + 'prompts = "../p.toml"'}, "inside the task's folder", "a file outside"),
     ({"prompts": PROMPTS.replace("{response} to", "it to")}, "critique: no message contains {response}", "a slot"),
     ({"prompts": PROMPTS.replace('role = "assistant"', 'role = "user"')}, "messages need an assistant turn", "-"),
-    ({"prompts": PROMPTS.replace('"Right"', '"Valid"')}, "'Valid' is not read as correct: use Correct", "a word"),
+    ({"prompts": PROMPTS.replace('"Right"', '"Wrong"')}, "both verdicts have the word 'Wrong'", "a word"),
     ({"prompts": PROMPTS.replace("[refine]", "[rewrite]")}, "rewrite: there is no such field", "a misspelt section"),
     ({"prompts": "x ="}, "prompts.toml is not TOML", "no TOML"),
     ({"grader": 'kind = "json"\nschema = "s.json"'}, "grader.schema = 's.json': there is no such file", "a schema"),
