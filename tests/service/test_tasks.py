@@ -1,4 +1,4 @@
-"""A deployment of another task: its prompts, answer form and grader answer, and what is stored names it."""
+"""A deployment of another task: its prompts, answer form and grader are used, and stored rows name it."""
 
 from pathlib import Path
 from uuid import UUID

@@ -1,4 +1,4 @@
-"""A database belongs to one task, which is the one of what it holds."""
+"""A database belongs to one task, that of its rows."""
 
 from dataclasses import replace
 
@@ -46,7 +46,7 @@ async def test_a_database_with_a_critic_of_another_task_is_refused(database: Dat
     await start(database, replace(SQL, version="new"))
     async with database.session() as session:
         trained, zero = [await store.critics.resolve_critic(session, each) for each in (version, 0)]
-    assert (trained.task, trained.task_version) == ("sql", "abc")  # what it was trained on
+    assert (trained.task, trained.task_version) == ("sql", "abc")  # the task it was trained on
     assert zero.task_version == "new"
 
 
