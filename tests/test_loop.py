@@ -1,5 +1,5 @@
 """The whole loop on real parts: labelled rows come in, a run learns from them, the gate says promote, the service swaps
-while callers go on asking, and goes back when it is told to.
+while callers send requests, and is rolled back on request.
 """
 
 import asyncio
@@ -59,7 +59,7 @@ class Load:
             await asyncio.sleep(PAUSE_S)
 
     def by_version(self) -> dict[tuple[str, int], set[str]]:
-        """What each version said of each answer: greedy, so one text each."""
+        """Each version's critique of each answer: greedy, so one text each."""
         found: dict[tuple[str, int], set[str]] = defaultdict(set)
         for response, version, _, critique in self.answers:
             found[response, version].add(critique)

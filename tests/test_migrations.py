@@ -1,4 +1,4 @@
-"""The schema: up, down, up again; what the tables say; replicas that migrate at once; another release's schema."""
+"""The schema: up, down, up again; equal to the tables; replicas that migrate at once; another release's schema."""
 
 import asyncio
 import json
@@ -330,7 +330,7 @@ def test_alembic_itself_migrates_the_database_of_the_settings(empty_url: str) ->
     assert schema_state(empty_url).is_current
 
 
-UNABLE = [  # arguments, database, what the sentence says
+UNABLE = [  # arguments, database, words of the sentence
     (("current",), None, "set GADFLY_DATABASE_URL"),
     (("current",), "postgresql://127.0.0.1:1/nothing", "Postgres is unavailable"),
     (("upgrade", "head", "--sql"), "postgresql://127.0.0.1:1/nothing", "--sql is not supported"),

@@ -1,4 +1,4 @@
-"""`gadfly tasks`: what there is, what is wrong with a folder, and what a file's rows would get."""
+"""`gadfly tasks`: the list, the faults of a folder, and the grades of a file's rows."""
 
 import asyncio
 import json

@@ -53,7 +53,7 @@ def said(minute: int, **fields: Any) -> Feedback:
 
 @dataclass(frozen=True)
 class Case:
-    asked: dict[str, Any]  # what came with the request
+    asked: dict[str, Any]  # fields of the request
     feedback: list[Feedback]
     is_right: bool | None
     source: LabelSource | None
@@ -61,7 +61,7 @@ class Case:
 
 
 CASES = [
-    Case({}, [], None, None, "there is nothing to go by"),
+    Case({}, [], None, None, "there is neither a grade nor feedback"),
     Case({}, [said(1, rating=3), said(2, comment="bad")], None, None, "neither is a label"),
     Case({}, [said(1, rating=2)], False, LabelSource.RATING, "a low rating is a label where there is no other"),
     Case({}, [said(1, rating=4)], True, LabelSource.RATING, "so is a high one"),

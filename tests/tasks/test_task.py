@@ -1,4 +1,4 @@
-"""Tasks are loaded from folders, and what is wrong with one is said by file and field."""
+"""Tasks are loaded from folders, and a message names a fault's file and field."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from tests.support.tasks import PROMPTS, write_task
 
 HEAD = 'name = "t"\ndescription = "d"\n'
 JUDGE = 'kind = "judge"\nmodel = "m"\nrubric = "rubric.txt"'
-WRONG = [  # what differs from a task that is in order, what the message says, why this row exists
+WRONG = [  # the difference from a correct task, words of the message, why this row exists
     ({"head": 'name = "My Task"\ndescription = "d"'}, "task.toml: name: ", "no identifier"),
     ({"head": 'name = "sql"\ndescription = "d"'}, "name: 'sql' is the name of a built-in task", "a name that is taken"),
     ({"head": 'name = "t"'}, "task.toml: description: is missing: add it", "a missing field"),
