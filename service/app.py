@@ -20,6 +20,7 @@ from gadfly.service.metrics import Metrics
 from gadfly.service.middleware import BodyLimit, Edge
 from gadfly.service.proxies import Proxies
 from gadfly.service.routes import (
+    admin,
     chat,
     critics,
     critique,
@@ -54,6 +55,7 @@ _ROUTES = (
     labels,
     queue,
     overview,
+    admin,
     health,
 )
 

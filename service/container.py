@@ -13,6 +13,7 @@ from gadfly.engine_client import engines_of
 from gadfly.errors import StoreUnavailable
 from gadfly.grading import TaskGrader
 from gadfly.repeating import retry
+from gadfly.service.admin import Keys
 from gadfly.service.answering.answer import Answerer
 from gadfly.service.answering.idempotency import Idempotency
 from gadfly.service.critics.serving import CriticServing
@@ -48,6 +49,7 @@ class Service:
     metrics: Metrics
     critics: CriticServing
     keyring: Keyring
+    keys: Keys
     sessions: Sessions
     history: History
     answerer: Answerer
@@ -56,12 +58,12 @@ class Service:
     health: Health
     room: Room
     runs: Runs
+    grader: TaskGrader
     labels: Labels
     label_queue: LabelQueue
     overview: Overview
     _requests: Idempotency
     _database: Database
-    _grader: TaskGrader
     _stack: AsyncExitStack
 
     @classmethod
@@ -118,6 +120,7 @@ class Service:
                 critics=critics,
                 keyring=Keyring(database, open_without_keys=settings.is_loopback),
                 sessions=Sessions(database),
+                keys=Keys(database),
                 history=history,
                 answerer=answerer,
                 chat=ChatAnswerer(
@@ -145,7 +148,7 @@ class Service:
                 overview=Overview(database),
                 _requests=requests,
                 _database=database,
-                _grader=grader,
+                grader=grader,
                 _stack=stack.pop_all(),
             )
 
@@ -167,7 +170,7 @@ class Service:
         live = await self.critics.start()
         await self.keyring.start()
         await self._requests.start()
-        await self._grader.start()
+        await self.grader.start()
         self.health.running = True
         log.info("service_started", live_critic=live.version, task=self.task.name, task_version=self.task.version)
 

@@ -140,5 +140,14 @@ class Api:
     label_progress = Method(calls.label_progress)
     acts = Pages(calls.acts)
 
+    keys = Method(calls.keys)
+    create_key = Method(calls.create_key)
+    revoke_key = Method(calls.revoke_key)
+    distrust_key = Method(calls.distrust_key)
+    trust_key = Method(calls.trust_key)
+    settings = Method(calls.settings)
+    task = Method(calls.task)
+    try_grader = Method(calls.try_grader)
+
     state = Method(calls.state)
     readiness = Method(calls.readiness)
