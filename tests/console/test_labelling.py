@@ -83,7 +83,7 @@ async def test_a_reference_labels_by_the_grader(console: Console, database: Data
     page = await console.open("#/label?reason=uncertain")
     first = await shown(page)
     await page.keyboard.press("f")
-    await page.get_by_label("The right answer").fill("123456")
+    await page.get_by_role("textbox", name="The right answer").fill("123456")
     await page.keyboard.press("Enter")
     await expect(page.get_by_text("By this reference the answer is wrong.")).to_be_visible()
     async with database.session() as session:

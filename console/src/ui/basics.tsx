@@ -280,7 +280,7 @@ export function TextField({ label, value, onInput, hint, type = "text", placehol
     <Field label={label} hint={hint} wide={wide ?? false}>
       {(id, describedBy) => (
         <input
-          {...{ type }} id={id} value={value} placeholder={placeholder} required={required} aria-describedby={describedBy}
+          {...({ type } as { type: "text" })} id={id} value={value} placeholder={placeholder} required={required} aria-describedby={describedBy}
           autocomplete={autocomplete ?? "off"} inputMode={inputMode}
           onInput={(event) => onInput(event.currentTarget.value)}
         />
