@@ -1,6 +1,6 @@
-# Targets: `service` (HTTP, migrations, command line; no vLLM), `engine` (vLLM on CPU, and the trainer, which needs the
-# same torch), `engine-gpu` (the official vLLM image), `trainer-gpu` (torch for CUDA). Versions are pinned in
-# pyproject.toml and constraints.txt.
+# Targets: `service` (HTTP, console, migrations, command line; no vLLM), `engine` (vLLM on CPU, and the trainer, which
+# needs the same torch), `engine-gpu` (the official vLLM image), `trainer-gpu` (torch for CUDA). Versions are pinned in
+# pyproject.toml, constraints.txt and console/package-lock.json.
 
 FROM python:3.11-slim AS base
 ENV PYTHONUNBUFFERED=1 PATH=/opt/gadfly/bin:$PATH
@@ -31,8 +31,17 @@ COPY migrations migrations
 COPY LICENSE NOTICE ./
 CMD ["python", "-m", "gadfly.trainer"]
 
+FROM node:24-slim AS console
+WORKDIR /app/console
+COPY console/package.json console/package-lock.json console/.npmrc ./
+RUN npm ci --ignore-scripts
+COPY console/build.mjs ./
+COPY console/src src
+RUN node build.mjs /app/built
+
 FROM base AS service
 COPY gadfly gadfly
+COPY --from=console /app/built gadfly/console
 COPY service service
 COPY migrations migrations
 COPY LICENSE NOTICE ./
