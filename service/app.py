@@ -25,6 +25,7 @@ from gadfly.service.routes import (
     critics,
     critique,
     feedback,
+    forget,
     health,
     interactions,
     labels,
@@ -56,6 +57,7 @@ _ROUTES = (
     queue,
     overview,
     admin,
+    forget,
     health,
 )
 

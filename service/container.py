@@ -17,6 +17,7 @@ from gadfly.service.admin import Keys
 from gadfly.service.answering.answer import Answerer
 from gadfly.service.answering.idempotency import Idempotency
 from gadfly.service.critics.serving import CriticServing
+from gadfly.service.forgetting import Forgetting
 from gadfly.service.front.answer import ChatAnswerer
 from gadfly.service.front.background import BackgroundJudge
 from gadfly.service.health import Health
@@ -52,6 +53,7 @@ class Service:
     keys: Keys
     sessions: Sessions
     history: History
+    forgetting: Forgetting
     answerer: Answerer
     chat: ChatAnswerer
     background: BackgroundJudge
@@ -122,6 +124,13 @@ class Service:
                 sessions=Sessions(database),
                 keys=Keys(database),
                 history=history,
+                forgetting=Forgetting(
+                    database,
+                    recorder,
+                    base_model=settings.model,
+                    retention=settings.retention_days(),
+                    on_deleted=requests.forget,
+                ),
                 answerer=answerer,
                 chat=ChatAnswerer(
                     settings=settings,
@@ -160,7 +169,11 @@ class Service:
         """
         await retry(self._start, on=StoreUnavailable, every_s=_RETRY_S, event="waiting_for_database")
         await asyncio.gather(
-            self._requests.run_claim_renewal(), self.critics.run(), self.labels.run(), self.background.run()
+            self._requests.run_claim_renewal(),
+            self.critics.run(),
+            self.labels.run(),
+            self.background.run(),
+            self.forgetting.run(),
         )
 
     async def _start(self) -> None:

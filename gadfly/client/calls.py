@@ -21,6 +21,7 @@ from gadfly.service.wire.admin import GradeView, KeyView, NewKey, SettingView, T
 from gadfly.service.wire.answers import CritiqueResult, RefineResult
 from gadfly.service.wire.critics import CriticHistoryView, CriticVersionView, SwapView
 from gadfly.service.wire.feedback import FeedbackView
+from gadfly.service.wire.forget import ForgetView, RetentionView
 from gadfly.service.wire.health import Readiness, State
 from gadfly.service.wire.interactions import InteractionPage, InteractionView, LearningLedger
 from gadfly.service.wire.labels import ActPage, DisputePage, LabelView
@@ -246,6 +247,27 @@ def learning(interaction_id: UUID | str) -> Call[LearningLedger]:
 def delete_interaction(interaction_id: UUID | str) -> Call[None]:
     """Delete an interaction permanently: `DELETE /interactions/{id}`."""
     return Call(method="DELETE", path=f"/interactions/{interaction_id}", read=_nothing, is_repeatable=False)
+
+
+def forget(
+    *,
+    interaction_id: UUID | str | None = None,
+    episode_id: UUID | str | None = None,
+    key_id: UUID | str | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    kind: Kind | None = None,
+    dry_run: bool = False,
+    reason: str | None = None,
+) -> Call[ForgetView]:
+    """Delete interactions with all that was derived from them: `POST /admin/forget`. Repeat it while some remain."""
+    body = _given(locals())
+    return Call(method="POST", path="/admin/forget", body=body, read=_one(ForgetView))
+
+
+def retention() -> Call[RetentionView]:
+    """What the setting `retention` deletes: `GET /admin/retention`."""
+    return Call(method="GET", path="/admin/retention", read=_one(RetentionView))
 
 
 # ---------------------------------------------------------------------------------------------------------- the critics

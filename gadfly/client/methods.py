@@ -112,6 +112,9 @@ class Api:
     learning = Method(calls.learning)
     delete_interaction = Method(calls.delete_interaction)
 
+    forget = Method(calls.forget)
+    retention = Method(calls.retention)
+
     critics = Method(calls.critics)
     critic = Method(calls.critic)
     promote = Method(calls.promote)

@@ -160,6 +160,7 @@ class CriticPointers:
                 calibration=await store.calibrations.read_calibration(session, critic.version),
                 swaps=await store.swaps.list_swaps(session, critic.version),
                 receipts=await store.swaps.receipts(session, critic.version),
+                forgotten=await store.forgetting.loss_of(session, critic.version),
             )
 
     def tested_promotion(self) -> Swap | None:

@@ -59,6 +59,8 @@ _PATHS = [
     ("GET", "/admin/labels/{interaction_id}"),
     ("POST", "/admin/labels/{interaction_id}"),
     ("GET", "/admin/acts"),
+    ("POST", "/admin/forget"),
+    ("GET", "/admin/retention"),
     ("GET", "/admin/keys"),
     ("POST", "/admin/keys"),
     ("POST", "/admin/keys/{key_id}/revoke"),
