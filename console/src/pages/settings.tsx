@@ -1,13 +1,14 @@
 import { useState } from "preact/hooks";
 import { get, post } from "../api/client";
-import type { ActPage, Grading, Key, NewKey, SettingList, Task } from "../api/types";
+import type { ActPage, Grading, Key, NewKey, Setting, Task } from "../api/types";
 import { short, words } from "../lib/format";
 import { asError, useLoaded, useTitle } from "../lib/hooks";
 import { link, type Route } from "../router";
 import { Badge, Button, Card, Copy, Empty, ErrorNote, Facts, GradeBadge, Loading, Note, PageHead, Select, Tabs, TextArea, TextField, Time } from "../ui/basics";
 import { Confirm, Dialog } from "../ui/dialog";
+import { ForgetTab } from "./forget";
 
-const TABS = { task: "Task", keys: "Keys", settings: "Settings", acts: "Acts of admins" } as const;
+const TABS = { task: "Task", keys: "Keys", settings: "Settings", forget: "Forget", acts: "Acts of admins" } as const;
 
 export function SettingsPage({ route }: { route: Route }) {
   const tab = (route.query["view"] ?? "task") as keyof typeof TABS;
@@ -19,6 +20,7 @@ export function SettingsPage({ route }: { route: Route }) {
       {tab === "task" && <TaskTab />}
       {tab === "keys" && <KeysTab />}
       {tab === "settings" && <SettingsTab />}
+      {tab === "forget" && <ForgetTab />}
       {tab === "acts" && <ActsTab />}
     </>
   );
@@ -31,7 +33,14 @@ function TaskTab() {
       <Loading of={found}>
         {(task) => (
           <Card title="Task">
-            <Facts items={Object.entries(task).map(([name, value]): [string, string | null] => [words(name), value === null ? null : typeof value === "object" ? JSON.stringify(value) : String(value)])} />
+            <Facts
+              items={[
+                ["Name", task.name],
+                ["Version", <span class="row row-tight"><code title={task.version}>{task.version.slice(0, 16)}</code><Copy text={task.version} label="Copy the version" /></span>],
+                ["Prompts", task.prompt_set],
+                ["Version of the grader", String(task.grader_version)],
+              ]}
+            />
           </Card>
         )}
       </Loading>
@@ -68,7 +77,7 @@ function TryGrader() {
         <div class="row">
           <Button type="submit" kind="primary" busy={busy} disabled={!response.trim() || !reference.trim()}>Grade</Button>
           <span role="status" class="row">
-            {result && (result.grade ? <GradeBadge grade={result.grade} /> : <span class="muted">No grade: {result.problem ?? "the reference cannot be read"}</span>)}
+            {result && (result.grade ? <><GradeBadge grade={result.grade} />{result.stated_answer !== null && <span class="muted">The answer states {result.stated_answer}.</span>}</> : <span class="muted">No grade: {result.problem ?? "the reference cannot be read"}</span>)}
           </span>
         </div>
         {error && <ErrorNote error={error} />}
@@ -184,14 +193,14 @@ function MakeKey({ onClose }: { onClose: () => void }) {
 }
 
 function SettingsTab() {
-  const found = useLoaded("settings", (signal) => get<SettingList>("admin/settings", {}, signal));
+  const found = useLoaded("settings", (signal) => get<Setting[]>("admin/settings", {}, signal));
   const [text, setText] = useState("");
   const [onlySet, setOnlySet] = useState(false);
   return (
     <Loading of={found} lines={12}>
       {(list) => {
         const wanted = text.toLowerCase();
-        const items = list.items.filter((item) => (!onlySet || item.source !== "default") && `${item.name} ${item.description}`.toLowerCase().includes(wanted));
+        const items = list.filter((item) => (!onlySet || !item.is_default) && `${item.name} ${item.description}`.toLowerCase().includes(wanted));
         return (
           <>
             <div class="filters">
@@ -203,7 +212,7 @@ function SettingsTab() {
                 <ul class="items">
                   {items.map((item) => (
                     <li key={item.name}>
-                      <div class="row"><code><strong>GADFLY_{item.name.toUpperCase()}</strong></code>{item.source !== "default" && <Badge tone="accent">{item.source}</Badge>}</div>
+                      <div class="row"><code><strong>GADFLY_{item.name.toUpperCase()}</strong></code>{!item.is_default && <Badge tone="accent">Set</Badge>}</div>
                       <p><code class="text">{item.value === null || item.value === "" ? "(empty)" : typeof item.value === "object" ? JSON.stringify(item.value) : String(item.value)}</code></p>
                       <p class="items-text">{item.description}</p>
                     </li>

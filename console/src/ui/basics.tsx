@@ -269,7 +269,7 @@ export function TextField({ label, value, onInput, hint, type = "text", placehol
   value: string;
   onInput: (value: string) => void;
   hint?: ComponentChildren;
-  type?: "text" | "search" | "password" | "number";
+  type?: "text" | "search" | "password" | "number" | "datetime-local";
   placeholder?: string;
   required?: boolean;
   autocomplete?: string;
