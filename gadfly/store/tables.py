@@ -364,6 +364,7 @@ class InteractionRow(Table):
         Index(None, "episode_id"),
         Index(None, "question_hash"),
         Index(None, "critic_version", "created_at", "id"),
+        Index("ix_interactions_unparsed", "created_at", "id", postgresql_where=text("verdict = 'unparsed'")),
         Index("ix_interactions_text", text(SEARCHED_TEXT), postgresql_using="gin"),
     )
 

@@ -1,6 +1,7 @@
 """forget with lineage: tombstones, orders to forget, and the critics that learned from what is gone.
 
-Rows that were deleted before have no tombstone, and critics that learned from them have no mark.
+Rows that were deleted before have no tombstone, and critics that learned from them have no mark. Unparsed verdicts are
+rare, and their list gets an index.
 
 Revision: 0026
 After: 0025
@@ -15,6 +16,12 @@ down_revision = "0025"
 
 
 def upgrade() -> None:
+    op.create_index(
+        op.f("ix_interactions_unparsed"),
+        "interactions",
+        ["created_at", "id"],
+        postgresql_where=sa.text("verdict = 'unparsed'"),
+    )
     moment = postgresql.TIMESTAMP(timezone=True)
     op.create_table(
         "tombstones",
@@ -48,3 +55,4 @@ def downgrade() -> None:
     op.drop_table("critic_losses")
     op.drop_table("forget_orders")
     op.drop_table("tombstones")
+    op.drop_index(op.f("ix_interactions_unparsed"), "interactions")
