@@ -1,6 +1,6 @@
-# Targets: `service` (HTTP, migrations, command line; no vLLM), `engine` (vLLM on CPU, and the trainer, which needs the
-# same torch), `engine-gpu` (the official vLLM image), `trainer-gpu` (torch for CUDA). Versions are pinned in
-# pyproject.toml and constraints.txt.
+# Targets: `service` (HTTP, console, migrations, command line; no vLLM), `engine` (vLLM on CPU, and the trainer, which
+# needs the same torch), `engine-gpu` (the official vLLM image), `trainer-gpu` (torch for CUDA). Versions are pinned in
+# pyproject.toml, constraints.txt and console/package-lock.json.
 
 # May name a digest: docker build --build-arg PYTHON_IMAGE=python:3.11-slim@sha256:...
 ARG PYTHON_IMAGE=python:3.11-slim
@@ -41,8 +41,17 @@ RUN python -m compileall -q .
 USER gadfly
 CMD ["python", "-m", "gadfly.trainer"]
 
+FROM node:24-slim AS console
+WORKDIR /app/console
+COPY console/package.json console/package-lock.json console/.npmrc ./
+RUN npm ci --ignore-scripts
+COPY console/build.mjs ./
+COPY console/src src
+RUN node build.mjs /app/built
+
 FROM base AS service
 COPY gadfly gadfly
+COPY --from=console /app/built gadfly/console
 COPY service service
 COPY migrations migrations
 COPY LICENSE NOTICE ./

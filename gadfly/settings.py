@@ -28,6 +28,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from gadfly.access import Access
 from gadfly.errors import BadSettings
 from gadfly.prompts import available
+from gadfly.records import Kind
 
 ENV_PREFIX = "GADFLY_"
 # Variables with the prefix that are not settings: of the Makefile, of `gadfly up` to mark its processes, of the tests.
@@ -264,6 +265,11 @@ class Settings(BaseSettings):
     retire_share: float = Field(
         0.1, gt=0, le=1, description="Largest share of the held-out questions that is retired after one run."
     )
+    retention: Addresses = Field(
+        (),
+        description="Comma-separated ages after which rows are deleted, by origin: critique=365d,refine=365d,chat=30d. "
+        "Origins: critique, refine, chat, import. Empty: rows are kept.",
+    )
     spool_max_bytes: int = Field(
         2**30, ge=2**12, description="Disk space of the spool, used while Postgres is unavailable."
     )
@@ -320,6 +326,14 @@ class Settings(BaseSettings):
             except ValueError:
                 raise ValueError(f"{proxy!r} is neither an IP address nor a network such as 10.0.0.0/8") from None
         return proxies
+
+    @field_validator("retention")
+    @classmethod
+    def _are_ages(cls, rules: tuple[str, ...]) -> tuple[str, ...]:
+        for rule in rules:
+            if not re.fullmatch(r"(critique|refine|chat|import)=[1-9]\d{0,4}d", rule):
+                raise ValueError(f"{rule!r} is not an origin with an age in days, such as chat=30d")
+        return rules
 
     @field_validator("prompts")
     @classmethod
@@ -412,6 +426,11 @@ class Settings(BaseSettings):
         if self.database_url is None or not self.engine_urls:
             raise BadSettings("GADFLY_DATABASE_URL and GADFLY_ENGINE_URLS must be set; `gadfly up` sets both")
         return self.database_url.get_secret_value(), self.engine_urls
+
+    def retention_days(self) -> dict[Kind, int]:
+        """After how many days rows of an origin are deleted."""
+        pairs = (rule.partition("=") for rule in self.retention)
+        return {Kind(kind): int(age.removesuffix("d")) for kind, _, age in pairs}
 
     def _engine_keys(self) -> list[str]:
         return [] if self.engine_key is None else [key.strip() for key in self.engine_key.get_secret_value().split(",")]

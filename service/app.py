@@ -20,10 +20,12 @@ from gadfly.service.metrics import Metrics
 from gadfly.service.middleware import BodyLimit, Edge
 from gadfly.service.proxies import Proxies
 from gadfly.service.routes import (
+    admin,
     chat,
     critics,
     critique,
     feedback,
+    forget,
     health,
     interactions,
     labels,
@@ -56,6 +58,8 @@ _ROUTES = (
     labels,
     queue,
     overview,
+    admin,
+    forget,
     health,
 )
 

@@ -1,7 +1,7 @@
 """The parts of one service process: built once, connected here, and closed in reverse order."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Self
@@ -14,9 +14,11 @@ from gadfly.engine_client import engines_of
 from gadfly.errors import StoreUnavailable
 from gadfly.grading import TaskGrader
 from gadfly.repeating import retry
+from gadfly.service.admin import Keys
 from gadfly.service.answering.answer import Answerer
 from gadfly.service.answering.idempotency import Idempotency
 from gadfly.service.critics.serving import CriticServing
+from gadfly.service.forgetting import Forgetting
 from gadfly.service.front.answer import ChatAnswerer
 from gadfly.service.front.background import BackgroundJudge
 from gadfly.service.health import Health
@@ -49,20 +51,22 @@ class Service:
     metrics: Metrics
     critics: CriticServing
     keyring: Keyring
+    keys: Keys
     sessions: Sessions
     history: History
+    forgetting: Forgetting
     answerer: Answerer
     chat: ChatAnswerer
     background: BackgroundJudge
     health: Health
     room: Room
     runs: Runs
+    graders: Mapping[str, TaskGrader]
     labels: Labels
     label_queue: LabelQueue
     overview: Overview
     _requests: Idempotency
     _database: Database
-    _graders: Sequence[TaskGrader]
     _stack: AsyncExitStack
 
     @classmethod
@@ -121,7 +125,15 @@ class Service:
                 critics=critics,
                 keyring=Keyring(database, open_without_keys=settings.is_loopback),
                 sessions=Sessions(database),
+                keys=Keys(database),
                 history=history,
+                forgetting=Forgetting(
+                    database,
+                    recorder,
+                    base_model=settings.model,
+                    retention=settings.retention_days(),
+                    on_deleted=requests.forget,
+                ),
                 answerer=answerer,
                 chat=ChatAnswerer(
                     settings=settings,
@@ -150,7 +162,7 @@ class Service:
                 overview=Overview(database),
                 _requests=requests,
                 _database=database,
-                _graders=tuple(graders.values()),
+                graders=graders,
                 _stack=stack.pop_all(),
             )
 
@@ -162,7 +174,11 @@ class Service:
         """
         await retry(self._start, on=StoreUnavailable, every_s=_RETRY_S, event="waiting_for_database")
         await asyncio.gather(
-            self._requests.run_claim_renewal(), self.critics.run(), self.labels.run(), self.background.run()
+            self._requests.run_claim_renewal(),
+            self.critics.run(),
+            self.labels.run(),
+            self.background.run(),
+            self.forgetting.run(),
         )
 
     async def _start(self) -> None:
@@ -172,7 +188,7 @@ class Service:
         live = await self.critics.start()
         await self.keyring.start()
         await self._requests.start()
-        for grader in self._graders:
+        for grader in self.graders.values():
             await grader.start()
         self.health.running = True
         log.info(

@@ -16,7 +16,6 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
-    delete,
     exists,
     func,
     literal_column,
@@ -27,7 +26,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy import cast as sql_cast
-from sqlalchemy.dialects.postgresql import JSONPATH, Insert, distinct_on, insert
+from sqlalchemy.dialects.postgresql import Insert, distinct_on, insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import defer, joinedload, selectinload
@@ -48,10 +47,10 @@ from gadfly.records import (
 from gadfly.settings import SplitBlocks
 from gadfly.storable import storable_json
 from gadfly.store.claims import end_claims
+from gadfly.store.forgetting import forget, forgotten
 from gadfly.store.labels import (
     Label,
     count_votes,
-    forget_unanswered,
     is_about,
     is_among,
     newest_first,
@@ -70,15 +69,12 @@ from gadfly.store.tables import (
     EpisodeRow,
     FeedbackRow,
     InteractionRow,
-    LearningRow,
     QuestionRow,
     RefinementRow,
-    RunEventRow,
     Table,
 )
 from gadfly.store.wall import place_questions
 from gadfly.store.words import known_reference
-from gadfly.training import EventKind
 from gadfly.verdict import Verdict
 from gadfly.votes import LabelSource, VoteAgreement
 
@@ -108,6 +104,8 @@ async def insert_records(
     split_blocks: SplitBlocks = SplitBlocks.NEAR,
 ) -> list[Stored]:
     """Store records, in order; a record that is stored already stays unchanged. Takes a few round trips for any number.
+
+    An interaction that was forgotten is not stored again.
 
     Raises:
         Conflict: the request id of an interaction belongs to another, or its episode to another question; or the id of
@@ -170,6 +168,8 @@ async def _insert_interactions(
     split_blocks: SplitBlocks,
     sides: Mapping[bytes, Split] = NO_SIDES,
 ) -> int:
+    if gone := await forgotten(session, interactions):
+        interactions = [interaction for interaction in interactions if interaction.id not in gone]
     if not interactions:
         return 0
     hashes = {interaction.id: question_hash(interaction.question, interaction.task) for interaction in interactions}
@@ -479,63 +479,14 @@ def _content(feedback: Feedback) -> tuple[Any, ...]:
 
 
 async def delete_interaction(session: AsyncSession, id: UUID, *, scope: Scope) -> None:
-    """Delete an interaction: its texts, critiques, refinements and feedback, and its episode if that is then empty.
-
-    With a refined chat answer, the interaction with its first answer and its rewrites is deleted too. The question's
-    hash, which holds no text, stays: a question that returns must not change sides.
+    """Delete an interaction: its texts, critiques, refinements and feedback; see `gadfly.store.forgetting.forget`.
 
     Raises:
         NotFound: there is none, or it belongs to another key.
     """
-    refinement_id = InteractionRow.parameters["refined"]["interaction_id"].astext
-    found = await session.execute(
-        select(InteractionRow.episode_id, refinement_id).where(InteractionRow.id == id, *_in_scope(scope))
-    )
-    row = found.one_or_none()
-    if row is None:
+    if not await session.scalar(select(exists().where(InteractionRow.id == id, *_in_scope(scope)))):
         raise NotFound(f"there is no interaction {id}")
-    episode_id, refinement = row
-    ids = [id] if refinement is None else [id, UUID(refinement)]
-    # Locked first: a writer that adds to this episode now waits, and then creates it again.
-    await session.execute(select(EpisodeRow.id).where(EpisodeRow.id == episode_id).with_for_update())
-    gone = await session.execute(
-        delete(InteractionRow)
-        .where(InteractionRow.id.in_(ids))
-        .returning(InteractionRow.question_hash, stored_text_sha256())
-        .execution_options(synchronize_session=False)
-    )
-    # An imported question without a response has no text.
-    answers = [(question_hash, hash_) for question_hash, hash_ in gone if hash_]
-    await relabel(session, answers)
-    await forget_unanswered(session, answers)
-    # Alarms and samples of training runs quote critiques, each with the id of its interaction.
-    for deleted in ids:
-        await session.execute(
-            delete(RunEventRow).where(
-                RunEventRow.kind == EventKind.ALARM,
-                func.jsonb_path_exists(
-                    RunEventRow.data,
-                    sql_cast("$.**.examples[*] ? (@ starts with $id)", JSONPATH),
-                    func.jsonb_build_object("id", str(deleted)),
-                ),
-            )
-        )
-        await session.execute(
-            delete(RunEventRow).where(
-                RunEventRow.kind == EventKind.SAMPLES,
-                func.jsonb_path_exists(
-                    RunEventRow.data,
-                    sql_cast("$.samples[*].interaction_id ? (@ == $id)", JSONPATH),
-                    func.jsonb_build_object("id", str(deleted)),
-                ),
-            )
-        )
-    await session.execute(delete(LearningRow).where(LearningRow.interaction_id.in_(ids)))
-    await session.execute(
-        delete(EpisodeRow).where(
-            EpisodeRow.id == episode_id, ~exists().where(InteractionRow.episode_id == EpisodeRow.id)
-        )
-    )
+    await forget(session, [id])
 
 
 def _in_scope(scope: Scope) -> tuple[ColumnElement[bool], ...]:

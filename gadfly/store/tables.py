@@ -370,6 +370,7 @@ class InteractionRow(Table):
         Index(None, "episode_id"),
         Index(None, "question_hash"),
         Index(None, "critic_version", "created_at", "id"),
+        Index("ix_interactions_unparsed", "created_at", "id", postgresql_where=text("verdict = 'unparsed'")),
         Index("ix_interactions_text", text(SEARCHED_TEXT), postgresql_using="gin"),
     )
 
@@ -609,6 +610,40 @@ class LearningRow(Table):
     verdicts_right: Mapped[int]
     first_step: Mapped[int]
     last_step: Mapped[int]
+
+
+class TombstoneRow(Table):
+    """An interaction that was deleted, so that a replica's late replay does not bring it back."""
+
+    __tablename__ = "tombstones"
+
+    interaction_id: Mapped[UUID] = mapped_column(primary_key=True)
+    forgotten_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
+
+
+class ForgetOrderRow(Table):
+    """A deletion by episode, key, time or kind: it also holds for records of before that are stored after it."""
+
+    __tablename__ = "forget_orders"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    ordered_at: Mapped[datetime]
+    episode_id: Mapped[UUID | None]
+    key_id: Mapped[UUID | None]
+    since: Mapped[datetime | None]
+    until: Mapped[datetime | None]
+    kind: Mapped[str | None]
+
+
+class CriticLossRow(Table):
+    """A critic that learned from answers which were deleted since, or that continues such a one (0 answers)."""
+
+    __tablename__ = "critic_losses"
+
+    version: Mapped[int] = mapped_column(ForeignKey("critic_versions.version"), primary_key=True, autoincrement=False)
+    answers: Mapped[int]
+    first_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
+    last_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
 
 
 class SwapRow(Table):

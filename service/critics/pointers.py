@@ -251,6 +251,7 @@ class CriticPointers:
                 calibration=await store.calibrations.read_calibration(session, critic.version),
                 swaps=await store.swaps.list_swaps(session, critic.version),
                 receipts=await store.swaps.receipts(session, critic.version),
+                forgotten=await store.forgetting.loss_of(session, critic.version),
             )
 
     async def refresh(self) -> None:

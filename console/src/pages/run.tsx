@@ -317,11 +317,11 @@ function CompareCard({ a, b }: { a: string; b: string }) {
               <span>{short(b)}: <OutcomeBadge outcome={comparison.b.outcome} /></span>
               {comparison.answers && <span class="muted small">{plural(comparison.answers.both, "answer")} in both, {comparison.answers.only_a} only here, {comparison.answers.only_b} only there</span>}
             </p>
-            {comparison.config.length === 0 ? <p class="muted">The options are equal.</p> : (
+            {comparison.options.length === 0 ? <p class="muted">The options are equal.</p> : (
               <div class="table-scroll" tabIndex={0} role="region" aria-label="Different options">
                 <table>
                   <thead><tr><th>Option</th><th>{short(a)}</th><th>{short(b)}</th></tr></thead>
-                  <tbody>{comparison.config.map((row) => <tr key={row.option}><td><code>{row.option}</code></td><td>{JSON.stringify(row.a)}</td><td>{JSON.stringify(row.b)}</td></tr>)}</tbody>
+                  <tbody>{comparison.options.map((row) => <tr key={row.option}><td><code>{row.option}</code></td><td>{JSON.stringify(row.a)}</td><td>{JSON.stringify(row.b)}</td></tr>)}</tbody>
                 </table>
               </div>
             )}

@@ -269,7 +269,7 @@ export function TextField({ label, value, onInput, hint, type = "text", placehol
   value: string;
   onInput: (value: string) => void;
   hint?: ComponentChildren;
-  type?: "text" | "search" | "password" | "number";
+  type?: "text" | "search" | "password" | "number" | "datetime-local";
   placeholder?: string;
   required?: boolean;
   autocomplete?: string;
@@ -280,7 +280,7 @@ export function TextField({ label, value, onInput, hint, type = "text", placehol
     <Field label={label} hint={hint} wide={wide ?? false}>
       {(id, describedBy) => (
         <input
-          id={id} type={type} value={value} placeholder={placeholder} required={required} aria-describedby={describedBy}
+          {...({ type } as { type: "text" })} id={id} value={value} placeholder={placeholder} required={required} aria-describedby={describedBy}
           autocomplete={autocomplete ?? "off"} inputMode={inputMode}
           onInput={(event) => onInput(event.currentTarget.value)}
         />
