@@ -13,6 +13,7 @@ from gadfly.actor import open_actor
 from gadfly.engine_client import engines_of
 from gadfly.errors import StoreUnavailable
 from gadfly.grading import TaskGrader
+from gadfly.redaction import open_redactor
 from gadfly.repeating import retry
 from gadfly.service.admin import Keys
 from gadfly.service.answering.answer import Answerer
@@ -96,6 +97,9 @@ class Service:
                 )
                 for each in tasks
             }
+            redactor = open_redactor(settings.redactor)
+            if redactor is not None:
+                stack.push_async_callback(redactor.aclose)
             recorder = await stack.enter_async_context(
                 Recorder(
                     database,
@@ -103,6 +107,7 @@ class Service:
                     heldout_share=settings.heldout_share,
                     split_blocks=settings.split_blocks,
                     spool_max_bytes=settings.spool_max_bytes,
+                    redactor=redactor,
                 )
             )
             requests = Idempotency(database, recorder, is_alone=lambda: len(critics.replicas.known) <= 1)
