@@ -44,7 +44,7 @@ async def test_a_judged_answer_can_be_stored_and_labelled(console: Console, data
 
 async def rows(database: Database) -> int:
     async with database.session() as session:
-        return (await store.interactions.count_rows(session)).interactions
+        return sum((await store.interactions.count_rows(session)).interactions.values())
 
 
 async def test_traffic_is_filtered_searched_opened_and_deleted(console: Console, database: Database) -> None:
@@ -94,14 +94,14 @@ async def test_the_overview_says_whether_it_learns_and_what_waits(console: Conso
     await expect(page.get_by_text("the gate needs more evidence")).to_be_visible()
     chart = page.get_by_role("img", name=re.compile("^Verdict accuracy"))
     await expect(chart).to_have_attribute("aria-label", re.compile("critic@0: .* critic@1: "))
-    await page.get_by_label("Class").select_option("wrong")
+    await page.get_by_label("Class", exact=True).select_option("wrong")
     await expect(chart).to_have_attribute("aria-label", re.compile("Wrong answers called incorrect"))
     assert "class=wrong" in page.url
     await chart.focus()
     await page.keyboard.press("ArrowRight")
     await expect(page.locator(".tip")).to_contain_text("answers")
     await page.get_by_text("3 swaps").click()
-    await expect(page.get_by_text("too many false alarms on refunds")).to_be_visible()
+    await expect(page.get_by_text("too many false alarms on refunds", exact=True)).to_be_visible()
 
 
 async def test_a_critic_shows_its_gate_and_the_receipt_of_its_swap(console: Console) -> None:
@@ -114,7 +114,7 @@ async def test_a_critic_shows_its_gate_and_the_receipt_of_its_swap(console: Cons
     dialog = page.get_by_role("dialog")
     await dialog.get_by_label("Reason").fill("better on refunds")
     await dialog.get_by_role("button", name="Make live").click()
-    await expect(dialog.get_by_role("alert")).to_contain_text("was not made live")  # the stand-in loads no adapters
+    await expect(dialog.get_by_role("alert")).to_contain_text("loads no adapters at run time")
 
 
 async def test_a_dry_run_says_what_a_run_would_do(console: Console) -> None:
@@ -146,6 +146,8 @@ async def test_a_run_is_followed_live_and_cancelled(console: Console, database: 
     async with database.session() as session:
         await store.runs.append_event(session, run_id, EventKind.ALARM, {"message": "KL is too large", "evidence": {}})
     await expect(page.get_by_text("KL is too large")).to_be_visible()
+    await page.get_by_role("link", name="Samples").click()
+    await expect(page.get_by_text("She sells 17, so 60 - 17 = 33 are left.")).to_be_visible()
     await page.get_by_role("button", name="Cancel").click()
     await page.get_by_role("dialog").get_by_role("button", name="Cancel the run").click()
     await expect(page.get_by_role("button", name="Cancelling…")).to_be_disabled()

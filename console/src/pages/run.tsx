@@ -69,7 +69,7 @@ function useEvents(id: string, onStatus: () => void): Followed {
             const body = data as Record<string, unknown> & { at: string };
             if (event === "step") found.steps.push(body as unknown as StepPoint);
             else if (event === "validation") found.validations.push(body as unknown as StepPoint);
-            else found.log.push({ id: eventId, kind: event, at: body.at, data: body });
+            else if (event !== "samples") found.log.push({ id: eventId, kind: event, at: body.at, data: body });
             if (event === "status" && OVER.includes(String(body["status"]))) found.ended = true;
             if (["status", "stage", "gate", "published"].includes(event)) readAgain();
             show();
@@ -246,7 +246,7 @@ function Curves({ steps, validations, log, other, own }: { steps: StepPoint[]; v
 }
 
 function Samples({ id }: { id: string }) {
-  const found = useLoaded(`samples ${id}`, (signal) => get<SamplePage>(`admin/runs/${id}/samples`, { limit: 100 }, signal), 15_000);
+  const found = useLoaded(`samples ${id}`, (signal) => get<SamplePage>(`admin/runs/${id}/samples`, { steps: 50 }, signal), 15_000);
   return (
     <Loading of={found} lines={8}>
       {(page) => page.items.length === 0 ? (

@@ -72,7 +72,7 @@ const LABELS = {
 
 export function LabelBadge({ label, standing }: { label: string | null | undefined; standing?: string | null }) {
   const shown = LABELS[label as keyof typeof LABELS];
-  if (standing === "conflict") return <Badge tone="warn" icon="warn">Conflict</Badge>;
+  if (standing === "conflict" && !shown) return <Badge tone="warn" icon="warn">Conflict</Badge>;
   if (!shown) return <span class="muted">No label</span>;
   return <Badge tone={shown.tone} icon={shown.icon}>{shown.text}</Badge>;
 }
@@ -166,7 +166,7 @@ export function ErrorNote({ error, retry }: { error: Error; retry?: () => void }
       <Icon name="warn" />
       <div>
         <strong>{forbidden ? "This needs an admin key" : "That did not work"}</strong>
-        <p>{error.message}</p>
+        <p>{error.message.charAt(0).toUpperCase() + error.message.slice(1)}</p>
       </div>
       {retry && !forbidden && <Button icon="refresh" onClick={retry}>Try again</Button>}
     </div>
