@@ -5,6 +5,7 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
+from pathlib import Path
 
 import structlog
 from fastapi import FastAPI
@@ -35,9 +36,9 @@ async def _to_docs() -> RedirectResponse:
     return RedirectResponse("docs")  # relative, for proxies that serve the API under a path
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The service as an ASGI app; its lifespan opens and closes all resources."""
-    metrics = Metrics()
+def create_app(settings: Settings, *, metrics_folder: Path | None = None) -> FastAPI:
+    """The service as an ASGI app; its lifespan opens and closes all resources. The folder is that of `Metrics`."""
+    metrics = Metrics(folder=metrics_folder)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -70,6 +70,7 @@ class CriticServing:
             receipts=self._receipts,
             upkeep=self.upkeep,
             metrics=metrics,
+            quorum=settings.swap_quorum,
         )
         self.scoreboards = Scoreboards(database)
         self.sampling = SamplingProofs(engines, temperature=settings.temperature)
