@@ -204,6 +204,13 @@ class Settings(BaseSettings):
         None, description="Folder of published critics, shared by trainer, service and engine. Unset: in GADFLY_HOME."
     )
     auto_promote: bool = Field(True, description="Serve a new critic as soon as the gate decides to promote it.")
+    swap_quorum: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of the engines that must prove a new critic before it becomes the live one. The others get "
+        "no requests for it until they have proven it too.",
+    )
     auto_rollback: bool = Field(
         True, description="Roll back when labelled live traffic shows that the new critic is worse."
     )
@@ -241,7 +248,16 @@ class Settings(BaseSettings):
         512, ge=1, description="Maximum tokens of a critique or refinement, unless the request sets it."
     )
     temperature: float = Field(0.7, ge=0, le=2, description="Sampling temperature, unless the request sets it.")
-    max_in_flight: int = Field(256, ge=1, description="Maximum requests in flight; further ones are answered 429.")
+    max_in_flight: int = Field(
+        256, ge=1, description="Maximum requests in flight in each worker; further ones are answered 429."
+    )
+    workers: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Processes that answer requests on one address, each with its own connections to Postgres. One is "
+        "enough until it uses a whole core.",
+    )
 
     max_key_share: float = Field(
         0.5,
@@ -285,6 +301,9 @@ class Settings(BaseSettings):
         "the engine works for them.",
     )
     grade_timeout_s: float = Field(2.0, gt=0, description="Time limit of comparing one answer with its reference.")
+    grade_processes: int = Field(
+        2, ge=1, le=64, description="Processes that compare expressions. Numbers and words have a process of their own."
+    )
 
     url: str = Field("", description="Address of the service, for the command line. Unset: http://HOST:PORT.")
     key: Annotated[SecretStr | None, BeforeValidator(_empty_is_unset)] = Field(

@@ -75,9 +75,12 @@ async def _to_docs() -> RedirectResponse:
     return RedirectResponse("docs")  # relative, for proxies that serve the API under a path
 
 
-def create_app(settings: Settings, *, console: Path = CONSOLE) -> FastAPI:
-    """The service as an ASGI app; its lifespan opens and closes all resources. `console` is the console's folder."""
-    metrics = Metrics()
+def create_app(settings: Settings, *, metrics_folder: Path | None = None, console: Path = CONSOLE) -> FastAPI:
+    """The service as an ASGI app; its lifespan opens and closes all resources.
+
+    `metrics_folder` is that of `Metrics`, and `console` the folder of the built console.
+    """
+    metrics = Metrics(folder=metrics_folder)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -6,6 +6,7 @@ flight never does, nor does the live critic of the default task or of a task tha
 """
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -142,7 +143,7 @@ class Loader:
         self._wanted[critic.version] += 1
         try:
             async with self._slot(critic):
-                await self.prove(critic, must_be_all=False)
+                await self.prove(critic, share=0.0)
         finally:
             self._wanted[critic.version] -= 1
 
@@ -261,13 +262,13 @@ class Loader:
             if refusal is not None and time.monotonic() - refusal.at < _REFUSAL_VALID_S:
                 raise refusal.error.again()
 
-    async def prove(self, critic: CriticVersion, *, must_be_all: bool) -> list[Proof]:
-        """Load a critic into every engine and prove it there: on all of them (`must_be_all`), or on at least one.
+    async def prove(self, critic: CriticVersion, *, share: float) -> list[Proof]:
+        """Load a critic into every engine and prove it there: on this share of them, and on at least one.
 
-        Where one is enough, the other engines get two more seconds; no request goes to an engine that has not proven
-        the critic. Version 0, the base model, needs no proof.
+        Once enough of them have, the other engines get two more seconds; no request goes to an engine that has not
+        proven the critic. Version 0, the base model, needs no proof.
 
-        One engine's error is raised if `must_be_all`, or if no engine has proven the critic.
+        One engine's error is raised if too few have proven the critic.
 
         Raises:
             BadAdapter: the critic's files or its answers to the probes are not those published.
@@ -277,16 +278,17 @@ class Loader:
         if critic.adapter_path is None:
             return []
         folder = await self.read_folder(critic)
+        enough = max(1, math.ceil(share * len(self._engines)))
         proving = [asyncio.ensure_future(self.prove_on(engine, critic, folder)) for engine in self._engines]
         try:
-            await _wait_for(proving, all_of_them=must_be_all)
+            await _wait_for(proving, enough=enough)
         finally:
             for each in proving:
                 each.cancel()  # upkeep tries an engine that hangs again, like one that restarted
             outcomes = await asyncio.gather(*proving, return_exceptions=True)
         proofs = [outcome for outcome in outcomes if isinstance(outcome, Proof)]
         errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
-        if errors and (must_be_all or not proofs):
+        if len(proofs) < enough:
             raise errors[0]
         return proofs
 
@@ -415,9 +417,9 @@ class Loader:
                 self.forget(engine, version)
 
 
-async def _wait_for(proving: Sequence[asyncio.Future[Proof]], *, all_of_them: bool) -> None:
+async def _wait_for(proving: Sequence[asyncio.Future[Proof]], *, enough: int) -> None:
     waiting = set(proving)
-    while waiting and (all_of_them or not any(_has_proven(each) for each in proving)):
+    while waiting and sum(map(_has_proven, proving)) < enough:
         _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     if waiting:
         await asyncio.wait(waiting, timeout=_LATE_S)

@@ -80,6 +80,7 @@ class CriticServing:
                 receipts=self._receipts,
                 upkeep=self.upkeep,
                 metrics=metrics,
+                quorum=settings.swap_quorum,
             )
             for line in self.pointers
         }

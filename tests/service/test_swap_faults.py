@@ -173,7 +173,7 @@ async def test_an_engine_that_did_not_prove_a_critic_gets_no_request_for_it(flee
 
 
 async def test_a_failed_connection_ends_a_proof(fleet: Fleet) -> None:
-    await fleet.loader.prove(fleet.critic, must_be_all=True)
+    await fleet.loader.prove(fleet.critic, share=1.0)
     assert fleet.loader.proven_on(fleet.a.engine) == [fleet.critic.version]
     fleet.a.fault = httpx.ReadError("reset")
     with pytest.raises(EngineUnavailable):
@@ -186,7 +186,7 @@ async def test_a_failed_connection_ends_a_proof(fleet: Fleet) -> None:
 async def test_an_adapter_unloaded_again_before_the_call_is_restored_once_more(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await fleet.loader.prove(fleet.critic, must_be_all=True)
+    await fleet.loader.prove(fleet.critic, share=1.0)
     restore = fleet.loader.restore
     restored: list[str] = []
 
@@ -209,7 +209,7 @@ async def test_a_failed_proof_unloads_only_what_it_loaded(fleet: Fleet, was_ther
     if was_there:
         fleet.a.names.add(fleet.name)  # another replica uses it
     with pytest.raises(BadAdapter, match="nats from the trainer's"):
-        await fleet.loader.prove(fleet.critic, must_be_all=True)
+        await fleet.loader.prove(fleet.critic, share=1.0)
     assert (fleet.name in fleet.a.names) is was_there
     assert fleet.name not in fleet.b.names
 
@@ -219,7 +219,7 @@ async def test_a_proof_that_takes_too_long_leaves_nothing_loaded(fleet: Fleet, m
     fleet.a.hang.clear()
     fleet.b.hang.clear()
     with pytest.raises(EngineTimeout):
-        await fleet.loader.prove(fleet.critic, must_be_all=True)
+        await fleet.loader.prove(fleet.critic, share=1.0)
     assert fleet.name not in fleet.a.names | fleet.b.names
 
 
@@ -236,16 +236,31 @@ async def test_a_dead_engine_does_not_refuse_an_adapter(fleet: Fleet, is_healthy
 @pytest.mark.parametrize("is_healthy", [True, False])
 async def test_one_engine_is_enough_for_a_rollback(fleet: Fleet, is_healthy: bool) -> None:
     fleet.a.loads_with, fleet.a.is_healthy = 500, is_healthy
-    [proof] = await fleet.loader.prove(fleet.critic, must_be_all=False)
+    [proof] = await fleet.loader.prove(fleet.critic, share=0.0)
     assert proof.engine == fleet.b.engine.url
     with pytest.raises((AdapterRefused, EngineUnavailable), match="http://a"):
-        await fleet.loader.prove(fleet.critic, must_be_all=True)
+        await fleet.loader.prove(fleet.critic, share=1.0)
+
+
+QUORUMS = [(0.0, True), (0.5, True), (0.51, False), (1.0, False)]  # share, whether one engine of two is enough
+
+
+@pytest.mark.parametrize(("share", "is_enough"), QUORUMS)
+async def test_a_quorum_of_engines_proves_a_critic(fleet: Fleet, share: float, is_enough: bool) -> None:
+    fleet.a.is_wrong = True
+    if is_enough:
+        [proof] = await fleet.loader.prove(fleet.critic, share=share)
+        assert proof.engine == fleet.b.engine.url
+        assert not fleet.loader.may_serve(fleet.a.engine, fleet.name)
+    else:
+        with pytest.raises(BadAdapter):
+            await fleet.loader.prove(fleet.critic, share=share)
 
 
 async def test_one_engine_that_hangs_does_not_delay_a_rollback(fleet: Fleet) -> None:
     fleet.a.hang.clear()
     started = time.monotonic()
-    [proof] = await fleet.loader.prove(fleet.critic, must_be_all=False)
+    [proof] = await fleet.loader.prove(fleet.critic, share=0.0)
     assert proof.engine == fleet.b.engine.url
     assert time.monotonic() - started < 20
 
