@@ -113,7 +113,12 @@ def _checked(answer: Any, count: int) -> list[str]:
 async def redacted(record: Record, redactor: Redactor) -> Record:
     """The record as it may be stored. Raises as `Redactor.redact`."""
     texts: dict[str, None] = {}
-    _mapped_record(record, lambda text: texts.setdefault(text) or text)
+
+    def note(text: str) -> str:
+        texts[text] = None
+        return text
+
+    _mapped_record(record, note)
     if not texts:
         return record
     answers = await redactor.redact(list(texts))
@@ -122,14 +127,13 @@ async def redacted(record: Record, redactor: Redactor) -> Record:
 
 
 def _mapped_record(record: Record, change: Callable[[str], str]) -> Record:
-    changed = _mapped(record, change)
-    if isinstance(changed, Interaction):
-        return replace(
-            changed,
-            critiques=tuple(_mapped(each, change) for each in changed.critiques),
-            refinements=tuple(_mapped(each, change) for each in changed.refinements),
-        )
-    return changed
+    if isinstance(record, Feedback):
+        return _mapped(record, change)
+    return replace(
+        _mapped(record, change),
+        critiques=tuple(_mapped(each, change) for each in record.critiques),
+        refinements=tuple(_mapped(each, change) for each in record.refinements),
+    )
 
 
 def _mapped(item: R, change: Callable[[str], str]) -> R:
