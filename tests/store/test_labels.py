@@ -386,6 +386,20 @@ async def test_a_word_of_release_0_1_0_is_older_than_all_others(seeded: Database
         assert await label_of(session, INTERACTION) is False
 
 
+@pytest.mark.parametrize(
+    ("given", "reference"),
+    [
+        ({"edited_reference": "5"}, "5"),  # the answer that the edited response states
+        ({"edited_reference": "5", "reference": "6"}, "6"),  # the reference itself goes first
+    ],
+)
+async def test_the_reference_of_a_label(seeded: Database, given: dict[str, str], reference: str) -> None:
+    await keep(seeded, Case({}, [said(1, edited_response="...", grade=Grade.WRONG, **given)], None, None, ""))
+    async with seeded.session() as session:
+        [found] = await labelled_answers(session, Split.TRAIN, limit=10)
+    assert (found.reference, found.source) == (reference, LabelSource.REFERENCE)
+
+
 async def test_an_interaction_is_labelled_once_both_it_and_the_label_are_stored(seeded: Database) -> None:
     labelled, later, old, none = (new_id() for _ in range(4))
     async with seeded.session() as session:
