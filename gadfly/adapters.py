@@ -8,6 +8,7 @@ replaced file is refused before an engine reads it.
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -44,14 +45,20 @@ class Probe(BaseModel):
 
     question: str
     response: str
-    prompt_tokens: tuple[int, ...]
+    prompt_tokens: tuple[int, ...]  # empty where `prompt_sha256` is set
+    prompt_sha256: str | None = None  # of the prompt's tokens instead, where the prompt holds texts of callers
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]  # of `tokens`, by the adapter's weights, in nats, at temperature 1
     base_logprobs: tuple[float, ...]  # of the same tokens, by the base model
 
 
+def sha256_of_tokens(tokens: Sequence[int]) -> str:
+    """The hash (hex) of a prompt's token ids."""
+    return hashlib.sha256(",".join(map(str, tokens)).encode()).hexdigest()
+
+
 class ProbeRecord(BaseModel):
-    """The expected answers of the adapter through the serving path."""
+    """The expected answers of the critic through the serving path."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -3,6 +3,7 @@
 The service, the trainer and the evaluation share it, so that the trained behaviour is the served behaviour.
 """
 
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from gadfly.concurrency import gather
@@ -33,14 +34,17 @@ async def critique(
 
     The text of a critique is kept unchanged. Its verdict is the stated one; a critique that states none, or more than
     one, gets the likelier verdict as read from the engine, and `verdict_source` records it. `sample` numbers the first
-    critique. Raises the errors of `gadfly.engine_client.Engine.chat`.
+    critique. A long answer that does not fit beside all examples of the prompts gets the first half of them, and so on.
+    Raises the errors of `gadfly.engine_client.Engine.chat`.
     """
-    prompt = prompts.critique(question=question, response=response)
     labels = LabelWords(":", prompts.correct, prompts.incorrect)
-    if on_text is None:
-        replies = await engines.chat(prompt, model=model, sampling=sampling, labels=labels)
-    else:
-        replies = await _stream(engines, prompt, model=model, sampling=sampling, on_text=on_text, labels=labels)
+
+    async def sampled(prompt: Prompt) -> tuple[Reply, ...]:
+        if on_text is None:
+            return await engines.chat(prompt, model=model, sampling=sampling, labels=labels)
+        return await _stream(engines, prompt, model=model, sampling=sampling, on_text=on_text, labels=labels)
+
+    prompt, replies = await _fitting(prompts, question, response, sampled)
     return tuple(
         await gather(
             *(
@@ -52,6 +56,24 @@ async def critique(
             )
         )
     )  # fmt: skip
+
+
+async def _fitting(
+    prompts: PromptSet, question: str, response: str, sampled: Callable[[Prompt], Awaitable[tuple[Reply, ...]]]
+) -> tuple[Prompt, tuple[Reply, ...]]:
+    """The prompt with as many of its examples as fit beside this answer, halved until they do, and its replies.
+
+    Raises:
+        PromptTooLong: the answer does not fit without any example.
+    """
+    while True:
+        prompt = prompts.critique(question=question, response=response)
+        try:
+            return prompt, await sampled(prompt)
+        except PromptTooLong:
+            if not prompts.examples:
+                raise
+            prompts = prompts.with_examples(prompts.examples[: len(prompts.examples) // 2])
 
 
 async def sample_critiques(

@@ -24,7 +24,7 @@ from httpx_sse import EventSource
 from gadfly.access import Access
 from gadfly.chat import Assembly, Chat, ChatReply, OnDelta, guard_messages, is_piece, reply_of
 from gadfly.control_tokens import guard, reserved_strings
-from gadfly.engine_health import EngineFrozen, EngineHealth, HealthLimits, Standing
+from gadfly.engine_health import EngineFrozen, EngineHealth, EngineStanding, HealthLimits
 from gadfly.errors import (
     AdapterRefused,
     BadInput,
@@ -1036,7 +1036,7 @@ def _preference(engine: Engine, near: str) -> tuple[bool, bool, bool, int]:
 
     Of engines with room, that at the URL `near` goes first.
     """
-    return engine.health.standing is Standing.SOUND, not engine.has_room, engine.url != near, engine.in_flight
+    return engine.health.standing is EngineStanding.SOUND, not engine.has_room, engine.url != near, engine.in_flight
 
 
 def _may_repeat(error: EngineError, heard: _Heard | None) -> bool:

@@ -21,7 +21,7 @@ from gadfly.settings import without_password
 log = structlog.get_logger(__name__)
 
 
-class Standing(StrEnum):
+class EngineStanding(StrEnum):
     """Whether an engine gets requests while others can answer them."""
 
     SOUND = "sound"
@@ -48,7 +48,7 @@ class EngineHealth:
     """The state of one engine. `epoch` counts the ejections: what began before the last one proves nothing after it."""
 
     def __init__(self, url: str, limits: HealthLimits) -> None:
-        self.standing = Standing.SOUND
+        self.standing = EngineStanding.SOUND
         self.epoch = 0
         self.ejected_until = 0.0  # monotonic seconds
         self.reason = ""  # of the last failure
@@ -64,20 +64,20 @@ class EngineHealth:
     @property
     def admits(self) -> bool:
         """Whether the engine may get a request that another engine could answer."""
-        return self.standing is Standing.SOUND or (self.standing is Standing.TRIAL and not self._is_tried)
+        return self.standing is EngineStanding.SOUND or (self.standing is EngineStanding.TRIAL and not self._is_tried)
 
     def is_due(self, now: float | None = None) -> bool:
         """Whether the ejection has lasted its time: a probe shall decide."""
-        return self.standing is Standing.EJECTED and self.ejected_until <= _or_now(now)
+        return self.standing is EngineStanding.EJECTED and self.ejected_until <= _or_now(now)
 
     def note_success(self, *, begun: int) -> None:
         """A call that began in epoch `begun` was answered."""
         self._heard_at = time.monotonic()
         if begun != self.epoch:
             return
-        if self.standing is not Standing.SOUND:
+        if self.standing is not EngineStanding.SOUND:
             log.info("engine_in_use_again", engine=self._where)
-        self.standing = Standing.SOUND
+        self.standing = EngineStanding.SOUND
         self._failures = 0
         self._next_s = self._limits.first_ejection_s
 
@@ -87,22 +87,22 @@ class EngineHealth:
             return
         self.reason = reason
         self._failures += 1
-        if is_certain or self.standing is not Standing.SOUND or self._failures >= self._limits.failures:
+        if is_certain or self.standing is not EngineStanding.SOUND or self._failures >= self._limits.failures:
             self._eject(_or_now(now))
 
     def note_probe(self, failure: str | None, *, now: float | None = None) -> None:
         """The result of a probe: None for a success."""
         now = _or_now(now)
         if failure is not None:
-            if self.standing is not Standing.EJECTED or self.is_due(now):
+            if self.standing is not EngineStanding.EJECTED or self.is_due(now):
                 self.note_failure(failure, begun=self.epoch, now=now)
         elif self.is_due(now):
-            self.standing = Standing.TRIAL
+            self.standing = EngineStanding.TRIAL
 
     def _eject(self, now: float) -> None:
-        if self.standing is Standing.SOUND:
+        if self.standing is EngineStanding.SOUND:
             log.warning("engine_ejected", engine=self._where, reason=self.reason)
-        self.standing = Standing.EJECTED
+        self.standing = EngineStanding.EJECTED
         self.epoch += 1
         self.ejected_until = now + self._next_s
         self._next_s = min(2 * self._next_s, self._limits.longest_ejection_s)
@@ -114,7 +114,7 @@ class EngineHealth:
         Raises:
             EngineFrozen: the engine stopped answering.
         """
-        is_trial = self.standing is Standing.TRIAL
+        is_trial = self.standing is EngineStanding.TRIAL
         self._is_tried = self._is_tried or is_trial
         if not self._calls:
             self._heard_at = time.monotonic()

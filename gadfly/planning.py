@@ -17,7 +17,7 @@ from gadfly.guessing import Guessing
 from gadfly.scoreboard import Scoreboard, Threshold
 from gadfly.settings import Settings
 from gadfly.store.training_data import LabelledAnswer, source_counts
-from gadfly.training import TrainConfig, WarmStart
+from gadfly.training import Recipe, TrainConfig, WarmStart
 from gadfly.votes import Contradiction, LabelModel
 
 POWER = 0.8  # the probability that the gate detects a difference of the given size
@@ -91,6 +91,7 @@ class Plan:
     actor_answers: int = 0  # the most that the actor is asked for: first answers and refinements, with the evaluation's
     threshold_alone: Threshold | None = None  # of the live critic, without training; None: too few judged answers
     guessing: Guessing | None = None  # of `stage_1`; None: the number of possible answers is not known
+    next_step: str = ""  # what to do next, in a sentence
 
     def without_ids(self) -> "Plan":
         """The same plan without the lists of ids, which are long; their hash and the counts stay."""
@@ -120,7 +121,8 @@ def plan(
     judged = evaluation_items(heldout, config.evaluation_items)
     judged_referenced = [answer for answer in judged if answer.reference is not None]
     stage_2 = Portion.of(referenced)
-    pool_answers = min(config.pool_questions, stage_2.questions + train_questions) * config.pool_samples
+    pool_questions = min(config.pool_questions_to_learn_from, stage_2.questions + train_questions)
+    pool_answers = pool_questions * config.pool_samples
     units = min(_questions(judged, is_right=True), _questions(judged, is_right=False))
     detectable = (
         _detectable("discriminability", units, config),
@@ -167,6 +169,7 @@ def plan(
                 heldout_questions=heldout_questions,
             )
         ),
+        next_step=_next_step(Portion.of(heldout), Portion.of([*learn, *validate]), config),
         notes=tuple(_notes(detectable, len(judged_referenced) >= config.gate_min_items, seconds, config)),
     )
 
@@ -177,6 +180,10 @@ def _actor_answers(
     heldout_pool = min(config.pool_questions, heldout.questions + heldout_questions) * config.pool_samples
     judged = min(config.evaluation_items, heldout.answers + heldout_pool)
     refinements = 3 * judged * config.gate_samples  # for the candidate, the live critic, and at times a third one
+    if config.recipe is Recipe.EXAMPLES:
+        return pool_answers + heldout_pool + refinements
+    if config.examples >= 2:
+        refinements += judged  # for the critic by examples, which every candidate is compared with
     if refines:
         refinements += config.cycles * config.steps_stage_2 * config.prompts_per_step * config.samples_per_prompt
     if refines and config.warm_start is not WarmStart.NEVER:
@@ -496,6 +503,37 @@ def _warnings(
             f"{config.gate_min_items}: discriminability alone decides."
         )
     return warnings
+
+
+_WORTH_DETECTING = 0.1  # the gain in discriminability that the plan suggests to have enough held-out answers for
+_USUAL_HELDOUT = 0.2  # share of held-out questions where there are none to count
+
+
+def _next_step(heldout: Portion, train: Portion, config: TrainConfig) -> str:
+    """How many labelled answers to import first, or that the run may start.
+
+    New questions are held out with the share that the stored ones have, and each is taken to have one answer.
+    """
+    nats = nats_needed(config, share=GAIN_SHARES["discriminability"])
+    units = math.ceil(units_needed(_WORTH_DETECTING, nats=nats, samples=config.gate_samples))
+    wanted = max(config.gate_min_items, units)
+    questions = heldout.questions + train.questions
+    share = heldout.questions / questions if heldout.questions and train.questions else _USUAL_HELDOUT
+    right, wrong = (_rounded(max(0, wanted - count) / share) for count in (heldout.right, heldout.wrong))
+    if not right and not wrong:
+        return "Start the run: `gadfly retrain --follow`."
+    kinds = [f"{count} {name}" for name, count in (("right", right), ("wrong", wrong)) if count]
+    return (
+        f"Import about {right + wrong} more labelled answers to new questions, {' and '.join(kinds)}: then about "
+        f"{wanted} of each are held out, and a gain of {100 * _WORTH_DETECTING:.0f} points would be seen in "
+        f"{100 * POWER:.0f} % of cases. A run before that still learns, and its evidence adds up with that of the next "
+        "ones."
+    )
+
+
+def _rounded(count: float) -> int:
+    """Rounded up, to tens from 20 on."""
+    return math.ceil(count) if count < 20 else 10 * math.ceil(count / 10)
 
 
 def _notes(

@@ -7,8 +7,8 @@ that of the prompts released with Critique-RL (arXiv 2510.24320).
 
 import re
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from typing import Literal, Self
@@ -41,10 +41,20 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class Example:
+    """A labelled answer with its critique, which a critic is shown before the answer that it judges."""
+
+    question: str
+    response: str
+    critique: str
+
+
+@dataclass(frozen=True, slots=True)
 class PromptSet:
     """One version of all prompts of critic and actor.
 
-    `correct` and `incorrect` are the words of a critique's verdicts, of either kind: final, and of a step.
+    `correct` and `incorrect` are the words of a critique's verdicts, of either kind: final, and of a step. `examples`
+    come before the answer that is judged, each as a user's turn and the critic's reply.
     """
 
     name: str
@@ -54,6 +64,11 @@ class PromptSet:
     _critique: Prompt
     _refine: Prompt
     _critique_starts_at: str
+    examples: tuple[Example, ...] = ()
+
+    def with_examples(self, examples: Sequence[Example]) -> Self:
+        """These prompts, with these examples in the critic's."""
+        return replace(self, examples=tuple(examples))
 
     @property
     def words(self) -> VerdictWords:
@@ -67,7 +82,11 @@ class PromptSet:
 
     def critique(self, *, question: str, response: str) -> Prompt:
         """The prompt for a critique of `response`. The opener, if any, is part of the critique's text."""
-        return _fill(self._critique, {"question": question, "response": response})
+        prompts = [
+            _fill(self._critique, {"question": each.question, "response": each.response}) for each in self.examples
+        ]
+        asked = _fill(self._critique, {"question": question, "response": response})
+        return joined([*prompts, asked], [each.critique for each in self.examples])
 
     def refine(self, *, question: str, response: str, critique: str) -> Prompt:
         """The prompt for a rewrite of `response` with `critique`. The opener is not part of the refined answer."""
@@ -75,6 +94,14 @@ class PromptSet:
         return _fill(
             self._refine, {"question": question, "response": response, "critique": critique[max(start, 0) :].strip()}
         )
+
+
+def joined(prompts: Sequence[Prompt], replies: Sequence[str]) -> Prompt:
+    """One conversation: the first prompt, followed by each reply and the last turn of the next prompt."""
+    messages = prompts[0].messages
+    for reply, prompt in zip(replies, prompts[1:], strict=True):
+        messages = (*messages, Message("assistant", reply), prompt.messages[-1])
+    return Prompt(messages, prompts[-1].opener)
 
 
 def _fill(prompt: Prompt, values: Mapping[str, str]) -> Prompt:

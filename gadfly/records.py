@@ -290,19 +290,23 @@ class CriticStatus(StrEnum):
     """Whether a critic was trained, and measured by the gate of its run."""
 
     UNTRAINED = "untrained"  # version 0, the base model under the critic's prompt
+    EXAMPLES = "examples"  # the base model with labelled examples in the critic's prompt
     TRAINED = "trained"
 
     @classmethod
-    def of(cls, adapter_sha256: str | None) -> "CriticStatus":
-        """The status of a critic with this adapter, or with none."""
-        return cls.UNTRAINED if adapter_sha256 is None else cls.TRAINED
+    def of(cls, *, adapter_sha256: str | None, examples: int = 0) -> "CriticStatus":
+        """The status of a critic with this adapter, or none, and this number of examples in its prompt."""
+        if adapter_sha256 is not None:
+            return cls.TRAINED
+        return cls.EXAMPLES if examples else cls.UNTRAINED
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CriticVersion:
-    """One immutable critic. A version without an adapter is the base model under the prompts of its task.
+    """One immutable critic. A version without adapter and examples is the base model under the prompts of its task.
 
-    Versions are numbered over all tasks, so that a name of an engine belongs to one critic.
+    A later version has an adapter, or labelled examples in its prompt. Versions are numbered over all tasks, so that a
+    name of an engine belongs to one critic.
     """
 
     version: int
@@ -317,10 +321,17 @@ class CriticVersion:
     task_version: str | None = None  # of the task's files; None for critics of releases that knew no tasks
     origin: dict[str, Any] | None = None  # of a pulled critic: `source`, and there `run_id` and `gate`
     verdict_only: bool = False  # trained without references: the effect of its critiques on rewrites was never rewarded
+    examples: int = 0  # labelled examples in its prompt
+    examples_sha256: str | None = None  # of the examples' texts
 
     @property
     def status(self) -> CriticStatus:
-        return CriticStatus.of(self.adapter_sha256)
+        return CriticStatus.of(adapter_sha256=self.adapter_sha256, examples=self.examples)
+
+    @property
+    def is_base(self) -> bool:
+        """Whether it is the base model under the critic's prompt and nothing else."""
+        return self.adapter_path is None and not self.examples
 
     @property
     def engine_name(self) -> str:

@@ -21,6 +21,13 @@ from gadfly.errors import BadInput
 from gadfly.task_names import DEFAULT_TASK
 
 
+class Recipe(StrEnum):
+    """How a run makes its candidate from labelled answers."""
+
+    REINFORCEMENT = "reinforcement"  # both stages train an adapter
+    EXAMPLES = "examples"  # a few labelled answers go into the critic's prompt; nothing is trained
+
+
 class RewardProfile(StrEnum):
     """The encoding of rewards. The paper and the code released with it differ."""
 
@@ -128,13 +135,33 @@ class TrainConfig(BaseModel):
         description="Seed of every draw: answers, samples, order; null: one that follows from the run's id.",
     )
 
+    recipe: Recipe = Field(
+        Recipe.REINFORCEMENT,
+        description="How the candidate is made: `reinforcement` trains an adapter, `examples` puts a few labelled "
+        "answers into the critic's prompt and trains nothing.",
+    )
+    examples: int = Field(
+        4,
+        ge=0,
+        le=32,
+        description="Most labelled answers in the prompt of the critic by examples, half of them wrong. Every run is "
+        "compared with it; 0: no comparison.",
+    )
+
     # Rewards
-    profile: RewardProfile = RewardProfile.PAPER
-    helpfulness: Helpfulness = Helpfulness.REFINE
+    profile: RewardProfile = Field(
+        RewardProfile.PAPER, description="Encoding of rewards: `paper` (0 and 1) or `released` (-1 and 1)."
+    )
+    helpfulness: Helpfulness = Field(
+        Helpfulness.REFINE, description="Reward of stage II: `r_refine`, `r_delta` or `r_correct` (equations 4 to 6)."
+    )
     discrimination_weight: float = Field(0.2, ge=0, description="b1 of equation 9.")
     kl_stage_1: float = Field(0.01, ge=0, description="KL coefficient to the critic at the start.")
     kl_stage_2: float = Field(0.01, ge=0, description="KL coefficient to the stage I checkpoint (b2).")
-    baseline: Baseline = Baseline.LEAVE_ONE_OUT
+    baseline: Baseline = Field(
+        Baseline.LEAVE_ONE_OUT,
+        description="What a score is compared with: `leave_one_out` (RLOO), `group_norm` (GRPO) or `batch_mean`.",
+    )
     skip_zero_advantage: bool = Field(False, description="Leave groups whose scores are all equal out of the update.")
 
     # Schedule
@@ -237,6 +264,8 @@ class TrainConfig(BaseModel):
             raise ValueError("steps_stage_1 and steps_stage_2 cannot both be 0")
         if self.steps > _MOST_STEPS:
             raise ValueError(f"cycles of steps_stage_1 and steps_stage_2 cannot be more than {_MOST_STEPS:,} steps")
+        if self.recipe is Recipe.EXAMPLES and self.examples < 2:
+            raise ValueError("the recipe examples needs `examples` of 2 or more: one of each class")
         if self.minibatches > self.prompts_per_step:
             raise ValueError("minibatches cannot be more than prompts_per_step: a group is not split")
         return self
@@ -258,7 +287,13 @@ class TrainConfig(BaseModel):
     @property
     def steps(self) -> int:
         """Rollout steps of the whole run."""
-        return self.cycles * (self.steps_stage_1 + self.steps_stage_2)
+        return 0 if self.recipe is Recipe.EXAMPLES else self.cycles * (self.steps_stage_1 + self.steps_stage_2)
+
+    @property
+    def pool_questions_to_learn_from(self) -> int:
+        """Questions of the training side that the actor answers; a few examples need few answers."""
+        few = 8 * self.examples
+        return min(self.pool_questions, few) if self.recipe is Recipe.EXAMPLES else self.pool_questions
 
     @classmethod
     def read(cls, values: dict[str, Any]) -> Self:

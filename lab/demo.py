@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,8 +101,8 @@ class SimulatedTraffic:
 
 
 @contextlib.contextmanager
-def stack(home: Path, port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`gadfly up` with the lab's model, during the block."""
+def stack(home: Path, port: int, log: Path, settings: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """`gadfly up` with the lab's model and these settings, during the block."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GADFLY_")} | {
         "GADFLY_HOME": str(home),
         "GADFLY_PORT": str(port),
@@ -114,6 +114,7 @@ def stack(home: Path, port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]
         "GADFLY_ENGINE_KV_CACHE_BYTES": str(256 * 2**20),
         "GADFLY_AUTO_PROMOTE": "true",
         "GADFLY_SPLIT_BLOCKS": "exact",  # the questions of this world are few sentences with other numbers
+        **{f"GADFLY_{name.upper()}": value for name, value in settings.items()},
     }
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -243,8 +244,8 @@ async def compare(client: httpx.AsyncClient, versions: Sequence[int], progress: 
     return [Comparison(case, dict(zip(versions, each, strict=True))) for case, each in zip(fresh, results, strict=True)]
 
 
-async def run_demo(home: Path, console: Console) -> Story:
-    """Run the demo; its results.
+async def run_demo(home: Path, console: Console, settings: Mapping[str, str]) -> Story:
+    """Run the demo with these settings in place of its own; its results.
 
     Raises:
         DemoFailed: a part of it failed.
@@ -252,10 +253,13 @@ async def run_demo(home: Path, console: Console) -> Story:
     started = time.monotonic()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+        port = int(settings.get("port", probe.getsockname()[1]))
     log = home / "up.log"
     columns = (TextColumn("{task.description:34}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"))
-    with Progress(*columns, TimeElapsedColumn(), console=console) as progress, stack(home, port, log) as process:
+    with (
+        Progress(*columns, TimeElapsedColumn(), console=console) as progress,
+        stack(home, port, log, settings) as process,
+    ):
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=600) as client:
             task = progress.add_task("database, engine, service, trainer", total=1)
             await until_ready(client, process, log)
@@ -288,11 +292,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="gadfly demo", description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("gadfly-demo.html"), help="file for the page")
     parser.add_argument("--picture", type=Path, help="file for an SVG of one answer before both critics")
+    parser.add_argument(
+        "--setting", action="append", default=[], metavar="NAME=VALUE", help="setting of the deployment"
+    )
     options = parser.parse_args()
+    settings = dict(setting.split("=", 1) for setting in options.setting)
     console = Console()
     with tempfile.TemporaryDirectory(prefix="gadfly-demo-") as folder:
         try:
-            story = asyncio.run(run_demo(Path(folder), console))
+            story = asyncio.run(run_demo(Path(folder), console, settings))
         except (DemoFailed, httpx.HTTPError) as error:
             console.print(f"[red]The demo ended early:[/red] {error}", soft_wrap=True)
             log = Path(folder) / "up.log"

@@ -52,7 +52,7 @@ _WEIGHT = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class PretrainRecipe:
     """The options of the training."""
 
     steps: int = 900  # with right answers and critiques
@@ -71,24 +71,24 @@ class Recipe:
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class PretrainExample:
     """A prompt and the reply to learn."""
 
     prompt: Prompt
     reply: str
 
 
-def solving(rng: random.Random, split: LabSplit, steps: int, share: float = 0.0) -> Example:
+def solving(rng: random.Random, split: LabSplit, steps: int, share: float = 0.0) -> PretrainExample:
     problem = world.problem(rng, split, steps=steps)
-    return Example(PROMPTS.solve(question=problem.text), world.solution(world.slip(rng, problem, share=share)))
+    return PretrainExample(PROMPTS.solve(question=problem.text), world.solution(world.slip(rng, problem, share=share)))
 
 
-def refining(rng: random.Random, split: LabSplit, steps: int, care: world.Care) -> Example:
+def refining(rng: random.Random, split: LabSplit, steps: int, care: world.Care) -> PretrainExample:
     problem = world.problem(rng, split, steps=steps)
     answer = _slipped(rng, problem)
     judgements = world.judge(rng, answer, care)
     prompt = PROMPTS.refine(question=problem.text, response=world.solution(answer), critique=world.critique(judgements))
-    return Example(prompt, world.solution(world.refine(problem, judgements)))
+    return PretrainExample(prompt, world.solution(world.refine(problem, judgements)))
 
 
 def _slipped(rng: random.Random, problem: world.WordProblem) -> list[world.Equation]:
@@ -96,16 +96,16 @@ def _slipped(rng: random.Random, problem: world.WordProblem) -> list[world.Equat
     return world.slip(rng, problem, share=share, wild=wild)
 
 
-def critiquing(rng: random.Random, split: LabSplit, steps: int, care: world.Care = world.PERFECT) -> Example:
+def critiquing(rng: random.Random, split: LabSplit, steps: int, care: world.Care = world.PERFECT) -> PretrainExample:
     problem = world.problem(rng, split, steps=steps)
     answer = _slipped(rng, problem)
-    return Example(
+    return PretrainExample(
         PROMPTS.critique(question=problem.text, response=world.solution(answer)),
         world.critique(world.judge(rng, answer, care)),
     )
 
 
-Task = Callable[[random.Random, LabSplit, int], Example]
+Task = Callable[[random.Random, LabSplit, int], PretrainExample]
 
 
 class Encoder:
@@ -115,7 +115,7 @@ class Encoder:
         self._tokenizer = tokenizer
         self._end = tokenizer.convert_tokens_to_ids(tokens.END)
 
-    def pair(self, example: Example) -> tuple[list[int], list[int]]:
+    def pair(self, example: PretrainExample) -> tuple[list[int], list[int]]:
         """The ids of the prompt, and of the reply with its end token."""
         text = self._tokenizer.apply_chat_template(
             [{"role": message.role, "content": message.content} for message in example.prompt.messages],
@@ -145,7 +145,7 @@ def batch_loss(
     return (cross_entropy(logits_NV, target_N, reduction="none") * weight_N).sum() / weight_N.sum()
 
 
-def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, log: Callable[[str], None]) -> LlamaForCausalLM:
+def train(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerFast, log: Callable[[str], None]) -> LlamaForCausalLM:
     """Train a model. The same recipe on the same machine gives the same weights."""
     torch.manual_seed(recipe.seed)
     rng = random.Random(f"pretrain {recipe.seed}")
@@ -199,7 +199,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     tokenizer.save_pretrained(folder)
 
 
-def _config(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+def _config(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=recipe.hidden,
@@ -226,12 +226,12 @@ def _learning_rate(done: float, warmup: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
-    for name, default in ((f.name, f.default) for f in Recipe.__dataclass_fields__.values()):
+    for name, default in ((f.name, f.default) for f in PretrainRecipe.__dataclass_fields__.values()):
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     options = vars(parser.parse_args())
     folder = options.pop("folder")
     tokenizer = tokens.tokenizer()
-    save(train(Recipe(**options), tokenizer, lambda line: print(line, flush=True)), tokenizer, folder)
+    save(train(PretrainRecipe(**options), tokenizer, lambda line: print(line, flush=True)), tokenizer, folder)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def main(message: str) -> None:
     with tempfile.TemporaryDirectory() as folder, EmbeddedPostgres(Path(folder)) as server:
         migrate(server.url)
         with create_engine(server.url).begin() as connection:
-            number = len(list((MIGRATIONS / "versions").glob("*.py"))) + 1
+            number = max(int(path.name[:4]) for path in (MIGRATIONS / "versions").glob("[0-9]*.py")) + 1
             command.revision(migration_config(connection), message, autogenerate=True, rev_id=f"{number:04}")
 
 

@@ -26,6 +26,7 @@ from gadfly.service.routes import (
     critique,
     feedback,
     forget,
+    guardrail,
     health,
     interactions,
     labels,
@@ -49,6 +50,7 @@ _ROUTES = (
     session,
     critique,
     chat,
+    guardrail,
     feedback,
     interactions,
     critics,
@@ -116,9 +118,9 @@ def create_app(settings: Settings, *, metrics_folder: Path | None = None, consol
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "Last-Event-ID", "X-Request-Id"],
-            expose_headers=["X-Request-Id", "X-Gadfly-Critic", "Location", "Retry-After"],
+            allow_methods=["GET", "HEAD", "POST", "DELETE"],
+            allow_headers=["*"],  # OpenAI's clients send a dozen of their own; the origins are what is restricted
+            expose_headers=["X-Request-Id", "X-Gadfly-Critic", "X-Gadfly-Interaction-Id", "Location", "Retry-After"],
         )
     app.add_middleware(Edge, metrics=metrics)
     app.add_middleware(Proxies, trusted=settings.trusted_proxies)

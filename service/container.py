@@ -22,6 +22,7 @@ from gadfly.service.critics.serving import CriticServing
 from gadfly.service.forgetting import Forgetting
 from gadfly.service.front.answer import ChatAnswerer
 from gadfly.service.front.background import BackgroundJudge
+from gadfly.service.guardrail import Guardrail
 from gadfly.service.health import Health
 from gadfly.service.history import History
 from gadfly.service.keyring import Keyring
@@ -58,6 +59,7 @@ class Service:
     forgetting: Forgetting
     answerer: Answerer
     chat: ChatAnswerer
+    guardrail: Guardrail
     background: BackgroundJudge
     health: Health
     room: Room
@@ -148,6 +150,7 @@ class Service:
                     history=history,
                     leases=critics.leases,
                 ),
+                guardrail=Guardrail(database, settings=settings, answerer=answerer),
                 background=BackgroundJudge(database, critics, settings=settings, tasks=tasks, metrics=metrics),
                 health=Health(
                     tasks=tasks,

@@ -88,6 +88,13 @@ async def get_openai_caller(
     return await service.keyring.authenticate(secret, origin=origin, is_placeholder=True)
 
 
+async def get_guard_caller(request: Request, credentials: Credentials, service: ServiceDep) -> Caller:
+    """The caller of the guardrail route: LiteLLM sends its key in `x-api-key`."""
+    secret = request.headers.get("x-api-key") if credentials is None else credentials.credentials
+    origin = _origin(request, service.settings.cors_origins)
+    return await service.keyring.authenticate(secret, origin=origin, is_placeholder=True)
+
+
 def _origin(request: Request, trusted: Sequence[str]) -> Origin:
     page = request.headers.get("origin")
     is_foreign = page is not None and page not in trusted and page.partition("://")[2] != request.headers.get("host")
@@ -99,6 +106,7 @@ def _origin(request: Request, trusted: Sequence[str]) -> Origin:
 
 
 CallerDep = Annotated[Caller, Depends(get_caller)]
+GuardCallerDep = Annotated[Caller, Depends(get_guard_caller)]
 OpenAICallerDep = Annotated[Caller, Depends(get_openai_caller)]
 
 

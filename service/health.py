@@ -8,7 +8,7 @@ from sqlalchemy import text
 
 from gadfly.actor import Actor
 from gadfly.engine_client import Adapters, Engine
-from gadfly.engine_health import Standing
+from gadfly.engine_health import EngineStanding
 from gadfly.errors import EngineError, EngineRefused, GadflyError
 from gadfly.records import SwapStatus
 from gadfly.service.answering.single_flight import SingleFlight
@@ -113,7 +113,7 @@ class Health:
     async def _probe(self, engine: Engine) -> None:
         """Raises EngineError where an engine does not generate, or gets no requests because it failed several."""
         await self._pool.probe(engine)
-        if engine.health.standing is Standing.EJECTED:
+        if engine.health.standing is EngineStanding.EJECTED:
             raise _Ejected(f"{without_password(engine.url)} failed several requests in a row (see the log)")
 
     async def _check_database(self) -> str:
@@ -226,7 +226,7 @@ class Health:
             version=served.task.version,
             live_critic=line.known_live,
             status=None if live is None else live.status,
-            is_loaded=live is not None and (live.adapter_path is None or self._critics.loader.is_proven(live.version)),
+            is_loaded=live is not None and (live.is_base or self._critics.loader.is_proven(live.version)),
             pointers=line.current,
             swap=SwapState.of(line.swaps.pending or line.swaps.last),
             watch=self._critics.watch.problems.get(served.name),

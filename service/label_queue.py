@@ -16,7 +16,7 @@ from gadfly.service.keyring import Caller
 from gadfly.settings import Settings
 from gadfly.store.database import Database
 from gadfly.store.disputes import JudgedAnswer
-from gadfly.store.label_queue import LabelledQuestions, Waiting
+from gadfly.store.label_queue import LabelledQuestions, WaitingAnswer
 from gadfly.store.labels import text_sha256
 from gadfly.store.split import question_hash
 from gadfly.training import TrainConfig
@@ -28,7 +28,7 @@ _COUNTS_VALID_S = 10.0
 class Taken:
     """An answer that was reserved for a labeller."""
 
-    waiting: Waiting
+    waiting: WaitingAnswer
     interaction: Interaction
     judged: JudgedAnswer | None  # None: there is no vote yet
     reserved_until: datetime
@@ -75,7 +75,7 @@ class LabelQueue:
             await store.label_queue.release(session, name, own - {item.answer for item in found})
             ordered = sorted(found, key=lambda item: item.answer not in own)  # stable: own first, then by worth
             until = now() + timedelta(seconds=reserve_s)
-            chosen: list[Waiting] = []
+            chosen: list[WaitingAnswer] = []
             while ordered and len(chosen) < limit:
                 batch, ordered = ordered[: limit - len(chosen)], ordered[limit - len(chosen) :]
                 free = await store.label_queue.reserve(

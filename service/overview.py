@@ -7,13 +7,13 @@ from gadfly import store
 from gadfly.records import Swap
 from gadfly.service.answering.single_flight import SingleFlight
 from gadfly.store.database import Database
-from gadfly.store.overview import Bucket, Judgements, Waiting
+from gadfly.store.overview import Bucket, JudgementCounts, Waiting
 from gadfly.training import Run
 
 _VALID_S = 5.0  # pages that are open at the same time share one reading
 _MOST = 100  # readings in memory
 
-Accuracy = tuple[list[Judgements], list[Judgements], list[Swap]]
+Accuracy = tuple[list[JudgementCounts], list[JudgementCounts], list[Swap]]
 
 
 class Overview:

@@ -25,7 +25,7 @@ from gadfly.settings import Settings
 from gadfly.store.database import Database
 from gadfly.store.runs import Requested
 from gadfly.tasks import ServedTasks
-from gadfly.training import EventKind, Run, RunEvent, TrainConfig, Trigger
+from gadfly.training import EventKind, Recipe, Run, RunEvent, TrainConfig, Trigger
 from gadfly.votes import contradictions
 
 log = structlog.get_logger(__name__)
@@ -77,14 +77,15 @@ class Runs:
                 belongs to another config.
         """
         name = self._tasks.get(task).name
-        self._loader.require_adapters()
         config = await self._effective(changes)
+        if config.recipe is not Recipe.EXAMPLES:
+            self._loader.require_adapters()
         async with self._database.session() as session:
             requested = await store.runs.request_run(
                 session, config=config, trigger=Trigger.ADMIN, key_id=caller.key_id, request_id=request_id, task=name
             )
             if not requested.is_repeat:  # an error here rolls the request back
-                needs_reference = config.steps_stage_1 == 0
+                needs_reference = config.recipe is not Recipe.EXAMPLES and config.steps_stage_1 == 0
                 if not await store.training_data.has_labels(
                     session, Split.TRAIN, with_reference=needs_reference, task=name
                 ):
@@ -131,10 +132,16 @@ class Runs:
         found = with_labels(found, model, contradicting, names=names, max_key_share=share)
         found = with_threshold(found, await asyncio.to_thread(scoreboard, judged), live=live.version)
         found = with_guessing(found, self._tasks.get(task).task.guess_rate)
-        more = [*differences(config, self._settings), *self._about_engines(), *await self._about_actor(found, config)]
+        more = [
+            *differences(config, self._settings),
+            *self._about_engines(config),
+            *await self._about_actor(found, config),
+        ]
         return replace(found, warnings=(*found.warnings, *more))
 
-    def _about_engines(self) -> list[str]:
+    def _about_engines(self, config: TrainConfig) -> list[str]:
+        if config.recipe is Recipe.EXAMPLES:
+            return []
         try:
             self._loader.require_adapters()
         except Conflict as error:
@@ -161,9 +168,10 @@ class Runs:
             NotFound: no such run, or its task is not served any more.
             Conflict: the run has not stored its manifest yet, or an engine cannot load a new critic.
         """
-        self._loader.require_adapters()
         async with self._database.session() as session:
             original = await store.runs.read_run(session, id)
+            if original.config.recipe is not Recipe.EXAMPLES:
+                self._loader.require_adapters()
             if original.manifest is None:
                 raise Conflict(f"the run {id} has no manifest yet, so it cannot be reproduced")
             requested = await store.runs.request_run(

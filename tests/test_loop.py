@@ -16,7 +16,7 @@ from gadfly.errors import GadflyError
 from gadfly.settings import Settings
 from gadfly.store.database import Database
 from tests.support import worlds
-from tests.support.services import iter_events, serving
+from tests.support.services import iter_events, serving, until
 
 CALLERS = 4
 PAUSE_S = 0.3  # between two requests of one caller: while a caller waits, a run gets a tenth of the engine
@@ -66,16 +66,6 @@ class Load:
         return found
 
 
-async def until(client: httpx.AsyncClient, path: str, wanted: Any, *, limit_s: float) -> Any:
-    deadline = asyncio.get_running_loop().time() + limit_s
-    while True:
-        document = (await client.get(path)).json()
-        if wanted(document):
-            return document
-        assert asyncio.get_running_loop().time() < deadline, document
-        await asyncio.sleep(0.5)
-
-
 def tail(log: Path) -> str:
     return log.read_text()[-3000:]
 
@@ -114,7 +104,7 @@ async def test_the_loop(
 
 
 async def _learn_and_swap(client: httpx.AsyncClient, settings: Settings, log: Path) -> None:
-    asked = await client.post("/admin/retrain", json={"config": worlds.QUICK})
+    asked = await client.post("/admin/retrain", json={"config": worlds.QUICK | {"examples": 2}})
     assert asked.status_code == 202, asked.text
     run = asked.json()["id"]
     events: list[tuple[str, dict[str, Any]]] = []
@@ -136,6 +126,9 @@ async def _learn_and_swap(client: httpx.AsyncClient, settings: Settings, log: Pa
     attacks = version["gate"]["numbers"]["attacks"]
     assert set(attacks) == {"candidate", "live"}
     assert all(attack["plain"]["of"] > 0 for attack in attacks.values())
+    alone = version["gate"]["numbers"]["examples_alone"]
+    assert alone["examples"] == 2
+    assert set(alone["from_live"]) == set(alone["to_candidate"]) == {"discriminability", "helpfulness"}
     wear = version["gate"]["numbers"]["wear"]
     assert (wear["looks_median"], wear["looks_most"], wear["retired"]) == (0, 0, 0)
 

@@ -228,6 +228,31 @@ def test_feedback_and_critics_of_an_earlier_release(empty_url: str) -> None:
         assert list(marked.scalars()) == [1], "2 was graded by references, and 3 ran stage II"
 
 
+def test_critics_of_an_earlier_release_have_no_examples_and_those_with_examples_do_not_go_live_in_it(
+    empty_url: str,
+) -> None:
+    with _transaction(empty_url) as connection:
+        command.upgrade(migration_config(connection), "0004")
+        for statement in _ROWS_OF_0004:
+            connection.execute(text(statement))
+    migrate(empty_url)
+    with _transaction(empty_url) as connection:
+        found = connection.execute(text("SELECT DISTINCT examples, examples_sha256 FROM critic_versions")).all()
+        assert [tuple(row) for row in found] == [(0, None)]
+        connection.execute(text("UPDATE critic_versions SET examples = 2, examples_sha256 = 'x' WHERE version = 3"))
+        connection.execute(
+            text(
+                "INSERT INTO critic_pointers VALUES ('live', 3, now()), ('candidate', 3, now()), ('previous', 0, now())"
+            )
+        )
+    with _transaction(empty_url) as connection:
+        command.downgrade(migration_config(connection), "0019")
+        pointers = connection.execute(text("SELECT name, version FROM critic_pointers")).all()
+        assert {tuple(row) for row in pointers} == {("live", 0), ("previous", 0)}
+        paths = connection.execute(text("SELECT adapter_path FROM critic_versions WHERE version = 3")).scalars()
+        assert list(paths) == ["examples"], "an earlier release takes no path for the base model"
+
+
 _ID = "00000000-0000-7000-8000-00000000000"
 _ROWS_OF_0004 = [
     "INSERT INTO questions VALUES ('x', 'train', now())",

@@ -2,33 +2,37 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly import store
-from gadfly.adapters import WEIGHTS, Marker, file_sha256
+from gadfly.adapters import WEIGHTS, Marker, ProbeRecord, file_sha256
 from gadfly.calibration import Calibration, CalibrationReport, ClassCounts
 from gadfly.engine_client import ACTOR
 from gadfly.errors import Conflict, StoreUnavailable
 from gadfly.planning import by_hash, evaluation_items, within_key_share
+from gadfly.prompts import PromptSet
 from gadfly.records import CriticVersion, Split, SwapKind
+from gadfly.store.critic_examples import PromptExamples
 from gadfly.store.training_data import LabelledAnswer, OpenQuestion
 from gadfly.trainer.context import RunContext
 from gadfly.trainer.data import StoredAnswer
+from gadfly.trainer.examples import ChosenExample, ChosenExamples
 from gadfly.trainer.learn import load_adapter
 from gadfly.trainer.measure.attacks import AttackReport, attacked
 from gadfly.trainer.measure.calibrate import calibrate
 from gadfly.trainer.measure.evaluate import evaluate
+from gadfly.trainer.measure.examples_alone import ExamplesAlone
 from gadfly.trainer.measure.gate import LEAST_TRAFFIC, Evidence, GateReport, Traffic, decide, question_key
 from gadfly.trainer.measure.metrics import Judged
 from gadfly.trainer.patience import in_session
 from gadfly.trainer.pool import sample_pool
-from gadfly.trainer.publish import NothingLearned, probe_record, publish
-from gadfly.trainer.workspace import Lines
-from gadfly.training import GateOutcome, Stage
+from gadfly.trainer.publish import NothingLearned, probe_record, probe_record_of_examples, publish
+from gadfly.trainer.workspace import EXAMPLES, Lines
+from gadfly.training import GateOutcome, Recipe, Stage
 
 _QUERY_LIMIT_S = 300.0  # for reading all labelled answers of a large deployment
 _POOL = "evaluation/pool.json"
@@ -47,14 +51,14 @@ async def evaluate_and_publish(context: RunContext) -> None:
     if run.version is not None:  # an earlier attempt finished: version, candidate and swap are one transaction
         return
     assert run.manifest is not None
-    if file_sha256(context.workspace.final / WEIGHTS) == run.manifest["start"]["adapter_sha256"]:
+    by_examples = run.config.recipe is Recipe.EXAMPLES
+    start_sha256 = run.manifest["start"]["adapter_sha256"]
+    if not by_examples and file_sha256(context.workspace.final / WEIGHTS) == start_sha256:
         await context.report.note("not measured and not published: the weights are those of the critic at the start")
         return
     await context.engines.prove_sampling()
-    policy = context.load_policy()
-    policy.load_adapter(context.workspace.final)
     try:
-        record = await context.engines.patiently(lambda: probe_record(policy, context.engines.pool, context.prompts))
+        record = await _probe_record(context)
     except NothingLearned as error:
         await context.report.note(f"not measured and not published: {error}")
         return
@@ -66,21 +70,30 @@ async def evaluate_and_publish(context: RunContext) -> None:
     await context.report.gate(report.outcome, report.to_json() | {"live": live.version, "actor": await _about(context)})
 
     await context.report.stage(Stage.PUBLISH, step=run.progress.step)
-    marker = publish(
-        context.workspace.final,
-        folder=context.settings.adapters_folder / str(run.id),
-        record=record,
-        run_id=run.id,
-        base_model=context.settings.model,
-        base_sha256=run.manifest["base_sha256"],
-        task=context.task.name,
-        rank=context.settings.adapter_rank,
-    )
+    made: Marker | PromptExamples
+    if by_examples:
+        chosen = _examples(context)
+        made = PromptExamples(
+            items=tuple(each.example for each in chosen),
+            interactions=tuple(each.interaction_id for each in chosen),
+            probe=record,
+        )
+    else:
+        made = publish(
+            context.workspace.final,
+            folder=context.settings.adapters_folder / str(run.id),
+            record=record,
+            run_id=run.id,
+            base_model=context.settings.model,
+            base_sha256=run.manifest["base_sha256"],
+            task=context.task.name,
+            rank=context.settings.adapter_rank,
+        )
     looked_at = {
         item.question_hash for item in judged if question_key(item.question_hash) not in history.past.questions
     }
     version, note = await in_session(
-        context.database, lambda session: _enter(session, context, marker, report, live, calibrated, looked_at)
+        context.database, lambda session: _enter(session, context, made, report, live, calibrated, looked_at)
     )
     await _compare_with_original(context, version)
     await context.report.note(note, version=version.version)
@@ -117,7 +130,7 @@ async def _about(context: RunContext) -> dict[str, Any]:
 async def _enter(
     session: AsyncSession,
     context: RunContext,
-    marker: Marker,
+    made: Marker | PromptExamples,
     report: GateReport,
     live: CriticVersion,
     calibrated: tuple[Calibration, CalibrationReport] | None,
@@ -142,8 +155,9 @@ async def _enter(
         base_model=context.settings.model,
         prompt_set=context.prompts.name,
         task=context.task.id,
-        adapter_path=str(run.id),
-        adapter_sha256=marker.sha256,
+        adapter_path=str(run.id) if isinstance(made, Marker) else None,
+        adapter_sha256=made.sha256 if isinstance(made, Marker) else None,
+        examples=made if isinstance(made, PromptExamples) else None,
         verdict_only=run.manifest.get("verdict_only", False),
     )
     if calibrated is not None:
@@ -188,7 +202,9 @@ async def _history(context: RunContext, live: CriticVersion) -> _History:
         past = _past(dict(reports), start=start, live=live.version)
         base = await store.critics.base_version(session, live.base_model, live.task)
         promoted = await store.runs.promoted_reports(session, live.base_model, live.task)
-        best = _best(promoted, otherwise=base.version)
+        lost = await store.critic_examples.incomplete_versions(session)  # cannot be compared with any more
+        whole = {version: gate for version, gate in dict(promoted).items() if version not in lost}
+        best = _best(whole, otherwise=base.version)
         anchor = None if best == live.version else await store.critics.resolve_critic(session, best)
         right, wrong = await store.training_data.traffic_counts(session, live.task)
         traffic = Traffic(right, wrong) if right + wrong >= LEAST_TRAFFIC else None
@@ -263,16 +279,24 @@ async def measure(
 ) -> tuple[GateReport, list[Judged]]:
     """Have all critics judge the same items at the served temperature, and decide. Finished judgements are kept.
 
+    A candidate that was trained is compared with a critic by examples too, which judges each item once.
+
     Returns the gate's report and the candidate's judgements.
     """
-    final, _ = await load_adapter(context.engines, context.workspace.final, label="final")
-    names = {"candidate": final, f"live-{history.live.version}": await _served(context, history.live, label="live")}
+    critics = {
+        "candidate": await _candidate(context),
+        f"live-{history.live.version}": await _served(context, history.live, label="live"),
+    }
     if history.anchor is not None:
-        names[f"anchor-{history.anchor.version}"] = await _served(context, history.anchor, label="anchor")
-    judged = [await _judge(context, model, items, context.workspace.evaluation(name)) for name, model in names.items()]
-    attacks = await _under_attack(context, dict(zip(names.items(), judged, strict=True)), items)
+        critics[f"anchor-{history.anchor.version}"] = await _served(context, history.anchor, label="anchor")
+    judged = {
+        name: await _judge(context, critic, items, context.workspace.evaluation(name))
+        for name, critic in critics.items()
+    }
+    attacks = await _under_attack(context, critics, judged, items)
+    by_examples = await _judge_by_examples(context, items)
     await context.engines.unload_all()
-    candidate, live, *anchor = judged
+    candidate, live, *anchor = judged.values()
     questions = {item.question_hash: item.question for item in items}
     apart = await in_session(
         context.database, lambda session: store.wall.apart_from_training(session, questions, context.run.task)
@@ -287,47 +311,118 @@ async def measure(
         traffic=history.traffic,
         apart=apart,
     )
+    alone = None if by_examples is None else ExamplesAlone.of(live, candidate, by_examples, context.run.config)
     numbers = {name: each.to_json() for name, each in attacks.items()}
     sentences = [each.sentence(f"the {name} critic") for name, each in attacks.items()]
+    if alone is not None:
+        sentences.append(alone.sentence(len(_examples(context))))
     if wear is not None:
         sentences.append(wear.sentence())
-    beside = {"attacks": numbers or None, "wear": None if wear is None else asdict(wear)}
+    beside = {
+        "attacks": numbers or None,
+        "wear": None if wear is None else asdict(wear),
+        "examples": len(_examples(context)) if context.run.config.recipe is Recipe.EXAMPLES else None,
+        "examples_alone": None if alone is None else alone.to_json() | {"examples": len(_examples(context))},
+    }
     return report.beside(beside, sentences), candidate
 
 
-async def _served(context: RunContext, critic: CriticVersion, *, label: str) -> str:
-    """Load a published critic for this run; its name on the engines."""
+@dataclass(frozen=True, slots=True)
+class _Critic:
+    """A critic for the engines: a model's name and the prompts for it."""
+
+    model: str
+    prompts: PromptSet
+
+
+def _examples(context: RunContext) -> list[ChosenExample]:
+    """The run's examples; empty for a run that has none."""
+    chosen = context.workspace.read(EXAMPLES, ChosenExamples)
+    return [] if chosen is None else chosen.items
+
+
+def _by_examples(context: RunContext) -> _Critic:
+    return _Critic(ACTOR, context.prompts.with_examples([each.example for each in _examples(context)]))
+
+
+async def _probe_record(context: RunContext) -> ProbeRecord:
+    """The candidate's answers to the probe set, by the trainer's own weights.
+
+    Raises:
+        NothingLearned: they cannot be told from the base model's, or not compared.
+    """
+    policy, pool, prompts = context.load_policy(), context.engines.pool, context.prompts
+    if context.run.config.recipe is Recipe.EXAMPLES:
+        with_examples = _by_examples(context).prompts
+        return await context.engines.patiently(lambda: probe_record_of_examples(policy, pool, with_examples))
+    policy.load_adapter(context.workspace.final)
+    return await context.engines.patiently(lambda: probe_record(policy, pool, prompts))
+
+
+async def _candidate(context: RunContext) -> _Critic:
+    if context.run.config.recipe is Recipe.EXAMPLES:
+        return _by_examples(context)
+    final, _ = await load_adapter(context.engines, context.workspace.final, label="final")
+    return _Critic(final, context.prompts)
+
+
+async def _judge_by_examples(context: RunContext, items: Sequence[LabelledAnswer]) -> list[Judged] | None:
+    """The judgements of a critic by examples, one critique an answer; None for a run that has none to compare with."""
+    if context.run.config.recipe is Recipe.EXAMPLES or not _examples(context):
+        return None
+    return await _judge(context, _by_examples(context), items, context.workspace.evaluation("examples"), samples=1)
+
+
+async def _served(context: RunContext, critic: CriticVersion, *, label: str) -> _Critic:
+    """A published critic, loaded for this run.
+
+    Raises:
+        Conflict: it lost an example of its prompt.
+    """
+    if critic.examples:
+        examples, _ = await in_session(
+            context.database, lambda session: store.critic_examples.read_examples(session, critic.version)
+        )
+        if store.critic_examples.sha256_of(examples) != critic.examples_sha256:
+            raise Conflict(
+                f"an example in the prompt of version {critic.version} was deleted, so nothing can be compared with "
+                "it: roll back, and run again"
+            )
+        return _Critic(ACTOR, context.prompts.with_examples(examples))
     if critic.adapter_path is None:
-        return ACTOR
+        return _Critic(ACTOR, context.prompts)
     name, _ = await load_adapter(context.engines, context.published(critic), label=label)
-    return name
+    return _Critic(name, context.prompts)
 
 
 async def _under_attack(
-    context: RunContext, judged: Mapping[tuple[str, str], Sequence[Judged]], items: Sequence[LabelledAnswer]
+    context: RunContext,
+    critics: Mapping[str, _Critic],
+    judged: Mapping[str, Sequence[Judged]],
+    items: Sequence[LabelledAnswer],
 ) -> dict[str, AttackReport]:
     """How candidate and live critic judge wrong answers with an attack around them.
 
-    `judged` has their judgements without one, by the name of the file and that of the model. Each answer gets one
-    critique, with the seed of the first one without the attack, and no refinement.
+    `judged` has their judgements without one, by the name of the file, as `critics`. Each answer gets one critique,
+    with the seed of the first one without the attack, and no refinement.
     """
     texts = attacked(items, context.run.config.gate_attacks)
     reports = {}
-    for (name, model), plain in judged.items():
-        critic = name.partition("-")[0]
-        if critic == "anchor":
+    for name, critic in critics.items():
+        role = name.partition("-")[0]
+        if role == "anchor":
             continue
         file = context.workspace.evaluation(f"{name}-attacked")
-        under_attack = await _judge(context, model, texts, file, samples=1, with_refinement=False)
-        report = AttackReport.of(plain, under_attack)
+        under_attack = await _judge(context, critic, texts, file, samples=1, with_refinement=False)
+        report = AttackReport.of(judged[name], under_attack)
         if report is not None:
-            reports[critic] = report
+            reports[role] = report
     return reports
 
 
 async def _judge(
     context: RunContext,
-    model: str,
+    critic: _Critic,
     items: Sequence[LabelledAnswer],
     file: Path,
     *,
@@ -347,9 +442,9 @@ async def _judge(
 
     return await context.engines.patiently(
         lambda: evaluate(
-            context.collector().bench(),
+            replace(context.collector().bench(), prompts=critic.prompts),
             items,
-            model=model,
+            model=critic.model,
             with_refinement=with_refinement,
             samples=samples,
             temperature=temperature,
@@ -369,9 +464,12 @@ async def _compare_with_original(context: RunContext, version: CriticVersion) ->
     if number is None:
         return
     first = await in_session(context.database, lambda session: store.critics.resolve_critic(session, number))
-    same = first.adapter_sha256 == version.adapter_sha256
+    original_sha256, reproduced = (each.adapter_sha256 or each.examples_sha256 for each in (first, version))
+    what = "examples" if version.examples else "weights"
     await context.report.note(
-        "the weights equal those of the original run" if same else "the weights differ from the original run",
-        original=first.adapter_sha256,
-        reproduced=version.adapter_sha256,
+        f"the {what} equal those of the original run"
+        if original_sha256 == reproduced
+        else f"the {what} differ from the original run",
+        original=original_sha256,
+        reproduced=reproduced,
     )

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from uuid import UUID
 
-from gadfly.adapters import PROBE, Marker, Probe, ProbeRecord, read_marker, seal
+from gadfly.adapters import PROBE, Marker, Probe, ProbeRecord, read_marker, seal, sha256_of_tokens
 from gadfly.engine_client import EnginePool
 from gadfly.errors import GadflyError
 from gadfly.prompts import PromptSet
@@ -87,6 +87,29 @@ def publish(
     return marker
 
 
+async def probe_record_of_examples(policy: Policy, engines: EnginePool, prompts: PromptSet) -> ProbeRecord:
+    """The base model's greedy answers to the probe set under prompts with examples.
+
+    `policy` is one without an adapter. The base model's own log-probabilities are those of the critic. A prompt's
+    tokens are kept as their hash, because the examples are texts of callers.
+
+    Raises:
+        NothingLearned: no answer can be compared reliably.
+    """
+    tolerance = _tolerance(policy)
+    probes = [
+        probe.model_copy(
+            update={
+                "prompt_tokens": (),
+                "prompt_sha256": sha256_of_tokens(probe.prompt_tokens),
+                "base_logprobs": probe.logprobs,
+            }
+        )
+        for probe in await _probes(policy, engines, prompts, tolerance=tolerance)
+    ]
+    return ProbeRecord(prompt_set=prompts.name, tolerance=tolerance, probes=tuple(probes))
+
+
 async def probe_record(policy: Policy, engines: EnginePool, prompts: PromptSet) -> ProbeRecord:
     """The policy's greedy answers to the probe set, computed by the trainer with its own weights.
 
@@ -96,7 +119,26 @@ async def probe_record(policy: Policy, engines: EnginePool, prompts: PromptSet) 
     Raises:
         NothingLearned: no log-probability differs from the base model's by more than the tolerance.
     """
-    tolerance = TOLERANCE_FLOAT32 if policy.device.type == "cpu" else TOLERANCE_BFLOAT16
+    tolerance = _tolerance(policy)
+    probes = await _probes(policy, engines, prompts, tolerance=tolerance)
+    difference = max(
+        (abs(ours - base) for probe in probes for ours, base in zip(probe.logprobs, probe.base_logprobs, strict=True)),
+        default=0.0,
+    )
+    if difference <= tolerance:
+        raise NothingLearned(
+            f"the adapter answers the probe set like the base model: log-probabilities differ by at most "
+            f"{difference:.2g}, which is within the tolerance of {tolerance:.2g}"
+        )
+    return ProbeRecord(prompt_set=prompts.name, tolerance=tolerance, probes=tuple(probes))
+
+
+def _tolerance(policy: Policy) -> float:
+    return TOLERANCE_FLOAT32 if policy.device.type == "cpu" else TOLERANCE_BFLOAT16
+
+
+async def _probes(policy: Policy, engines: EnginePool, prompts: PromptSet, *, tolerance: float) -> list[Probe]:
+    """The policy's answers, as far as they can be compared. Raises as `probe_record`."""
     probes: list[Probe] = []
     for question, response in PROBES:
         prompt = await engines.tokenize(prompts.critique(question=question, response=response))
@@ -117,15 +159,6 @@ async def probe_record(policy: Policy, engines: EnginePool, prompts: PromptSet) 
             )
     if not probes:
         raise NothingLearned(
-            "the adapter's lead is too small for a reliable comparison in every answer of the probe set"
+            "the critic's lead is too small for a reliable comparison in every answer of the probe set"
         )
-    difference = max(
-        (abs(ours - base) for probe in probes for ours, base in zip(probe.logprobs, probe.base_logprobs, strict=True)),
-        default=0.0,
-    )
-    if difference <= tolerance:
-        raise NothingLearned(
-            f"the adapter answers the probe set like the base model: log-probabilities differ by at most "
-            f"{difference:.2g}, which is within the tolerance of {tolerance:.2g}"
-        )
-    return ProbeRecord(prompt_set=prompts.name, tolerance=tolerance, probes=tuple(probes))
+    return probes

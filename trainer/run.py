@@ -21,12 +21,14 @@ from gadfly.errors import EngineTimeout, EngineUnavailable, GadflyError, StoreUn
 from gadfly.settings import Settings
 from gadfly.trainer.context import RunContext, open_context
 from gadfly.trainer.evaluate_and_publish import evaluate_and_publish
+from gadfly.trainer.examples import choose_examples
 from gadfly.trainer.learn import Learning, load_adapter
 from gadfly.trainer.phases import Phase, leave_reason
 from gadfly.trainer.rl.processes import ProcessGroup, make_accelerator
 from gadfly.trainer.selection import select
 from gadfly.trainer.warm_start import WarmStarter
 from gadfly.trainer.workspace import Workspace
+from gadfly.training import Recipe
 
 log = structlog.get_logger(__name__)
 
@@ -40,6 +42,8 @@ async def learn(context: RunContext, processes: ProcessGroup) -> None:
         return
     await context.engines.prove_sampling()
     selection, start = await select(context)
+    if run.config.examples >= 2:
+        await choose_examples(context)
     start_name = start.engine_name
     if start.adapter_path is not None:
         folder = context.published(start)
@@ -75,10 +79,16 @@ async def _learn(settings: Settings, run_id: UUID) -> None:
     if not accelerator.is_main_process:
         # To follow the first process, only the model's location and the run's config are needed.
         async with open_context(settings, run_id, role=store.runs.TRAINING_ROLE) as context:
+            if context.run.config.recipe is Recipe.EXAMPLES:
+                return
             processes = ProcessGroup(context.load_policy(), context.run.config, accelerator)
         processes.follow()
         return
     async with open_context(settings, run_id, role=store.runs.TRAINING_ROLE) as context:
+        if context.run.config.recipe is Recipe.EXAMPLES:
+            await context.engines.prove_sampling()
+            await choose_examples(context)
+            return
         processes = ProcessGroup(context.load_policy(), context.run.config, accelerator)
         try:
             await learn(context, processes)

@@ -22,7 +22,7 @@ from gadfly.trainer.data import Known, StoredAnswer
 from gadfly.trainer.manifest import make_manifest, select_answers, split_for_validation, with_new_label
 from gadfly.trainer.patience import in_session
 from gadfly.trainer.pool import sample_pool
-from gadfly.training import GateOutcome, Run, Stage
+from gadfly.training import GateOutcome, Recipe, Run, Stage, TrainConfig
 
 _FILE = "selection.json"
 _QUERY_LIMIT_S = 300.0  # for reading all labelled answers of a large deployment
@@ -77,7 +77,13 @@ async def _decide(context: RunContext) -> Selection:
         start = (
             await store.critics.resolve_critic(session, recorded["start"]["version"])
             if recorded
-            else await _start(session, context.settings.model, run.task, continue_candidate=config.continue_candidate)
+            else await _start(
+                session,
+                context.settings.model,
+                run.task,
+                continue_candidate=config.continue_candidate,
+                trains=config.recipe is not Recipe.EXAMPLES,
+            )
         )
         answers, questions = await select_answers(session, run, original, max_key_share=context.settings.max_key_share)
         parent = None if start.run_id is None else await store.runs.read_run(session, start.run_id)
@@ -123,12 +129,19 @@ async def _decide(context: RunContext) -> Selection:
     open_questions = [each for each in questions if not is_for_validation(each.question_hash, config)]
     asked: list[LabelledAnswer | OpenQuestion] = [*open_questions, *logged]
     pool = await sample_pool(
-        context.engines, context.actor, context.prompts, context.grader, asked, config, seed=config.fixed_seed
+        context.engines,
+        context.actor,
+        context.prompts,
+        context.grader,
+        asked,
+        config.model_copy(update={"pool_questions": config.pool_questions_to_learn_from}),
+        seed=config.fixed_seed,
     )
     pooled = await fitting(context, pool.items)
     learn = [*logged, *pooled]
     with_reference = sum(item.reference is not None for item in learn)
-    if not learn or (not with_reference and not config.steps_stage_1):
+    needs_reference = config.recipe is not Recipe.EXAMPLES and not config.steps_stage_1
+    if not learn or (not with_reference and needs_reference):
         missing = "answers with a reference" if learn else "labelled answers"
         raise BadInput(
             f"there are no {missing} to learn from besides the validation answers: log more, or lower validation_share"
@@ -167,10 +180,14 @@ class _Read:
     confidences: dict[UUID, float]
 
 
-async def _start(session: AsyncSession, base_model: str, task: str, *, continue_candidate: bool) -> CriticVersion:
+async def _start(
+    session: AsyncSession, base_model: str, task: str, *, continue_candidate: bool, trains: bool = True
+) -> CriticVersion:
     """The critic that a run of a task begins with: the live one, or the candidate that the gate has not decided about.
 
-    A candidate that was measured against another live critic is not continued: its evidence does not count any more.
+    A candidate that was measured against another live critic is not continued: its evidence does not count any more. A
+    critic by examples has the base model's weights, so a run that would begin with one, or that trains nothing, begins
+    with the base model.
 
     Raises:
         Conflict: the live critic is not based on the model `base_model`.
@@ -178,15 +195,18 @@ async def _start(session: AsyncSession, base_model: str, task: str, *, continue_
     live = await store.critics.resolve_critic(session, "live", task)
     if live.base_model != base_model:
         raise Conflict(f"the trainer is set to the model {base_model}, and the service serves {live.base_model}")
+    if not trains:
+        return await store.critics.base_version(session, base_model, task)
+    start = await store.critics.base_version(session, base_model, task) if live.examples else live
     pointers = await store.critics.read_pointers(session, task)
     if not continue_candidate or "candidate" not in pointers:
-        return live
+        return start
     candidate = await store.critics.resolve_critic(session, "candidate", task)
-    if candidate.run_id is None or live.prompt_set not in (None, candidate.prompt_set):
-        return live
+    if candidate.run_id is None or candidate.examples or live.prompt_set not in (None, candidate.prompt_set):
+        return start
     run = await store.runs.read_run(session, candidate.run_id)
     is_open = run.outcome is GateOutcome.NOT_ENOUGH_EVIDENCE and (run.gate or {}).get("live") == live.version
-    return candidate if is_open else live
+    return candidate if is_open else start
 
 
 async def fitting(context: RunContext, items: Sequence[LabelledAnswer]) -> list[LabelledAnswer]:
@@ -228,6 +248,8 @@ def _check_same(original: dict[str, Any], manifest: dict[str, Any]) -> None:
     """
     # Earlier releases had no other actor and no other task.
     original = {"actor": original["base_model"], "task": "math", **original}
+    # With the options that came since, at their defaults.
+    original["config"] = TrainConfig.model_validate(original["config"]).model_dump(mode="json")
     for name in ("base_sha256", "actor", "task", "prompt_set", "adapter_rank", "config"):
         if original[name] != manifest[name]:
             raise Conflict(f"the run cannot be reproduced here: its {name} was {original[name]}, not {manifest[name]}")

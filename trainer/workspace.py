@@ -2,6 +2,7 @@
 
     GADFLY_HOME/runs/RUN/
         selection.json              the answers to learn from, logged and sampled; written once
+        examples.json               the labelled answers for the critic's prompt, with critiques of them
         rollouts/00012.jsonl        the rollouts of step 12, a complete group per line
         adapters/00012/             the adapter that step 12 was sampled with, for the engine
         checkpoints/00012/          learner and loop after 12 steps; the last two are kept
@@ -28,6 +29,7 @@ from pydantic import TypeAdapter
 
 from gadfly.adapters import sync, write_durably
 
+EXAMPLES = "examples.json"
 _KEPT_CHECKPOINTS = 2
 
 T = TypeVar("T")
@@ -139,7 +141,8 @@ class Workspace:
         """Remove the files of an ended run that hold texts, so that a deletion in the database deletes every copy."""
         for name in ("rollouts", "adapters", "checkpoints", "evaluation", "validated"):
             shutil.rmtree(self.path / name, ignore_errors=True)
-        (self.path / "selection.json").unlink(missing_ok=True)
+        for name in ("selection.json", EXAMPLES):
+            (self.path / name).unlink(missing_ok=True)
 
 
 class Lines(Generic[T]):

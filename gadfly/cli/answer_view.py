@@ -83,7 +83,8 @@ def _verdict_line(result: Mapping[str, Any], judged: Mapping[str, Any]) -> str:
     certainty = "" if confidence is None else f"  confidence {confidence:.0%}"
     certainty += "" if calibrated is None else f", calibrated {calibrated:.0%}"
     critic = result["critic"]
-    sha = f" ({critic['adapter_sha256'][:12]})" if critic["adapter_sha256"] else " (the base model, untrained)"
+    made = "with examples in its prompt" if critic.get("status") == "examples" else "untrained"
+    sha = f" ({critic['adapter_sha256'][:12]})" if critic["adapter_sha256"] else f" (the base model, {made})"
     return (
         f"verdict     [bold {_COLOURS.get(verdict, 'yellow')}]{verdict}[/]{certainty}\n"
         f"critic      critic@{critic['version']}{sha}"

@@ -24,10 +24,15 @@ def show_critics(critics: list[dict[str, Any]]) -> None:
             critic["status"],
             "" if critic["parent"] is None else str(critic["parent"]),
             critic["created_at"][:16].replace("T", " "),
-            "the base model" if critic["adapter_sha256"] is None else critic["adapter_sha256"][:12],
+            _what(critic) if critic["adapter_sha256"] is None else critic["adapter_sha256"][:12],
             ", ".join(name.replace("_", " ") for name in ("verdict_only", "archived") if critic[name]),
         )
     out.print(table)
+
+
+def _what(critic: Mapping[str, Any]) -> str:
+    count = critic.get("examples", 0)
+    return f"the base model with {count} examples in its prompt" if count else "the base model"
 
 
 def show_critic(critic: Mapping[str, Any]) -> None:
@@ -35,11 +40,12 @@ def show_critic(critic: Mapping[str, Any]) -> None:
     pointers = ", ".join(critic["pointers"]) or "no pointer"
     table = Table(box=None, show_header=False, padding=(0, 3, 0, 0))
     table.add_row("version", f"{critic['version']} ({pointers}), {critic['status']}")
-    table.add_row("adapter", critic["adapter_sha256"] or "none: the base model under the critic's prompt")
+    table.add_row("adapter", critic["adapter_sha256"] or f"none: {_what(critic)}")
     table.add_row("task", f"{critic['task']} {critic['task_version'] or ''}".rstrip())
     if critic["run_id"] is not None:
+        made = "made" if critic.get("examples") else "trained"
         gate = "" if critic["outcome"] is None else f", gate: {critic['outcome'].replace('_', ' ')}"
-        table.add_row("parent", f"version {critic['parent']}, trained by run {critic['run_id']}{gate}")
+        table.add_row("parent", f"version {critic['parent']}, {made} by run {critic['run_id']}{gate}")
     table.add_row("calibration", _calibration_line(critic["calibration"]))
     for line in scoreboard_lines(critic["scoreboard"]):
         table.add_row("your labels", line)

@@ -25,6 +25,11 @@ async def push(settings: Settings, url: str, version: int, target: str) -> Criti
     async with opened(settings, url) as database, database.session() as session:
         critic = await store.critics.resolve_critic(session, version)
         run = None if critic.run_id is None else await store.runs.read_run(session, critic.run_id)
+    if critic.examples:
+        raise BadInput(
+            f"version {version} is the base model with {critic.examples} answers of this deployment in its prompt, and "
+            "these texts are not pushed: export the answers, and make the version anew where they are imported"
+        )
     if critic.adapter_path is None:
         raise BadInput(f"version {version} is the base model under the critic's prompt: there is nothing to push")
     gate = run.gate if run is not None else (critic.origin or {}).get("gate")

@@ -124,6 +124,7 @@ def show_plan(plan: Mapping[str, Any]) -> None:
         out.print(Text(plain(warning), style="yellow"))
     for note in plan["notes"]:
         out.print(Text(plain(note), style="dim"))
+    out.print(Text(plain(plan["next_step"]), style="bold"))
 
 
 def ending(run: Mapping[str, Any]) -> Text:
@@ -189,7 +190,7 @@ class RunDisplay:
             case EventKind.GATE:
                 self._print_gate(data)
             case EventKind.PUBLISHED:
-                self._print("published", f"critic@{data['version']} ({data['adapter_sha256'][:12]})", "green")
+                self._print("published", f"critic@{data['version']} ({_made(data)})", "green")
             case _:
                 self._print(event.name, _sentence(data, ("message",)))
         self._update()
@@ -280,3 +281,8 @@ def _numbers(metrics: Mapping[str, Any]) -> str:
     numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
     shown = [name for name in _KEY_METRICS if name in numbers] or list(numbers)[: len(_KEY_METRICS)]
     return "  ".join(f"{plain(name)} {numbers[name]:.3g}" for name in shown)
+
+
+def _made(published: Mapping[str, Any]) -> str:
+    sha256 = published["adapter_sha256"]
+    return f"{published['examples']} examples in its prompt" if sha256 is None else sha256[:12]

@@ -8,7 +8,9 @@ from typing import Any, cast
 from uuid import UUID
 
 from sqlalchemy import (
+    ColumnElement,
     Select,
+    and_,
     delete,
     exists,
     func,
@@ -21,6 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly.errors import Conflict, NotFound
 from gadfly.records import CriticVersion, Pointer, SwapKind, SwapStatus, TaskId, now
+from gadfly.store.critic_examples import PromptExamples, incomplete_versions, insert_examples
 from gadfly.store.mapping import record_of
 from gadfly.store.replicas import fresh_replicas
 from gadfly.store.runs import append_event
@@ -61,7 +64,7 @@ async def ensure_version_zero(session: AsyncSession, base_model: str, *, task: T
     await session.execute(  # under these prompts now
         update(CriticVersionRow)
         .where(
-            CriticVersionRow.adapter_path.is_(None),
+            is_base(),
             CriticVersionRow.task == task.name,
             CriticVersionRow.task_version.is_distinct_from(task.version),
         )
@@ -126,9 +129,7 @@ async def base_version(session: AsyncSession, base_model: str, task: str = DEFAU
     """
     row = await session.scalar(
         select(CriticVersionRow).where(
-            CriticVersionRow.base_model == base_model,
-            CriticVersionRow.task == task,
-            CriticVersionRow.adapter_path.is_(None),
+            CriticVersionRow.base_model == base_model, CriticVersionRow.task == task, is_base()
         )
     )
     if row is None:
@@ -137,11 +138,16 @@ async def base_version(session: AsyncSession, base_model: str, task: str = DEFAU
     return record_of(CriticVersion, row)
 
 
+def is_base() -> ColumnElement[bool]:
+    """Whether a version is the root of a line: as `CriticVersion.is_base`."""
+    return and_(CriticVersionRow.adapter_path.is_(None), CriticVersionRow.examples == 0)
+
+
 async def refining_version(session: AsyncSession, task: str = DEFAULT_TASK) -> int:
     """The version that answers /refine as the live critic of a task.
 
-    The live one, unless it learned verdicts only: then the newest version that learned more, has been live and was not
-    rolled back from, else the base model.
+    The live one, unless it learned verdicts only: then the newest version that learned more, has been live, was not
+    rolled back from and has all its examples, else the base model.
     """
     live = await resolve_critic(session, "live", task)
     if not live.verdict_only:
@@ -151,6 +157,7 @@ async def refining_version(session: AsyncSession, task: str = DEFAULT_TASK) -> i
             CriticVersionRow.base_model == live.base_model,
             CriticVersionRow.task == task,
             CriticVersionRow.verdict_only.is_(False),
+            CriticVersionRow.version.not_in(await incomplete_versions(session)),
             exists().where(SwapRow.version == CriticVersionRow.version, SwapRow.status == SwapStatus.DONE),
             ~exists().where(
                 SwapRow.from_version == CriticVersionRow.version,
@@ -210,12 +217,16 @@ async def insert_critic(
     parent: int,
     base_model: str,
     prompt_set: str,
-    adapter_path: str,
-    adapter_sha256: str,
+    adapter_path: str | None = None,
+    adapter_sha256: str | None = None,
+    examples: PromptExamples | None = None,
     task: TaskId = MATH,
     verdict_only: bool = False,
 ) -> CriticVersion:
-    """Store the next version, made by a run. A run makes one: a repeated call returns it."""
+    """Store the next version, made by a run: an adapter, or examples for the critic's prompt.
+
+    A run makes one version: a repeated call returns it.
+    """
     await _lock_numbers(session)
     known = await session.scalar(select(CriticVersionRow).where(CriticVersionRow.run_id == run_id))
     if known is None:
@@ -231,11 +242,18 @@ async def insert_critic(
             task=task.name,
             task_version=task.version,
             verdict_only=verdict_only,
+            examples=0 if examples is None else len(examples.items),
+            examples_sha256=None if examples is None else examples.sha256,
         )
         session.add(known)
         await session.flush()
+        if examples is not None:
+            await insert_examples(session, known.version, examples)
         await append_event(
-            session, run_id, EventKind.PUBLISHED, {"version": known.version, "adapter_sha256": adapter_sha256}
+            session,
+            run_id,
+            EventKind.PUBLISHED,
+            {"version": known.version, "adapter_sha256": adapter_sha256, "examples": known.examples},
         )
     return record_of(CriticVersion, known)
 

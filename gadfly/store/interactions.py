@@ -568,7 +568,7 @@ def _has_confidence(low: float, high: float) -> ColumnElement[bool]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Facts:
+class InteractionFacts:
     """What is known about an interaction besides its own record."""
 
     confidence: float | None = None  # of the verdict of the first critique
@@ -577,7 +577,7 @@ class Facts:
     standing: VoteAgreement = VoteAgreement.NONE
 
 
-async def facts_of(session: AsyncSession, ids: Sequence[UUID]) -> dict[UUID, Facts]:
+async def facts_of(session: AsyncSession, ids: Sequence[UUID]) -> dict[UUID, InteractionFacts]:
     """The label and the critic's confidence of interactions, by their ids."""
     p_correct: ColumnElement[float | None] = literal_column(P_CORRECT)
     first = (
@@ -604,7 +604,7 @@ async def facts_of(session: AsyncSession, ids: Sequence[UUID]) -> dict[UUID, Fac
         .where(InteractionRow.id.in_(ids))
     )
     return {
-        row.id: Facts(
+        row.id: InteractionFacts(
             confidence=row.confidence,
             label=row.is_right,
             label_source=row.source,
@@ -620,7 +620,7 @@ class Page:
 
     interactions: list[Interaction]
     next_cursor: str | None
-    facts: Mapping[UUID, Facts]
+    facts: Mapping[UUID, InteractionFacts]
 
 
 async def read_interaction(session: AsyncSession, id: UUID, *, scope: Scope) -> Interaction:

@@ -46,7 +46,7 @@ _WORTH = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Waiting:
+class WaitingAnswer:
     """An answer that waits for a label."""
 
     interaction_id: UUID  # the newest about it in the window
@@ -64,12 +64,12 @@ async def waiting_answers(
     labeller: str,
     limit: int,
     reasons: Collection[QueueReason] = (),
-) -> tuple[list[Waiting], int]:
+) -> tuple[list[WaitingAnswer], int]:
     """Answers that a labeller may be given, the most worth first, and how many wait in all that was looked at.
 
     Left out are those that others have reserved, that the labeller has skipped, and that the key `voter` has voted on.
     """
-    answers: dict[AnswerKey, Waiting] = {}
+    answers: dict[AnswerKey, WaitingAnswer] = {}
     waiting_in_all = 0
     for window in _WINDOWS:
         found = await session.execute(
@@ -82,7 +82,7 @@ async def waiting_answers(
         waiting_in_all = rows[0].waiting if rows else 0
         for row in rows:
             key = (row.question_hash, row.text)
-            waiting = Waiting(
+            waiting = WaitingAnswer(
                 interaction_id=row.id,
                 answer=key,
                 reason=QueueReason(row.reason),

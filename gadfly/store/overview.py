@@ -12,6 +12,7 @@ from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly.records import Swap, SwapStatus
+from gadfly.store.critics import is_base
 from gadfly.store.labels import Label
 from gadfly.store.mapping import record_of
 from gadfly.store.scores import is_unlearned
@@ -40,7 +41,7 @@ class Bucket(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Judgements:
+class JudgementCounts:
     """Verdicts of one version on labelled answers of one class in one bucket of time."""
 
     version: int
@@ -52,7 +53,7 @@ class Judgements:
 
 async def judgements(
     session: AsyncSession, *, since: datetime, until: datetime, bucket: Bucket | None
-) -> list[Judgements]:
+) -> list[JudgementCounts]:
     """Counts by version, bucket and class, of traffic from `since` to before `until`.
 
     The rule is that of a critic's scoreboard: the newest right and the newest wrong answer to each question count, by
@@ -83,7 +84,7 @@ async def judgements(
             Label.exists,
             InteractionRow.created_at >= since,
             InteractionRow.created_at < until,
-            or_(CriticVersionRow.adapter_sha256.is_(None), is_unlearned(CriticVersionRow.created_at)),
+            or_(is_base(), is_unlearned(CriticVersionRow.created_at)),
         )
         .order_by(
             InteractionRow.critic_version,
@@ -101,7 +102,7 @@ async def judgements(
         .order_by(each.c.version, each.c.at, each.c.was_right)
     )
     return [
-        Judgements(version=version, at=at, was_right=was_right, hits=hits, of=of)
+        JudgementCounts(version=version, at=at, was_right=was_right, hits=hits, of=of)
         for version, at, was_right, hits, of in rows
     ]
 

@@ -20,8 +20,8 @@ def is_unlearned(made_at: Any) -> ColumnElement[bool]:
 async def scored_answers(session: AsyncSession, critic: CriticVersion, *, limit: int = 2000) -> list[ScoredAnswer]:
     """Labelled answers that a critic judged for callers, the newest first, with the verdict of its first critique.
 
-    Of a trained critic, only answers to held-out questions and to questions that arrived after it was made: it cannot
-    have learned from them.
+    Of a later version than the base model, only answers to held-out questions and to questions that arrived after it
+    was made: it cannot have learned from them.
     """
     statement = (
         Label.joined(
@@ -39,7 +39,7 @@ async def scored_answers(session: AsyncSession, critic: CriticVersion, *, limit:
         .where(
             InteractionRow.critic_version == critic.version,
             Label.exists,
-            true() if critic.adapter_sha256 is None else is_unlearned(critic.created_at),
+            true() if critic.is_base else is_unlearned(critic.created_at),
         )
         .order_by(InteractionRow.created_at.desc(), InteractionRow.id.desc())
         .limit(limit)

@@ -264,6 +264,41 @@ class CriticVersionRow(Table):
     task_version: Mapped[str | None]
     origin: Mapped[dict[str, Any] | None]
     verdict_only: Mapped[bool] = mapped_column(server_default=text("false"))
+    examples: Mapped[int] = mapped_column(server_default=text("0"))
+    examples_sha256: Mapped[str | None]
+
+
+class CriticExampleRow(Table):
+    """A labelled answer in a critic's prompt. It goes with its interaction, and then the critic cannot be served."""
+
+    __tablename__ = "critic_examples"
+
+    version: Mapped[int] = mapped_column(ForeignKey("critic_versions.version"), primary_key=True, autoincrement=False)
+    place: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    interaction_id: Mapped[UUID] = mapped_column(ForeignKey("interactions.id", ondelete="CASCADE"), index=True)
+    question: Mapped[str]
+    response: Mapped[str]
+    critique: Mapped[str]
+
+
+class CriticProbeRow(Table):
+    """The probe record of a critic without an adapter folder, as JSON. It holds no text of a caller."""
+
+    __tablename__ = "critic_probes"
+
+    version: Mapped[int] = mapped_column(ForeignKey("critic_versions.version"), primary_key=True, autoincrement=False)
+    record: Mapped[dict[str, Any]]
+
+
+class GuardedConversationRow(Table):
+    """The conversation of a call that a proxy announced. It is deleted after a quarter of an hour."""
+
+    __tablename__ = "guarded_conversations"
+
+    key: Mapped[str] = mapped_column(primary_key=True)  # the id of the proxy's key; empty without keys
+    call_id: Mapped[str] = mapped_column(primary_key=True)
+    messages: Mapped[list[dict[str, Any]]] = mapped_column(JSONB)
+    kept_at: Mapped[datetime] = mapped_column(index=True)
 
 
 class CriticCalibrationRow(Table):

@@ -157,10 +157,10 @@ class Answerer:
         return interaction
 
     async def _critique(self, body: CritiqueRequest, prepared: Prepared, listener: Listener | None) -> Interaction:
-        async with self._lease(prepared):
+        async with self._lease(prepared) as prompts:
             critiques = await critique(
                 self._critics.engines,
-                prepared.task.prompts,
+                prompts,
                 model=prepared.critic.engine_name,
                 question=body.question,
                 response=body.response,
@@ -184,13 +184,13 @@ class Answerer:
 
     async def _refine(self, body: RefineRequest, prepared: Prepared, listener: Listener | None) -> Interaction:
         actor = replace(prepared.sampling, temperature=body.refine_temperature)
-        async with self._lease(prepared):
+        async with self._lease(prepared) as prompts:
             chains = await gather(
                 *(
                     refine_chain(
                         self._critics.engines,
                         self._actor,
-                        prepared.task.prompts,
+                        prompts,
                         critic=prepared.critic.engine_name,
                         question=body.question,
                         response=body.response,
@@ -399,8 +399,8 @@ class Answerer:
         self._metrics.observe(interaction)
 
     @asynccontextmanager
-    async def _lease(self, prepared: Prepared) -> AsyncIterator[None]:
-        """Lease a critic for a request; if no engine serves it, such as an earlier episode's, load it first.
+    async def _lease(self, prepared: Prepared) -> AsyncIterator[PromptSet]:
+        """Lease a critic for a request, with its prompts; if no engine serves it, load it first.
 
         Raises:
             NoSlot: the engines have no slot for the critic now.
@@ -413,8 +413,7 @@ class Answerer:
         is_live = critic.version == line.known_live
         with self._critics.leases.take(critic.version, is_pinned=not is_live):
             try:
-                await self._critics.loader.ready(critic)
-                yield
+                yield await self._critics.loader.ready(critic)
             except (AdapterRefused, BadAdapter) as error:
                 if prepared.is_named and not is_live:
                     raise
@@ -441,7 +440,9 @@ def fingerprint_of(body: BaseModel) -> str:
     What changes only how the answer is sent is not part of it.
     """
     # Defaults are excluded, so that a release with a new option computes the same fingerprint for old requests.
-    fields = body.model_dump(mode="json", exclude={"stream", "stream_options", "request_id"}, exclude_defaults=True)
+    fields = body.model_dump(
+        mode="json", exclude={"stream", "stream_options", "request_id", "brief"}, exclude_defaults=True
+    )
     canonical = json.dumps(fields, sort_keys=True)
     return hashlib.sha256(f"{type(body).__name__}:{canonical}".encode()).hexdigest()
 
@@ -451,11 +452,13 @@ def _text_of(refinement: Refinement) -> tuple[str, bool]:
 
 
 def _parameters(prepared: Prepared) -> dict[str, Any]:
+    examples = {"examples": prepared.critic.examples} if prepared.critic.examples else {}
     return {
         "temperature": prepared.sampling.temperature,
         "max_tokens": prepared.sampling.max_tokens,
         "seed": prepared.sampling.seed,
         **words_of(prepared.task.prompts),
+        **examples,
     }
 
 

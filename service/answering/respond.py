@@ -23,12 +23,14 @@ async def respond(service: Service, caller: Caller, request: Request, body: Opti
     if body.store:
         service.room.require()
     if body.stream:
-        return await stream_response(request, CritiqueStream(partial(service.answerer.answer, caller, body)))
+        return await stream_response(
+            request, CritiqueStream(partial(service.answerer.answer, caller, body), brief=body.brief)
+        )
     interaction = await until_disconnect(request, service.answerer.answer(caller, body))
     if interaction is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     return Response(
-        result_of(interaction).model_dump_json(),
+        result_of(interaction, brief=body.brief).model_dump_json(),
         media_type="application/json",
         headers=critic_header(interaction.critic_version),
     )

@@ -145,9 +145,10 @@ async def stream_response(request: Request, answer: AnswerStream[Any]) -> Respon
 class CritiqueStream(AnswerStream[Interaction]):
     """An answer of /critique or /refine: `text` pieces, then one `result`, or one `error` with a problem document."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, *, brief: bool = False) -> None:
         super().__init__()
         self._work = work
+        self._brief = brief
         self._critic: int | None = None  # unknown at first if this request waits for one with the same request id
 
     async def work(self) -> Interaction:
@@ -161,7 +162,7 @@ class CritiqueStream(AnswerStream[Interaction]):
 
     def ended(self, result: Interaction) -> bytes:
         self._critic = result.critic_version
-        return _event("result", result_of(result).model_dump_json().encode())
+        return _event("result", result_of(result, brief=self._brief).model_dump_json().encode())
 
     def failed(self, document: Problem) -> bytes:
         return _event("error", document.model_dump_json(exclude_none=True).encode())

@@ -12,10 +12,12 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 
-from gadfly.adapters import AdapterFolder, BadAdapter
+from gadfly import store
+from gadfly.adapters import AdapterFolder, BadAdapter, ProbeRecord
 from gadfly.concurrency import gather
 from gadfly.engine_client import Adapters, Engine, Reply, Sampling
 from gadfly.errors import (
@@ -39,6 +41,7 @@ from gadfly.service.critics.replicas import Replicas
 from gadfly.service.critics.verification import Deltas, Proof, compare, require_adapter
 from gadfly.service.metrics import Metrics
 from gadfly.settings import Settings, without_password
+from gadfly.store.database import Database
 from gadfly.tasks import ServedTasks
 
 _PATIENCE_S = 60.0  # for one engine to load and prove one adapter
@@ -75,6 +78,15 @@ class _Attempt:
     has_loaded: bool = False  # this attempt loaded the adapter; the engine did not serve it before
 
 
+@dataclass(frozen=True, slots=True)
+class Servable:
+    """A checked critic: what engines load, if anything, its prompts, and the answers that prove it."""
+
+    adapter: Path | None  # the folder of its adapter; None: the base model's weights, with examples in the prompt
+    prompts: PromptSet
+    probe: ProbeRecord
+
+
 class Loader:
     """Loads critics into engines, and routes a critic's requests only to engines that have proven it."""
 
@@ -83,6 +95,7 @@ class Loader:
         *,
         settings: Settings,
         tasks: ServedTasks,
+        database: Database,
         engines: Sequence[Engine],
         pointers: CriticPointers,
         leases: Leases,
@@ -91,6 +104,7 @@ class Loader:
     ) -> None:
         self._settings = settings
         self._tasks = tasks
+        self._database = database
         self._engines = engines
         self._pointers = pointers
         self._leases = leases
@@ -102,7 +116,8 @@ class Loader:
         self._proven: dict[tuple[str, int], int] = {}  # (engine, version) -> the engine's drops at the proof
         self._refused: dict[tuple[str, int], _Refusal] = {}  # by engine (`_FILES` for all) and version
         self._work: SingleFlight[Proof] = SingleFlight()
-        self._folders: SingleFlight[AdapterFolder] = SingleFlight()
+        self._checks: SingleFlight[Servable] = SingleFlight()
+        self._with_examples: dict[int, PromptSet] = {}  # by version
         self._wanted: Counter[int] = Counter()  # versions that requests wait for
 
     def proven_on(self, engine: Engine) -> list[int]:
@@ -123,35 +138,52 @@ class Loader:
         version = version_of(name)
         return version is None or version in self.proven_on(engine)
 
-    async def ready(self, critic: CriticVersion) -> None:
-        """Return when at least one engine has proven a critic: at once for all but its first requests.
+    async def ready(self, critic: CriticVersion) -> PromptSet:
+        """The critic's prompts, when at least one engine has proven it: at once for all but its first requests.
 
         Raises:
-            BadAdapter: the critic's files or its answers to the probes are not those published.
+            BadAdapter: the critic's files, its examples or its answers to the probes are not those published.
             AdapterRefused: the engines cannot load the adapter.
             EngineUnavailable: no engine can be reached.
             TooBusy: the adapter slots that pointers leave free are all taken by other critics.
             NoSlot: all slots are taken by critics in use, and none became free in time.
         """
-        if critic.adapter_path is None:
-            return
+        if critic.version in self._pointers.incomplete:
+            self._forget_examples(critic.version)
         self._used_at[critic.version] = time.monotonic()
-        if self.is_proven(critic.version):
-            return
+        if critic.is_base or self.is_proven(critic.version):
+            return self._prompts_of(critic)
         self.raise_recent_refusal(critic)
-        self._require_room(critic)
+        if critic.adapter_path is not None:
+            self._require_room(critic)
         self._wanted[critic.version] += 1
         try:
             async with self._slot(critic):
                 await self.prove(critic, share=0.0)
         finally:
             self._wanted[critic.version] -= 1
+        return self._prompts_of(critic)
+
+    def _prompts_of(self, critic: CriticVersion) -> PromptSet:
+        if not critic.examples:
+            return self._task_prompts(critic)
+        if critic.version not in self._with_examples:  # dropped since the proof
+            raise BadAdapter(_lost_example(critic))
+        return self._with_examples[critic.version]
+
+    def _forget_examples(self, version: int) -> None:
+        self._with_examples.pop(version, None)
+        for engine in self._engines:
+            self.forget(engine, version)
 
     # --------------------------------------------------------------------------------------------------------- slots
 
     @asynccontextmanager
     async def _slot(self, critic: CriticVersion) -> AsyncIterator[None]:
-        """Hold a slot while a critic is loaded into it."""
+        """Hold a slot while a critic is loaded into it; one without an adapter needs none."""
+        if critic.adapter_path is None:
+            yield
+            return
         await self.make_room(critic, patience_s=_SLOT_PATIENCE_S)
         self._loading[critic.version] += 1  # nothing was awaited since the slot was found
         try:
@@ -160,8 +192,8 @@ class Loader:
             self._loading[critic.version] -= 1
 
     def has_room(self, critic: CriticVersion) -> bool:
-        """Whether a critic has a slot, or there is a free one for it."""
-        return len(self._loaded() - {critic.version}) < self._settings.adapter_slots
+        """Whether a critic has a slot or needs none, or there is a free one for it."""
+        return critic.adapter_path is None or len(self._loaded() - {critic.version}) < self._settings.adapter_slots
 
     async def make_room(self, critic: CriticVersion, *, patience_s: float = 0.0) -> None:
         """Return when there is a slot for a critic, for which critics that are not in use are unloaded.
@@ -191,7 +223,7 @@ class Loader:
         """The versions that have a slot on any engine, or are being loaded."""
         loading = {version for version, count in self._loading.items() if count}
         listed = {version for served in self._served.values() for version in served if self._pointers.known(version)}
-        return {version for _, version in self._proven} | loading | listed
+        return {version for _, version in self._proven if self._takes_slot(version)} | loading | listed
 
     def _worth(self, version: int) -> tuple[bool, float, int]:
         """The order in which critics give up their slots: those that no pointer names first, then by their last use."""
@@ -218,13 +250,17 @@ class Loader:
         if critic.version in pointed:
             return
         wanted = {version for version, requests in self._wanted.items() if requests}
-        others = {version for _, version in self._proven} | wanted
+        others = {version for version in {version for _, version in self._proven} | wanted if self._takes_slot(version)}
         room = max(1, self._settings.adapter_slots - _POINTERS)
         if len(others - pointed - {critic.version}) >= room:
             raise TooBusy(
                 f"the engines already serve {room} critics that are neither live, previous nor candidate: the limit",
                 retry_after_s=_ROOM_S,
             )
+
+    def _takes_slot(self, version: int) -> bool:
+        critic = self._pointers.known(version)
+        return critic is None or critic.adapter_path is not None
 
     def require_adapters(self) -> None:
         """Check that no engine is known to serve the base model only, before a critic is promoted or trained.
@@ -243,7 +279,7 @@ class Loader:
         critic = await self._pointers.resolve(version)
         self.raise_recent_refusal(critic, engine)
         self.forget(engine, version)
-        await self.prove_on(engine, critic, await self.read_folder(critic))
+        await self.prove_on(engine, critic, await self.check(critic))
 
     def raise_recent_refusal(self, critic: CriticVersion, engine: Engine | None = None) -> None:
         """Raise the error of a recent attempt to prove a critic again, so that not every request repeats the attempt.
@@ -275,11 +311,11 @@ class Loader:
             AdapterRefused: an engine cannot load the adapter.
             EngineError: an engine failed or cannot be reached.
         """
-        if critic.adapter_path is None:
+        if critic.is_base:
             return []
-        folder = await self.read_folder(critic)
+        servable = await self.check(critic)
         enough = max(1, math.ceil(share * len(self._engines)))
-        proving = [asyncio.ensure_future(self.prove_on(engine, critic, folder)) for engine in self._engines]
+        proving = [asyncio.ensure_future(self.prove_on(engine, critic, servable)) for engine in self._engines]
         try:
             await _wait_for(proving, enough=enough)
         finally:
@@ -292,59 +328,71 @@ class Loader:
             raise errors[0]
         return proofs
 
-    async def read_folder(self, critic: CriticVersion) -> AdapterFolder:
-        """Check a critic's files by their hashes; concurrent callers share one check.
+    async def check(self, critic: CriticVersion) -> Servable:
+        """Check a critic's files or examples by their hashes; concurrent callers share one check.
 
         Raises:
-            BadAdapter: the files are damaged, are another version's, or do not fit this deployment's settings.
+            BadAdapter: they are damaged, another version's or incomplete, or do not fit this deployment's settings.
+            StoreUnavailable: the examples cannot be read.
         """
-        return await self._folders.run(critic.version, lambda: self._read_folder(critic))
+        return await self._checks.run(critic.version, lambda: self._check(critic))
 
-    async def _read_folder(self, critic: CriticVersion) -> AdapterFolder:
-        assert critic.adapter_path is not None
-        path = self._settings.adapters_folder / critic.adapter_path
+    async def _check(self, critic: CriticVersion) -> Servable:
         try:
-            folder = await asyncio.to_thread(
-                AdapterFolder.read, path, base_model=self._settings.model, max_rank=self._settings.adapter_rank
-            )
-            if folder.marker.sha256 != critic.adapter_sha256:
-                raise BadAdapter(f"{path} does not hold the adapter of version {critic.version}: the hashes differ")
             if critic.task not in self._tasks.names:
                 raise BadAdapter(
                     f"version {critic.version} was trained on the task {critic.task}, which this service does not "
                     "serve: name it in GADFLY_TASKS"
                 )
-            prompts = self._prompts_of(critic)
-            if folder.probe.prompt_set != prompts.name:
+            servable = await (self._read_examples(critic) if critic.examples else self._read_folder(critic))
+            if servable.probe.prompt_set != servable.prompts.name:
                 raise BadAdapter(
-                    f"version {critic.version} was trained under the prompts {folder.probe.prompt_set}, but the "
-                    f"service is set to {prompts.name}"
+                    f"version {critic.version} was trained under the prompts {servable.probe.prompt_set}, but the "
+                    f"service is set to {servable.prompts.name}"
                 )
         except BadAdapter as error:
             self._refused[_FILES, critic.version] = _Refusal(time.monotonic(), error)
             raise
         self._refused.pop((_FILES, critic.version), None)
-        return folder
+        return servable
 
-    def _prompts_of(self, critic: CriticVersion) -> PromptSet:
+    async def _read_examples(self, critic: CriticVersion) -> Servable:
+        async with self._database.session() as session:
+            examples, record = await store.critic_examples.read_examples(session, critic.version)
+        if record is None or store.critic_examples.sha256_of(examples) != critic.examples_sha256:
+            raise BadAdapter(_lost_example(critic))
+        return Servable(None, self._task_prompts(critic).with_examples(examples), record)
+
+    async def _read_folder(self, critic: CriticVersion) -> Servable:
+        assert critic.adapter_path is not None
+        path = self._settings.adapters_folder / critic.adapter_path
+        folder = await asyncio.to_thread(
+            AdapterFolder.read, path, base_model=self._settings.model, max_rank=self._settings.adapter_rank
+        )
+        if folder.marker.sha256 != critic.adapter_sha256:
+            raise BadAdapter(f"{path} does not hold the adapter of version {critic.version}: the hashes differ")
+        return Servable(folder.path, self._task_prompts(critic), folder.probe)
+
+    def _task_prompts(self, critic: CriticVersion) -> PromptSet:
         return self._tasks.get(critic.task).prompts
 
-    async def prove_on(self, engine: Engine, critic: CriticVersion, folder: AdapterFolder) -> Proof:
+    async def prove_on(self, engine: Engine, critic: CriticVersion, servable: Servable) -> Proof:
         """Load a critic into one engine and prove it there.
 
         After a failure the adapter is unloaded, unless the engine served it before or another replica uses it. Raises
         as `prove`.
         """
-        return await self._work.run((engine.url, critic.version), lambda: self._prove_on(engine, critic, folder))
+        return await self._work.run((engine.url, critic.version), lambda: self._prove_on(engine, critic, servable))
 
-    async def _prove_on(self, engine: Engine, critic: CriticVersion, folder: AdapterFolder) -> Proof:
+    async def _prove_on(self, engine: Engine, critic: CriticVersion, servable: Servable) -> Proof:
         where = without_password(engine.url)
-        if problem := without_adapters([engine]):  # known: the engine is not asked again for each request
+        problem = "" if critic.adapter_path is None else without_adapters([engine])
+        if problem:  # known: the engine is not asked again for each request
             raise AdapterRefused(problem)
         attempt = _Attempt()
         try:
             async with asyncio.timeout(_PATIENCE_S):
-                proof = await _load_and_probe(engine, self._prompts_of(critic), critic, folder, attempt)
+                proof = await _load_and_probe(engine, critic, servable, attempt)
         except (BadAdapter, AdapterRefused) as error:
             self._metrics.loads.labels("refused").inc()
             refused = error.again(f"{where}: {error}")
@@ -359,6 +407,8 @@ class Loader:
                 raise EngineTimeout(f"{where}: {critic.engine_name} was not proven in {_PATIENCE_S:g} s") from error
             raise error.again(f"{where}: {error}") from error
         self._metrics.loads.labels("proven").inc()
+        if servable.adapter is None:
+            self._with_examples[critic.version] = servable.prompts
         self._proven[engine.url, critic.version] = attempt.drops
         self._refused.pop((engine.url, critic.version), None)
         log.info("critic_proven", critic=critic.engine_name, engine=where, from_trainer=proof.deltas.from_trainer)
@@ -375,18 +425,18 @@ class Loader:
 
         Returns (probes sent, probes not answered as recorded).
         """
-        if critic.adapter_path is None:
+        if critic.is_base:
             return 0, 0
-        folder = await self.read_folder(critic)
+        servable = await self.check(critic)
         probes = mismatches = 0
         for engine in self._engines:
             if critic.version not in self.proven_on(engine):
                 continue
-            replies = await _replies(engine, self._prompts_of(critic), critic, folder, 0)
-            for probe, reply in zip(folder.probe.probes, replies, strict=True):
+            replies = await _replies(engine, critic, servable, 0)
+            for probe, reply in zip(servable.probe.probes, replies, strict=True):
                 probes += 1
                 try:
-                    compare([probe], [reply], tolerance=folder.probe.tolerance)
+                    compare([probe], [reply], tolerance=servable.probe.tolerance)
                 except BadAdapter as error:
                     log.error("critic_probe_mismatch", critic=critic.engine_name, reason=str(error))
                     mismatches += 1
@@ -429,20 +479,19 @@ def _has_proven(proving: asyncio.Future[Proof]) -> bool:
     return proving.done() and not proving.cancelled() and proving.exception() is None
 
 
-async def _load_and_probe(
-    engine: Engine, prompts: PromptSet, critic: CriticVersion, folder: AdapterFolder, attempt: _Attempt
-) -> Proof:
+async def _load_and_probe(engine: Engine, critic: CriticVersion, servable: Servable, attempt: _Attempt) -> Proof:
     for number in range(1, _ATTEMPTS + 1):
         try:
             started = time.perf_counter()
             attempt.drops = engine.drops
-            attempt.has_loaded |= await engine.load_adapter(critic.engine_name, folder.path)
+            if servable.adapter is not None:
+                attempt.has_loaded |= await engine.load_adapter(critic.engine_name, servable.adapter)
             loaded = time.perf_counter()
-            deltas = await _probe(engine, prompts, critic, folder)
+            deltas = await _probe(engine, critic, servable)
             return Proof(
                 engine=without_password(engine.url),
                 vllm=await engine.version(),
-                probes=len(folder.probe.probes),
+                probes=len(servable.probe.probes),
                 deltas=deltas,
                 load_s=round(loaded - started, 4),
                 probe_s=round(time.perf_counter() - loaded, 4),
@@ -454,30 +503,36 @@ async def _load_and_probe(
     raise AssertionError("the last attempt returns or raises")
 
 
-async def _probe(engine: Engine, prompts: PromptSet, critic: CriticVersion, folder: AdapterFolder) -> Deltas:
+async def _probe(engine: Engine, critic: CriticVersion, servable: Servable) -> Deltas:
     try:
-        replies = await _replies(engine, prompts, critic, folder, _PROBE_PRIORITY)
+        replies = await _replies(engine, critic, servable, _PROBE_PRIORITY)
     except (BadInput, BadSettings) as error:
         raise BadAdapter(f"the engine cannot run a probe: {error}") from error
-    deltas = compare(folder.probe.probes, replies, tolerance=folder.probe.tolerance)
-    require_adapter(deltas, tolerance=folder.probe.tolerance)
+    deltas = compare(servable.probe.probes, replies, tolerance=servable.probe.tolerance)
+    if servable.adapter is not None:
+        require_adapter(deltas, tolerance=servable.probe.tolerance)
     return deltas
 
 
-async def _replies(
-    engine: Engine, prompts: PromptSet, critic: CriticVersion, folder: AdapterFolder, priority: int
-) -> Sequence[Reply]:
+async def _replies(engine: Engine, critic: CriticVersion, servable: Servable, priority: int) -> Sequence[Reply]:
     replies = await gather(
         *(
             engine.chat(
-                prompts.critique(question=probe.question, response=probe.response),
+                servable.prompts.critique(question=probe.question, response=probe.response),
                 model=critic.engine_name,
                 sampling=Sampling(max_tokens=len(probe.tokens), priority=priority, with_tokens=True),
             )
-            for probe in folder.probe.probes
+            for probe in servable.probe.probes
         )
     )
     return [reply for [reply] in replies]
+
+
+def _lost_example(critic: CriticVersion) -> str:
+    return (
+        f"an example in the prompt of version {critic.version} was deleted with its interaction, so the version cannot "
+        "be served any more"
+    )
 
 
 def without_adapters(engines: Iterable[Engine]) -> str:

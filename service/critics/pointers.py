@@ -111,6 +111,7 @@ class CriticPointers:
         self._requested_readings = 0
         self._answered_readings = 0
         self._failure: StoreUnavailable | None = None  # the error of the last reading
+        self.incomplete: frozenset[int] = frozenset()  # versions that have lost an example of their prompt
 
     def __iter__(self) -> Iterator[CriticLine]:
         return iter(self._lines.values())
@@ -184,7 +185,7 @@ class CriticPointers:
         roots = (
             critic
             for critic in self._versions.values()
-            if critic.adapter_path is None and critic.task == task and critic.base_model == self._base_model
+            if critic.is_base and critic.task == task and critic.base_model == self._base_model
         )
         return next(roots, None)
 
@@ -284,12 +285,18 @@ class CriticPointers:
             pointers = await store.critics.read_all_pointers(session)
             versions = {critic.version: critic for critic in await store.critics.list_critic_versions(session)}
             self._calibrations = await store.calibrations.list_calibrations(session)
+            incomplete = (
+                await store.critic_examples.incomplete_versions(session)
+                if any(critic.examples for critic in versions.values())
+                else frozenset()
+            )
             refining = {
                 task: await store.critics.refining_version(session, task)
                 for task in self._lines
                 if "live" in pointers.get(task, {}) and versions[pointers[task]["live"]].verdict_only
             }
         self._versions = versions
+        self.incomplete = incomplete
         for task, line in self._lines.items():
             line.current = pointers.get(task, {})
             line.swaps = Swaps(pending.get(task), last.get(task), last_done.get(task))

@@ -128,6 +128,7 @@ def _details(handover: Handover, *, in_flight: int) -> dict[str, Any]:
     return {
         "from_version": handover.left.version,
         "adapter_sha256": handover.critic.adapter_sha256,
+        "examples_sha256": handover.critic.examples_sha256,
         "engines": [asdict(proof) for proof in handover.proofs],
         "in_flight": in_flight,
         "lost": None,

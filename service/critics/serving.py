@@ -54,6 +54,7 @@ class CriticServing:
         self.loader = Loader(
             settings=settings,
             tasks=tasks,
+            database=database,
             engines=engines,
             pointers=self.pointers,
             leases=self.leases,
@@ -92,7 +93,6 @@ class CriticServing:
             database,
             self.pointers,
             engines=self.engines,
-            tasks=tasks,
             loader=self.loader,
             leases=self.leases,
             replicas=self.replicas,

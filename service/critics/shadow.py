@@ -17,6 +17,7 @@ from gadfly.concurrency import gather
 from gadfly.critique import critique
 from gadfly.engine_client import EnginePool, Sampling
 from gadfly.errors import AdapterRefused, EngineError, TooBusy
+from gadfly.prompts import PromptSet
 from gadfly.records import CriticVersion
 from gadfly.repeating import repeat
 from gadfly.service.critics.leases import Leases
@@ -25,7 +26,6 @@ from gadfly.service.critics.pointers import CriticLine, CriticPointers
 from gadfly.service.critics.replicas import Replicas
 from gadfly.store.database import Database
 from gadfly.store.shadow import Unjudged
-from gadfly.tasks import ServedTasks
 from gadfly.verdict import Verdict
 
 _EVERY_S = 10.0
@@ -45,7 +45,6 @@ class ShadowJudge:
         pointers: CriticPointers,
         *,
         engines: EnginePool,
-        tasks: ServedTasks,
         loader: Loader,
         leases: Leases,
         replicas: Replicas,
@@ -54,7 +53,6 @@ class ShadowJudge:
         self._database = database
         self._pointers = pointers
         self._engines = engines
-        self._tasks = tasks
         self._loader = loader
         self._leases = leases
         self._replicas = replicas
@@ -94,11 +92,11 @@ class ShadowJudge:
     async def _verdicts(self, critic: CriticVersion, answers: Sequence[Unjudged]) -> list[tuple[UUID, Verdict]]:
         slots = asyncio.Semaphore(_CONCURRENT)
 
-        async def one(answer: Unjudged) -> tuple[UUID, Verdict]:
+        async def one(prompts: PromptSet, answer: Unjudged) -> tuple[UUID, Verdict]:
             async with slots:
                 [judged] = await critique(
                     self._engines,
-                    self._tasks.get(critic.task).prompts,
+                    prompts,
                     model=critic.engine_name,
                     question=answer.question,
                     response=answer.response,
@@ -112,8 +110,8 @@ class ShadowJudge:
 
         try:
             with self._leases.take(critic.version, is_pinned=True):
-                await self._loader.ready(critic)
-                return await gather(*map(one, answers))
+                prompts = await self._loader.ready(critic)
+                return await gather(*(one(prompts, answer) for answer in answers))
         except (AdapterRefused, BadAdapter, EngineError, TooBusy) as error:
             log.warning("shadow_judging_postponed", critic=critic.engine_name, reason=str(error))
             return []

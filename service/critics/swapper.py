@@ -15,7 +15,7 @@ from uuid import UUID
 import structlog
 
 from gadfly import store
-from gadfly.errors import GadflyError, NoSlot, StoreUnavailable
+from gadfly.errors import Conflict, GadflyError, NoSlot, StoreUnavailable
 from gadfly.records import CriticVersion, Swap, SwapKind, SwapStatus, now
 from gadfly.repeating import repeat
 from gadfly.service.critics.loader import Loader
@@ -118,6 +118,25 @@ class Swapper:
             await self._pointers.refresh()
         if self._line.current["live"] != self._line.serving:
             await self._adopt()
+        live = self._line.current["live"]
+        if pending is None and live in self._pointers.incomplete and self._replicas.is_eldest:
+            await self._leave_incomplete(live)
+
+    async def _leave_incomplete(self, live: int) -> None:
+        """Request the swap from a critic that lost an example of its prompt to the one before, or to the base model."""
+        before, task = self._line.current.get("previous"), self._line.task
+        base_model = (await self._pointers.resolve(live)).base_model
+        reason = f"an example in the prompt of version {live} was deleted with its interaction"
+        async with self._database.session() as session:
+            version, kind = before, SwapKind.ROLLBACK
+            if before is None or before in self._pointers.incomplete:
+                version, kind = (await store.critics.base_version(session, base_model, task)).version, SwapKind.PROMOTE
+            with suppress(Conflict):  # another swap was requested in the meantime
+                await store.swaps.request_swap(
+                    session, version=version, kind=kind, from_version=live, reason=reason, task=task
+                )
+        log.warning("critic_lost_an_example", version=live, task=task, reason=reason)
+        self._pointers.refresh_soon()
 
     async def _do(self, swap: Swap) -> None:
         critic = await self._pointers.resolve(swap.version)

@@ -101,7 +101,9 @@ class EngineUpkeep:
             self._loader.note_served(engine, ())
             return
         for version in self._loader.proven_on(engine):
-            if version not in served:  # the engine restarted, or another replica unloaded the adapter
+            critic = self._pointers.known(version)
+            has_adapter = critic is None or critic.adapter_path is not None
+            if has_adapter and version not in served:  # the engine restarted, or another replica unloaded the adapter
                 self._loader.forget(engine, version)
         for line in self._pointers:
             await self._load_live(engine, line)
@@ -117,7 +119,7 @@ class EngineUpkeep:
         if critic is None:
             return
         place = (engine.url, critic.version)
-        if critic.adapter_path is None or critic.version in self._loader.proven_on(engine):
+        if critic.is_base or critic.version in self._loader.proven_on(engine):
             self._failed.discard(place)
             return
         if not self._loader.has_room(critic):
@@ -128,7 +130,7 @@ class EngineUpkeep:
                 await self._loader.make_room(critic)
         try:
             self._loader.raise_recent_refusal(critic, engine)
-            await self._loader.prove_on(engine, critic, await self._loader.read_folder(critic))
+            await self._loader.prove_on(engine, critic, await self._loader.check(critic))
             self._failed.discard(place)
         except GadflyError as error:
             if place not in self._failed:

@@ -7,7 +7,7 @@ policy, equal log-probabilities the same weights, and a distance from the base m
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gadfly.adapters import BadAdapter, Probe
+from gadfly.adapters import BadAdapter, Probe, sha256_of_tokens
 from gadfly.engine_client import Reply
 
 
@@ -46,7 +46,12 @@ def compare(probes: Sequence[Probe], replies: Sequence[Reply], *, tolerance: flo
     tokens, from_trainer, from_base = 0, 0.0, 0.0
     for number, (probe, reply) in enumerate(zip(probes, replies, strict=True), start=1):
         where = f"probe {number} of {len(probes)}"
-        if reply.prompt_tokens != probe.prompt_tokens:
+        is_expected = (
+            reply.prompt_tokens == probe.prompt_tokens
+            if probe.prompt_sha256 is None
+            else sha256_of_tokens(reply.prompt_tokens) == probe.prompt_sha256
+        )
+        if not is_expected:
             raise BadAdapter(f"{where}: the engine's prompt tokens differ from the trainer's")
         length = len(probe.tokens)
         if reply.tokens[:length] != probe.tokens:

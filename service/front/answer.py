@@ -248,6 +248,7 @@ class ChatAnswerer:
             "interaction_id": str(inner.id),
             "critic_version": inner.critic_version,
             "adapter_sha256": inner.adapter_sha256,
+            "examples": inner.parameters.get("examples", 0),
             "verdict": last.critique.verdict.value,
             "confidence": last.critique.confidence,
             "stop_reason": result.stop_reason.value,

@@ -17,6 +17,7 @@ from gadfly.concurrency import gather
 from gadfly.critique import critique
 from gadfly.engine_client import Sampling
 from gadfly.errors import AdapterRefused, EngineError, PromptTooLong, TooBusy
+from gadfly.prompts import PromptSet
 from gadfly.records import CriticVersion, now
 from gadfly.repeating import repeat
 from gadfly.service.answering.answer import words_of
@@ -70,29 +71,30 @@ class BackgroundJudge:
         critic = await self._critics.pointers.resolve("live", answers[0].task)
         try:
             with self._critics.leases.take(critic.version, is_pinned=False):
-                await self._critics.loader.ready(critic)
-                return sum(await self._judge_all(critic, answers))
+                prompts = await self._critics.loader.ready(critic)
+                return sum(await self._judge_all(critic, prompts, answers))
         except (AdapterRefused, BadAdapter, EngineError, TooBusy) as error:
             log.warning("background_judging_postponed", critic=critic.engine_name, reason=str(error))
             return 0
 
-    async def _judge_all(self, critic: CriticVersion, answers: Sequence[Due]) -> list[bool]:
+    async def _judge_all(self, critic: CriticVersion, prompts: PromptSet, answers: Sequence[Due]) -> list[bool]:
         slots = asyncio.Semaphore(_CONCURRENT)
 
         async def one(answer: Due) -> bool:
             async with slots:
-                return await self._judge(critic, answer)
+                return await self._judge(critic, prompts, answer)
 
         return await gather(*map(one, answers))
 
-    async def _judge(self, critic: CriticVersion, answer: Due) -> bool:
-        prompts = self._tasks.get(answer.task).prompts
+    async def _judge(self, critic: CriticVersion, prompts: PromptSet, answer: Due) -> bool:
         parameters = {
             "n": 1,
             "temperature": self._settings.temperature,
             "max_tokens": self._settings.max_tokens,
             **words_of(prompts),
         }
+        if critic.examples:
+            parameters["examples"] = critic.examples
         try:
             [judged] = await critique(
                 self._critics.engines,

@@ -1,5 +1,6 @@
-"""Responses of /v1/chat/completions: one JSON document, or server-sent events."""
+"""Responses of /v1/chat/completions and /v1/completions: one JSON document, or server-sent events."""
 
+from collections import Counter
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -29,24 +30,33 @@ from gadfly.service.wire.chat import (
     GadflyResult,
 )
 from gadfly.service.wire.common import CriticView, Problem, critic_of
+from gadfly.service.wire.completions import Completion, CompletionChoice, CompletionLogprobs
 from gadfly.verdict import Verdict
 
 _DONE = b"data: [DONE]\n\n"
 
 
 async def respond(
-    service: Service, caller: Caller, request: Request, body: ChatRequest, *, request_id: str | None
+    service: Service,
+    caller: Caller,
+    request: Request,
+    body: ChatRequest,
+    *,
+    request_id: str | None,
+    as_text: bool = False,
 ) -> Response:
-    """Answer a request, or return the stored answer of its request id."""
+    """Answer a request, or return the stored answer of its request id; `as_text`: in the form of /v1/completions."""
     service.require_started()
     service.room.require()
     if body.stream:
-        return await stream_response(request, ChatStream(service, caller, body, request_id))
+        stream = TextStream if as_text else ChatStream
+        return await stream_response(request, stream(service, caller, body, request_id))
     answered = await until_disconnect(request, service.chat.answer(caller, body, request_id=request_id))
     if answered is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     completion = completion_of(answered, model=body.model)
-    return Response(completion.model_dump_json(), media_type="application/json", headers=_headers_of(completion.gadfly))
+    content = text_of(completion) if as_text else completion
+    return Response(content.model_dump_json(), media_type="application/json", headers=_headers_of(completion.gadfly))
 
 
 def completion_of(answered: Answered, *, model: str) -> ChatCompletion:
@@ -70,6 +80,26 @@ def completion_of(answered: Answered, *, model: str) -> ChatCompletion:
             total_tokens=usage.prompt_tokens + usage.completion_tokens,
         ),
         gadfly=_result_of(answered, choices=len(choices)),
+    )
+
+
+def text_of(completion: ChatCompletion) -> Completion:
+    """The same answer in the form of /v1/completions."""
+    return Completion(
+        id=completion.id.replace("chatcmpl-", "cmpl-"),
+        created=completion.created,
+        model=completion.model,
+        choices=[
+            CompletionChoice(
+                index=choice.index,
+                text=choice.message["content"] or "",
+                logprobs=CompletionLogprobs.of(choice.logprobs),
+                finish_reason=choice.finish_reason,
+            )
+            for choice in completion.choices
+        ],
+        usage=completion.usage,
+        gadfly=completion.gadfly,
     )
 
 
@@ -119,7 +149,9 @@ def _result_of(answered: Answered, *, choices: int) -> GadflyResult:
         return GadflyResult(**common, critic=None, verdict=None, confidence=None)
     return GadflyResult(
         **common,
-        critic=CriticView.answered(refined["critic_version"], refined["adapter_sha256"]),
+        critic=CriticView.answered(
+            refined["critic_version"], refined["adapter_sha256"], examples=refined.get("examples", 0)
+        ),
         verdict=Verdict(refined["verdict"]),
         confidence=refined["confidence"],
         refinement_id=UUID(refined["interaction_id"]),
@@ -175,8 +207,11 @@ class ChatStream(AnswerStream[Answered]):
         ]
         for choice in completion.choices:
             is_last = choice is completion.choices[-1]
-            finish = {"index": choice.index, "delta": {}, "logprobs": None, "finish_reason": choice.finish_reason}
-            events.append(self._chunk([finish], gadfly=completion.gadfly.model_dump(mode="json") if is_last else None))
+            events.append(
+                self._chunk(
+                    [self._finish(choice)], gadfly=completion.gadfly.model_dump(mode="json") if is_last else None
+                )
+            )
         if self._counts_usage:
             events.append(self._chunk([], usage=completion.usage.model_dump()))
         return b"".join([*events, _DONE])
@@ -194,6 +229,12 @@ class ChatStream(AnswerStream[Answered]):
             delta = {"content": "", **delta, "role": "assistant"}
         return {"index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": None}
 
+    def _finish(self, choice: ChatChoice) -> dict[str, Any]:
+        return {"index": choice.index, "delta": {}, "logprobs": None, "finish_reason": choice.finish_reason}
+
+    def _head(self, interaction_id: UUID) -> dict[str, Any]:
+        return {"id": _completion_id(interaction_id), "object": "chat.completion.chunk"}
+
     def _chunk(
         self,
         choices: list[dict[str, Any]],
@@ -203,8 +244,7 @@ class ChatStream(AnswerStream[Answered]):
     ) -> bytes:
         assert self._interaction_id is not None
         chunk: dict[str, Any] = {
-            "id": _completion_id(self._interaction_id),
-            "object": "chat.completion.chunk",
+            **self._head(self._interaction_id),
             "created": self._created,
             "model": self._model,
             "choices": choices,
@@ -214,6 +254,27 @@ class ChatStream(AnswerStream[Answered]):
         if gadfly is not None:
             chunk["gadfly"] = gadfly
         return b"data: " + orjson.dumps(chunk) + b"\n\n"
+
+
+class TextStream(ChatStream):
+    """An answer in the form of /v1/completions, as chunks."""
+
+    def __init__(self, service: Service, caller: Caller, body: ChatRequest, request_id: str | None) -> None:
+        super().__init__(service, caller, body, request_id)
+        self._sent: Counter[int] = Counter()  # characters by choice
+
+    def _piece(self, choice: int, delta: dict[str, Any], logprobs: dict[str, Any] | None) -> dict[str, Any]:
+        self._begun.add(choice)
+        text = delta.get("content") or ""
+        found = CompletionLogprobs.of(logprobs, offset=self._sent[choice])
+        self._sent[choice] += len(text)
+        return {"index": choice, "text": text, "logprobs": found and found.model_dump(), "finish_reason": None}
+
+    def _finish(self, choice: ChatChoice) -> dict[str, Any]:
+        return {"index": choice.index, "text": "", "logprobs": None, "finish_reason": choice.finish_reason}
+
+    def _head(self, interaction_id: UUID) -> dict[str, Any]:
+        return {"id": f"cmpl-{interaction_id}", "object": "text_completion"}
 
 
 def _created_at(interaction_id: UUID) -> int:

@@ -1,4 +1,4 @@
-"""GET /v1/models, GET /v1/models/{model} and POST /v1/chat/completions: OpenAI's API."""
+"""GET /v1/models, POST /v1/chat/completions and POST /v1/completions: OpenAI's API."""
 
 from dataclasses import replace
 from typing import Annotated, Any
@@ -15,6 +15,7 @@ from gadfly.service.keyring import Caller
 from gadfly.service.routes.json import StrictJsonRoute
 from gadfly.service.wire.chat import ChatCompletion, ChatRequest, ModelCard, ModelList, OpenAIErrorBody
 from gadfly.service.wire.common import RequestId
+from gadfly.service.wire.completions import Completion, CompletionRequest
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"description": "The request is refused.", "model": OpenAIErrorBody},
@@ -79,6 +80,23 @@ async def complete_chat(
     of the last assistant turn.
     """
     return await respond(service, caller, request, body, request_id=body.gadfly.request_id or idempotency_key)
+
+
+@router.post("/completions", summary="Answer a prompt", response_model=Completion, responses=_COMPLETIONS)
+async def complete(
+    body: CompletionRequest,
+    caller: OpenAICallerDep,
+    service: ServiceDep,
+    request: Request,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """OpenAI's completions for programs that send a prompt instead of turns: the same answers, and the same records.
+
+    The prompt is a user's turn for the actor's chat template. `actor` gives the actor's answer as it is, `refined` the
+    answer after critique and rewrite.
+    """
+    key = body.gadfly.request_id or idempotency_key
+    return await respond(service, caller, request, body.to_chat(), request_id=key, as_text=True)
 
 
 async def _cards(service: Service, caller: Caller) -> list[ModelCard]:

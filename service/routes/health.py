@@ -30,12 +30,14 @@ async def readyz(service: ServiceDep) -> Response:
     )
 
 
+@router.head("/state", include_in_schema=False)
 @router.get("/state", summary="State of the replica", response_model=State)
 async def state(service: ServiceDep) -> State:
     """Requests in flight by critic version, engines, replicas and the spool, without asking Postgres or the engines."""
     return service.health.state()
 
 
+@router.head("/metrics", include_in_schema=False)
 @router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
 async def metrics(service: ServiceDep) -> Response:
     """Metrics in Prometheus' text format."""

@@ -63,6 +63,11 @@ class Options(Wire):
     )
     seed: Seed | None = Field(None, description="The same seed, critic and input give the same answer.")
     stream: StrictBool = Field(False, description="Send the answer as server-sent events.")
+    brief: StrictBool = Field(
+        False,
+        description="Leave out what the answer would hold twice: `critiques` of a single critique, and `samples` of a "
+        "single sample, are empty.",
+    )
     episode_id: UUID | None = Field(
         None, description="Groups the interactions about one question; `live` then means the critic of the first."
     )
@@ -244,9 +249,16 @@ class RefineResult(Wire):
     latency_ms: float
 
 
-def result_of(interaction: Interaction) -> CritiqueResult | RefineResult:
-    """The answer of /critique or /refine, or the critique of a chat answer, from the interaction's record."""
-    return _refine_result(interaction) if interaction.kind is Kind.REFINE else _critique_result(interaction)
+def result_of(interaction: Interaction, *, brief: bool = False) -> CritiqueResult | RefineResult:
+    """The answer of /critique or /refine, or the critique of a chat answer, from the interaction's record.
+
+    `brief`: without the lists that hold nothing new.
+    """
+    if interaction.kind is Kind.REFINE:
+        refined = _refine_result(interaction)
+        return refined.model_copy(update={"samples": []}) if brief and len(refined.samples) == 1 else refined
+    judged = _critique_result(interaction)
+    return judged.model_copy(update={"critiques": []}) if brief and len(judged.critiques) == 1 else judged
 
 
 def _critique_result(interaction: Interaction) -> CritiqueResult:

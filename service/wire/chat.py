@@ -84,6 +84,19 @@ class GadflyOptions(Wire):
 class ChatRequest(Wire):
     """A request of /v1/chat/completions. Fields that are not listed here are refused."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "refined",
+                    "messages": [{"role": "user", "content": "What is 3/4 of 60?"}],
+                    "max_tokens": 64,
+                    "gadfly": {"when": "if_incorrect", "reference": "45"},
+                }
+            ]
+        }
+    )
+
     model: StrictStr = Field(
         max_length=200,
         description="`actor`, `refined`, `critic` or `critic@N`; of another task than the default one with its name "

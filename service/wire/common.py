@@ -54,18 +54,20 @@ class UsageView(Wire):
 
 
 class CriticView(Wire):
-    """The critic that answered. `adapter_sha256` is null for version 0, the base model under the critic's prompt."""
+    """The critic that answered. `adapter_sha256` is null for the base model."""
 
     version: int
     adapter_sha256: str | None
     status: CriticStatus = Field(
-        description="`untrained`: version 0, the base model under the critic's prompt, which no gate has measured."
+        description="`untrained`: version 0, the base model under the critic's prompt, which no gate has measured. "
+        "`examples`: the base model with labelled examples in the critic's prompt."
     )
 
     @classmethod
-    def answered(cls, version: int, adapter_sha256: str | None) -> Self:
-        """The critic with this version and this adapter."""
-        return cls(version=version, adapter_sha256=adapter_sha256, status=CriticStatus.of(adapter_sha256))
+    def answered(cls, version: int, adapter_sha256: str | None, *, examples: int = 0) -> Self:
+        """The critic with this version, this adapter, and this number of examples in its prompt."""
+        status = CriticStatus.of(adapter_sha256=adapter_sha256, examples=examples)
+        return cls(version=version, adapter_sha256=adapter_sha256, status=status)
 
 
 class FieldProblem(BaseModel):
@@ -89,4 +91,5 @@ class Problem(BaseModel):
 def critic_of(interaction: Interaction) -> CriticView | None:
     if interaction.critic_version is None:
         return None
-    return CriticView.answered(interaction.critic_version, interaction.adapter_sha256)
+    examples = interaction.parameters.get("examples", 0)
+    return CriticView.answered(interaction.critic_version, interaction.adapter_sha256, examples=examples)

@@ -58,8 +58,11 @@ class CriticVersionView(Wire):
     base_model: str
     adapter_sha256: str | None
     status: CriticStatus = Field(
-        description="`untrained`: version 0, the base model under the critic's prompt, which no gate has measured."
+        description="`untrained`: version 0, the base model under the critic's prompt, which no gate has measured. "
+        "`examples`: the base model with labelled examples in the critic's prompt."
     )
+    examples: int = Field(0, description="Labelled examples in its prompt.")
+    examples_sha256: str | None = Field(None, description="Of the examples' texts.")
     created_at: datetime
     verdict_only: bool = Field(
         description="Whether it was trained without references. If it is live, /refine is answered by the newest "

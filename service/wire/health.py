@@ -5,7 +5,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, Field
 
-from gadfly.engine_health import Standing
+from gadfly.engine_health import EngineStanding
 from gadfly.records import CriticStatus, Pointer, Swap, SwapKind, SwapStatus
 
 
@@ -37,7 +37,7 @@ class EngineState(BaseModel):
     url: str
     in_flight: int
     reachable: bool
-    health: Standing = Field(
+    health: EngineStanding = Field(
         description="sound; ejected: it failed several requests in a row and gets none for some seconds, while another "
         "engine can answer; trial: it answered a probe after that, and gets one request at a time."
     )

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from gadfly.records import AdminAction, Ruling, Split
 from gadfly.service.wire.common import Reason, TaskName, Wire
@@ -14,6 +14,8 @@ from gadfly.votes import LabelSource, Vote, VoteAgreement
 
 
 class LabelRequest(Wire):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"label": "wrong", "reason": "75 seats are empty"}]})
+
     label: Ruling = Field(
         description="The label of the answer: `right`, `wrong`, `none` (it cannot be judged), or `votes`, which ends "
         "an earlier decision and lets the votes decide again."

@@ -91,6 +91,7 @@ class PlanView(Wire):
     guessing: GuessingView | None = Field(
         None, description="What guessing does to `stage_1`; null where the number of possible answers is not known."
     )
+    next_step: str = Field("", description="What to do next, in a sentence.")
 
 
 class ProgressView(Wire):

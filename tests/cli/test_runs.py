@@ -169,11 +169,14 @@ def test_one_run_with_its_options_and_its_gate_report(capsys: pytest.CaptureFixt
     assert "\x1b" not in printed
 
 
+NEXT = {"next_step": "Import about 90 more labelled answers."}
+
+
 def test_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
     portion = {"answers": 7, "questions": 5, "right": 3, "wrong": 4, "by_source": {"person": 6, "reference": 1}}
     names = ("stage_1", "stage_2", "validation", "heldout", "heldout_with_reference")
     plan = dict.fromkeys(names, portion) | {"pool_answers": 8, "steps": 40, "seconds": 600.0}
-    show_plan({**plan, "warnings": ["Nothing is held out."], "notes": ["A gain of 3 points would be proven."]})
+    show_plan({**plan, "warnings": ["Nothing is held out."], "notes": ["A gain of 3 points would be proven."], **NEXT})
     printed = capsys.readouterr().out
     assert ["stage", "I", "learns", "from", "7", "5", "3", "4", "6", "1"] in [
         line.split() for line in printed.splitlines()

@@ -8,8 +8,10 @@ import pytest
 
 from gadfly.errors import BadSettings
 from gadfly.service.app import create_app
+from gadfly.service.wire.answers import CritiqueResult, RefineResult, result_of
 from gadfly.settings import Settings
 from tests.service.conftest import RIGHT, make_settings
+from tests.support.records import make_interaction
 from tests.support.services import serving
 
 
@@ -33,8 +35,24 @@ async def test_an_unknown_critic_is_one_sentence(client: httpx.AsyncClient, choi
     assert answer.json()["errors"] == [{"field": "critic", "message": sentence}]
 
 
+def test_a_brief_answer_holds_each_text_once() -> None:
+    single, several = make_interaction(), make_interaction(samples=2)
+    refined = make_interaction(refined=True, parameters={"votes": 1})
+    text = single.critiques[0].text
+    assert len(result_of(single, brief=True).model_dump_json()) < 0.7 * len(result_of(single).model_dump_json())
+    brief = result_of(single, brief=True)
+    assert isinstance(brief, CritiqueResult)
+    assert (brief.critiques, brief.critique) == ([], text)
+    assert result_of(several, brief=True) == result_of(several), "two critiques are not one"
+    whole, short = result_of(refined), result_of(refined, brief=True)
+    assert isinstance(whole, RefineResult)
+    assert isinstance(short, RefineResult)
+    assert (len(whole.samples), short.samples) == (1, [])
+    assert short.rounds == whole.rounds
+
+
 async def test_monitors_may_ask_with_head(client: httpx.AsyncClient) -> None:
-    for path in ("/healthz", "/readyz"):
+    for path in ("/healthz", "/readyz", "/state", "/metrics"):
         answer = await client.head(path)
         assert (answer.status_code, answer.content) == ((await client.get(path)).status_code, b"")
 
@@ -45,13 +63,14 @@ async def test_named_origins_may_call_from_a_web_page(settings: Settings) -> Non
         asked = {
             "origin": page,
             "access-control-request-method": "POST",
-            "access-control-request-headers": "Authorization",
+            "access-control-request-headers": "authorization,content-type,idempotency-key,x-stainless-os",
         }
         assert (await client.options("/critique", headers=asked)).headers["access-control-allow-origin"] == page
         refused = await client.options("/critique", headers={**asked, "origin": "https://other.example.org"})
         assert "access-control-allow-origin" not in refused.headers
         answer = await client.get("/critics", headers={"origin": page})
-        assert "X-Gadfly-Critic" in answer.headers["access-control-expose-headers"]
+        for header in ("X-Gadfly-Critic", "X-Gadfly-Interaction-Id"):
+            assert header in answer.headers["access-control-expose-headers"]
     async with serving(settings, ready=False) as client:
         assert "access-control-allow-origin" not in (await client.get("/critics", headers={"origin": page})).headers
 

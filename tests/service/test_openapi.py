@@ -28,6 +28,8 @@ _PATHS = [
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{model}"),
     ("POST", "/v1/chat/completions"),
+    ("POST", "/v1/completions"),
+    ("POST", "/beta/litellm_basic_guardrail_api"),
     ("GET", "/session"),
     ("POST", "/session"),
     ("DELETE", "/session"),

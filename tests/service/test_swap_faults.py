@@ -136,6 +136,7 @@ async def fleet(
     loader = Loader(
         settings=settings,
         tasks=tasks,
+        database=database,
         engines=engines,
         pointers=pointers,
         leases=Leases(limit=100, metrics=metrics),

@@ -11,6 +11,7 @@ import pytest
 from gadfly import prompts
 from gadfly.critique import critique, majority_verdict, read_verdict, supplied_critique
 from gadfly.engine_client import Engine, EnginePool, Sampling
+from gadfly.errors import PromptTooLong
 from gadfly.records import Critique, Usage
 from gadfly.verdict import Verdict, VerdictSource
 
@@ -145,3 +146,44 @@ async def test_the_second_request_goes_to_the_engine_that_generated_the_critique
         )
         assert [scripted.read for scripted in engines] == [scripted.generated for scripted in engines]
     assert [scripted.generated for scripted in engines] == [2, 2]
+
+
+class Narrow(Scripted):
+    """An engine whose context holds conversations of at most so many turns."""
+
+    def __init__(self, turns: int) -> None:
+        super().__init__("\nCorrectness of the final answer", ":", " Wrong")
+        self.turns = turns
+        self.asked: list[int] = []  # turns of each conversation
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        messages = orjson.loads(request.content).get("messages", []) if request.content else []
+        if messages:
+            self.asked.append(len(messages))
+        if len(messages) > self.turns:
+            return httpx.Response(400, json={"error": {"message": "too many tokens", "param": "input_tokens"}})
+        return super().answer(request)
+
+
+@pytest.mark.parametrize(
+    ("turns", "asked"),
+    [(99, [12]), (9, [12, 8]), (5, [12, 8, 6, 4]), (3, [12, 8, 6, 4])],
+    ids=["all fit", "half of them", "none of them", "not even the answer"],
+)
+async def test_a_long_answer_gets_as_many_examples_as_fit(turns: int, asked: list[int]) -> None:
+    engine = Narrow(turns)
+    examples = [prompts.Example(f"q{number}", "r", "c") for number in range(4)]
+    work = critique(
+        EnginePool([engine.engine]),
+        prompts.load("stepwise@1").with_examples(examples),
+        model="base",
+        question="q",
+        response="r",
+        sampling=Sampling(max_tokens=9),
+    )
+    if turns < 4:
+        with pytest.raises(PromptTooLong):
+            await work
+    else:
+        await work
+    assert engine.asked == [each + 1 for each in asked], "the opener is a turn too"

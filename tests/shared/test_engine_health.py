@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from gadfly.engine_client import EnginePool, Reply, Sampling
-from gadfly.engine_health import EngineHealth, HealthLimits, Standing
+from gadfly.engine_health import EngineHealth, EngineStanding, HealthLimits
 from gadfly.errors import EngineError, EngineRefused, EngineTimeout, EngineUnavailable, MalformedReply
 from gadfly.prompts import Message, Prompt
 from tests.support.broken_engines import Fault, StandIn, standing_in
@@ -78,21 +78,21 @@ async def test_the_only_engine_is_asked_whatever_its_health() -> None:
     engine = StandIn(Fault.STATUS_500)
     async with pool_over(engine) as pool:
         assert len(await load(pool, requests=5, callers=1)) == 5
-        assert pool.members[0].health.standing is Standing.EJECTED
+        assert pool.members[0].health.standing is EngineStanding.EJECTED
         engine.fault = Fault.NONE
         await ask(pool)
-        assert pool.members[0].health.standing is Standing.SOUND
+        assert pool.members[0].health.standing is EngineStanding.SOUND
 
 
 async def test_an_engine_that_recovers_gets_requests_again() -> None:
     broken, sound = StandIn(Fault.STATUS_500), StandIn(seconds=0.01)
     async with pool_over(broken, sound) as pool:
         await load(pool, requests=20, callers=8)
-        assert pool.members[0].health.standing is Standing.EJECTED
+        assert pool.members[0].health.standing is EngineStanding.EJECTED
         broken.fault, before = Fault.NONE, broken.asked
         await asyncio.sleep(0.5)
         assert await load(pool, requests=60, callers=4) == []
-        assert pool.members[0].health.standing is Standing.SOUND
+        assert pool.members[0].health.standing is EngineStanding.SOUND
         assert broken.asked > before + 10
 
 
@@ -102,7 +102,7 @@ async def test_a_probe_alone_does_not_end_an_ejection_early() -> None:
         await load(pool, requests=20, callers=8)
         engine.fault = Fault.NONE
         await pool.probe(pool.members[0])
-        assert pool.members[0].health.standing is Standing.EJECTED
+        assert pool.members[0].health.standing is EngineStanding.EJECTED
 
 
 @pytest.mark.parametrize(
@@ -136,26 +136,26 @@ async def test_timeouts_count() -> None:
         for _ in range(3):
             with pytest.raises(EngineTimeout):
                 await ask(pool)
-        assert pool.members[0].health.standing is Standing.EJECTED
+        assert pool.members[0].health.standing is EngineStanding.EJECTED
 
 
 def test_ejections_double_up_to_a_limit_and_a_success_ends_them() -> None:
     health = EngineHealth("http://e", HealthLimits(failures=2, first_ejection_s=1, longest_ejection_s=3))
     health.note_failure("x", begun=health.epoch, now=0.0)
-    assert health.standing is Standing.SOUND
+    assert health.standing is EngineStanding.SOUND
     health.note_failure("x", begun=health.epoch, now=0.0)
     ends = [health.ejected_until]
     for now in (1.0, 3.0, 6.0):
         assert health.is_due(now)
         health.note_probe(None, now=now)
-        assert health.standing is Standing.TRIAL
+        assert health.standing is EngineStanding.TRIAL
         health.note_failure("x", begun=health.epoch, now=now)
         ends.append(health.ejected_until)
     assert ends == [1.0, 3.0, 6.0, 9.0]
     health.note_success(begun=health.epoch - 1)
-    assert health.standing is Standing.EJECTED, "a call that began before the ejection shows nothing"
+    assert health.standing is EngineStanding.EJECTED, "a call that began before the ejection shows nothing"
     health.note_success(begun=health.epoch)
-    assert health.standing is Standing.SOUND
+    assert health.standing is EngineStanding.SOUND
 
 
 def test_failures_of_one_moment_are_one_ejection() -> None:

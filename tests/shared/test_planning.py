@@ -28,7 +28,7 @@ from gadfly.planning import (
 from gadfly.scoreboard import ScoredAnswer, scoreboard
 from gadfly.service.wire.runs import PlanView
 from gadfly.store.training_data import LabelledAnswer
-from gadfly.training import TrainConfig
+from gadfly.training import Recipe, TrainConfig
 from gadfly.verdict import Verdict
 from gadfly.votes import Contradiction, LabelModel, LabelSource, Voter
 
@@ -177,7 +177,9 @@ def test_a_plan_counts_what_it_would_use() -> None:
     assert (found.stage_2.answers, found.stage_2.questions) == (2, 1)
     assert found.pool_answers == 4  # one question with a reference, four samples
     refinements = 3 * 300 * 4 + 20 * 16 * 4 + 64 * 4  # at the gate, in stage II, at a warm start
-    assert found.actor_answers == 4 + 60 * 4 + refinements  # pool, held-out pool: 60 + 240 answers are judged
+    by_examples = 300  # each judged answer once more
+    # pool, held-out pool: 60 + 240 answers are judged
+    assert found.actor_answers == 4 + 60 * 4 + refinements + by_examples
     assert (found.heldout.right, found.heldout.wrong, found.heldout_with_reference.answers) == (30, 30, 60)
     nats = nats_needed(CONFIG, share=0.15)
     assert found.detectable_helpfulness == detectable_difference(30, nats=nats, samples=4)
@@ -199,7 +201,8 @@ PLAN_JSON = (
     '"detectable_discriminability":0.125,"detectable_helpfulness":null,"questions_for_margin":629,'
     '"assumed_discordance":0.2,"power":0.8,"seconds":1.5,"expected_mislabelled":{"right":0.1,"wrong":0.5},'
     '"beyond_key_share":2,"contradicting_keys":["00000000-0000-0000-0000-000000000004",null],'
-    '"warnings":["few answers"],"notes":["ü","n"],"actor_answers":9,"threshold_alone":null}'
+    '"warnings":["few answers"],"notes":["ü","n"],"actor_answers":9,"threshold_alone":null,'
+    '"next_step":"Import more."}'
 )
 
 
@@ -229,8 +232,43 @@ def test_plan_json_keeps_its_form() -> None:
         warnings=("few answers",),
         notes=("ü", "n"),
         actor_answers=9,
+        next_step="Import more.",
     )
     assert PlanView.of(written).model_dump_json() == PLAN_JSON
+
+
+@pytest.mark.parametrize(
+    ("train", "heldout", "sentence", "why"),  # 58 of each class show a gain of 10 points
+    [
+        (
+            [],
+            [],
+            "Import about 580 more labelled answers to new questions, 290 right and 290 wrong",
+            "a fifth is held out",
+        ),
+        (
+            answers(80, 80),
+            answers(20, 20, start=1000),
+            "190 right and 190 wrong",
+            "a fifth of the questions is held out",
+        ),
+        (answers(80, 80), answers(80, 20, start=1000), "answers to new questions, 100 wrong:", "right ones are enough"),
+        (answers(80, 80), answers(80, 80, start=1000), "Start the run: `gadfly retrain --follow`.", "nothing lacks"),
+    ],
+)
+def test_a_plan_ends_in_what_to_do_next(
+    train: list[LabelledAnswer], heldout: list[LabelledAnswer], sentence: str, why: str
+) -> None:
+    found = plan(train, heldout, TrainConfig(validation_share=0), seconds_per_step_history=None)
+    assert sentence in found.next_step, why
+
+
+def test_a_plan_by_examples_trains_nothing() -> None:
+    config = CONFIG.model_copy(update={"recipe": Recipe.EXAMPLES})
+    found = plan(answers(30, 30), answers(30, 30, start=100), config, seconds_per_step_history=None, train_questions=90)
+    assert found.steps == 0
+    assert found.pool_answers == 8 * 4 * 4, "a few questions are enough for a few examples"
+    assert found.actor_answers == found.pool_answers + 60 * 4 + 3 * (60 + 60 * 4) * 4
 
 
 def test_validation_questions_are_not_learned_from() -> None:

@@ -59,3 +59,20 @@ def test_critique_rl_has_no_system_message_and_no_opener_for_the_critic() -> Non
 def test_an_unknown_set_is_refused_with_those_there_are() -> None:
     with pytest.raises(BadSettings, match=r"critique-rl@1, stepwise@1"):
         prompts.load("critique-rl@99")
+
+
+@pytest.mark.parametrize("name", prompts.available())
+def test_examples_are_turns_before_the_answer_that_is_judged(name: str) -> None:
+    plain = prompts.load(name)
+    examples = [prompts.Example("{response}?", "E1.", "Wrong, since 1."), prompts.Example("Q2?", "E2.", "Right.")]
+    shown = plain.with_examples(examples)
+    messages = shown.critique(question="Q?", response="R.").messages
+    assert messages[-1] == plain.critique(question="Q?", response="R.").messages[-1]
+    assert [message.role for message in messages[-5:]] == ["user", "assistant", "user", "assistant", "user"]
+    assert [message.content for message in messages[-4:-2:2]] == ["Wrong, since 1."]
+    assert "{response}?" in messages[-5].content, "an example's text is data: its slots are not filled"
+    assert messages[:-5] == plain.critique(question="Q?", response="R.").messages[:-1]
+    assert shown.refine(question="Q?", response="R.", critique="C") == plain.refine(
+        question="Q?", response="R.", critique="C"
+    )
+    assert plain.examples == ()

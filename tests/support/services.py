@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,17 @@ async def serving(settings: Settings, *, ready: bool = True, **given: Any) -> As
         server.should_exit = True
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+async def until(client: httpx.AsyncClient, path: str, wanted: Callable[[Any], bool], *, limit_s: float) -> Any:
+    """The document at `path`, when it is as wanted."""
+    deadline = asyncio.get_running_loop().time() + limit_s
+    while True:
+        document = (await client.get(path)).json()
+        if wanted(document):
+            return document
+        assert asyncio.get_running_loop().time() < deadline, document
+        await asyncio.sleep(0.2)
 
 
 async def until_ready(client: httpx.AsyncClient, *, limit_s: float = 30) -> None:

@@ -37,6 +37,7 @@ QUICK: dict[str, Any] = {
     "temperature": 1.0,
     "max_critique_tokens": 48,
     "max_answer_tokens": 16,
+    "examples": 0,
     "pool_questions": 4,
     "pool_samples": 2,
     "learning_rate": 3e-3,

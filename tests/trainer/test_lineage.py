@@ -6,13 +6,19 @@ from typing import Any
 import pytest
 
 from gadfly import store
+from gadfly.adapters import ProbeRecord
 from gadfly.errors import Conflict
+from gadfly.prompts import Example
 from gadfly.records import SwapKind
+from gadfly.store.critic_examples import PromptExamples
 from gadfly.store.database import Database
 from gadfly.trainer.evaluate_and_publish import _best, _past
 from gadfly.trainer.measure.gate import Evidence, Unit
 from gadfly.trainer.selection import _check_base, _start
 from gadfly.training import GateOutcome, TrainConfig, Trigger
+from tests.support.records import make_interaction
+
+RECORD = ProbeRecord(prompt_set="stepwise@1", tolerance=1e-3, probes=())
 
 
 def report(
@@ -55,6 +61,27 @@ async def seeded(database: Database) -> Database:
         await store.critics.ensure_version_zero(session, "tiny")
         await _publish(session, live=0, outcome=GateOutcome.NOT_ENOUGH_EVIDENCE)
     return database
+
+
+async def test_a_run_under_a_critic_by_examples_trains_the_base_model(database: Database) -> None:
+    async with database.session() as session:
+        await store.critics.ensure_version_zero(session, "tiny")
+        row = make_interaction()
+        await store.interactions.insert_interactions(session, [row], heldout_share=0.0)
+        run = (await store.runs.request_run(session, config=TrainConfig(), trigger=Trigger.ADMIN)).run
+        version = await store.critics.insert_critic(
+            session,
+            run_id=run.id,
+            parent=0,
+            base_model="tiny",
+            prompt_set="stepwise@1",
+            examples=PromptExamples(items=(Example("q", "r", "c"),), interactions=(row.id,), probe=RECORD),
+        )
+        await store.critics.set_candidate(session, version.version)
+        assert (await _start(session, "tiny", continue_candidate=True)).version == 0, "an undecided one is made anew"
+        await store.critics.set_pointer(session, "live", version.version)
+        assert (await _start(session, "tiny", continue_candidate=True)).version == 0
+        assert (await _start(session, "tiny", continue_candidate=True, trains=False)).version == 0
 
 
 async def _publish(session: Any, *, live: int, outcome: GateOutcome) -> int:

@@ -19,7 +19,7 @@ from gadfly.critique import critique
 from gadfly.engine_client import EnginePool, Sampling
 from gadfly.errors import PromptTooLong, UnreadableReference
 from gadfly.grading import Grade, Submission, TaskGrader, grade_one, group_by_answer
-from gadfly.prompts import Message, Prompt, PromptSet
+from gadfly.prompts import Prompt, PromptSet, joined
 from gadfly.refinement import When, refine, refine_chain
 from gadfly.seeds import seed_of_sample
 from gadfly.store.training_data import LabelledAnswer
@@ -388,7 +388,7 @@ class PromptSetWithHistory(PromptSet):
     def critique(self, *, question: str, response: str) -> Prompt:
         responses = [*(past.response for past in self.history), response]
         prompts = [PromptSet.critique(self, question=question, response=each) for each in responses]
-        return _joined(prompts, [past.critique for past in self.history])
+        return joined(prompts, [past.critique for past in self.history])
 
     def refine(self, *, question: str, response: str, critique: str) -> Prompt:
         rounds = [*((past.response, past.critique) for past in self.history), (response, critique)]
@@ -396,12 +396,4 @@ class PromptSetWithHistory(PromptSet):
             PromptSet.refine(self, question=question, response=each, critique=its_critique)
             for each, its_critique in rounds
         ]
-        return _joined(prompts, [past.refined for past in self.history])
-
-
-def _joined(prompts: Sequence[Prompt], replies: Sequence[str]) -> Prompt:
-    """The first prompt, followed by each reply and the last turn of the next prompt."""
-    messages = prompts[0].messages
-    for reply, prompt in zip(replies, prompts[1:], strict=True):
-        messages = (*messages, Message("assistant", reply), prompt.messages[-1])
-    return Prompt(messages, prompts[-1].opener)
+        return joined(prompts, [past.refined for past in self.history])

@@ -455,6 +455,17 @@ def _set_apart(
     )
 
 
+def compare(
+    before: Sequence[Judged], after: Sequence[Judged], config: TrainConfig, *, traffic: Traffic | None = None
+) -> list[Axis]:
+    """The axes of one critic against another on these items alone; empty without answers of both classes.
+
+    Raises:
+        ValueError: as `units_of`.
+    """
+    return _axes(units_of(before, after), before, after, config, traffic)
+
+
 def _axes(
     units: Sequence[Unit],
     live: Sequence[Judged],

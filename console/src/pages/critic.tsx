@@ -25,7 +25,7 @@ export function CriticPage({ route }: { route: Route }) {
         title={<>critic@{version} {found.data?.pointers.map((pointer) => <PointerBadge key={pointer} pointer={pointer} />)}</>}
         lead={found.data && (
           <span class="row">
-            {found.data.status === "untrained" ? "The base model under the critic's prompt, which no gate has measured" : <>Trained {found.data.parent !== null && <>from <a href={link(`critics/${found.data.parent}`)}>critic@{found.data.parent}</a></>}</>}
+            {found.data.status === "untrained" ? "The base model under the critic's prompt, which no gate has measured" : <>{found.data.status === "examples" ? `The base model with ${found.data.examples} labelled examples in its prompt` : "Trained"} {found.data.parent !== null && <>from <a href={link(`critics/${found.data.parent}`)}>critic@{found.data.parent}</a></>}</>}
             <Time at={found.data.created_at} />
           </span>
         )}
@@ -59,6 +59,7 @@ export function CriticPage({ route }: { route: Route }) {
                     ["Prompts", critic.prompt_set],
                     ["Task", `${critic.task}${critic.task_version ? ` ${critic.task_version}` : ""}`],
                     ["Trained", critic.verdict_only ? "on verdicts only" : critic.status === "trained" ? "on verdicts and rewrites" : null],
+                    ["Examples in its prompt", critic.examples ? String(critic.examples) : null],
                     ["Adapter", critic.adapter_sha256 && <span class="row row-tight"><code title={critic.adapter_sha256}>{critic.adapter_sha256.slice(0, 16)}…</code><Copy text={critic.adapter_sha256} label="Copy the hash" /></span>],
                   ]}
                 />

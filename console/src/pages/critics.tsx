@@ -85,7 +85,7 @@ function Item({ critic, all }: { critic: Critic; all: Critic[] }) {
         {critic.verdict_only && <Badge tone="warn">verdicts only</Badge>}
       </div>
       <div class="items-meta">
-        <span>{critic.status === "untrained" ? "The base model under the critic's prompt" : critic.parent === null ? "Trained" : `Trained from critic@${critic.parent}`}</span>
+        <span>{critic.status === "untrained" ? "The base model under the critic's prompt" : critic.status === "examples" ? `The base model with ${critic.examples} labelled examples in its prompt` : critic.parent === null ? "Trained" : `Trained from critic@${critic.parent}`}</span>
         {all.filter((other) => other.parent === critic.version).length > 0 && <span>parent of {all.filter((other) => other.parent === critic.version).map((other) => `critic@${other.version}`).join(", ")}</span>}
         <span>{critic.base_model}</span>
         <Time at={critic.created_at} />

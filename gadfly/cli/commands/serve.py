@@ -29,19 +29,27 @@ def up(settings: Settings) -> None:
 
 
 @app.command()
+@takes_settings()
 def demo(
+    flags: dict[str, str],
     out: Annotated[Path, typer.Option("--out", help="HTML file to write the report to.")] = Path("gadfly-demo.html"),
     picture: Annotated[
         Path | None, typer.Option("--picture", help="SVG file for a picture of one answer before both critics.")
     ] = None,
 ) -> None:
-    """Watch a critic learn: all processes with a small model, simulated callers, a training run, the gate, the swap."""
+    """Watch a critic learn: all processes with a small model, simulated callers, a training run, the gate, the swap.
+
+    Settings are taken as flags (`--port 9000`, `--train-threads 1`). Those of the environment do not count here.
+    """
     if find_spec("gadfly.lab") is None:
         raise BadInput("the demo needs the folder lab/ with its model, which is part of a checkout of the project")
     # A child process, because the demo imports torch. Ctrl-C reaches parent and child.
     command = [sys.executable, "-P", "-m", "gadfly.lab.demo", "--out", str(out.absolute())]
     if picture is not None:
         command += ["--picture", str(picture.absolute())]
+    Settings.load(flags)  # refuses a value before anything starts
+    for name, value in flags.items():
+        command += ["--setting", f"{name}={value}"]
     process = subprocess.Popen(command)
     while True:
         try:
