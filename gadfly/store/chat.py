@@ -34,16 +34,20 @@ def judged_in_background_at() -> ColumnElement[datetime | None]:
     return sql_cast(InteractionRow.parameters[_JUDGED_AT].astext, TIMESTAMP(timezone=True))
 
 
-async def due_answers(session: AsyncSession, *, since: datetime, limit: int, tasks: Collection[str]) -> list[Due]:
-    """Answers of these tasks to judge, the oldest first. Those of any task from before `since` are given up."""
+async def due_answers(
+    session: AsyncSession, *, since: datetime, limit: int, tasks: Collection[str] | None = None
+) -> list[Due]:
+    """Answers of these tasks, or of all, to judge, the oldest first. Those from before `since` are given up."""
     await session.execute(delete(CritiqueDueRow).where(CritiqueDueRow.created_at < since))
-    rows = await session.execute(
+    statement = (
         select(InteractionRow.id, InteractionRow.question, InteractionRow.response, InteractionRow.task)
         .join(CritiqueDueRow, CritiqueDueRow.interaction_id == InteractionRow.id)
-        .where(InteractionRow.task.in_(tasks))
         .order_by(CritiqueDueRow.created_at, CritiqueDueRow.interaction_id)
         .limit(limit)
     )
+    if tasks is not None:
+        statement = statement.where(InteractionRow.task.in_(tasks))
+    rows = await session.execute(statement)
     return [Due(interaction_id=row.id, question=row.question, response=row.response, task=row.task) for row in rows]
 
 
