@@ -84,6 +84,7 @@ class CriticServing:
             leases=self.leases,
             replicas=self.replicas,
             share=share,
+            candidate_share=settings.candidate_share,
         )
 
     async def start(self) -> CriticVersion:
