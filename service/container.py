@@ -1,6 +1,5 @@
 """The parts of one service process: built once, connected here, and closed in reverse order."""
 
-import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Self
@@ -9,6 +8,7 @@ import structlog
 
 from gadfly import store
 from gadfly.actor import open_actor
+from gadfly.concurrency import gather
 from gadfly.engine_client import engines_of
 from gadfly.errors import StoreUnavailable
 from gadfly.grading import TaskGrader
@@ -173,7 +173,7 @@ class Service:
             Conflict: the database belongs to another base model or another task.
         """
         await retry(self._start, on=StoreUnavailable, every_s=_RETRY_S, event="waiting_for_database")
-        await asyncio.gather(
+        await gather(  # all have ended before the pool is closed
             self._requests.run_claim_renewal(),
             self.critics.run(),
             self.labels.run(),
