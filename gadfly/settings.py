@@ -198,6 +198,13 @@ class Settings(BaseSettings):
         le=1,
         description="Share of labelled answers that the critic before judges too, at low priority, after a promotion.",
     )
+    candidate_share: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Share of the traffic that a candidate about which the gate has not decided judges too, at low "
+        "priority: its disagreements with the live critic come first in the label queue.",
+    )
     chat_critique_share: float = Field(
         0.1,
         ge=0,
@@ -249,6 +256,11 @@ class Settings(BaseSettings):
     )
     retire_share: float = Field(
         0.1, gt=0, le=1, description="Largest share of the held-out questions that is retired after one run."
+    )
+    redactor: str = Field(
+        "",
+        description="What removes personal data from texts before they are stored: a Python function, as "
+        "module:function, or the address of an HTTP service. Empty: nothing does.",
     )
     retention: Addresses = Field(
         (),
@@ -311,6 +323,13 @@ class Settings(BaseSettings):
             except ValueError:
                 raise ValueError(f"{proxy!r} is neither an IP address nor a network such as 10.0.0.0/8") from None
         return proxies
+
+    @field_validator("redactor")
+    @classmethod
+    def _is_function_or_address(cls, redactor: str) -> str:
+        if redactor and not re.fullmatch(r"https?://\S+|[A-Za-z_][\w.]*:[A-Za-z_]\w*", redactor):
+            raise ValueError(f"{without_password(redactor)!r} is neither module:function nor an http(s) address")
+        return redactor
 
     @field_validator("retention")
     @classmethod

@@ -1,6 +1,5 @@
 """The parts of one service process: built once, connected here, and closed in reverse order."""
 
-import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Self
@@ -9,9 +8,11 @@ import structlog
 
 from gadfly import store
 from gadfly.actor import open_actor
+from gadfly.concurrency import gather
 from gadfly.engine_client import engines_of
 from gadfly.errors import StoreUnavailable
 from gadfly.grading import TaskGrader
+from gadfly.redaction import open_redactor
 from gadfly.repeating import retry
 from gadfly.service.admin import Keys
 from gadfly.service.answering.answer import Answerer
@@ -92,6 +93,9 @@ class Service:
             actor = open_actor(settings, critics.engines)
             stack.push_async_callback(actor.aclose)
             grader = await stack.enter_async_context(open_grader(task, settings, patience_s=_GRADING_PATIENCE_S))
+            redactor = open_redactor(settings.redactor)
+            if redactor is not None:
+                stack.push_async_callback(redactor.aclose)
             recorder = await stack.enter_async_context(
                 Recorder(
                     database,
@@ -99,6 +103,7 @@ class Service:
                     heldout_share=settings.heldout_share,
                     split_blocks=settings.split_blocks,
                     spool_max_bytes=settings.spool_max_bytes,
+                    redactor=redactor,
                 )
             )
             requests = Idempotency(database, recorder, is_alone=lambda: len(critics.replicas.known) <= 1)
@@ -168,7 +173,7 @@ class Service:
             Conflict: the database belongs to another base model or another task.
         """
         await retry(self._start, on=StoreUnavailable, every_s=_RETRY_S, event="waiting_for_database")
-        await asyncio.gather(
+        await gather(  # all have ended before the pool is closed
             self._requests.run_claim_renewal(),
             self.critics.run(),
             self.labels.run(),

@@ -154,7 +154,7 @@ async def waiting(session: AsyncSession, *, live: int) -> Waiting:
     )
     disputed = await session.scalar(select(func.count()).where(is_open, AnswerRow.standing == Standing.DISPUTED))
     undecided = await session.execute(
-        select(CriticVersionRow.version, CriticVersionRow.run_id, CriticVersionRow.created_at)
+        select(CriticVersionRow.version, TrainingRunRow.id, CriticVersionRow.created_at)
         .join(TrainingRunRow, TrainingRunRow.id == CriticVersionRow.run_id)
         .where(TrainingRunRow.outcome == GateOutcome.NOT_ENOUGH_EVIDENCE, CriticVersionRow.version > live)
         .order_by(CriticVersionRow.version.desc())

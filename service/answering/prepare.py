@@ -50,7 +50,8 @@ class Preparation:
         """
         pinned = None
         if body.episode_id is not None:
-            pinned = await self._pinned(body.episode_id, question=body.question, scope=caller.scope)
+            question = await self._recorder.stored_form(body.question)
+            pinned = await self._pinned(body.episode_id, question=question, scope=caller.scope)
         critic = await self._pointers.resolve(body.critic)
         if pinned is not None and body.critic == "live":
             earlier = await self._pointers.resolve(pinned)
@@ -68,9 +69,8 @@ class Preparation:
             if body.critique is not None:
                 first_critique = supplied_critique(body.critique)
             elif body.critique_id is not None:
-                first_critique = await self._earlier_critique(
-                    body.critique_id, question=body.question, scope=caller.scope
-                )
+                question = await self._recorder.stored_form(body.question)
+                first_critique = await self._earlier_critique(body.critique_id, question=question, scope=caller.scope)
         return Prepared(
             interaction_id=new_id(),
             episode_id=body.episode_id or new_id(),

@@ -1,8 +1,8 @@
 """The parts that serve critics in one process of the service: built, run and closed together."""
 
-import asyncio
 from collections.abc import Sequence
 
+from gadfly.concurrency import gather
 from gadfly.engine_client import Engine, EnginePool
 from gadfly.prompts import PromptSet
 from gadfly.records import CriticVersion
@@ -84,6 +84,7 @@ class CriticServing:
             leases=self.leases,
             replicas=self.replicas,
             share=share,
+            candidate_share=settings.candidate_share,
         )
 
     async def start(self) -> CriticVersion:
@@ -98,7 +99,7 @@ class CriticServing:
     async def run(self) -> None:
         """Follow the pointers, do swaps, reconcile and check the engines and watch live traffic, until cancelled."""
         try:
-            await asyncio.gather(
+            await gather(
                 self.pointers.run_refresh(),
                 self.pointers.run_listener(),
                 self.swapper.run_heartbeat(),
