@@ -220,6 +220,13 @@ class Settings(BaseSettings):
         le=1,
         description="Share of labelled answers that the critic before judges too, at low priority, after a promotion.",
     )
+    candidate_share: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Share of the traffic that a candidate about which the gate has not decided judges too, at low "
+        "priority: its disagreements with the live critic come first in the label queue.",
+    )
     chat_critique_share: float = Field(
         0.1,
         ge=0,

@@ -1,6 +1,5 @@
 """The parts of one service process: built once, connected here, and closed in reverse order."""
 
-import asyncio
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import structlog
 
 from gadfly import store
 from gadfly.actor import open_actor
+from gadfly.concurrency import gather
 from gadfly.engine_client import engines_of
 from gadfly.errors import StoreUnavailable
 from gadfly.grading import TaskGrader
@@ -181,7 +181,7 @@ class Service:
             Conflict: the database belongs to another base model, and replicas that serve it are running.
         """
         await retry(self._start, on=StoreUnavailable, every_s=_RETRY_S, event="waiting_for_database")
-        await asyncio.gather(
+        await gather(  # all have ended before the pool is closed
             self._requests.run_claim_renewal(),
             self.critics.run(),
             self.labels.run(),

@@ -483,7 +483,7 @@ class CritiqueRow(Table):
 
 
 class ShadowVerdictRow(Table):
-    """The verdict of the critic before on an answer that the live critic judged, for the rollback watch alone."""
+    """The verdict of another critic on an answer of the live one, for the rollback watch and the label queue."""
 
     __tablename__ = "shadow_verdicts"
 

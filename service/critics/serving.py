@@ -7,6 +7,7 @@ from uuid import UUID
 
 import structlog
 
+from gadfly.concurrency import gather
 from gadfly.engine_client import Engine, EnginePool, LabelWords
 from gadfly.errors import Conflict, EngineError, SameTokens
 from gadfly.records import CriticVersion, Swap, SwapKind
@@ -97,6 +98,7 @@ class CriticServing:
             leases=self.leases,
             replicas=self.replicas,
             share=share,
+            candidate_share=settings.candidate_share,
         )
 
     async def start(self) -> CriticVersion:
@@ -173,7 +175,7 @@ class CriticServing:
     async def run(self) -> None:
         """Follow the pointers, do swaps, reconcile and check the engines and watch live traffic, until cancelled."""
         try:
-            await asyncio.gather(
+            await gather(
                 self.pointers.run_refresh(),
                 self.pointers.run_listener(),
                 self._run_heartbeat(),

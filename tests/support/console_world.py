@@ -39,7 +39,7 @@ class World:
         self.finished_run = new_id()
         self.undecided_run = new_id()
         self.running_run = new_id()
-        self.refined: UUID | None = None
+        self.refined = new_id()
         self.waiting: list[UUID] = []
 
 
@@ -114,14 +114,7 @@ def _critique_text(steps: list[str], verdict: Verdict) -> str:
 
 
 def _judged(
-    rng: random.Random,
-    at: datetime,
-    *,
-    version: int,
-    is_right: bool,
-    verdict: Verdict,
-    confidence: float,
-    **fields: Any,
+    rng: random.Random, at: datetime, *, version: int, is_right: bool, verdict: Verdict, confidence: float
 ) -> Interaction:
     question, response, reference, steps = _problem(rng, is_right=is_right)
     p_correct = confidence if verdict is Verdict.CORRECT else 1 - confidence
