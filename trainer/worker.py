@@ -129,8 +129,9 @@ class Worker:
             @app.task(name="count_labels", queue=QUEUE, queueing_lock="count_labels")
             async def count_labels(timestamp: int) -> None:
                 async with self.database.session() as session:
-                    count = await store.training_data.count_new_labels(session)
-                if count >= self.settings.train_after_labels:
+                    wanted = self.settings.train_after_labels
+                    count = await store.training_data.count_new_labels(session, at_most=wanted)
+                if count >= wanted:
                     await self.request(Trigger.LABELS)
 
         return app

@@ -194,7 +194,11 @@ class AnswerRow(Table):
     """
 
     __tablename__ = "answers"
-    __table_args__ = (Index(None, "changed_at"),)
+    __table_args__ = (
+        Index(None, "changed_at"),
+        Index(None, "updated_at"),
+        Index("ix_answers_labelled", "question_hash", postgresql_where=text("is_right IS NOT NULL")),
+    )
 
     question_hash: Mapped[bytes] = mapped_column(ForeignKey("questions.hash"), primary_key=True)
     text_sha256: Mapped[bytes] = mapped_column(primary_key=True)
@@ -204,7 +208,8 @@ class AnswerRow(Table):
     is_right: Mapped[bool | None]  # the label; NULL: there is none
     source: Mapped[LabelSource | None]
     key_id: Mapped[UUID | None] = mapped_column(ForeignKey("keys.id"))  # the only key that supports the label
-    changed_at: Mapped[datetime | None]  # the label
+    changed_at: Mapped[datetime | None]  # `is_right`
+    updated_at: Mapped[datetime | None]  # the label with its source and key; NULL: before this column existed
     frozen_at: Mapped[datetime | None]
     ruling: Mapped[Ruling | None]  # an admin's
 
@@ -317,6 +322,12 @@ class InteractionRow(Table):
         Index(None, "key_id", "created_at", "id"),
         Index(None, "episode_id"),
         Index(None, "question_hash"),
+        Index(None, "critic_version", "stored_at"),
+        Index(
+            "ix_interactions_judged_at",
+            text("(parameters ->> 'judged_at')"),
+            postgresql_where=text("(parameters ->> 'judged_at') IS NOT NULL"),
+        ),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -389,6 +400,7 @@ class ShadowVerdictRow(Table):
     """The verdict of the critic before on an answer that the live critic judged, for the rollback watch alone."""
 
     __tablename__ = "shadow_verdicts"
+    __table_args__ = (Index(None, "critic_version", "created_at"),)
 
     interaction_id: Mapped[UUID] = mapped_column(ForeignKey("interactions.id", ondelete="CASCADE"), primary_key=True)
     critic_version: Mapped[int] = mapped_column(

@@ -18,7 +18,9 @@ must also show without the labels of any one of them (`WITHOUT_A_KEY`). Simulate
 """
 
 import asyncio
+import math
 import random
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -27,20 +29,24 @@ from typing import Any
 from uuid import UUID
 
 import structlog
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly import store
-from gadfly.errors import Conflict
+from gadfly.errors import Conflict, GadflyError
 from gadfly.evidence import MeanTest
 from gadfly.records import SwapKind, Tier, now
 from gadfly.repeating import repeat
 from gadfly.service.critics.pointers import CriticPointers
 from gadfly.store.database import Database
-from gadfly.store.watch import Outcome
+from gadfly.store.watch import Outcome, OutcomeLog
 
 ALPHA = 0.01  # probability of ever rolling back a critic that is as good as the one before
 WITHOUT_A_KEY = 0.2  # the same, for the labels without those of any one key
 LEAST_UNITS = 10  # the fewest observations that can show a loss, if each is the greatest possible one
 _EVERY_S = 10.0
+_READ_LIMIT_S = 120.0  # of a first look, at all outcomes: some seconds per ten million interactions
+_TOLERATED_S = 60.0  # of failures, before the service is not ready
 
 log = structlog.get_logger(__name__)
 
@@ -162,37 +168,54 @@ class RollbackWatch:
         self._shadow_share = shadow_share
         self.problem: str | None = None
         """Why the watch cannot decide although there are labels; None while it can."""
+        self._failing: tuple[float, str] | None = None  # since when, and why
+        self._logs: tuple[OutcomeLog, OutcomeLog] | None = None  # of the live critic, and of the one before
+
+    @property
+    def failure(self) -> str | None:
+        """Why the watch has not worked for a minute; None while it works, or is off."""
+        since, reason = self._failing or (math.inf, "")
+        return reason if time.monotonic() - since > _TOLERATED_S else None
 
     async def run(self) -> None:
         """Test the live critic every ten seconds, until cancelled."""
         if self._is_on:
-            await repeat(self.check, wait=partial(asyncio.sleep, _EVERY_S), failure="watch_failed")
+            await repeat(self._check, wait=partial(asyncio.sleep, _EVERY_S), failure="watch_failed")
+
+    async def _check(self) -> None:
+        try:
+            await self.check()
+        except Exception as error:
+            reason = str(error) if isinstance(error, GadflyError) else type(error).__name__
+            self._failing = (self._failing or (time.monotonic(), ""))[0], reason
+            raise
+        self._failing = None
 
     async def check(self) -> Evidence | None:
         """Test the live critic with the outcomes so far. None if there is nothing to test, or another replica tests it.
 
-        Only a critic that the gate or an admin promoted is tested: a rollback is never undone automatically.
+        Only a critic that the gate or an admin promoted is tested: a rollback is never undone automatically. Outcomes
+        are remembered from look to look, and read again before a rollback.
         """
         last = self._pointers.tested_promotion()
         if last is None:
             return None
         live = await self._pointers.resolve(last.version)
-        async with self._database.session() as session:
+        async with self._database.session(limit_s=_READ_LIMIT_S) as session:
             if not await store.watch.lock_watch(session):
                 return None
+            await session.execute(text(f"SET LOCAL statement_timeout = {int(1000 * _READ_LIMIT_S)}"))
             since = await store.watch.live_since(session)
-            after = await store.watch.verdict_outcomes(session, last.version, since=since)
-            pairs = await store.watch.paired_outcomes(session, last.version, before=last.from_version, since=since)
-            before = await store.watch.verdict_outcomes(session, last.from_version)
+            if self._logs is None or (self._logs[0].version, self._logs[0].since) != (last.version, since):
+                self._logs = OutcomeLog(last.version, since=since), OutcomeLog(last.from_version)
+            measured: list[Outcome] = []
             if live.run_id is not None:
                 run = await store.runs.read_run(session, live.run_id)
-                before += measured_outcomes(run.gate, seed=last.version)
-            moment = now()
-            keys = await store.keys.list_keys(session)
-            callers = sum(key.tier is Tier.CALLER and key.is_active(moment) for key in keys)
-            evidence = await asyncio.to_thread(
-                compare, before, after, callers=callers, pairs=pairs if self._shadow_share > 0 else None
-            )
+                measured = measured_outcomes(run.gate, seed=last.version)
+            evidence, after = await self._compared(session, self._logs, measured)
+            if evidence.decision is Decision.ROLL_BACK:
+                self._logs = OutcomeLog(last.version, since=since), OutcomeLog(last.from_version)
+                evidence, after = await self._compared(session, self._logs, measured)
             self.problem = _problem(evidence, after, is_paired=self._shadow_share > 0)
             if evidence.decision is not Decision.ROLL_BACK:
                 return evidence
@@ -208,6 +231,27 @@ class RollbackWatch:
                 return evidence
         log.warning("watch_rollback_requested", version=last.version, to=last.from_version, reason=reason)
         return evidence
+
+    async def _compared(
+        self, session: AsyncSession, logs: tuple[OutcomeLog, OutcomeLog], measured: Sequence[Outcome]
+    ) -> tuple[Evidence, list[Outcome]]:
+        """The evidence with what is new in both logs, and the outcomes of the live critic."""
+        live, before = logs
+        await live.refresh(session)
+        await before.refresh(session)
+        pairs = await store.watch.paired_outcomes(session, live.version, before=before.version, since=live.since)
+        moment = now()
+        keys = await store.keys.list_keys(session)
+        callers = sum(key.tier is Tier.CALLER and key.is_active(moment) for key in keys)
+        after = live.outcomes
+        evidence = await asyncio.to_thread(
+            compare,
+            [*before.outcomes, *measured],
+            after,
+            callers=callers,
+            pairs=pairs if self._shadow_share > 0 else None,
+        )
+        return evidence, after
 
 
 def _problem(evidence: Evidence, after: Sequence[Outcome], *, is_paired: bool) -> str | None:
