@@ -89,9 +89,12 @@ def show(collected: dict[str, Any]) -> None:
     if rows is None:
         table.add_row("database", "does not answer")
     else:
+        about = "about " if rows["are_estimates"] else ""
         for name, count in rows.items():
+            if name == "are_estimates":
+                continue
             parts = ", ".join(f"{n} {kind}" for kind, n in count.items()) if isinstance(count, dict) else str(count)
-            table.add_row(name, parts)
+            table.add_row(name, f"{about}{parts}")
     spool = collected["spool"]
     table.add_row("spool", f"{spool['bytes']} bytes waiting, {spool['rejected']} records rejected")
     table.add_row("home", collected["home"])

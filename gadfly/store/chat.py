@@ -2,11 +2,11 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, delete, select, update
+from sqlalchemy import ColumnElement, and_, delete, select, update
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import TIMESTAMP, insert
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -32,6 +32,12 @@ _JUDGED_AT = "judged_at"
 def judged_in_background_at() -> ColumnElement[datetime | None]:
     """The time of a critique that was due, of `InteractionRow`; NULL for answers that were judged when they arrived."""
     return sql_cast(InteractionRow.parameters[_JUDGED_AT].astext, TIMESTAMP(timezone=True))
+
+
+def was_judged_in_background_after(moment: datetime) -> ColumnElement[bool]:
+    """Whether `InteractionRow` is about an answer whose critique was due, and was stored after this time, in UTC."""
+    judged_at = InteractionRow.parameters[_JUDGED_AT].astext
+    return and_(judged_at.is_not(None), judged_at > moment.astimezone(UTC).isoformat())
 
 
 async def due_answers(

@@ -209,6 +209,8 @@ class AnswerRow(Table):
     __table_args__ = (
         Index(None, "changed_at"),
         Index(None, "standing", postgresql_where=text("standing = 'conflict'")),
+        Index(None, "updated_at"),
+        Index("ix_answers_labelled", "question_hash", postgresql_where=text("is_right IS NOT NULL")),
     )
 
     question_hash: Mapped[bytes] = mapped_column(ForeignKey("questions.hash"), primary_key=True)
@@ -219,7 +221,8 @@ class AnswerRow(Table):
     is_right: Mapped[bool | None]  # the label; NULL: there is none
     source: Mapped[LabelSource | None]
     key_id: Mapped[UUID | None] = mapped_column(ForeignKey("keys.id"))  # the only key that supports the label
-    changed_at: Mapped[datetime | None]  # the label
+    changed_at: Mapped[datetime | None]  # `is_right`
+    updated_at: Mapped[datetime | None]  # the label with its source and key; NULL: before this column existed
     frozen_at: Mapped[datetime | None]
     ruling: Mapped[Ruling | None]  # an admin's
 
@@ -405,8 +408,14 @@ class InteractionRow(Table):
         Index(None, "episode_id"),
         Index(None, "question_hash"),
         Index(None, "critic_version", "created_at", "id"),
+        Index(None, "critic_version", "stored_at"),
         Index("ix_interactions_unparsed", "created_at", "id", postgresql_where=text("verdict = 'unparsed'")),
         Index("ix_interactions_text", text(SEARCHED_TEXT), postgresql_using="gin"),
+        Index(
+            "ix_interactions_judged_at",
+            text("(parameters ->> 'judged_at')"),
+            postgresql_where=text("(parameters ->> 'judged_at') IS NOT NULL"),
+        ),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -486,6 +495,7 @@ class ShadowVerdictRow(Table):
     """The verdict of another critic on an answer of the live one, for the rollback watch and the label queue."""
 
     __tablename__ = "shadow_verdicts"
+    __table_args__ = (Index(None, "critic_version", "created_at"),)
 
     interaction_id: Mapped[UUID] = mapped_column(ForeignKey("interactions.id", ondelete="CASCADE"), primary_key=True)
     critic_version: Mapped[int] = mapped_column(

@@ -20,7 +20,8 @@ class Readiness(BaseModel):
 
     Three checks do not affect `ready`. `swap`: after a refused swap the service answers as before. `actor`: while its
     own endpoint is unavailable the service still critiques. `sampling`, whether the engines sample as they report: one
-    that does not still answers, and training does without it.
+    that does not still answers, and training does without it. `watch` does: while automatic rollback has been failing
+    for a minute, a worse critic would stay live.
     """
 
     ready: bool
@@ -31,6 +32,7 @@ class Readiness(BaseModel):
     swap: Check
     actor: Check
     sampling: Check
+    watch: Check
 
 
 class EngineState(BaseModel):
