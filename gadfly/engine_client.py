@@ -34,6 +34,7 @@ from gadfly.errors import (
     EngineUnavailable,
     MalformedReply,
     PromptTooLong,
+    SameTokens,
 )
 from gadfly.prompts import Prompt
 from gadfly.records import Usage
@@ -529,7 +530,11 @@ class Engine:
         return await self._tokenize(text)
 
     async def label_tokens(self, labels: LabelWords) -> LabelTokens:
-        """The tokens in which two words differ. Read from the engine once."""
+        """The tokens in which two words differ. Read from the engine once.
+
+        Raises:
+            SameTokens: they do not differ before one of them ends. Else as `chat`.
+        """
         known = self._labels.get(labels)
         if known is None:
             after, first, second = labels.after, labels.first, labels.second
@@ -538,7 +543,10 @@ class Engine:
             while common < min(len(one), len(two)) and one[common] == two[common]:
                 common += 1
             if common == min(len(one), len(two)):
-                raise EngineError(f"the model's tokens do not distinguish {first!r} from {second!r}")
+                raise SameTokens(
+                    f"the model's tokens do not distinguish the verdict words {first!r} and {second!r}: one begins "
+                    "with all tokens of the other. Use words that differ earlier, such as Correct and Wrong"
+                )
             shared, *texts = await asyncio.gather(
                 *(self._detokenize(tokens) for tokens in (one[:common], [one[common]], [two[common]]))
             )

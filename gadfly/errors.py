@@ -93,6 +93,10 @@ class WrongSampling(EngineError):
     """The engine samples from another distribution than the one whose log-probabilities it reports."""
 
 
+class SameTokens(EngineError):
+    """The verdict words of a prompt set begin with the same tokens under the model's tokenizer."""
+
+
 class PromptTooLong(BadInput):
     """Prompt and completion exceed the model's context."""
 

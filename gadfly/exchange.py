@@ -87,7 +87,7 @@ def pull(
         if marker.task != task:
             raise BadInput(
                 f"{source} was trained on the task {marker.task}, and not on {task}: pull it with "
-                f"--task {marker.task}, where that task is served"
+                f"--task {marker.task}, in a deployment of that task"
             )
         if marker.prompt_set != prompt_set:
             raise BadInput(

@@ -13,6 +13,7 @@ from itertools import zip_longest
 from statistics import NormalDist
 from uuid import UUID
 
+from gadfly.guessing import Guessing
 from gadfly.scoreboard import Scoreboard, Threshold
 from gadfly.settings import Settings
 from gadfly.store.training_data import LabelledAnswer, source_counts
@@ -89,6 +90,7 @@ class Plan:
     notes: tuple[str, ...]
     actor_answers: int = 0  # the most that the actor is asked for: first answers and refinements, with the evaluation's
     threshold_alone: Threshold | None = None  # of the live critic, without training; None: too few judged answers
+    guessing: Guessing | None = None  # of `stage_1`; None: the number of possible answers is not known
     next_step: str = ""  # what to do next, in a sentence
 
     def without_ids(self) -> "Plan":
@@ -424,6 +426,22 @@ def with_threshold(found: Plan, board: Scoreboard, *, live: int) -> Plan:
         "cross-fitted."
     )
     return replace(found, threshold_alone=threshold, notes=(*found.notes, note))
+
+
+def with_guessing(found: Plan, guess_rate: float | None) -> Plan:
+    """The plan with what guessing does to its labels, for a task whose answers are right by chance at this rate."""
+    if guess_rate is None:
+        return found
+    guessing = Guessing.of(right=found.stage_1.right, wrong=found.stage_1.wrong, rate=guess_rate)
+    if guessing is None:
+        return found
+    note = (
+        f"Guessing gives {guess_rate:.0%} right answers. Of the answers to learn from {guessing.right:.0%} are right, "
+        f"which is {guessing.known:.0%} corrected for guessing: about {guessing.lucky:.0f} of {found.stage_1.right} "
+        f"right answers were guessed, so their steps may be wrong. A gain of 10 points in what the actor knows shows "
+        f"as {10 * (1 - guess_rate):.1f} points of right answers."
+    )
+    return replace(found, guessing=guessing, notes=(*found.notes, note))
 
 
 def _basis(model: LabelModel) -> str:

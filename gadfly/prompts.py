@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from gadfly.errors import BadSettings
 from gadfly.fields import problems_of
-from gadfly.verdict import Verdict, read_word, words_for
+from gadfly.verdict import VerdictWords
 
 _SLOT = re.compile(r"\{(question|response|critique)\}")
 
@@ -53,8 +53,8 @@ class Example:
 class PromptSet:
     """One version of all prompts of critic and actor.
 
-    `correct` and `incorrect` are the words of a critique's verdicts. `examples` come before the answer that is judged,
-    each as a user's turn and the critic's reply.
+    `correct` and `incorrect` are the words of a critique's verdicts, of either kind: final, and of a step. `examples`
+    come before the answer that is judged, each as a user's turn and the critic's reply.
     """
 
     name: str
@@ -69,6 +69,11 @@ class PromptSet:
     def with_examples(self, examples: Sequence[Example]) -> Self:
         """These prompts, with these examples in the critic's."""
         return replace(self, examples=tuple(examples))
+
+    @property
+    def words(self) -> VerdictWords:
+        """The words of a critique's verdicts."""
+        return VerdictWords(self.correct, self.incorrect)
 
     def solve(self, *, question: str) -> Prompt:
         """The prompt for a first answer by the actor: the opening turns of a refinement's conversation."""
@@ -193,10 +198,9 @@ class _Verdicts(_PromptShape):
     incorrect: str
 
     @model_validator(mode="after")
-    def _are_read(self) -> Self:
-        for word, verdict in ((self.correct, Verdict.CORRECT), (self.incorrect, Verdict.INCORRECT)):
-            if read_word(word) is not verdict:
-                raise ValueError(f"{word!r} is not read as {verdict}: use {' or '.join(words_for(verdict))}")
+    def _can_be_told_apart(self) -> Self:
+        if problem := VerdictWords(self.correct, self.incorrect).problem:
+            raise ValueError(problem)
         return self
 
 

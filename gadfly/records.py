@@ -378,6 +378,15 @@ class CriticCalibration:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Loss:
+    """Answers that a critic learned from and that were forgotten since; 0: only a version that it continues did."""
+
+    answers: int
+    first_at: datetime
+    last_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CriticHistory:
     """The gate's decision about a critic version, and the swaps that made it live."""
 
@@ -386,6 +395,7 @@ class CriticHistory:
     calibration: CriticCalibration | None
     swaps: list[Swap]  # the newest first
     receipts: list[SwapReceipt]  # the newest first
+    forgotten: Loss | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -28,6 +28,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from gadfly.access import Access
 from gadfly.errors import BadSettings
 from gadfly.prompts import available
+from gadfly.records import Kind
 
 ENV_PREFIX = "GADFLY_"
 # Variables with the prefix that are not settings: of the Makefile, of `gadfly up` to mark its processes, of the tests.
@@ -172,7 +173,7 @@ class Settings(BaseSettings):
     )
     task: Annotated[str, AfterValidator(_task)] = Field(
         "math",
-        description="What the critic judges: a built-in task (`gadfly tasks list`), or a folder with a file task.toml. "
+        description="What the critic judges: a task of `gadfly tasks list`, or a folder with a file task.toml. "
         "With several tasks, the one of requests that name none.",
     )
     tasks: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas), AfterValidator(_every_task)] = Field(
@@ -203,6 +204,13 @@ class Settings(BaseSettings):
         None, description="Folder of published critics, shared by trainer, service and engine. Unset: in GADFLY_HOME."
     )
     auto_promote: bool = Field(True, description="Serve a new critic as soon as the gate decides to promote it.")
+    swap_quorum: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of the engines that must prove a new critic before it becomes the live one. The others get "
+        "no requests for it until they have proven it too.",
+    )
     auto_rollback: bool = Field(
         True, description="Roll back when labelled live traffic shows that the new critic is worse."
     )
@@ -211,6 +219,13 @@ class Settings(BaseSettings):
         ge=0,
         le=1,
         description="Share of labelled answers that the critic before judges too, at low priority, after a promotion.",
+    )
+    candidate_share: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Share of the traffic that a candidate about which the gate has not decided judges too, at low "
+        "priority: its disagreements with the live critic come first in the label queue.",
     )
     chat_critique_share: float = Field(
         0.1,
@@ -240,7 +255,16 @@ class Settings(BaseSettings):
         512, ge=1, description="Maximum tokens of a critique or refinement, unless the request sets it."
     )
     temperature: float = Field(0.7, ge=0, le=2, description="Sampling temperature, unless the request sets it.")
-    max_in_flight: int = Field(256, ge=1, description="Maximum requests in flight; further ones are answered 429.")
+    max_in_flight: int = Field(
+        256, ge=1, description="Maximum requests in flight in each worker; further ones are answered 429."
+    )
+    workers: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Processes that answer requests on one address, each with its own connections to Postgres. One is "
+        "enough until it uses a whole core.",
+    )
 
     max_key_share: float = Field(
         0.5,
@@ -264,6 +288,16 @@ class Settings(BaseSettings):
     retire_share: float = Field(
         0.1, gt=0, le=1, description="Largest share of the held-out questions that is retired after one run."
     )
+    redactor: str = Field(
+        "",
+        description="What removes personal data from texts before they are stored: a Python function, as "
+        "module:function, or the address of an HTTP service. Empty: nothing does.",
+    )
+    retention: Addresses = Field(
+        (),
+        description="Comma-separated ages after which rows are deleted, by origin: critique=365d,refine=365d,chat=30d. "
+        "Origins: critique, refine, chat, import. Empty: rows are kept.",
+    )
     spool_max_bytes: int = Field(
         2**30, ge=2**12, description="Disk space of the spool, used while Postgres is unavailable."
     )
@@ -274,6 +308,9 @@ class Settings(BaseSettings):
         "the engine works for them.",
     )
     grade_timeout_s: float = Field(2.0, gt=0, description="Time limit of comparing one answer with its reference.")
+    grade_processes: int = Field(
+        2, ge=1, le=64, description="Processes that compare expressions. Numbers and words have a process of their own."
+    )
 
     url: str = Field("", description="Address of the service, for the command line. Unset: http://HOST:PORT.")
     key: Annotated[SecretStr | None, BeforeValidator(_empty_is_unset)] = Field(
@@ -320,6 +357,21 @@ class Settings(BaseSettings):
             except ValueError:
                 raise ValueError(f"{proxy!r} is neither an IP address nor a network such as 10.0.0.0/8") from None
         return proxies
+
+    @field_validator("redactor")
+    @classmethod
+    def _is_function_or_address(cls, redactor: str) -> str:
+        if redactor and not re.fullmatch(r"https?://\S+|[A-Za-z_][\w.]*:[A-Za-z_]\w*", redactor):
+            raise ValueError(f"{without_password(redactor)!r} is neither module:function nor an http(s) address")
+        return redactor
+
+    @field_validator("retention")
+    @classmethod
+    def _are_ages(cls, rules: tuple[str, ...]) -> tuple[str, ...]:
+        for rule in rules:
+            if not re.fullmatch(r"(critique|refine|chat|import)=[1-9]\d{0,4}d", rule):
+                raise ValueError(f"{rule!r} is not an origin with an age in days, such as chat=30d")
+        return rules
 
     @field_validator("prompts")
     @classmethod
@@ -412,6 +464,11 @@ class Settings(BaseSettings):
         if self.database_url is None or not self.engine_urls:
             raise BadSettings("GADFLY_DATABASE_URL and GADFLY_ENGINE_URLS must be set; `gadfly up` sets both")
         return self.database_url.get_secret_value(), self.engine_urls
+
+    def retention_days(self) -> dict[Kind, int]:
+        """After how many days rows of an origin are deleted."""
+        pairs = (rule.partition("=") for rule in self.retention)
+        return {Kind(kind): int(age.removesuffix("d")) for kind, _, age in pairs}
 
     def _engine_keys(self) -> list[str]:
         return [] if self.engine_key is None else [key.strip() for key in self.engine_key.get_secret_value().split(",")]

@@ -76,14 +76,53 @@ class ParsedCritique:
     verdict_end: int | None
 
 
-def read_word(text: str) -> Verdict:
-    """The verdict named by the rest of a verdict line: one word; case, marks and outer space are ignored."""
-    return _MEANING.get(text.strip().strip("*_`\"'.!()[]").strip().casefold(), Verdict.UNPARSED)
+@dataclass(frozen=True, slots=True)
+class VerdictWords:
+    """The two words or phrases that name the verdicts of a prompt set.
+
+    Where both are of the usual ones (Correct, Right, Wrong, Incorrect), all four are read; else these two alone.
+    """
+
+    correct: str
+    incorrect: str
+
+    @property
+    def are_usual(self) -> bool:
+        return _MEANING.get(_plain(self.correct)) is Verdict.CORRECT and (
+            _MEANING.get(_plain(self.incorrect)) is Verdict.INCORRECT
+        )
+
+    def read(self, text: str) -> Verdict:
+        """The verdict named by the rest of a verdict line. Case, marks and white space around it are ignored."""
+        word = _plain(text)
+        if self.are_usual:
+            return _MEANING.get(word, Verdict.UNPARSED)
+        if word == _plain(self.correct):
+            return Verdict.CORRECT
+        return Verdict.INCORRECT if word == _plain(self.incorrect) else Verdict.UNPARSED
+
+    @property
+    def problem(self) -> str | None:
+        """Why the two cannot be told apart in a critique, with what to do; None if they can."""
+        for word in (self.correct, self.incorrect):
+            if not _plain(word) or "\n" in word or len(word) > _LONGEST_WORD:
+                return (
+                    f"{word!r} is no verdict word: use a word or phrase of at most {_LONGEST_WORD} letters on one line"
+                )
+        if _plain(self.correct) == _plain(self.incorrect):
+            return f"both verdicts have the word {self.correct!r}: use two words"
+        for word, verdict in ((self.correct, Verdict.CORRECT), (self.incorrect, Verdict.INCORRECT)):
+            if _MEANING.get(_plain(word), verdict) is not verdict:
+                return f"{word!r} as the word for {verdict} says the opposite of what it means: exchange the two"
+        return None
 
 
-def words_for(verdict: Verdict) -> tuple[str, ...]:
-    """The words that name a verdict."""
-    return tuple(word.capitalize() for word, meaning in _MEANING.items() if meaning is verdict)
+_LONGEST_WORD = 60
+USUAL_WORDS = VerdictWords("Correct", "Incorrect")
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.strip().strip("*_`\"'.!()[]").casefold().split())
 
 
 def count_verdicts(text: str) -> int:
@@ -92,8 +131,8 @@ def count_verdicts(text: str) -> int:
 
 
 @lru_cache(maxsize=256)  # each critique is read twice: for its verdict, and for the answer to its caller
-def parse_critique(text: str) -> ParsedCritique:
-    """Read steps and the final verdict of a critique.
+def parse_critique(text: str, words: VerdictWords = USUAL_WORDS) -> ParsedCritique:
+    """Read steps and the final verdict of a critique, whose verdicts have these words.
 
     A text without exactly one final verdict line that names exactly one verdict is `Verdict.UNPARSED`; steps are read
     regardless, as far as they follow the format.
@@ -120,7 +159,7 @@ def parse_critique(text: str) -> ParsedCritique:
                 close_step()
                 sentence, in_final = value, False
             case "judged":
-                judged = read_word(value.partition("\n")[0])
+                judged = words.read(value.partition("\n")[0])
             case "final":
                 close_step()
                 in_final = True
@@ -133,7 +172,7 @@ def parse_critique(text: str) -> ParsedCritique:
 
     lines = list(_VERDICT_LINE.finditer(text))
     only = lines[0] if len(lines) == 1 else None
-    verdict = read_word(only["word"]) if only else Verdict.UNPARSED
+    verdict = words.read(only["word"]) if only else Verdict.UNPARSED
     return ParsedCritique(
         steps=tuple(steps),
         verdict=verdict,

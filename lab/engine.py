@@ -74,6 +74,8 @@ class _Queued:
 class _Roomy(DynamicLayer):  # type: ignore[misc]  # transformers has no types for it
     """A cache layer with room for the next positions: writing one copies nothing until the room is used up."""
 
+    keys: Tensor
+    values: Tensor
     _room: tuple[Tensor, Tensor] | None = None  # the keys and values, and unused positions after them
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 Unlike a run of the service, a row has no queue, database, publication and swap. An interrupted row resumes.
 """
 
+import math
 import shutil
 import subprocess
 import time
@@ -280,4 +281,4 @@ class Lab:
 def _merit(point: dict[str, Any]) -> float:
     """The criterion of the best checkpoint: accuracy after refinement plus balanced accuracy of the verdict."""
     rates = (point["metrics"][name] for name in ("accuracy_refined", "discrimination_balanced"))
-    return sum(rate["value"] for rate in rates if rate is not None)
+    return math.fsum(rate["value"] for rate in rates if rate is not None)

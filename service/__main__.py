@@ -1,6 +1,10 @@
-"""`python -m gadfly.service`: serve HTTP on GADFLY_HOST:GADFLY_PORT."""
+"""`python -m gadfly.service`: serve HTTP on GADFLY_HOST:GADFLY_PORT, in GADFLY_WORKERS processes.
+
+A worker is started with two arguments, the numbers of its socket and of the pipe for its beats.
+"""
 
 import asyncio
+import os
 import socket
 import sys
 from contextlib import suppress
@@ -13,6 +17,7 @@ from fastapi import FastAPI
 from gadfly import logs, store
 from gadfly.errors import BadSettings, GadflyError, StoreUnavailable
 from gadfly.repeating import retry
+from gadfly.service import workers
 from gadfly.service.app import create_app
 from gadfly.service.guard import GuardedProtocol
 from gadfly.settings import Settings
@@ -70,28 +75,58 @@ def server_options(settings: Settings) -> dict[str, Any]:
 class Server(uvicorn.Server):
     """Ends streams of run events, which have no end of their own, before it waits for requests in flight."""
 
-    def __init__(self, app: FastAPI, options: dict[str, Any]) -> None:
+    def __init__(self, app: FastAPI, options: dict[str, Any], *, beats: int | None = None) -> None:
+        """`beats`: the pipe into which a worker writes while its event loop runs."""
         super().__init__(uvicorn.Config(app, **options))
         self._app = app
+        self._beats = beats
+        self._beating: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._beats is not None and self.started:
+            self._beating = asyncio.create_task(_beat(self._beats))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._app.state.service.runs.stop_following()
         await super().shutdown(sockets)
 
 
+def _supervise(settings: Settings) -> int:
+    try:
+        sockets = workers.bind(settings.host, settings.port, workers=settings.workers)
+    except OSError as error:
+        print(f"gadfly service: it cannot listen on {settings.host}:{settings.port}: {error}", file=sys.stderr)
+        return _EXIT_NOT_STARTED
+    return workers.Workers(settings, sockets, exit_bad_settings=_EXIT_BAD_SETTINGS).run()
+
+
+async def _beat(pipe: int) -> None:
+    while True:
+        os.write(pipe, b".")
+        await asyncio.sleep(workers.BEAT_S)
+
+
 def main() -> None:
+    descriptors = [int(argument) for argument in sys.argv[1:]]
     try:
         settings = Settings.load()
         logs.configure(settings)
-        asyncio.run(require_key_beyond_loopback(settings))
-        app = create_app(settings)
+        if not descriptors:
+            asyncio.run(require_key_beyond_loopback(settings))
+            if settings.workers > 1:
+                raise SystemExit(_supervise(settings))
+        app = create_app(settings, metrics_folder=workers.metrics_folder())
     except GadflyError as error:
         print(f"gadfly service: {error}", file=sys.stderr)
         # 2: a restart does not help.
         raise SystemExit(_EXIT_BAD_SETTINGS if isinstance(error, BadSettings) else 1) from None
-    server = Server(app, server_options(settings))
+    sockets, beats = None, None
+    if descriptors:
+        sockets, beats = [socket.socket(fileno=descriptors[0])], descriptors[1]
+    server = Server(app, server_options(settings), beats=beats)
     with suppress(KeyboardInterrupt):
-        server.run()
+        server.run(sockets)
     if not server.started:
         raise SystemExit(_EXIT_NOT_STARTED)
 

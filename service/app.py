@@ -20,10 +20,12 @@ from gadfly.service.metrics import Metrics
 from gadfly.service.middleware import BodyLimit, Edge
 from gadfly.service.proxies import Proxies
 from gadfly.service.routes import (
+    admin,
     chat,
     critics,
     critique,
     feedback,
+    forget,
     guardrail,
     health,
     interactions,
@@ -33,6 +35,7 @@ from gadfly.service.routes import (
     queue,
     runs,
     session,
+    tasks,
 )
 from gadfly.service.routes.console import console_routes
 from gadfly.service.routes.docs import name_problems
@@ -51,11 +54,14 @@ _ROUTES = (
     feedback,
     interactions,
     critics,
+    tasks,
     runs,
     pointers,
     labels,
     queue,
     overview,
+    admin,
+    forget,
     health,
 )
 
@@ -71,9 +77,12 @@ async def _to_docs() -> RedirectResponse:
     return RedirectResponse("docs")  # relative, for proxies that serve the API under a path
 
 
-def create_app(settings: Settings, *, console: Path = CONSOLE) -> FastAPI:
-    """The service as an ASGI app; its lifespan opens and closes all resources. `console` is the console's folder."""
-    metrics = Metrics()
+def create_app(settings: Settings, *, metrics_folder: Path | None = None, console: Path = CONSOLE) -> FastAPI:
+    """The service as an ASGI app; its lifespan opens and closes all resources.
+
+    `metrics_folder` is that of `Metrics`, and `console` the folder of the built console.
+    """
+    metrics = Metrics(folder=metrics_folder)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

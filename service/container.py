@@ -1,7 +1,6 @@
 """The parts of one service process: built once, connected here, and closed in reverse order."""
 
-import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Self
@@ -10,13 +9,17 @@ import structlog
 
 from gadfly import store
 from gadfly.actor import open_actor
+from gadfly.concurrency import gather
 from gadfly.engine_client import engines_of
 from gadfly.errors import StoreUnavailable
 from gadfly.grading import TaskGrader
+from gadfly.redaction import open_redactor
 from gadfly.repeating import retry
+from gadfly.service.admin import Keys
 from gadfly.service.answering.answer import Answerer
 from gadfly.service.answering.idempotency import Idempotency
 from gadfly.service.critics.serving import CriticServing
+from gadfly.service.forgetting import Forgetting
 from gadfly.service.front.answer import ChatAnswerer
 from gadfly.service.front.background import BackgroundJudge
 from gadfly.service.guardrail import Guardrail
@@ -50,8 +53,10 @@ class Service:
     metrics: Metrics
     critics: CriticServing
     keyring: Keyring
+    keys: Keys
     sessions: Sessions
     history: History
+    forgetting: Forgetting
     answerer: Answerer
     chat: ChatAnswerer
     guardrail: Guardrail
@@ -59,12 +64,12 @@ class Service:
     health: Health
     room: Room
     runs: Runs
+    graders: Mapping[str, TaskGrader]
     labels: Labels
     label_queue: LabelQueue
     overview: Overview
     _requests: Idempotency
     _database: Database
-    _graders: Sequence[TaskGrader]
     _stack: AsyncExitStack
 
     @classmethod
@@ -94,6 +99,9 @@ class Service:
                 )
                 for each in tasks
             }
+            redactor = open_redactor(settings.redactor)
+            if redactor is not None:
+                stack.push_async_callback(redactor.aclose)
             recorder = await stack.enter_async_context(
                 Recorder(
                     database,
@@ -101,6 +109,7 @@ class Service:
                     heldout_share=settings.heldout_share,
                     split_blocks=settings.split_blocks,
                     spool_max_bytes=settings.spool_max_bytes,
+                    redactor=redactor,
                 )
             )
             requests = Idempotency(database, recorder, is_alone=lambda: len(critics.replicas.known) <= 1)
@@ -123,7 +132,15 @@ class Service:
                 critics=critics,
                 keyring=Keyring(database, open_without_keys=settings.is_loopback),
                 sessions=Sessions(database),
+                keys=Keys(database),
                 history=history,
+                forgetting=Forgetting(
+                    database,
+                    recorder,
+                    base_model=settings.model,
+                    retention=settings.retention_days(),
+                    on_deleted=requests.forget,
+                ),
                 answerer=answerer,
                 chat=ChatAnswerer(
                     settings=settings,
@@ -153,7 +170,7 @@ class Service:
                 overview=Overview(database),
                 _requests=requests,
                 _database=database,
-                _graders=tuple(graders.values()),
+                graders=graders,
                 _stack=stack.pop_all(),
             )
 
@@ -164,8 +181,12 @@ class Service:
             Conflict: the database belongs to another base model, and replicas that serve it are running.
         """
         await retry(self._start, on=StoreUnavailable, every_s=_RETRY_S, event="waiting_for_database")
-        await asyncio.gather(
-            self._requests.run_claim_renewal(), self.critics.run(), self.labels.run(), self.background.run()
+        await gather(  # all have ended before the pool is closed
+            self._requests.run_claim_renewal(),
+            self.critics.run(),
+            self.labels.run(),
+            self.background.run(),
+            self.forgetting.run(),
         )
 
     async def _start(self) -> None:
@@ -175,7 +196,7 @@ class Service:
         live = await self.critics.start()
         await self.keyring.start()
         await self._requests.start()
-        for grader in self._graders:
+        for grader in self.graders.values():
             await grader.start()
         self.health.running = True
         log.info(

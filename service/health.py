@@ -87,8 +87,9 @@ class Health:
             _timed(self._room.check),
             self._check_actor(),
         )
+        watch = self._check_watch()
         readiness = Readiness(
-            ready=self.running and engine.ok and database.ok and critic.ok and disk.ok,
+            ready=self.running and engine.ok and database.ok and critic.ok and disk.ok and watch.ok,
             engine=engine,
             database=database,
             critic=critic,
@@ -96,6 +97,7 @@ class Health:
             swap=self._check_swap(),
             actor=actor,
             sampling=self._check_sampling(),
+            watch=watch,
         )
         self._last = (time.monotonic(), readiness) if readiness.ready else None
         self._metrics.ready.set(readiness.ready)
@@ -122,6 +124,7 @@ class Health:
         return "answers"
 
     async def _check_critic(self) -> str:
+        self._critics.require_words(self._tasks.default.name)
         live = await self._critics.pointers.resolve("live")
         served = await asyncio.gather(*map(_models, self._engines))
         if not any(
@@ -163,6 +166,13 @@ class Health:
         else:
             ok, detail = True, f"version {last.version} followed {last.from_version}"
         return Check(ok=ok, detail=detail, seconds=0.0)
+
+    def _check_watch(self) -> Check:
+        """Whether automatic rollback works: a worse critic would stay live while it does not."""
+        failure = self._critics.watch.failure
+        if failure is None:
+            return Check(ok=True, detail="automatic rollback has not failed for a minute", seconds=0.0)
+        return Check(ok=False, detail=f"automatic rollback fails: {failure}", seconds=0.0)
 
     def _check_sampling(self) -> Check:
         """Whether the engines have proven that they sample as they report."""
@@ -224,6 +234,7 @@ class Health:
             name=served.name,
             version=served.task.version,
             live_critic=line.known_live,
+            status=None if live is None else live.status,
             is_loaded=live is not None and (live.is_base or self._critics.loader.is_proven(live.version)),
             pointers=line.current,
             swap=SwapState.of(line.swaps.pending or line.swaps.last),
@@ -236,6 +247,7 @@ class Health:
         self._metrics.spool_depth.set(self._recorder.spooled)
         self._metrics.spool_bytes.set(self._recorder.spool_bytes)
         self._metrics.rejected.set(self._recorder.rejected)
+        self._metrics.watch_failing.set(self._critics.watch.failure is not None)
         return self._metrics.render()
 
 

@@ -66,6 +66,7 @@ class LabelQueue:
         """
         name = _labeller(caller, labeller)
         async with self._database.session() as session:
+            await store.label_queue.lock(session)
             own = await store.label_queue.reserved_by(session, name)
             found, waiting = await store.label_queue.waiting_answers(
                 session, scope=caller.scope, voter=caller.key_id, labeller=name, limit=limit, reasons=reasons
@@ -94,11 +95,13 @@ class LabelQueue:
         """Not give an answer to this labeller for a week."""
         answer = (question_hash(interaction.question), text_sha256(interaction.response or ""))
         async with self._database.session() as session:
+            await store.label_queue.lock(session)
             await store.label_queue.skip(session, answer, labeller=_labeller(caller, labeller))
 
     async def release(self, caller: Caller, *, labeller: str) -> None:
         """Let others have what this labeller has reserved."""
         async with self._database.session() as session:
+            await store.label_queue.lock(session)
             await store.label_queue.release(session, _labeller(caller, labeller))
 
     async def counts(self) -> LabelledQuestions:

@@ -34,12 +34,12 @@ class Labels:
             await refresh(self._database)
 
     async def disputes(
-        self, *, only_conflicts: bool, limit: int, after: AnswerKey | None
+        self, *, only_conflicts: bool, limit: int, after: AnswerKey | None, task: str | None = None
     ) -> list[tuple[AnswerKey, JudgedAnswer]]:
         """Answers whose votes differ; see `gadfly.store.disputes.disputed_answers`."""
         async with self._database.session() as session:
             return await store.disputes.disputed_answers(
-                session, only_conflicts=only_conflicts, limit=limit, after=after
+                session, only_conflicts=only_conflicts, limit=limit, after=after, task=task
             )
 
     async def read(self, interaction_id: UUID) -> JudgedAnswer:

@@ -1,8 +1,10 @@
 """The Prometheus metrics of a service."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from gadfly.records import Critique, Interaction, Refinement
 
@@ -10,9 +12,13 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120
 
 
 class Metrics:
-    """One registry per app, so that two apps in one process do not share metrics."""
+    """One registry per app, so that two apps in one process do not share metrics.
 
-    def __init__(self) -> None:
+    In one of several workers (`gadfly/service/workers.py`), `folder` is where the metrics of all of them are.
+    """
+
+    def __init__(self, *, folder: Path | None = None) -> None:
+        self._folder = folder
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "gadfly_http_requests_total", "Requests by outcome.", ("method", "route", "status"), registry=self.registry
@@ -25,12 +31,25 @@ class Metrics:
             registry=self.registry,
         )
         self.in_flight = Gauge(
-            "gadfly_critic_in_flight", "Requests in flight by critic version.", ("critic",), registry=self.registry
+            "gadfly_critic_in_flight",
+            "Requests in flight by critic version.",
+            ("critic",),
+            registry=self.registry,
+            multiprocess_mode="livesum",
         )
         self.live = Gauge(
-            "gadfly_live_critic", "Version that this replica answers with by default.", ("task",),
+            "gadfly_live_critic",
+            "Version that this replica answers with by default.",
+            ("task",),
             registry=self.registry,
-        )  # fmt: skip
+            multiprocess_mode="livemax",
+        )
+        self.watch_failing = Gauge(
+            "gadfly_watch_failing",
+            "1 when automatic rollback has been failing for a minute.",
+            registry=self.registry,
+            multiprocess_mode="livemax",
+        )
         self.swaps = Counter(
             "gadfly_swaps_total", "Swaps that this replica finished.", ("kind", "outcome", "task"),
             registry=self.registry,
@@ -63,19 +82,38 @@ class Metrics:
             registry=self.registry,
         )
         self.spool_depth = Gauge(
-            "gadfly_spool_records", "Acknowledged records that wait for Postgres.", registry=self.registry
+            "gadfly_spool_records",
+            "Acknowledged records that wait for Postgres.",
+            registry=self.registry,
+            multiprocess_mode="livesum",
         )
-        self.spool_bytes = Gauge("gadfly_spool_bytes", "Bytes of the spool on disk.", registry=self.registry)
+        self.spool_bytes = Gauge(
+            "gadfly_spool_bytes", "Bytes of the spool on disk.", registry=self.registry, multiprocess_mode="livesum"
+        )
         self.rejected = Gauge(
             "gadfly_spool_rejected_records",
             "Spooled records that Postgres permanently refused.",
             registry=self.registry,
+            multiprocess_mode="livesum",
         )
-        self.pending = Gauge("gadfly_records_pending", "Records that wait for a commit.", registry=self.registry)
+        self.pending = Gauge(
+            "gadfly_records_pending",
+            "Records that wait for a commit.",
+            registry=self.registry,
+            multiprocess_mode="livesum",
+        )
         self.run_followers = Gauge(
-            "gadfly_run_followers", "Open event streams of training runs.", registry=self.registry
+            "gadfly_run_followers",
+            "Open event streams of training runs.",
+            registry=self.registry,
+            multiprocess_mode="livesum",
         )
-        self.ready = Gauge("gadfly_ready", "1 when engine, database and live critic answer.", registry=self.registry)
+        self.ready = Gauge(
+            "gadfly_ready",
+            "1 when engine, database and live critic answer.",
+            registry=self.registry,
+            multiprocess_mode="livemin",
+        )
 
     def observe(self, interaction: Interaction) -> None:
         """Count one answered interaction."""
@@ -99,4 +137,9 @@ class Metrics:
             self.verdicts.labels(str(version), critique.verdict.value, critique.verdict_source.value, task).inc()
 
     def render(self) -> bytes:
-        return generate_latest(self.registry)
+        """The metrics in Prometheus' text format, summed over the workers."""
+        if self._folder is None:
+            return generate_latest(self.registry)
+        every = CollectorRegistry()
+        MultiProcessCollector(every, path=str(self._folder))  # type: ignore[no-untyped-call]
+        return generate_latest(every)

@@ -14,7 +14,7 @@ import structlog
 from gadfly import store
 from gadfly.actor import Actor
 from gadfly.errors import Conflict, EngineError, StoreUnavailable
-from gadfly.planning import Plan, differences, plan, with_labels, with_threshold
+from gadfly.planning import Plan, differences, plan, with_guessing, with_labels, with_threshold
 from gadfly.records import Split
 from gadfly.scoreboard import scoreboard
 from gadfly.service.answering.single_flight import SingleFlight
@@ -131,6 +131,7 @@ class Runs:
         contradicting = await asyncio.to_thread(contradictions, patterns, model)
         found = with_labels(found, model, contradicting, names=names, max_key_share=share)
         found = with_threshold(found, await asyncio.to_thread(scoreboard, judged), live=live.version)
+        found = with_guessing(found, self._tasks.get(task).task.guess_rate)
         more = [
             *differences(config, self._settings),
             *self._about_engines(config),

@@ -1,4 +1,4 @@
-"""What the pages say is there: files and headings they link to, commands, modules, targets, variables, options."""
+"""The pages name files, headings, commands, modules, targets, variables and options that exist."""
 
 import re
 import shlex
@@ -23,6 +23,7 @@ PAGES = [
     *sorted(REPOSITORY.glob("configs/*.md")),
     *sorted(REPOSITORY.glob("docs/**/*.md")),
 ]
+COMMAND: Any = typer.main.get_command(app)  # made once: it takes as long as all other work of this file
 OPTIONS = [*TrainConfig.model_fields, *(f"alarms.{name}" for name in AlarmLimits.model_fields)]
 # Of the Makefile and of the tests: `Settings` lets them pass.
 NOT_SETTINGS = {"GADFLY_EXTRA", "GADFLY_TEST_ENGINE_URL"}
@@ -97,7 +98,7 @@ def test_commands_exist(page: Path) -> None:
 
 def check_gadfly(arguments: list[str], line: str) -> None:
     """Sub-command and options as the command line has them."""
-    command: Any = typer.main.get_command(app)
+    command = COMMAND
     options: dict[str, Any] = {}
     is_value = False
     for argument in arguments:
@@ -160,7 +161,7 @@ def test_every_route_command_metric_and_error_is_in_the_reference() -> None:
     for link in re.findall(r"\]\(#([a-z]+)\)", http + shapes):
         assert re.search(rf"^### {link}$", shapes, re.MULTILINE | re.IGNORECASE), f"there is no shape {link}"
     listed = reference.commands()
-    for name in typer.main.get_command(app).commands:  # type: ignore[attr-defined]
+    for name in COMMAND.commands:
         assert f"### gadfly {name}" in listed
     errors = reference.errors()
     for _, status, title in STATUS:

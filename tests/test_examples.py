@@ -1,4 +1,4 @@
-"""The examples run as they are and do what they say."""
+"""The examples run as they are, with the results that their texts state."""
 
 import asyncio
 import json

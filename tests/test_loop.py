@@ -1,5 +1,5 @@
 """The whole loop on real parts: labelled rows come in, a run learns from them, the gate says promote, the service swaps
-while callers go on asking, and goes back when it is told to.
+while callers send requests, and is rolled back on request.
 """
 
 import asyncio
@@ -29,6 +29,7 @@ class Load:
         self._client = client
         self.answers: list[tuple[str, int, str, str]] = []  # response judged, version, verdict, critique
         self.failures: list[str] = []
+        self.more: dict[str, str] = {}  # fields of each request
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -43,7 +44,8 @@ class Load:
     async def _call(self, number: int) -> None:
         response = (worlds.RIGHT, worlds.WRONG)[number % 2]
         while True:
-            body = {"question": "How many days has a week?", "response": response, "temperature": 0, "max_tokens": 48}
+            asked = {"question": "How many days has a week?", "response": response, "temperature": 0, "max_tokens": 48}
+            body = asked | self.more
             try:
                 answer = await self._client.post("/critique", json=body)
             except httpx.TransportError as error:
@@ -57,14 +59,14 @@ class Load:
             await asyncio.sleep(PAUSE_S)
 
     def by_version(self) -> dict[tuple[str, int], set[str]]:
-        """What each version said of each answer: greedy, so one text each."""
+        """Each version's critique of each answer: greedy, so one text each."""
         found: dict[tuple[str, int], set[str]] = defaultdict(set)
         for response, version, _, critique in self.answers:
             found[response, version].add(critique)
         return found
 
 
-def _tail(log: Path) -> str:
+def tail(log: Path) -> str:
     return log.read_text()[-3000:]
 
 
@@ -109,7 +111,7 @@ async def _learn_and_swap(client: httpx.AsyncClient, settings: Settings, log: Pa
     async with client.stream("GET", f"/admin/runs/{run}/events", timeout=240) as stream:
         events.extend([event async for event in iter_events(stream)])
     document = (await client.get(f"/admin/runs/{run}")).json()
-    assert document["status"] == "succeeded", (document, _tail(log))
+    assert document["status"] == "succeeded", (document, tail(log))
     assert document["outcome"] == "promote", document["gate"]
     assert document["version"] == 1
     kinds = [kind for kind, _ in events]

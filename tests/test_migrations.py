@@ -1,4 +1,4 @@
-"""The schema: up, down, up again; what the tables say; replicas that migrate at once; another release's schema."""
+"""The schema: up, down, up again; equal to the tables; replicas that migrate at once; another release's schema."""
 
 import asyncio
 import json
@@ -370,7 +370,7 @@ def test_alembic_itself_migrates_the_database_of_the_settings(empty_url: str) ->
     assert schema_state(empty_url).is_current
 
 
-UNABLE = [  # arguments, database, what the sentence says
+UNABLE = [  # arguments, database, words of the sentence
     (("current",), None, "set GADFLY_DATABASE_URL"),
     (("current",), "postgresql://127.0.0.1:1/nothing", "Postgres is unavailable"),
     (("upgrade", "head", "--sql"), "postgresql://127.0.0.1:1/nothing", "--sql is not supported"),
@@ -584,5 +584,49 @@ def test_a_downgrade_keeps_chat_answers_as_imported_rows(empty_url: str) -> None
     with _transaction(empty_url) as connection:
         command.downgrade(migration_config(connection), "0012")
         assert connection.scalar(text("SELECT kind FROM interactions")) == "import"
+    migrate(empty_url)
+    assert schema_state(empty_url).drift == ()
+
+
+async def test_rows_from_before_are_found_and_forgotten(empty_url: str) -> None:
+    def upgrade_with_rows() -> UUID:
+        with _transaction(empty_url) as connection:
+            command.upgrade(migration_config(connection), "0019")
+            id = _insert_earlier_row(connection, "critique")
+            connection.execute(
+                text(
+                    "INSERT INTO admin_acts (id, action, subject, details) "
+                    "VALUES (gen_random_uuid(), 'set_label', 'x', '{}')"
+                )
+            )
+        migrate(empty_url)
+        return id
+
+    id = await asyncio.to_thread(upgrade_with_rows)
+    async with Database(empty_url) as database, database.session() as session:
+        kept = await store.interactions.read_interaction(session, id, scope=None)
+        word = store.interactions.Filters(words=kept.question)
+        page = await store.interactions.list_interactions(session, scope=None, filters=word, limit=9)
+        assert [each.id for each in page.interactions] == [id]
+        assert page.facts[id].label is None
+        assert len(await store.acts.list_acts(session, limit=9)) == 1
+        assert await store.learning.learned_from(session, id) == []
+        assert await store.forgetting.forget(session, [id]) == [id]
+
+
+def test_acts_and_events_of_later_kinds_go_with_their_revision(empty_url: str) -> None:
+    migrate(empty_url)
+    with _transaction(empty_url) as connection:
+        for action in ("set_label", "promote", "forget"):
+            connection.execute(
+                text(
+                    "INSERT INTO admin_acts (id, action, subject, details) "
+                    "VALUES (gen_random_uuid(), :action, 'x', '{}')"
+                ),
+                {"action": action},
+            )
+    with _transaction(empty_url) as connection:
+        command.downgrade(migration_config(connection), "0019")
+        assert list(connection.scalars(text("SELECT action FROM admin_acts"))) == ["set_label"]
     migrate(empty_url)
     assert schema_state(empty_url).drift == ()

@@ -19,7 +19,7 @@ LINKED = ("service", "trainer", "migrations", "lab")
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy of the sources: setuptools leaves files beside what it builds."""
+    """Built from a copy of the sources: setuptools leaves files in the folder of the sources."""
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in ("gadfly", *LINKED):
         shutil.copytree(REPOSITORY / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))

@@ -168,7 +168,7 @@ class Collector:
         return [grades[critique] for critique in critiques]
 
     def _score(self, item: LabelledAnswer, stage: Stage, reply: Reply, refined: Grade | None) -> Rollout:
-        verdict = parse_critique(reply.text).verdict
+        verdict = parse_critique(reply.text, self.prompts.words).verdict
         return Rollout(
             text=reply.text,
             verdict=verdict,

@@ -28,7 +28,7 @@ from gadfly.trainer.rl.sft import Pair
 from gadfly.trainer.rollouts import Collector, Rollout, RolloutGroup
 from gadfly.trainer.workspace import Workspace, new_folder
 from gadfly.training import Stage, TrainConfig, WarmStart
-from gadfly.verdict import STEP_FIELD, VERDICT_FIELD, Verdict, parse_critique
+from gadfly.verdict import STEP_FIELD, USUAL_WORDS, VERDICT_FIELD, Verdict, VerdictWords, parse_critique
 
 _FEWEST = 4  # examples of each class: fewer would teach a single word instead of a format
 _MOST_STEPS = 8
@@ -124,7 +124,7 @@ class WarmStarter:
         prompts = self.collector.prompts
 
         async def one(group: RolloutGroup, rollout: Rollout, place: int) -> Candidate | None:
-            steps = whole_steps(rollout.text, is_ended=rollout.finish_reason == "stop")
+            steps = whole_steps(rollout.text, is_ended=rollout.finish_reason == "stop", words=prompts.words)
             if not steps:
                 return None
             beginning = f"{steps.rstrip()}\n{VERDICT_PREFIX}"
@@ -166,7 +166,7 @@ class WarmStarter:
         except PromptTooLong:
             return None
         length = len(group.prompt)
-        verdict = parse_critique(beginning + reply.text).verdict
+        verdict = parse_critique(beginning + reply.text, self.collector.prompts.words).verdict
         is_whole = reply.finish_reason == "stop" and reply.prompt_tokens[:length] == group.prompt
         if verdict is Verdict.UNPARSED or not is_whole:
             return None
@@ -216,7 +216,7 @@ def _balanced(candidates: Sequence[Candidate]) -> list[Pair]:
     return [*list(by_class[True])[:fewest], *list(by_class[False])[:fewest]]
 
 
-def whole_steps(text: str, *, is_ended: bool) -> str:
+def whole_steps(text: str, *, is_ended: bool, words: VerdictWords = USUAL_WORDS) -> str:
     """A critique up to its last whole step. A whole step is judged, explained, and repeats no earlier one.
 
     Without `is_ended`, the token limit may have cut the last step, unless a final verdict follows it.
@@ -230,7 +230,7 @@ def whole_steps(text: str, *, is_ended: bool) -> str:
     seen: set[str] = set()
     end = starts[0]
     for start, stop in list(zip(starts, [*starts[1:], len(text)], strict=True))[:_MOST_STEPS]:
-        steps = parse_critique(text[start:stop]).steps
+        steps = parse_critique(text[start:stop], words).steps
         is_cut = stop == len(text) and not is_ended
         if len(steps) != 1 or is_cut or steps[0].verdict is Verdict.UNPARSED or not steps[0].explanation:
             break

@@ -141,10 +141,11 @@ class Worker:
             @app.periodic(cron="* * * * *")
             @app.task(name="count_labels", queue=QUEUE, queueing_lock="count_labels")
             async def count_labels(timestamp: int) -> None:
+                wanted = self.settings.train_after_labels
                 for task in load_tasks(self.settings).names:
                     async with self.database.session() as session:
-                        count = await store.training_data.count_new_labels(session, task)
-                    if count >= self.settings.train_after_labels:
+                        count = await store.training_data.count_new_labels(session, task, at_most=wanted)
+                    if count >= wanted:
                         await self.request(Trigger.LABELS, task)
 
         return app

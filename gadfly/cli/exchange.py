@@ -11,7 +11,7 @@ from gadfly.errors import BadInput
 from gadfly.records import CriticVersion
 from gadfly.settings import Settings
 from gadfly.store.database import Database
-from gadfly.tasks import load_task_named
+from gadfly.tasks import load_tasks
 
 
 async def push(settings: Settings, url: str, version: int, target: str) -> CriticVersion:
@@ -43,25 +43,23 @@ async def push(settings: Settings, url: str, version: int, target: str) -> Criti
     return critic
 
 
-async def pull(settings: Settings, url: str, source: str, *, task: str | None = None) -> CriticVersion:
-    """Fetch a critic, and make it the candidate of a task of this deployment.
+async def pull(settings: Settings, url: str, source: str) -> CriticVersion:
+    """Fetch a critic, and make it the candidate of the task that the settings name.
 
     Raises:
         BadInput: the address holds no critic, or one for another base model, task or prompts.
         BadAdapter: its files are not those that were pushed.
-        BadSettings: the task is not served.
+        BadSettings: the task cannot be loaded.
         Conflict: the database belongs to another base model.
     """
     sha256 = await asyncio.to_thread(lambda: base_sha256(model_location(settings)))
     async with opened(settings, url) as database:
-        return await take_in(database, settings, source, base_sha256=sha256, task=task)
+        return await take_in(database, settings, source, base_sha256=sha256)
 
 
-async def take_in(
-    database: Database, settings: Settings, source: str, *, base_sha256: str, task: str | None = None
-) -> CriticVersion:
+async def take_in(database: Database, settings: Settings, source: str, *, base_sha256: str) -> CriticVersion:
     """Fetch a critic for the base model with this hash, and point `candidate` at it. Raises as `pull`."""
-    served = load_task_named(settings, task)
+    served = load_tasks(settings).default
     prompt_set = served.prompts.name
     fetched = await asyncio.to_thread(
         exchange.pull,

@@ -62,13 +62,16 @@ def show(collected: dict[str, Any]) -> None:
     state = service["state"] or {}
     if state.get("live_critic") is not None:
         in_flight = sum(state.get("in_flight", {}).values())
-        untrained = " and untrained" if state["live_critic"] == 0 else ""
+        [default] = state.get("tasks", [])[:1] or [{}]
+        untrained = " and untrained" if default.get("status") == "untrained" or state["live_critic"] == 0 else ""
         table.add_row("critic", f"critic@{state['live_critic']} is live{untrained}, {in_flight} requests in flight")
     if state.get("task") is not None:
         table.add_row("task", f"{state['task']} {state['task_version']}")
     for task in state.get("tasks", [])[1:]:
         loaded = "" if task["is_loaded"] else ", loaded at its next request"
-        table.add_row("task", f"{task['name']} {task['version']}: critic@{task['live_critic']} is live{loaded}")
+        untrained = " and untrained" if task["status"] == "untrained" else ""
+        live = f"critic@{task['live_critic']} is live{untrained}{loaded}"
+        table.add_row("task", f"{task['name']} {task['version']}: {live}")
         if task["watch"]:
             table.add_row("", f"[yellow]{task['watch']}[/]")
     if state.get("watch"):
@@ -86,9 +89,12 @@ def show(collected: dict[str, Any]) -> None:
     if rows is None:
         table.add_row("database", "does not answer")
     else:
+        about = "about " if rows["are_estimates"] else ""
         for name, count in rows.items():
+            if name == "are_estimates":
+                continue
             parts = ", ".join(f"{n} {kind}" for kind, n in count.items()) if isinstance(count, dict) else str(count)
-            table.add_row(name, parts)
+            table.add_row(name, f"{about}{parts}")
     spool = collected["spool"]
     table.add_row("spool", f"{spool['bytes']} bytes waiting, {spool['rejected']} records rejected")
     table.add_row("home", collected["home"])
@@ -116,7 +122,7 @@ async def _stored(settings: Settings) -> dict[str, Any] | None:
     from gadfly import store
     from gadfly.cli.storage import opened
     from gadfly.scoreboard import scoreboard
-    from gadfly.tasks import load_task
+    from gadfly.tasks import load_tasks
 
     server = EmbeddedPostgres(settings.home)
     if settings.database_url is not None:
@@ -129,7 +135,7 @@ async def _stored(settings: Settings) -> dict[str, Any] | None:
         async with opened(settings, url) as database, database.session() as session:
             rows = asdict(await store.interactions.count_rows(session))
             try:
-                live = await store.critics.resolve_critic(session, "live", load_task(settings.task).name)
+                live = await store.critics.resolve_critic(session, "live", load_tasks(settings).default.name)
             except NotFound:  # the service has not started on this database yet
                 return {"rows": rows, "scoreboard": None}
             board = scoreboard(await store.scores.scored_answers(session, live))

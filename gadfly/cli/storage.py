@@ -203,20 +203,19 @@ async def import_file(
     url: str,
     source: str,
     *,
-    task: str | None,
     columns: ColumnMap,
     how: How,
     split: Split | None,
     size: int | None,
     console: Console,
 ) -> ImportReport:
-    """Import a file (of `size` bytes) or a data set into a task, with a progress bar.
+    """Import a file (of `size` bytes) or a data set into the task that the settings name, with a progress bar.
 
     The first rows that are skipped or get no grade are shown, and where there are more, all are counted by reason.
 
     Raises:
         BadInput: the file cannot be read.
-        BadSettings: the task is not served.
+        BadSettings: the task cannot be loaded.
         StoreUnavailable: Postgres became unavailable. A repeated import adds the missing rows.
     """
     bar = (TextColumn(source), BarColumn(), TaskProgressColumn(), DownloadColumn(), TimeRemainingColumn())
@@ -228,7 +227,7 @@ async def import_file(
             if len(shown) < _SHOWN_ROWS:
                 shown.append(skipped)
 
-        judged = load_task_named(settings, task).task
+        judged = load_tasks(settings).default.task
         async with opened(settings, url) as database, open_grader(judged, settings) as grader:
             await store.wall.key_stored_questions(database)
             report = await import_rows(

@@ -15,17 +15,20 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic_core import to_jsonable_python
 
 from gadfly.grading import Grade
-from gadfly.records import Kind, LabelState, QueueReason, Ruling
+from gadfly.records import Kind, LabelState, QueueReason, Ruling, Tier
 from gadfly.refinement import Role, When
+from gadfly.service.wire.admin import GradeView, KeyView, NewKey, SettingView, TrustView
 from gadfly.service.wire.answers import CritiqueResult, RefineResult
 from gadfly.service.wire.critics import CriticHistoryView, CriticVersionView, SwapView
 from gadfly.service.wire.feedback import FeedbackView
+from gadfly.service.wire.forget import ForgetView, RetentionView
 from gadfly.service.wire.health import Readiness, State
 from gadfly.service.wire.interactions import InteractionPage, InteractionView, LearningLedger
 from gadfly.service.wire.labels import ActPage, DisputePage, LabelView
 from gadfly.service.wire.overview import AccuracyView, BucketName, OverviewView
 from gadfly.service.wire.queue import LabelProgressView, QueueView, WithdrawnView
 from gadfly.service.wire.runs import PlanView, RunComparison, RunPage, RunView, SamplePage, StepPage
+from gadfly.service.wire.tasks import TaskView
 from gadfly.training import EventKind
 from gadfly.verdict import Verdict
 
@@ -249,6 +252,27 @@ def delete_interaction(interaction_id: UUID | str) -> Call[None]:
     return Call(method="DELETE", path=f"/interactions/{interaction_id}", read=_nothing, is_repeatable=False)
 
 
+def forget(
+    *,
+    interaction_id: UUID | str | None = None,
+    episode_id: UUID | str | None = None,
+    key_id: UUID | str | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    kind: Kind | None = None,
+    dry_run: bool = False,
+    reason: str | None = None,
+) -> Call[ForgetView]:
+    """Delete interactions with all that was derived from them: `POST /admin/forget`. Repeat it while some remain."""
+    body = _given(locals())
+    return Call(method="POST", path="/admin/forget", body=body, read=_one(ForgetView))
+
+
+def retention() -> Call[RetentionView]:
+    """What the setting `retention` deletes: `GET /admin/retention`."""
+    return Call(method="GET", path="/admin/retention", read=_one(RetentionView))
+
+
 # ---------------------------------------------------------------------------------------------------------- the critics
 
 
@@ -386,7 +410,9 @@ def set_label(
     return Call(method="POST", path=path, body=body, read=_one(LabelView), is_repeatable=False)
 
 
-def conflicts(*, disputed: bool = False, limit: int = 50, cursor: str | None = None) -> Call[DisputePage]:
+def conflicts(
+    *, disputed: bool = False, task: str | None = None, limit: int = 50, cursor: str | None = None
+) -> Call[DisputePage]:
     """Answers without a label because their votes differ: `GET /admin/labels/conflicts`."""
     params = _given(locals())
     return Call(method="GET", path="/admin/labels/conflicts", params=params, read=_one(DisputePage))
@@ -427,7 +453,57 @@ def acts(*, limit: int = 50, cursor: UUID | str | None = None) -> Call[ActPage]:
     return Call(method="GET", path="/admin/acts", params=params, read=_one(ActPage))
 
 
+# ------------------------------------------------------------------------------------------------- keys, settings, task
+
+
+def keys() -> Call[list[KeyView]]:
+    """All API keys, oldest first: `GET /admin/keys`."""
+    return Call(method="GET", path="/admin/keys", read=_many(KeyView))
+
+
+def create_key(
+    name: str, *, tier: Tier | Literal["caller", "admin"] = Tier.CALLER, expires_in_days: int | None = None
+) -> Call[NewKey]:
+    """Create an API key: `POST /admin/keys`. Its secret is in the answer only."""
+    body = _given(locals())
+    return Call(method="POST", path="/admin/keys", body=body, read=_one(NewKey), is_repeatable=False)
+
+
+def revoke_key(key_id: UUID | str, *, reason: str | None = None) -> Call[KeyView]:
+    """Revoke an API key permanently: `POST /admin/keys/{id}/revoke`."""
+    body = _given({"reason": reason})
+    return Call(method="POST", path=f"/admin/keys/{key_id}/revoke", body=body, read=_one(KeyView))
+
+
+def distrust_key(key_id: UUID | str, *, reason: str | None = None) -> Call[TrustView]:
+    """Count no label of a key any more: `POST /admin/keys/{id}/distrust`."""
+    path = f"/admin/keys/{key_id}/distrust"
+    return Call(method="POST", path=path, body=_given({"reason": reason}), read=_one(TrustView), is_repeatable=False)
+
+
+def trust_key(key_id: UUID | str, *, reason: str | None = None) -> Call[TrustView]:
+    """Count the labels of a distrusted key again: `POST /admin/keys/{id}/trust`."""
+    path = f"/admin/keys/{key_id}/trust"
+    return Call(method="POST", path=path, body=_given({"reason": reason}), read=_one(TrustView), is_repeatable=False)
+
+
+def settings() -> Call[list[SettingView]]:
+    """The settings of the replica that answers: `GET /admin/settings`."""
+    return Call(method="GET", path="/admin/settings", read=_many(SettingView))
+
+
+def try_grader(task: str, response: str, reference: str, *, question: str | None = None) -> Call[GradeView]:
+    """How a task's grader grades a response: `POST /admin/tasks/{task}/grade`."""
+    body = _given({"response": response, "reference": reference, "question": question})
+    return Call(method="POST", path=f"/admin/tasks/{task}/grade", body=body, read=_one(GradeView))
+
+
 # ------------------------------------------------------------------------------------------------------------ the state
+
+
+def tasks() -> Call[list[TaskView]]:
+    """The tasks that the caller may use, the default one first: `GET /tasks`."""
+    return Call(method="GET", path="/tasks", read=_many(TaskView))
 
 
 def state() -> Call[State]:

@@ -112,6 +112,9 @@ class Api:
     learning = ApiMethod(calls.learning)
     delete_interaction = ApiMethod(calls.delete_interaction)
 
+    forget = ApiMethod(calls.forget)
+    retention = ApiMethod(calls.retention)
+
     critics = ApiMethod(calls.critics)
     critic = ApiMethod(calls.critic)
     promote = ApiMethod(calls.promote)
@@ -139,6 +142,15 @@ class Api:
     release_labels = ApiMethod(calls.release_labels)
     label_progress = ApiMethod(calls.label_progress)
     acts = Pages(calls.acts)
+
+    keys = ApiMethod(calls.keys)
+    create_key = ApiMethod(calls.create_key)
+    revoke_key = ApiMethod(calls.revoke_key)
+    distrust_key = ApiMethod(calls.distrust_key)
+    trust_key = ApiMethod(calls.trust_key)
+    settings = ApiMethod(calls.settings)
+    tasks = ApiMethod(calls.tasks)
+    try_grader = ApiMethod(calls.try_grader)
 
     state = ApiMethod(calls.state)
     readiness = ApiMethod(calls.readiness)

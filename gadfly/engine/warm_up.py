@@ -18,7 +18,7 @@ from gadfly.critique import critique
 from gadfly.engine_client import ACTOR, Engine, EnginePool, Sampling
 from gadfly.errors import GadflyError, PromptTooLong
 from gadfly.settings import Settings
-from gadfly.tasks import load_task
+from gadfly.tasks import load_tasks
 
 logger = logging.getLogger("vllm.gadfly")
 
@@ -81,7 +81,7 @@ async def warm_up(transport: httpx.AsyncBaseTransport, settings: Settings) -> No
     try:
         await critique(
             EnginePool([engine]),
-            load_task(settings.task).prompt_set(settings.prompts),
+            load_tasks(settings).default.prompts,
             model=ACTOR,
             question=_QUESTION,
             response=_RESPONSE,

@@ -4,6 +4,7 @@ The rules for mathematics, and those of other tasks that run here, run in a chil
 """
 
 from gadfly.grading.kinds import stated_answer
+from gadfly.grading.lanes import GradingLanes
 from gadfly.grading.process import (
     GRADER_VERSION,
     Grade,
@@ -23,6 +24,7 @@ __all__ = [
     "GRADER_VERSION",
     "Grade",
     "Grader",
+    "GradingLanes",
     "Rules",
     "Submission",
     "TaskGrader",

@@ -141,6 +141,7 @@ class Grader:
             none. Without `key`, two texts are compared by grading one against the other.
         on_failure: receives the reason of each row that the rules failed on, and that has no answer therefore. None:
             it is logged.
+        batch_rows: rows of one call that are graded before the next call gets its turn.
     """
 
     def __init__(
@@ -152,8 +153,11 @@ class Grader:
         version: int = GRADER_VERSION,
         key: Callable[[str, bool], str | None] | None = None,
         on_failure: Callable[[str], None] | None = None,
+        batch_rows: int = _BATCH_ROWS,
     ) -> None:
         self.version = version
+        self.waiting = 0  # calls that wait for their turn or have it
+        self._batch_rows = batch_rows
         self.key = key
         self._on_failure = on_failure or _log_failure
         self._timeout_s = timeout_s
@@ -214,8 +218,8 @@ class Grader:
         problems = await self._check(list(dict.fromkeys(row.reference for row in submissions)))
         readable = [row for row in submissions if not problems[row.reference]]
         outcomes: list[str | None] = []
-        for start in range(0, len(readable), _BATCH_ROWS):
-            outcomes += await self._ask(readable[start : start + _BATCH_ROWS])
+        for start in range(0, len(readable), self._batch_rows):
+            outcomes += await self._ask(readable[start : start + self._batch_rows])
         grades = (Grade.NO_ANSWER if outcome is None else Grade(outcome) for outcome in outcomes)
         return [
             UnreadableReference(problems[row.reference]) if problems[row.reference] else next(grades)
@@ -228,8 +232,8 @@ class Grader:
         for text in problems:
             self._references.move_to_end(text)
         new = [text for text in references if text not in problems]
-        for start in range(0, len(new), _BATCH_ROWS):
-            batch = new[start : start + _BATCH_ROWS]
+        for start in range(0, len(new), self._batch_rows):
+            batch = new[start : start + self._batch_rows]
             outcomes = await self._ask([(None, text, False, "") for text in batch])
             for text, outcome in zip(batch, outcomes, strict=True):
                 if outcome is None:  # not cached: a busy machine may be the reason
@@ -274,15 +278,19 @@ class Grader:
 
     @asynccontextmanager
     async def _turn(self) -> AsyncGenerator[None]:
+        self.waiting += 1
         try:
-            async with asyncio.timeout(self._patience_s):
-                await self._lock.acquire()
-        except TimeoutError:
-            raise TooBusy("too many answers are waiting to be graded", retry_after_s=5.0) from None
-        try:
-            yield
+            try:
+                async with asyncio.timeout(self._patience_s):
+                    await self._lock.acquire()
+            except TimeoutError:
+                raise TooBusy("too many answers are waiting to be graded", retry_after_s=5.0) from None
+            try:
+                yield
+            finally:
+                self._lock.release()
         finally:
-            self._lock.release()
+            self.waiting -= 1
 
     async def _living_child(self) -> asyncio.subprocess.Process:
         if self._is_closed:

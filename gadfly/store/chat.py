@@ -2,11 +2,11 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, delete, select, update
+from sqlalchemy import ColumnElement, and_, delete, select, update
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import TIMESTAMP, insert
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -34,16 +34,26 @@ def judged_in_background_at() -> ColumnElement[datetime | None]:
     return sql_cast(InteractionRow.parameters[_JUDGED_AT].astext, TIMESTAMP(timezone=True))
 
 
-async def due_answers(session: AsyncSession, *, since: datetime, limit: int, tasks: Collection[str]) -> list[Due]:
-    """Answers of these tasks to judge, the oldest first. Those of any task from before `since` are given up."""
+def was_judged_in_background_after(moment: datetime) -> ColumnElement[bool]:
+    """Whether `InteractionRow` is about an answer whose critique was due, and was stored after this time, in UTC."""
+    judged_at = InteractionRow.parameters[_JUDGED_AT].astext
+    return and_(judged_at.is_not(None), judged_at > moment.astimezone(UTC).isoformat())
+
+
+async def due_answers(
+    session: AsyncSession, *, since: datetime, limit: int, tasks: Collection[str] | None = None
+) -> list[Due]:
+    """Answers of these tasks, or of all, to judge, the oldest first. Those from before `since` are given up."""
     await session.execute(delete(CritiqueDueRow).where(CritiqueDueRow.created_at < since))
-    rows = await session.execute(
+    statement = (
         select(InteractionRow.id, InteractionRow.question, InteractionRow.response, InteractionRow.task)
         .join(CritiqueDueRow, CritiqueDueRow.interaction_id == InteractionRow.id)
-        .where(InteractionRow.task.in_(tasks))
         .order_by(CritiqueDueRow.created_at, CritiqueDueRow.interaction_id)
         .limit(limit)
     )
+    if tasks is not None:
+        statement = statement.where(InteractionRow.task.in_(tasks))
+    rows = await session.execute(statement)
     return [Due(interaction_id=row.id, question=row.question, response=row.response, task=row.task) for row in rows]
 
 

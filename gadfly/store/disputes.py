@@ -16,6 +16,7 @@ from gadfly.errors import NotFound
 from gadfly.records import Ruling, Split
 from gadfly.store.labels import WHITE_SPACE, AnswerKey, is_about, is_among, relabel, stored_text_sha256
 from gadfly.store.tables import AnswerRow, CriticVersionRow, InteractionRow, QuestionRow, StoredVotes
+from gadfly.task_names import DEFAULT_TASK
 from gadfly.votes import LabelSource, VoteAgreement, Votes
 
 
@@ -34,6 +35,7 @@ class JudgedAnswer:
     source: LabelSource | None
     frozen_at: datetime | None
     ruling: Ruling | None
+    task: str = DEFAULT_TASK
 
 
 async def rule(session: AsyncSession, interaction_id: UUID, ruling: Ruling) -> tuple[bool | None, JudgedAnswer]:
@@ -74,12 +76,17 @@ async def judged_answer(session: AsyncSession, interaction_id: UUID) -> JudgedAn
 
 
 async def disputed_answers(
-    session: AsyncSession, *, only_conflicts: bool, limit: int, after: AnswerKey | None = None
+    session: AsyncSession,
+    *,
+    only_conflicts: bool,
+    limit: int,
+    after: AnswerKey | None = None,
+    task: str | None = None,
 ) -> list[tuple[AnswerKey, JudgedAnswer]]:
     """Answers whose votes differ from each other or from a frozen label, and about which no admin decided.
 
-    With `only_conflicts`, only those that have no label because of it. Answers come in the order of their hashes, from
-    the one after `after` on.
+    They are of one task, or of all. With `only_conflicts`, only those that have no label because of it. Answers come in
+    the order of their hashes, from the one after `after` on.
     """
     differs = or_(
         AnswerRow.standing.in_((VoteAgreement.CONFLICT, VoteAgreement.DISPUTED)),
@@ -93,6 +100,8 @@ async def disputed_answers(
     )
     if only_conflicts:
         chosen = chosen.where(AnswerRow.is_right.is_(None))
+    if task is not None:
+        chosen = chosen.join(QuestionRow, QuestionRow.hash == AnswerRow.question_hash).where(QuestionRow.task == task)
     if after is not None:
         chosen = chosen.where(tuple_(AnswerRow.question_hash, AnswerRow.text_sha256) > after)
     keys = [(question_hash, text) for question_hash, text in await session.execute(chosen)]
@@ -116,6 +125,7 @@ def _judged() -> Select[*tuple[Any, ...]]:
             InteractionRow.question,
             InteractionRow.response,
             QuestionRow.split,
+            QuestionRow.task,
             func.coalesce(AnswerRow.votes, cast("[]", JSONB), type_=StoredVotes).label("votes"),
             AnswerRow.voted_right,
             AnswerRow.standing,

@@ -16,18 +16,18 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
-    delete,
     exists,
     func,
     literal_column,
     or_,
     select,
+    text,
     true,
     tuple_,
     update,
 )
 from sqlalchemy import cast as sql_cast
-from sqlalchemy.dialects.postgresql import JSONPATH, Insert, distinct_on, insert
+from sqlalchemy.dialects.postgresql import Insert, distinct_on, insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import defer, joinedload, selectinload
@@ -48,10 +48,10 @@ from gadfly.records import (
 from gadfly.settings import SplitBlocks
 from gadfly.storable import storable_json
 from gadfly.store.claims import end_claims
+from gadfly.store.forgetting import forget, forgotten
 from gadfly.store.labels import (
     Label,
     count_votes,
-    forget_unanswered,
     is_about,
     is_among,
     newest_first,
@@ -70,15 +70,12 @@ from gadfly.store.tables import (
     EpisodeRow,
     FeedbackRow,
     InteractionRow,
-    LearningRow,
     QuestionRow,
     RefinementRow,
-    RunEventRow,
     Table,
 )
 from gadfly.store.wall import place_questions
 from gadfly.store.words import known_reference
-from gadfly.training import EventKind
 from gadfly.verdict import Verdict
 from gadfly.votes import LabelSource, VoteAgreement
 
@@ -108,6 +105,8 @@ async def insert_records(
     split_blocks: SplitBlocks = SplitBlocks.NEAR,
 ) -> list[Stored]:
     """Store records, in order; a record that is stored already stays unchanged. Takes a few round trips for any number.
+
+    An interaction that was forgotten is not stored again.
 
     Raises:
         Conflict: the request id of an interaction belongs to another, or its episode to another question; or the id of
@@ -170,6 +169,8 @@ async def _insert_interactions(
     split_blocks: SplitBlocks,
     sides: Mapping[bytes, Split] = NO_SIDES,
 ) -> int:
+    if gone := await forgotten(session, interactions):
+        interactions = [interaction for interaction in interactions if interaction.id not in gone]
     if not interactions:
         return 0
     hashes = {interaction.id: question_hash(interaction.question, interaction.task) for interaction in interactions}
@@ -479,63 +480,14 @@ def _content(feedback: Feedback) -> tuple[Any, ...]:
 
 
 async def delete_interaction(session: AsyncSession, id: UUID, *, scope: Scope) -> None:
-    """Delete an interaction: its texts, critiques, refinements and feedback, and its episode if that is then empty.
-
-    With a refined chat answer, the interaction with its first answer and its rewrites is deleted too. The question's
-    hash, which holds no text, stays: a question that returns must not change sides.
+    """Delete an interaction: its texts, critiques, refinements and feedback; see `gadfly.store.forgetting.forget`.
 
     Raises:
         NotFound: there is none, or it belongs to another key.
     """
-    refinement_id = InteractionRow.parameters["refined"]["interaction_id"].astext
-    found = await session.execute(
-        select(InteractionRow.episode_id, refinement_id).where(InteractionRow.id == id, *_in_scope(scope))
-    )
-    row = found.one_or_none()
-    if row is None:
+    if not await session.scalar(select(exists().where(InteractionRow.id == id, *_in_scope(scope)))):
         raise NotFound(f"there is no interaction {id}")
-    episode_id, refinement = row
-    ids = [id] if refinement is None else [id, UUID(refinement)]
-    # Locked first: a writer that adds to this episode now waits, and then creates it again.
-    await session.execute(select(EpisodeRow.id).where(EpisodeRow.id == episode_id).with_for_update())
-    gone = await session.execute(
-        delete(InteractionRow)
-        .where(InteractionRow.id.in_(ids))
-        .returning(InteractionRow.question_hash, stored_text_sha256())
-        .execution_options(synchronize_session=False)
-    )
-    # An imported question without a response has no text.
-    answers = [(question_hash, hash_) for question_hash, hash_ in gone if hash_]
-    await relabel(session, answers)
-    await forget_unanswered(session, answers)
-    # Alarms and samples of training runs quote critiques, each with the id of its interaction.
-    for deleted in ids:
-        await session.execute(
-            delete(RunEventRow).where(
-                RunEventRow.kind == EventKind.ALARM,
-                func.jsonb_path_exists(
-                    RunEventRow.data,
-                    sql_cast("$.**.examples[*] ? (@ starts with $id)", JSONPATH),
-                    func.jsonb_build_object("id", str(deleted)),
-                ),
-            )
-        )
-        await session.execute(
-            delete(RunEventRow).where(
-                RunEventRow.kind == EventKind.SAMPLES,
-                func.jsonb_path_exists(
-                    RunEventRow.data,
-                    sql_cast("$.samples[*].interaction_id ? (@ == $id)", JSONPATH),
-                    func.jsonb_build_object("id", str(deleted)),
-                ),
-            )
-        )
-    await session.execute(delete(LearningRow).where(LearningRow.interaction_id.in_(ids)))
-    await session.execute(
-        delete(EpisodeRow).where(
-            EpisodeRow.id == episode_id, ~exists().where(InteractionRow.episode_id == EpisodeRow.id)
-        )
-    )
+    await forget(session, [id])
 
 
 def _in_scope(scope: Scope) -> tuple[ColumnElement[bool], ...]:
@@ -827,10 +779,30 @@ class Counts:
     feedback: int
     questions: dict[Split, int]
     labelled: dict[Split, int]  # interactions whose `response` has a label
+    are_estimates: bool = False
+
+
+_COUNTED = 100_000  # rows of a table; of a larger one a sample is counted
+_SAMPLE = 10_000  # rows: shares are right to a percentage point
+_SIZES = text(
+    "SELECT relname, reltuples FROM pg_class"
+    " WHERE oid IN ('interactions'::regclass, 'questions'::regclass, 'feedback'::regclass)"
+)
+_SAMPLED_INTERACTIONS = text(  # subqueries, because a join would read all questions and answers
+    "SELECT kind, split, coalesce(has_label, false) AS has_label, count(*) AS rows FROM (SELECT kind,"
+    " (SELECT split FROM questions WHERE hash = question_hash),"
+    " (SELECT is_right IS NOT NULL FROM answers WHERE answers.question_hash = interactions.question_hash"
+    " AND answers.text_sha256 = interactions.text_sha256) AS has_label"
+    " FROM interactions TABLESAMPLE SYSTEM (:percent)) AS sampled GROUP BY 1, 2, 3"
+)
+_SAMPLED_QUESTIONS = text("SELECT split, count(*) AS rows FROM questions TABLESAMPLE SYSTEM (:percent) GROUP BY split")
 
 
 async def count_rows(session: AsyncSession) -> Counts:
-    """Counts over whole tables: about a second per few million rows."""
+    """The numbers of rows. Of large tables a sample is counted, and scaled to the size that Postgres estimates."""
+    sizes = {name: max(0, round(size)) for name, size in await session.execute(_SIZES)}
+    if max(sizes.values()) > _COUNTED:
+        return await _estimate_rows(session, sizes)
     kinds = await session.execute(select(InteractionRow.kind, func.count()).group_by(InteractionRow.kind))
     splits = await session.execute(select(QuestionRow.split, func.count()).group_by(QuestionRow.split))
     labelled = await session.execute(
@@ -847,6 +819,25 @@ async def count_rows(session: AsyncSession) -> Counts:
         questions=dict.fromkeys(Split, 0) | dict(splits.all()),
         labelled=dict.fromkeys(Split, 0) | dict(labelled.all()),
     )
+
+
+async def _estimate_rows(session: AsyncSession, sizes: Mapping[str, int]) -> Counts:
+    kinds, questions, labelled = dict.fromkeys(Kind, 0), dict.fromkeys(Split, 0), dict.fromkeys(Split, 0)
+    rows = (await session.execute(_SAMPLED_INTERACTIONS, {"percent": _percent(sizes["interactions"])})).all()
+    scale = sizes["interactions"] / max(1, sum(row.rows for row in rows))
+    for row in rows:
+        kinds[Kind(row.kind)] += round(scale * row.rows)
+        if row.has_label:
+            labelled[Split(row.split)] += round(scale * row.rows)
+    rows = (await session.execute(_SAMPLED_QUESTIONS, {"percent": _percent(sizes["questions"])})).all()
+    scale = sizes["questions"] / max(1, sum(row.rows for row in rows))
+    for row in rows:
+        questions[Split(row.split)] += round(scale * row.rows)
+    return Counts(kinds, sizes["feedback"], questions, labelled, are_estimates=True)
+
+
+def _percent(rows: int) -> float:
+    return min(100.0, 100 * _SAMPLE / max(1, rows))
 
 
 def _whole() -> Select[InteractionRow]:

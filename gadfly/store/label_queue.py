@@ -29,6 +29,7 @@ from gadfly.store.tables import (
 from gadfly.verdict import Verdict
 from gadfly.votes import LabelSource, VoteAgreement
 
+_LOCK = 0x6761_6471_7565  # "gadque"
 _WINDOWS = (2_000, 20_000)  # newest interactions that are looked at
 _SPARE = 20  # candidates read for each one wanted: several people ask at once
 _SKIPPED_FOR = timedelta(days=7)
@@ -209,6 +210,11 @@ def _candidates(
     )  # fmt: skip
 
 
+async def lock(session: AsyncSession) -> None:
+    """Let this transaction alone change reservations until it ends: several rows in any order would deadlock."""
+    await session.execute(select(func.pg_advisory_xact_lock(_LOCK)))
+
+
 async def reserve(
     session: AsyncSession, answers: Collection[AnswerKey], *, labeller: str, for_s: int
 ) -> set[AnswerKey]:
@@ -219,7 +225,7 @@ async def reserve(
     statement = insert(LabelReservationRow).values(
         [
             {"question_hash": question, "text_sha256": text, "labeller": labeller, "expires_at": until}
-            for question, text in sorted(answers)  # in one order, so that two labellers cannot deadlock
+            for question, text in answers
         ]
     )
     rows = await session.execute(

@@ -250,6 +250,8 @@ class _State:
 def _write(row: AnswerRow, state: _State, moment: datetime) -> None:
     if row.is_right is not state.is_right:
         row.changed_at = moment
+    if (row.is_right, row.source, row.key_id) != (state.is_right, state.source, state.key_id):
+        row.updated_at = moment
     if (row.frozen_at is not None) is not state.is_frozen:
         row.frozen_at = moment if state.is_frozen else None
     for name in ("votes", "voted_right", "standing", "is_right", "source", "key_id"):
@@ -532,6 +534,7 @@ async def _apply(database: Database, state: _State, new: _State, after: AnswerKe
     values: dict[str, Any] = {
         name: getattr(new, name) for name in ("voted_right", "standing", "is_right", "source", "key_id")
     }
+    values["updated_at"] = func.clock_timestamp()
     if state.is_right is not new.is_right:
         values["changed_at"] = func.clock_timestamp()
     if state.is_frozen is not new.is_frozen:

@@ -1,4 +1,4 @@
-"""Verdicts of the critic before on answers of the live critic, stored apart because callers never see them."""
+"""Verdicts of the critic before, and of a candidate, on answers of the live critic. Callers never see them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,21 +37,26 @@ def is_first_critique() -> ColumnElement[bool]:
 
 
 async def unjudged(
-    session: AsyncSession, *, live: int, by: int, since: datetime | None, share: float, limit: int
+    session: AsyncSession,
+    *,
+    live: int,
+    by: int,
+    since: datetime | None,
+    share: float,
+    limit: int,
+    only_labelled: bool = True,
 ) -> list[Unjudged]:
-    """Labelled answers that the version `live` judged since `since` and the version `by` did not, the oldest first.
+    """Answers that the version `live` judged since `since` and the version `by` did not, the oldest first.
 
-    Of all such answers only this share, always the same.
+    Labelled ones, unless `only_labelled` is False. Of all such answers only this share, always the same.
     """
     judged = exists().where(ShadowVerdictRow.interaction_id == InteractionRow.id, ShadowVerdictRow.critic_version == by)
     statement = (
         select(InteractionRow.id, InteractionRow.question, InteractionRow.response, InteractionRow.parameters)
         .join(CritiqueRow, is_first_critique())
-        .join(AnswerRow, is_about(AnswerRow, InteractionRow))
         .where(
             InteractionRow.critic_version == live,
             InteractionRow.kind != Kind.IMPORT,
-            Label.is_firm,
             # The last byte of an id is random, so the same interactions are chosen at every call.
             func.get_byte(func.uuid_send(InteractionRow.id), 15) < round(share * 256),
             ~judged,
@@ -59,6 +64,8 @@ async def unjudged(
         .order_by(InteractionRow.created_at, InteractionRow.id)
         .limit(limit)
     )
+    if only_labelled:
+        statement = statement.join(AnswerRow, is_about(AnswerRow, InteractionRow)).where(Label.is_firm)
     if since is not None:
         statement = statement.where(InteractionRow.created_at >= since)
     return [

@@ -209,6 +209,8 @@ class AnswerRow(Table):
     __table_args__ = (
         Index(None, "changed_at"),
         Index(None, "standing", postgresql_where=text("standing = 'conflict'")),
+        Index(None, "updated_at"),
+        Index("ix_answers_labelled", "question_hash", postgresql_where=text("is_right IS NOT NULL")),
     )
 
     question_hash: Mapped[bytes] = mapped_column(ForeignKey("questions.hash"), primary_key=True)
@@ -219,7 +221,8 @@ class AnswerRow(Table):
     is_right: Mapped[bool | None]  # the label; NULL: there is none
     source: Mapped[LabelSource | None]
     key_id: Mapped[UUID | None] = mapped_column(ForeignKey("keys.id"))  # the only key that supports the label
-    changed_at: Mapped[datetime | None]  # the label
+    changed_at: Mapped[datetime | None]  # `is_right`
+    updated_at: Mapped[datetime | None]  # the label with its source and key; NULL: before this column existed
     frozen_at: Mapped[datetime | None]
     ruling: Mapped[Ruling | None]  # an admin's
 
@@ -405,7 +408,14 @@ class InteractionRow(Table):
         Index(None, "episode_id"),
         Index(None, "question_hash"),
         Index(None, "critic_version", "created_at", "id"),
+        Index(None, "critic_version", "stored_at"),
+        Index("ix_interactions_unparsed", "created_at", "id", postgresql_where=text("verdict = 'unparsed'")),
         Index("ix_interactions_text", text(SEARCHED_TEXT), postgresql_using="gin"),
+        Index(
+            "ix_interactions_judged_at",
+            text("(parameters ->> 'judged_at')"),
+            postgresql_where=text("(parameters ->> 'judged_at') IS NOT NULL"),
+        ),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -482,9 +492,10 @@ class CritiqueRow(Table):
 
 
 class ShadowVerdictRow(Table):
-    """The verdict of the critic before on an answer that the live critic judged, for the rollback watch alone."""
+    """The verdict of another critic on an answer of the live one, for the rollback watch and the label queue."""
 
     __tablename__ = "shadow_verdicts"
+    __table_args__ = (Index(None, "critic_version", "created_at"),)
 
     interaction_id: Mapped[UUID] = mapped_column(ForeignKey("interactions.id", ondelete="CASCADE"), primary_key=True)
     critic_version: Mapped[int] = mapped_column(
@@ -644,6 +655,40 @@ class LearningRow(Table):
     verdicts_right: Mapped[int]
     first_step: Mapped[int]
     last_step: Mapped[int]
+
+
+class TombstoneRow(Table):
+    """An interaction that was deleted, so that a replica's late replay does not bring it back."""
+
+    __tablename__ = "tombstones"
+
+    interaction_id: Mapped[UUID] = mapped_column(primary_key=True)
+    forgotten_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
+
+
+class ForgetOrderRow(Table):
+    """A deletion by episode, key, time or kind: it also holds for records of before that are stored after it."""
+
+    __tablename__ = "forget_orders"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    ordered_at: Mapped[datetime]
+    episode_id: Mapped[UUID | None]
+    key_id: Mapped[UUID | None]
+    since: Mapped[datetime | None]
+    until: Mapped[datetime | None]
+    kind: Mapped[str | None]
+
+
+class CriticLossRow(Table):
+    """A critic that learned from answers which were deleted since, or that continues such a one (0 answers)."""
+
+    __tablename__ = "critic_losses"
+
+    version: Mapped[int] = mapped_column(ForeignKey("critic_versions.version"), primary_key=True, autoincrement=False)
+    answers: Mapped[int]
+    first_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
+    last_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
 
 
 class SwapRow(Table):

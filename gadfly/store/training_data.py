@@ -1,12 +1,12 @@
 """The data that a training run can learn from: labelled answers."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence  # noqa: I001
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, Self
 from uuid import UUID, uuid5
 
-from sqlalchemy import ARRAY, ColumnElement, Uuid, any_, case, cast, exists, func, or_, select, text
+from sqlalchemy import ARRAY, ColumnElement, Uuid, any_, case, cast, exists, func, or_, select, text, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly.fields import HexBytes
@@ -35,6 +35,9 @@ from gadfly.store.tables import (
 from gadfly.store.words import known_reference, rating_of_refinement, word_on_refinement
 from gadfly.task_names import DEFAULT_TASK
 from gadfly.votes import GRADE_ACCURACY, LabelSource, Vote, Votes, certainty, one_vote_each, opinion
+
+
+_FEW_LABELS = 20_000  # so many are sorted in a fraction of a second
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,16 +172,7 @@ async def labelled_answers(
     no label.
     """
     counts = Label.exists if split is Split.TRAIN else Label.is_firm
-    questions = await session.scalars(
-        select(InteractionRow.question_hash)
-        .join(AnswerRow, is_about(AnswerRow, InteractionRow))
-        .join(QuestionRow, QuestionRow.hash == InteractionRow.question_hash)
-        .where(*_on_side(task, split), counts)
-        .group_by(InteractionRow.question_hash)
-        .order_by(func.max(InteractionRow.created_at).desc(), InteractionRow.question_hash)
-        .limit(limit)
-    )
-    hashes = questions.all()
+    hashes = await _newest_labelled_questions(session, task, split, counts, limit=limit)
     label = (AnswerRow.is_right, AnswerRow.source, AnswerRow.key_id, AnswerRow.votes, AnswerRow.ruling)
     rows = await session.execute(
         select(
@@ -212,6 +206,38 @@ async def labelled_answers(
                 key_id=row.key_id,
             )
     return list(answers.values())
+
+
+async def _newest_labelled_questions(
+    session: AsyncSession, task: str, split: Split, counts: ColumnElement[bool], *, limit: int
+) -> list[bytes]:
+    """A task's questions with the newest interactions about a labelled answer, the newest first, of at most `limit`."""
+    labelled = (
+        select(InteractionRow.question_hash, InteractionRow.created_at, InteractionRow.id)
+        .join(AnswerRow, is_about(AnswerRow, InteractionRow))
+        .join(QuestionRow, QuestionRow.hash == InteractionRow.question_hash)
+        .where(*_on_side(task, split), counts)
+    )
+    some = select(AnswerRow.question_hash).where(Label.exists).limit(_FEW_LABELS + 1).subquery()
+    if (await session.scalar(select(func.count()).select_from(some)) or 0) <= _FEW_LABELS:
+        found = labelled.subquery()
+        every = await session.scalars(
+            select(found.c.question_hash)
+            .group_by(found.c.question_hash)
+            .order_by(func.max(found.c.created_at).desc(), found.c.question_hash)
+            .limit(limit)
+        )
+        return list(every)
+    # Where labels are many, the newest interactions have enough of them: nothing older is read.
+    hashes: dict[bytes, None] = {}
+    page = labelled.order_by(InteractionRow.created_at.desc(), InteractionRow.id.desc()).limit(limit)
+    while len(hashes) < limit:
+        rows = (await session.execute(page)).all()
+        hashes.update(dict.fromkeys(row.question_hash for row in rows))
+        if len(rows) < limit:
+            break
+        page = page.where(tuple_(InteractionRow.created_at, InteractionRow.id) < (rows[-1].created_at, rows[-1].id))
+    return list(hashes)[:limit]
 
 
 async def answers_to_learn_from(session: AsyncSession, *, limit: int, task: str = DEFAULT_TASK) -> list[LabelledAnswer]:
@@ -427,20 +453,23 @@ async def has_labels(
     return await session.scalar(statement) is not None or await count_open_questions(session, split, task) > 0
 
 
-async def count_new_labels(session: AsyncSession, task: str = DEFAULT_TASK) -> int:
-    """Train-split answers whose label is newer than the task's newest run: they had none then, or another one."""
+async def count_new_labels(session: AsyncSession, task: str = DEFAULT_TASK, *, at_most: int = 2**31) -> int:
+    """Train-split answers whose label is newer than the task's newest run: they had none then, or another one.
+
+    It reads no more than the first `at_most` of them.
+    """
     since = select(func.max(TrainingRunRow.created_at)).where(TrainingRunRow.task == task).scalar_subquery()
-    count = await session.scalar(
-        select(func.count())
-        .select_from(AnswerRow)
+    found = (
+        select(AnswerRow.question_hash)
         .join(QuestionRow, QuestionRow.hash == AnswerRow.question_hash)
         .where(
             *_on_side(task, Split.TRAIN),
             Label.exists,
             AnswerRow.changed_at > func.coalesce(since, text("'-infinity'::timestamptz")),
         )
+        .limit(at_most)
     )
-    return count or 0
+    return await session.scalar(select(func.count()).select_from(found.subquery())) or 0
 
 
 def source_counts(answers: Sequence[LabelledAnswer]) -> dict[str, int]:

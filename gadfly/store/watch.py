@@ -2,16 +2,16 @@
 
 import zlib
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import CompoundSelect, func, select, union
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from gadfly.store.chat import judged_in_background_at
-from gadfly.store.labels import Label
+from gadfly.store.chat import judged_in_background_at, was_judged_in_background_after
+from gadfly.store.labels import Label, is_about
 from gadfly.store.shadow import is_first_critique
-from gadfly.store.tables import CriticPointerRow, CritiqueRow, InteractionRow, ShadowVerdictRow
+from gadfly.store.tables import AnswerRow, CriticPointerRow, CritiqueRow, InteractionRow, ShadowVerdictRow
 from gadfly.task_names import DEFAULT_TASK
 from gadfly.verdict import Verdict
 
@@ -40,8 +40,15 @@ class Outcome:
     key_id: UUID | None = None  # of the only caller whose label it is; None: several callers, or the operator
 
 
+LIMIT = 10_000
+"""The most outcomes of a critic that are compared: its first ones."""
+
+_LABEL_OVERLAP = timedelta(seconds=330)  # longer than a transaction that changes labels may take
+_ROW_OVERLAP = timedelta(seconds=60)  # the same, for interactions and critiques
+
+
 async def verdict_outcomes(
-    session: AsyncSession, version: int, *, since: datetime | None = None, limit: int = 10_000
+    session: AsyncSession, version: int, *, since: datetime | None = None, limit: int = LIMIT
 ) -> list[Outcome]:
     """A critic's verdicts on labelled live traffic, in the order in which verdict and label were both there.
 
@@ -49,25 +56,80 @@ async def verdict_outcomes(
     a stated verdict counts as wrong. The label is that of `gadfly.store.labels`; a rating is none here. A later call
     returns the earlier outcomes in the same positions, except those whose label changed.
     """
-    label = Label()
-    statement = (
-        label.joined(
-            select(CritiqueRow.stated, label.is_right.label("is_right"), label.key_id.label("key_id")).select_from(
-                InteractionRow
+    found = OutcomeLog(version, since=since, limit=limit)
+    await found.refresh(session)
+    return found.outcomes
+
+
+class OutcomeLog:
+    """`verdict_outcomes`, kept up to date: a later `refresh` reads only the labels and verdicts that are new.
+
+    Outcomes of interactions that were deleted in the meantime, or that follow the first `limit`, are not noticed before
+    a new log is read: take one before a decision.
+    """
+
+    def __init__(self, version: int, *, since: datetime | None = None, limit: int = LIMIT) -> None:
+        self.version = version
+        self.since = since
+        self._limit = limit
+        self._known: dict[UUID, tuple[datetime, Outcome]] = {}  # by interaction, with the time of its arrival
+        self._read_at: datetime | None = None
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        return [self._known[id][1] for id in self._in_order()]
+
+    def _in_order(self) -> list[UUID]:
+        return sorted(self._known, key=lambda id: (self._known[id][0], id))
+
+    async def refresh(self, session: AsyncSession) -> None:
+        """Read what is new since the last time: all outcomes at first, in the time limit that the session has."""
+        read_at = await session.scalar(select(func.clock_timestamp()))
+        assert read_at is not None
+        label = Label()
+        arrived_at = func.greatest(label.arrived_at, judged_in_background_at()).label("arrived_at")
+        statement = (
+            label.joined(
+                select(
+                    InteractionRow.id,
+                    CritiqueRow.stated,
+                    label.is_right.label("is_right"),
+                    label.key_id.label("key_id"),
+                    arrived_at,
+                    label.is_firm.label("is_firm"),
+                ).select_from(InteractionRow)
             )
+            .join(CritiqueRow, is_first_critique())
+            .where(InteractionRow.critic_version == self.version)
         )
-        .join(CritiqueRow, is_first_critique())
-        .where(InteractionRow.critic_version == version, label.is_firm)
-        .order_by(func.greatest(label.arrived_at, judged_in_background_at()), InteractionRow.id)
-        .limit(limit)
-    )
-    if since is not None:
-        statement = statement.where(InteractionRow.created_at >= since)
-    return [_outcome(row.stated, row.is_right, row.key_id) for row in await session.execute(statement)]
+        if self.since is not None:
+            statement = statement.where(InteractionRow.created_at >= self.since)
+        if self._read_at is None:
+            statement = statement.where(label.is_firm).order_by(arrived_at, InteractionRow.id).limit(self._limit)
+        else:
+            statement = statement.where(InteractionRow.id.in_(self._changed_since(self._read_at)))
+        for row in await session.execute(statement):
+            if row.is_firm:
+                self._known[row.id] = row.arrived_at, _outcome(row.stated, row.is_right, row.key_id)
+            else:
+                self._known.pop(row.id, None)
+        for id in self._in_order()[self._limit :]:
+            del self._known[id]
+        self._read_at = read_at
+
+    def _changed_since(self, moment: datetime) -> CompoundSelect[UUID]:
+        """The interactions that may have become outcomes, or other ones, since this time by the database's clock."""
+        own = select(InteractionRow.id).where(InteractionRow.critic_version == self.version)
+        relabelled = own.join(AnswerRow, is_about(AnswerRow, InteractionRow)).where(
+            AnswerRow.updated_at > moment - _LABEL_OVERLAP
+        )
+        stored = own.where(InteractionRow.stored_at > moment - _ROW_OVERLAP)
+        judged = own.where(was_judged_in_background_after(moment - _ROW_OVERLAP))
+        return union(relabelled, stored, judged)
 
 
 async def paired_outcomes(
-    session: AsyncSession, version: int, *, before: int, since: datetime | None = None, limit: int = 10_000
+    session: AsyncSession, version: int, *, before: int, since: datetime | None = None, limit: int = LIMIT
 ) -> list[tuple[Outcome, Outcome]]:
     """The verdicts of the critic before and of this one on the same labelled answers, in the order of the former."""
     label = Label()

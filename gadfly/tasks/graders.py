@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 
 from gadfly.errors import BadSettings
-from gadfly.grading import Grader, TaskGrader
+from gadfly.grading import Grader, GradingLanes, TaskGrader
 from gadfly.settings import Settings
 from gadfly.tasks.judge import Judge
 from gadfly.tasks.manifest import HttpGrader, JudgeGrader, MathGrader
@@ -33,7 +33,12 @@ def open_grader(
     """
     match task.manifest.grader:
         case MathGrader():
-            return Grader(timeout_s=settings.grade_timeout_s, patience_s=patience_s, on_failure=on_failure)
+            return GradingLanes(
+                timeout_s=settings.grade_timeout_s,
+                hard=settings.grade_processes,
+                patience_s=patience_s,
+                on_failure=on_failure,
+            )
         case HttpGrader() as spec:
             return RemoteGrader(task, spec, url=_url(task, settings), key=_key(settings), ca_file=settings.ca_file)
         case JudgeGrader() as spec:

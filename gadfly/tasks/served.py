@@ -66,17 +66,22 @@ def load_tasks(settings: Settings) -> ServedTasks:
     """
     found: dict[str, ServedTask] = {}
     places = [*settings.tasks, *map(str, added_tasks(settings.home))]
-    for name in (settings.task, *(each for place in places for each in _tasks_in(place))):
-        task = load_task(name)
-        known = found.get(task.name)
-        if known is None:
-            found[task.name] = ServedTask(task, task.prompt_set(settings.prompts))
-        elif known.task.folder != task.folder:
-            raise BadSettings(
-                f"two tasks have the name {task.name}: {known.task.folder} and {task.folder}; give one another name in "
-                f"its {MANIFEST}"
-            )
-    return ServedTasks(found)
+    for task in (load_task(each) for place in places for each in _tasks_in(place)):
+        _enter(found, task, settings)
+    default = settings.task
+    if default not in found:  # else it is the name of one of these
+        default = _enter(found, load_task(default), settings)
+    return ServedTasks({default: found[default]} | found)
+
+
+def _enter(found: dict[str, ServedTask], task: Task, settings: Settings) -> str:
+    known = found.setdefault(task.name, ServedTask(task, task.prompt_set(settings.prompts)))
+    if known.task.folder != task.folder:
+        raise BadSettings(
+            f"two tasks have the name {task.name}: {known.task.folder} and {task.folder}; give one another name in its "
+            f"{MANIFEST}"
+        )
+    return task.name
 
 
 def load_task_named(settings: Settings, name: str | None) -> ServedTask:

@@ -71,11 +71,6 @@ class Trial:
         return told
 
 
-def corrected_for_guessing(share: float, guess_rate: float) -> float:
-    """The share of questions that were known and not guessed: 0 for guessing alone, below 0 for less than that."""
-    return (share - guess_rate) / (1 - guess_rate)
-
-
 async def try_task(
     task: Task,
     source: str,

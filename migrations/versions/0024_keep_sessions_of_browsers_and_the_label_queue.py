@@ -3,7 +3,7 @@
 Acts of admins gain the moves of the live pointer and withdrawn feedback of others.
 
 Revision: 0024
-After: 0021
+After: 0022
 """
 
 import sqlalchemy as sa
@@ -11,7 +11,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "0024"
-down_revision = "0021"
+down_revision = "0022"
 
 _ACTIONS = ("distrust_key", "trust_key", "set_label", "create_key", "revoke_key")
 _NEW_ACTIONS = ("promote", "rollback", "withdraw_feedback", "forget")

@@ -3,7 +3,7 @@
 Critics from before have none. The training role may not read the examples: a run never starts from such a critic.
 
 Revision: 0027
-After: 0025
+After: 0026
 """
 
 import sqlalchemy as sa
@@ -11,7 +11,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "0027"
-down_revision = "0025"
+down_revision = "0026"
 
 
 def upgrade() -> None:

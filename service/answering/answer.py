@@ -47,7 +47,7 @@ from gadfly.service.critics.serving import CriticServing
 from gadfly.service.keyring import Caller
 from gadfly.service.metrics import Metrics
 from gadfly.service.recording.recorder import Recorder
-from gadfly.service.wire.answers import CritiqueRequest, Options, RefineRequest
+from gadfly.service.wire.answers import VERDICT_WORDS, CritiqueRequest, Options, RefineRequest
 from gadfly.service.wire.feedback import FeedbackRequest
 from gadfly.settings import Settings
 from gadfly.tasks import ServedTask, ServedTasks
@@ -115,9 +115,12 @@ class Answerer:
             BadInput: a limit is exceeded, or the request id belongs to another request.
             NotFound: its task is not served.
             NotAllowed: the caller's key may not use its task.
+            Conflict: the model's tokens do not tell its verdict words apart.
         """
         check_limits(self._settings, body)
-        caller.require_task(self.tasks.get(body.task).name)
+        task = self.tasks.get(body.task)
+        caller.require_task(task.name)
+        self._critics.require_words(task.name)
         if body.request_id is None:
             return await self._work(caller, body, None, listener, conversation)
         fingerprint = fingerprint_of(body)
@@ -454,8 +457,15 @@ def _parameters(prepared: Prepared) -> dict[str, Any]:
         "temperature": prepared.sampling.temperature,
         "max_tokens": prepared.sampling.max_tokens,
         "seed": prepared.sampling.seed,
+        **words_of(prepared.task.prompts),
         **examples,
     }
+
+
+def words_of(prompts: PromptSet) -> dict[str, Any]:
+    """The verdict words of stored critiques, as a parameter of their interaction; nothing for the usual words."""
+    words = prompts.words
+    return {} if words.are_usual else {VERDICT_WORDS: [words.correct, words.incorrect]}
 
 
 def _seeded(sampling: Sampling, sample: int) -> Sampling:

@@ -53,7 +53,8 @@ class Preparation:
         """
         pinned = None
         if body.episode_id is not None:
-            pinned = await self._pinned(body.episode_id, question=body.question, task=task.name, scope=caller.scope)
+            question = await self._recorder.stored_form(body.question)
+            pinned = await self._pinned(body.episode_id, question=question, task=task.name, scope=caller.scope)
         critic = await self._pointers.resolve(body.critic, task.name)
         if critic.task != task.name:
             raise Conflict(
@@ -74,10 +75,11 @@ class Preparation:
         first_critique = None
         if isinstance(body, RefineRequest):
             if body.critique is not None:
-                first_critique = supplied_critique(body.critique)
+                first_critique = supplied_critique(body.critique, task.prompts.words)
             elif body.critique_id is not None:
+                question = await self._recorder.stored_form(body.question)
                 first_critique = await self._earlier_critique(
-                    body.critique_id, question=body.question, task=task.name, scope=caller.scope
+                    body.critique_id, question=question, task=task.name, scope=caller.scope
                 )
         return Prepared(
             interaction_id=new_id(),

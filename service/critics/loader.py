@@ -6,6 +6,7 @@ flight never does, nor does the live critic of the default task or of a task tha
 """
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -158,7 +159,7 @@ class Loader:
         self._wanted[critic.version] += 1
         try:
             async with self._slot(critic):
-                await self.prove(critic, must_be_all=False)
+                await self.prove(critic, share=0.0)
         finally:
             self._wanted[critic.version] -= 1
         return self._prompts_of(critic)
@@ -203,7 +204,7 @@ class Loader:
         deadline = time.monotonic() + patience_s
         while not self.has_room(critic):
             idle = self._loaded() - self._in_use() - {critic.version}
-            victim = min(idle, key=lambda version: (self._used_at.get(version, 0.0), version), default=None)
+            victim = min(idle, key=self._worth, default=None)
             if victim is not None:
                 found = self._pointers.known(victim)
                 assert found is not None
@@ -223,6 +224,10 @@ class Loader:
         loading = {version for version, count in self._loading.items() if count}
         listed = {version for served in self._served.values() for version in served if self._pointers.known(version)}
         return {version for _, version in self._proven if self._takes_slot(version)} | loading | listed
+
+    def _worth(self, version: int) -> tuple[bool, float, int]:
+        """The order in which critics give up their slots: those that no pointer names first, then by their last use."""
+        return version in self._pointers.pointed(), self._used_at.get(version, 0.0), version
 
     def _in_use(self) -> set[int]:
         """The versions that keep their slot."""
@@ -293,13 +298,13 @@ class Loader:
             if refusal is not None and time.monotonic() - refusal.at < _REFUSAL_VALID_S:
                 raise refusal.error.again()
 
-    async def prove(self, critic: CriticVersion, *, must_be_all: bool) -> list[Proof]:
-        """Load a critic into every engine and prove it there: on all of them (`must_be_all`), or on at least one.
+    async def prove(self, critic: CriticVersion, *, share: float) -> list[Proof]:
+        """Load a critic into every engine and prove it there: on this share of them, and on at least one.
 
-        Where one is enough, the other engines get two more seconds; no request goes to an engine that has not proven
-        the critic. Version 0, the base model, needs no proof.
+        Once enough of them have, the other engines get two more seconds; no request goes to an engine that has not
+        proven the critic. Version 0, the base model, needs no proof.
 
-        One engine's error is raised if `must_be_all`, or if no engine has proven the critic.
+        One engine's error is raised if too few have proven the critic.
 
         Raises:
             BadAdapter: the critic's files or its answers to the probes are not those published.
@@ -309,16 +314,17 @@ class Loader:
         if critic.is_base:
             return []
         servable = await self.check(critic)
+        enough = max(1, math.ceil(share * len(self._engines)))
         proving = [asyncio.ensure_future(self.prove_on(engine, critic, servable)) for engine in self._engines]
         try:
-            await _wait_for(proving, all_of_them=must_be_all)
+            await _wait_for(proving, enough=enough)
         finally:
             for each in proving:
                 each.cancel()  # upkeep tries an engine that hangs again, like one that restarted
             outcomes = await asyncio.gather(*proving, return_exceptions=True)
         proofs = [outcome for outcome in outcomes if isinstance(outcome, Proof)]
         errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
-        if errors and (must_be_all or not proofs):
+        if len(proofs) < enough:
             raise errors[0]
         return proofs
 
@@ -461,9 +467,9 @@ class Loader:
                 self.forget(engine, version)
 
 
-async def _wait_for(proving: Sequence[asyncio.Future[Proof]], *, all_of_them: bool) -> None:
+async def _wait_for(proving: Sequence[asyncio.Future[Proof]], *, enough: int) -> None:
     waiting = set(proving)
-    while waiting and (all_of_them or not any(_has_proven(each) for each in proving)):
+    while waiting and sum(map(_has_proven, proving)) < enough:
         _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     if waiting:
         await asyncio.wait(waiting, timeout=_LATE_S)

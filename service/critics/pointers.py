@@ -49,9 +49,7 @@ class CriticLine:
     current: dict[Pointer, int] = field(default_factory=dict)
     swaps: Swaps = Swaps()
     serving: int | None = None
-    refining: int | None = (
-        None  # the version that answers /refine in the place of a live one that learned verdicts only
-    )
+    refining: int | None = None  # answers /refine in the place of a live critic that learned verdicts only
     _used_at: float = -math.inf
     _refreshed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -237,9 +235,8 @@ class CriticPointers:
     def names_of(self, critic: CriticVersion) -> list[Pointer]:
         """The pointers of a critic's task that name it, as last read."""
         line = self.line_of(critic)
-        return (
-            [] if line is None else sorted(name for name, version in line.current.items() if version == critic.version)
-        )
+        pointers = {} if line is None else line.current
+        return sorted(name for name, version in pointers.items() if version == critic.version)
 
     async def history(self, critic: CriticVersion) -> CriticHistory:
         """The gate's report, the calibration, the swaps and the swap receipts of a version.
@@ -255,6 +252,7 @@ class CriticPointers:
                 calibration=await store.calibrations.read_calibration(session, critic.version),
                 swaps=await store.swaps.list_swaps(session, critic.version),
                 receipts=await store.swaps.receipts(session, critic.version),
+                forgotten=await store.forgetting.loss_of(session, critic.version),
             )
 
     async def refresh(self) -> None:

@@ -5,8 +5,11 @@ from collections.abc import Sequence
 from functools import partial
 from uuid import UUID
 
-from gadfly.engine_client import Engine, EnginePool
-from gadfly.errors import Conflict
+import structlog
+
+from gadfly.concurrency import gather
+from gadfly.engine_client import Engine, EnginePool, LabelWords
+from gadfly.errors import Conflict, EngineError, SameTokens
 from gadfly.records import CriticVersion, Swap, SwapKind
 from gadfly.repeating import repeat
 from gadfly.service.critics.leases import Leases
@@ -27,6 +30,8 @@ from gadfly.tasks import ServedTasks
 
 _TICK_S = 1.0
 
+log = structlog.get_logger(__name__)
+
 
 class CriticServing:
     """Pointers, leases, loading, swaps and the rollback watch over the engines of a deployment."""
@@ -43,6 +48,7 @@ class CriticServing:
         self._settings = settings
         self._tasks = tasks
         self._members = engines
+        self.same_words: dict[str, str] = {}  # by task, why its verdict words cannot be told apart
         self.pointers = CriticPointers(database, tasks.names)
         self.leases = Leases(limit=settings.max_in_flight, metrics=metrics)
         self.replicas = Replicas(database)
@@ -76,6 +82,7 @@ class CriticServing:
                 receipts=self._receipts,
                 upkeep=self.upkeep,
                 metrics=metrics,
+                quorum=settings.swap_quorum,
             )
             for line in self.pointers
         }
@@ -91,6 +98,7 @@ class CriticServing:
             leases=self.leases,
             replicas=self.replicas,
             share=share,
+            candidate_share=settings.candidate_share,
         )
 
     async def start(self) -> CriticVersion:
@@ -101,6 +109,31 @@ class CriticServing:
             Conflict: the live critic is based on another model, and replicas that serve it are running.
         """
         return await self.pointers.start(base_model=self._settings.model, tasks=[task.id for task in self._tasks])
+
+    def require_words(self, task: str) -> None:
+        """Refuse requests of a task whose verdict words the model's tokens do not tell apart.
+
+        Raises:
+            Conflict: they do not.
+        """
+        if task in self.same_words:
+            raise Conflict(f"the task {task} cannot be served: {self.same_words[task]}")
+
+    async def _check_words(self) -> None:
+        """Ask an engine once, as soon as one answers, for the tokens of each task's verdict words."""
+        for task in self._tasks:
+            prompts = task.prompts
+            words = LabelWords(":", prompts.correct, prompts.incorrect)
+            while True:
+                try:
+                    await self._members[0].label_tokens(words)
+                except SameTokens as error:
+                    log.error("verdict_words_not_distinct", task=task.name, reason=str(error))
+                    self.same_words[task.name] = str(error)
+                except EngineError:
+                    await asyncio.sleep(_TICK_S)
+                    continue
+                break
 
     @property
     def problem(self) -> str | None:
@@ -142,10 +175,11 @@ class CriticServing:
     async def run(self) -> None:
         """Follow the pointers, do swaps, reconcile and check the engines and watch live traffic, until cancelled."""
         try:
-            await asyncio.gather(
+            await gather(
                 self.pointers.run_refresh(),
                 self.pointers.run_listener(),
                 self._run_heartbeat(),
+                self._check_words(),
                 *(swapper.run() for swapper in self._swappers.values()),
                 self.upkeep.run(),
                 self.watch.run(),

@@ -1,11 +1,14 @@
-"""Shadow judging: after a promotion the critic before judges a share of the labelled answers too.
+"""Shadow judging: another critic judges a share of the live critic's answers too, off the path of responses.
 
-The rollback watch compares critics best by their verdicts on the same answers: the critic before may have few
-labelled answers of its own. Callers never see these verdicts. The engine runs them after all requests.
+After a promotion the critic before judges labelled answers. Both critics' verdicts on the same answers are what the
+rollback watch compares best: the critic before may have few labelled answers of its own. Otherwise an undecided
+candidate judges new traffic, labelled or not: where it disagrees, a label teaches most (`gadfly.store.label_queue`).
+Callers never see these verdicts. The engine runs them after all requests.
 """
 
 import asyncio
 from collections.abc import Sequence
+from datetime import timedelta
 from functools import partial
 from uuid import UUID
 
@@ -18,7 +21,7 @@ from gadfly.critique import critique
 from gadfly.engine_client import EnginePool, Sampling
 from gadfly.errors import AdapterRefused, EngineError, TooBusy
 from gadfly.prompts import PromptSet
-from gadfly.records import CriticVersion
+from gadfly.records import CriticVersion, now
 from gadfly.repeating import repeat
 from gadfly.service.critics.leases import Leases
 from gadfly.service.critics.loader import Loader
@@ -31,13 +34,14 @@ from gadfly.verdict import Verdict
 _EVERY_S = 10.0
 _BATCH = 16  # answers a round
 _CONCURRENT = 2
+_RECENT = timedelta(hours=24)  # traffic that a candidate judges
 _PRIORITY = 20  # after requests (0) and rollouts (10)
 
 log = structlog.get_logger(__name__)
 
 
 class ShadowJudge:
-    """Has the critic before judge labelled answers of the live one, in the eldest replica."""
+    """Has the critic before, or a candidate, judge answers of the live critic, in the eldest replica."""
 
     def __init__(
         self,
@@ -49,7 +53,9 @@ class ShadowJudge:
         leases: Leases,
         replicas: Replicas,
         share: float,
+        candidate_share: float,
     ) -> None:
+        """`share` is of the labelled answers after a promotion, `candidate_share` of the traffic with a candidate."""
         self._database = database
         self._pointers = pointers
         self._engines = engines
@@ -57,10 +63,11 @@ class ShadowJudge:
         self._leases = leases
         self._replicas = replicas
         self._share = share
+        self._candidate_share = candidate_share
 
     async def run(self) -> None:
         """Judge a few answers every ten seconds, until cancelled."""
-        if self._share > 0:
+        if self._share > 0 or self._candidate_share > 0:
             await repeat(self.judge, wait=partial(asyncio.sleep, _EVERY_S), failure="shadow_judging_failed")
 
     async def judge(self) -> int:
@@ -70,24 +77,43 @@ class ShadowJudge:
         return sum([await self._judge(line) for line in self._pointers])
 
     async def _judge(self, line: CriticLine) -> int:
-        tested = line.tested_promotion()
-        if tested is None:
+        by, answers = await self._todo(line)
+        if by is None or not answers:
             return 0
+        verdicts = await self._verdicts(await self._pointers.resolve(by), answers)
         async with self._database.session() as session:
-            answers = await store.shadow.unjudged(
-                session,
-                live=tested.version,
-                by=tested.from_version,
-                since=await store.watch.live_since(session, line.task),
-                share=self._share,
-                limit=_BATCH,
-            )
-        if not answers:
-            return 0
-        verdicts = await self._verdicts(await self._pointers.resolve(tested.from_version), answers)
-        async with self._database.session() as session:
-            await store.shadow.insert_verdicts(session, tested.from_version, verdicts)
+            await store.shadow.insert_verdicts(session, by, verdicts)
         return len(verdicts)
+
+    async def _todo(self, line: CriticLine) -> tuple[int | None, list[Unjudged]]:
+        """The version of a task that judges now, and the answers that it has not judged. The watch comes first."""
+        tested = line.tested_promotion()
+        if tested is not None and self._share > 0:
+            async with self._database.session() as session:
+                labelled = await store.shadow.unjudged(
+                    session,
+                    live=tested.version,
+                    by=tested.from_version,
+                    since=await store.watch.live_since(session, line.task),
+                    share=self._share,
+                    limit=_BATCH,
+                )
+            if labelled:
+                return tested.from_version, labelled
+        live, candidate = line.current.get("live"), line.current.get("candidate")
+        if live is None or candidate is None or self._candidate_share == 0:
+            return None, []
+        async with self._database.session() as session:
+            recent = await store.shadow.unjudged(
+                session,
+                live=live,
+                by=candidate,
+                since=now() - _RECENT,
+                share=self._candidate_share,
+                limit=_BATCH,
+                only_labelled=False,
+            )
+        return candidate, recent
 
     async def _verdicts(self, critic: CriticVersion, answers: Sequence[Unjudged]) -> list[tuple[UUID, Verdict]]:
         slots = asyncio.Semaphore(_CONCURRENT)

@@ -46,7 +46,10 @@ class Swapper:
         receipts: SwapReceipts,
         upkeep: EngineUpkeep,
         metrics: Metrics,
+        quorum: float,
     ) -> None:
+        """`quorum`: the share of the engines that must prove a critic before it becomes the live one."""
+        self._quorum = quorum
         self._database = database
         self._line = line
         self._pointers = pointers
@@ -140,9 +143,9 @@ class Swapper:
         began_at = now()
         try:
             # The way back must not need every engine: one may be broken, and this critic was proven before.
-            must_be_all = swap.kind in (SwapKind.GATE, SwapKind.PROMOTE)
+            share = self._quorum if swap.kind in (SwapKind.GATE, SwapKind.PROMOTE) else 0.0
             await self._make_room(critic)
-            proofs = await self._while_pending(swap, self._loader.prove(critic, must_be_all=must_be_all))
+            proofs = await self._while_pending(swap, self._loader.prove(critic, share=share))
         except StoreUnavailable:
             raise
         except GadflyError as error:
@@ -211,7 +214,7 @@ class Swapper:
         try:
             self._loader.raise_recent_refusal(critic)
             await self._make_room(critic)
-            proofs = await self._loader.prove(critic, must_be_all=False)
+            proofs = await self._loader.prove(critic, share=0.0)
         except StoreUnavailable:
             raise
         except GadflyError as error:

@@ -18,7 +18,9 @@ must also show without the labels of any one of them (`WITHOUT_A_KEY`). Simulate
 """
 
 import asyncio
+import math
 import random
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -27,20 +29,24 @@ from typing import Any
 from uuid import UUID
 
 import structlog
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly import store
-from gadfly.errors import Conflict
+from gadfly.errors import Conflict, GadflyError
 from gadfly.evidence import MeanTest
 from gadfly.records import SwapKind, Tier, now
 from gadfly.repeating import repeat
 from gadfly.service.critics.pointers import CriticLine, CriticPointers
 from gadfly.store.database import Database
-from gadfly.store.watch import Outcome
+from gadfly.store.watch import Outcome, OutcomeLog
 
 ALPHA = 0.01  # probability of ever rolling back a critic that is as good as the one before
 WITHOUT_A_KEY = 0.2  # the same, for the labels without those of any one key
 LEAST_UNITS = 10  # the fewest observations that can show a loss, if each is the greatest possible one
 _EVERY_S = 10.0
+_READ_LIMIT_S = 120.0  # of a first look, at all outcomes: some seconds per ten million interactions
+_TOLERATED_S = 60.0  # of failures, before the service is not ready
 
 log = structlog.get_logger(__name__)
 
@@ -162,6 +168,14 @@ class RollbackWatch:
         self._shadow_share = shadow_share
         self.problems: dict[str, str] = {}
         """Why the watch cannot decide although there are labels, by task; a task of which it can is absent."""
+        self._failing: tuple[float, str] | None = None  # since when, and why
+        self._logs: dict[str, tuple[OutcomeLog, OutcomeLog]] = {}  # by task: of the live critic, and of the one before
+
+    @property
+    def failure(self) -> str | None:
+        """Why the watch has not worked for a minute; None while it works, or is off."""
+        since, reason = self._failing or (math.inf, "")
+        return reason if time.monotonic() - since > _TOLERATED_S else None
 
     async def run(self) -> None:
         """Test the live critic of each task every ten seconds, until cancelled."""
@@ -169,37 +183,45 @@ class RollbackWatch:
             await repeat(self._check_all, wait=partial(asyncio.sleep, _EVERY_S), failure="watch_failed")
 
     async def _check_all(self) -> None:
-        for line in self._pointers:
-            await self.check(line)
+        try:
+            for line in self._pointers:
+                await self.check(line)
+        except Exception as error:
+            reason = str(error) if isinstance(error, GadflyError) else type(error).__name__
+            self._failing = (self._failing or (time.monotonic(), ""))[0], reason
+            raise
+        self._failing = None
 
     async def check(self, line: CriticLine | None = None) -> WatchEvidence | None:
         """Test the live critic of a task, without one of the default task, with the outcomes so far.
 
         None if there is nothing to test, or another replica tests it.
 
-        Only a critic that the gate or an admin promoted is tested: a rollback is never undone automatically.
+        Only a critic that the gate or an admin promoted is tested: a rollback is never undone automatically. Outcomes
+        are remembered from look to look, and read again before a rollback.
         """
         line = line or self._pointers.default
         last = line.tested_promotion()
         if last is None:
             return None
         live = await self._pointers.resolve(last.version)
-        async with self._database.session() as session:
+        async with self._database.session(limit_s=_READ_LIMIT_S) as session:
             if not await store.watch.lock_watch(session, line.task):
                 return None
+            await session.execute(text(f"SET LOCAL statement_timeout = {int(1000 * _READ_LIMIT_S)}"))
             since = await store.watch.live_since(session, line.task)
-            after = await store.watch.verdict_outcomes(session, last.version, since=since)
-            pairs = await store.watch.paired_outcomes(session, last.version, before=last.from_version, since=since)
-            before = await store.watch.verdict_outcomes(session, last.from_version)
+            logs = self._logs.get(line.task)
+            if logs is None or (logs[0].version, logs[0].since) != (last.version, since):
+                logs = OutcomeLog(last.version, since=since), OutcomeLog(last.from_version)
+            measured: list[Outcome] = []
             if live.run_id is not None:
                 run = await store.runs.read_run(session, live.run_id)
-                before += measured_outcomes(run.gate, seed=last.version)
-            moment = now()
-            keys = await store.keys.list_keys(session)
-            callers = sum(key.tier is Tier.CALLER and key.is_active(moment) for key in keys)
-            evidence = await asyncio.to_thread(
-                compare, before, after, callers=callers, pairs=pairs if self._shadow_share > 0 else None
-            )
+                measured = measured_outcomes(run.gate, seed=last.version)
+            evidence, after = await self._compared(session, logs, measured)
+            if evidence.decision is Decision.ROLL_BACK:
+                logs = OutcomeLog(last.version, since=since), OutcomeLog(last.from_version)
+                evidence, after = await self._compared(session, logs, measured)
+            self._logs[line.task] = logs
             self._note(line, _problem(evidence, after, is_paired=self._shadow_share > 0))
             if evidence.decision is not Decision.ROLL_BACK:
                 return evidence
@@ -221,6 +243,27 @@ class RollbackWatch:
             self.problems.pop(line.task, None)
         else:
             self.problems[line.task] = problem
+
+    async def _compared(
+        self, session: AsyncSession, logs: tuple[OutcomeLog, OutcomeLog], measured: Sequence[Outcome]
+    ) -> tuple[WatchEvidence, list[Outcome]]:
+        """The evidence with what is new in both logs, and the outcomes of the live critic."""
+        live, before = logs
+        await live.refresh(session)
+        await before.refresh(session)
+        pairs = await store.watch.paired_outcomes(session, live.version, before=before.version, since=live.since)
+        moment = now()
+        keys = await store.keys.list_keys(session)
+        callers = sum(key.tier is Tier.CALLER and key.is_active(moment) for key in keys)
+        after = live.outcomes
+        evidence = await asyncio.to_thread(
+            compare,
+            [*before.outcomes, *measured],
+            after,
+            callers=callers,
+            pairs=pairs if self._shadow_share > 0 else None,
+        )
+        return evidence, after
 
 
 def _problem(evidence: WatchEvidence, after: Sequence[Outcome], *, is_paired: bool) -> str | None:

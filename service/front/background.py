@@ -20,6 +20,7 @@ from gadfly.errors import AdapterRefused, EngineError, PromptTooLong, TooBusy
 from gadfly.prompts import PromptSet
 from gadfly.records import CriticVersion, now
 from gadfly.repeating import repeat
+from gadfly.service.answering.answer import words_of
 from gadfly.service.critics.serving import CriticServing
 from gadfly.service.metrics import Metrics
 from gadfly.settings import Settings
@@ -86,7 +87,12 @@ class BackgroundJudge:
         return await gather(*map(one, answers))
 
     async def _judge(self, critic: CriticVersion, prompts: PromptSet, answer: Due) -> bool:
-        parameters = {"n": 1, "temperature": self._settings.temperature, "max_tokens": self._settings.max_tokens}
+        parameters = {
+            "n": 1,
+            "temperature": self._settings.temperature,
+            "max_tokens": self._settings.max_tokens,
+            **words_of(prompts),
+        }
         if critic.examples:
             parameters["examples"] = critic.examples
         try:

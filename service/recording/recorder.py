@@ -22,6 +22,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from gadfly.errors import Conflict, NotFound, StoreUnavailable
 from gadfly.records import Feedback, Interaction, Record, new_id
+from gadfly.redaction import Redactor, redacted
 from gadfly.service.recording.spool import Spool
 from gadfly.settings import SplitBlocks
 from gadfly.store.database import Database
@@ -82,7 +83,10 @@ class Recorder:
         heldout_share: float,
         spool_max_bytes: int,
         split_blocks: SplitBlocks = SplitBlocks.NEAR,
+        redactor: Redactor | None = None,
     ) -> None:
+        """`redactor` changes the texts of every record before it is stored anywhere, also in the spool."""
+        self._redactor = redactor
         self._database = database
         self._heldout_share = heldout_share
         self._split_blocks = split_blocks
@@ -163,16 +167,25 @@ class Recorder:
 
         Raises:
             SpoolFull: Postgres is unavailable and the spool has no room left.
-            StoreUnavailable: Postgres is unavailable and the disk fails, or the recorder is closed.
+            StoreUnavailable: Postgres is unavailable and the disk fails, the redactor fails, or the recorder is closed.
             Conflict: the request id belongs to another interaction, or the episode to another question.
             NotFound: the feedback is about an interaction that is not stored.
         """
         if self._is_closing or not self._tasks:
             raise StoreUnavailable("the service is stopping")
+        if self._redactor is not None:
+            record = await redacted(record, self._redactor)
         pending = _Pending(record, asyncio.get_running_loop().create_future())
         self._pending.append(pending)
         self._has_pending.set()
         return await pending.acknowledgement
+
+    async def stored_form(self, text: str) -> str:
+        """A text as it is stored. Raises as `record` where the redactor fails."""
+        if self._redactor is None:
+            return text
+        [form] = await self._redactor.redact([text])
+        return form
 
     async def lookup(self, interaction_id: UUID) -> Interaction | None:
         """The interaction with this id if it is in the spool; all others are in Postgres."""

@@ -34,7 +34,9 @@ async def list_conflicts(query: Annotated[DisputeQuery, Query()], admin: AdminDe
     after = None
     if query.cursor is not None:
         after = (bytes.fromhex(query.cursor[:_HASH_HEX]), bytes.fromhex(query.cursor[_HASH_HEX:]))
-    found = await service.labels.disputes(only_conflicts=not query.disputed, limit=query.limit + 1, after=after)
+    found = await service.labels.disputes(
+        only_conflicts=not query.disputed, limit=query.limit + 1, after=after, task=query.task
+    )
     shown, names = found[: query.limit], await service.labels.key_names()
     last = "".join(part.hex() for part in shown[-1][0]) if len(found) > query.limit else None
     return DisputePage(items=[_view(answer, names) for _, answer in shown], next_cursor=last)

@@ -33,7 +33,10 @@ from gadfly.service.wire.common import (
     critic_of,
 )
 from gadfly.task_names import DEFAULT_TASK
-from gadfly.verdict import Verdict, VerdictSource, parse_critique
+from gadfly.verdict import USUAL_WORDS, Verdict, VerdictSource, VerdictWords, parse_critique
+
+VERDICT_WORDS = "verdict_words"
+"""The parameter of an interaction with the verdict words of its critiques, where they are not the usual ones."""
 
 _CONFIDENCE = "The critic's own probability of the verdict, among the two verdict words."
 _CALIBRATED = (
@@ -259,7 +262,8 @@ def result_of(interaction: Interaction, *, brief: bool = False) -> CritiqueResul
 
 
 def _critique_result(interaction: Interaction) -> CritiqueResult:
-    critiques = [_critique(critique) for critique in interaction.critiques]
+    words = _words_of(interaction)
+    critiques = [_critique(critique, words) for critique in interaction.critiques]
     verdict = majority_verdict(tuple(critique.verdict for critique in interaction.critiques))
     of_majority = [critique for critique in critiques if critique.verdict is verdict]
     chosen = of_majority[0] if of_majority else critiques[0]  # a tie's verdict may be no sample's
@@ -300,8 +304,13 @@ def _refine_result(interaction: Interaction) -> RefineResult:
     )
 
 
-def _critique(critique: Critique) -> CritiqueView:
-    parsed = parse_critique(critique.text)
+def _words_of(interaction: Interaction) -> VerdictWords:
+    given = interaction.parameters.get(VERDICT_WORDS)
+    return USUAL_WORDS if given is None else VerdictWords(*given)
+
+
+def _critique(critique: Critique, words: VerdictWords) -> CritiqueView:
+    parsed = parse_critique(critique.text, words)
     probabilities = None
     if critique.p_correct is not None and critique.p_incorrect is not None:
         probabilities = ProbabilitiesView(correct=critique.p_correct, incorrect=critique.p_incorrect)
@@ -317,9 +326,10 @@ def _critique(critique: Critique) -> CritiqueView:
 def _samples(interaction: Interaction) -> list[SampleView]:
     rewrites = {refinement.critique_id: RefinementView.of(refinement) for refinement in interaction.refinements}
     runs: dict[int, list[RoundView]] = {}
+    words = _words_of(interaction)
     for critique in sorted(interaction.critiques, key=lambda item: (item.sample, item.round)):
         runs.setdefault(critique.sample, []).append(
-            RoundView(critique=_critique(critique), refinement=rewrites.get(critique.id))
+            RoundView(critique=_critique(critique, words), refinement=rewrites.get(critique.id))
         )
     samples = []
     for sample, rounds in runs.items():

@@ -188,6 +188,14 @@ class ScoreboardView(Wire):
     threshold: ThresholdView | None = Field(description="Null below 20 answers of either class.")
 
 
+class LossView(Wire):
+    """Answers that a critic learned from and that were deleted since."""
+
+    answers: int = Field(description="0: only a version that it continues learned from deleted answers.")
+    first_at: datetime
+    last_at: datetime
+
+
 class CriticHistoryView(CriticVersionView):
     """One critic, its origin, and its swaps."""
 
@@ -200,6 +208,7 @@ class CriticHistoryView(CriticVersionView):
         "of either class."
     )
     scoreboard: ScoreboardView | None = Field(description="Null as long as none of its answers has a label.")
+    forgotten: LossView | None = Field(None, description="What it learned from and was deleted since; null: nothing.")
     origin: dict[str, Any] | None = Field(
         description="Of a pulled critic: its source, its run there, and the report of the gate there."
     )
@@ -234,6 +243,7 @@ def history_view(
         gate=history.gate and _without_evidence(history.gate),
         calibration=history.calibration and _calibration(history.calibration),
         scoreboard=scores if scores.answers else None,
+        forgotten=history.forgotten,
         origin=critic.origin if for_admin else _without_source(critic.origin),
         swaps=swaps,
         receipts=receipts,

@@ -6,7 +6,7 @@ from uuid import UUID
 from pydantic import BaseModel, Field
 
 from gadfly.engine_health import EngineStanding
-from gadfly.records import Pointer, Swap, SwapKind, SwapStatus
+from gadfly.records import CriticStatus, Pointer, Swap, SwapKind, SwapStatus
 
 
 class Check(BaseModel):
@@ -20,7 +20,8 @@ class Readiness(BaseModel):
 
     Three checks do not affect `ready`. `swap`: after a refused swap the service answers as before. `actor`: while its
     own endpoint is unavailable the service still critiques. `sampling`, whether the engines sample as they report: one
-    that does not still answers, and training does without it.
+    that does not still answers, and training does without it. `watch` does: while automatic rollback has been failing
+    for a minute, a worse critic would stay live.
     """
 
     ready: bool
@@ -31,6 +32,7 @@ class Readiness(BaseModel):
     swap: Check
     actor: Check
     sampling: Check
+    watch: Check
 
 
 class EngineState(BaseModel):
@@ -93,6 +95,7 @@ class TaskState(BaseModel):
     name: str
     version: str = Field(description="The version of the task's files.")
     live_critic: int | None = Field(description="The version that this replica answers with by default.")
+    status: CriticStatus | None = Field(description="Whether that version was trained.")
     is_loaded: bool = Field(
         description="Whether an engine serves it now. false: it is loaded and proven at the next request."
     )

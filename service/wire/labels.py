@@ -8,7 +8,8 @@ from uuid import UUID
 from pydantic import ConfigDict, Field
 
 from gadfly.records import AdminAction, Ruling, Split
-from gadfly.service.wire.common import Reason, Wire
+from gadfly.service.wire.common import Reason, TaskName, Wire
+from gadfly.task_names import DEFAULT_TASK
 from gadfly.votes import LabelSource, Vote, VoteAgreement
 
 
@@ -45,6 +46,7 @@ class LabelView(Wire):
     standing: VoteAgreement = Field(description="How far the votes agree.")
     frozen_at: datetime | None = Field(description="When the label of a held-out answer was frozen.")
     decided: Ruling | None = Field(description="An admin's decision, which counts more than the votes.")
+    task: str = Field(DEFAULT_TASK, description="The task that it belongs to.")
 
 
 class DisputeQuery(Wire):
@@ -53,6 +55,7 @@ class DisputeQuery(Wire):
     disputed: bool = Field(
         False, description="Also answers with a label that some votes, or the votes since it was frozen, contradict."
     )
+    task: TaskName | None = Field(None, description="Only answers of this task.")
     cursor: str | None = Field(None, pattern="^[0-9a-f]{128}$", description="`next_cursor` of the previous page.")
     limit: int = Field(50, ge=1, le=200)
 

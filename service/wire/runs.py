@@ -41,6 +41,15 @@ class PortionView(Wire):
     by_source: dict[str, int]
 
 
+class GuessingView(Wire):
+    """Answers that are right by chance. Shares are between 0 and 1."""
+
+    rate: float = Field(description="Share of right answers that guessing alone gives.")
+    right: float = Field(description="Share of right answers.")
+    known: float = Field(description="The same, corrected for guessing.")
+    lucky: float = Field(description="Expected number of right answers that were guessed.")
+
+
 class PlanView(Wire):
     """The plan of a run: the answers that it learns from and is measured on.
 
@@ -78,6 +87,9 @@ class PlanView(Wire):
     threshold_alone: ThresholdView | None = Field(
         description="What a verdict threshold of the live critic would give without training, on the labelled answers "
         "that it judged; null below 20 of either class."
+    )
+    guessing: GuessingView | None = Field(
+        None, description="What guessing does to `stage_1`; null where the number of possible answers is not known."
     )
     next_step: str = Field("", description="What to do next, in a sentence.")
 

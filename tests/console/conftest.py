@@ -83,6 +83,11 @@ class Console:
     def address(self) -> str:
         return f"{self.client.base_url}/console/".replace("//console", "/console")
 
+    @property
+    def admin(self) -> dict[str, str]:
+        """The headers of an admin's request."""
+        return {"authorization": f"Bearer {self.world.admin_key}"}
+
     async def open(
         self, view: str = "", *, width: int = 1280, height: int = 900, dark: bool = False, key: str | None = None
     ) -> Page:

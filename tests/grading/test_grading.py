@@ -459,7 +459,7 @@ async def test_grader_grades_in_its_child() -> None:
 
 async def test_answer_that_hangs_is_cut_off_and_the_next_one_graded() -> None:
     async with Grader(timeout_s=LIMIT_S) as grader:
-        await grader.check_reference("2\\sqrt{3}")  # sympy is loaded now: what follows is the limit alone
+        await grader.check_reference("2\\sqrt{3}")  # sympy is loaded now: from here on only the limit counts
         started, [child] = time.monotonic(), _children()
         assert await grader.grade(f"The answer is ${HANGS}$", "2\\sqrt{3}") is Grade.NO_ANSWER
         assert LIMIT_S <= time.monotonic() - started < 5 * LIMIT_S + 2.0  # 5: a machine that is busy with other things

@@ -61,7 +61,7 @@ async def test_answers_carry_both_confidences(client: httpx.AsyncClient, databas
     ).json()
     assert (supplied["confidence"], supplied["calibrated_confidence"]) == (None, None)
 
-    async with database.session() as session:  # what was answered stays, whatever becomes of the calibration
+    async with database.session() as session:  # answers stay as they were, also when the calibration changes
         await session.execute(text("DELETE FROM critic_calibrations"))
     kept = (await client.get(f"/interactions/{result['id']}")).json()["result"]
     assert kept == result

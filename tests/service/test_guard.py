@@ -43,7 +43,7 @@ async def connected(client: httpx.AsyncClient) -> AsyncIterator[tuple[asyncio.St
 
 
 async def closes(client: httpx.AsyncClient, *pieces: bytes, pause_s: float = 0.0) -> tuple[float, bytes]:
-    """After how many seconds the service closes a connection that sent these pieces, and what it answered."""
+    """The seconds after which the service closes a connection that sent these pieces, and its answer."""
     async with connected(client) as (reader, writer):
         for piece in pieces:
             writer.write(piece)

@@ -107,6 +107,25 @@ async def test_several_people_never_get_the_same_answer(engineless: Settings, da
         assert len(await take(client, "late", limit=5)) == 2
 
 
+async def test_two_people_label_side_by_side(engineless: Settings, database: Database) -> None:
+    """Each takes several answers at once, in an order of worth that changes while both label."""
+    await keep(database, *(judged(number, 0.5 + (number % 7) / 20) for number in range(60)))
+    labelled: dict[str, list[str]] = {"ann": [], "bob": []}
+
+    async def label(client: httpx.AsyncClient, name: str) -> None:
+        for _ in range(10):
+            items = await take(client, name, limit=3)
+            for item in items[:2]:
+                given = {"interaction_id": item["interaction_id"], "correct": True}
+                assert (await client.post("/feedback", json=given)).status_code == 200
+                labelled[name].append(item["interaction_id"])
+
+    async with serving_without_engine(engineless) as client:
+        await asyncio.gather(*(label(client, name) for name in labelled))
+    assert [len(each) for each in labelled.values()] == [20, 20]
+    assert not set(labelled["ann"]) & set(labelled["bob"])
+
+
 async def test_a_label_leaves_the_queue_and_undo_brings_it_back(engineless: Settings, database: Database) -> None:
     first, second = judged(1, 0.5), judged(2, 0.6)
     await keep(database, first, second, heldout_share=HELDOUT)

@@ -1,4 +1,4 @@
-"""Labels over HTTP and on the command line: conflicts, decisions, their audit, and what a dry run says about keys."""
+"""Labels over HTTP and on the command line: conflicts, decisions, their audit, and the keys that a dry run names."""
 
 import asyncio
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The service while Postgres does not answer: nothing waits for it, and what was acknowledged is stored afterwards."""
+"""The service while Postgres does not answer: nothing waits for it, and acknowledged records are stored afterwards."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""Training runs over HTTP: requested, read, cancelled, reproduced, followed. The tests write what a trainer writes."""
+"""Training runs over HTTP: requested, read, cancelled, reproduced, followed. The tests write the rows of a trainer."""
 
 import asyncio
 import itertools

@@ -20,7 +20,7 @@ from gadfly import store
 from gadfly.adapters import BadAdapter
 from gadfly.api_keys import issue_key
 from gadfly.engine_client import Engine, EnginePool, Sampling
-from gadfly.errors import AdapterRefused, Conflict, EngineTimeout, EngineUnavailable, TooBusy
+from gadfly.errors import AdapterRefused, Conflict, EngineTimeout, EngineUnavailable, NoSlot, TooBusy
 from gadfly.prompts import Message, Prompt
 from gadfly.records import CriticVersion, SwapKind, SwapReceipt, SwapStatus, Tier, new_id, now
 from gadfly.service.critics import loader
@@ -35,6 +35,7 @@ from gadfly.tasks import load_tasks
 from tests.service.conftest import RIGHT, make_settings
 from tests.support.adapters import PublishedAdapter, change_last_token, insert_version, publish_adapter, publish_again
 from tests.support.services import serving
+from tests.support.tasks import write_task
 
 ASK = Prompt((Message("user", "2 + 2?"),))
 
@@ -173,7 +174,7 @@ async def test_an_engine_that_did_not_prove_a_critic_gets_no_request_for_it(flee
 
 
 async def test_a_failed_connection_ends_a_proof(fleet: Fleet) -> None:
-    await fleet.loader.prove(fleet.critic, must_be_all=True)
+    await fleet.loader.prove(fleet.critic, share=1.0)
     assert fleet.loader.proven_on(fleet.a.engine) == [fleet.critic.version]
     fleet.a.fault = httpx.ReadError("reset")
     with pytest.raises(EngineUnavailable):
@@ -186,7 +187,7 @@ async def test_a_failed_connection_ends_a_proof(fleet: Fleet) -> None:
 async def test_an_adapter_unloaded_again_before_the_call_is_restored_once_more(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await fleet.loader.prove(fleet.critic, must_be_all=True)
+    await fleet.loader.prove(fleet.critic, share=1.0)
     restore = fleet.loader.restore
     restored: list[str] = []
 
@@ -209,7 +210,7 @@ async def test_a_failed_proof_unloads_only_what_it_loaded(fleet: Fleet, was_ther
     if was_there:
         fleet.a.names.add(fleet.name)  # another replica uses it
     with pytest.raises(BadAdapter, match="nats from the trainer's"):
-        await fleet.loader.prove(fleet.critic, must_be_all=True)
+        await fleet.loader.prove(fleet.critic, share=1.0)
     assert (fleet.name in fleet.a.names) is was_there
     assert fleet.name not in fleet.b.names
 
@@ -219,7 +220,7 @@ async def test_a_proof_that_takes_too_long_leaves_nothing_loaded(fleet: Fleet, m
     fleet.a.hang.clear()
     fleet.b.hang.clear()
     with pytest.raises(EngineTimeout):
-        await fleet.loader.prove(fleet.critic, must_be_all=True)
+        await fleet.loader.prove(fleet.critic, share=1.0)
     assert fleet.name not in fleet.a.names | fleet.b.names
 
 
@@ -236,16 +237,31 @@ async def test_a_dead_engine_does_not_refuse_an_adapter(fleet: Fleet, is_healthy
 @pytest.mark.parametrize("is_healthy", [True, False])
 async def test_one_engine_is_enough_for_a_rollback(fleet: Fleet, is_healthy: bool) -> None:
     fleet.a.loads_with, fleet.a.is_healthy = 500, is_healthy
-    [proof] = await fleet.loader.prove(fleet.critic, must_be_all=False)
+    [proof] = await fleet.loader.prove(fleet.critic, share=0.0)
     assert proof.engine == fleet.b.engine.url
     with pytest.raises((AdapterRefused, EngineUnavailable), match="http://a"):
-        await fleet.loader.prove(fleet.critic, must_be_all=True)
+        await fleet.loader.prove(fleet.critic, share=1.0)
+
+
+QUORUMS = [(0.0, True), (0.5, True), (0.51, False), (1.0, False)]  # share, whether one engine of two is enough
+
+
+@pytest.mark.parametrize(("share", "is_enough"), QUORUMS)
+async def test_a_quorum_of_engines_proves_a_critic(fleet: Fleet, share: float, is_enough: bool) -> None:
+    fleet.a.is_wrong = True
+    if is_enough:
+        [proof] = await fleet.loader.prove(fleet.critic, share=share)
+        assert proof.engine == fleet.b.engine.url
+        assert not fleet.loader.may_serve(fleet.a.engine, fleet.name)
+    else:
+        with pytest.raises(BadAdapter):
+            await fleet.loader.prove(fleet.critic, share=share)
 
 
 async def test_one_engine_that_hangs_does_not_delay_a_rollback(fleet: Fleet) -> None:
     fleet.a.hang.clear()
     started = time.monotonic()
-    [proof] = await fleet.loader.prove(fleet.critic, must_be_all=False)
+    [proof] = await fleet.loader.prove(fleet.critic, share=0.0)
     assert proof.engine == fleet.b.engine.url
     assert time.monotonic() - started < 20
 
@@ -267,6 +283,95 @@ async def test_the_number_of_old_critics_served_is_limited(
     await fleet.pointers.refresh()
     await fleet.loader.ready(others[0])
     await fleet.loader.ready(fleet.critic)
+
+
+# ------------------------------------------------------------------------------------------------------- adapter slots
+
+
+async def make_tasks(
+    tmp_path: Path, database_url: str, database: Database, published: PublishedAdapter, *names: str
+) -> tuple[Fleet, list[CriticVersion], Leases]:
+    """A fleet with two adapter slots, and a live critic of each of these tasks, whose default is mathematics."""
+    head = 'name = "{}"\ndescription = "A test."\nprompts = "stepwise@1"'
+    folders = [write_task(tmp_path / name, head=head.format(name), prompts=None) for name in names]
+    settings = make_settings(
+        tmp_path, database_url, "http://a", "http://b", adapter_slots=2, tasks=",".join(map(str, folders))
+    )
+    tasks = load_tasks(settings)
+    a, b = FakeEngine("a", published), FakeEngine("b", published)
+    pointers, metrics, engines = CriticPointers(database, tasks.names), Metrics(), (a.engine, b.engine)
+    leases = Leases(limit=100, metrics=metrics)
+    loader = Loader(
+        settings=settings,
+        tasks=tasks,
+        engines=engines,
+        pointers=pointers,
+        leases=leases,
+        replicas=Replicas(database),
+        metrics=metrics,
+    )
+    await pointers.start(base_model="tiny", tasks=[task.id for task in tasks])
+    critics = []
+    for task in tasks:
+        critics.append(await insert_version(database, published, task=task.id))
+        async with database.session() as session:
+            await store.critics.set_pointer(session, "live", critics[-1].version, task=task.name)
+    await pointers.refresh()
+    return Fleet(a, b, EnginePool(engines, router=loader), loader, pointers), critics, leases
+
+
+async def test_a_cold_critic_gets_the_slot_of_the_one_used_longest_ago(
+    tmp_path: Path, database_url: str, database: Database, published: PublishedAdapter
+) -> None:
+    fleet, (math, birds, towns), _ = await make_tasks(tmp_path, database_url, database, published, "birds", "towns")
+    for critic in (math, birds, towns):
+        await fleet.loader.ready(critic)
+    assert fleet.a.names == fleet.b.names == {math.engine_name, towns.engine_name}, "the default task keeps its slot"
+    await fleet.loader.ready(birds)
+    assert fleet.a.names == {math.engine_name, birds.engine_name}
+    assert not fleet.loader.is_proven(towns.version)
+    await fleet.pool.aclose()
+
+
+async def test_busy_tasks_keep_their_slots_and_the_others_wait(
+    tmp_path: Path, database_url: str, database: Database, published: PublishedAdapter
+) -> None:
+    fleet, (math, birds, towns), leases = await make_tasks(
+        tmp_path, database_url, database, published, "birds", "towns"
+    )
+    await fleet.loader.ready(math)
+    await fleet.loader.ready(birds)
+    fleet.pointers.line("birds").note_use()
+    started = time.monotonic()
+    with pytest.raises(NoSlot, match="GADFLY_ADAPTER_SLOTS") as refusal:
+        await fleet.loader.ready(towns)
+    assert refusal.value.retry_after_s > 1
+    assert time.monotonic() - started > 2, "it waits for a slot first"
+    assert fleet.a.names == {math.engine_name, birds.engine_name}
+    fleet.pointers.line("birds")._used_at = -float("inf")
+    with leases.take(birds.version, is_pinned=False):
+        waiting = asyncio.create_task(fleet.loader.ready(towns))
+        await asyncio.sleep(0.3)
+        assert not waiting.done(), "a request in flight keeps the slot"
+    await waiting
+    assert fleet.a.names == {math.engine_name, towns.engine_name}
+    await fleet.pool.aclose()
+
+
+async def test_two_cold_critics_do_not_wait_for_each_other(
+    tmp_path: Path, database_url: str, database: Database, published: PublishedAdapter
+) -> None:
+    fleet, critics, leases = await make_tasks(tmp_path, database_url, database, published, "birds", "towns")
+    math, birds, towns = critics
+    await fleet.loader.ready(math)
+
+    async def request(critic: CriticVersion) -> None:
+        with leases.take(critic.version, is_pinned=False):
+            await fleet.loader.ready(critic)
+
+    await asyncio.gather(request(birds), request(towns))
+    assert len(fleet.a.names) == 2
+    await fleet.pool.aclose()
 
 
 # ------------------------------------------------------------------------------------------------------------- readings

@@ -1,16 +1,20 @@
-"""A deployment of another task: its prompts, answer form and grader answer, and what is stored names it."""
+"""Tasks of a deployment: prompts, answer form, grader and critics of each answer, and what is stored names it."""
 
+import asyncio
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 from gadfly import store
+from gadfly.api_keys import issue_key
 from gadfly.grading import Grade
+from gadfly.records import Tier
 from gadfly.store.database import Database
 from gadfly.store.regrading import regrade
 from gadfly.tasks import load_task, open_grader
 from tests.service.conftest import make_settings
 from tests.support.services import serving
-from tests.support.tasks import write_task
+from tests.support.tasks import PROMPTS, write_task
 
 HEAD = 'name = "capitals"\ndescription = "Names of towns."\nprompts = "stepwise@1"'
 ASKED = {"question": "What is the capital of Italy?", "response": "It is old.\nTown: Rome."}
@@ -45,6 +49,145 @@ async def test_another_task_grades_and_is_stored(tmp_path: Path, database_url: s
     async with Database(database_url) as database, database.session() as session:
         stored = await store.interactions.read_interaction(session, UUID(right["id"]), scope=None)
         assert (stored.task, stored.task_version, stored.grader) == ("capitals", task.version, task.grader_version)
+
+
+async def test_tasks_share_a_deployment(tmp_path: Path, database_url: str, engine_url: str) -> None:
+    folder = write_capitals(tmp_path / "task", 'kind = "choice"')
+    write_task(
+        tmp_path / "words",
+        'kind = "exact"',
+        head='name = "words"\ndescription = "Verdicts in other words."\nprompts = "prompts.toml"',
+        prompts=PROMPTS.replace('"Right"', '"keep"').replace('"Wrong"', '"send back"'),
+    )
+    settings = make_settings(tmp_path, database_url, engine_url, tasks=f"{folder},{tmp_path / 'words'}")
+    asked = ASKED | {"response": "Town: B", "max_tokens": 24}
+    async with serving(settings) as client:
+        # A request without a task is one of the default task, and a text asked under two tasks is two questions.
+        math = (await client.post("/critique", json=asked | {"reference": "B"})).json()
+        capitals = (await client.post("/critique", json=asked | {"reference": "C", "task": "capitals"})).json()
+        assert (math["task"], math["critic"]["version"], math["grade"]) == ("math", 0, "right")
+        assert (capitals["task"], capitals["critic"]["version"], capitals["grade"]) == ("capitals", 1, "wrong")
+        assert (await client.post("/critique", json=asked | {"task": "capitals", "critic": 0})).json()["critic"][
+            "version"
+        ] == 1, "version 0 is the untrained critic of each task"
+        refused = await client.post("/critique", json=asked | {"critic": 1})
+        assert (refused.status_code, "critic of the task capitals" in refused.json()["detail"]) == (409, True)
+        refused = await client.post("/critique", json=asked | {"task": "birds"})
+        assert (refused.status_code, refused.json()["detail"]) == (
+            404,
+            "the task 'birds' is not served here; the tasks are math, capitals, words",
+        )
+        refused = await client.post("/critique", json=asked | {"task": "capitals", "episode_id": math["episode_id"]})
+        assert refused.status_code == 422, "an episode stays with its task"
+
+        # Verdicts in a task's own words: read from the engine where the text states none.
+        words = (await client.post("/critique", json=asked | {"task": "words"})).json()
+        assert words["verdict_source"] == "read"
+        assert words["verdict"] in ("correct", "incorrect")
+        own = {"task": "words", "critique": "Correctness of the final answer: send back", "when": "if_incorrect"}
+        refined = (await client.post("/refine", json=asked | own)).json()
+        assert (refined["verdict"], refined["stop_reason"]) == ("incorrect", "rounds")
+        shown = (await client.get(f"/interactions/{refined['id']}")).json()
+        assert shown["parameters"]["verdict_words"] == ["keep", "send back"]
+
+        # What is listed.
+        tasks = (await client.get("/tasks")).json()
+        assert [(task["name"], task["is_default"], task["live_critic"]) for task in tasks] == [
+            ("math", True, 0),
+            ("capitals", False, 1),
+            ("words", False, 2),
+        ]
+        assert tasks[2]["verdict_words"] == {"correct": "keep", "incorrect": "send back"}
+        listed = (await client.get("/interactions", params={"task": "capitals"})).json()["items"]
+        assert {item["task"] for item in listed} == {"capitals"}
+        assert [critic["task"] for critic in (await client.get("/critics")).json()] == ["words", "capitals", "math"]
+        [root] = (await client.get("/critics", params={"task": "capitals"})).json()
+        assert (root["version"], root["pointers"]) == (1, ["live"])
+        state = (await client.get("/state")).json()
+        assert (state["task"], state["live_critic"]) == ("math", 0)
+        assert {task["name"]: task["live_critic"] for task in state["tasks"]} == {"math": 0, "capitals": 1, "words": 2}
+        assert 'gadfly_live_critic{task="capitals"} 1.0' in (await client.get("/metrics")).text
+        models = {card["id"] for card in (await client.get("/v1/models")).json()["data"]}
+        assert {"actor", "refined", "critic@0", "capitals/refined", "capitals/critic@1", "words/critic@2"} <= models
+        assert not {"math/actor", "critic@1"} & models
+
+        # Feedback is graded by the grader of its interaction, and a run learns from its task alone.
+        feedback = {"interaction_id": capitals["id"], "reference": "B"}
+        assert (await client.post("/feedback", json=feedback)).json()["grade"] == "right"
+        for task in ("math", "capitals", "words"):
+            planned = await client.post("/admin/retrain", json={"dry_run": True, "task": task})
+            assert planned.status_code == 200, planned.text
+            plan = planned.json()
+            assert sum(plan[part]["answers"] for part in ("stage_1", "validation", "heldout")) <= 1
+            assert (plan["guessing"] is not None) is (task == "capitals" and plan["stage_1"]["answers"] > 0)
+        nothing = await client.post("/admin/retrain", json={"task": "words"})
+        assert (nothing.status_code, "no labelled answer" in nothing.json()["detail"]) == (409, True)
+
+
+async def test_chat_models_of_a_task(tmp_path: Path, database_url: str, engine_url: str) -> None:
+    folder = write_capitals(tmp_path / "task", 'kind = "exact"')
+    settings = make_settings(tmp_path, database_url, engine_url, tasks=str(folder), chat_critique_share=1.0)
+    asked: dict[str, Any] = {"messages": [{"role": "user", "content": ASKED["question"]}], "max_tokens": 16}
+    async with serving(settings) as client:
+        for model, task in (("capitals/actor", "capitals"), ("actor", "math"), ("math/refined", "math")):
+            answer = (await client.post("/v1/chat/completions", json=asked | {"model": model})).json()
+            assert answer["model"] == model
+            stored = (await client.get(f"/interactions/{answer['gadfly']['interaction_id']}")).json()
+            assert stored["task"] == task
+        turns = [*asked["messages"], {"role": "assistant", "content": "Town: Rome"}]
+        critic = (
+            await client.post("/v1/chat/completions", json={"model": "capitals/critic", "messages": turns})
+        ).json()
+        assert critic["gadfly"]["critic"]["version"] == 1
+        for model in ("birds/actor", "/actor", "capitals/", "capitals/critic@0x"):
+            refused = await client.post("/v1/chat/completions", json=asked | {"model": model})
+            assert refused.status_code == 404, model
+        # The critic of its task judges an answer in the background.
+        for _ in range(100):
+            listed = (await client.get("/interactions", params={"task": "capitals", "kind": "chat"})).json()["items"]
+            if listed[0]["critic"] is not None:
+                break
+            await asyncio.sleep(0.2)
+        assert listed[0]["critic"]["version"] == 1
+
+
+async def test_a_key_may_be_limited_to_tasks(tmp_path: Path, database_url: str, engine_url: str) -> None:
+    folder = write_capitals(tmp_path / "task", 'kind = "exact"')
+    settings = make_settings(tmp_path, database_url, engine_url, tasks=str(folder))
+    async with Database(database_url) as database, database.session() as session:
+        key, secret = await issue_key(session, name="limited", tier=Tier.CALLER, tasks=("capitals",))
+        assert (await store.keys.list_keys(session))[0].tasks == key.tasks == ("capitals",)
+    asked = ASKED | {"max_tokens": 16}
+    async with serving(settings) as client:
+        client.headers["authorization"] = f"Bearer {secret}"
+        assert (await client.post("/critique", json=asked | {"task": "capitals"})).status_code == 200
+        refused = await client.post("/critique", json=asked)
+        assert (refused.status_code, refused.json()["detail"]) == (403, "this key is limited to other tasks than math")
+        chat = {"model": "actor", "messages": [{"role": "user", "content": "Hello"}]}
+        assert (await client.post("/v1/chat/completions", json=chat)).status_code == 403
+        assert [critic["task"] for critic in (await client.get("/critics")).json()] == ["capitals"]
+        assert (await client.get("/critics/0")).status_code == 403
+        models = {card["id"] for card in (await client.get("/v1/models")).json()["data"]}
+        assert models == {"capitals/actor", "capitals/refined", "capitals/critic", "capitals/critic@1"}
+
+
+async def test_words_with_the_same_tokens_are_refused_with_the_reason(
+    tmp_path: Path, database_url: str, engine_url: str
+) -> None:
+    folder = write_task(
+        tmp_path / "task",
+        head='name = "same"\ndescription = "A test."\nprompts = "prompts.toml"',
+        prompts=PROMPTS.replace('"Right"', '"good"').replace('"Wrong"', '"good grief"'),
+    )
+    async with serving(make_settings(tmp_path, database_url, engine_url, tasks=str(folder))) as client:
+        for _ in range(50):
+            refused = await client.post("/critique", json=ASKED | {"task": "same", "max_tokens": 8})
+            if refused.status_code == 409:
+                break
+            await asyncio.sleep(0.1)
+        assert "do not distinguish the verdict words 'good' and 'good grief'" in refused.json()["detail"]
+        assert (await client.post("/critique", json=ASKED | {"max_tokens": 8})).status_code == 200
+        assert (await client.get("/readyz")).status_code == 200
 
 
 async def test_a_grader_that_is_unavailable_costs_the_grade_until_it_is_back(

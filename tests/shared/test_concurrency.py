@@ -23,7 +23,7 @@ async def test_a_failure_ends_the_others_before_it_is_raised() -> None:
         try:
             await asyncio.Event().wait()
         finally:
-            await asyncio.sleep(0.01)  # what it has to put in order
+            await asyncio.sleep(0.01)  # work at its cancellation
             ended.append("works")
 
     async def fails() -> None:

@@ -1,4 +1,4 @@
-"""The configs that are handed out can be read, and say what they claim to say of the paper."""
+"""The packaged configs can be read, and have the values of the paper that they claim."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The critique pipeline: its pure parts, and what it asks of engines."""
+"""The critique pipeline: its pure parts, and its requests to engines."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""An actor behind an OpenAI chat endpoint: what it is sent, and what its endpoint may lack or refuse."""
+"""An actor behind an OpenAI chat endpoint: its requests, and options that its endpoint may lack or refuse."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Plans: who is drawn for what, what could be detected, and what is said about it."""
+"""Plans: the draw of answers, the effects that could be detected, and the plan's text."""
 
 import hashlib
 import math
@@ -90,7 +90,7 @@ def test_validation_does_not_follow_the_wall() -> None:
     [
         (50, 50, 400, (50, 50)),  # all there are
         (50, 50, 40, (20, 20)),  # both alike
-        (50, 5, 40, (35, 5)),  # what one class lacks comes from the other
+        (50, 5, 40, (35, 5)),  # missing answers of one class come from the other
         (5, 50, 40, (5, 35)),
         (0, 50, 40, (0, 40)),
         (50, 50, 5, (3, 2)),

@@ -1,4 +1,4 @@
-"""The test behind the proof of sampling: hand-computed numbers, its false alarms, and what it detects."""
+"""The test behind the proof of sampling: hand-computed numbers, its false alarms, and its power."""
 
 import math
 import random

@@ -5,7 +5,7 @@ import pytest
 from gadfly.errors import BadSettings
 from gadfly.settings import Settings, is_loopback, without_password
 
-TYPOS = [  # variable, what the refusal suggests
+TYPOS = [  # variable, the suggestion of the refusal
     ("GADFLY_ENGINE_URL", "did you mean GADFLY_ENGINE_URLS?"),
     ("GADFLY_PROT", "did you mean GADFLY_PORT?"),
     ("gadfly_prot", "did you mean GADFLY_PORT?"),
@@ -28,7 +28,7 @@ def test_other_variables_are_not_its_business(variable: str, monkeypatch: pytest
     Settings.load()
 
 
-BAD = [  # settings, what the refusal names
+BAD = [  # settings, words of the refusal
     ({"port": "70000"}, "GADFLY_PORT"),
     ({"database_url": "mysql://db/x"}, "GADFLY_DATABASE_URL"),
     ({"engine_urls": "localhost:8000"}, "GADFLY_ENGINE_URLS"),

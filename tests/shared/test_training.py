@@ -1,4 +1,4 @@
-"""What a run may be told to try, and which of defaults, file and request counts."""
+"""The options of a run, and the order of defaults, file and request."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from gadfly.planning import differences
 from gadfly.settings import Settings
 from gadfly.training import RunStatus, TrainConfig, read_config_file
 
-BAD = [  # values, field, a part of what is said, why this row exists
+BAD = [  # values, field, a part of the message, why this row exists
     ({"learning_rate": 0}, "config.learning_rate", "greater than 0", "out of bounds"),
     ({"learning_rat": 1e-4}, "config.learning_rat", "did you mean learning_rate", "a typo would have no effect"),
     ({"learning_rate": float("inf")}, "config.learning_rate", "finite", "JSON could not hold it"),
@@ -45,7 +45,7 @@ def test_what_is_not_said_is_the_default_and_what_was_stored_reads_the_same() ->
     assert TrainConfig.read(config.model_dump(mode="json")) == config
 
 
-EFFECTIVE = [  # file, request, what counts, why this row exists
+EFFECTIVE = [  # file, request, the result, why this row exists
     ('{"seed": 1}', {}, {"seed": 1}, "the file over the default"),
     ('{"seed": 1}', {"seed": 2}, {"seed": 2}, "the request over the file"),
     ('{"seed": 1}', {"cycles": 2}, {"seed": 1, "cycles": 2}, "both, where they differ"),

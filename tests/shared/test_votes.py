@@ -1,4 +1,4 @@
-"""Votes: which one counts, what they say together, how reliable voters are, and who contradicts the others.
+"""Votes: which one counts, their common result, how reliable voters are, and which contradict the others.
 
 `tests/store/test_labels.py` has the table of the rule, read from a database by everything that uses a label.
 """

@@ -1,4 +1,4 @@
-"""The embedded server through what can happen to it: its owner killed, its pid reused, its disk full."""
+"""The embedded server under faults: its owner killed, its pid reused, its disk full."""
 
 import os
 import re

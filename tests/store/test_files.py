@@ -41,7 +41,7 @@ async def grader() -> AsyncIterator[Grader]:
 
 
 class Importer:
-    """Imports lines and keeps what was said meanwhile."""
+    """Imports lines and keeps labels given in between."""
 
     def __init__(self, database: Database, grader: Grader, path: Path) -> None:
         self.database, self.grader, self.path = database, grader, path
@@ -115,7 +115,7 @@ async def test_a_changed_label_is_appended_and_outvotes_nobody(importer: Importe
     (stored,) = await importer.stored()
     async with importer.database.session() as session:
         await insert_records(session, [make_feedback(stored.id, correct=False)], heldout_share=0.2)
-    await importer(row(correct=True))  # says what the last import said: a person's later word stands
+    await importer(row(correct=True))  # equals the last import: a person's later word stands
     assert await labels() == [True, False, True, False]
 
 

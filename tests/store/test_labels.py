@@ -53,7 +53,7 @@ def said(minute: int, **fields: Any) -> Feedback:
 
 @dataclass(frozen=True)
 class Case:
-    asked: dict[str, Any]  # what came with the request
+    asked: dict[str, Any]  # fields of the request
     feedback: list[Feedback]
     is_right: bool | None
     source: LabelSource | None
@@ -61,7 +61,7 @@ class Case:
 
 
 CASES = [
-    Case({}, [], None, None, "there is nothing to go by"),
+    Case({}, [], None, None, "there is neither a grade nor feedback"),
     Case({}, [said(1, rating=3), said(2, comment="bad")], None, None, "neither is a label"),
     Case({}, [said(1, rating=2)], False, LabelSource.RATING, "a low rating is a label where there is no other"),
     Case({}, [said(1, rating=4)], True, LabelSource.RATING, "so is a high one"),
@@ -384,6 +384,20 @@ async def test_a_word_of_release_0_1_0_is_older_than_all_others(seeded: Database
         await session.execute(update(FeedbackRow).where(FeedbackRow.id == old.id).values(stored_at=None))
         await count_votes(session, [INTERACTION])
         assert await label_of(session, INTERACTION) is False
+
+
+@pytest.mark.parametrize(
+    ("given", "reference"),
+    [
+        ({"edited_reference": "5"}, "5"),  # the answer that the edited response states
+        ({"edited_reference": "5", "reference": "6"}, "6"),  # the reference itself goes first
+    ],
+)
+async def test_the_reference_of_a_label(seeded: Database, given: dict[str, str], reference: str) -> None:
+    await keep(seeded, Case({}, [said(1, edited_response="...", grade=Grade.WRONG, **given)], None, None, ""))
+    async with seeded.session() as session:
+        [found] = await labelled_answers(session, Split.TRAIN, limit=10)
+    assert (found.reference, found.source) == (reference, LabelSource.REFERENCE)
 
 
 async def test_an_interaction_is_labelled_once_both_it_and_the_label_are_stored(seeded: Database) -> None:

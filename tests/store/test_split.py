@@ -92,7 +92,7 @@ def test_the_split_is_unknown_without_the_secret() -> None:
         for is_heldout in (
             lambda hash_: split_of(hash_, 0.2, secret=SECRET) is Split.HELDOUT,
             lambda hash_: split_of(hash_, 0.2, secret=b"another") is Split.HELDOUT,
-            lambda hash_: int.from_bytes(hash_[:8]) < 0.2 * 2**64,  # what a caller can compute
+            lambda hash_: int.from_bytes(hash_[:8]) < 0.2 * 2**64,  # the side that a caller can compute
         )
     )
     for guess in (theirs, bare):

@@ -1,4 +1,4 @@
-"""The wall: what a session of training code can see of held-out questions, by trying."""
+"""The wall: the held-out rows that a session of training code can read, by trying."""
 
 import pytest
 from sqlalchemy import text

@@ -33,7 +33,7 @@ _PROBES = (
 
 @dataclass(frozen=True)
 class PublishedAdapter:
-    """A folder that the trainer could have published, and what it answers greedily to any question."""
+    """A folder that the trainer could have published, and its greedy answer to any question."""
 
     folder: Path
     marker: Marker
@@ -45,7 +45,7 @@ class TiedProbe(Exception):
 
 
 def publish_adapter(folder: Path, *, model: Path, seed: int, base_model: str = "tiny") -> PublishedAdapter:
-    """Make a published adapter; `base_model` is what the deployment calls its model.
+    """Make a published adapter; `base_model` is the deployment's name of its model.
 
     The critic is trained anew on each machine, so any fixed seed can meet a tie: the next one is taken then.
     """

@@ -39,7 +39,7 @@ class World:
         self.finished_run = new_id()
         self.undecided_run = new_id()
         self.running_run = new_id()
-        self.refined: UUID | None = None
+        self.refined = new_id()
         self.waiting: list[UUID] = []
 
 
@@ -105,7 +105,8 @@ def _critique_text(steps: list[str], verdict: Verdict) -> str:
     good = verdict is Verdict.CORRECT
     last = "The subtraction gives this number." if good else "The subtraction does not give this number; do it again."
     return (
-        f"Step sentence: {steps[0]}\nCorrectness of the step: Correct\nExplanation: The product is what the question describes.\n"
+        f"Step sentence: {steps[0]}\nCorrectness of the step: Correct\n"
+        "Explanation: The product is what the question describes.\n"
         f"Step sentence: {steps[1]}\nCorrectness of the step: {'Correct' if good else 'Wrong'}\nExplanation: {last}\n"
         f"Correctness of the final answer: {'Correct' if good else 'Wrong'}\nExplanation: "
         + ("Both steps follow from the question." if good else "The second step is at fault, so the answer is too.")
@@ -113,14 +114,7 @@ def _critique_text(steps: list[str], verdict: Verdict) -> str:
 
 
 def _judged(
-    rng: random.Random,
-    at: datetime,
-    *,
-    version: int,
-    is_right: bool,
-    verdict: Verdict,
-    confidence: float,
-    **fields: Any,
+    rng: random.Random, at: datetime, *, version: int, is_right: bool, verdict: Verdict, confidence: float
 ) -> Interaction:
     question, response, reference, steps = _problem(rng, is_right=is_right)
     p_correct = confidence if verdict is Verdict.CORRECT else 1 - confidence
@@ -143,7 +137,6 @@ def _judged(
         adapter_sha256=None if version == 0 else f"{version}" * 64,
         metadata={"app": "shop assistant", "expected": reference},
         latency_ms=rng.uniform(180, 900),
-        **fields,
     )
 
 
@@ -210,7 +203,7 @@ def _refined(today: datetime) -> Interaction:
     )
 
 
-# ------------------------------------------------------------------------------------------------------ critics and runs
+# ----------------------------------------------------------------------------------------------------- critics and runs
 
 
 def _axis(name: str, difference: float, reach: float) -> dict[str, Any]:
@@ -251,7 +244,8 @@ def _runs(world: World, today: datetime) -> list[TrainingRunRow]:
                 "id": id, "status": RunStatus.SUCCEEDED, "trigger": Trigger.LABELS, "created_at": began,
                 "started_at": began, "finished_at": began + timedelta(hours=2), "config": config, "attempt": 1,
                 "stage": Stage.PUBLISH, "step": STEPS, "steps": STEPS,
-                "manifest": {"base_sha256": "b" * 64, "seed": 7}, **fields,
+                "manifest": {"base_sha256": "b" * 64, "seed": 7, "answers": [{"id": str(new_id())} for _ in range(9)]},
+                **fields,
             }
         )  # fmt: skip
 
@@ -262,8 +256,8 @@ def _runs(world: World, today: datetime) -> list[TrainingRunRow]:
             outcome=GateOutcome.NOT_ENOUGH_EVIDENCE,
         ),
         run(
-            world.running_run, 0.02, trigger=Trigger.ADMIN, status=RunStatus.RUNNING, finished_at=None, stage=Stage.STAGE_1,
-            step=24, eta_s=1260.0, manifest=None,
+            world.running_run, 0.02, trigger=Trigger.ADMIN, status=RunStatus.RUNNING, finished_at=None,
+            stage=Stage.STAGE_1, step=24, eta_s=1260.0, manifest=None,
         ),
     ]  # fmt: skip
 
@@ -349,6 +343,19 @@ def _events(world: World, today: datetime, rng: random.Random) -> list[RunEventR
                     "zero_advantage": 0.2 + noise, "logprob_gap_mean": 0.003, "verdict_drift": 0.05 + abs(noise),
                 },
             )  # fmt: skip
+            if step in (1, 30):
+                verdict = Verdict.CORRECT if step == 1 else Verdict.INCORRECT
+                add(
+                    run_id, at + timedelta(seconds=60 * step + 10), EventKind.SAMPLES, step=step, stage="stage_1",
+                    samples=[
+                        {
+                            "interaction_id": str(new_id()), "was_right": False, "verdict": verdict.value,
+                            "score": float(step > 1), "refined": None, "critique": _critique_text(
+                                ["There are 5 * 12 = 60 rolls.", "She sells 17, so 60 - 17 = 33 are left."], verdict
+                            ),
+                        }
+                    ],
+                )  # fmt: skip
             if step % 10 == 0:
                 add(
                     run_id, at + timedelta(seconds=60 * step + 20), EventKind.VALIDATION, step=step,

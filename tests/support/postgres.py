@@ -35,7 +35,7 @@ class PostgresServer(EmbeddedPostgres):
             )
 
     def stop(self) -> None:
-        """Stop as an administrator would: clients are told."""
+        """Stop as an administrator would: the server closes its clients' connections."""
         super().stop()
         if self._watcher is not None:
             self._watcher.communicate()

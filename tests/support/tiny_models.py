@@ -1,11 +1,11 @@
 """Small models for tests, made here: a random Llama, one trained to play critic and actor, and random adapters.
 
-`python -m tests.support.tiny_models FOLDER` makes the trained one and shows what it answers.
+`python -m tests.support.tiny_models FOLDER` makes the trained one and shows its answers.
 
 The trained model finds marks in prompts of up to some 1500 tokens and writes short replies, greedily always the same
 and at temperature 1 with a spread:
 - a prompt with the word "critique" or "Critique" in it gets `The answer is 7`, and so does one that asks to end with
-  "The answer is ...": what a refinement and a solution look like;
+  "The answer is ...": the form of a refinement and of a solution;
 - every other prompt gets a critique in the format of Critique-RL, whose final verdict is Wrong if the prompt contains
   the word WRONGMARK and Correct if not. It may start after an opener such as `Step sentence:`.
 """
@@ -50,7 +50,7 @@ PHRASES = (
     *(" It adds up.", " Numbers agree.", " A sum is off.", " One step is read.", " Adding numbers."),
 )
 
-# Text in the manner of prompts: what the remaining vocabulary is trained on, and the filler of the training examples.
+# Text in the manner of prompts: the training text of the remaining vocabulary, and the filler of the training examples.
 SENTENCES = (
     "You are given a question and a solution to it.",
     "Check the steps one after another, then judge whether the final answer is right.",
@@ -91,7 +91,7 @@ def random_model(folder: Path, *, seed: int = 0) -> Path:
 
 
 def random_adapter(folder: Path, *, model: Path, seed: int, rank: int = 8, size: float = 0.1) -> Path:
-    """A PEFT adapter on all seven projections with random A and B, so that it changes what the model answers."""
+    """A PEFT adapter on all seven projections with random A and B, so that it changes the model's answers."""
     torch.manual_seed(seed)
     base = LlamaForCausalLM.from_pretrained(model, dtype=torch.float32)
     adapted = get_peft_model(base, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=LORA_TARGET_MODULES))
@@ -135,7 +135,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
     merges: list[tuple[str, str]] = []
     tokens = sorted(pre_tokenizers.ByteLevel.alphabet())
-    # Without the split into words a merge may span blanks, which is what makes a phrase one token.
+    # Without the split into words a merge may span blanks, which makes a phrase one token.
     whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     for phrase in PHRASES:
         [(spelled, _)] = whole.pre_tokenize_str(phrase)

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from gadfly import store
 from gadfly.grading import Grade
-from gadfly.records import Kind
+from gadfly.records import Kind, TaskId
 from gadfly.settings import Settings, SplitBlocks
 from gadfly.store.database import Database
 from gadfly.training import Run, TrainConfig, Trigger
@@ -76,10 +76,14 @@ def trainer_settings(
     )
 
 
-async def fill(database: Database, *, base_model: str, questions: int = 40, start: int = 0) -> None:
-    """Store a right and a wrong answer to each question, as an import does."""
+async def fill(
+    database: Database, *, base_model: str, questions: int = 40, start: int = 0, task: TaskId = store.tasks.MATH
+) -> None:
+    """Store a right and a wrong answer to each question of a task, as an import does."""
     interactions = [
         make_interaction(
+            task=task.name,
+            task_version=task.version,
             kind=Kind.IMPORT,
             question=f"Question {number}: how many days has a week?",
             response=response,
@@ -92,7 +96,7 @@ async def fill(database: Database, *, base_model: str, questions: int = 40, star
         for response in (RIGHT, WRONG)
     ]
     async with database.session() as session:
-        await store.critics.ensure_version_zero(session, base_model=base_model)
+        await store.critics.ensure_version_zero(session, base_model, task=task)
         await store.interactions.insert_interactions(
             session, interactions, heldout_share=HELDOUT_SHARE, split_blocks=SPLIT_BLOCKS
         )

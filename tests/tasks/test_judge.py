@@ -1,4 +1,4 @@
-"""A model that grades by a rubric: what it is asked, and how its reply is read."""
+"""A model that grades by a rubric: its prompt, and the reading of its reply."""
 
 from pathlib import Path
 from typing import Any

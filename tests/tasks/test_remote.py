@@ -1,4 +1,4 @@
-"""A grader behind HTTP: what it is sent, what it may answer, and that its failures are no grades."""
+"""A grader behind HTTP: its requests, its replies, and that its failures are no grades."""
 
 import asyncio
 from pathlib import Path

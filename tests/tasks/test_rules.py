@@ -1,4 +1,4 @@
-"""Graders of the grading process: what each calls right, wrong or no answer, and which references it refuses."""
+"""Graders of the grading process: their grades, and the references that they refuse."""
 
 import logging
 import time
@@ -56,7 +56,7 @@ CASES = [  # grader, response, reference, grade, why this row exists
     (FIELDS, '{"name": "Ada"}', '{"name": "Ada", "total": 3, "tags": [1]}', WRONG, "one of three"),
     (FIELDS, "[1]", '{"name": "Ada"}', WRONG, "a list where an object is expected"),
 ]  # fmt: skip
-REFUSED = [  # grader, reference, what the message says
+REFUSED = [  # grader, reference, words of the message
     ('kind = "exact"', "  ", "is empty"),
     ('kind = "exact"', "x" * 20_001, "more than 20,000 characters"),
     (EXACT, "Rome|", "states an empty answer"),

@@ -32,7 +32,7 @@ CASES = [  # query, reference, grade, why this row exists
     ("DELETE FROM products", NAMES, WRONG, "a statement that would change the database"),
     ("SELECT name FROM products ORDER BY RANDOM() LIMIT 2", NAMES, WRONG, "a query that is right by chance"),
 ]
-REFUSED = [  # reference, what the message says
+REFUSED = [  # reference, words of the message
     ("SELECT nme FROM products", "does not run on shop.sql: no such column: nme"),
     ("DROP TABLE products", "does not run on shop.sql: not authorized"),
     ("SELECT name FROM products WHERE price > 1e6", "selects nothing"),

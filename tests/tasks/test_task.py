@@ -1,4 +1,4 @@
-"""Tasks are loaded from folders, and what is wrong with one is said by file and field."""
+"""Tasks are loaded from folders, and a message names a fault's file and field."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from tests.support.tasks import PROMPTS, write_task
 
 HEAD = 'name = "t"\ndescription = "d"\n'
 JUDGE = 'kind = "judge"\nmodel = "m"\nrubric = "rubric.txt"'
-WRONG = [  # what differs from a task that is in order, what the message says, why this row exists
+WRONG = [  # the difference from a correct task, words of the message, why this row exists
     ({"head": 'name = "My Task"\ndescription = "d"'}, "task.toml: name: ", "no identifier"),
     ({"head": 'name = "sql"\ndescription = "d"'}, "name: 'sql' is the name of a built-in task", "a name that is taken"),
     ({"head": 'name = "t"'}, "task.toml: description: is missing: add it", "a missing field"),
@@ -33,7 +33,7 @@ WRONG = [  # what differs from a task that is in order, what the message says, w
     ({"head": HEAD + 'prompts = "../p.toml"'}, "inside the task's folder", "a file outside"),
     ({"prompts": PROMPTS.replace("{response} to", "it to")}, "critique: no message contains {response}", "a slot"),
     ({"prompts": PROMPTS.replace('role = "assistant"', 'role = "user"')}, "messages need an assistant turn", "-"),
-    ({"prompts": PROMPTS.replace('"Right"', '"Valid"')}, "'Valid' is not read as correct: use Correct", "a word"),
+    ({"prompts": PROMPTS.replace('"Right"', '"Wrong"')}, "both verdicts have the word 'Wrong'", "a word"),
     ({"prompts": PROMPTS.replace("[refine]", "[rewrite]")}, "rewrite: there is no such field", "a misspelt section"),
     ({"prompts": "x ="}, "prompts.toml is not TOML", "no TOML"),
     ({"grader": 'kind = "json"\nschema = "s.json"'}, "grader.schema = 's.json': there is no such file", "a schema"),

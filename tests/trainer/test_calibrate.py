@@ -96,7 +96,7 @@ def test_the_report_is_about_the_traffic_and_not_the_balanced_items() -> None:
 
 
 def test_the_error_of_judgements_that_the_fit_saw_would_flatter() -> None:
-    """A critic of two scores: what the fit saw looks better than fresh answers; the cross-fitted error does not."""
+    """A critic of two scores: answers of the fit look better than fresh ones; the cross-fitted error does not."""
     seen, reported, fresh = [], [], []
     big = judgements(2_000, seed=99)
     for seed in range(40):
@@ -127,7 +127,7 @@ def test_the_error_of_judgements_that_the_fit_saw_would_flatter() -> None:
 
 
 def test_the_interval_holds_the_true_error() -> None:
-    # With sharpness 2 the log-odds of a right answer are half of what the critic says.
+    # With sharpness 2 the log-odds of a right answer are half of the critic's.
     evidence = np.random.default_rng(7).normal(1.2**2 / 2, 1.2, 200_000)
     evidence = np.concatenate([evidence, -evidence])  # of right answers, of wrong ones
     said, true = 1 / (1 + np.exp(-2 * evidence)), 1 / (1 + np.exp(-evidence))

@@ -1,4 +1,4 @@
-"""The gate: constructed critics for every outcome, and what its numbers are worth in simulation."""
+"""The gate: constructed critics for every outcome, and its error rates in simulation."""
 
 import json
 from collections.abc import Callable, Sequence

@@ -86,7 +86,7 @@ def test_a_label_is_new_if_the_earlier_run_had_another_or_none() -> None:
     now = [
         ANSWERS[0],
         replace(ANSWERS[1], is_right=True),  # the label changed
-        replace(ANSWERS[2], reference="7"),  # so did what it is graded against
+        replace(ANSWERS[2], reference="7"),  # so did its reference
         replace(ANSWERS[3], source=LabelSource.REFERENCE),  # the same label from another source
         ANSWERS[9],
     ]

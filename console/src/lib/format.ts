@@ -57,8 +57,8 @@ export function exact(iso: string): string {
   });
 }
 
-export function dayAndTime(ms: number): string {
-  return new Date(ms).toLocaleString(LOCALE, { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" });
+export function day(ms: number): string {
+  return new Date(ms).toLocaleDateString(LOCALE, { month: "short", day: "numeric" });
 }
 
 export function words(name: string): string {

@@ -81,7 +81,6 @@ function Item({ critic, all }: { critic: Critic; all: Critic[] }) {
       <div class="row">
         <a class="cover" href={link(`critics/${critic.version}`)}>critic@{critic.version}</a>
         {critic.pointers.map((pointer) => <PointerBadge key={pointer} pointer={pointer} />)}
-        <OutcomeBadge outcome={critic.outcome} />
         {critic.archived && <Badge>archived: another base model</Badge>}
         {critic.verdict_only && <Badge tone="warn">verdicts only</Badge>}
       </div>

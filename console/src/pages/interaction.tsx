@@ -1,7 +1,7 @@
 import type { ComponentChildren } from "preact";
 import { useState } from "preact/hooks";
 import { ApiError, get, post, remove } from "../api/client";
-import type { Critic, CritiqueResult, Interaction, InteractionPage as Page, Label, Learning, RefineResult } from "../api/types";
+import type { Critic, CritiqueResult, Forgotten, Interaction, InteractionPage as Page, Label, Learning, RefineResult } from "../api/types";
 import { decimal, milliseconds, percent, short, words } from "../lib/format";
 import { asError, useLoaded, useTitle } from "../lib/hooks";
 import { link, navigate, type Route } from "../router";
@@ -10,6 +10,7 @@ import { CritiqueBody, Diff, Exchange } from "../ui/critique";
 import { Confirm } from "../ui/dialog";
 import { toast } from "../ui/toast";
 import { useViewer } from "../viewer";
+import { Consequences, forgetAll } from "./forget";
 
 export function InteractionPage({ route }: { route: Route }) {
   const id = route.path[1]!;
@@ -68,18 +69,25 @@ export function InteractionPage({ route }: { route: Route }) {
       </Loading>
       {deleting && (
         <Confirm
-          title="Delete this interaction?" action="Delete" onClose={() => setDeleting(false)}
-          run={async () => {
-            await remove(`interactions/${id}`);
+          title="Delete this interaction?" action="Delete" {...(isAdmin ? { reason: "optional" as const } : {})} onClose={() => setDeleting(false)}
+          run={async (reason) => {
+            if (isAdmin) await forgetAll({ interaction_id: id }, reason);
+            else await remove(`interactions/${id}`);
             toast("The interaction is deleted.");
             navigate("#/traffic");
           }}
         >
-          <p>Its texts, critiques, rewrites and feedback are removed for good. A critic that learned from it keeps what it learned.</p>
+          <p>Its texts, critiques, rewrites and feedback are removed for good. A critic that learned from it keeps what it learned, and is marked.</p>
+          {isAdmin && <Learners id={id} />}
         </Confirm>
       )}
     </>
   );
+}
+
+function Learners({ id }: { id: string }) {
+  const found = useLoaded(`forget ${id}`, () => post<Forgotten>("admin/forget", { interaction_id: id, dry_run: true }));
+  return <Loading of={found} lines={2}>{(result) => <Consequences found={result} />}</Loading>;
 }
 
 function Critiqued({ result }: { result: CritiqueResult }) {

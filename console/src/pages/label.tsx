@@ -1,5 +1,5 @@
 import { useCallback, useEffect, useRef, useState } from "preact/hooks";
-import { get, post, remove } from "../api/client";
+import { ApiError, get, post, remove } from "../api/client";
 import type { Feedback, Progress, Queue, QueueItem, Withdrawn } from "../api/types";
 import { plural } from "../lib/format";
 import { asError, useKeys, useLoaded, useTitle } from "../lib/hooks";
@@ -19,6 +19,7 @@ const REASONS = {
 
 const AHEAD = 3;
 const RESERVE_S = 300;
+const RETRY_MS = 800;
 
 interface Given {
   feedbackId: string;
@@ -53,7 +54,7 @@ function useQueue(reason: string) {
   const who = useRef(labeller());
   const asked = useRef(0);
 
-  const fill = useCallback(async () => {
+  const fill = useCallback(async (tries = 3) => {
     const mine = ++asked.current;
     try {
       const queue = await post<Queue>("labels/queue", {
@@ -72,7 +73,12 @@ function useQueue(reason: string) {
         return [...kept, ...fresh.filter((item) => !known.has(item.interaction_id))];
       });
     } catch (failure) {
-      if (mine === asked.current) setError(asError(failure));
+      if (mine !== asked.current) return;
+      if (failure instanceof ApiError && failure.status === 503 && tries > 0) {
+        setTimeout(() => mine === asked.current && void fill(tries - 1), RETRY_MS);
+      } else {
+        setError(asError(failure));
+      }
     } finally {
       if (mine === asked.current) setLoading(false);
     }
@@ -310,7 +316,7 @@ function EditForm({ item, onDone, onCancel }: { item: QueueItem; onDone: (text: 
   const changed = text.trim() !== "" && text !== item.response;
   return (
     <form
-      ref={form} class="stack" aria-label="Edit the answer"
+      ref={form} class="stack" aria-label="Edit"
       onSubmit={(event) => { event.preventDefault(); if (changed) onDone(text, false); }}
       onKeyDown={(event) => {
         if (event.key === "Escape") onCancel();
@@ -342,7 +348,7 @@ function ReferenceForm({ onDone, onCancel }: { onDone: (reference: string) => vo
   useEffect(() => form.current?.querySelector("input")?.focus(), []);
   return (
     <form
-      ref={form} class="stack" aria-label="Give the right answer"
+      ref={form} class="stack" aria-label="Reference"
       onSubmit={(event) => { event.preventDefault(); if (text.trim()) onDone(text.trim()); }}
       onKeyDown={(event) => event.key === "Escape" && onCancel()}
     >

@@ -1,7 +1,7 @@
 import type { ComponentChildren } from "preact";
 import { get } from "../api/client";
 import type { Accuracy, Overview, Rate } from "../api/types";
-import { count, dayAndTime, duration, percent, plural, short, words } from "../lib/format";
+import { count, day, duration, percent, plural, short, words } from "../lib/format";
 import { useLoaded, useTitle } from "../lib/hooks";
 import { link, navigate, type Route } from "../router";
 import { Badge, Card, Empty, Loading, PageHead, Select, Stat, Time } from "../ui/basics";
@@ -11,6 +11,7 @@ import { useViewer } from "../viewer";
 
 const CLASSES = { balanced: "Both classes, balanced", right: "Right answers called correct", wrong: "Wrong answers called incorrect" } as const;
 const SPANS = { "7": "7 days", "30": "30 days", "90": "90 days", "365": "a year" } as const;
+const BUCKET_MS = { hour: 3_600_000, day: 86_400_000, week: 604_800_000 } as const;
 type Class = keyof typeof CLASSES;
 
 export function OverviewPage({ route }: { route: Route }) {
@@ -128,7 +129,7 @@ function AccuracyChart({ accuracy, shown }: { accuracy: Accuracy; shown: Class }
     <>
       <LineChart
         label={`Verdict accuracy: ${CLASSES[shown]}`} series={series} marks={marks} height={280} yRange={[0, 1]}
-        formatY={(value) => percent(value)} formatX={dayAndTime} xName=""
+        formatY={(value) => percent(value)} formatX={day} xName="" gap={3 * BUCKET_MS[accuracy.bucket]}
       />
       {accuracy.events.length > 0 && (
         <details class="small">

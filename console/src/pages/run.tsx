@@ -69,7 +69,7 @@ function useEvents(id: string, onStatus: () => void): Followed {
             const body = data as Record<string, unknown> & { at: string };
             if (event === "step") found.steps.push(body as unknown as StepPoint);
             else if (event === "validation") found.validations.push(body as unknown as StepPoint);
-            else found.log.push({ id: eventId, kind: event, at: body.at, data: body });
+            else if (event !== "samples") found.log.push({ id: eventId, kind: event, at: body.at, data: body });
             if (event === "status" && OVER.includes(String(body["status"]))) found.ended = true;
             if (["status", "stage", "gate", "published"].includes(event)) readAgain();
             show();
@@ -246,7 +246,7 @@ function Curves({ steps, validations, log, other, own }: { steps: StepPoint[]; v
 }
 
 function Samples({ id }: { id: string }) {
-  const found = useLoaded(`samples ${id}`, (signal) => get<SamplePage>(`admin/runs/${id}/samples`, { limit: 100 }, signal), 15_000);
+  const found = useLoaded(`samples ${id}`, (signal) => get<SamplePage>(`admin/runs/${id}/samples`, { steps: 50 }, signal), 15_000);
   return (
     <Loading of={found} lines={8}>
       {(page) => page.items.length === 0 ? (
@@ -317,11 +317,11 @@ function CompareCard({ a, b }: { a: string; b: string }) {
               <span>{short(b)}: <OutcomeBadge outcome={comparison.b.outcome} /></span>
               {comparison.answers && <span class="muted small">{plural(comparison.answers.both, "answer")} in both, {comparison.answers.only_a} only here, {comparison.answers.only_b} only there</span>}
             </p>
-            {comparison.config.length === 0 ? <p class="muted">The options are equal.</p> : (
+            {comparison.options.length === 0 ? <p class="muted">The options are equal.</p> : (
               <div class="table-scroll" tabIndex={0} role="region" aria-label="Different options">
                 <table>
                   <thead><tr><th>Option</th><th>{short(a)}</th><th>{short(b)}</th></tr></thead>
-                  <tbody>{comparison.config.map((row) => <tr key={row.option}><td><code>{row.option}</code></td><td>{JSON.stringify(row.a)}</td><td>{JSON.stringify(row.b)}</td></tr>)}</tbody>
+                  <tbody>{comparison.options.map((row) => <tr key={row.option}><td><code>{row.option}</code></td><td>{JSON.stringify(row.a)}</td><td>{JSON.stringify(row.b)}</td></tr>)}</tbody>
                 </table>
               </div>
             )}

@@ -1,13 +1,14 @@
 import { useState } from "preact/hooks";
 import { get, post } from "../api/client";
-import type { ActPage, Grading, Key, NewKey, SettingList, Task } from "../api/types";
+import type { ActPage, Grading, Key, NewKey, Setting, Task } from "../api/types";
 import { short, words } from "../lib/format";
 import { asError, useLoaded, useTitle } from "../lib/hooks";
 import { link, type Route } from "../router";
 import { Badge, Button, Card, Copy, Empty, ErrorNote, Facts, GradeBadge, Loading, Note, PageHead, Select, Tabs, TextArea, TextField, Time } from "../ui/basics";
 import { Confirm, Dialog } from "../ui/dialog";
+import { ForgetTab } from "./forget";
 
-const TABS = { task: "Task", keys: "Keys", settings: "Settings", acts: "Acts of admins" } as const;
+const TABS = { task: "Tasks", keys: "Keys", settings: "Settings", forget: "Forget", acts: "Acts of admins" } as const;
 
 export function SettingsPage({ route }: { route: Route }) {
   const tab = (route.query["view"] ?? "task") as keyof typeof TABS;
@@ -16,31 +17,48 @@ export function SettingsPage({ route }: { route: Route }) {
     <>
       <PageHead title="Settings" lead="What is in force, and where it came from." />
       <Tabs label="Settings" current={tab} tabs={Object.entries(TABS).map(([id, text]) => ({ id, text, href: link("settings", { view: id }) }))} />
-      {tab === "task" && <TaskTab />}
+      {tab === "task" && <TasksTab />}
       {tab === "keys" && <KeysTab />}
       {tab === "settings" && <SettingsTab />}
+      {tab === "forget" && <ForgetTab />}
       {tab === "acts" && <ActsTab />}
     </>
   );
 }
 
-function TaskTab() {
-  const found = useLoaded("task", (signal) => get<Task>("admin/task", {}, signal));
+function TasksTab() {
+  const found = useLoaded("tasks", (signal) => get<Task[]>("tasks", {}, signal));
   return (
-    <div class="columns">
-      <Loading of={found}>
-        {(task) => (
-          <Card title="Task">
-            <Facts items={Object.entries(task).map(([name, value]): [string, string | null] => [words(name), value === null ? null : typeof value === "object" ? JSON.stringify(value) : String(value)])} />
-          </Card>
-        )}
-      </Loading>
-      <TryGrader />
-    </div>
+    <Loading of={found}>
+      {(tasks) => (
+        <div class="columns">
+          <div class="stack">{tasks.map((task) => <TaskCard key={task.name} task={task} />)}</div>
+          <TryGrader tasks={tasks} />
+        </div>
+      )}
+    </Loading>
   );
 }
 
-function TryGrader() {
+function TaskCard({ task }: { task: Task }) {
+  return (
+          <Card title={task.name} note={task.description}>
+            <Facts
+              items={[
+                ["Requests without a task", task.is_default ? "belong to this one" : "belong to another one"],
+                ["Live critic", task.live_critic === null ? "not known yet" : `critic@${task.live_critic}`],
+                ["Verdict words", `${task.verdict_words.correct}, ${task.verdict_words.incorrect}`],
+                ["Version", <span class="row row-tight"><code title={task.version}>{task.version.slice(0, 16)}</code><Copy text={task.version} label="Copy the version" /></span>],
+                ["Prompts", task.prompt_set],
+                ["Version of the grader", String(task.grader_version)],
+              ]}
+            />
+          </Card>
+  );
+}
+
+function TryGrader({ tasks }: { tasks: Task[] }) {
+  const [task, setTask] = useState(tasks[0]?.name ?? "");
   const [question, setQuestion] = useState("");
   const [response, setResponse] = useState("");
   const [reference, setReference] = useState("");
@@ -53,7 +71,7 @@ function TryGrader() {
     setError(undefined);
     setResult(undefined);
     try {
-      setResult(await post<Grading>("admin/task/grade", { response, reference, ...(question.trim() ? { question } : {}) }));
+      setResult(await post<Grading>(`admin/tasks/${encodeURIComponent(task)}/grade`, { response, reference, ...(question.trim() ? { question } : {}) }));
     } catch (failure) {
       setError(asError(failure));
     }
@@ -62,13 +80,14 @@ function TryGrader() {
   return (
     <Card title="Try the grader" note="Grades a row as an import or a feedback would, and stores nothing.">
       <form class="stack" onSubmit={(event) => void grade(event)}>
+        {tasks.length > 1 && <Select label="Task" value={task} choices={tasks.map(({ name }) => [name, name])} onInput={setTask} />}
         <TextArea label="Question (optional)" value={question} onInput={setQuestion} rows={2} />
         <TextArea label="Answer" value={response} onInput={setResponse} rows={3} required placeholder="… The answer is 18." />
         <TextField label="Reference" value={reference} onInput={setReference} required wide placeholder="18" />
         <div class="row">
           <Button type="submit" kind="primary" busy={busy} disabled={!response.trim() || !reference.trim()}>Grade</Button>
           <span role="status" class="row">
-            {result && (result.grade ? <GradeBadge grade={result.grade} /> : <span class="muted">No grade: {result.problem ?? "the reference cannot be read"}</span>)}
+            {result && (result.grade ? <><GradeBadge grade={result.grade} />{result.stated_answer !== null && <span class="muted">The answer states {result.stated_answer}.</span>}</> : <span class="muted">No grade: {result.problem ?? "the reference cannot be read"}</span>)}
           </span>
         </div>
         {error && <ErrorNote error={error} />}
@@ -184,14 +203,14 @@ function MakeKey({ onClose }: { onClose: () => void }) {
 }
 
 function SettingsTab() {
-  const found = useLoaded("settings", (signal) => get<SettingList>("admin/settings", {}, signal));
+  const found = useLoaded("settings", (signal) => get<Setting[]>("admin/settings", {}, signal));
   const [text, setText] = useState("");
   const [onlySet, setOnlySet] = useState(false);
   return (
     <Loading of={found} lines={12}>
       {(list) => {
         const wanted = text.toLowerCase();
-        const items = list.items.filter((item) => (!onlySet || item.source !== "default") && `${item.name} ${item.description}`.toLowerCase().includes(wanted));
+        const items = list.filter((item) => (!onlySet || !item.is_default) && `${item.name} ${item.description}`.toLowerCase().includes(wanted));
         return (
           <>
             <div class="filters">
@@ -203,7 +222,7 @@ function SettingsTab() {
                 <ul class="items">
                   {items.map((item) => (
                     <li key={item.name}>
-                      <div class="row"><code><strong>GADFLY_{item.name.toUpperCase()}</strong></code>{item.source !== "default" && <Badge tone="accent">{item.source}</Badge>}</div>
+                      <div class="row"><code><strong>GADFLY_{item.name.toUpperCase()}</strong></code>{!item.is_default && <Badge tone="accent">Set</Badge>}</div>
                       <p><code class="text">{item.value === null || item.value === "" ? "(empty)" : typeof item.value === "object" ? JSON.stringify(item.value) : String(item.value)}</code></p>
                       <p class="items-text">{item.description}</p>
                     </li>

@@ -9,7 +9,7 @@ import { Badge, Button, Empty, ErrorNote, LabelBadge, PageHead, Select, Skeleton
 const ANY: Choice = ["", "Any"];
 const PAGE = 50;
 const SPANS: Record<string, number> = { hour: 3600, day: 86_400, week: 7 * 86_400, month: 30 * 86_400 };
-const FILTERS = ["q", "label", "verdict", "confidence", "critic", "kind", "span", "episode", "task"];
+const FILTERS = ["q", "label", "verdict", "confidence", "critic", "kind", "span", "episode", "task", "key"];
 
 /** The query of GET /interactions for the filters in the address. */
 export function apiQuery(query: Query): Record<string, string | undefined> {
@@ -24,6 +24,7 @@ export function apiQuery(query: Query): Record<string, string | undefined> {
     critic_version: query["critic"],
     kind: query["kind"],
     task: query["task"],
+    key_id: query["key"],
     episode_id: query["episode"],
     since: span ? new Date(Date.now() - span * 1000).toISOString() : undefined,
   };
@@ -77,6 +78,7 @@ export function TrafficPage({ route }: { route: Route }) {
         {filtered && <a class="button button-quiet" href="#/traffic">Clear</a>}
       </form>
       {query["episode"] && <p class="row small"><Badge tone="accent">One episode</Badge> <span class="mono">{query["episode"]}</span></p>}
+      {query["key"] && <p class="row small"><Badge tone="accent">One caller</Badge> <span class="mono">{query["key"]}</span></p>}
       {first.error && <ErrorNote error={first.error} retry={first.reload} />}
       {!first.data && !first.error && <div class="card"><Skeleton lines={12} /></div>}
       {first.data && (

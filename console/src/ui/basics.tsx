@@ -72,7 +72,7 @@ const LABELS = {
 
 export function LabelBadge({ label, standing }: { label: string | null | undefined; standing?: string | null }) {
   const shown = LABELS[label as keyof typeof LABELS];
-  if (standing === "conflict") return <Badge tone="warn" icon="warn">Conflict</Badge>;
+  if (standing === "conflict" && !shown) return <Badge tone="warn" icon="warn">Conflict</Badge>;
   if (!shown) return <span class="muted">No label</span>;
   return <Badge tone={shown.tone} icon={shown.icon}>{shown.text}</Badge>;
 }
@@ -166,7 +166,7 @@ export function ErrorNote({ error, retry }: { error: Error; retry?: () => void }
       <Icon name="warn" />
       <div>
         <strong>{forbidden ? "This needs an admin key" : "That did not work"}</strong>
-        <p>{error.message}</p>
+        <p>{error.message.charAt(0).toUpperCase() + error.message.slice(1)}</p>
       </div>
       {retry && !forbidden && <Button icon="refresh" onClick={retry}>Try again</Button>}
     </div>
@@ -269,7 +269,7 @@ export function TextField({ label, value, onInput, hint, type = "text", placehol
   value: string;
   onInput: (value: string) => void;
   hint?: ComponentChildren;
-  type?: "text" | "search" | "password" | "number";
+  type?: "text" | "search" | "password" | "number" | "datetime-local";
   placeholder?: string;
   required?: boolean;
   autocomplete?: string;
@@ -280,7 +280,7 @@ export function TextField({ label, value, onInput, hint, type = "text", placehol
     <Field label={label} hint={hint} wide={wide ?? false}>
       {(id, describedBy) => (
         <input
-          id={id} type={type} value={value} placeholder={placeholder} required={required} aria-describedby={describedBy}
+          {...({ type } as { type: "text" })} id={id} value={value} placeholder={placeholder} required={required} aria-describedby={describedBy}
           autocomplete={autocomplete ?? "off"} inputMode={inputMode}
           onInput={(event) => onInput(event.currentTarget.value)}
         />

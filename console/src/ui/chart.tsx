@@ -32,6 +32,7 @@ interface Props {
   formatY?: (value: number) => string;
   formatX?: (value: number) => string;
   xName: string;
+  gap?: number; // points that are further apart are not connected
   legend?: boolean;
 }
 
@@ -50,7 +51,7 @@ export function useWidth(): [{ current: HTMLDivElement | null }, number] {
   return [element, width];
 }
 
-export function LineChart({ label, series, marks = [], height = 220, yRange, formatY = short, formatX = short, xName, legend = true }: Props) {
+export function LineChart({ label, series, marks = [], height = 220, yRange, formatY = short, formatX = short, xName, gap = Infinity, legend = true }: Props) {
   const [box, width] = useWidth();
   const [cursor, setCursor] = useState<number | null>(null);
   const id = useId();
@@ -105,13 +106,14 @@ export function LineChart({ label, series, marks = [], height = 220, yRange, for
         ))}
         {shown.map((each) => (
           <g key={each.name} class={`series-${each.color % 6}`}>
-            {each.points.some((point) => point.low !== undefined) && each.points.length > 1 && (
-              <polygon class="band" fill="currentcolor" points={bandPoints(each.points, x, y)} />
-            )}
-            {each.points.length === 1 && each.points[0]!.low !== undefined && (
-              <line class="whisker" stroke="currentcolor" x1={x(each.points[0]!.x)} x2={x(each.points[0]!.x)} y1={y(each.points[0]!.low)} y2={y(each.points[0]!.high!)} />
-            )}
-            <polyline class="line" stroke="currentcolor" points={each.points.map((point) => `${x(point.x)},${y(point.y)}`).join(" ")} />
+            {segments(each.points, gap).filter((part) => part[0]!.low !== undefined).map((part) => part.length > 1 ? (
+              <polygon key={part[0]!.x} class="band" fill="currentcolor" points={bandPoints(part, x, y)} />
+            ) : (
+              <line key={part[0]!.x} class="whisker" stroke="currentcolor" x1={x(part[0]!.x)} x2={x(part[0]!.x)} y1={y(part[0]!.low!)} y2={y(part[0]!.high!)} />
+            ))}
+            {segments(each.points, gap).map((part) => (
+              <polyline key={part[0]!.x} class="line" stroke="currentcolor" points={part.map((point) => `${x(point.x)},${y(point.y)}`).join(" ")} />
+            ))}
             {(each.dots ?? each.points.length < 30) &&
               each.points.map((point) => <circle key={point.x} cx={x(point.x)} cy={y(point.y)} r={2.6} fill="currentcolor" />)}
           </g>
@@ -187,6 +189,15 @@ function summary(series: Series[], format: (value: number) => string): string {
 function sample<T>(items: T[], most: number): T[] {
   const step = Math.ceil(items.length / most);
   return items.filter((_, place) => place % step === 0 || place === items.length - 1);
+}
+
+function segments(points: Point[], gap: number): Point[][] {
+  const parts: Point[][] = [];
+  points.forEach((point, place) => {
+    if (place === 0 || point.x - points[place - 1]!.x > gap) parts.push([point]);
+    else parts.at(-1)!.push(point);
+  });
+  return parts;
 }
 
 function bandPoints(points: Point[], x: (value: number) => number, y: (value: number) => number): string {

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-_REQUEST_OPTIONS = ("temperature", "max_tokens")  # settings with these names exist; here they are request fields
+_REQUEST_OPTIONS = (
+    "task",
+    "temperature",
+    "max_tokens",
+)  # settings of these names exist; here they are fields
 
 Question = Annotated[
     str | None, typer.Option("--question", "-q", help="The question: text, @FILE, or - for standard input.")

@@ -31,7 +31,7 @@ app.add_typer(critics, name="critics")
 
 
 @critics.command("list")
-@takes_settings()
+@takes_settings(without=("task",))
 def list_critics(
     settings: Settings,
     version: Annotated[
@@ -90,7 +90,6 @@ def push(
 def pull(
     settings: Settings,
     source: Annotated[str, typer.Argument(help="The folder or address that a critic was pushed to.")],
-    task: Task = None,
     json: Json = False,
 ) -> None:
     """Take in another deployment's critic as the candidate, if it was trained on the same base model.
@@ -102,7 +101,7 @@ def pull(
 
     with storage.database_url(settings) as url:
         migrate(url)
-        critic = asyncio.run(exchange.pull(settings, url, source, task=task))
+        critic = asyncio.run(exchange.pull(settings, url, source))
     if json:
         terminal.print_json({"version": critic.version, "adapter_sha256": critic.adapter_sha256})
     else:
@@ -113,7 +112,7 @@ def pull(
 
 
 @app.command()
-@takes_settings()
+@takes_settings(without=("task",))
 def promote(
     settings: Settings,
     version: Annotated[int, typer.Argument(help="The critic to make live for its task; 0 with --task: untrained.")],
@@ -131,7 +130,7 @@ def promote(
 
 
 @app.command()
-@takes_settings()
+@takes_settings(without=("task",))
 def rollback(settings: Settings, reason: Reason = None, task: Task = None, json: Json = False) -> None:
     """Make the previous critic of a task live again."""
     from gadfly.cli.connection import connect

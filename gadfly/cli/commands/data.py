@@ -10,7 +10,6 @@ from typing import Annotated
 
 import typer
 
-from gadfly.cli.commands.arguments import Task
 from gadfly.cli.options import takes_settings
 from gadfly.records import Contents, Kind, Split, Subject
 from gadfly.settings import Settings
@@ -72,7 +71,6 @@ def import_rows(
             "created_at, id, split.",
         ),
     ] = None,
-    task: Task = None,
     split: Annotated[
         Split | None, typer.Option("--split", help="The side of the training wall for rows that name none.")
     ] = None,
@@ -109,7 +107,6 @@ def import_rows(
                 settings,
                 url,
                 source,
-                task=task,
                 columns=columns,
                 how=how,
                 split=split,
@@ -146,7 +143,7 @@ def regrade(settings: Settings) -> None:
 
 
 @app.command()
-@takes_settings()
+@takes_settings(without=("task",))
 def export(
     settings: Settings,
     out: Annotated[

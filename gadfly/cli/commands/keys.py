@@ -16,7 +16,7 @@ app = typer.Typer(help="Create, list, revoke and distrust API keys.", no_args_is
 
 
 @app.command("create")
-@takes_settings()
+@takes_settings(without=("task",))
 def create_key(
     settings: Settings,
     tier: Annotated[Tier, typer.Option("--tier", help="caller: use the service. admin: everything.")] = Tier.CALLER,

@@ -21,7 +21,7 @@ Follow = Annotated[bool, typer.Option("--follow", help="Show the run's progress.
 
 
 @app.command()
-@takes_settings()
+@takes_settings(without=("task",))
 def retrain(
     settings: Settings,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan of the run without starting it.")] = False,
@@ -58,7 +58,7 @@ def retrain(
 
 
 @app.command("runs")
-@takes_settings()
+@takes_settings(without=("task",))
 def list_runs(
     settings: Settings,
     run: Annotated[str | None, typer.Argument(help="A run's id, or its first characters. Unset: all runs.")] = None,

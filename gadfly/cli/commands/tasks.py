@@ -159,8 +159,9 @@ def try_task(
     from gadfly import tasks
     from gadfly.cli import terminal
     from gadfly.grading import Grade
+    from gadfly.guessing import corrected_for_guessing
     from gadfly.rowfiles.shapes import ColumnMap
-    from gadfly.tasks.trial import Trial, corrected_for_guessing
+    from gadfly.tasks.trial import Trial
     from gadfly.tasks.trial import try_task as try_rows
 
     task = tasks.load_task(name)

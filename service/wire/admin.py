@@ -1,0 +1,81 @@
+"""Shapes of /admin/keys, /admin/settings and /admin/tasks/{task}/grade."""
+
+from datetime import datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+from pydantic import Field, JsonValue, StrictInt
+
+from gadfly.fields import FilledText
+from gadfly.grading import Grade
+from gadfly.records import Tier
+from gadfly.service.wire.common import Reason, Wire
+
+
+class KeyView(Wire):
+    """An API key, without its secret."""
+
+    id: UUID
+    name: str
+    tier: Tier
+    hint: str = Field(description="The first characters of the secret, for recognition.")
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    distrusted_at: datetime | None = Field(description="Since then its labels count for nothing.")
+
+
+class KeyRequest(Wire):
+    name: FilledText = Field(max_length=200)
+    tier: Tier = Field(Tier.CALLER, description="caller: use the service and see own rows. admin: everything.")
+    expires_in_days: Annotated[StrictInt, Field(ge=1, le=3650)] | None = Field(
+        None, description="null: it never expires."
+    )
+
+
+class NewKey(KeyView):
+    secret: str = Field(description="The key to send. It is not shown again.")
+
+
+class ReasonRequest(Wire):
+    reason: Reason | None = Field(None, description="The reason, stored with the act.")
+
+
+class TaughtView(Wire):
+    """A critic that learned from labels of a key; 0 answers: only a version that it continues did."""
+
+    version: int
+    answers: int
+
+
+class TrustView(Wire):
+    key: KeyView
+    critics: list[TaughtView] = Field(description="Critics that learned from labels of this key.")
+
+
+class SettingView(Wire):
+    name: str = Field(description="The environment variable is this in capitals, with the prefix GADFLY_.")
+    value: JsonValue = Field(description="Secrets are masked.")
+    is_default: bool
+    description: str
+
+
+class GradeRequest(Wire):
+    """A row to try the grader on."""
+
+    response: FilledText = Field(max_length=50_000)
+    reference: FilledText = Field(max_length=50_000)
+    question: FilledText | None = Field(None, max_length=50_000)
+
+
+class GradeView(Wire):
+    grade: Grade | None = Field(description="Null: the reference cannot be read.")
+    problem: str | None = Field(description="Why there is no grade.")
+    stated_answer: str | None = Field(description="The answer that the response states, if it can be read.")
+
+
+def masked(value: Any) -> JsonValue:
+    """A setting's value as JSON."""
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    return [str(item) for item in value] if isinstance(value, tuple) else str(value)
