@@ -157,6 +157,6 @@ def request_rollback(client: "Client", reason: str | None, *, task: str | None =
     live = {critic["task"]: critic["version"] for critic in listed if "live" in critic["pointers"]}
     if task is None and len(live) > 1:
         task = client.document(calls.state())["task"]
-    from_version = live.get(task, None) if task else next(iter(live.values()), None)
+    from_version = live.get(task) if task else next(iter(live.values()), None)
     swap: dict[str, Any] = client.document(calls.rollback(from_version=from_version, reason=reason, task=task))
     return swap
