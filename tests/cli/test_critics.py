@@ -21,6 +21,7 @@ ZERO: dict[str, Any] = {
     "verdict_only": False,
     "archived": False,
     "pointers": ["previous"],
+    "task": "math",
 }
 SEVEN = ZERO | {"version": 7, "parent": 0, "adapter_sha256": "ab" * 32, "status": "trained", "pointers": ["live"]}
 SWAP: dict[str, Any] = {
@@ -47,7 +48,6 @@ BOARD: dict[str, Any] = {
 HISTORY = SEVEN | {
     "run_id": "01-run",
     "prompt_set": "stepwise@1",
-    "task": "math",
     "task_version": None,
     "outcome": "not_enough_evidence",
     "gate": {},
@@ -80,8 +80,8 @@ def client(handler: Any) -> Client:
 def test_lists_critics_with_their_pointers(capsys: pytest.CaptureFixture[str]) -> None:
     show_critics([SEVEN, ZERO])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split() == ["7", "live", "trained", "0", "2026-01-02", "03:04", "abababababab"]
-    assert lines[2].split() == ["0", "previous", "untrained", "2026-01-02", "03:04", "the", "base", "model"]
+    assert lines[1].split() == ["7", "math", "live", "trained", "0", "2026-01-02", "03:04", "abababababab"]
+    assert lines[2].split() == ["0", "math", "previous", "untrained", "2026-01-02", "03:04", "the", "base", "model"]
 
 
 def test_shows_how_a_critic_went_live(capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,10 +107,16 @@ def test_shows_how_a_critic_went_live(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_promotes_and_rolls_back(capsys: pytest.CaptureFixture[str]) -> None:
     requests: list[tuple[str, Any]] = []
+    listed: list[dict[str, Any]] = [
+        {"version": 7, "pointers": ["live"], "task": "math"},
+        {"version": 0, "pointers": [], "task": "math"},
+    ]
 
     def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/state":
+            return httpx.Response(200, json={"task": "math"})
         if request.method == "GET":
-            return httpx.Response(200, json=[{"version": 7, "pointers": ["live"]}, {"version": 0, "pointers": []}])
+            return httpx.Response(200, json=listed)
         requests.append((request.url.path, json.loads(request.content)))
         return httpx.Response(
             202 if len(requests) == 2 else 200, json=SWAP | ({"status": "pending"} if len(requests) == 2 else {})
@@ -118,9 +124,14 @@ def test_promotes_and_rolls_back(capsys: pytest.CaptureFixture[str]) -> None:
 
     show_swap(request_promotion(client(answer), 7, "better"))
     show_swap(request_rollback(client(answer), None))
+    listed.insert(0, {"version": 8, "pointers": ["live"], "task": "sql"})
+    request_rollback(client(answer), None)
+    request_rollback(client(answer), None, task="sql")
     assert requests == [
         ("/admin/promote", {"version": 7, "reason": "better"}),
         ("/admin/rollback", {"from_version": 7}),
+        ("/admin/rollback", {"from_version": 7, "task": "math"}),
+        ("/admin/rollback", {"from_version": 8, "task": "sql"}),
     ]
     first, second = capsys.readouterr().out.splitlines()
     assert first == "version 7 is live; the previous version is 0"

@@ -41,6 +41,7 @@ RUN: dict[str, Any] = {
     "started_at": "2030-01-01T12:00:10Z",
     "finished_at": None,
     "request_id": None,
+    "task": "math",
     "reproduces": None,
     "attempt": 1,
     "cancel_requested_at": None,
@@ -135,9 +136,9 @@ def test_a_list_of_runs(capsys: pytest.CaptureFixture[str]) -> None:
     over = {**RUN, "status": "succeeded", "finished_at": "2030-01-01T12:10:10Z", "outcome": "promote", "version": 4}
     show_runs([{**RUN, "status": "queued", "started_at": None}, over])
     waiting, done = capsys.readouterr().out.splitlines()[1:]
-    assert waiting.split() == [RUN["id"], "2030-01-01", "12:00", "admin", "queued", "3/40"]
+    assert waiting.split() == [RUN["id"], "math", "2030-01-01", "12:00", "admin", "queued", "3/40"]
     assert done.split() == [
-        *(RUN["id"], "2030-01-01", "12:00", "admin", "succeeded", "3/40"),
+        *(RUN["id"], "math", "2030-01-01", "12:00", "admin", "succeeded", "3/40"),
         *("10", "min", "promote", "critic@4"),
     ]
     show_runs([])

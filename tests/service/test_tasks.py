@@ -60,7 +60,7 @@ async def test_tasks_share_a_deployment(tmp_path: Path, database_url: str, engin
         prompts=PROMPTS.replace('"Right"', '"keep"').replace('"Wrong"', '"send back"'),
     )
     settings = make_settings(tmp_path, database_url, engine_url, tasks=f"{folder},{tmp_path / 'words'}")
-    asked = ASKED | {"response": "Town: B", "max_tokens": 24}
+    asked = ASKED | {"response": "The answer is (B).\nTown: B", "max_tokens": 24}
     async with serving(settings) as client:
         # A request without a task is one of the default task, and a text asked under two tasks is two questions.
         math = (await client.post("/critique", json=asked | {"reference": "B"})).json()
@@ -79,16 +79,6 @@ async def test_tasks_share_a_deployment(tmp_path: Path, database_url: str, engin
         )
         refused = await client.post("/critique", json=asked | {"task": "capitals", "episode_id": math["episode_id"]})
         assert refused.status_code == 422, "an episode stays with its task"
-
-        # Verdicts in a task's own words: read from the engine where the text states none.
-        words = (await client.post("/critique", json=asked | {"task": "words"})).json()
-        assert words["verdict_source"] == "read"
-        assert words["verdict"] in ("correct", "incorrect")
-        own = {"task": "words", "critique": "Correctness of the final answer: send back", "when": "if_incorrect"}
-        refined = (await client.post("/refine", json=asked | own)).json()
-        assert (refined["verdict"], refined["stop_reason"]) == ("incorrect", "rounds")
-        shown = (await client.get(f"/interactions/{refined['id']}")).json()
-        assert shown["parameters"]["verdict_words"] == ["keep", "send back"]
 
         # What is listed.
         tasks = (await client.get("/tasks")).json()
@@ -122,6 +112,16 @@ async def test_tasks_share_a_deployment(tmp_path: Path, database_url: str, engin
             assert (plan["guessing"] is not None) is (task == "capitals" and plan["stage_1"]["answers"] > 0)
         nothing = await client.post("/admin/retrain", json={"task": "words"})
         assert (nothing.status_code, "no labelled answer" in nothing.json()["detail"]) == (409, True)
+
+        # Verdicts in a task's own words: read from the engine where the text states none.
+        words = (await client.post("/critique", json=asked | {"task": "words"})).json()
+        assert words["verdict_source"] == "read"
+        assert words["verdict"] in ("correct", "incorrect")
+        own = {"task": "words", "critique": "Correctness of the final answer: send back", "when": "if_incorrect"}
+        refined = (await client.post("/refine", json=asked | own)).json()
+        assert (refined["verdict"], refined["stop_reason"]) == ("incorrect", "rounds")
+        shown = (await client.get(f"/interactions/{refined['id']}")).json()
+        assert shown["parameters"]["verdict_words"] == ["keep", "send back"]
 
 
 async def test_chat_models_of_a_task(tmp_path: Path, database_url: str, engine_url: str) -> None:

@@ -153,9 +153,10 @@ def request_rollback(client: "Client", reason: str | None, *, task: str | None =
     """Request the previous version; the swap. Idempotent: the request names the version to leave."""
     from gadfly.client import calls
 
-    of_task = task or client.document(calls.state())["task"]
-    listed = client.document(calls.critics(task=of_task))
-    live = [critic["version"] for critic in listed if "live" in critic["pointers"]]
-    from_version = live[0] if live else None
+    listed = client.document(calls.critics(task=task))
+    live = {critic["task"]: critic["version"] for critic in listed if "live" in critic["pointers"]}
+    if task is None and len(live) > 1:
+        task = client.document(calls.state())["task"]
+    from_version = live.get(task) if task else next(iter(live.values()), None)
     swap: dict[str, Any] = client.document(calls.rollback(from_version=from_version, reason=reason, task=task))
     return swap
