@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page, async_playwright, expect
 
 from gadfly.service.app import CONSOLE
 from gadfly.settings import Settings
@@ -20,6 +20,8 @@ from tests.support.console_world import World, fill
 from tests.support.services import serving
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+expect.set_options(timeout=20_000)  # the tests share two cores with others
+
 PICTURES = Path(__file__).resolve().parents[2] / "build" / "console"
 
 
@@ -103,7 +105,7 @@ class Console:
             answer = await context.request.post(f"{self.client.base_url}/session", data={"key": key})
             assert answer.ok, await answer.text()
         page = await context.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(20_000)
         page.on("pageerror", lambda error: self.problems.append(f"{view}: {error}"))
         page.on("console", lambda message: self._note(view, message.type, message.text))
         await page.goto(f"{self.address}{view}")
