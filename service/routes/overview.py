@@ -31,6 +31,7 @@ router = APIRouter(prefix="/admin", tags=["admin"], responses=problems(401, 403,
 _DEFAULT = timedelta(days=30)
 _LONGEST = {"hour": timedelta(days=60), "day": timedelta(days=1500), "week": timedelta(days=10_000)}
 _STEP = timedelta(seconds=10)
+_FIRST_YEAR = 2000
 
 
 @router.get("/overview", summary="Read what runs and what waits", response_model=OverviewView)
@@ -57,6 +58,8 @@ async def read_overview(
 async def read_accuracy(query: Annotated[AccuracyQuery, Query()], admin: AdminDep, service: ServiceDep) -> AccuracyView:
     """Verdict accuracy of every version over time on labelled traffic, by class, with 95 % intervals and swaps."""
     until = query.until or _rounded(datetime.now(UTC))
+    if until.year < _FIRST_YEAR:
+        raise BadInput(f"until must be after the year {_FIRST_YEAR}", field="until")
     since = query.since or until - min(_DEFAULT, _LONGEST[query.bucket])
     if not since < until:
         raise BadInput("since must be before until", field="since")

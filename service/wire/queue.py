@@ -84,7 +84,7 @@ class ClassCountsView(Wire):
 
 class ProgressQuery(Wire):
     target_points: float = Field(
-        5.0, gt=0, lt=20, allow_inf_nan=False, description="The gain in discriminability that the gate should see."
+        5.0, ge=0.5, le=20, allow_inf_nan=False, description="The gain that the gate should see, in points."
     )
 
 

@@ -47,6 +47,7 @@ async def test_accuracy_by_class_and_day(engineless: Settings, database: Databas
             {"since": "2026-01-02T00:00:00Z", "until": "2026-01-01T00:00:00Z"},
             {"since": "2020-01-02T00:00:00Z", "bucket": "hour"},
             {"bucket": "minute"},
+            {"until": "0001-01-02T00:00:00Z"},
         ):
             assert (await client.get("/admin/overview/accuracy", params=query)).status_code == 422, query
 
