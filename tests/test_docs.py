@@ -26,7 +26,7 @@ PAGES = [
 COMMAND: Any = typer.main.get_command(app)  # made once: it takes as long as all other work of this file
 OPTIONS = [*TrainConfig.model_fields, *(f"alarms.{name}" for name in AlarmLimits.model_fields)]
 # Of the Makefile and of the tests: `Settings` lets them pass.
-NOT_SETTINGS = {"GADFLY_EXTRA", "GADFLY_TEST_ENGINE_URL"}
+NOT_SETTINGS = {"GADFLY_EXTRA", "GADFLY_TEST_CLIENTS", "GADFLY_TEST_ENGINE_URL"}
 
 _BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"`([^`]+)`")
