@@ -21,7 +21,7 @@ from sqlalchemy import LargeBinary
 from gadfly.records import Critique, Interaction, Refinement, Split, now
 from gadfly.settings import SplitBlocks
 from gadfly.storable import storable_json, storable_text
-from gadfly.store.blocks import Blocks, Key, block_keys
+from gadfly.store.blocks import BlockKey, Blocks, block_keys
 from gadfly.store.database import Database
 from gadfly.store.interactions import critique_rows, due_rows, episode_rows, interaction_rows, refinement_rows
 from gadfly.store.mapping import columns_of
@@ -129,7 +129,7 @@ class InteractionWriter:
                     return None
                 del arriving[hash_]
         secret = keyed[0][0]
-        stored = {key: Key(Split(split), *state) for _, key, split, *state in keyed if key is not None}
+        stored = {key: BlockKey(Split(split), *state) for _, key, split, *state in keyed if key is not None}
         self._reads_recent = may_open(arriving, stored)
         recent: Counter[Split] = Counter()
         if self._reads_recent:
@@ -163,7 +163,7 @@ def _question_row(hash_: bytes, split: Split) -> Row:
     return {"hash": hash_, "split": split, "created_at": now(), "is_keyed": True, "is_pinned": False}
 
 
-def _key_rows(keys: Mapping[int, Key], chosen: Collection[int]) -> list[Row]:
+def _key_rows(keys: Mapping[int, BlockKey], chosen: Collection[int]) -> list[Row]:
     return [
         {
             "key": key,
