@@ -68,7 +68,7 @@ def measure(target: Target, *, callers: int, seconds: float) -> Cell:
     made = load.run(target.url, target.body, callers=callers, seconds=seconds)
     after = target.process.cpu_times()
     used = after.user + after.system - before.user - before.system
-    return Cell(made, 1000 * used / made.requests)
+    return Cell(made, 1000 * used / max(1, made.requests))  # none, where the machine is far too busy
 
 
 @contextmanager
