@@ -39,7 +39,7 @@ prompt = litellm.text_completion(
     temperature=0, max_tokens=24,
 )
 try:
-    litellm.completion(**options | {"model": "openai/gpt-5"})
+    litellm.completion(**options | {"model": "openai/no-such-model"})
     error = None
 except litellm.NotFoundError as refused:
     error = "not found"
