@@ -24,6 +24,7 @@ CONFIG = Path(__file__).resolve().parents[2] / "examples" / "litellm" / "config.
 
 pytestmark = pytest.mark.timeout(600)
 
+_MASTER_KEY = "sk-of-this-test"
 _START_S = 400.0  # a busy machine imports LiteLLM for minutes
 
 _LITELLM = """
@@ -114,11 +115,13 @@ async def _proxy(python: str, url: str, folder: Path) -> AsyncIterator[httpx.Asy
             env={
                 "PATH": f"{Path(python).parent}:{os.environ['PATH']}", "HOME": str(folder), "GADFLY_URL": url,
                 "GADFLY_KEY": "any", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False",
+                "LITELLM_MASTER_KEY": _MASTER_KEY,
             },
             cwd=folder, stdout=log, stderr=log,
         )  # fmt: skip
     try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        headers = {"Authorization": f"Bearer {_MASTER_KEY}"}
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=60) as client:
             async with asyncio.timeout(_START_S):
                 while not await _is_alive(client):
                     assert process.returncode is None, (folder / "proxy.log").read_text()
