@@ -2,15 +2,19 @@
 
 A vLLM of one's own, with a key and a name, is attached. Its traffic comes through the OpenAI SDK, logged answers from a
 CSV file. Labels give a scoreboard; a dry run says what training could do; a run trains a critic, which goes live. The
-critic is pushed to a folder, pulled into a second deployment, and proven there by other engines.
+critic is pushed to a folder, pulled into a second deployment, and proven there by other engines. A third deployment
+has a task that is not mathematics, fields of invoices as JSON (folder examples/invoices): it is checked, labelled,
+trained, measured and swapped in with the default model.
 
-It takes about ten minutes on two cores with the small model of the demo (folder lab/). Without --full the run has two
-steps, so the gate has no evidence, and the critic is promoted by hand. Needs a checkout with `make install`.
+The first two take about ten minutes on two cores, with the small model of the demo (folder lab/). Without --full the
+run has two steps, so the gate has no evidence, and the critic is promoted by hand; that of the invoices is as short.
+Needs a checkout with `make install`.
 """
 
 import argparse
 import contextlib
 import csv
+import json
 import os
 import random
 import signal
@@ -45,6 +49,27 @@ QUICK: dict[str, Any] = {
     "evaluation_items": 24,
     "gate_samples": 1,
 }
+SHORT: dict[str, Any] = {  # with the default model a critique takes seconds
+    "steps_stage_1": 1,
+    "steps_stage_2": 1,
+    "prompts_per_step": 4,
+    "samples_per_prompt": 2,
+    "minibatches": 2,
+    "inner_epochs": 1,
+    "max_critique_tokens": 64,
+    "max_answer_tokens": 80,
+    "pool_questions": 2,
+    "pool_samples": 1,
+    "validate_every": 0,
+    "warm_start": "never",
+    "examples": 2,
+    "evaluation_items": 12,
+    "gate_samples": 1,
+    "gate_attacks": 0,
+    "alarms": {"no_verdict": None, "double_verdict": None},
+}
+INVOICES = Path(__file__).resolve().parent / "invoices"
+INVOICE_COUNT = 30
 SETTINGS = {
     "GADFLY_MODEL": str(MODEL),
     "GADFLY_PROMPTS": "bare@1",
@@ -66,6 +91,7 @@ def main() -> None:
         home.mkdir(parents=True, exist_ok=True)
         folder = first_deployment(home, CONFIG if options.full else QUICK)
         second_deployment(home, folder)
+        a_task_of_your_own(home)
     step("done")
 
 
@@ -106,6 +132,46 @@ def second_deployment(home: Path, folder: Path) -> None:
         problem = world.problem(random.Random("second"))
         judged = client.critique(problem.text, f"The answer is {problem.answer + 1}.")
         print(f"  critic@{judged.critic.version} ({judged.critic.status}) says: {judged.verdict}")
+
+
+def a_task_of_your_own(home: Path) -> None:
+    """A task that is not mathematics, from its definition to a critic that is live."""
+    port = free_port()
+    settings = {
+        "GADFLY_HOME": str(home / "third"),
+        "GADFLY_PORT": str(port),
+        "GADFLY_TASK": str(INVOICES),
+        "GADFLY_MAX_TOKENS": str(SHORT["max_critique_tokens"]),
+        "GADFLY_HELDOUT_SHARE": "0.4",
+        "GADFLY_SPLIT_BLOCKS": "exact",  # these invoices differ in names and numbers only
+    }
+    step("a task of one's own: fields of invoices as JSON, checked and tried on rows with known labels")
+    gadfly(settings, "tasks", "check", str(INVOICES))
+    gadfly(settings, "tasks", "try", str(INVOICES), str(INVOICES.parent / "data" / "invoices.jsonl"))
+    rows = home / "invoices.jsonl"
+    rows.write_text("".join(f"{json.dumps(row)}\n" for row in invoices(random.Random("invoices"))))
+    with gadfly_up(settings, port), Client(f"http://127.0.0.1:{port}", timeout_s=600) as client:
+        step(f"{2 * INVOICE_COUNT} answers, half of them wrong, are imported and graded by the task")
+        gadfly(settings, "import", str(rows))
+        version = train(client, SHORT)
+        go_live(client, version)
+        row = next(invoices(random.Random("asked")))
+        judged = client.critique(row["question"], row["response"], reference=row["reference"])
+        print(f"  critic@{judged.critic.version} ({judged.critic.status}) says: {judged.verdict}; it is {judged.grade}")
+
+
+def invoices(rng: random.Random) -> Iterator[dict[str, str]]:
+    """A right and a wrong answer to each of some invoices: in the wrong one the total or the date is another."""
+    for number in range(INVOICE_COUNT):
+        items = rng.sample(("desk lamp", "oak shelf", "chair", "extension lead", "rug", "mirror"), 2)
+        prices = [rng.randint(10, 300) for _ in items]
+        date = f"2024-{rng.randint(1, 12):02}-{rng.randint(1, 28):02}"
+        text = f"Invoice R-{number}, {date}: " + ", ".join(map("{} {}.00".format, items, prices))
+        fields = {"number": f"R-{number}", "date": date, "total": float(sum(prices)), "items": items}
+        wrong = fields | rng.choice(({"total": fields["total"] + rng.randint(1, 9)}, {"date": f"2023{date[4:]}"}))
+        for said in (fields, wrong):
+            answer = {"response": json.dumps(said), "reference": json.dumps(fields)}
+            yield {"question": f"{text}. Total {sum(prices)}.00.", **answer}
 
 
 # ----------------------------------------------------------------------------------------------------------- the steps

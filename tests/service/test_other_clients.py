@@ -22,7 +22,10 @@ from tests.support.services import free_port, until
 
 CONFIG = Path(__file__).resolve().parents[2] / "examples" / "litellm" / "config.yaml"
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
+
+_MASTER_KEY = "sk-of-this-test"
+_START_S = 400.0  # a busy machine imports LiteLLM for minutes
 
 _LITELLM = """
 import asyncio, json, os, sys
@@ -39,7 +42,7 @@ prompt = litellm.text_completion(
     temperature=0, max_tokens=24,
 )
 try:
-    litellm.completion(**options | {"model": "openai/gpt-5"})
+    litellm.completion(**options | {"model": "openai/no-such-model"})
     error = None
 except litellm.NotFoundError as refused:
     error = "not found"
@@ -112,24 +115,29 @@ async def _proxy(python: str, url: str, folder: Path) -> AsyncIterator[httpx.Asy
             env={
                 "PATH": f"{Path(python).parent}:{os.environ['PATH']}", "HOME": str(folder), "GADFLY_URL": url,
                 "GADFLY_KEY": "any", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False",
+                "LITELLM_MASTER_KEY": _MASTER_KEY,
             },
             cwd=folder, stdout=log, stderr=log,
         )  # fmt: skip
     try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            for _ in range(360):
-                try:
-                    if (await client.get("/health/liveliness")).status_code == 200:
-                        break
-                except httpx.TransportError:
-                    pass
-                assert process.returncode is None, (folder / "proxy.log").read_text()
-                await asyncio.sleep(0.25)
+        headers = {"Authorization": f"Bearer {_MASTER_KEY}"}
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=60) as client:
+            async with asyncio.timeout(_START_S):
+                while not await _is_alive(client):
+                    assert process.returncode is None, (folder / "proxy.log").read_text()
+                    await asyncio.sleep(0.25)
             yield client
     finally:
         if process.returncode is None:
             process.terminate()
         await process.wait()
+
+
+async def _is_alive(proxy: httpx.AsyncClient) -> bool:
+    try:
+        return (await proxy.get("/health/liveliness")).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 async def test_a_litellm_proxy_with_gadfly_as_its_guardrail(client: httpx.AsyncClient, tmp_path: Path) -> None:
