@@ -7,7 +7,7 @@ ARGS ?=
 PYTHON := .venv/bin/python
 STAMP := .venv/.installed-$(GADFLY_EXTRA)
 
-# Two workers, which take whole files, for all tests but those of an engine: vLLM is many times slower beside other work.
+# Two workers, which take whole files; files that share an engine go to one worker (tests/conftest.py).
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 # A uv that is too old or does not run (such as a shim without an installed version) counts as missing.
@@ -38,8 +38,7 @@ up: $(STAMP) ## Run database, engine, service and trainer (ARGS="--port 9000")
 	@.venv/bin/gadfly up $(ARGS)
 
 test: $(STAMP) ## Run the tests (ARGS="tests/cli -k doctor")
-	$(PYTHON) -m pytest $(PARALLEL) -m "not engine" $(ARGS) || [ $$? -eq 5 ] # 5: ARGS select none of these
-	$(PYTHON) -m pytest -m engine $(ARGS) || [ $$? -eq 5 ]
+	$(PYTHON) -m pytest $(PARALLEL) $(ARGS)
 
 test-fast: $(STAMP) ## Run the tests that start no engine, database or model: about a minute
 	$(PYTHON) -m pytest $(PARALLEL) -m fast $(ARGS)
