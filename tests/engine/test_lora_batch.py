@@ -1,6 +1,6 @@
 """In a mixed batch, base rows and rows of two adapters get their own weights, within 1e-4 in float32.
 
-The reference is transformers with peft. The last test shows that the comparison fails without the plugin.
+The reference is transformers with peft. `test_without_plugin.py` shows that the comparison fails without the plugin.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ def _prompts() -> list[tuple[str, list[int]]]:
     ]
 
 
-async def _answer_together(engine: RunningEngine) -> tuple[list[Row], float]:
+async def answer_together(engine: RunningEngine) -> tuple[list[Row], float]:
     """The answers to all prompts, requested concurrently, and the engine's mean number of tokens per step."""
     async with engine.async_client() as client:
 
@@ -74,7 +74,7 @@ def _iterations(engine: RunningEngine) -> tuple[float, float]:
     return engine.metric(f"{name}_count"), engine.metric(f"{name}_sum")
 
 
-def _largest_error(tiny: Adapted, rows: list[Row]) -> dict[str, float]:
+def largest_error(tiny: Adapted, rows: list[Row]) -> dict[str, float]:
     """For each model, the largest difference between its log-probabilities and those of peft."""
     peft: Any = PeftModel.from_pretrained(
         LlamaForCausalLM.from_pretrained(tiny.model, dtype=torch.float32), tiny.adapters["one"], adapter_name="one"
@@ -102,10 +102,10 @@ def _logprobs(model: Any, row: Row) -> torch.Tensor:
 
 
 async def test_every_row_of_a_mixed_batch_gets_its_own_weights(tiny: Adapted, tiny_engine: RunningEngine) -> None:
-    rows, tokens_per_step = await _answer_together(tiny_engine)
+    rows, tokens_per_step = await answer_together(tiny_engine)
 
     assert tokens_per_step > len(MODELS)  # the requests shared steps
-    errors = _largest_error(tiny, rows)
+    errors = largest_error(tiny, rows)
     assert max(errors.values()) < TOLERANCE, errors
     # The adapters change the answers.
     answers = {(row.model, tuple(row.prompt)): row.answer for row in rows}
@@ -115,12 +115,3 @@ async def test_every_row_of_a_mixed_batch_gets_its_own_weights(tiny: Adapted, ti
             for (name, other_prompt), other in answers.items()
             if other_prompt == prompt and name != model
         )
-
-
-async def test_the_comparison_fails_without_the_plugin(tiny: Adapted, bare_engine: RunningEngine) -> None:
-    """If this test fails because vLLM's own operation is correct, remove `engine/cpu_lora.py`."""
-    rows, _ = await _answer_together(bare_engine)
-
-    errors = _largest_error(tiny, rows)
-    assert errors["base"] > 0.1, errors
-    assert max(errors["one"], errors["two"]) < TOLERANCE, errors

@@ -13,7 +13,7 @@ from gadfly.engine_client import ACTOR, Engine, Reply, Sampling
 from gadfly.errors import WrongSampling
 from gadfly.sampling_proof import prove_sampling
 from tests.support.engines import RunningEngine, launch_engine, wait_until_ready
-from tests.support.tiny_models import random_model
+from tests.support.tiny_models import Adapted
 
 # As published for Qwen2.5-7B-Instruct, with stronger top_k and penalty, which show in a model of random weights.
 PUBLISHED = {"temperature": 0.7, "top_p": 0.8, "top_k": 1, "repetition_penalty": 2.0, "max_new_tokens": 4}
@@ -21,7 +21,7 @@ PROMPT = prompts.load("bare@1").solve(question="What is 2 + 2?")
 SAMPLED = Sampling(n=16, temperature=1.0, seed=0, max_tokens=12)
 GREEDY = Sampling(max_tokens=12)
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 
 async def ask(running: RunningEngine, sampling: Sampling) -> tuple[Reply, ...]:
@@ -65,21 +65,24 @@ async def texts(running: RunningEngine) -> tuple[list[str], str]:
     return [reply.text for reply in await ask(running, SAMPLED)], greedy.text
 
 
-async def test_a_models_sampling_defaults_change_nothing(tmp_path: Path) -> None:
-    plain = random_model(tmp_path / "plain")
+async def test_a_models_sampling_defaults_change_nothing(
+    tiny: Adapted, tiny_engine: RunningEngine, tmp_path: Path
+) -> None:
     opinionated = tmp_path / "opinionated"
-    shutil.copytree(plain, opinionated)
+    shutil.copytree(tiny.model, opinionated)
     config = opinionated / "generation_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | PUBLISHED))
 
+    environ = {"GADFLY_ENGINE_MAX_NUM_SEQS": "6"}  # as in `tiny_engine`: the same batches give the same rounding
     with (
-        launch_engine(plain, home=tmp_path / "first") as first,
-        launch_engine(opinionated, home=tmp_path / "second") as second,
+        launch_engine(opinionated, home=tmp_path / "second", environ=environ) as second,
         # vLLM uses the last of two equal flags: this restores vLLM's default.
-        launch_engine(opinionated, home=tmp_path / "third", extra_args="--generation-config auto") as third,
+        launch_engine(
+            opinionated, home=tmp_path / "third", environ=environ, extra_args="--generation-config auto"
+        ) as third,
     ):
-        wait_until_ready(first, second, third)
-        expected = await texts(first)
+        wait_until_ready(second, third)
+        expected = await texts(tiny_engine)
         assert len(set(expected[0])) > 8, "samples at temperature 1 differ"
         assert await texts(second) == expected, "an engine that Gadfly starts"
 

@@ -12,10 +12,8 @@ from gadfly.engine_client import Engine, EnginePool, LabelWords, Sampling
 from gadfly.prompts import PromptSet
 from gadfly.records import Critique
 from gadfly.verdict import Verdict, VerdictSource, parse_critique
-from tests.support.engines import RunningEngine, start_engine
+from tests.support.engines import RunningEngine
 from tests.support.tiny_models import random_adapter
-
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
 TOLERANCE = 1e-3
 PROMPTS = prompts.load("stepwise@1")
@@ -24,13 +22,15 @@ MODELS = ("base", "one", "two")
 
 
 @pytest.fixture(scope="module")
-def running(critic_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningEngine]:
+def running(
+    critic_engine: RunningEngine, critic_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningEngine]:
     """An engine whose model states verdicts, with two adapters that change its probabilities."""
     home = tmp_path_factory.mktemp("verdicts")
-    with start_engine(critic_model, home=home, environ={"GADFLY_ADAPTER_SLOTS": "2"}) as engine:
-        for seed, name in enumerate(MODELS[1:], start=1):
-            engine.load_adapter(name, random_adapter(home / name, model=critic_model, seed=seed, size=0.05))
-        yield engine
+    for seed, name in enumerate(MODELS[1:], start=1):
+        critic_engine.load_adapter(name, random_adapter(home / name, model=critic_model, seed=seed, size=0.05))
+    yield critic_engine
+    critic_engine.forget()
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from gadfly.settings import Settings
 from gadfly.store.database import Database
 from tests.service.conftest import RIGHT, WRONG, make_settings
-from tests.support.engines import start_engine
+from tests.support.engines import SpareEngine
 from tests.support.postgres import PostgresServer
 from tests.support.services import free_port, iter_events, service_process, serving, until_ready
 
@@ -116,10 +116,8 @@ async def test_starts_before_its_database(tmp_path: Path, own_postgres: Postgres
         assert (await client.post("/critique", json=SHORT)).status_code == 200
 
 
-@pytest.mark.engine
-async def test_an_engine_killed_during_a_stream(tmp_path: Path, database_url: str, critic_model: Path) -> None:
-    socket = tmp_path / "engine.sock"
-    engine = start_engine(critic_model, home=tmp_path / "engine", uds=socket)
+async def test_an_engine_killed_during_a_stream(tmp_path: Path, database_url: str, spare_engine: SpareEngine) -> None:
+    engine = spare_engine.running
     settings = make_settings(tmp_path, database_url, engine.url)
     async with serving(settings) as client:
         body = {**RIGHT, "n": 8, "temperature": 1.0, "stream": True}
@@ -137,9 +135,9 @@ async def test_an_engine_killed_during_a_stream(tmp_path: Path, database_url: st
             assert down.status_code == 503
             assert int(down.headers["retry-after"]) >= 1
         assert (await client.get("/readyz")).status_code == 503
-        with start_engine(critic_model, home=tmp_path / "engine", uds=socket):
-            await until_ready(client)
-            assert (await client.post("/critique", json=RIGHT)).json()["verdict"] == "correct"
+        assert spare_engine.running.url == engine.url, "started again"
+        await until_ready(client)
+        assert (await client.post("/critique", json=RIGHT)).json()["verdict"] == "correct"
 
 
 async def test_two_hundred_callers_on_five_connections(client: httpx.AsyncClient) -> None:

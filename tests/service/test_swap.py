@@ -4,7 +4,6 @@ The text shows which critic answered: each version's greedy text is known before
 """
 
 import asyncio
-import itertools
 import os
 import shutil
 import signal
@@ -45,7 +44,7 @@ from tests.support.adapters import (
     publish_again,
     shift_record,
 )
-from tests.support.engines import RunningEngine, launch_engine, wait_until_ready
+from tests.support.engines import RunningEngine, SpareEngine
 from tests.support.postgres import PostgresServer
 from tests.support.records import make_critique, make_interaction
 from tests.support.services import free_port, service_process, serving, until_ready
@@ -54,45 +53,28 @@ ASK = {**RIGHT, "max_tokens": 24}
 
 pytestmark = pytest.mark.timeout(600)  # the first test waits for two engines to start
 
-_homes = itertools.count()
-
 
 class Engines:
-    """Two engines; a test may kill and restart `b`."""
+    """Two engines; a test may kill `b`, which the next use of `b` starts again."""
 
-    def __init__(self, model: Path, home: Path) -> None:
-        self._model, self._home = model, home
-        self.a, self.b = (self._launch(name) for name in "ab")
-        wait_until_ready(self.a, self.b)
+    def __init__(self, critic: RunningEngine, spare: SpareEngine) -> None:
+        self.a, self._spare = critic, spare
 
-    def _launch(self, name: str) -> RunningEngine:
-        return launch_engine(self._model, home=self._home / f"{name}{next(_homes)}", uds=self._home / f"{name}.sock")
+    @property
+    def b(self) -> RunningEngine:
+        return self._spare.running
 
-    def restart_b(self) -> None:
-        self.b.kill()
-        self.b = self._launch("b")
-        wait_until_ready(self.b)
-
-    def forget_adapters(self) -> None:
-        for engine in (self.a, self.b):
-            with engine.client() as client:
-                names = {item["id"] for item in client.get("/v1/models").json()["data"]} - {"base"}
-            for name in names:
-                engine.unload_adapter(name)
-
-
-@pytest.fixture(scope="module")
-def both(critic_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
-    engines = Engines(critic_model, tmp_path_factory.mktemp("engines"))
-    yield engines
-    engines.a.kill()
-    engines.b.kill()
+    def forget(self) -> None:
+        self.a.forget()
+        self._spare.forget()
 
 
 @pytest.fixture
-def engines(both: Engines) -> Iterator[Engines]:
-    yield both
-    both.forget_adapters()
+def engines(critic_engine: RunningEngine, spare_engine: SpareEngine) -> Iterator[Engines]:
+    engines = Engines(critic_engine, spare_engine)
+    engines.forget()  # tests of other files have critics of the same names
+    yield engines
+    engines.forget()
 
 
 @pytest.fixture(autouse=True)
@@ -108,21 +90,22 @@ def published(critic_model: Path, tmp_path_factory: pytest.TempPathFactory) -> l
 
 
 @pytest.fixture(scope="module")
-def texts(both: Engines, published: list[PublishedAdapter]) -> dict[int, str]:
+def texts(critic_engine: RunningEngine, published: list[PublishedAdapter]) -> dict[int, str]:
     """Each version's answer to `ASK`, from an engine that serves it under a name unknown to the services."""
     prompt = prompts.load(PROMPTS).critique(question=ASK["question"], response=ASK["response"])
 
     async def ask(name: str) -> str:
-        engine = Engine(both.a.url, timeout_s=60)
+        engine = Engine(critic_engine.url, timeout_s=60)
         [reply] = await engine.chat(prompt, model=name, sampling=Sampling(max_tokens=ASK["max_tokens"]))
         await engine.aclose()
         return prompt.opener + reply.text
 
     texts = {0: asyncio.run(ask("base"))}
     for version, adapter in enumerate(published, start=1):
-        both.a.load_adapter(f"reference-{version}", adapter.folder)
+        critic_engine.load_adapter(f"reference-{version}", adapter.folder)
         texts[version] = asyncio.run(ask(f"reference-{version}"))
     assert len(set(texts.values())) == 4
+    critic_engine.forget()
     return texts
 
 
@@ -385,7 +368,7 @@ def _nothing(folder: Path) -> None:
 
 Change = Callable[[Path], None]
 
-REFUSALS = [  # how it is published, what happens to the folder afterwards, and the error message
+REFUSALS = [  # how it is published, the change of the folder afterwards, and the error message
     ("good", "weights missing", "cannot be read"),
     ("good", "configuration missing", "cannot be read"),
     ("good", "marker missing", "not a published adapter"),
@@ -656,7 +639,7 @@ async def test_an_engine_that_lost_an_adapter_gets_it_back_within_the_request(wo
 
 async def test_a_service_that_starts_loads_the_live_critic(world: World, engines: Engines, tmp_path: Path) -> None:
     await world.promoted(1)
-    engines.forget_adapters()
+    engines.forget()
     settings = world.settings.model_copy(update={"home": tmp_path / "new"})
     async with serving(settings) as client:
         assert await World(settings, world.database, client, world.texts).text() == world.texts[1]
@@ -674,15 +657,16 @@ async def test_an_engine_that_dies_in_a_swap_refuses_it_and_then_gets_the_live_c
     async with opened(settings, database, published, texts) as world:
         await world.promoted(1)
         await world.promoted(2)
-        os.killpg(engines.b.process.pid, signal.SIGSTOP)
+        killed = engines.b
+        os.killpg(killed.process.pid, signal.SIGSTOP)
         swapping = asyncio.create_task(world.promote(3))
         await _until(lambda: "critic@3" in _served(engines.a))
         await asyncio.sleep(0.5)
         assert not swapping.done()
-        engines.b.kill()
+        killed.kill()
         answer = await swapping
         assert answer.status_code == 409
-        assert engines.b.url in answer.json()["detail"]
+        assert killed.url in answer.json()["detail"]
         assert await world.text() == world.texts[2]
         ready = await world.ready("version 3 was refused")
         assert ready["ready"]
@@ -691,8 +675,7 @@ async def test_an_engine_that_dies_in_a_swap_refuses_it_and_then_gets_the_live_c
         back = await world.client.post("/admin/rollback", json={})  # does not need the dead engine
         assert back.json()["version"] == 1
         assert await world.text() == world.texts[1]
-        await asyncio.to_thread(engines.b.process.wait)
-        engines.restart_b()
+        assert engines.b is not killed, "started again"
         await _until(lambda: "critic@1" in _served(engines.b))
         engines.b.unload_adapter("critic@1")
         await _until(lambda: "critic@1" in _served(engines.b))

@@ -16,7 +16,7 @@ from typing import Self
 import httpx
 
 from gadfly.engine.__main__ import prepare
-from gadfly.engine.command import WARM_UP, UnixSocket
+from gadfly.engine.command import BASE_MODEL, WARM_UP, UnixSocket
 from gadfly.settings import Settings
 
 _PR_SET_PDEATHSIG = 1
@@ -28,6 +28,7 @@ MAX_MODEL_LEN = 4096
 # One thread: tests share their machine, and two threads that wait for each other on a busy core take ten times as long.
 _SMALL = {
     "OMP_NUM_THREADS": "1",
+    "VLLM_SERVER_DEV_MODE": "1",  # adds /reset_prefix_cache
     "GADFLY_ENGINE_KV_CACHE_BYTES": str(64 * 2**20),
     "GADFLY_ENGINE_MAX_MODEL_LEN": str(MAX_MODEL_LEN),
 }
@@ -68,6 +69,14 @@ class RunningEngine:
         with self.client() as client:
             client.post("/v1/unload_lora_adapter", json={"lora_name": name}).raise_for_status()
 
+    def forget(self) -> None:
+        """Unload all adapters and empty the prefix cache, in which another adapter of the same name would read."""
+        with self.client() as client:
+            names = {item["id"] for item in client.get("/v1/models").json()["data"]} - {BASE_MODEL}
+            for name in names:
+                self.unload_adapter(name)
+            client.post("/reset_prefix_cache").raise_for_status()
+
     def metric(self, name: str) -> float:
         """The sum of a Prometheus series over its labels, as `metric("vllm:num_requests_running")`."""
         with self.client() as client:
@@ -101,6 +110,35 @@ class RunningEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.kill()
+
+
+class SpareEngine:
+    """An engine that may be killed and restarted at the same address. It starts at its first use."""
+
+    def __init__(self, model: Path, *, home: Path) -> None:
+        self._model, self._home = model, home
+        self._engine: RunningEngine | None = None
+
+    @property
+    def running(self) -> RunningEngine:
+        """The engine as it was started last, or a new one if that has ended."""
+        if self._engine is None or self._engine.process.poll() is not None:
+            self._engine = start_engine(self._model, home=self._home)
+        return self._engine
+
+    def forget(self) -> None:
+        """Unload all adapters, if it runs."""
+        if self._engine is not None and self._engine.process.poll() is None:
+            self._engine.forget()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._engine is not None:
+            self._engine.kill()
 
 
 def made_default_model() -> Path:
