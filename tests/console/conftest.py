@@ -2,8 +2,6 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from gadfly.settings import Settings
 from gadfly.store.database import Database
 from tests.service.conftest import make_settings
 from tests.support.console_world import World, fill
+from tests.support.instant import instant_engine
 from tests.support.services import serving
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -41,22 +40,14 @@ def chromium() -> str:
 
 
 @pytest.fixture(scope="session")
-def instant_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """An engine that answers every critique with the same text, at once."""
-    folder = tmp_path_factory.mktemp("instant")
-    socket = folder / "engine.sock"
-    with (folder / "engine.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "bench.instant_engine", "--uds", str(socket), "--port", "0"], stdout=log, stderr=log
-        )
-        yield f"unix://{socket}"
-        process.kill()
-        process.wait()
+def instant_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with instant_engine(tmp_path_factory.mktemp("instant")) as url:
+        yield url
 
 
 @pytest.fixture
-def settings(tmp_path: Path, database_url: str, instant_engine: str) -> Settings:
-    return make_settings(tmp_path, database_url, instant_engine)
+def settings(tmp_path: Path, database_url: str, instant_url: str) -> Settings:
+    return make_settings(tmp_path, database_url, instant_url)
 
 
 @pytest.fixture
