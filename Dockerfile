@@ -2,8 +2,14 @@
 # same torch), `engine-gpu` (the official vLLM image), `trainer-gpu` (torch for CUDA). Versions are pinned in
 # pyproject.toml and constraints.txt.
 
-FROM python:3.11-slim AS base
-ENV PYTHONUNBUFFERED=1 PATH=/opt/gadfly/bin:$PATH
+# May name a digest: docker build --build-arg PYTHON_IMAGE=python:3.11-slim@sha256:...
+ARG PYTHON_IMAGE=python:3.11-slim
+FROM ${PYTHON_IMAGE} AS base
+# Bytecode is compiled here: the containers' file system is read-only.
+ENV PYTHONUNBUFFERED=1 UV_COMPILE_BYTECODE=1 PATH=/opt/gadfly/bin:$PATH
+# The folders that are volumes belong to the user of the containers from the start.
+RUN useradd --uid 10001 --home-dir /data/home --shell /usr/sbin/nologin gadfly \
+    && install --directory --owner gadfly --group gadfly /data /data/home /secrets /run/gadfly
 RUN python3 -m pip install --no-cache-dir 'uv>=0.8' && uv venv --seed --python 3.11 /opt/gadfly
 WORKDIR /app
 COPY pyproject.toml constraints.txt README.md ./
@@ -21,6 +27,8 @@ COPY gadfly gadfly
 COPY trainer trainer
 COPY migrations migrations
 COPY LICENSE NOTICE ./
+RUN python -m compileall -q .
+USER gadfly
 CMD ["python", "-m", "gadfly.engine", "--uds", "/run/gadfly/engine.sock"]
 
 FROM base AS trainer-gpu
@@ -29,6 +37,8 @@ COPY gadfly gadfly
 COPY trainer trainer
 COPY migrations migrations
 COPY LICENSE NOTICE ./
+RUN python -m compileall -q .
+USER gadfly
 CMD ["python", "-m", "gadfly.trainer"]
 
 FROM base AS service
@@ -36,9 +46,13 @@ COPY gadfly gadfly
 COPY service service
 COPY migrations migrations
 COPY LICENSE NOTICE ./
+RUN python -m compileall -q .
+USER gadfly
 CMD ["python", "-m", "gadfly.service"]
 
 FROM vllm/vllm-openai:v0.32.0 AS engine-gpu
+RUN useradd --uid 10001 --home-dir /data/home --shell /usr/sbin/nologin gadfly \
+    && install --directory --owner gadfly --group gadfly /data /data/home /run/gadfly
 WORKDIR /app
 COPY pyproject.toml constraints.txt README.md ./
 COPY gadfly gadfly
@@ -46,5 +60,7 @@ COPY LICENSE NOTICE ./
 # The image contains vLLM and its dependencies, which must not change. It lacks only these dependencies of Gadfly.
 RUN python3 -m pip install --no-cache-dir --no-deps --constraint constraints.txt \
     pydantic-settings python-dotenv gguf accelerate httpx httpx-sse orjson uuid-utils --editable .
+RUN python3 -m compileall -q .
+USER gadfly
 ENTRYPOINT []
 CMD ["python3", "-m", "gadfly.engine", "--uds", "/run/gadfly/engine.sock"]

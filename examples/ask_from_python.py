@@ -6,7 +6,7 @@ The key of a service that needs one is read from GADFLY_KEY.
 import os
 import sys
 
-from gadfly.client import Client, ServiceUnavailable, Text
+from gadfly.client import Client, ServiceUnavailable, TextDelta
 
 QUESTION = "A shirt of 60 euros is 20 percent cheaper today. What does it cost, in euros?"
 RESPONSE = "60 - 20 = 40. The answer is 40."
@@ -23,7 +23,7 @@ def main(url: str) -> None:
 
         # The same text may be sent as it is generated.
         for event in client.stream_critique(QUESTION, RESPONSE):
-            if isinstance(event, Text):
+            if isinstance(event, TextDelta):
                 print(event.text, end="", flush=True)
         print()
 

@@ -35,9 +35,9 @@ from gadfly.records import Spent, Usage
 from gadfly.seeds import seed_of_sample
 from gadfly.settings import without_password
 from gadfly.transport import (
-    Answer,
     Broken,
     ConnectTimeout,
+    HttpResponse,
     NotConnected,
     Silence,
     open_link,
@@ -353,7 +353,7 @@ class EndpointActor:
         except Broken as error:
             raise ActorUnavailable(f"the connection to the {self._title} failed: {error}", retry_after_s=1.0) from error
 
-    def _declined(self, response: Answer, *, sent: Mapping[str, Any]) -> Reply:
+    def _declined(self, response: HttpResponse, *, sent: Mapping[str, Any]) -> Reply:
         """An empty reply where the endpoint does not answer this text; any other failure is raised."""
         status, content = response.status, response.content
         error = _error(content)
@@ -473,7 +473,7 @@ def _one(sampling: Sampling, index: int) -> Sampling:
     return replace(sampling, n=1, seed=seed)
 
 
-def _wait_s(response: Answer) -> float:
+def _wait_s(response: HttpResponse) -> float:
     """The seconds in Retry-After; 1 without them. A date counts as no seconds."""
     value = response.headers.get("retry-after", "")
     return float(value) if value.isdecimal() else 1.0

@@ -135,16 +135,16 @@ def parse_prompt_set(content: bytes, *, name: str, where: str) -> PromptSet:
     )
 
 
-class _Shape(BaseModel):
+class _PromptShape(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class _Turn(_Shape):
+class _Turn(_PromptShape):
     role: Literal["system", "user", "assistant"]
     content: str
 
 
-class _Section(_Shape):
+class _Section(_PromptShape):
     messages: tuple[_Turn, ...] = Field(min_length=1)
     opener: str = ""
 
@@ -161,7 +161,7 @@ class _Section(_Shape):
             raise ValueError("messages must end with a user turn, which the model answers")
 
 
-class _Verdicts(_Shape):
+class _Verdicts(_PromptShape):
     correct: str
     incorrect: str
 
@@ -195,7 +195,7 @@ class _RefineSection(_Section):
         return self
 
 
-class _File(_Shape):
+class _File(_PromptShape):
     description: str = Field(min_length=1)
     critique: _CritiqueSection
     refine: _RefineSection

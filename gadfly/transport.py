@@ -44,7 +44,7 @@ class Broken(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpResponse:
     """A complete answer. The names of headers are in lower case."""
 
     status: int
@@ -67,10 +67,10 @@ class Link(Protocol):
         NotConnected, Silence, Broken: see there. Also in the block of a stream.
     """
 
-    async def get(self, path: str, *, silence_s: float) -> Answer:
+    async def get(self, path: str, *, silence_s: float) -> HttpResponse:
         """The answer to a GET request, `silence_s` after its last byte at the latest."""
 
-    async def post(self, path: str, body: Mapping[str, Any], *, silence_s: float | None = None) -> Answer:
+    async def post(self, path: str, body: Mapping[str, Any], *, silence_s: float | None = None) -> HttpResponse:
         """The answer to a body of JSON."""
 
     def stream(self, path: str, body: Mapping[str, Any]) -> AbstractAsyncContextManager[httpx.Response]:
@@ -117,16 +117,16 @@ class _Aiohttp:
         self._urls: dict[str, URL] = {}
         self._timeouts: dict[float, aiohttp.ClientTimeout] = {}
 
-    async def get(self, path: str, *, silence_s: float) -> Answer:
+    async def get(self, path: str, *, silence_s: float) -> HttpResponse:
         return await self._ask("GET", path, None, silence_s)
 
-    async def post(self, path: str, body: Mapping[str, Any], *, silence_s: float | None = None) -> Answer:
+    async def post(self, path: str, body: Mapping[str, Any], *, silence_s: float | None = None) -> HttpResponse:
         return await self._ask("POST", path, body, silence_s or self._silence_s)
 
-    async def _ask(self, method: str, path: str, body: Mapping[str, Any] | None, silence_s: float) -> Answer:
+    async def _ask(self, method: str, path: str, body: Mapping[str, Any] | None, silence_s: float) -> HttpResponse:
         with _aiohttp_errors():
             async with self._request(method, path, body, silence_s) as response:
-                return Answer(response.status, await response.read(), _lower(response.headers))
+                return HttpResponse(response.status, await response.read(), _lower(response.headers))
 
     @asynccontextmanager
     async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[httpx.Response]:
@@ -223,11 +223,11 @@ class _Httpx:
             timeout=httpx.Timeout(silence_s, connect=connect_s),
         )
 
-    async def get(self, path: str, *, silence_s: float) -> Answer:
+    async def get(self, path: str, *, silence_s: float) -> HttpResponse:
         with _httpx_errors():
             return _answer(await self._client.get(path, timeout=httpx.Timeout(silence_s, connect=self._connect_s)))
 
-    async def post(self, path: str, body: Mapping[str, Any], *, silence_s: float | None = None) -> Answer:
+    async def post(self, path: str, body: Mapping[str, Any], *, silence_s: float | None = None) -> HttpResponse:
         timeout = httpx.Timeout(silence_s or self._silence_s, connect=self._connect_s)
         with _httpx_errors():
             return _answer(await self._client.post(path, content=orjson.dumps(body), headers=_JSON, timeout=timeout))
@@ -242,14 +242,14 @@ class _Httpx:
         await self._client.aclose()
 
 
-async def read_answer(response: httpx.Response) -> Answer:
+async def read_answer(response: httpx.Response) -> HttpResponse:
     """The whole answer of a stream."""
     await response.aread()
     return _answer(response)
 
 
-def _answer(response: httpx.Response) -> Answer:
-    return Answer(response.status_code, response.content, response.headers)
+def _answer(response: httpx.Response) -> HttpResponse:
+    return HttpResponse(response.status_code, response.content, response.headers)
 
 
 def _bearer(key: str) -> Callable[[httpx.Request], httpx.Request] | None:

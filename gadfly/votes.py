@@ -36,7 +36,7 @@ class LabelSource(StrEnum):
     ADMIN = "admin"  # an admin decided
 
 
-class Standing(StrEnum):
+class VoteAgreement(StrEnum):
     """How far the votes about a text agree."""
 
     NONE = "none"  # there is no vote that counts
@@ -93,7 +93,7 @@ def one_vote_each(statements: Sequence[Vote]) -> Votes:
 
 
 @dataclass(frozen=True, slots=True)
-class Reliability:
+class VoterReliability:
     """A voter's two probabilities, each with the number of answers that it rests on besides the prior."""
 
     right: float  # calls a right answer right
@@ -128,13 +128,13 @@ class LabelModel:
     """The reliability of each voter, and the share of right answers among all that have votes."""
 
     right_share: float = 0.5
-    voters: Mapping[Voter, Reliability] = field(default_factory=dict)
+    voters: Mapping[Voter, VoterReliability] = field(default_factory=dict)
 
-    def reliability(self, voter: Voter) -> Reliability:
+    def reliability(self, voter: Voter) -> VoterReliability:
         """The voter's reliability: the prior of its source where there is no estimate."""
         known = self.voters.get(voter)
         prior = _PRIORS[voter.source].accuracy
-        return Reliability(prior, prior) if known is None else known
+        return VoterReliability(prior, prior) if known is None else known
 
     def to_json(self) -> dict[str, Any]:
         """The model as JSON values."""
@@ -157,7 +157,7 @@ class LabelModel:
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """The model that `to_json` wrote."""
         voters = {
-            Voter(_key(entry["key"]), LabelSource(entry["source"])): Reliability(
+            Voter(_key(entry["key"]), LabelSource(entry["source"])): VoterReliability(
                 entry["right"], entry["wrong"], entry["items_right"], entry["items_wrong"]
             )
             for entry in values["voters"]
@@ -240,7 +240,9 @@ def _maximised(patterns: Sequence[Pattern], chances: Sequence[float], voters: se
         value = (prior.accuracy * prior.weight + hits[voter][kind]) / (prior.weight + items[voter][kind])
         return min(max(value, _LEAST), _MOST)
 
-    fitted = {voter: Reliability(rate(voter, 1), rate(voter, 0), items[voter][1], items[voter][0]) for voter in voters}
+    fitted = {
+        voter: VoterReliability(rate(voter, 1), rate(voter, 0), items[voter][1], items[voter][0]) for voter in voters
+    }
     return LabelModel(_share(patterns, chances), fitted)
 
 
@@ -296,11 +298,11 @@ class Opinion:
     probability: float | None  # that the answer is right, at the traffic's share of right answers; None without votes
     source: LabelSource | None  # the strongest among the votes for the label
     key_id: UUID | None  # the only key whose vote supports the label; None: several keys, or the operator
-    standing: Standing
+    standing: VoteAgreement
 
 
 _STRENGTH = (LabelSource.REFERENCE, LabelSource.PERSON, LabelSource.IMPORT, LabelSource.RATING)  # the strongest first
-_NO_OPINION = Opinion(None, None, None, None, Standing.NONE)
+_NO_OPINION = Opinion(None, None, None, None, VoteAgreement.NONE)
 
 
 def opinion(votes: Votes, model: LabelModel, *, distrusted: frozenset[UUID] = frozenset()) -> Opinion:
@@ -312,14 +314,14 @@ def opinion(votes: Votes, model: LabelModel, *, distrusted: frozenset[UUID] = fr
     probability = _logistic(_logit(model.right_share) + evidence)
     is_right = _decision(counted, evidence)
     if is_right is None:
-        return Opinion(None, probability, None, None, Standing.CONFLICT)
+        return Opinion(None, probability, None, None, VoteAgreement.CONFLICT)
     support = [vote for vote in counted if vote.is_right is is_right]
     return Opinion(
         is_right,
         probability,
         min((vote.source for vote in support), key=_STRENGTH.index),
         support[0].key_id if len(support) == 1 else None,
-        Standing.AGREED if len(support) == len(counted) else Standing.DISPUTED,
+        VoteAgreement.AGREED if len(support) == len(counted) else VoteAgreement.DISPUTED,
     )
 
 
@@ -434,18 +436,18 @@ def contradictions(patterns: Sequence[Pattern], model: LabelModel) -> list[Contr
     return sorted(found, key=lambda case: case.expected - case.contradictions)
 
 
-def _peer(voter: Voter, voters: Sequence[Voter], model: LabelModel) -> Reliability:
+def _peer(voter: Voter, voters: Sequence[Voter], model: LabelModel) -> VoterReliability:
     others = [
         model.reliability(other) for other in voters if other.source is voter.source and other.key_id != voter.key_id
     ]
     prior = _PRIORS[voter.source].accuracy
     right = [other.right for other in others if other.items_right >= _LEAST_ANSWERS]
     wrong = [other.wrong for other in others if other.items_wrong >= _LEAST_ANSWERS]
-    return Reliability(min(prior, median(right or [prior])), min(prior, median(wrong or [prior])))
+    return VoterReliability(min(prior, median(right or [prior])), min(prior, median(wrong or [prior])))
 
 
 def _seen_by_others(
-    patterns: Sequence[Pattern], voter: Voter, model: LabelModel, peer: Reliability
+    patterns: Sequence[Pattern], voter: Voter, model: LabelModel, peer: VoterReliability
 ) -> dict[bool, list[float]]:
     """Answers, contradictions and expected contradictions, by the class that the others see."""
     seen = {True: [0.0, 0.0, 0.0], False: [0.0, 0.0, 0.0]}

@@ -60,7 +60,7 @@ class DemoFailed(Exception):
 
 
 @dataclass(slots=True)
-class Traffic:
+class SimulatedTraffic:
     """The simulated callers: the number of their requests, and their failures."""
 
     client: httpx.AsyncClient
@@ -149,7 +149,7 @@ async def until_ready(client: httpx.AsyncClient, process: subprocess.Popen[bytes
         await asyncio.sleep(0.5)
 
 
-async def log_traffic(traffic: Traffic, progress: Progress) -> None:
+async def log_traffic(traffic: SimulatedTraffic, progress: Progress) -> None:
     """Send `LOGGED` questions with feedback, half of them with a wrong answer."""
     rng = random.Random("traffic")
     task = progress.add_task("requests and feedback of callers", total=LOGGED)
@@ -260,7 +260,7 @@ async def run_demo(home: Path, console: Console) -> Story:
             task = progress.add_task("database, engine, service, trainer", total=1)
             await until_ready(client, process, log)
             progress.advance(task)
-            traffic = Traffic(client)
+            traffic = SimulatedTraffic(client)
             await log_traffic(traffic, progress)
             history = None
             async with traffic.in_background(pause_s=4.0):

@@ -11,7 +11,7 @@ from gadfly.records import AdminAction, Feedback, Interaction, Kind
 from gadfly.service.keyring import Caller
 from gadfly.service.recording.recorder import Recorder
 from gadfly.store.database import Database
-from gadfly.store.interactions import Facts, Filters, Page, Withdrawn
+from gadfly.store.interactions import Filters, InteractionFacts, Page, Withdrawn
 from gadfly.store.learning import LedgerEntry
 
 
@@ -55,7 +55,7 @@ class History:
                 session, scope=caller.scope, filters=filters, limit=limit, cursor=cursor
             )
 
-    async def read(self, caller: Caller, interaction_id: UUID) -> tuple[Interaction, list[Feedback], Facts]:
+    async def read(self, caller: Caller, interaction_id: UUID) -> tuple[Interaction, list[Feedback], InteractionFacts]:
         """One whole interaction, the feedback about it, oldest first, and its label. Raises as `find`."""
         spooled = await self._spooled(caller, interaction_id)
         spooled_feedback = await self._recorder.lookup_feedback(interaction_id)
@@ -137,7 +137,7 @@ class History:
         return spooled if spooled is not None and caller.scope in (None, spooled.key_id) else None
 
 
-def _unlabelled(interaction: Interaction) -> Facts:
+def _unlabelled(interaction: Interaction) -> InteractionFacts:
     """What is known about an interaction in the spool: votes are counted when it is stored."""
     own = [item for item in interaction.critiques if item.round == 0 and item.sample == 0 and not item.supplied]
-    return Facts(confidence=own[0].confidence if own else None)
+    return InteractionFacts(confidence=own[0].confidence if own else None)

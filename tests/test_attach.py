@@ -18,7 +18,7 @@ import structlog
 
 from gadfly import prompts, store
 from gadfly.actor import open_actor
-from gadfly.cli.doctor import Finding, Outcome, examine
+from gadfly.cli.doctor import CheckResult, Finding, examine
 from gadfly.engine_client import ACTOR, EnginePool
 from gadfly.grading import Grader
 from gadfly.records import new_id
@@ -159,7 +159,7 @@ async def test_a_wrong_key_is_one_sentence(attached: Settings, key: str | None, 
     assert (refused.status_code, refused.json()["title"], refused.json()["detail"]) == (503, "Engine refused", sentence)
     assert "retry-after" not in refused.headers
     found = await findings(settings)
-    assert (found["engine"].outcome, found["engine"].says) == (Outcome.FAIL, f"T{sentence[1:]}.")
+    assert (found["engine"].outcome, found["engine"].says) == (CheckResult.FAIL, f"T{sentence[1:]}.")
     assert [log["reason"] for log in logs if log["event"] == "engine_refuses"] == [sentence]
 
 
@@ -202,12 +202,12 @@ async def test_an_engine_without_adapters_serves_version_0_and_says_so(
 async def test_doctor_knows_what_an_engine_lacks(attached: Settings, plain: ForeignEngine, critic_model: Path) -> None:
     settings = Settings(**{**attached.model_dump(), "model": str(critic_model)})
     swap = (await findings(settings))["hot swap"]
-    assert (swap.outcome, swap.do) == (Outcome.OK, ""), swap
+    assert (swap.outcome, swap.do) == (CheckResult.OK, ""), swap
     for name in ("adapters", "slots 4", "rank 8", "plugin", "priorities", "prefix cache", "context 4096"):
         assert name in swap.says
     bare = Settings(**{**settings.model_dump(), "engine_urls": (plain.url,), "engine_key": ACTOR_KEY})
     swap = (await findings(bare))["hot swap"]
-    assert swap.outcome is Outcome.WARN
+    assert swap.outcome is CheckResult.WARN
     assert "lacks adapters (--enable-lora), loading at run time (VLLM_ALLOW_RUNTIME_LORA_UPDATING=1)" in swap.says
     assert "does not show whether it has slots of 4, rank of 8" in swap.says
     assert f"--served-model-name {ACTOR_NAME}" in swap.do

@@ -38,6 +38,34 @@ def test_every_setting_passes(service: str) -> None:
         assert re.fullmatch(rf"\$\{{{name}:-[^}}]*\}}", environment[name]), f"{name} has a value of its own"
 
 
+@pytest.mark.parametrize("service", ["secrets", "db", "migrate", "engine", "service", "trainer"])
+def test_containers_cannot_change_themselves_or_gain_rights(service: str) -> None:
+    made = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())["services"][service]
+    assert made["read_only"] is True
+    assert made["cap_drop"] == ["ALL"]
+    assert made["security_opt"] == ["no-new-privileges:true"]
+    root = {"secrets": {"CHOWN", "DAC_OVERRIDE", "FOWNER"}}  # changes owners
+    root["db"] = root["secrets"] | {"SETGID", "SETUID"}  # becomes the user postgres
+    assert set(made.get("cap_add", ())) == root.get(service, set())
+    if service not in root:
+        assert made["user"] == "${CONTAINER_USER:-10001:10001}"
+
+
+def test_each_secret_is_only_where_it_is_needed() -> None:
+    services = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())["services"]
+    mounts = {
+        volume: {
+            name for name, made in services.items() if any(each.startswith(f"{volume}:") for each in made["volumes"])
+        }
+        for volume in ("secrets", "password", "superuser")
+    }
+    assert mounts == {
+        "secrets": {"secrets", "migrate", "service"},  # the admin key; the service's is for `docker compose exec`
+        "password": {"secrets", "db", "migrate", "service", "trainer"},
+        "superuser": {"secrets", "db"},
+    }
+
+
 @pytest.mark.skipif(shutil.which("docker-compose") is None, reason="docker-compose is not installed")
 @pytest.mark.parametrize(("overrides", "variables"), COMBINATIONS)
 def test_the_files_are_valid_and_no_file_is_edited(overrides: tuple[str, ...], variables: dict[str, str]) -> None:

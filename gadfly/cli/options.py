@@ -28,7 +28,7 @@ def variable_of(name: str) -> str:
     return f"{ENV_PREFIX}{name.upper()}"
 
 
-class Source(StrEnum):
+class ValueSource(StrEnum):
     """Source of a setting's value."""
 
     DEFAULT = "default"
@@ -42,7 +42,7 @@ class SettingRow:
 
     name: str
     value: str | None
-    source: Source
+    source: ValueSource
     given_as: str | None  # the variable or flag, None for a default
     description: str
 
@@ -104,11 +104,11 @@ def describe(settings: Settings, *, flags: Mapping[str, str], environment: Mappi
     for name, field in Settings.model_fields.items():
         variable = variables.get(variable_of(name))
         if name in flags:
-            source, given_as = Source.FLAG, flag_of(name)
+            source, given_as = ValueSource.FLAG, flag_of(name)
         elif variable is not None and environment[variable] != "":
-            source, given_as = Source.ENVIRONMENT, variable
+            source, given_as = ValueSource.ENVIRONMENT, variable
         else:
-            source, given_as = Source.DEFAULT, None
+            source, given_as = ValueSource.DEFAULT, None
         value = shown(name, getattr(settings, name))
         rows.append(SettingRow(name, value, source, given_as, field.description or ""))
     return rows

@@ -11,7 +11,7 @@ _TOO_LATE = "it does not answer in time"
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ProbeResponse:
     """The answer of an address."""
 
     status: int | None  # HTTP status, None without an answer
@@ -28,7 +28,7 @@ class Answer:
         return self.problem == _TOO_LATE
 
 
-async def get(url: str, *, limit_s: float = LIMIT_S, key: str | None = None) -> Answer:
+async def get(url: str, *, limit_s: float = LIMIT_S, key: str | None = None) -> ProbeResponse:
     """GET `url`, which may be `unix:///path/to/socket` followed by `:/path`."""
     url, uds = _unix(url)
     headers = {"authorization": f"Bearer {key}"} if key else {}
@@ -37,12 +37,12 @@ async def get(url: str, *, limit_s: float = LIMIT_S, key: str | None = None) -> 
         async with httpx.AsyncClient(transport=transport, timeout=limit_s, headers=headers) as client:
             response = await client.get(url)
     except httpx.HTTPError as error:
-        return Answer(None, None, _reason(error))
+        return ProbeResponse(None, None, _reason(error))
     try:
         body = response.json()
     except ValueError:
         body = None
-    return Answer(
+    return ProbeResponse(
         response.status_code, body, "" if response.status_code == 200 else f"it answers {response.status_code}"
     )
 

@@ -10,19 +10,19 @@ Example:
 """
 
 from gadfly.client import calls
-from gadfly.client.calls import Event, RunEvent, Text
+from gadfly.client.calls import Event, StreamedRunEvent, TextDelta
 from gadfly.client.clients import AsyncClient, Client
-from gadfly.client.errors import Problem, ServiceError, ServiceUnavailable, problem_text
+from gadfly.client.errors import ProblemDetails, ServiceError, ServiceUnavailable, problem_text
 
 __all__ = [
     "AsyncClient",
     "Client",
     "Event",
-    "Problem",
-    "RunEvent",
+    "ProblemDetails",
     "ServiceError",
     "ServiceUnavailable",
-    "Text",
+    "StreamedRunEvent",
+    "TextDelta",
     "calls",
     "problem_text",
 ]

@@ -53,7 +53,7 @@ class Call(Generic[T_co]):
     accepts: tuple[int, ...] = ()  # error statuses whose body is an answer too
 
 
-class Page(Protocol[T_co]):
+class ListPage(Protocol[T_co]):
     """One page of a list."""
 
     @property
@@ -86,7 +86,7 @@ class StreamCall(Generic[T_co]):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Text:
+class TextDelta:
     """A piece of a text, as it is generated."""
 
     role: Role
@@ -96,7 +96,7 @@ class Text:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RunEvent:
+class StreamedRunEvent:
     """An event of a training run; `data` depends on its kind, which is a plain text where a later release added it."""
 
     id: int
@@ -363,7 +363,7 @@ def reproduce(run_id: UUID | str) -> Call[RunView]:
     return Call(method="POST", path=path, body={}, read=_one(RunView), is_repeatable=False)
 
 
-def run_events(run_id: UUID | str, *, after: int = 0) -> StreamCall[RunEvent]:
+def run_events(run_id: UUID | str, *, after: int = 0) -> StreamCall[StreamedRunEvent]:
     """The events of a run after the one with the id `after`: `GET /admin/runs/{id}/events`."""
     return StreamCall(
         method="GET",
@@ -374,7 +374,7 @@ def run_events(run_id: UUID | str, *, after: int = 0) -> StreamCall[RunEvent]:
     )
 
 
-def run_event(event: Event) -> RunEvent:
+def run_event(event: Event) -> StreamedRunEvent:
     """A run's event of a server-sent one."""
     data = dict(event.data)
     at = datetime.fromisoformat(data.pop("at"))
@@ -382,7 +382,7 @@ def run_event(event: Event) -> RunEvent:
         kind: EventKind | str = EventKind(event.name)
     except ValueError:
         kind = event.name
-    return RunEvent(id=event.id, kind=kind, at=at, data=data)
+    return StreamedRunEvent(id=event.id, kind=kind, at=at, data=data)
 
 
 # ----------------------------------------------------------------------------------------------------------- the labels
@@ -509,14 +509,14 @@ def readiness() -> Call[Readiness]:
 # -------------------------------------------------------------------------------------------------------------- helpers
 
 
-def streamed(call: Call[T]) -> StreamCall[Text | T]:
+def streamed(call: Call[T]) -> StreamCall[TextDelta | T]:
     """The same request, answered as it is generated: pieces of text, and the result last."""
 
-    def read(event: Event) -> Text | T:
+    def read(event: Event) -> TextDelta | T:
         if event.name != "text":
             return call.read(json.dumps(event.data).encode())
         data = event.data
-        return Text(role=Role(data["role"]), round=data["round"], sample=data["sample"], text=data["text"])
+        return TextDelta(role=Role(data["role"]), round=data["round"], sample=data["sample"], text=data["text"])
 
     return StreamCall(
         method=call.method,

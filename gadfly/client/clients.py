@@ -27,7 +27,7 @@ from tenacity import (
 )
 
 from gadfly.client import calls
-from gadfly.client.calls import Call, Event, Page, RunEvent, StreamCall, next_page
+from gadfly.client.calls import Call, Event, ListPage, StreamCall, StreamedRunEvent, next_page
 from gadfly.client.errors import (
     Resend,
     ServiceError,
@@ -112,7 +112,7 @@ class Client(Api, Sender):
         """The answer of a request as the parsed JSON that the service sent, with fields of later releases."""
         return _read(json.loads, self._body(call), self._url)
 
-    def pages(self, call: Call[Page[T]]) -> Iterator[T]:
+    def pages(self, call: Call[ListPage[T]]) -> Iterator[T]:
         """The items of this page of a list and of all that follow it."""
         while True:
             page = self.send(call)
@@ -145,7 +145,7 @@ class Client(Api, Sender):
         *,
         after: int = 0,
         on_unavailable: Callable[[ServiceUnavailable], None] | None = None,
-    ) -> Iterator[RunEvent]:
+    ) -> Iterator[StreamedRunEvent]:
         """Every event of a training run until it is over, each once, also when the connection is lost in between.
 
         Args:
@@ -241,7 +241,7 @@ class AsyncClient(Api, AsyncSender):
         """The answer of a request as the parsed JSON that the service sent, with fields of later releases."""
         return _read(json.loads, await self._body(call), self._url)
 
-    async def pages(self, call: Call[Page[T]]) -> AsyncIterator[T]:
+    async def pages(self, call: Call[ListPage[T]]) -> AsyncIterator[T]:
         """The items of this page of a list and of all that follow it."""
         while True:
             page = await self.send(call)
@@ -278,7 +278,7 @@ class AsyncClient(Api, AsyncSender):
         *,
         after: int = 0,
         on_unavailable: Callable[[ServiceUnavailable], None] | None = None,
-    ) -> AsyncIterator[RunEvent]:
+    ) -> AsyncIterator[StreamedRunEvent]:
         """Every event of a training run until it is over; see `Client.follow`."""
         following = _Following(run_id, after=after, on_unavailable=on_unavailable)
         while True:
@@ -334,7 +334,7 @@ class _Following:
         self._unavailable_since: float | None = None
         self.is_over = False
 
-    def call(self) -> StreamCall[RunEvent]:
+    def call(self) -> StreamCall[StreamedRunEvent]:
         """The request for the events that are not known yet."""
         self._before = self._seen
         return calls.run_events(self._run_id, after=self._seen)

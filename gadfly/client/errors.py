@@ -21,7 +21,7 @@ class Resend(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Problem:
+class ProblemDetails:
     """What the service said about a refused request. `type` is the stable name of its kind."""
 
     status: int | None = None  # None: no answer
@@ -40,9 +40,9 @@ class ServiceError(GadflyError):
     and its headers; None where the service sent none.
     """
 
-    def __init__(self, message: str, *, problem: Problem | None = None, resend: Resend = Resend.NEVER) -> None:
+    def __init__(self, message: str, *, problem: ProblemDetails | None = None, resend: Resend = Resend.NEVER) -> None:
         super().__init__(message)
-        self.problem = problem or Problem()
+        self.problem = problem or ProblemDetails()
         self.resend = resend
 
     @property
@@ -84,10 +84,10 @@ def problem_text(document: Mapping[str, Any], *, retry_after: str | None = None)
     return f"{document.get('title')}: {text}"
 
 
-def problem_of(document: Mapping[str, Any], *, headers: Mapping[str, str]) -> Problem:
+def problem_of(document: Mapping[str, Any], *, headers: Mapping[str, str]) -> ProblemDetails:
     """A problem document with the headers of its response."""
     status, errors = document.get("status"), document.get("errors") or ()
-    return Problem(
+    return ProblemDetails(
         status=status if isinstance(status, int) else None,
         type=document.get("type"),
         title=document.get("title"),
@@ -112,7 +112,9 @@ def refusal(response: httpx.Response, *, url: str) -> ServiceError:
     if not isinstance(document, dict) or "title" not in document:
         return kind(
             f"{url} answered {response.status_code} and is not a Gadfly service: check --url or GADFLY_URL.",
-            problem=Problem(status=response.status_code, retry_after_s=_number(response.headers.get("retry-after"))),
+            problem=ProblemDetails(
+                status=response.status_code, retry_after_s=_number(response.headers.get("retry-after"))
+            ),
             resend=resend,
         )
     text = problem_text(document, retry_after=response.headers.get("retry-after"))

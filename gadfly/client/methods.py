@@ -10,7 +10,7 @@ from functools import update_wrapper
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from gadfly.client import calls
-from gadfly.client.calls import Call, Page, StreamCall
+from gadfly.client.calls import Call, ListPage, StreamCall
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -23,7 +23,7 @@ class Sender(ABC):
     def send(self, call: Call[T]) -> T: ...
 
     @abstractmethod
-    def pages(self, call: Call[Page[T]]) -> Iterator[T]: ...
+    def pages(self, call: Call[ListPage[T]]) -> Iterator[T]: ...
 
     @abstractmethod
     def stream(self, call: StreamCall[T]) -> Iterator[T]: ...
@@ -36,7 +36,7 @@ class AsyncSender(ABC):
     async def send(self, call: Call[T]) -> T: ...
 
     @abstractmethod
-    def pages(self, call: Call[Page[T]]) -> AsyncIterator[T]: ...
+    def pages(self, call: Call[ListPage[T]]) -> AsyncIterator[T]: ...
 
     @abstractmethod
     def stream(self, call: StreamCall[T]) -> AsyncIterator[T]: ...
@@ -56,7 +56,7 @@ class _Described(Generic[P, T]):
         return update_wrapper(method, self._describe)
 
 
-class Method(_Described[P, Call[T]]):
+class ApiMethod(_Described[P, Call[T]]):
     """One request and its answer."""
 
     @overload
@@ -69,7 +69,7 @@ class Method(_Described[P, Call[T]]):
         return self if client is None else self._bound(client.send)
 
 
-class Pages(_Described[P, Call[Page[T]]]):
+class Pages(_Described[P, Call[ListPage[T]]]):
     """The items of all pages of a list."""
 
     @overload
@@ -86,10 +86,10 @@ class Streamed(_Described[P, Call[T]]):
     """The answer of a request as it is generated: pieces of text, and the answer last."""
 
     @overload
-    def __get__(self, client: Sender, owner: type[Any]) -> Callable[P, Iterator[calls.Text | T]]: ...
+    def __get__(self, client: Sender, owner: type[Any]) -> Callable[P, Iterator[calls.TextDelta | T]]: ...
 
     @overload
-    def __get__(self, client: AsyncSender, owner: type[Any]) -> Callable[P, AsyncIterator[calls.Text | T]]: ...
+    def __get__(self, client: AsyncSender, owner: type[Any]) -> Callable[P, AsyncIterator[calls.TextDelta | T]]: ...
 
     def __get__(self, client: Sender | AsyncSender | None, owner: type[Any]) -> Any:
         return self if client is None else self._bound(lambda call: client.stream(calls.streamed(call)))
@@ -98,59 +98,59 @@ class Streamed(_Described[P, Call[T]]):
 class Api:
     """The methods of both clients."""
 
-    critique = Method(calls.critique)
+    critique = ApiMethod(calls.critique)
     stream_critique = Streamed(calls.critique)
-    refine = Method(calls.refine)
+    refine = ApiMethod(calls.refine)
     stream_refine = Streamed(calls.refine)
-    feedback = Method(calls.feedback)
-    withdraw_feedback = Method(calls.withdraw_feedback)
+    feedback = ApiMethod(calls.feedback)
+    withdraw_feedback = ApiMethod(calls.withdraw_feedback)
 
     interactions = Pages(calls.interactions)
-    interactions_page = Method(calls.interactions)
-    interaction = Method(calls.interaction)
-    replay = Method(calls.replay)
-    learning = Method(calls.learning)
-    delete_interaction = Method(calls.delete_interaction)
+    interactions_page = ApiMethod(calls.interactions)
+    interaction = ApiMethod(calls.interaction)
+    replay = ApiMethod(calls.replay)
+    learning = ApiMethod(calls.learning)
+    delete_interaction = ApiMethod(calls.delete_interaction)
 
-    forget = Method(calls.forget)
-    retention = Method(calls.retention)
+    forget = ApiMethod(calls.forget)
+    retention = ApiMethod(calls.retention)
 
-    critics = Method(calls.critics)
-    critic = Method(calls.critic)
-    promote = Method(calls.promote)
-    rollback = Method(calls.rollback)
+    critics = ApiMethod(calls.critics)
+    critic = ApiMethod(calls.critic)
+    promote = ApiMethod(calls.promote)
+    rollback = ApiMethod(calls.rollback)
 
-    overview = Method(calls.overview)
-    accuracy = Method(calls.accuracy)
+    overview = ApiMethod(calls.overview)
+    accuracy = ApiMethod(calls.accuracy)
 
-    plan = Method(calls.plan)
-    retrain = Method(calls.retrain)
+    plan = ApiMethod(calls.plan)
+    retrain = ApiMethod(calls.retrain)
     runs = Pages(calls.runs)
-    runs_page = Method(calls.runs)
-    run = Method(calls.run)
-    run_steps = Method(calls.run_steps)
-    run_samples = Method(calls.run_samples)
-    compare_runs = Method(calls.compare_runs)
-    cancel = Method(calls.cancel)
-    reproduce = Method(calls.reproduce)
+    runs_page = ApiMethod(calls.runs)
+    run = ApiMethod(calls.run)
+    run_steps = ApiMethod(calls.run_steps)
+    run_samples = ApiMethod(calls.run_samples)
+    compare_runs = ApiMethod(calls.compare_runs)
+    cancel = ApiMethod(calls.cancel)
+    reproduce = ApiMethod(calls.reproduce)
 
-    label = Method(calls.label)
-    set_label = Method(calls.set_label)
+    label = ApiMethod(calls.label)
+    set_label = ApiMethod(calls.set_label)
     conflicts = Pages(calls.conflicts)
-    take_labels = Method(calls.take_labels)
-    skip_label = Method(calls.skip_label)
-    release_labels = Method(calls.release_labels)
-    label_progress = Method(calls.label_progress)
+    take_labels = ApiMethod(calls.take_labels)
+    skip_label = ApiMethod(calls.skip_label)
+    release_labels = ApiMethod(calls.release_labels)
+    label_progress = ApiMethod(calls.label_progress)
     acts = Pages(calls.acts)
 
-    keys = Method(calls.keys)
-    create_key = Method(calls.create_key)
-    revoke_key = Method(calls.revoke_key)
-    distrust_key = Method(calls.distrust_key)
-    trust_key = Method(calls.trust_key)
-    settings = Method(calls.settings)
-    task = Method(calls.task)
-    try_grader = Method(calls.try_grader)
+    keys = ApiMethod(calls.keys)
+    create_key = ApiMethod(calls.create_key)
+    revoke_key = ApiMethod(calls.revoke_key)
+    distrust_key = ApiMethod(calls.distrust_key)
+    trust_key = ApiMethod(calls.trust_key)
+    settings = ApiMethod(calls.settings)
+    task = ApiMethod(calls.task)
+    try_grader = ApiMethod(calls.try_grader)
 
-    state = Method(calls.state)
-    readiness = Method(calls.readiness)
+    state = ApiMethod(calls.state)
+    readiness = ApiMethod(calls.readiness)

@@ -49,7 +49,7 @@ class ModelUnavailable(EngineError):
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelSource:
     """The value of vLLM's `--model`: a local folder, or a hub id whose weights vLLM fetches itself."""
 
     name: str
@@ -66,7 +66,7 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def resolve(model: str, *, default: Path, report: Report = say) -> Model:
+def resolve(model: str, *, default: Path, report: Report = say) -> ModelSource:
     """The model that `settings.model` names. The default model is made on first use, which takes about a minute.
 
     `default` is its folder: `settings.default_model`.
@@ -76,14 +76,14 @@ def resolve(model: str, *, default: Path, report: Report = say) -> Model:
     """
     if model == DEFAULT_MODEL:
         folder = make_default(default, report=report)
-        return Model(name=str(folder), folder=folder, config=folder / "config.json")
+        return ModelSource(name=str(folder), folder=folder, config=folder / "config.json")
     folder = Path(model).expanduser()
     if folder.is_dir():
         folder = folder.resolve()
         check_folder(folder)
-        return Model(name=str(folder), folder=folder, config=folder / "config.json")
+        return ModelSource(name=str(folder), folder=folder, config=folder / "config.json")
     if _HUB_ID.fullmatch(model):
-        return Model(name=model, folder=None, config=fetch_config(model))
+        return ModelSource(name=model, folder=None, config=fetch_config(model))
     raise ModelUnavailable(f"There is no model folder {model}.")
 
 

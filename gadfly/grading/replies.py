@@ -32,33 +32,33 @@ _ANSWER_KEYS = ("final_answer", "finalanswer", "final answer", "answer", "ans", 
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class ReplyText:
     """The text to read an answer from. `is_cut`: it ends where the model had not finished."""
 
     text: str
     is_cut: bool
 
 
-def answering_part(text: str, *, is_cut: bool = False) -> Reply:
+def answering_part(text: str, *, is_cut: bool = False) -> ReplyText:
     """The part of a reply that answers: one turn, up to the first question that the model made up."""
     first = _first_turn(text)
     thoughts = list(_THOUGHT.finditer(first))
     if thoughts:
         first, text = first[thoughts[-1].end() :], text[thoughts[-1].end() :] if first is text else text
     elif _THINKS.search(first):
-        return Reply("", is_cut=True)
+        return ReplyText("", is_cut=True)
     answered = _up_to_next_task(first)
     is_cut = is_cut and len(answered) == len(text)
-    return Reply(_from_json(answered), is_cut)
+    return ReplyText(_from_json(answered), is_cut)
 
 
-def own_turn(text: str, *, is_cut: bool = False) -> Reply:
+def own_turn(text: str, *, is_cut: bool = False) -> ReplyText:
     """One turn of a reply without its thoughts; no text where the thoughts are not closed."""
     first = _first_turn(text)
     is_cut = is_cut and len(first) == len(_TURN_MARK.sub("\n", text))
     if thoughts := list(_THOUGHT.finditer(first)):
-        return Reply(first[thoughts[-1].end() :], is_cut)
-    return Reply("", is_cut=True) if _THINKS.search(first) else Reply(first, is_cut)
+        return ReplyText(first[thoughts[-1].end() :], is_cut)
+    return ReplyText("", is_cut=True) if _THINKS.search(first) else ReplyText(first, is_cut)
 
 
 def _first_turn(text: str) -> str:

@@ -166,7 +166,7 @@ def _key(kind: bytes, content: bytes) -> int:
 
 
 @dataclass(slots=True)
-class Key:
+class BlockKey:
     """What is known of a key."""
 
     split: Split  # the side of the first question with it; only a retirement (`gadfly/store/wear.py`) changes it
@@ -186,7 +186,7 @@ class Blocks:
         rule: which keys bind.
     """
 
-    keys: dict[int, Key]
+    keys: dict[int, BlockKey]
     recent: Counter[Split]
     heldout_share: float
     rule: SplitBlocks = SplitBlocks.NEAR
@@ -220,7 +220,7 @@ class Blocks:
         return self._majority(binding)
 
     @staticmethod
-    def _majority(binding: Mapping[int, Key]) -> Split | None:
+    def _majority(binding: Mapping[int, BlockKey]) -> Split | None:
         heldout = sum(key.split is Split.HELDOUT for key in binding.values())
         if not binding:
             return None
@@ -235,7 +235,7 @@ class Blocks:
         found = self.keys.get(key)
         is_train = split is Split.TRAIN
         if found is None:
-            self.keys[key] = Key(split, in_training=is_train)
+            self.keys[key] = BlockKey(split, in_training=is_train)
         elif found.questions < LARGE or (is_train and not found.in_training):
             found.questions = min(LARGE, found.questions + 1)
             found.in_training |= is_train

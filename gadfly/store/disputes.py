@@ -16,7 +16,7 @@ from gadfly.errors import NotFound
 from gadfly.records import Ruling, Split
 from gadfly.store.labels import WHITE_SPACE, AnswerKey, is_about, is_among, relabel, stored_text_sha256
 from gadfly.store.tables import AnswerRow, CriticVersionRow, InteractionRow, QuestionRow, StoredVotes
-from gadfly.votes import LabelSource, Standing, Votes
+from gadfly.votes import LabelSource, VoteAgreement, Votes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +29,7 @@ class JudgedAnswer:
     split: Split
     votes: Votes
     voted_right: bool | None
-    standing: Standing
+    standing: VoteAgreement
     is_right: bool | None
     source: LabelSource | None
     frozen_at: datetime | None
@@ -82,12 +82,12 @@ async def disputed_answers(
     the one after `after` on.
     """
     differs = or_(
-        AnswerRow.standing.in_((Standing.CONFLICT, Standing.DISPUTED)),
+        AnswerRow.standing.in_((VoteAgreement.CONFLICT, VoteAgreement.DISPUTED)),
         and_(AnswerRow.frozen_at.is_not(None), AnswerRow.voted_right != AnswerRow.is_right),
     )
     chosen = (
         select(AnswerRow.question_hash, AnswerRow.text_sha256)
-        .where(AnswerRow.ruling.is_(None), AnswerRow.standing == Standing.CONFLICT if only_conflicts else differs)
+        .where(AnswerRow.ruling.is_(None), AnswerRow.standing == VoteAgreement.CONFLICT if only_conflicts else differs)
         .order_by(AnswerRow.question_hash, AnswerRow.text_sha256)
         .limit(limit)
     )

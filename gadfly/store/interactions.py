@@ -76,7 +76,7 @@ from gadfly.store.tables import (
 from gadfly.store.wall import place_questions
 from gadfly.store.words import known_reference
 from gadfly.verdict import Verdict
-from gadfly.votes import LabelSource, Standing
+from gadfly.votes import LabelSource, VoteAgreement
 
 Scope = UUID | None
 """The rows that a call may see: those of the key with this id, or all (None)."""
@@ -355,7 +355,7 @@ class Withdrawn:
 
     interaction_id: UUID
     is_right: bool | None  # its label now
-    standing: Standing
+    standing: VoteAgreement
     is_frozen: bool
 
 
@@ -406,7 +406,9 @@ async def withdraw_feedback(
         )
     ).one()
     if answer[2]:  # an imported question
-        return Withdrawn(interaction_id=interaction_id, is_right=None, standing=Standing.NONE, is_frozen=False), removed
+        return Withdrawn(
+            interaction_id=interaction_id, is_right=None, standing=VoteAgreement.NONE, is_frozen=False
+        ), removed
     key = (answer[0], answer[1])
     if stored_at is not None:
         await session.execute(
@@ -539,7 +541,7 @@ def _has_label(label: LabelState) -> ColumnElement[bool]:
         case LabelState.WRONG:
             return labelled.where(AnswerRow.is_right.is_(False))
         case LabelState.CONFLICT:
-            return labelled.where(AnswerRow.is_right.is_(None), AnswerRow.standing == Standing.CONFLICT)
+            return labelled.where(AnswerRow.is_right.is_(None), AnswerRow.standing == VoteAgreement.CONFLICT)
         case LabelState.NONE:
             return ~labelled.where(AnswerRow.is_right.is_not(None))
 
@@ -560,16 +562,16 @@ def _has_confidence(low: float, high: float) -> ColumnElement[bool]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Facts:
+class InteractionFacts:
     """What is known about an interaction besides its own record."""
 
     confidence: float | None = None  # of the verdict of the first critique
     label: bool | None = None
     label_source: LabelSource | None = None
-    standing: Standing = Standing.NONE
+    standing: VoteAgreement = VoteAgreement.NONE
 
 
-async def facts_of(session: AsyncSession, ids: Sequence[UUID]) -> dict[UUID, Facts]:
+async def facts_of(session: AsyncSession, ids: Sequence[UUID]) -> dict[UUID, InteractionFacts]:
     """The label and the critic's confidence of interactions, by their ids."""
     p_correct: ColumnElement[float | None] = literal_column(P_CORRECT)
     first = (
@@ -596,11 +598,11 @@ async def facts_of(session: AsyncSession, ids: Sequence[UUID]) -> dict[UUID, Fac
         .where(InteractionRow.id.in_(ids))
     )
     return {
-        row.id: Facts(
+        row.id: InteractionFacts(
             confidence=row.confidence,
             label=row.is_right,
             label_source=row.source,
-            standing=row.standing or Standing.NONE,
+            standing=row.standing or VoteAgreement.NONE,
         )
         for row in rows
     }
@@ -612,7 +614,7 @@ class Page:
 
     interactions: list[Interaction]
     next_cursor: str | None
-    facts: Mapping[UUID, Facts]
+    facts: Mapping[UUID, InteractionFacts]
 
 
 async def read_interaction(session: AsyncSession, id: UUID, *, scope: Scope) -> Interaction:

@@ -27,7 +27,7 @@ from gadfly.store.tables import (
     ShadowVerdictRow,
 )
 from gadfly.verdict import Verdict
-from gadfly.votes import LabelSource, Standing
+from gadfly.votes import LabelSource, VoteAgreement
 
 _LOCK = 0x6761_6471_7565  # "gadque"
 _WINDOWS = (2_000, 20_000)  # newest interactions that are looked at
@@ -119,7 +119,7 @@ def _candidates(
         )
         .join(AnswerRow, is_about(AnswerRow, InteractionRow))
         .where(
-            AnswerRow.standing == Standing.CONFLICT,
+            AnswerRow.standing == VoteAgreement.CONFLICT,
             AnswerRow.is_right.is_(None),
             *(() if scope is None else (InteractionRow.key_id == scope,)),
         )
@@ -157,7 +157,7 @@ def _candidates(
         AnswerRow.source == LabelSource.PERSON, func.jsonb_array_length(AnswerRow.votes) == 1, is_against
     )
     reason: ColumnElement[str | None] = case(
-        (and_(is_open, AnswerRow.standing == Standing.CONFLICT), QueueReason.CONFLICT.value),
+        (and_(is_open, AnswerRow.standing == VoteAgreement.CONFLICT), QueueReason.CONFLICT.value),
         (and_(is_open, other.is_not(None)), QueueReason.DISAGREEMENT.value),
         (is_contradicted, QueueReason.CONTRADICTED.value),
         (and_(is_open, p_right.is_not(None)), QueueReason.UNCERTAIN.value),

@@ -60,8 +60,8 @@ from gadfly.votes import (
     LabelModel,
     LabelSource,
     Pattern,
-    Standing,
     Vote,
+    VoteAgreement,
     Votes,
     fit,
     label,
@@ -168,7 +168,9 @@ async def relabel(session: AsyncSession, answers: Collection[AnswerKey]) -> None
             insert(AnswerRow)
             .from_select(
                 ["question_hash", "text_sha256", "votes", "standing"],
-                select(wanted.c.question_hash, wanted.c.text, literal((), StoredVotes), literal(Standing.NONE.value)),
+                select(
+                    wanted.c.question_hash, wanted.c.text, literal((), StoredVotes), literal(VoteAgreement.NONE.value)
+                ),
             )
             .on_conflict_do_nothing()
         )
@@ -206,7 +208,7 @@ class _State:
 
     votes: Votes
     voted_right: bool | None
-    standing: Standing
+    standing: VoteAgreement
     is_right: bool | None
     source: LabelSource | None
     key_id: UUID | None

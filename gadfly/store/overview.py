@@ -28,7 +28,7 @@ from gadfly.store.tables import (
 )
 from gadfly.training import EventKind, GateOutcome
 from gadfly.verdict import Verdict
-from gadfly.votes import Standing
+from gadfly.votes import VoteAgreement
 
 
 class Bucket(StrEnum):
@@ -40,7 +40,7 @@ class Bucket(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Judgements:
+class VerdictCounts:
     """Verdicts of one version on labelled answers of one class in one bucket of time."""
 
     version: int
@@ -52,7 +52,7 @@ class Judgements:
 
 async def judgements(
     session: AsyncSession, *, since: datetime, until: datetime, bucket: Bucket | None
-) -> list[Judgements]:
+) -> list[VerdictCounts]:
     """Counts by version, bucket and class, of traffic from `since` to before `until`.
 
     The rule is that of a critic's scoreboard: the newest right and the newest wrong answer to each question count, by
@@ -101,7 +101,7 @@ async def judgements(
         .order_by(each.c.version, each.c.at, each.c.was_right)
     )
     return [
-        Judgements(version=version, at=at, was_right=was_right, hits=hits, of=of)
+        VerdictCounts(version=version, at=at, was_right=was_right, hits=hits, of=of)
         for version, at, was_right, hits, of in rows
     ]
 
@@ -136,7 +136,7 @@ class RunAlarm:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Waiting:
+class WaitingForPerson:
     """What waits for a person."""
 
     conflicts: int  # answers without a label because their votes differ
@@ -146,13 +146,13 @@ class Waiting:
     refused_swap: Swap | None
 
 
-async def waiting(session: AsyncSession, *, live: int) -> Waiting:
+async def waiting(session: AsyncSession, *, live: int) -> WaitingForPerson:
     """What waits for a person now: alarms of the last 30 days, and undecided critics newer than the live one."""
     is_open = AnswerRow.ruling.is_(None)
     conflicts = await session.scalar(
-        select(func.count()).where(is_open, AnswerRow.standing == Standing.CONFLICT, AnswerRow.is_right.is_(None))
+        select(func.count()).where(is_open, AnswerRow.standing == VoteAgreement.CONFLICT, AnswerRow.is_right.is_(None))
     )
-    disputed = await session.scalar(select(func.count()).where(is_open, AnswerRow.standing == Standing.DISPUTED))
+    disputed = await session.scalar(select(func.count()).where(is_open, AnswerRow.standing == VoteAgreement.DISPUTED))
     undecided = await session.execute(
         select(CriticVersionRow.version, TrainingRunRow.id, CriticVersionRow.created_at)
         .join(TrainingRunRow, TrainingRunRow.id == CriticVersionRow.run_id)
@@ -177,7 +177,7 @@ async def waiting(session: AsyncSession, *, live: int) -> Waiting:
         .limit(1)
     )
     is_refused = last is not None and last.status is SwapStatus.REFUSED
-    return Waiting(
+    return WaitingForPerson(
         conflicts=conflicts or 0,
         disputed=disputed or 0,
         undecided=[Undecided(version=version, run_id=run_id, at=at) for version, run_id, at in undecided],

@@ -43,7 +43,7 @@ from gadfly.records import (
 from gadfly.storable import storable_json, storable_text
 from gadfly.training import EventKind, GateOutcome, RunStatus, Stage, Trigger
 from gadfly.verdict import Verdict, VerdictSource
-from gadfly.votes import LabelSource, Standing, Votes, votes_from_json, votes_to_json
+from gadfly.votes import LabelSource, VoteAgreement, Votes, votes_from_json, votes_to_json
 
 
 class StoredText(TypeDecorator[str]):
@@ -149,7 +149,7 @@ class Table(DeclarativeBase):
         SwapKind: _enum(SwapKind, "swap_kind"),
         SwapStatus: _enum(SwapStatus, "swap_status"),
         LabelSource: _enum(LabelSource, "label_source"),
-        Standing: _enum(Standing, "standing"),
+        VoteAgreement: _enum(VoteAgreement, "standing"),
         Ruling: _enum(Ruling, "ruling"),
         AdminAction: _enum(AdminAction, "action"),
     }
@@ -213,7 +213,7 @@ class AnswerRow(Table):
     text_sha256: Mapped[bytes] = mapped_column(primary_key=True)
     votes: Mapped[Votes | None] = mapped_column(StoredVotes)  # NULL: labelled by an earlier release, not counted yet
     voted_right: Mapped[bool | None]
-    standing: Mapped[Standing]
+    standing: Mapped[VoteAgreement]
     is_right: Mapped[bool | None]  # the label; NULL: there is none
     source: Mapped[LabelSource | None]
     key_id: Mapped[UUID | None] = mapped_column(ForeignKey("keys.id"))  # the only key that supports the label

@@ -29,7 +29,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from gadfly.records import Split, now
 from gadfly.settings import SplitBlocks
-from gadfly.store.blocks import LARGE, BlockKeys, Blocks, Key, block_keys
+from gadfly.store.blocks import LARGE, BlockKey, BlockKeys, Blocks, block_keys
 from gadfly.store.database import Database
 from gadfly.store.split import split_of
 from gadfly.store.tables import BlockKeyRow, InteractionRow, QuestionRow
@@ -206,12 +206,12 @@ async def _enter(
         await connection.execute(delete(BlockKeyRow).where(BlockKeyRow.key == func.any(bigints(inserted))))
 
 
-async def _read_keys(connection: AsyncConnection, keys: Collection[int]) -> tuple[bytes, dict[int, Key]]:
+async def _read_keys(connection: AsyncConnection, keys: Collection[int]) -> tuple[bytes, dict[int, BlockKey]]:
     """The deployment's secret, and those of the keys that are stored."""
     rows = (await connection.execute(_READ_KEYS, {"keys": sorted(keys)})).all()
     assert rows, "the migration stores a secret"
     stored = {
-        row.key: Key(Split(row.split), row.questions, row.in_training, row.is_open)
+        row.key: BlockKey(Split(row.split), row.questions, row.in_training, row.is_open)
         for row in rows
         if row.key is not None
     }
@@ -234,7 +234,7 @@ def bigints(values: Iterable[int]) -> ColumnElement[list[int]]:
     return literal(list(values), ARRAY(BigInteger))
 
 
-def _columns(keys: Mapping[int, Key], chosen: Collection[int]) -> dict[str, list[Any]]:
+def _columns(keys: Mapping[int, BlockKey], chosen: Collection[int]) -> dict[str, list[Any]]:
     """Some of the keys as columns, in order of the keys."""
     ordered = sorted(chosen)
     return {

@@ -7,7 +7,7 @@ may not be all of it. All functions take time linear in the text, which comes fr
 import json
 import re
 
-from gadfly.grading.replies import Reply, own_turn
+from gadfly.grading.replies import ReplyText, own_turn
 from gadfly.grading.text import MAX_RESPONSE_CHARS
 from gadfly.tasks.manifest import AnswerForm, Form
 
@@ -57,7 +57,7 @@ def example_of(form: AnswerForm) -> str:
     return "42"
 
 
-def _after(reply: Reply, marker: str) -> str | None:
+def _after(reply: ReplyText, marker: str) -> str | None:
     wanted = re.compile(re.escape(marker), re.IGNORECASE)
     for line in reversed(reply.text.splitlines(keepends=True)):
         if found := list(wanted.finditer(line)):

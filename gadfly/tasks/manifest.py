@@ -19,7 +19,7 @@ MANIFEST = "task.toml"
 _MODULE = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 
 
-class _Shape(BaseModel):
+class _ManifestShape(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
@@ -34,7 +34,7 @@ class Form(StrEnum):
     JSON = "json"  # the last complete JSON object or list
 
 
-class AnswerForm(_Shape):
+class AnswerForm(_ManifestShape):
     """Where a response states its answer. A response without it, or cut before its end, has no answer."""
 
     form: Form = Form.WHOLE
@@ -50,7 +50,7 @@ class AnswerForm(_Shape):
         return self
 
 
-class _Scored(_Shape):
+class _Scored(_ManifestShape):
     """A grader that may give a score: right from `threshold` on, wrong below `wrong_below`, no answer between them."""
 
     threshold: float | None = None
@@ -82,13 +82,13 @@ class _Scored(_Shape):
         raise TypeError(f"the grader returned {value!r}; it must return {expected}")
 
 
-class MathGrader(_Shape):
+class MathGrader(_ManifestShape):
     """The rules for numbers, choices, expressions and short texts (`gadfly.grading`)."""
 
     kind: Literal["math"]
 
 
-class ExactGrader(_Shape):
+class ExactGrader(_ManifestShape):
     """The answer is the reference, after both are normalised."""
 
     kind: Literal["exact"]
@@ -106,14 +106,14 @@ class ExactGrader(_Shape):
         return answers
 
 
-class ChoiceGrader(_Shape):
+class ChoiceGrader(_ManifestShape):
     """The answer is a letter. Without an answer form, the letter is found as the rules for mathematics find it."""
 
     kind: Literal["choice"]
     choices: int = Field(4, ge=2, le=10)
 
 
-class RegexGrader(_Shape):
+class RegexGrader(_ManifestShape):
     """The reference is a regular expression that the answer matches."""
 
     kind: Literal["regex"]
@@ -121,7 +121,7 @@ class RegexGrader(_Shape):
     ignore_case: bool = False
 
 
-class Comparison(StrEnum):
+class FieldComparison(StrEnum):
     """When two values of a JSON field are equal."""
 
     EXACT = "exact"
@@ -130,7 +130,7 @@ class Comparison(StrEnum):
     UNORDERED = "unordered"  # lists in any order
 
 
-class JsonGrader(_Shape):
+class JsonGrader(_ManifestShape):
     """The answer is JSON, compared with the reference as a whole or field by field.
 
     An answer that violates the schema is wrong. A field that the reference lacks must be missing or null.
@@ -138,7 +138,7 @@ class JsonGrader(_Shape):
 
     kind: Literal["json"]
     schema_file: str = Field("", alias="schema")
-    fields: dict[str, Comparison] = Field(default_factory=dict)  # empty: the whole value is compared
+    fields: dict[str, FieldComparison] = Field(default_factory=dict)  # empty: the whole value is compared
     tolerance: float = Field(1e-6, ge=0)  # relative, of numbers
     threshold: float = Field(1.0, gt=0, le=1)  # share of equal fields from which an answer is right
 
@@ -154,7 +154,7 @@ class PythonGrader(_Scored):
     check: str | None = Field(None, pattern=_MODULE)
 
 
-class SqlGrader(_Shape):
+class SqlGrader(_ManifestShape):
     """The answer is an SQL query that selects what the reference selects, on every one of the databases."""
 
     kind: Literal["sql"]
@@ -199,7 +199,7 @@ GraderSpec = Annotated[
 _OWN_READING = ("math", "choice")  # kinds that can find the answer in a response themselves
 
 
-class Manifest(_Shape):
+class Manifest(_ManifestShape):
     """`task.toml` of a task."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,39}$")

@@ -28,8 +28,8 @@ from gadfly.tasks.answers import stated_answer
 from gadfly.tasks.manifest import (
     AnswerForm,
     ChoiceGrader,
-    Comparison,
     ExactGrader,
+    FieldComparison,
     JsonGrader,
     RegexGrader,
 )
@@ -209,7 +209,7 @@ class JsonRules(AnswerRules):
         if self._schema is not None and not self._schema.is_valid(given):
             return Grade.WRONG
         if not self._spec.fields:
-            return Grade.RIGHT if self._is_equal(Comparison.EXACT, expected, given) else Grade.WRONG
+            return Grade.RIGHT if self._is_equal(FieldComparison.EXACT, expected, given) else Grade.WRONG
         if not isinstance(given, dict):
             return Grade.WRONG
         equal = sum(self._is_equal(how, expected.get(name), given.get(name)) for name, how in self._spec.fields.items())
@@ -224,15 +224,15 @@ class JsonRules(AnswerRules):
             value = {name: value.get(name) for name in self._spec.fields}
         return json.dumps(value, sort_keys=True)
 
-    def _is_equal(self, how: Comparison, expected: Any, given: Any) -> bool:
+    def _is_equal(self, how: FieldComparison, expected: Any, given: Any) -> bool:
         match how:
-            case Comparison.TEXT if isinstance(expected, str) and isinstance(given, str):
+            case FieldComparison.TEXT if isinstance(expected, str) and isinstance(given, str):
                 return " ".join(expected.split()).casefold() == " ".join(given.split()).casefold()
-            case Comparison.NUMBER:
+            case FieldComparison.NUMBER:
                 one, other = _number(expected), _number(given)
                 if one is not None and other is not None:
                     return math.isclose(one, other, rel_tol=self._spec.tolerance, abs_tol=self._spec.tolerance)
-            case Comparison.UNORDERED if isinstance(expected, list) and isinstance(given, list):
+            case FieldComparison.UNORDERED if isinstance(expected, list) and isinstance(given, list):
                 return Counter(map(_canonical, expected)) == Counter(map(_canonical, given))
         return _canonical(expected) == _canonical(given)
 

@@ -58,7 +58,7 @@ class Decision(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Evidence:
+class WatchEvidence:
     """The decision and the numbers it rests on. Accuracies in [0, 1]; None without an outcome."""
 
     decision: Decision
@@ -94,7 +94,7 @@ def paired_losses(pairs: Sequence[Pair]) -> list[float]:
 
 def compare(
     before: Sequence[Outcome], after: Sequence[Outcome], *, callers: int, pairs: Sequence[Pair] | None = None
-) -> Evidence:
+) -> WatchEvidence:
     """Test whether the live critic is worse than the one before.
 
     Args:
@@ -123,7 +123,7 @@ def compare(
         without = [evidence(key)[1] for key in keys if key is not None]
         if (len(keys) > 1 or callers > 1) and without and min(without) < 1 / WITHOUT_A_KEY:
             decision = Decision.ONE_KEY
-    return Evidence(
+    return WatchEvidence(
         decision=decision,
         units=units,
         wealth=wealth,
@@ -168,7 +168,7 @@ class RollbackWatch:
         if self._is_on:
             await repeat(self.check, wait=partial(asyncio.sleep, _EVERY_S), failure="watch_failed")
 
-    async def check(self) -> Evidence | None:
+    async def check(self) -> WatchEvidence | None:
         """Test the live critic with the outcomes so far. None if there is nothing to test, or another replica tests it.
 
         Only a critic that the gate or an admin promoted is tested: a rollback is never undone automatically.
@@ -210,7 +210,7 @@ class RollbackWatch:
         return evidence
 
 
-def _problem(evidence: Evidence, after: Sequence[Outcome], *, is_paired: bool) -> str | None:
+def _problem(evidence: WatchEvidence, after: Sequence[Outcome], *, is_paired: bool) -> str | None:
     if evidence.decision is Decision.ONE_KEY:
         return (
             "labelled traffic shows a loss, but only by the labels of one key: automatic rollback needs a second key "

@@ -23,7 +23,7 @@ from gadfly.service.answering.answer import Answerer, fingerprint_of
 from gadfly.service.answering.idempotency import Idempotency
 from gadfly.service.critics.leases import Leases
 from gadfly.service.front.conversation import Asked, read_answer, read_question, response_of
-from gadfly.service.front.models import Model, Role, model_of
+from gadfly.service.front.models import FrontModel, Writer, model_of
 from gadfly.service.front.pieces import Trimmed
 from gadfly.service.history import History
 from gadfly.service.keyring import Caller
@@ -94,7 +94,7 @@ class ChatAnswerer:
         """
         model = model_of(body.model)
         _check_options(body, model, max_samples=self._settings.max_samples)
-        if model.role is Role.CRITIC:
+        if model.role is Writer.CRITIC:
             return await self._critique(caller, body, model, request_id, listener)
         read = partial(read_question, context=body.gadfly.context, max_chars=self._settings.max_text_chars)
         asked = read(body.turns())
@@ -118,7 +118,7 @@ class ChatAnswerer:
         self,
         caller: Caller,
         body: ChatRequest,
-        model: Model,
+        model: FrontModel,
         asked: Asked,
         request_id: str | None,
         listener: ChatListener | None,
@@ -129,7 +129,7 @@ class ChatAnswerer:
             await listener.on_start(ids[0], None)
         started = time.perf_counter()
         draft = replace(self._draft(caller, body, asked, ids[0]), request_id=request_id, fingerprint=fingerprint)
-        if model.role is Role.ACTOR:
+        if model.role is Writer.ACTOR:
             replies = await self._converse(body, None if listener is None else listener.on_delta)
             drafts = [replace(draft, id=id, request_id=None, fingerprint=None) for id in ids[1:]]
             answers = [
@@ -139,7 +139,7 @@ class ChatAnswerer:
         else:
             replies = await self._converse(body, None)
             answers = [await self._refined(caller, body, draft, replies[0], listener)]
-        cut = [reply.finish_reason == "length" for reply in replies] if model.role is Role.ACTOR else [False]
+        cut = [reply.finish_reason == "length" for reply in replies] if model.role is Writer.ACTOR else [False]
         texts = [(each.response or "", is_cut) for each, is_cut in zip(answers, cut, strict=True)]
         graded = await self._answerer.graded(texts, body.gadfly.reference, question=asked.question)
         latency_ms = (time.perf_counter() - started) * 1000
@@ -256,7 +256,12 @@ class ChatAnswerer:
         return replace(_answered(draft, body, rewritten, {"refined": outcome}), episode_id=inner.episode_id)
 
     async def _critique(
-        self, caller: Caller, body: ChatRequest, model: Model, request_id: str | None, listener: ChatListener | None
+        self,
+        caller: Caller,
+        body: ChatRequest,
+        model: FrontModel,
+        request_id: str | None,
+        listener: ChatListener | None,
     ) -> Answered:
         turns = body.turns()
         asked = read_answer(turns, context=body.gadfly.context, max_chars=self._settings.max_text_chars)
@@ -359,7 +364,7 @@ def _message_of(interaction: Interaction) -> dict[str, Any]:
     return message
 
 
-def _check_options(body: ChatRequest, model: Model, *, max_samples: int) -> None:
+def _check_options(body: ChatRequest, model: FrontModel, *, max_samples: int) -> None:
     """Check that the options fit the model.
 
     Raises:
@@ -367,12 +372,12 @@ def _check_options(body: ChatRequest, model: Model, *, max_samples: int) -> None
     """
     if body.n is not None and body.n > max_samples:
         raise BadInput(f"n must be at most {max_samples}", field="n")
-    if model.role is not Role.ACTOR:
+    if model.role is not Writer.ACTOR:
         for name in _ACTOR_OPTIONS:
             value = getattr(body, name)
             if value and value != _NEUTRAL.get(name):
                 raise BadInput(f"{name} is an option of the model actor, and not of {body.model}", field=name)
-    if model.role is not Role.REFINED:
+    if model.role is not Writer.REFINED:
         for name in _REFINED_OPTIONS:
             if getattr(body.gadfly, name) is not None:
                 raise BadInput(

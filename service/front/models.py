@@ -10,7 +10,7 @@ from gadfly.service.wire.common import CriticChoice
 _CRITIC = re.compile(r"critic@(\d{1,9})")
 
 
-class Role(StrEnum):
+class Writer(StrEnum):
     """Who writes the text of an answer."""
 
     ACTOR = "actor"  # the actor's answer as it is
@@ -19,22 +19,22 @@ class Role(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class FrontModel:
     """One model of /v1. `critic` is the critic that `critic` models answer with."""
 
-    role: Role
+    role: Writer
     critic: CriticChoice = "live"
 
 
-def model_of(name: str) -> Model:
+def model_of(name: str) -> FrontModel:
     """The model with this name.
 
     Raises:
         NotFound: there is none.
     """
-    for role in Role:
+    for role in Writer:
         if name == role.value:
-            return Model(role)
+            return FrontModel(role)
     if (versioned := _CRITIC.fullmatch(name)) and int(versioned[1]) < 2**31:
-        return Model(Role.CRITIC, int(versioned[1]))
+        return FrontModel(Writer.CRITIC, int(versioned[1]))
     raise NotFound(f"there is no model {name!r}; the models are actor, refined, critic, and critic@N for version N")

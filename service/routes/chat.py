@@ -7,7 +7,7 @@ from fastapi.responses import Response
 
 from gadfly.errors import NotFound
 from gadfly.service.dependencies import OpenAICallerDep, ServiceDep
-from gadfly.service.front.models import Role, model_of
+from gadfly.service.front.models import Writer, model_of
 from gadfly.service.front.respond import respond
 from gadfly.service.routes.json import StrictJsonRoute
 from gadfly.service.wire.chat import ChatCompletion, ChatRequest, ModelCard, ModelList, OpenAIErrorBody
@@ -78,7 +78,7 @@ async def complete_chat(
 async def _cards(service: ServiceDep) -> list[ModelCard]:
     versions, _ = await service.critics.pointers.read_all()
     oldest = min(int(version.created_at.timestamp()) for version in versions)
-    cards = [ModelCard(id=role.value, created=oldest) for role in Role]
+    cards = [ModelCard(id=role.value, created=oldest) for role in Writer]
     return cards + [
         ModelCard(id=f"critic@{version.version}", created=int(version.created_at.timestamp())) for version in versions
     ]

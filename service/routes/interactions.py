@@ -21,10 +21,10 @@ from gadfly.service.wire.interactions import (
     summary_of,
     view_of,
 )
-from gadfly.store.interactions import Facts, Filters
+from gadfly.store.interactions import Filters, InteractionFacts
 from gadfly.store.learning import RESPONSE, SAMPLED, LedgerEntry
 
-_UNKNOWN = Facts()
+_UNKNOWN = InteractionFacts()
 
 router = APIRouter(route_class=StrictJsonRoute, tags=["interactions"], responses=problems(401, 404, 422, 503))
 

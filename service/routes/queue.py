@@ -14,7 +14,7 @@ from gadfly.service.routes.json import StrictJsonRoute
 from gadfly.service.wire.common import critic_of
 from gadfly.service.wire.labels import vote_views
 from gadfly.service.wire.queue import (
-    ClassCounts,
+    LabelledByClass,
     LabellerRequest,
     LabelProgressView,
     ProgressQuery,
@@ -23,7 +23,7 @@ from gadfly.service.wire.queue import (
     TakeRequest,
 )
 from gadfly.verdict import Verdict, parse_critique
-from gadfly.votes import Standing
+from gadfly.votes import VoteAgreement
 
 router = APIRouter(
     route_class=StrictJsonRoute, prefix="/labels", tags=["labels"], responses=problems(401, 403, 413, 422, 503)
@@ -67,12 +67,12 @@ async def read_progress(
     needs = await service.label_queue.needs(counts, gain=query.target_points / 100)
     today, by_you = await service.label_queue.today(caller)
     return LabelProgressView(
-        train=ClassCounts(right=counts.right[Split.TRAIN], wrong=counts.wrong[Split.TRAIN]),
-        heldout=ClassCounts(right=counts.right[Split.HELDOUT], wrong=counts.wrong[Split.HELDOUT]),
+        train=LabelledByClass(right=counts.right[Split.TRAIN], wrong=counts.wrong[Split.TRAIN]),
+        heldout=LabelledByClass(right=counts.right[Split.HELDOUT], wrong=counts.wrong[Split.HELDOUT]),
         target_points=query.target_points,
         detectable_points=None if needs.detectable is None else round(100 * needs.detectable, 1),
-        needed=ClassCounts(right=needs.right, wrong=needs.wrong),
-        expected_labels=ClassCounts(right=needs.labels_right, wrong=needs.labels_wrong),
+        needed=LabelledByClass(right=needs.right, wrong=needs.wrong),
+        expected_labels=LabelledByClass(right=needs.labels_right, wrong=needs.labels_wrong),
         beyond_gate=needs.is_beyond_gate,
         sentence=_sentence(needs, query.target_points),
         labelled_today=today,
@@ -102,7 +102,7 @@ def _item(taken: Taken, names: Mapping[UUID, str] | None) -> QueueItem:
         why=_why(taken, confidence),
         other_verdict=waiting.other_verdict,
         other_critic=waiting.other_critic,
-        standing=Standing.NONE if judged is None else judged.standing,
+        standing=VoteAgreement.NONE if judged is None else judged.standing,
         votes=[] if judged is None or names is None else vote_views(judged.votes, names),
         reserved_until=taken.reserved_until,
     )

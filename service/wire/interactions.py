@@ -17,7 +17,7 @@ from gadfly.service.wire.common import CriticChoice, CriticView, Temperature, Wi
 from gadfly.service.wire.feedback import FeedbackView
 from gadfly.training import RunStatus, Stage
 from gadfly.verdict import Verdict
-from gadfly.votes import LabelSource, Standing
+from gadfly.votes import LabelSource, VoteAgreement
 
 
 class FactsLike(Protocol):
@@ -33,7 +33,7 @@ class FactsLike(Protocol):
     def label_source(self) -> LabelSource | None: ...
 
     @property
-    def standing(self) -> Standing: ...
+    def standing(self) -> VoteAgreement: ...
 
 
 class InteractionSummary(Wire):
@@ -54,7 +54,7 @@ class InteractionSummary(Wire):
     confidence: float | None = Field(description="The critic's own probability of the verdict of its first critique.")
     label: LabelState = Field(description="Whether the answer is right by its votes: `GET /admin/labels/{id}`.")
     label_source: LabelSource | None
-    standing: Standing = Field(description="How far the votes agree.")
+    standing: VoteAgreement = Field(description="How far the votes agree.")
 
 
 class InteractionView(InteractionSummary):
@@ -155,7 +155,7 @@ def _of_facts(facts: FactsLike) -> dict[str, Any]:
     return {
         "confidence": facts.confidence,
         "label": _LABELS[facts.label]
-        if facts.standing is not Standing.CONFLICT or facts.label is not None
+        if facts.standing is not VoteAgreement.CONFLICT or facts.label is not None
         else LabelState.CONFLICT,
         "label_source": facts.label_source,
         "standing": facts.standing,

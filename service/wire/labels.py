@@ -9,7 +9,7 @@ from pydantic import Field
 
 from gadfly.records import AdminAction, Ruling, Split
 from gadfly.service.wire.common import Reason, Wire
-from gadfly.votes import LabelSource, Standing, Vote
+from gadfly.votes import LabelSource, Vote, VoteAgreement
 
 
 class LabelRequest(Wire):
@@ -40,7 +40,7 @@ class LabelView(Wire):
     source: LabelSource | None = Field(description="The source of the label.")
     votes: list[VoteView]
     voted: bool | None = Field(description="What the votes say now. The label of a held-out answer is frozen before.")
-    standing: Standing = Field(description="How far the votes agree.")
+    standing: VoteAgreement = Field(description="How far the votes agree.")
     frozen_at: datetime | None = Field(description="When the label of a held-out answer was frozen.")
     decided: Ruling | None = Field(description="An admin's decision, which counts more than the votes.")
 

@@ -12,7 +12,7 @@ from gadfly.service.wire.answers import StepView
 from gadfly.service.wire.common import CriticView, Wire
 from gadfly.service.wire.labels import VoteView
 from gadfly.verdict import Verdict
-from gadfly.votes import Standing
+from gadfly.votes import VoteAgreement
 
 Labeller = Annotated[
     FilledText,
@@ -64,7 +64,7 @@ class QueueItem(Wire):
     why: str = Field(description="The reason as a sentence.")
     other_verdict: Verdict | None
     other_critic: int | None
-    standing: Standing
+    standing: VoteAgreement
     votes: list[VoteView] = Field(description="Shown to admins only.")
     reserved_until: datetime
 
@@ -77,7 +77,7 @@ class QueueView(Wire):
     )
 
 
-class ClassCounts(Wire):
+class LabelledByClass(Wire):
     right: int
     wrong: int
 
@@ -91,14 +91,14 @@ class ProgressQuery(Wire):
 class LabelProgressView(Wire):
     """How far the labels are from what the gate needs. Counts are questions with such an answer, without ratings."""
 
-    train: ClassCounts
-    heldout: ClassCounts
+    train: LabelledByClass
+    heldout: LabelledByClass
     target_points: float
     detectable_points: float | None = Field(
         description="The smallest gain that the gate sees now in 80 % of cases, in points; null: too few labels."
     )
-    needed: ClassCounts = Field(description="Held-out questions that are missing for the target.")
-    expected_labels: ClassCounts = Field(
+    needed: LabelledByClass = Field(description="Held-out questions that are missing for the target.")
+    expected_labels: LabelledByClass = Field(
         description="Labels to give until those are there: only a share of all questions is held out."
     )
     beyond_gate: bool = Field(
@@ -115,7 +115,7 @@ class WithdrawnView(Wire):
     id: UUID
     interaction_id: UUID
     correct: bool | None = Field(description="The label of the answer; null: there is none.")
-    standing: Standing
+    standing: VoteAgreement
     still_frozen: bool = Field(
         description="The label of the held-out answer stays as it was: the feedback is older than 15 minutes, or did "
         "not decide it."

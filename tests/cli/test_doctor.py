@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import create_engine, text
 from typer.testing import CliRunner
 
-from gadfly.cli.doctor import CHECKS, Finding, Outcome, examine, spooled
+from gadfly.cli.doctor import CHECKS, CheckResult, Finding, examine, spooled
 from gadfly.cli.main import app
 from gadfly.settings import Settings
 from tests.cli.conftest import FakeServer
@@ -37,7 +37,7 @@ def make_model(folder: Path, *files: str) -> Path:
 async def test_a_new_machine_has_no_failures(tmp_path: Path, free_port: int) -> None:
     results = await findings(tmp_path, port=free_port)
     assert len(results) == len(CHECKS)
-    assert not [finding for finding in results.values() if finding.outcome is Outcome.FAIL]
+    assert not [finding for finding in results.values() if finding.outcome is CheckResult.FAIL]
     assert "is free" in results["service"].says
     assert "`gadfly up` starts it" in results["database"].says
 
@@ -50,7 +50,7 @@ async def test_every_failure_recommends_an_action(tmp_path: Path, another_progra
         database_url=f"postgresql://127.0.0.1:{free_port}/x",
         engine_urls=(f"http://127.0.0.1:{free_port}",),
     )
-    failed = {name for name, finding in results.items() if finding.outcome is Outcome.FAIL}
+    failed = {name for name, finding in results.items() if finding.outcome is CheckResult.FAIL}
     assert failed == {"service", "database", "engine", "keys"}
     assert all(results[name].do for name in failed)
     assert "Another program uses" in results["service"].says
@@ -66,26 +66,28 @@ async def test_a_service_that_is_not_ready_gives_the_reason(tmp_path: Path) -> N
     }
     with FakeServer({"/healthz": (200, {}), "/readyz": (503, readiness)}) as service:
         results = await findings(tmp_path, url=service.url)
-    assert results["service"].outcome is Outcome.FAIL
+    assert results["service"].outcome is CheckResult.FAIL
     assert "engine: no engine answers at http://e" in results["service"].says
 
 
 async def test_a_configured_service_that_does_not_answer(tmp_path: Path, free_port: int) -> None:
     results = await findings(tmp_path, url=f"http://127.0.0.1:{free_port}")
-    assert results["service"].outcome is Outcome.FAIL
+    assert results["service"].outcome is CheckResult.FAIL
     assert "No service answers" in results["service"].says
 
 
 MODELS = [  # files in the folder, outcome, words, why this row exists
-    (("config.json", "tokenizer.json", "model.safetensors"), Outcome.OK, "is complete", "complete"),
-    (("config.json", "vocab.json", "pytorch_model.bin"), Outcome.OK, "is complete", "older names"),
-    (("config.json", "tokenizer.json"), Outcome.FAIL, "no weights", "an interrupted copy"),
-    ((), Outcome.FAIL, "no config.json, no tokenizer, no weights", "an empty folder"),
+    (("config.json", "tokenizer.json", "model.safetensors"), CheckResult.OK, "is complete", "complete"),
+    (("config.json", "vocab.json", "pytorch_model.bin"), CheckResult.OK, "is complete", "older names"),
+    (("config.json", "tokenizer.json"), CheckResult.FAIL, "no weights", "an interrupted copy"),
+    ((), CheckResult.FAIL, "no config.json, no tokenizer, no weights", "an empty folder"),
 ]
 
 
 @pytest.mark.parametrize(("files", "outcome", "words", "why"), MODELS)
-async def test_model_folders(tmp_path: Path, files: tuple[str, ...], outcome: Outcome, words: str, why: str) -> None:
+async def test_model_folders(
+    tmp_path: Path, files: tuple[str, ...], outcome: CheckResult, words: str, why: str
+) -> None:
     model = make_model(tmp_path / "model", *files)
     finding = (await findings(tmp_path, model=str(model)))["model"]
     assert finding.outcome is outcome, why
@@ -93,13 +95,13 @@ async def test_model_folders(tmp_path: Path, files: tuple[str, ...], outcome: Ou
 
 
 async def test_a_missing_model_folder(tmp_path: Path) -> None:
-    assert (await findings(tmp_path, model="/no/such/model"))["model"].outcome is Outcome.FAIL
-    assert (await findings(tmp_path, model="owner/some-model"))["model"].outcome is Outcome.OK, "a hub id"
+    assert (await findings(tmp_path, model="/no/such/model"))["model"].outcome is CheckResult.FAIL
+    assert (await findings(tmp_path, model="owner/some-model"))["model"].outcome is CheckResult.OK, "a hub id"
 
 
 async def test_an_incomplete_default_model_is_reported(tmp_path: Path) -> None:
     make_model(tmp_path / "models" / "smollm2-135m-instruct", "config.json")
-    assert (await findings(tmp_path))["model"].outcome is Outcome.FAIL
+    assert (await findings(tmp_path))["model"].outcome is CheckResult.FAIL
 
 
 ENGINES = [  # answers of the engine, words, why this row exists
@@ -120,7 +122,7 @@ ENGINES = [  # answers of the engine, words, why this row exists
 async def test_engines(tmp_path: Path, answers: Any, words: str | None, why: str) -> None:
     with FakeServer(answers) as engine:
         finding = (await findings(tmp_path, engine_urls=(engine.url,)))["engine"]
-    assert finding.outcome is (Outcome.OK if words is None else Outcome.FAIL), why
+    assert finding.outcome is (CheckResult.OK if words is None else CheckResult.FAIL), why
     assert (words or "with adapters") in finding.says
 
 
@@ -128,26 +130,26 @@ async def test_sampling(tmp_path: Path) -> None:
     assert "does not run" in (await findings(tmp_path))["sampling"].says
     with served(FakeEngine()) as url:
         finding = (await findings(tmp_path, engine_urls=(url,)))["sampling"]
-    assert finding.outcome is Outcome.OK
+    assert finding.outcome is CheckResult.OK
     assert finding.says.startswith("256 draws follow the distribution that is reported, in ")
     with served(FakeEngine(sharpen=2.0)) as url:
         finding = (await findings(tmp_path, engine_urls=(url,)))["sampling"]
-    assert finding.outcome is Outcome.FAIL
+    assert finding.outcome is CheckResult.FAIL
     assert "does not sample the distribution that it reports" in finding.says
     with served(FakeEngine(failures=10)) as url:
         finding = (await findings(tmp_path, engine_urls=(url,)))["sampling"]
-    assert (finding.outcome, "cannot be checked" in finding.says) == (Outcome.WARN, True)
+    assert (finding.outcome, "cannot be checked" in finding.says) == (CheckResult.WARN, True)
 
 
 async def test_a_current_database_is_ok(tmp_path: Path, database_url: str) -> None:
     finding = (await findings(tmp_path, database_url=database_url))["database"]
-    assert finding.outcome is Outcome.OK
+    assert finding.outcome is CheckResult.OK
     assert finding.says.startswith("Postgres 1")
 
 
 async def test_a_database_without_schema(tmp_path: Path, postgres: PostgresServer) -> None:
     finding = (await findings(tmp_path, database_url=postgres.url_of("postgres")))["database"]
-    assert finding.outcome is Outcome.FAIL
+    assert finding.outcome is CheckResult.FAIL
     assert "`gadfly migrate`" in finding.do
 
 
@@ -157,16 +159,16 @@ async def test_tables_with_manual_changes(tmp_path: Path, database_url: str) -> 
         connection.execute(text("ALTER TABLE interactions DROP COLUMN latency_ms"))
     engine.dispose()
     finding = (await findings(tmp_path, database_url=database_url))["database"]
-    assert finding.outcome is Outcome.WARN
+    assert finding.outcome is CheckResult.WARN
     assert "latency_ms" in finding.says
 
 
 async def test_an_open_address_needs_keys(tmp_path: Path, database_url: str) -> None:
     finding = (await findings(tmp_path, host="0.0.0.0", database_url=database_url))["keys"]
-    assert finding.outcome is Outcome.FAIL
+    assert finding.outcome is CheckResult.FAIL
     assert "gadfly keys create" in finding.do
-    assert (await findings(tmp_path, host="0.0.0.0"))["keys"].outcome is Outcome.FAIL
-    assert (await findings(tmp_path, database_url=database_url))["keys"].outcome is Outcome.OK
+    assert (await findings(tmp_path, host="0.0.0.0"))["keys"].outcome is CheckResult.FAIL
+    assert (await findings(tmp_path, database_url=database_url))["keys"].outcome is CheckResult.OK
 
 
 async def test_the_spool_is_checked(tmp_path: Path) -> None:
@@ -175,14 +177,14 @@ async def test_the_spool_is_checked(tmp_path: Path) -> None:
     (folder / "1.log").write_bytes(b"x" * 10)
     (folder / "lock").touch()
     assert spooled(tmp_path) == (10, 0)
-    assert (await findings(tmp_path))["spool"].outcome is Outcome.WARN
+    assert (await findings(tmp_path))["spool"].outcome is CheckResult.WARN
     (tmp_path / "spool" / "rejected.jsonl").write_text("{}\n{}\n")
     assert "2 records were refused" in (await findings(tmp_path))["spool"].says
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root can write everywhere")
 async def test_a_read_only_folder() -> None:
-    assert (await findings(Path("/proc/home")))["disk"].outcome is Outcome.FAIL
+    assert (await findings(Path("/proc/home")))["disk"].outcome is CheckResult.FAIL
 
 
 def test_the_exit_code_reports_failures_and_json_has_all_findings(tmp_path: Path, free_port: int) -> None:
@@ -203,5 +205,5 @@ def test_the_exit_code_reports_failures_and_json_has_all_findings(tmp_path: Path
 async def test_a_missing_lscpu_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     results = await findings(tmp_path)
-    assert results["vllm"].outcome is Outcome.FAIL
+    assert results["vllm"].outcome is CheckResult.FAIL
     assert results["vllm"].do == "apt-get install util-linux"

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from gadfly.cli.main import app
-from gadfly.cli.options import Source, describe, flag_of, shown, variable_of
+from gadfly.cli.options import ValueSource, describe, flag_of, shown, variable_of
 from gadfly.settings import Settings
 
 
@@ -67,7 +67,7 @@ def test_flags_work_before_and_after_the_command_and_the_last_one_wins() -> None
 def test_variable_names_ignore_case() -> None:
     settings = Settings.load()
     row = next(row for row in describe(settings, flags={}, environment={"gadfly_port": "1"}) if row.name == "port")
-    assert (row.source, row.given_as) == (Source.ENVIRONMENT, "gadfly_port")
+    assert (row.source, row.given_as) == (ValueSource.ENVIRONMENT, "gadfly_port")
 
 
 def test_no_secret_is_printed() -> None:

@@ -12,7 +12,7 @@ from uuid import UUID
 import httpx
 import pytest
 
-from gadfly.client import AsyncClient, Client, Event, ServiceError, ServiceUnavailable, Text, calls, problem_text
+from gadfly.client import AsyncClient, Client, Event, ServiceError, ServiceUnavailable, TextDelta, calls, problem_text
 from gadfly.client.methods import Api
 from gadfly.refinement import Role
 from gadfly.service.wire.answers import CritiqueRequest, RefineRequest
@@ -323,7 +323,7 @@ def test_a_stream_gives_pieces_and_ends_with_an_error_or_without_a_result(throug
                 lambda request, content=content: httpx.Response(200, content=content, headers=STREAM),
                 lambda asking, received=received: _noting(asking.stream_critique("q", "r"), received),
             )
-        assert received == [Text(role=Role.CRITIQUE, round=0, sample=1, text="Step 1")]
+        assert received == [TextDelta(role=Role.CRITIQUE, round=0, sample=1, text="Step 1")]
 
 
 def _noting(stream: Any, received: list[Any]) -> Any:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gadfly.client import AsyncClient, Client, ServiceError, Text
+from gadfly.client import AsyncClient, Client, ServiceError, TextDelta
 from gadfly.grading import Grade
 from gadfly.records import Kind
 from gadfly.service.wire.answers import CritiqueResult, RefineResult
@@ -33,7 +33,7 @@ def _use(url: str) -> None:
         assert judged.critic.version == 0
         *pieces, refined = client.stream_refine(QUESTION, RIGHT["response"], critique="Fine.", episode_id=None)
         assert isinstance(refined, RefineResult)
-        texts = [piece.text for piece in pieces if isinstance(piece, Text) and piece.role == "refinement"]
+        texts = [piece.text for piece in pieces if isinstance(piece, TextDelta) and piece.role == "refinement"]
         assert "".join(texts).strip() == refined.refined_response.strip()
         label = client.feedback(judged.id, correct=False)
         assert client.feedback(request_id="first", correct=False).id == label.id, "repeated feedback is stored once"
@@ -77,6 +77,6 @@ async def test_requests_at_the_same_time(settings: Settings) -> None:
         assert first.id == second.id, "one interaction for one request id"
         streamed = [event async for event in client.stream_critique(QUESTION, WRONG["response"])]
         assert isinstance(streamed[-1], CritiqueResult)
-        text = "".join(piece.text for piece in streamed[:-1] if isinstance(piece, Text))
+        text = "".join(piece.text for piece in streamed[:-1] if isinstance(piece, TextDelta))
         assert text.strip() == streamed[-1].critique.strip()
         assert [item.id async for item in client.interactions(limit=1)] == [streamed[-1].id, first.id]

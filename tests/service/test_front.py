@@ -18,7 +18,7 @@ from gadfly.errors import (
 from gadfly.service.critics.leases import Leases
 from gadfly.service.errors import describe
 from gadfly.service.front.errors import openai_error
-from gadfly.service.front.models import Model, Role, model_of
+from gadfly.service.front.models import FrontModel, Writer, model_of
 from gadfly.service.metrics import Metrics
 
 ERRORS: list[tuple[Exception, int, str, str, str | None]] = [  # error, status, type, code, param
@@ -47,14 +47,14 @@ def test_errors_in_openais_shape(error: Exception, status: int, kind: str, code:
 @pytest.mark.parametrize(
     ("name", "model"),
     [
-        ("actor", Model(Role.ACTOR)),
-        ("refined", Model(Role.REFINED)),
-        ("critic", Model(Role.CRITIC)),
-        ("critic@0", Model(Role.CRITIC, 0)),
-        ("critic@12", Model(Role.CRITIC, 12)),
+        ("actor", FrontModel(Writer.ACTOR)),
+        ("refined", FrontModel(Writer.REFINED)),
+        ("critic", FrontModel(Writer.CRITIC)),
+        ("critic@0", FrontModel(Writer.CRITIC, 0)),
+        ("critic@12", FrontModel(Writer.CRITIC, 12)),
     ],
 )
-def test_names_of_models(name: str, model: Model) -> None:
+def test_names_of_models(name: str, model: FrontModel) -> None:
     assert model_of(name) == model
 
 

@@ -17,7 +17,7 @@ from gadfly.store.database import Database
 from gadfly.store.split import question_hash
 from gadfly.store.tables import AnswerRow, FeedbackRow
 from gadfly.verdict import Verdict
-from gadfly.votes import Standing
+from gadfly.votes import VoteAgreement
 from tests.service.conftest import serving_without_engine
 from tests.support.records import make_critique, make_feedback, make_interaction, make_key, unrelated_question
 
@@ -75,7 +75,7 @@ async def test_what_teaches_most_comes_first(engineless: Settings, database: Dat
         await session.execute(
             update(AnswerRow)
             .where(AnswerRow.question_hash == question_hash(fought.question))
-            .values(standing=Standing.CONFLICT, is_right=None, source=None)
+            .values(standing=VoteAgreement.CONFLICT, is_right=None, source=None)
         )
     async with serving_without_engine(engineless) as client:
         secret = await admin(database)

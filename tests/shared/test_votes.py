@@ -16,10 +16,10 @@ from gadfly.votes import (
     LabelSource,
     Opinion,
     Pattern,
-    Reliability,
-    Standing,
     Vote,
+    VoteAgreement,
     Voter,
+    VoterReliability,
     Votes,
     _is_large,
     _peer,
@@ -64,7 +64,7 @@ def test_two_persons_overrule_a_grade_by_hand() -> None:
     found = opinion((grade(A, True), word(B, False), word(C, False)), LabelModel())
     # ln(0.98 / 0.02) - 2 ln(0.95 / 0.05) = 3.892 - 5.889 = -1.997
     assert found.probability == pytest.approx(0.1195, abs=1e-3)
-    assert (found.is_right, found.source, found.key_id, found.standing) == (False, PERSON, None, Standing.DISPUTED)
+    assert (found.is_right, found.source, found.key_id, found.standing) == (False, PERSON, None, VoteAgreement.DISPUTED)
 
 
 def test_the_share_of_right_answers_decides_how_sure_a_label_is_and_not_what_it_is() -> None:
@@ -84,38 +84,48 @@ def test_the_certainty_is_that_of_the_label() -> None:
     assert certainty(True, sure, None, model, frozenset({A})) == 0.95, "its votes are gone"
 
 
-def known(**reliabilities: Reliability) -> LabelModel:
+def known(**reliabilities: VoterReliability) -> LabelModel:
     keys = {"a": A, "b": B, "c": C}
     return LabelModel(0.5, {Voter(keys[name], PERSON): value for name, value in reliabilities.items()})
 
 
 RELIABILITIES: list[tuple[Votes, LabelModel, bool | None, str]] = [
-    ((word(A, True),), known(a=Reliability(0.3, 0.3)), None, "worse than chance is no evidence, and is not inverted"),
-    ((word(A, True),), known(a=Reliability(0.8, 0.8)), None, "a voter that flips a fifth decides nothing alone"),
-    ((word(A, False),), known(a=Reliability(0.5, 0.99)), None, "who calls half of the right answers wrong"),
-    ((word(A, True),), known(a=Reliability(0.5, 0.99)), True, "is believed about right ones"),
-    ((word(A, True), word(B, False)), known(a=Reliability(0.99, 0.99), b=Reliability(0.7, 0.7)), True, "the better"),
+    (
+        (word(A, True),),
+        known(a=VoterReliability(0.3, 0.3)),
+        None,
+        "worse than chance is no evidence, and is not inverted",
+    ),
+    ((word(A, True),), known(a=VoterReliability(0.8, 0.8)), None, "a voter that flips a fifth decides nothing alone"),
+    ((word(A, False),), known(a=VoterReliability(0.5, 0.99)), None, "who calls half of the right answers wrong"),
+    ((word(A, True),), known(a=VoterReliability(0.5, 0.99)), True, "is believed about right ones"),
+    (
+        (word(A, True), word(B, False)),
+        known(a=VoterReliability(0.99, 0.99), b=VoterReliability(0.7, 0.7)),
+        True,
+        "the better",
+    ),
     (
         (grade(A, True), word(B, False), word(C, False)),
-        known(b=Reliability(0.6, 0.6), c=Reliability(0.6, 0.6)),
+        known(b=VoterReliability(0.6, 0.6), c=VoterReliability(0.6, 0.6)),
         True,
         "unreliable keys do not overrule a grade",
     ),
     (
         (grade(A, True), word(B, False)),
-        LabelModel(0.5, {Voter(A, REFERENCE): Reliability(0.6, 0.6)}),
+        LabelModel(0.5, {Voter(A, REFERENCE): VoterReliability(0.6, 0.6)}),
         None,
         "a single word against a reference that is known to be unreliable: a conflict, never the word",
     ),
     (
         (grade(A, True), grade(B, True), word(C, False), word(D, False)),
-        LabelModel(0.5, {Voter(key, REFERENCE): Reliability(0.6, 0.6) for key in (A, B)}),
+        LabelModel(0.5, {Voter(key, REFERENCE): VoterReliability(0.6, 0.6) for key in (A, B)}),
         None,
         "as many words as grades are no majority, although these grades are unreliable: a conflict",
     ),
     (
         (grade(A, True),),
-        LabelModel(0.5, {Voter(A, REFERENCE): Reliability(0.6, 0.6)}),
+        LabelModel(0.5, {Voter(A, REFERENCE): VoterReliability(0.6, 0.6)}),
         None,
         "references of a key that are known to be unreliable give no label",
     ),
@@ -128,7 +138,7 @@ def test_labels_depend_on_reliability(votes: Votes, reliabilities: LabelModel, i
 
 
 def test_a_ruling_counts_more_than_a_frozen_label_and_that_more_than_votes() -> None:
-    votes = Opinion(False, 0.1, PERSON, B, Standing.AGREED)
+    votes = Opinion(False, 0.1, PERSON, B, VoteAgreement.AGREED)
     frozen = AnswerLabel(True, REFERENCE, A)
     nothing: frozenset[UUID] = frozenset()
     assert label(votes, frozen=None, ruling=None, distrusted=nothing) == AnswerLabel(False, PERSON, B)
@@ -189,7 +199,7 @@ def test_the_worst_contradiction_comes_first() -> None:
 
 
 def test_contradictions_are_counted_against_what_the_others_say_by_hand() -> None:
-    model, peer = known(b=Reliability(0.9, 0.8)), Reliability(0.7, 0.6)
+    model, peer = known(b=VoterReliability(0.9, 0.8)), VoterReliability(0.7, 0.6)
     # B calls it right: 0.9 / (0.9 + 0.2) = 9/11 for right. A peer calls it right with 9/11 x 0.7 + 2/11 x 0.4 = 7.1/11.
     against = Pattern((word(A, False), word(B, True)), None, 10)
     # B calls it wrong: 0.1 / (0.1 + 0.8) = 1/9 for right, and a peer calls it right with 1/9 x 0.7 + 8/9 x 0.4 = 3.9/9.
@@ -204,20 +214,22 @@ def test_contradictions_are_counted_against_what_the_others_say_by_hand() -> Non
 
 def test_a_peer_is_the_median_of_the_other_keys_that_are_known_well_enough() -> None:
     reliabilities = {
-        Voter(A, PERSON): Reliability(0.1, 0.1, 50, 50),  # the one that is compared
-        Voter(A, REFERENCE): Reliability(0.2, 0.2, 50, 50),
-        Voter(B, PERSON): Reliability(0.8, 0.7, 10, 10),
-        Voter(C, PERSON): Reliability(0.6, 0.9, 10, 9),
-        Voter(D, PERSON): Reliability(0.3, 0.8, 9, 10),
-        Voter(D, IMPORT): Reliability(0.4, 0.4, 50, 50),  # of another source
+        Voter(A, PERSON): VoterReliability(0.1, 0.1, 50, 50),  # the one that is compared
+        Voter(A, REFERENCE): VoterReliability(0.2, 0.2, 50, 50),
+        Voter(B, PERSON): VoterReliability(0.8, 0.7, 10, 10),
+        Voter(C, PERSON): VoterReliability(0.6, 0.9, 10, 9),
+        Voter(D, PERSON): VoterReliability(0.3, 0.8, 9, 10),
+        Voter(D, IMPORT): VoterReliability(0.4, 0.4, 50, 50),  # of another source
     }
     found = _peer(Voter(A, PERSON), list(reliabilities), LabelModel(0.5, reliabilities))
     assert (found.right, found.wrong) == (pytest.approx(0.7), pytest.approx(0.75))
-    better = {Voter(B, PERSON): Reliability(0.99, 0.99, 50, 50)}
-    assert _peer(Voter(A, PERSON), list(better), LabelModel(0.5, better)) == Reliability(0.95, 0.95), (
+    better = {Voter(B, PERSON): VoterReliability(0.99, 0.99, 50, 50)}
+    assert _peer(Voter(A, PERSON), list(better), LabelModel(0.5, better)) == VoterReliability(0.95, 0.95), (
         "at most the prior"
     )
-    assert _peer(Voter(A, REFERENCE), list(better), LabelModel(0.5, better)) == Reliability(0.98, 0.98), "of its source"
+    assert _peer(Voter(A, REFERENCE), list(better), LabelModel(0.5, better)) == VoterReliability(0.98, 0.98), (
+        "of its source"
+    )
 
 
 @pytest.mark.parametrize(("answers", "named"), [(9, []), (10, [A])])

@@ -25,7 +25,7 @@ from gadfly.store.training_data import LabelledAnswer, labelled_answers, traffic
 from gadfly.store.watch import verdict_outcomes
 from gadfly.trainer.manifest import describe
 from gadfly.training import TrainConfig, Trigger
-from gadfly.votes import LabelSource, Standing, Vote, Voter
+from gadfly.votes import LabelSource, Vote, VoteAgreement, Voter
 from tests.support.postgres import SPLIT_SECRET
 from tests.support.records import make_feedback, make_interaction, make_key
 
@@ -109,7 +109,7 @@ async def test_votes_about_one_text_that_arrive_together_are_all_counted(seeded:
     async with seeded.session() as session:
         found = await judged_answer(session, asked[0].id)
     assert {vote.key_id for vote in found.votes} == set(KEYS)
-    assert (found.standing, found.is_right) == (Standing.AGREED, True)
+    assert (found.standing, found.is_right) == (VoteAgreement.AGREED, True)
 
 
 async def test_more_votes_make_a_label_more_certain(seeded: Database) -> None:
@@ -147,13 +147,20 @@ async def test_a_held_out_label_is_frozen_and_later_votes_are_kept(seeded: Datab
         found = await judged_answer(session, asked.id)
         [(_, listed)] = await disputed_answers(session, only_conflicts=False, limit=10)
     assert listed == found
-    assert (found.is_right, found.voted_right, found.standing, len(found.votes)) == (True, False, Standing.DISPUTED, 3)
+    assert (found.is_right, found.voted_right, found.standing, len(found.votes)) == (
+        True,
+        False,
+        VoteAgreement.DISPUTED,
+        3,
+    )
     assert found.frozen_at is not None
     await keep(seeded, said(asked, False))
     async with seeded.session() as session:
         [(_, listed)] = await disputed_answers(session, only_conflicts=False, limit=10)
         assert await disputed_answers(session, only_conflicts=True, limit=10) == []
-    assert (listed.standing, listed.is_right) == (Standing.AGREED, True), "all votes agree, against the frozen label"
+    assert (listed.standing, listed.is_right) == (VoteAgreement.AGREED, True), (
+        "all votes agree, against the frozen label"
+    )
 
 
 async def test_an_admin_changes_a_frozen_label_and_may_let_the_votes_decide_again(seeded: Database) -> None:
@@ -177,7 +184,7 @@ async def test_a_conflict_has_no_label_until_an_admin_decides(seeded: Database) 
     async with seeded.session() as session:
         [(key, found)] = await disputed_answers(session, only_conflicts=True, limit=10)
         assert await disputed_answers(session, only_conflicts=True, limit=10, after=key) == []
-    assert (found.interaction_id, found.question, found.standing) == (other.id, other.question, Standing.CONFLICT)
+    assert (found.interaction_id, found.question, found.standing) == (other.id, other.question, VoteAgreement.CONFLICT)
     assert set(found.votes) == {
         Vote(A, LabelSource.REFERENCE, True),
         Vote(B, LabelSource.REFERENCE, False),

@@ -267,7 +267,7 @@ async def graded_samples(
 
 
 @dataclass(frozen=True, slots=True)
-class _Turn:
+class _JudgedTurn:
     """A judged answer, with the texts of its critique and refinement, or "" without one."""
 
     item: Judged
@@ -295,7 +295,7 @@ async def _turn(
     model: str,
     rewrites: bool,
     sampling: Sampling | None = None,
-) -> _Turn:
+) -> _JudgedTurn:
     """Judge one answer, greedily without `sampling`; with `rewrites` and a reference, also rewrite and grade it."""
     rewrites = rewrites and answer.reference is not None
     refined = Grade.NO_ANSWER if rewrites else None
@@ -311,7 +311,7 @@ async def _turn(
         )
     except PromptTooLong:
         too_long = replace(item, stated=Verdict.UNPARSED, served=Verdict.UNPARSED, refined=refined, is_too_long=True)
-        return _Turn(too_long)
+        return _JudgedTurn(too_long)
     item = replace(
         item,
         stated=judged.stated,
@@ -325,7 +325,7 @@ async def _turn(
         else leaks_gold(judged.text, question=answer.question, response=answer.response, reference=answer.reference),
     )
     if not rewrites or answer.reference is None:
-        return _Turn(item, judged.text)
+        return _JudgedTurn(item, judged.text)
     try:
         rewritten = await refine(
             bench.actor,
@@ -337,12 +337,12 @@ async def _turn(
             round=item.round,
         )
     except PromptTooLong:
-        return _Turn(replace(item, refined=refined, is_too_long=True), judged.text)
+        return _JudgedTurn(replace(item, refined=refined, is_too_long=True), judged.text)
     grade = await grade_one(
         bench.grader, Submission(rewritten.text, answer.reference, rewritten.is_cut, answer.question)
     )
     item = replace(item, refined=grade, refinement_tokens=rewritten.usage.completion_tokens)
-    return _Turn(item, judged.text, rewritten.text)
+    return _JudgedTurn(item, judged.text, rewritten.text)
 
 
 async def _finished(item: Judged, on_item: OnItem | None) -> Judged:

@@ -74,7 +74,7 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True)
-class Bin:
+class MeasuredBin:
     """The items whose probability is in one bin: their mean probability, and the proportion of right answers."""
 
     mean_p: float
@@ -82,7 +82,7 @@ class Bin:
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
+class MeasuredCalibration:
     """The agreement of the probability that an answer is right with whether it is right.
 
     `ece` is the expected calibration error over `CALIBRATION_BINS` bins of equal width: the mean of |mean probability -
@@ -92,7 +92,7 @@ class Calibration:
 
     items: int
     ece: float
-    bins: tuple[Bin, ...]  # the non-empty ones
+    bins: tuple[MeasuredBin, ...]  # the non-empty ones
     auroc: Estimate | None
 
 
@@ -124,7 +124,7 @@ class CriticMetrics:
     double_verdicts: Proportion | None
     called_correct: Proportion | None  # of the parseable ones
     leakage: Proportion | None  # of the critiques of wrong answers with a reference, those that give it away
-    calibration: Calibration | None
+    calibration: MeasuredCalibration | None
     mean_critique_tokens: float | None
 
     def to_json(self) -> dict[str, Any]:
@@ -146,22 +146,24 @@ def paired_difference(gained: int, lost: int, of: int, *, confidence: float = 0.
     return Estimate(difference / of, of, max(-1.0, difference / n - z * error), min(1.0, difference / n + z * error))
 
 
-def calibration(scores: Sequence[float], labels: Sequence[bool], *, confidence: float = 0.95) -> Calibration | None:
+def calibration(
+    scores: Sequence[float], labels: Sequence[bool], *, confidence: float = 0.95
+) -> MeasuredCalibration | None:
     """ECE with its bins and AUROC, where `scores` are the probabilities that `labels` are true; None without items."""
     if not scores:
         return None
     members: dict[int, list[int]] = {}
     for index, (score, _) in enumerate(zip(scores, labels, strict=True)):
         members.setdefault(min(int(score * CALIBRATION_BINS), CALIBRATION_BINS - 1), []).append(index)
-    bins: list[Bin] = []
+    bins: list[MeasuredBin] = []
     error = 0.0
     for _, indices in sorted(members.items()):
         mean_p = math.fsum(scores[index] for index in indices) / len(indices)
         right = proportion(sum(labels[index] for index in indices), len(indices), confidence=confidence)
         assert right is not None
-        bins.append(Bin(mean_p, right))
+        bins.append(MeasuredBin(mean_p, right))
         error += abs(mean_p - right.value) * len(indices) / len(scores)
-    return Calibration(len(scores), error, tuple(bins), auroc(scores, labels, confidence=confidence))
+    return MeasuredCalibration(len(scores), error, tuple(bins), auroc(scores, labels, confidence=confidence))
 
 
 def _stated(item: Judged) -> Verdict | None:

@@ -94,7 +94,7 @@ def status(settings: Settings, json: Json = False) -> None:
 @takes_settings()
 def doctor(settings: Settings, json: Json = False) -> None:
     """Check everything a deployment needs, and recommend a fix for each problem."""
-    from gadfly.cli.doctor import Outcome, examine, show
+    from gadfly.cli.doctor import CheckResult, examine, show
     from gadfly.cli.terminal import print_json
 
     findings = asyncio.run(examine(settings))
@@ -102,4 +102,4 @@ def doctor(settings: Settings, json: Json = False) -> None:
         print_json([asdict(finding) for finding in findings])
     else:
         show(findings)
-    raise typer.Exit(any(finding.outcome is Outcome.FAIL for finding in findings))
+    raise typer.Exit(any(finding.outcome is CheckResult.FAIL for finding in findings))
