@@ -7,13 +7,13 @@ from gadfly import store
 from gadfly.records import Swap
 from gadfly.service.answering.single_flight import SingleFlight
 from gadfly.store.database import Database
-from gadfly.store.overview import Bucket, JudgementCounts, Waiting
+from gadfly.store.overview import Bucket, VerdictCounts, WaitingForPerson
 from gadfly.training import Run
 
 _VALID_S = 5.0  # pages that are open at the same time share one reading
 _MOST = 100  # readings in memory
 
-Accuracy = tuple[list[JudgementCounts], list[JudgementCounts], list[Swap]]
+Accuracy = tuple[list[VerdictCounts], list[VerdictCounts], list[Swap]]
 
 
 class Overview:
@@ -42,7 +42,7 @@ class Overview:
         self._known[since, until, bucket] = (time.monotonic(), (parts, totals, swaps))
         return parts, totals, swaps
 
-    async def now(self, *, live: int, task: str) -> tuple[Run | None, Waiting, tuple[int, int]]:
+    async def now(self, *, live: int, task: str) -> tuple[Run | None, WaitingForPerson, tuple[int, int]]:
         """The run in progress, else the next queued one; what waits; interactions and labels of the last 24 hours."""
         async with self._database.session(snapshot=True) as session:
             runs = await store.runs.unfinished_runs(session)

@@ -41,7 +41,7 @@ class Bucket(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class JudgementCounts:
+class VerdictCounts:
     """Verdicts of one version on labelled answers of one class in one bucket of time."""
 
     version: int
@@ -53,7 +53,7 @@ class JudgementCounts:
 
 async def judgements(
     session: AsyncSession, *, since: datetime, until: datetime, bucket: Bucket | None
-) -> list[JudgementCounts]:
+) -> list[VerdictCounts]:
     """Counts by version, bucket and class, of traffic from `since` to before `until`.
 
     The rule is that of a critic's scoreboard: the newest right and the newest wrong answer to each question count, by
@@ -102,7 +102,7 @@ async def judgements(
         .order_by(each.c.version, each.c.at, each.c.was_right)
     )
     return [
-        JudgementCounts(version=version, at=at, was_right=was_right, hits=hits, of=of)
+        VerdictCounts(version=version, at=at, was_right=was_right, hits=hits, of=of)
         for version, at, was_right, hits, of in rows
     ]
 
@@ -137,7 +137,7 @@ class RunAlarm:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Waiting:
+class WaitingForPerson:
     """What waits for a person."""
 
     conflicts: int  # answers without a label because their votes differ
@@ -147,7 +147,7 @@ class Waiting:
     refused_swap: Swap | None
 
 
-async def waiting(session: AsyncSession, *, live: int, task: str) -> Waiting:
+async def waiting(session: AsyncSession, *, live: int, task: str) -> WaitingForPerson:
     """What waits for a person now: alarms of the last 30 days, and undecided critics newer than the live one."""
     is_open = AnswerRow.ruling.is_(None)
     conflicts = await session.scalar(
@@ -183,7 +183,7 @@ async def waiting(session: AsyncSession, *, live: int, task: str) -> Waiting:
         .limit(1)
     )
     is_refused = last is not None and last.status is SwapStatus.REFUSED
-    return Waiting(
+    return WaitingForPerson(
         conflicts=conflicts or 0,
         disputed=disputed or 0,
         undecided=[Undecided(version=version, run_id=run_id, at=at) for version, run_id, at in undecided],

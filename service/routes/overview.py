@@ -24,7 +24,7 @@ from gadfly.service.wire.overview import (
     WaitingView,
 )
 from gadfly.service.wire.runs import RunSummary
-from gadfly.store.overview import Bucket, JudgementCounts
+from gadfly.store.overview import Bucket, VerdictCounts
 
 router = APIRouter(prefix="/admin", tags=["admin"], responses=problems(401, 403, 422, 503))
 
@@ -88,12 +88,12 @@ def _rounded(moment: datetime) -> datetime:
     return datetime.fromtimestamp((moment.timestamp() // _STEP.total_seconds() + 1) * _STEP.total_seconds(), UTC)
 
 
-def _points(parts: list[JudgementCounts]) -> list[AccuracyPoint]:
+def _points(parts: list[VerdictCounts]) -> list[AccuracyPoint]:
     moments = sorted({each.at for each in parts if each.at is not None})
     return [AccuracyPoint(at=at, **_rates(each for each in parts if each.at == at)) for at in moments]
 
 
-def _rates(parts: Iterable[JudgementCounts]) -> dict[str, RateView | None]:
+def _rates(parts: Iterable[VerdictCounts]) -> dict[str, RateView | None]:
     by_class = {each.was_right: proportion(each.hits, each.of) for each in parts}
     right, wrong = by_class.get(True), by_class.get(False)
     found = {"right": right, "wrong": wrong, "balanced": balanced(right, wrong)}

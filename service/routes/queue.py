@@ -14,7 +14,7 @@ from gadfly.service.routes.json import StrictJsonRoute
 from gadfly.service.wire.common import critic_of
 from gadfly.service.wire.labels import vote_views
 from gadfly.service.wire.queue import (
-    ClassCountsView,
+    LabelledByClass,
     LabellerRequest,
     LabelProgressView,
     ProgressQuery,
@@ -67,12 +67,12 @@ async def read_progress(
     needs = await service.label_queue.needs(counts, gain=query.target_points / 100)
     today, by_you = await service.label_queue.today(caller)
     return LabelProgressView(
-        train=ClassCountsView(right=counts.right[Split.TRAIN], wrong=counts.wrong[Split.TRAIN]),
-        heldout=ClassCountsView(right=counts.right[Split.HELDOUT], wrong=counts.wrong[Split.HELDOUT]),
+        train=LabelledByClass(right=counts.right[Split.TRAIN], wrong=counts.wrong[Split.TRAIN]),
+        heldout=LabelledByClass(right=counts.right[Split.HELDOUT], wrong=counts.wrong[Split.HELDOUT]),
         target_points=query.target_points,
         detectable_points=None if needs.detectable is None else round(100 * needs.detectable, 1),
-        needed=ClassCountsView(right=needs.right, wrong=needs.wrong),
-        expected_labels=ClassCountsView(right=needs.labels_right, wrong=needs.labels_wrong),
+        needed=LabelledByClass(right=needs.right, wrong=needs.wrong),
+        expected_labels=LabelledByClass(right=needs.labels_right, wrong=needs.labels_wrong),
         beyond_gate=needs.is_beyond_gate,
         sentence=_sentence(needs, query.target_points),
         labelled_today=today,

@@ -77,7 +77,7 @@ class QueueView(Wire):
     )
 
 
-class ClassCountsView(Wire):
+class LabelledByClass(Wire):
     right: int
     wrong: int
 
@@ -91,14 +91,14 @@ class ProgressQuery(Wire):
 class LabelProgressView(Wire):
     """How far the labels are from what the gate needs. Counts are questions with such an answer, without ratings."""
 
-    train: ClassCountsView
-    heldout: ClassCountsView
+    train: LabelledByClass
+    heldout: LabelledByClass
     target_points: float
     detectable_points: float | None = Field(
         description="The smallest gain that the gate sees now in 80 % of cases, in points; null: too few labels."
     )
-    needed: ClassCountsView = Field(description="Held-out questions that are missing for the target.")
-    expected_labels: ClassCountsView = Field(
+    needed: LabelledByClass = Field(description="Held-out questions that are missing for the target.")
+    expected_labels: LabelledByClass = Field(
         description="Labels to give until those are there: only a share of all questions is held out."
     )
     beyond_gate: bool = Field(
