@@ -1,4 +1,4 @@
-"""What a key with bad labels does to the labels of all: `python -m bench.labels [--runs 20]`.
+"""What a key with bad labels does to the labels of all: `python -m bench.labels [--runs 20] [--answers 300]`.
 
 Simulated deployments: five keys label equally many answers, and some answers are labelled by a second key or graded
 against a reference. Four keys err in 3 % of their labels, and the fifth as the row says. Prints a Markdown table:
@@ -117,7 +117,9 @@ def flipped_in_rare_class(seed: int, *, right: float, error: float, answers: int
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=20, help="simulated deployments per row")
-    runs = parser.parse_args(arguments).runs
+    parser.add_argument("--answers", type=int, default=300, help="answers that each key labels first")
+    options = parser.parse_args(arguments)
+    runs, count = options.runs, options.answers
     print("| the fifth key | right answers | second votes | graded | named, it alone | others named | ", end="")
     print("wrong labels: newest word | by votes | without a label |")
     print("|---|---|---|---|---|---|---|---|---|")
@@ -125,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for overlap, graded in ((0.3, 0.0), (0.1, 0.1), (0.05, 0.0)):
             for name, label in CASES:
                 found = [
-                    simulate(label, seed=seed, right=right, overlap=overlap, graded=graded, answers=300)
+                    simulate(label, seed=seed, right=right, overlap=overlap, graded=graded, answers=count)
                     for seed in range(runs)
                 ]
                 alone = fmean(result.named == {BAD} for result in found)
