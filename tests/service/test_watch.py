@@ -1,5 +1,6 @@
 """The rollback watch: its test on constructed outcomes and in simulation, and the rollback that it requests."""
 
+import asyncio
 import random
 from typing import Any
 from uuid import UUID
@@ -12,6 +13,7 @@ from gadfly.api_keys import issue_key
 from gadfly.evidence import MeanTest
 from gadfly.grading import Grade
 from gadfly.records import Interaction, SwapKind, SwapStatus, Tier, new_id
+from gadfly.service.critics import watch as watch_module
 from gadfly.service.critics.pointers import CriticPointers
 from gadfly.service.critics.watch import (
     ALPHA,
@@ -368,3 +370,28 @@ async def test_outcomes_that_have_no_counterpart_are_reported(seeded: Database) 
     found = await watch(seeded, *both(1, 60, is_verdict_right=True))
     assert (await found.check()).units == 40, "the gate measured 40 answers of each class"
     assert "for 40 pairs and the live one for 60" in (found.problem or "")
+
+
+async def test_a_watch_that_keeps_failing_says_so_until_it_works(
+    seeded: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_module, "_EVERY_S", 0.05)
+    monkeypatch.setattr(watch_module, "_TOLERATED_S", 0.2)
+    failing = await watch(seeded)
+    running = asyncio.create_task(failing.run())
+
+    async def until(reason: str | None) -> None:
+        async with asyncio.timeout(30):
+            while failing.failure != reason:  # noqa: ASYNC110  # it has no event
+                await asyncio.sleep(0.05)
+
+    async def rename(old: str, new: str) -> None:
+        async with seeded.session() as session:
+            await session.execute(text(f"ALTER TABLE {old} RENAME TO {new}"))
+
+    assert failing.failure is None
+    await rename("shadow_verdicts", "hidden")
+    await until("ProgrammingError")
+    await rename("hidden", "shadow_verdicts")
+    await until(None)
+    running.cancel()
