@@ -158,8 +158,9 @@ async def test_a_litellm_proxy_with_gadfly_as_its_guardrail(client: httpx.AsyncC
         judged = await until(
             client, "/interactions", lambda page: page["items"] and page["items"][0]["verdict"] is not None, limit_s=60
         )
-        assert judged["items"][0]["metadata"]["litellm_call_id"] == call
-        assert judged["items"][0]["verdict"] == "incorrect"
+        stored = (await client.get(f"/interactions/{judged['items'][0]['id']}")).json()
+        assert stored["metadata"]["litellm_call_id"] == call
+        assert stored["verdict"] == "incorrect"
         assert (await ask("right", "gadfly-block")).json()["choices"][0]["message"]["content"] == RIGHT["response"]
         blocked = await ask("wrong", "gadfly-block")
         assert blocked.status_code >= 400
