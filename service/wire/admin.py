@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
-from pydantic import Field, JsonValue, StrictInt
+from pydantic import ConfigDict, Field, JsonValue, StrictInt
 
 from gadfly.fields import FilledText
 from gadfly.grading import Grade
@@ -26,6 +26,8 @@ class KeyView(Wire):
 
 
 class KeyRequest(Wire):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "checkout", "expires_in_days": 90}]})
+
     name: FilledText = Field(max_length=200)
     tier: Tier = Field(Tier.CALLER, description="caller: use the service and see own rows. admin: everything.")
     expires_in_days: Annotated[StrictInt, Field(ge=1, le=3650)] | None = Field(
@@ -38,6 +40,8 @@ class NewKey(KeyView):
 
 
 class ReasonRequest(Wire):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"reason": "left the team"}]})
+
     reason: Reason | None = Field(None, description="The reason, stored with the act.")
 
 
@@ -62,6 +66,10 @@ class SettingView(Wire):
 
 class GradeRequest(Wire):
     """A row to try the grader on."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"response": "3/4 of 60 is 45. The answer is 45.", "reference": "45"}]}
+    )
 
     response: FilledText = Field(max_length=50_000)
     reference: FilledText = Field(max_length=50_000)

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Self
 from uuid import UUID
 
-from pydantic import AwareDatetime, Field, StrictBool, model_validator
+from pydantic import AwareDatetime, ConfigDict, Field, StrictBool, model_validator
 
 from gadfly.records import Kind
 from gadfly.service.wire.common import Reason, Wire
@@ -12,6 +12,12 @@ from gadfly.service.wire.common import Reason, Wire
 
 class ForgetRequest(Wire):
     """What to forget: exactly one of an interaction, an episode, the rows of a key, or those of a time."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"since": "2026-01-01T00:00:00Z", "until": "2026-02-01T00:00:00Z", "dry_run": True}]
+        }
+    )
 
     interaction_id: UUID | None = None
     episode_id: UUID | None = None

@@ -6,6 +6,7 @@ from uuid import UUID
 
 from pydantic import (
     AwareDatetime,
+    ConfigDict,
     Field,
 )
 
@@ -101,6 +102,8 @@ class InteractionQuery(Wire):
 
 
 class ReplayRequest(Wire):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"critic": "candidate"}]})
+
     critic: CriticChoice = Field("live", description="Which critic judges it now: live, candidate, or a version.")
     temperature: Temperature = Field(0.0, description="Sampling temperature of the critic.")
 

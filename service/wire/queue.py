@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
-from pydantic import Field, StrictInt
+from pydantic import ConfigDict, Field, StrictInt
 
 from gadfly.fields import FilledText
 from gadfly.records import QueueReason
@@ -25,6 +25,8 @@ Labeller = Annotated[
 
 
 class TakeRequest(Wire):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"labeller": "ada", "limit": 5}]})
+
     labeller: Labeller
     limit: Annotated[StrictInt, Field(ge=1, le=20)] = Field(1, description="How many answers.")
     reserve_s: Annotated[StrictInt, Field(ge=30, le=900)] = Field(
@@ -36,6 +38,8 @@ class TakeRequest(Wire):
 
 
 class LabellerRequest(Wire):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"labeller": "ada"}]})
+
     labeller: Labeller
 
 

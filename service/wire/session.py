@@ -3,7 +3,7 @@
 from datetime import datetime
 from uuid import UUID
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from gadfly.fields import FilledText
 from gadfly.records import Tier
@@ -11,6 +11,8 @@ from gadfly.service.wire.common import Wire
 
 
 class SignInRequest(Wire):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"key": "gf_the-secret-of-a-key"}]})
+
     key: FilledText = Field(max_length=200, description="The API key to sign in with.")
 
 
