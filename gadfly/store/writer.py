@@ -31,12 +31,14 @@ from gadfly.store.tables import (
     CritiqueDueRow,
     CritiqueRow,
     EpisodeRow,
+    ForgetOrderRow,
     InteractionRow,
     QuestionRow,
     RefinementRow,
     StoredJson,
     StoredText,
     Table,
+    TombstoneRow,
 )
 from gadfly.store.wall import PLACING_LOCK, may_open, read_recent
 
@@ -218,11 +220,13 @@ def _write_statement() -> str:
     """Takes `_PARAMETERS`. Each part waits for the one before it, so that locks are taken in one order.
 
     If another writer has stored one of the keys in the meantime, the question may belong to that one's block. Then the
-    number of inserted keys is wrong, and the division fails, before anything else is locked.
+    number of inserted keys is wrong, and the division fails, before anything else is locked. It also fails where one of
+    the interactions was forgotten already.
     """
     parts = [
         f"new_block_keys AS ({_insertion(BlockKeyRow)} ON CONFLICT DO NOTHING RETURNING 1)",
-        f"checked AS (SELECT 1 / (count(*) = {_parameter('new_keys')})::int AS done FROM new_block_keys)",  # noqa: S608
+        f"checked AS (SELECT 1 / (count(*) = {_parameter('new_keys')} AND NOT EXISTS ({_forgotten()}))::int AS done"  # noqa: S608
+        " FROM new_block_keys)",
         "locked AS (SELECT stored.key FROM block_keys AS stored"  # noqa: S608
         f" WHERE stored.key = ANY({_parameter('changed_keys')}) AND (SELECT done FROM checked) = 1"
         " ORDER BY stored.key FOR NO KEY UPDATE)",
@@ -245,6 +249,21 @@ def _write_statement() -> str:
         " AND request_claims.key_id IS NOT DISTINCT FROM done.key_id RETURNING 1)"
     )
     return f"WITH {', '.join(parts)} SELECT count(*) FROM ended"  # noqa: S608
+
+
+def _forgotten() -> str:
+    """As `gadfly.store.forgetting.forgotten`."""
+    name = InteractionRow.__tablename__
+    same = " AND ".join(
+        f"(wish.{column} IS NULL OR wish.{column} = new.{column})" for column in ("episode_id", "key_id", "kind")
+    )
+    return (
+        f"SELECT FROM json_populate_recordset(NULL::{name}, {_parameter(name)}) AS new WHERE new.kind <> 'import' AND ("  # noqa: S608
+        f"EXISTS (SELECT FROM {TombstoneRow.__tablename__} WHERE interaction_id = new.id) OR"
+        f" EXISTS (SELECT FROM {ForgetOrderRow.__tablename__} AS wish WHERE new.created_at < wish.ordered_at AND {same}"
+        " AND (wish.since IS NULL OR new.created_at >= wish.since)"
+        " AND (wish.until IS NULL OR new.created_at < wish.until)))"
+    )
 
 
 def _insertion(table: type[Table]) -> str:

@@ -95,7 +95,7 @@ def test_nothing_is_overwritten(folder: AdapterFolder, target: str) -> None:
             {"base_sha256": "c" * 64},
             "trained on the base model /models/small, whose weights have the hash bbbbbbbbbbbb",
         ),
-        ({"task": "sql"}, "trained on the task math, but this deployment is set to sql"),
+        ({"task": "sql"}, "trained on the task math, and not on sql: pull it with --task math"),
         ({"prompt_set": "bare@1"}, "under the prompts stepwise@1, but this deployment is set to bare@1"),
     ],
 )

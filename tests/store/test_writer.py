@@ -12,6 +12,7 @@ from gadfly.grading import Grade
 from gadfly.records import Interaction, Split
 from gadfly.settings import SplitBlocks
 from gadfly.store.database import Database
+from gadfly.store.forgetting import What
 from gadfly.store.interactions import insert_records, read_interaction
 from gadfly.store.writer import InteractionWriter
 from tests.support.records import make_interaction
@@ -74,6 +75,22 @@ async def test_a_group_of_several_tasks_has_one_question_for_each(seeded: Databa
     await kept(seeded, *group)
     for table in tables:
         assert await rows_of(seeded, table, ("stored_at", "created_at")) == written[table], table
+
+
+@pytest.mark.parametrize("how", ["by its id", "by its episode"])
+async def test_what_was_forgotten_does_not_come_back(seeded: Database, how: str) -> None:
+    writer, interaction, other = writer_of(seeded), make_interaction(), make_interaction()
+    assert await writer.write([interaction])
+    async with seeded.session() as session:
+        if how == "by its id":
+            await store.interactions.delete_interaction(session, interaction.id, scope=None)
+        else:
+            await store.forgetting.order(session, What(episode_id=interaction.episode_id))
+            await store.forgetting.forget(session, [interaction.id])
+    assert not await writer.write([interaction, other])
+    await kept(seeded, interaction, other)
+    assert [row["id"] for row in await rows_of(seeded, "interactions")] == [str(other.id)]
+    assert await writer.write([make_interaction()])
 
 
 async def test_a_repeat_changes_nothing(seeded: Database) -> None:
