@@ -93,7 +93,7 @@ class LabelQueue:
 
     async def skip(self, caller: Caller, interaction: Interaction, *, labeller: str) -> None:
         """Not give an answer to this labeller for a week."""
-        answer = (question_hash(interaction.question), text_sha256(interaction.response or ""))
+        answer = (question_hash(interaction.question, interaction.task), text_sha256(interaction.response or ""))
         async with self._database.session() as session:
             await store.label_queue.lock(session)
             await store.label_queue.skip(session, answer, labeller=_labeller(caller, labeller))
