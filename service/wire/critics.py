@@ -61,7 +61,7 @@ class CriticVersionView(Wire):
     )
     archived: bool = Field(description="Whether it is based on another model than the one that is served.")
     pointers: list[Pointer]
-    run_id: UUID | None = Field(description="The training run that made it.")
+    run_id: UUID | None = Field(None, description="The training run that made it.")
 
 
 class SwapView(Wire):

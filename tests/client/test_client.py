@@ -115,7 +115,7 @@ def test_an_answer_is_typed_and_may_have_fields_of_a_later_release(through: Thro
 def test_fields_of_a_later_release_are_left_out_at_any_depth() -> None:
     critic = {"version": 0, "adapter_sha256": None, "status": "untrained", "later": 1}
     item: dict[str, Any] = dict.fromkeys(InteractionSummary.model_fields)
-    item |= {"kind": "critique", "question": "q", "response": "r"}
+    item |= {"kind": "critique", "question": "q", "response": "r", "task": "math", "label": "none", "standing": "none"}
     item |= {"id": ID, "episode_id": ID, "created_at": "2030-01-01T12:00:00Z", "critic": critic, "later": 2}
     page = {"items": [item], "next_cursor": None, "later": 3}
     [found] = blocking(lambda request: httpx.Response(200, json=page), lambda asking: asking.interactions())
