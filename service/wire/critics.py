@@ -71,7 +71,7 @@ class CriticVersionView(Wire):
     archived: bool = Field(description="Whether it is based on another model than the one that is served.")
     pointers: list[Pointer] = Field(description="The pointers of its task that name it.")
     task: str = Field(DEFAULT_TASK, description="The task whose answers it judges.")
-    run_id: UUID | None = Field(description="The training run that made it.")
+    run_id: UUID | None = Field(None, description="The training run that made it.")
 
 
 class SwapView(Wire):

@@ -52,11 +52,15 @@ class InteractionSummary(Wire):
     grade: Grade | None
     critic: CriticView | None
     task: str = Field(DEFAULT_TASK, description="The task that it belongs to.")
-    key_id: UUID | None = Field(description="The key of its caller; null for imports and without keys.")
-    confidence: float | None = Field(description="The critic's own probability of the verdict of its first critique.")
-    label: LabelState = Field(description="Whether the answer is right by its votes: `GET /admin/labels/{id}`.")
-    label_source: LabelSource | None
-    standing: VoteAgreement = Field(description="How far the votes agree.")
+    key_id: UUID | None = Field(None, description="The key of its caller; null for imports and without keys.")
+    confidence: float | None = Field(
+        None, description="The critic's own probability of the verdict of its first critique."
+    )
+    label: LabelState = Field(
+        LabelState.NONE, description="Whether the answer is right by its votes: `GET /admin/labels/{id}`."
+    )
+    label_source: LabelSource | None = None
+    standing: VoteAgreement = Field(VoteAgreement.NONE, description="How far the votes agree.")
 
 
 class InteractionView(InteractionSummary):
