@@ -244,9 +244,9 @@ async def test_a_promotion_and_a_rollback(world: World, published: list[Publishe
     assert ready["ready"]
     assert ready["swap"] == {"ok": True, "detail": "version 2 followed 0", "seconds": 0.0}
     metrics = (await world.client.get("/metrics")).text
-    assert 'gadfly_swaps_total{kind="promote",outcome="done"} 3.0' in metrics
-    assert 'gadfly_swaps_total{kind="rollback",outcome="done"} 2.0' in metrics
-    assert "gadfly_live_critic 2.0" in metrics
+    assert 'gadfly_swaps_total{kind="promote",outcome="done",task="math"} 3.0' in metrics
+    assert 'gadfly_swaps_total{kind="rollback",outcome="done",task="math"} 2.0' in metrics
+    assert 'gadfly_live_critic{task="math"} 2.0' in metrics
 
 
 async def test_a_critic_is_pushed_and_proven_in_a_second_deployment(
@@ -451,7 +451,10 @@ async def _is_refused(world: World, version: int, message: str) -> None:
     assert swap["status"] == "refused"
     assert message in swap["reason"]
     assert (await world.client.get("/state")).json()["pointers"] == {"live": 1, "previous": 0}
-    assert 'gadfly_swaps_total{kind="promote",outcome="refused"} 1.0' in (await world.client.get("/metrics")).text
+    assert (
+        'gadfly_swaps_total{kind="promote",outcome="refused",task="math"} 1.0'
+        in (await world.client.get("/metrics")).text
+    )
 
 
 def _served(engine: RunningEngine) -> set[str]:
