@@ -42,11 +42,11 @@ async def test_metrics_count_by_critic(client: httpx.AsyncClient) -> None:
     await client.post("/critique", json={})
     lines = (await client.get("/metrics")).text.splitlines()
     values = {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if not line.startswith("#")}
-    assert values['gadfly_verdicts_total{critic="0",source="stated",verdict="correct"}'] == 1
-    assert values['gadfly_verdicts_total{critic="0",source="stated",verdict="incorrect"}'] == 1
-    assert values['gadfly_grades_total{answer="first",critic="0",grade="wrong"}'] == 1
-    assert values['gadfly_grades_total{answer="refined",critic="0",grade="right"}'] == 1
-    assert values['gadfly_tokens_total{critic="0",role="completion"}'] > 20
+    assert values['gadfly_verdicts_total{critic="0",source="stated",task="math",verdict="correct"}'] == 1
+    assert values['gadfly_verdicts_total{critic="0",source="stated",task="math",verdict="incorrect"}'] == 1
+    assert values['gadfly_grades_total{answer="first",critic="0",grade="wrong",task="math"}'] == 1
+    assert values['gadfly_grades_total{answer="refined",critic="0",grade="right",task="math"}'] == 1
+    assert values['gadfly_tokens_total{critic="0",role="completion",task="math"}'] > 20
     assert values['gadfly_http_requests_total{method="POST",route="/critique",status="200"}'] == 1
     assert values['gadfly_http_requests_total{method="POST",route="/critique",status="422"}'] == 1
     assert values['gadfly_http_request_duration_seconds_count{route="/critique"}'] == 2
