@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ARRAY, ColumnElement, Text, Uuid, delete, exists, func, literal, or_, select, text
+from sqlalchemy import ARRAY, ColumnElement, Text, Uuid, delete, exists, func, literal, or_, select, text, true
 from sqlalchemy.dialects.postgresql import TIMESTAMP, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -22,6 +22,7 @@ from gadfly.store.tables import (
     EpisodeRow,
     FeedbackRow,
     ForgetOrderRow,
+    GuardedConversationRow,
     InteractionRow,
     LearningRow,
     TombstoneRow,
@@ -159,10 +160,15 @@ async def loss_of(session: AsyncSession, version: int) -> Loss | None:
 
 
 async def clean_version(session: AsyncSession, *, base_model: str, without: Sequence[int]) -> int | None:
-    """The newest version of a base model that has lost nothing and is not among these; None: there is none."""
+    """The newest version of a base model that has lost nothing and is not among these; None: there is none.
+
+    It is of the same task as one of these; without any of them, of any task.
+    """
+    tasks = select(CriticVersionRow.task).where(CriticVersionRow.version.in_(without))
     return await session.scalar(
         select(func.max(CriticVersionRow.version)).where(
             CriticVersionRow.base_model == base_model,
+            CriticVersionRow.task.in_(tasks) if without else true(),
             CriticVersionRow.version.not_in(without),
             ~exists().where(CriticLossRow.version == CriticVersionRow.version),
         )
@@ -228,8 +234,20 @@ async def _forget_quotes(session: AsyncSession, ids: Sequence[UUID]) -> None:
 
 
 async def order(session: AsyncSession, what: What) -> None:
-    """Refuse records that match and were made before now, which a replica may still have in its spool."""
+    """Refuse records that match and were made before now, which a replica may still have in its spool.
+
+    Conversations that a proxy announced and that belong to no interaction yet are deleted, by key and time.
+    """
     moment = now()
+    if what.episode_id is None:
+        announced = delete(GuardedConversationRow)
+        if what.key_id is not None:
+            announced = announced.where(GuardedConversationRow.key == str(what.key_id))
+        if what.since is not None:
+            announced = announced.where(GuardedConversationRow.kept_at >= what.since)
+        if what.until is not None:
+            announced = announced.where(GuardedConversationRow.kept_at < what.until)
+        await session.execute(announced)
     await session.execute(delete(ForgetOrderRow).where(ForgetOrderRow.ordered_at < moment - _ORDERS_KEPT))
     session.add(
         ForgetOrderRow(

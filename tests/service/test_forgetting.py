@@ -9,11 +9,12 @@ import pytest
 
 from gadfly import store
 from gadfly.errors import BadSettings
-from gadfly.records import Interaction, Kind, new_id, now
+from gadfly.records import Interaction, Kind, TaskId, new_id, now
 from gadfly.service.container import Service
 from gadfly.service.metrics import Metrics
 from gadfly.settings import Settings, SplitBlocks
 from gadfly.store.database import Database
+from gadfly.store.forgetting import What
 from gadfly.store.learning import RESPONSE, Learned
 from gadfly.training import EventKind, Run, TrainConfig, Trigger
 from tests.service.conftest import serving_without_engine
@@ -155,6 +156,29 @@ async def test_rows_are_deleted_by_age_and_kind(engineless: Settings, database: 
     async with serving_without_engine(settings):
         await until_gone(database, rows[0])
     assert await ids(database) == {rows[1].id, rows[2].id}
+
+
+async def test_announced_conversations_of_a_key_are_forgotten(database: Database) -> None:
+    mine, other = make_key(), make_key()
+    kept = timedelta(minutes=15)
+    async with database.session() as session:
+        for key in (mine, other):
+            await store.guarded.keep(session, "call", [{"role": "user", "content": "?"}], key_id=key.id, keep_for=kept)
+        await store.forgetting.order(session, What(key_id=mine.id, since=now() - timedelta(days=1)))
+        assert await store.guarded.read(session, "call", key_id=mine.id) is None
+        assert await store.guarded.read(session, "call", key_id=other.id) is not None
+        await store.forgetting.order(session, What(episode_id=new_id()))
+        assert await store.guarded.read(session, "call", key_id=other.id) is not None
+
+
+async def test_the_clean_critic_is_of_the_same_task(database: Database) -> None:
+    async with database.session() as session:
+        for task in ("math", "sql"):
+            await store.critics.ensure_version_zero(session, "tiny", task=TaskId(task, "abc"))
+        assert await store.forgetting.clean_version(session, base_model="tiny", without=[]) == 1
+    await a_run(database, parent=0)
+    async with database.session() as session:
+        assert await store.forgetting.clean_version(session, base_model="tiny", without=[2]) == 0
 
 
 def test_a_wrong_age_is_named() -> None:
