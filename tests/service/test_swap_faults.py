@@ -304,6 +304,7 @@ async def make_tasks(
     loader = Loader(
         settings=settings,
         tasks=tasks,
+        database=database,
         engines=engines,
         pointers=pointers,
         leases=leases,
