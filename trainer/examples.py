@@ -24,7 +24,7 @@ from gadfly.store.training_data import LabelledAnswer
 from gadfly.trainer.context import RunContext
 from gadfly.trainer.data import seed_of
 from gadfly.trainer.engines import ROLLOUT_PRIORITY
-from gadfly.trainer.selection import select
+from gadfly.trainer.selection import Selection
 from gadfly.trainer.workspace import EXAMPLES
 from gadfly.training import Recipe
 from gadfly.verdict import Verdict, parse_critique
@@ -56,8 +56,8 @@ class ChosenExamples:
     items: list[ChosenExample]
 
 
-async def choose_examples(context: RunContext) -> ChosenExamples:
-    """The run's examples, decided at the first call.
+async def choose_examples(context: RunContext, selection: Selection) -> ChosenExamples:
+    """The run's examples from its selected answers, decided at the first call.
 
     Raises:
         BadInput: the run has the recipe `examples`, and there is no example of each class.
@@ -65,7 +65,6 @@ async def choose_examples(context: RunContext) -> ChosenExamples:
     kept = context.workspace.read(EXAMPLES, ChosenExamples)
     if kept is not None:
         return kept
-    selection, _ = await select(context)
     most, chosen = context.run.config.examples, ChosenExamples(items=[])
     while most >= 2 and not chosen.items:  # of fewer examples each may be longer
         chosen = await _chosen(context, selection.learn, most)

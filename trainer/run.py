@@ -43,7 +43,7 @@ async def learn(context: RunContext, processes: ProcessGroup) -> None:
     await context.engines.prove_sampling()
     selection, start = await select(context)
     if run.config.examples >= 2:
-        await choose_examples(context)
+        await choose_examples(context, selection)
     start_name = start.engine_name
     if start.adapter_path is not None:
         folder = context.published(start)
@@ -87,7 +87,8 @@ async def _learn(settings: Settings, run_id: UUID) -> None:
     async with open_context(settings, run_id, role=store.runs.TRAINING_ROLE) as context:
         if context.run.config.recipe is Recipe.EXAMPLES:
             await context.engines.prove_sampling()
-            await choose_examples(context)
+            selection, _ = await select(context)
+            await choose_examples(context, selection)
             return
         processes = ProcessGroup(context.load_policy(), context.run.config, accelerator)
         try:

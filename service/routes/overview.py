@@ -34,7 +34,7 @@ _STEP = timedelta(seconds=10)
 _FIRST_YEAR = 2000
 
 
-@router.get("/overview", summary="Read what runs and what waits", response_model=OverviewView)
+@router.get("/overview", summary="Read what runs and what waits", response_model=OverviewView, responses=problems(404))
 async def read_overview(
     admin: AdminDep, service: ServiceDep, task: Annotated[TaskName | None, Query()] = None
 ) -> OverviewView:

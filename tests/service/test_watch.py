@@ -311,7 +311,7 @@ async def test_its_own_traffic_counts_for_the_critic_before(seeded: Database) ->
 async def test_labels_of_one_class_are_reported_as_too_few(seeded: Database) -> None:
     found = await watch(seeded, *(judged(1, is_verdict_right=False) for _ in range(30)))
     assert (await found.check()).units == 0
-    assert "30 right and 0 wrong labelled answers are too few" in (found.problem or "")
+    assert "30 right and 0 wrong labelled answers are too few" in found.problems["math"]
 
 
 async def test_labels_of_one_key_among_several_are_reported(seeded: Database) -> None:
@@ -319,11 +319,11 @@ async def test_labels_of_one_key_among_several_are_reported(seeded: Database) ->
         keys = [(await issue_key(session, name=name, tier=Tier.CALLER))[0].id for name in "ab"]
     found = await watch(seeded, *both(1, 20, is_verdict_right=False, key_id=keys[0]))
     assert (await found.check()).decision is Decision.ONE_KEY
-    assert "needs a second key" in (found.problem or "")
+    assert "needs a second key" in found.problems["math"]
     assert await pending(seeded) is None
     again = await watch(seeded, *both(1, 12, is_verdict_right=False, key_id=keys[1]))
     assert (await again.check()).decision is Decision.ROLL_BACK
-    assert again.problem is None
+    assert again.problems == {}
 
 
 async def test_verdicts_of_the_critic_before_on_the_same_answers_count(seeded: Database) -> None:
@@ -369,7 +369,7 @@ async def test_without_outcomes_of_the_critic_before_nothing_is_decided(seeded: 
 async def test_outcomes_that_have_no_counterpart_are_reported(seeded: Database) -> None:
     found = await watch(seeded, *both(1, 60, is_verdict_right=True))
     assert (await found.check()).units == 40, "the gate measured 40 answers of each class"
-    assert "for 40 pairs and the live one for 60" in (found.problem or "")
+    assert "for 40 pairs and the live one for 60" in found.problems["math"]
 
 
 async def test_a_watch_that_keeps_failing_says_so_until_it_works(

@@ -477,7 +477,7 @@ async def test_versions_are_numbered_one_after_another_whoever_publishes(seeded:
         assert run.version == version
         async with seeded.session() as session:
             told = [event.data for event in await events_after(session, run_id, after=0) if event.kind == "published"]
-        assert told == [{"version": version, "adapter_sha256": "ab" * 32}], "told once"
+        assert told == [{"version": version, "adapter_sha256": "ab" * 32, "examples": 0}], "told once"
     async with seeded.session() as session:
         [newest, *_] = await store.critics.list_critic_versions(session)
     assert (newest.version, newest.engine_name, newest.parent) == (5, "critic@5", 0)
