@@ -78,10 +78,10 @@ async def test_a_run_under_a_critic_by_examples_trains_the_base_model(database: 
             examples=PromptExamples(items=(Example("q", "r", "c"),), interactions=(row.id,), probe=RECORD),
         )
         await store.critics.set_candidate(session, version.version)
-        assert (await _start(session, "tiny", continue_candidate=True)).version == 0, "an undecided one is made anew"
+        assert (await _start(session, "tiny", "math", continue_candidate=True)).version == 0, "an undecided one is made anew"
         await store.critics.set_pointer(session, "live", version.version)
-        assert (await _start(session, "tiny", continue_candidate=True)).version == 0
-        assert (await _start(session, "tiny", continue_candidate=True, trains=False)).version == 0
+        assert (await _start(session, "tiny", "math", continue_candidate=True)).version == 0
+        assert (await _start(session, "tiny", "math", continue_candidate=True, trains=False)).version == 0
 
 
 async def _publish(session: Any, *, live: int, outcome: GateOutcome) -> int:
@@ -102,7 +102,7 @@ async def _publish(session: Any, *, live: int, outcome: GateOutcome) -> int:
 
 async def start(seeded: Database, *, continue_candidate: bool = True) -> int:
     async with seeded.session() as session:
-        return (await _start(session, "tiny", continue_candidate=continue_candidate)).version
+        return (await _start(session, "tiny", "math", continue_candidate=continue_candidate)).version
 
 
 async def test_an_undecided_candidate_is_continued(seeded: Database) -> None:
@@ -146,7 +146,7 @@ async def test_a_run_does_not_start_from_a_critic_of_another_base_model(database
     async with database.session() as session:
         await store.critics.ensure_version_zero(session, "tiny")
         with pytest.raises(Conflict, match="set to the model other, and the service serves tiny"):
-            await _start(session, "other", continue_candidate=True)
+            await _start(session, "other", "math", continue_candidate=True)
 
 
 async def test_the_base_that_the_newest_version_was_trained_on(seeded: Database) -> None:
