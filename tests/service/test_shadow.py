@@ -34,7 +34,7 @@ async def judge_of(database: Database, *, candidate_share: float) -> Doubter:
     await pointers.refresh()
     none = cast(Any, None)  # what only a critique by an engine needs
     return Doubter(
-        database, pointers, engines=none, prompts=none, loader=none, leases=none, replicas=cast(Any, Eldest()),
+        database, pointers, engines=none, loader=none, leases=none, replicas=cast(Any, Eldest()),
         share=0.5, candidate_share=candidate_share,
     )  # fmt: skip
 

@@ -7,10 +7,11 @@ import pytest
 
 from gadfly.errors import BadInput
 from gadfly.grading import Grade
+from gadfly.guessing import corrected_for_guessing
 from gadfly.rowfiles.shapes import NO_MAPPING, ColumnMap
 from gadfly.settings import Settings
 from gadfly.tasks import load_task, open_grader
-from gadfly.tasks.trial import Trial, corrected_for_guessing, try_task
+from gadfly.tasks.trial import Trial, try_task
 from tests.support.tasks import write_task
 
 

@@ -78,7 +78,7 @@ async def test_a_run_under_a_critic_by_examples_trains_the_base_model(database: 
             examples=PromptExamples(items=(Example("q", "r", "c"),), interactions=(row.id,), probe=RECORD),
         )
         await store.critics.set_candidate(session, version.version)
-        assert (await _start(session, "tiny", "math", continue_candidate=True)).version == 0, "an undecided one is made anew"
+        assert (await _start(session, "tiny", "math", continue_candidate=True)).version == 0, "it is made anew"
         await store.critics.set_pointer(session, "live", version.version)
         assert (await _start(session, "tiny", "math", continue_candidate=True)).version == 0
         assert (await _start(session, "tiny", "math", continue_candidate=True, trains=False)).version == 0
