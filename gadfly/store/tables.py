@@ -357,7 +357,7 @@ class BrowserSessionRow(Table):
 
 
 class LabelReservationRow(Table):
-    """An answer that somebody is judging now. Others get it after `expires_at`."""
+    """An answer that a labeller has reserved. Others get it after `expires_at`."""
 
     __tablename__ = "label_reservations"
 
@@ -368,7 +368,7 @@ class LabelReservationRow(Table):
 
 
 class LabelSkipRow(Table):
-    """An answer that somebody did not want to judge."""
+    """An answer that a labeller skipped."""
 
     __tablename__ = "label_skips"
 
