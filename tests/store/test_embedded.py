@@ -143,7 +143,7 @@ def test_it_recovers_from_a_crash(home: Path) -> None:
         assert query(server, "SELECT number FROM kept") == "7"
 
 
-@pytest.mark.parametrize("whose", ["nobody's", "another program's"])
+@pytest.mark.parametrize("whose", ["no program's", "another program's"])
 def test_a_stale_pid_file_is_no_obstacle(home: Path, whose: str) -> None:
     with PostgresServer(home) as server:
         pid_file = server.data / "postmaster.pid"
