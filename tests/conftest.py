@@ -48,6 +48,7 @@ _ARGUMENTS = {
 _OF_SERVICE = re.compile(r"\b(client: httpx\.AsyncClient|settings: Settings)\b")
 _COMPILER = re.compile(r"(.*-)?(gcc|g\+\+|cc|c\+\+|clang|clang\+\+|cpp|nvcc)(-[\d.]+)?")
 _TEMPLATE = "template_gadfly"
+_STARTED = pytest.StashKey[RunningEngine]()  # `critic_engine`, once a test has used it
 _numbers = itertools.count()
 
 
@@ -204,20 +205,32 @@ def path_without_compilers(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def critic_engine(
-    critic_model: Path, path_without_compilers: str, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    critic_model: Path,
+    path_without_compilers: str,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[RunningEngine]:
     """vLLM serving that model, for all tests, on a machine without a C or C++ compiler.
 
-    A test that loads adapters calls `forget` at its end. A test that kills its engine uses `spare_engine`.
+    It has no adapter at the start of a file. A test whose file has others with critics of the same names calls
+    `forget`. A test that kills its engine uses `spare_engine`.
     """
     home = tmp_path_factory.mktemp("engine")
     # An empty cache without anything compiled earlier on this machine, and no compiler named in the environment.
     cache = home / "inductor"
     environ = {"PATH": path_without_compilers, "TORCHINDUCTOR_CACHE_DIR": str(cache), "CXX": "", "CC": ""}
     with start_engine(critic_model, home=home, environ=environ) as engine:
+        request.config.stash[_STARTED] = engine
         assert engine.metric("vllm:generation_tokens_total") >= 2, "ready before a generation and a label read"
         yield engine
         assert not any(path.is_file() for path in cache.rglob("*")), "something was compiled"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def engine_without_adapters(request: pytest.FixtureRequest) -> None:
+    """Unload the critics of the last file's tests: those of other databases have the same names."""
+    if engine := request.config.stash.get(_STARTED, None):
+        engine.forget()
 
 
 @pytest.fixture(scope="session")
