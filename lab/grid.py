@@ -15,9 +15,10 @@ import math
 import os
 import shutil
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -259,7 +260,7 @@ async def _rewritten(
 
 
 @dataclass(frozen=True, slots=True)
-class Interval:
+class MeanWithError:
     """A mean over seeds and questions in [-1, 1], and half the width of its 95 % interval."""
 
     value: float
@@ -268,17 +269,14 @@ class Interval:
     def percent(self) -> str:
         return f"{100 * self.value:.1f} ± {100 * self.half:.1f}"
 
-    @property
-    def excludes_zero(self) -> bool:
-        return abs(self.value) > self.half
 
-
-def interval(by_seed: Sequence[Sequence[float]], strata: Sequence[bool] | None = None) -> Interval:
+def interval(by_seed: Sequence[Sequence[float]], strata: Sequence[bool] | None = None) -> MeanWithError:
     """The mean of values by seed and question, with the sampling of both.
 
     The variance over seeds (Student's t) and that over questions (normal) are added; the noise of a single value counts
     in both, so the interval is rather too wide. A single seed has no variance: the interval then covers the questions
-    alone. With `strata`, the mean is that of both classes' means.
+    alone. A class in which all values are equal has no variance either. With `strata`, the mean is that of both
+    classes' means.
     """
     classes = [True, False] if strata is not None else [None]
     value, of_questions, seeds = 0.0, 0.0, [0.0] * len(by_seed)
@@ -293,7 +291,7 @@ def interval(by_seed: Sequence[Sequence[float]], strata: Sequence[bool] | None =
     of_seeds = 0.0
     if len(seeds) > 1:
         of_seeds = quantile(len(seeds)) ** 2 * statistics.variance(seeds) / len(seeds)
-    return Interval(value, math.sqrt(of_seeds + 1.96**2 * of_questions))
+    return MeanWithError(value, math.sqrt(of_seeds + 1.96**2 * of_questions))
 
 
 Values = tuple[list[list[float]], list[bool] | None]
@@ -301,6 +299,10 @@ Values = tuple[list[list[float]], list[bool] | None]
 
 def _balanced(results: Sequence[GridResult]) -> Values:
     return [list(map(float, each.verdict_right)) for each in results], results[0].was_right
+
+
+def _of_all(results: Sequence[GridResult], name: str) -> Values:
+    return [list(map(float, getattr(each, name))) for each in results], None
 
 
 def _of_class(results: Sequence[GridResult], name: str, is_right: bool) -> Values:
@@ -314,13 +316,13 @@ def _of_class(results: Sequence[GridResult], name: str, is_right: bool) -> Value
     ], None
 
 
-COLUMNS = {
+COLUMNS: dict[str, Callable[[Sequence[GridResult]], Values]] = {
     "balanced Acc@Dis": _balanced,
-    "of right": lambda results: _of_class(results, "verdict_right", True),
-    "of wrong": lambda results: _of_class(results, "verdict_right", False),
-    "Acc@Refine": lambda results: ([list(map(float, each.refined_right)) for each in results], None),
-    "Acc@Refine, masked": lambda results: ([list(map(float, each.masked_right)) for each in results], None),
-    "leaks": lambda results: _of_class(results, "leaks", False),
+    "of right": partial(_of_class, name="verdict_right", is_right=True),
+    "of wrong": partial(_of_class, name="verdict_right", is_right=False),
+    "Acc@Refine": partial(_of_all, name="refined_right"),
+    "Acc@Refine, masked": partial(_of_all, name="masked_right"),
+    "leaks": partial(_of_class, name="leaks", is_right=False),
 }
 
 
