@@ -8,7 +8,9 @@ the model learns to add, to copy, to recompute and to compare. At the end they c
 then although it could do better, and the critic overlooks, suspects and errs. The published method gets such a critic
 from supervised fine-tuning on unchecked critiques. Rewriting always follows the critique, right or wrong.
 
-`--distrusts 0.7` makes a model whose critic has another fault: see docs/results-distrusting.md.
+`--distrusts 0.7` makes a model whose critic has another fault: see docs/results-distrusting.md. `--miscounts` and
+`--flips` make one whose faults in numbers and in verdicts are independent of each other. With `--start lab/model
+--steps 0` the last phase alone is trained, from a model that exists: one minute.
 """
 
 import argparse
@@ -66,7 +68,10 @@ class PretrainRecipe:
     hidden: int = 96
     layers: int = 3
     heads: int = 4
-    distrusts: float = 0.0  # `Care.distrusts` of the careless critics
+    distrusts: float = 0.0  # `Care.distrusts` of the careless critics, as for the next two
+    miscounts: float = 0.0
+    flips: float = 0.0
+    start: str = ""  # folder of the model to continue; empty: random weights
     seed: int = 0
 
 
@@ -149,13 +154,18 @@ def train(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerFast, log: Calla
     """Train a model. The same recipe on the same machine gives the same weights."""
     torch.manual_seed(recipe.seed)
     rng = random.Random(f"pretrain {recipe.seed}")
-    model = LlamaForCausalLM(_config(recipe, tokenizer))
+    model = (
+        LlamaForCausalLM.from_pretrained(recipe.start, dtype=torch.float32)
+        if recipe.start
+        else LlamaForCausalLM(_config(recipe, tokenizer))
+    )
     encoder = Encoder(tokenizer)
     matrices = [weight for name, weight in model.named_parameters() if ".layers." in name and weight.ndim == 2]
     rest = [weight for name, weight in model.named_parameters() if ".layers." not in name or weight.ndim == 1]
     optimiser = Muon(matrices)
     optimiser_of_others = torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.0)
-    careless, followed = (replace(care, distrusts=recipe.distrusts) for care in (CARELESS, _FOLLOWED))
+    followed = replace(_FOLLOWED, distrusts=recipe.distrusts)
+    careless = replace(CARELESS, distrusts=recipe.distrusts, miscounts=recipe.miscounts, flips=recipe.flips)
     right: dict[str, tuple[Task, int]] = {
         "solving": (solving, recipe.solve),
         "refining": (partial(refining, care=followed), recipe.refine),

@@ -20,6 +20,11 @@ Result = dict[str, Any]
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
+def quantile(seeds: int) -> float:
+    """The two-sided 95 % quantile of Student's t for the mean of so many seeds, at least two."""
+    return _T[seeds - 2] if seeds - 2 < len(_T) else 1.96
+
+
 @dataclass(frozen=True, slots=True)
 class Mean:
     """A mean over seeds, with half the width of its interval; None for a single seed."""
@@ -33,8 +38,7 @@ class Mean:
         if len(values) < 2:
             return cls(mean, None)
         deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
-        quantile = _T[len(values) - 2] if len(values) - 2 < len(_T) else 1.96
-        return cls(mean, quantile * deviation / math.sqrt(len(values)))
+        return cls(mean, quantile(len(values)) * deviation / math.sqrt(len(values)))
 
     def percent(self) -> str:
         return f"{100 * self.value:.1f}" + ("" if self.half is None else f" ± {100 * self.half:.1f}")

@@ -25,8 +25,8 @@ class Method(StrEnum):
 class Row:
     """A row of the table.
 
-    `one_stage`: all steps are of stage II. `is_sampled`: MV@K and Pass@K are measured. `update`: changes to the config
-    of the update alone, not of sampling.
+    `one_stage`: all steps are of stage II. `only_verdicts`: all are of stage I. `is_sampled`: MV@K and Pass@K are
+    measured. `update`: changes to the config of the update alone, not of sampling.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Row:
     method: Method
     changes: Mapping[str, Any] = field(default_factory=dict)
     one_stage: bool = False
+    only_verdicts: bool = False
     is_sampled: bool = False
     update: Mapping[str, Any] = field(default_factory=dict)
 
@@ -125,9 +126,11 @@ BASE = TrainConfig(
 
 def config(of: Row, base: TrainConfig, *, seed: int) -> TrainConfig:
     """The training config of a row with this seed."""
-    changes = dict(of.changes)
+    changes, total = dict(of.changes), base.steps_stage_1 + base.steps_stage_2
     if of.one_stage:
-        changes |= {"steps_stage_1": 0, "steps_stage_2": base.steps_stage_1 + base.steps_stage_2}
+        changes |= {"steps_stage_1": 0, "steps_stage_2": total}
+    if of.only_verdicts:
+        changes |= {"steps_stage_1": total, "steps_stage_2": 0}
     return TrainConfig.model_validate(base.model_dump() | changes | {"seed": seed})
 
 

@@ -15,13 +15,14 @@ from uuid import NAMESPACE_URL, uuid5
 
 import orjson
 
-from gadfly.actor import BaseActor
+from gadfly.actor import Actor, BaseActor
 from gadfly.adapters import write_durably
 from gadfly.engine_client import ACTOR, EnginePool
 from gadfly.grading import Grade, Grader
 from gadfly.lab import sampling
 from gadfly.lab.arena import Arena
 from gadfly.lab.engine import Generator, connect
+from gadfly.lab.rewriting import SimulatedActor, WorldOptions
 from gadfly.lab.rows import Method, Row, config, config_of_update
 from gadfly.lab.world import LabSplit
 from gadfly.prompts import PromptSet
@@ -91,6 +92,15 @@ class Lab:
     base: TrainConfig
     sampled: int  # answers of the test for which many samples are drawn
     verdicts_only: bool = False  # nothing is rewritten and no attack judged when a critic is measured
+    world: WorldOptions | None = None  # the options of a simulated actor; None: the lab's model rewrites
+
+    def actor(self, engines: RunEngines, *, seed: str) -> Actor:
+        """The actor that rewrites. `seed` only concerns a simulated one."""
+        return (
+            BaseActor(engines.pool)
+            if self.world is None
+            else SimulatedActor(engines.pool, options=self.world, seed=seed)
+        )
 
     def engines(self, name: str) -> RunEngines:
         return RunEngines(EnginePool([connect(self.generator)]), uuid5(NAMESPACE_URL, name), self.generator.rows)
@@ -113,7 +123,7 @@ class Lab:
             numbers = {
                 split.value: measure(without_critic(answers)).to_json() for split, answers in self.arena.tests.items()
             }
-            bench = self._bench(engines, samples=sampling.SAMPLES)
+            bench = self.bench(engines, samples=sampling.SAMPLES)
             answers = await sampling.actor_alone(bench, self._sampled, seed=seed)
             return head | {"last": numbers, "best": numbers, "samples": sampling.measure(answers)}
         if row.method is Method.START:
@@ -121,32 +131,8 @@ class Lab:
             attacks, samples = await self._attacks(engines, ACTOR), await self._samples(engines, ACTOR, seed)
             return head | {"last": numbers, "best": numbers, "attacks": attacks, "samples": samples}
         train_config = config(row, self.base, seed=seed)
-        workspace = Workspace.of(folder, engines.run_id)
-        report = LabReport(workspace=workspace, steps=train_config.steps)
-        policy = Policy(self.model, rank=RANK, alpha=train_config.lora_alpha, seed=seed)
-        processes = ProcessGroup(policy, config_of_update(row, train_config), make_accelerator(cpu=True))
-        collector = Collector(
-            engines=engines,
-            actor=BaseActor(engines.pool),
-            prompts=self.prompts,
-            grader=self.grader,
-            config=train_config,
-        )
-        if not workspace.final.exists():
-            if row.method is Method.STAR:
-                await self._star(processes, engines, collector, report, train_config)
-            else:
-                await Learning(
-                    config=train_config,
-                    processes=processes,
-                    engines=engines,
-                    collector=collector,
-                    workspace=workspace,
-                    report=report,
-                    learn=self.arena.learn,
-                    validate=self.arena.validate[:_GLANCE],
-                ).run()
-        report.close()
+        report = await self.train(row, seed, folder, engines)
+        workspace = report.workspace
         curve = [await self._point(engines, folder) for folder in sorted(report.snapshots.glob("*[0-9]"))]
         name, _ = await load_adapter(engines, workspace.final, label="final")
         last_point = await self._validated(engines, name) | {"step": train_config.steps}
@@ -173,6 +159,37 @@ class Lab:
             "attacks": attacks,
             "samples": samples,
         }
+
+    async def train(self, row: Row, seed: int, folder: Path, engines: RunEngines) -> LabReport:
+        """Train a row's critic, or finish training it, in its folder. The adapter is in the workspace's `final`."""
+        train_config = config(row, self.base, seed=seed)
+        workspace = Workspace.of(folder, engines.run_id)
+        report = LabReport(workspace=workspace, steps=train_config.steps)
+        policy = Policy(self.model, rank=RANK, alpha=train_config.lora_alpha, seed=seed)
+        processes = ProcessGroup(policy, config_of_update(row, train_config), make_accelerator(cpu=True))
+        collector = Collector(
+            engines=engines,
+            actor=self.actor(engines, seed=str(seed)),
+            prompts=self.prompts,
+            grader=self.grader,
+            config=train_config,
+        )
+        if not workspace.final.exists():
+            if row.method is Method.STAR:
+                await self._star(processes, engines, collector, report, train_config)
+            else:
+                await Learning(
+                    config=train_config,
+                    processes=processes,
+                    engines=engines,
+                    collector=collector,
+                    workspace=workspace,
+                    report=report,
+                    learn=self.arena.learn,
+                    validate=self.arena.validate[:_GLANCE],
+                ).run()
+        report.close()
+        return report
 
     async def _star(
         self, processes: ProcessGroup, engines: RunEngines, collector: Collector, report: LabReport, config: TrainConfig
@@ -242,7 +259,7 @@ class Lab:
         answers = self.arena.tests[LabSplit.IN_DOMAIN]
         wrong = [answer for answer in answers if not answer.is_right][:_ATTACKED]
         plain, under_attack = [
-            await evaluate(self._bench(engines), each, model=name, with_refinement=False)
+            await evaluate(self.bench(engines), each, model=name, with_refinement=False)
             for each in (wrong, attacked(wrong, len(wrong)))
         ]
         found = AttackReport.of(plain, under_attack)
@@ -251,7 +268,7 @@ class Lab:
     async def _samples(self, engines: RunEngines, name: str, seed: int) -> list[dict[str, Any]]:
         tokenizer = self.generator.tokenizer
         samples = await sampling.with_critic(
-            self._bench(engines, samples=sampling.SAMPLES),
+            self.bench(engines, samples=sampling.SAMPLES),
             self._sampled,
             model=name,
             seed=seed,
@@ -263,10 +280,10 @@ class Lab:
     def _sampled(self) -> Sequence[LabelledAnswer]:
         return self.arena.tests[LabSplit.IN_DOMAIN][: self.sampled]
 
-    def _bench(self, engines: RunEngines, *, samples: int = 1) -> Bench:
+    def bench(self, engines: RunEngines, *, samples: int = 1) -> Bench:
         return Bench(
             engines=engines.pool,
-            actor=BaseActor(engines.pool),
+            actor=self.actor(engines, seed="test"),
             prompts=self.prompts,
             grader=self.grader,
             max_critique_tokens=self.base.max_critique_tokens,
@@ -275,7 +292,7 @@ class Lab:
         )
 
     async def _judge(self, engines: RunEngines, name: str, answers: Sequence[LabelledAnswer]) -> list[Judged]:
-        return await evaluate(self._bench(engines), answers, model=name, with_refinement=not self.verdicts_only)
+        return await evaluate(self.bench(engines), answers, model=name, with_refinement=not self.verdicts_only)
 
 
 def _merit(point: dict[str, Any]) -> float:

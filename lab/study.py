@@ -31,7 +31,7 @@ from gadfly.training import TrainConfig
 Result = dict[str, Any]
 
 PROMPTS = "bare@1"
-_GRADE_LIMIT_S = 10.0
+GRADE_LIMIT_S = 10.0
 
 
 class AnotherStudy(Exception):
@@ -75,14 +75,23 @@ class Study:
         """
         self.open()
         threads = max(1, (os.cpu_count() or 1) // workers)
-        with ProcessPoolExecutor(workers, get_context("spawn"), _prepare, (threads,)) as pool:
-            pool.submit(_make_arena, self).result()
+        with ProcessPoolExecutor(workers, get_context("spawn"), prepare, (threads,)) as pool:
+            pool.submit(self.make_arena).result()
             futures = [pool.submit(_make_result, self, name, seed) for seed in seeds for name in names]
             try:
                 for future in as_completed(futures):
                     yield future.result()
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
+
+    def make_arena(self) -> None:
+        """Sample the answers that all rows share, unless the folder has them."""
+
+        async def make() -> None:
+            async with Grader(timeout_s=GRADE_LIMIT_S) as grader:
+                await self.lab(Generator(str(self.model)), grader)
+
+        asyncio.run(make())
 
     async def lab(self, generator: Generator, grader: Grader) -> Lab:
         engines = RunEngines(EnginePool([connect(generator)]), uuid5(NAMESPACE_URL, str(self.folder)), generator.rows)
@@ -105,23 +114,16 @@ def read(folder: Path) -> list[Result]:
     return [orjson.loads(path.read_bytes()) for path in sorted(folder.glob("*/*/result.json"))]
 
 
-def _prepare(threads: int) -> None:
+def prepare(threads: int) -> None:
+    """Set up a worker process that computes with so many threads."""
     end_with_parent()  # a row resumes from its last checkpoint when the study is started again
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))  # errors only, beside the progress bar
     torch.set_num_threads(min(threads, torch.get_num_threads()))  # OMP_NUM_THREADS may say fewer
 
 
-def _make_arena(study: Study) -> None:
-    async def make() -> None:
-        async with Grader(timeout_s=_GRADE_LIMIT_S) as grader:
-            await study.lab(Generator(str(study.model)), grader)
-
-    asyncio.run(make())
-
-
 def _make_result(study: Study, name: str, seed: int) -> tuple[Result, float]:
     async def make() -> Result:
-        async with Grader(timeout_s=_GRADE_LIMIT_S) as grader:
+        async with Grader(timeout_s=GRADE_LIMIT_S) as grader:
             lab = await study.lab(Generator(str(study.model)), grader)
             return await lab.result(row(name), seed)
 

@@ -15,6 +15,7 @@ reinforcement would have nothing to strengthen. A step is judged by itself, so a
 """
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -32,6 +33,14 @@ _VERBS = {
     "-": ("gives away {n}", "loses {n}", "sells {n}"),
     "*": ("then has {n} times as many",),
 }
+
+
+_OPERATION = re.compile(
+    r"(?:buys|finds|is given) (?P<plus>\d+) more|(?:gives away|loses|sells) (?P<minus>\d+)"
+    r"|then has (?P<times>\d+) times as many"
+)
+_START = re.compile(r" has (\d+) \w+\.")
+_EQUATION = re.compile(r"(\d+) ([-+*]) (\d+) = (\d+)\.")
 
 
 class LabSplit(StrEnum):
@@ -112,16 +121,18 @@ class Equation:
 class Judgement:
     """A critique's judgement of one step, with the recomputed step.
 
-    The step is judged correct if both agree, unless it `is_distrusted`.
+    The step is judged correct if both agree, unless it `is_distrusted`. A critic whose verdicts do not follow from its
+    numbers gives the verdict itself (`said`).
     """
 
     step: Equation
     again: Equation
     is_distrusted: bool = False
+    said: bool | None = None  # the verdict "Correct", whatever the numbers are
 
     @property
     def is_correct(self) -> bool:
-        return self.step == self.again and not self.is_distrusted
+        return self.said if self.said is not None else self.step == self.again and not self.is_distrusted
 
     def __str__(self) -> str:
         word = "Correct" if self.is_correct else "Wrong"
@@ -146,6 +157,30 @@ def problem(rng: random.Random, split: LabSplit = LabSplit.IN_DOMAIN, *, steps: 
         sentences.append(f"{pronoun} {rng.choice(_VERBS[operation.sign]).format(n=operation.operand)}.")
     sentences.append(f"How many {thing} does {small} have?")
     return WordProblem(text=" ".join(sentences), start=start, operations=tuple(operations))
+
+
+def read_problem(text: str) -> WordProblem:
+    """The problem of which `problem` wrote the question.
+
+    Raises:
+        ValueError: the text is no such question.
+    """
+    start, signs = _START.search(text), {"plus": "+", "minus": "-", "times": "*"}
+    operations = tuple(
+        Operation(signs[name], int(operand))
+        for found in _OPERATION.finditer(text)
+        for name, operand in found.groupdict().items()
+        if operand is not None
+    )
+    if start is None or not operations:
+        raise ValueError(f"this is no question of the lab's world: {text}")
+    return WordProblem(text=text, start=int(start[1]), operations=operations)
+
+
+def read_equation(text: str) -> Equation | None:
+    """The first equation in a text; None without one."""
+    found = _EQUATION.search(text)
+    return None if found is None else Equation(int(found[1]), found[2], int(found[3]), int(found[4]))
 
 
 def problems(split: LabSplit, count: int, *, seed: int, without: Sequence[str] = ()) -> list[WordProblem]:
@@ -233,6 +268,13 @@ class Care:
     suspects: float  # a right step is recomputed to a wrong number
     errs: float = 0.0  # a wrong step is detected, and recomputed to another wrong number
     distrusts: float = 0.0  # a right step with a large number is recomputed rightly, but called wrong
+    # Faults in numbers and in verdicts that are independent of each other. With either, those above are not used.
+    miscounts: float = 0.0  # any step is recomputed to a wrong number
+    flips: float = 0.0  # any step gets the opposite of the verdict that is right
+
+    @property
+    def is_independent(self) -> bool:
+        return self.miscounts > 0 or self.flips > 0
 
 
 PERFECT = Care(overlooks=0.0, overlooks_far=0.0, suspects=0.0)
@@ -244,6 +286,11 @@ def judge(rng: random.Random, equations: Sequence[Equation], care: Care) -> list
     for step in equations:
         true = step.true_result
         is_distrusted = False
+        if care.is_independent:
+            result = near(rng, true) if rng.random() < care.miscounts else true
+            said = (step.result == true) is not (rng.random() < care.flips)
+            judgements.append(Judgement(step, Equation(step.left, step.sign, step.right, result), said=said))
+            continue
         if step.result == true:
             result = near(rng, true) if rng.random() < care.suspects else true
             # Without distrust no random number is drawn: the committed model was trained that way.
