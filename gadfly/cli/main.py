@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from gadfly.cli.commands import ask, critics, data, interactions, keys, labels, runs, serve, tasks
+from gadfly.cli.commands import ask, backups, critics, data, interactions, keys, labels, runs, serve, tasks
 from gadfly.cli.options import takes_settings
 from gadfly.errors import BadInput, BadSettings, GadflyError
 
@@ -21,7 +21,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (serve, ask, critics, runs, data):
+for group in (serve, ask, critics, runs, data, backups):
     app.add_typer(group.app)  # without a name: its commands become commands of `gadfly`
 app.add_typer(keys.app, name="keys")
 app.add_typer(labels.app, name="labels")

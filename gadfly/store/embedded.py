@@ -388,6 +388,21 @@ class EmbeddedPostgres:
         return StoreUnavailable(f"Postgres under {self.folder} does not run: {last} (log: {self.log})")
 
 
+def tools_for(server: int) -> Path:
+    """The folder of pg_dump and pg_restore for a server of this major version: of the same version, or the next newer.
+
+    Raises:
+        StoreUnavailable: the server is newer than all tools of this release.
+    """
+    fitting = [version for version in sorted(POSTGRES_VERSIONS) if version >= server]
+    if not fitting:
+        raise StoreUnavailable(
+            f"the server is Postgres {server} and the newest pg_dump of this release is {max(POSTGRES_VERSIONS)}: "
+            "back it up with its own pg_dump"
+        )
+    return Path(POSTGRES_VERSIONS[fitting[0]])
+
+
 def ignore_client_variables() -> None:
     """Remove libpq's variables (PGHOSTADDR, PGOPTIONS, PGSERVICE and others) from this process's environment.
 
