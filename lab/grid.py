@@ -16,10 +16,9 @@ import os
 import shutil
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ from gadfly.lab.report import quantile
 from gadfly.lab.rewriting import SimulatedActor, WorldOptions, with_share
 from gadfly.lab.rows import BASE, QUICK_SIZES, Method, Row, config, row
 from gadfly.lab.runs import code
-from gadfly.lab.study import GRADE_LIMIT_S, Study, prepare
+from gadfly.lab.study import GRADE_LIMIT_S, Study, processes
 from gadfly.lab.world import LabSplit
 from gadfly.prompts import Prompt
 from gadfly.records import Usage
@@ -154,22 +153,18 @@ def run_grid(folder: Path, wanted: Sequence[GridUnit], *, workers: int) -> Itera
     missing = [each for each in wanted if not set(each.identities) <= known]
     if not missing:
         return
-    for study in {unit.study.folder: unit.study for unit in missing}.values():
+    studies = {unit.study.folder: unit.study for unit in missing}.values()
+    for study in studies:
         study.open()
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    with ProcessPoolExecutor(workers, get_context("spawn"), prepare, (threads,)) as pool:
-        for study in {unit.study.folder: unit.study for unit in missing}.values():
+    with processes(workers) as pool:
+        for study in studies:
             pool.submit(study.make_arena).result()
-        futures = [pool.submit(_make, unit) for unit in missing]
-        try:
-            for future in as_completed(futures):
-                for result in future.result():
-                    if result.identity not in known:
-                        known.add(result.identity)
-                        lines.append(result)
-                        yield result
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        for future in as_completed([pool.submit(_make, unit) for unit in missing]):
+            for result in future.result():
+                if result.identity not in known:
+                    known.add(result.identity)
+                    lines.append(result)
+                    yield result
 
 
 def results_of(folder: Path) -> Lines[GridResult]:

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -69,20 +70,13 @@ class Study:
             raise AnotherStudy(f"{self.folder} holds a study with another model, config or size; use another folder")
 
     def run(self, names: Sequence[str], seeds: Sequence[int], *, workers: int) -> Iterator[tuple[Result, float]]:
-        """Yield each result when it is complete, and the seconds that it took.
-
-        Workers are processes with equal shares of the cores, since models this small gain little from threads.
-        """
+        """Yield each result when it is complete, and the seconds that it took."""
         self.open()
-        threads = max(1, (os.cpu_count() or 1) // workers)
-        with ProcessPoolExecutor(workers, get_context("spawn"), prepare, (threads,)) as pool:
+        with processes(workers) as pool:
             pool.submit(self.make_arena).result()
             futures = [pool.submit(_make_result, self, name, seed) for seed in seeds for name in names]
-            try:
-                for future in as_completed(futures):
-                    yield future.result()
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+            for future in as_completed(futures):
+                yield future.result()
 
     def make_arena(self) -> None:
         """Sample the answers that all rows share, unless the folder has them."""
@@ -114,8 +108,21 @@ def read(folder: Path) -> list[Result]:
     return [orjson.loads(path.read_bytes()) for path in sorted(folder.glob("*/*/result.json"))]
 
 
-def prepare(threads: int) -> None:
-    """Set up a worker process that computes with so many threads."""
+@contextmanager
+def processes(count: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes with equal shares of the cores, since models this small gain little from threads.
+
+    At the end, work that has not begun is dropped.
+    """
+    threads = max(1, (os.cpu_count() or 1) // count)
+    with ProcessPoolExecutor(count, get_context("spawn"), _prepare, (threads,)) as pool:
+        try:
+            yield pool
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _prepare(threads: int) -> None:
     end_with_parent()  # a row resumes from its last checkpoint when the study is started again
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))  # errors only, beside the progress bar
     torch.set_num_threads(min(threads, torch.get_num_threads()))  # OMP_NUM_THREADS may say fewer
