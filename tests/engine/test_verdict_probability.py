@@ -1,7 +1,7 @@
 """A stated verdict's probability from the sampling itself is that of a separate read, on a real engine."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -24,13 +24,12 @@ MODELS = ("base", "one", "two")
 @pytest.fixture(scope="module")
 def running(
     critic_engine: RunningEngine, critic_model: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RunningEngine]:
+) -> RunningEngine:
     """An engine whose model states verdicts, with two adapters that change its probabilities."""
     home = tmp_path_factory.mktemp("verdicts")
     for seed, name in enumerate(MODELS[1:], start=1):
         critic_engine.load_adapter(name, random_adapter(home / name, model=critic_model, seed=seed, size=0.05))
-    yield critic_engine
-    critic_engine.forget()
+    return critic_engine
 
 
 @pytest.fixture

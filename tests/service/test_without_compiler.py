@@ -30,4 +30,3 @@ async def test_an_adapter_is_swapped_in_and_proven(
         answer = (await client.post("/critique", json=RIGHT)).json()
         assert answer["critic"]["version"] == version
         assert answer["confidence"] is not None
-    critic_engine.forget()
