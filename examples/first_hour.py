@@ -1,4 +1,4 @@
-"""A stranger's first hour, step by step with times: python examples/first_hour.py [--full] [--home FOLDER]
+"""A stranger's first hour, step by step with times: python examples/first_hour.py [--full]
 
 A vLLM of one's own, with a key and a name, is attached. Its traffic comes through the OpenAI SDK, logged answers from a
 CSV file. Labels give a scoreboard; a dry run says what training could do; a run trains a critic, which goes live. The
@@ -36,6 +36,7 @@ from gadfly.lab import world
 from gadfly.lab.demo import CONFIG, MODEL
 from gadfly.training import EventKind
 
+PARTS = ("first", "second", "task")
 NAME, KEY = "team/arithmetic", "the-engine's-key"
 QUESTIONS = 40
 ROWS = 200
@@ -54,10 +55,9 @@ SHORT: dict[str, Any] = {  # with the default model a critique takes seconds
     "steps_stage_2": 1,
     "prompts_per_step": 4,
     "samples_per_prompt": 2,
-    "minibatches": 2,
+    "minibatches": 1,
     "inner_epochs": 1,
-    "max_critique_tokens": 64,
-    "max_answer_tokens": 80,
+    "learning_rate": 5e-4,
     "pool_questions": 2,
     "pool_samples": 1,
     "validate_every": 0,
@@ -85,18 +85,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="train as long as the demo does")
     parser.add_argument("--home", type=Path, help="folder to keep; unset: a temporary one")
+    parser.add_argument("--part", choices=PARTS, help="only this part; `second` needs the home of a finished `first`")
     options = parser.parse_args()
     with contextlib.ExitStack() as stack:
         home = options.home or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="first-hour-")))
         home.mkdir(parents=True, exist_ok=True)
-        folder = first_deployment(home, CONFIG if options.full else QUICK)
-        second_deployment(home, folder)
-        a_task_of_your_own(home)
+        if options.part in (None, "first"):
+            first_deployment(home, CONFIG if options.full else QUICK)
+        if options.part in (None, "second"):
+            second_deployment(home)
+        if options.part in (None, "task"):
+            a_task_of_your_own(home)
     step("done")
 
 
-def first_deployment(home: Path, config: dict[str, Any]) -> Path:
-    """From an engine to a pushed critic; its folder."""
+def first_deployment(home: Path, config: dict[str, Any]) -> None:
+    """From an engine to a critic that is live and pushed to the folder `pushed`."""
     port, engine_port = free_port(), free_port()
     settings = SETTINGS | {
         "GADFLY_HOME": str(home / "first"),
@@ -114,15 +118,14 @@ def first_deployment(home: Path, config: dict[str, Any]) -> Path:
         folder = home / "pushed"
         step(f"the critic is pushed to {folder}")
         gadfly(settings, "critics", "push", str(version), str(folder))
-    return folder
 
 
-def second_deployment(home: Path, folder: Path) -> None:
+def second_deployment(home: Path) -> None:
     """Another deployment with its own database and its own engine takes the critic in, and proves it."""
     port = free_port()
     settings = SETTINGS | {"GADFLY_HOME": str(home / "second"), "GADFLY_PORT": str(port)}
     step("a second deployment pulls it")
-    gadfly(settings, "critics", "pull", str(folder))
+    gadfly(settings, "critics", "pull", str(home / "pushed"))
     with gadfly_up(settings, port), Client(f"http://127.0.0.1:{port}") as client:
         step("its engine proves the critic, and it goes live")
         client.promote(1, reason="pulled from the first deployment")
@@ -141,7 +144,7 @@ def a_task_of_your_own(home: Path) -> None:
         "GADFLY_HOME": str(home / "third"),
         "GADFLY_PORT": str(port),
         "GADFLY_TASK": str(INVOICES),
-        "GADFLY_MAX_TOKENS": str(SHORT["max_critique_tokens"]),
+        "GADFLY_MAX_TOKENS": "80",
         "GADFLY_HELDOUT_SHARE": "0.4",
         "GADFLY_SPLIT_BLOCKS": "exact",  # these invoices differ in names and numbers only
     }
