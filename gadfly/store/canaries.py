@@ -103,6 +103,12 @@ async def open_canaries(session: AsyncSession) -> dict[str, Canary]:
     return {row.task: record_of(Canary, row) for row in rows}
 
 
+async def begun_by(session: AsyncSession, swap_id: UUID) -> Canary | None:
+    """The canary that a swap began, whether or not it has ended."""
+    row = await session.scalar(select(CanaryRow).where(CanaryRow.swap_id == swap_id, CanaryRow.started_at.is_not(None)))
+    return None if row is None else record_of(Canary, row)
+
+
 async def list_canaries(session: AsyncSession, tasks: Sequence[str], *, limit: int) -> list[Canary]:
     """The canaries of these tasks that have begun, the newest first."""
     rows = await session.scalars(

@@ -235,7 +235,8 @@ async def test_a_worse_critic_goes_back_instead(seeded: Database) -> None:
     await move(seeded, 1, canary=TERMS)
     await begun(seeded, 3601)
     worse = [record for _ in range(30) for record in judged(1, is_verdict_right=False)]
-    await keep(seeded, [record for _ in range(40) for record in judged(0, is_verdict_right=True)] + worse)
+    others = [record for _ in range(40) for record in judged(0, is_verdict_right=True)]
+    await keep(seeded, others + worse)
     await (await keeper(seeded)).check()
     async with seeded.session() as session:
         swap = await store.swaps.pending_swap(session)
@@ -253,6 +254,30 @@ async def test_a_worse_critic_goes_back_instead(seeded: Database) -> None:
     assert "version 1 judges 0.0% of right answers" in (ended.reason or "")
 
 
+async def test_without_a_canary_the_history_of_the_critic_before_counts(seeded: Database) -> None:
+    long_ago = now() - timedelta(days=2)
+    history = [record for _ in range(40) for record in judged(0, is_verdict_right=True, created_at=long_ago)]
+    await keep(seeded, history)
+    await move(seeded, 1)
+    pointers = await read(seeded)
+    watch = RollbackWatch(seeded, pointers, is_on=True, shadow_share=0.5)
+    await keep(seeded, [record for _ in range(30) for record in judged(1, is_verdict_right=False)])
+    evidence = await watch.check()
+    assert evidence is not None
+    assert evidence.units == 30, "without a canary, they do"
+
+
+async def test_outcomes_of_the_critic_before_count_from_the_beginning_of_a_canary(seeded: Database) -> None:
+    long_ago = now() - timedelta(days=2)
+    await keep(seeded, [record for _ in range(40) for record in judged(0, is_verdict_right=True, created_at=long_ago)])
+    await move(seeded, 1, canary=TERMS)
+    await keep(seeded, judged(0, is_verdict_right=True))
+    await keep(seeded, [record for _ in range(30) for record in judged(1, is_verdict_right=False)])
+    evidence = await RollbackWatch(seeded, await read(seeded), is_on=True, shadow_share=0.5).check()
+    assert evidence is not None
+    assert evidence.units == 1
+
+
 async def test_a_loss_by_the_labels_of_one_key_among_several_waits_for_a_person(seeded: Database) -> None:
     async with seeded.session() as session:
         ann, _ = await issue_key(session, name="ann", tier=Tier.CALLER)
@@ -260,7 +285,8 @@ async def test_a_loss_by_the_labels_of_one_key_among_several_waits_for_a_person(
     await move(seeded, 1, canary=TERMS)
     await begun(seeded, 3601)
     worse = [record for _ in range(30) for record in judged(1, is_verdict_right=False, key_id=ann.id)]
-    await keep(seeded, [record for _ in range(40) for record in judged(0, is_verdict_right=True)] + worse)
+    others = [record for _ in range(40) for record in judged(0, is_verdict_right=True)]
+    await keep(seeded, others + worse)
     canaries = await keeper(seeded)
     await canaries.check()
     assert (await newest(seeded)).ended_at is None

@@ -544,7 +544,7 @@ async def test_a_canary_under_load_loses_nothing_and_each_episode_keeps_its_crit
         while not done.is_set():
             turn += 1
             began = time.monotonic()
-            known = None if turn % 3 == 0 else list(episodes)[turn % len(episodes)]
+            known = None if turn % 3 == 0 else list(episodes)[(turn // 3 + 5 * number) % len(episodes)]
             body = {**ASK, "max_tokens": 12} | ({} if known is None else {"episode_id": known})
             answer = await client.post("/critique", json=body)
             if answer.status_code != 200:
@@ -584,6 +584,7 @@ async def test_a_canary_under_load_loses_nothing_and_each_episode_keeps_its_crit
             async with serving(world.settings.model_copy(update={"home": tmp_path / "third"})) as third:
                 # A service that starts in the middle goes on with the canary.
                 await asyncio.sleep(1.5)
+                assert all(episodes.values()), "each was asked under"
                 for episode, versions in list(episodes.items())[:6]:
                     answer = await third.post("/critique", json={**ASK, "max_tokens": 12, "episode_id": episode})
                     assert answer.json()["critic"]["version"] == versions[0]
