@@ -50,6 +50,14 @@ class SwapStatus(StrEnum):
     REFUSED = "refused"  # the old critic stays live
 
 
+class CanaryOutcome(StrEnum):
+    """How a canary ended."""
+
+    WIDENED = "widened"  # its critic answers all requests
+    ROLLED_BACK = "rolled_back"  # the critic before answers all requests again
+    REPLACED = "replaced"  # another critic, or another base model, took its place
+
+
 class Tier(StrEnum):
     """The permissions of a key: callers use the service and see their own rows, admins may see and do everything."""
 
@@ -78,6 +86,7 @@ class AdminAction(StrEnum):
     ROLLBACK = "rollback"
     WITHDRAW_FEEDBACK = "withdraw_feedback"  # of another key
     FORGET = "forget"
+    WIDEN_CANARY = "widen_canary"  # its critic answers all requests from then on
 
 
 class LabelState(StrEnum):
@@ -353,6 +362,32 @@ class Swap:
     key_id: UUID | None
     reason: str | None  # for the request, or for the refusal
     task: str = DEFAULT_TASK  # whose live pointer it moves
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CanaryTerms:
+    """How a promotion begins: with a share of the requests, until a time or a number of them is reached."""
+
+    share: float  # in (0, 1)
+    for_s: int | None  # None: not limited by time
+    for_requests: int | None  # stored answers of its critic; None: not limited by them
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Canary:
+    """A promotion whose critic first answers a share of the requests; the critic before answers the rest."""
+
+    swap_id: UUID
+    task: str
+    version: int
+    from_version: int
+    share: float
+    for_s: int | None
+    for_requests: int | None
+    started_at: datetime | None  # None: its swap has not moved the pointer
+    ended_at: datetime | None
+    outcome: CanaryOutcome | None
+    reason: str | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -28,7 +28,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from gadfly.access import Access
 from gadfly.errors import BadSettings
 from gadfly.prompts import available
-from gadfly.records import Kind
+from gadfly.records import CanaryTerms, Kind
 
 ENV_PREFIX = "GADFLY_"
 # Variables with the prefix that are not settings: of the Makefile, of `gadfly up` to mark its processes, of the tests.
@@ -210,6 +210,19 @@ class Settings(BaseSettings):
         le=1,
         description="Share of the engines that must prove a new critic before it becomes the live one. The others get "
         "no requests for it until they have proven it too.",
+    )
+    canary_share: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the requests that a promoted critic answers first, while the one before answers the "
+        "rest; an episode keeps its critic. 0: it answers all of them at once.",
+    )
+    canary_s: int = Field(
+        3600, ge=1, description="Seconds after which a canary's critic answers all requests, unless it was rolled back."
+    )
+    canary_requests: int = Field(
+        0, ge=0, description="Answers of a canary's critic after which it answers all requests. 0: no such limit."
     )
     auto_rollback: bool = Field(
         True, description="Roll back when labelled live traffic shows that the new critic is worse."
@@ -464,6 +477,19 @@ class Settings(BaseSettings):
         if self.database_url is None or not self.engine_urls:
             raise BadSettings("GADFLY_DATABASE_URL and GADFLY_ENGINE_URLS must be set; `gadfly up` sets both")
         return self.database_url.get_secret_value(), self.engine_urls
+
+    def canary_terms(
+        self, *, share: float | None = None, for_s: int | None = None, for_requests: int | None = None
+    ) -> CanaryTerms | None:
+        """How a promotion begins, with what is given in the place of the settings; None: without a canary."""
+        share = self.canary_share if share is None else share
+        if not 0 < share < 1:
+            return None
+        return CanaryTerms(
+            share=share,
+            for_s=self.canary_s if for_s is None else for_s,
+            for_requests=(self.canary_requests if for_requests is None else for_requests) or None,
+        )
 
     def retention_days(self) -> dict[Kind, int]:
         """After how many days rows of an origin are deleted."""

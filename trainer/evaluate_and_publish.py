@@ -175,7 +175,11 @@ async def _enter(
         return version, f"no swap: the comparison was with version {live.version}, and {now_live.version} is live now"
     try:
         await store.swaps.request_swap(
-            session, version=version.version, kind=SwapKind.GATE, reason="; ".join(report.reasons)
+            session,
+            version=version.version,
+            kind=SwapKind.GATE,
+            reason="; ".join(report.reasons),
+            canary=context.settings.canary_terms(),
         )
     except Conflict as error:
         return version, f"no swap: {error}"

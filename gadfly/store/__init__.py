@@ -6,6 +6,7 @@ Every function takes a session and runs in its transaction.
 from gadfly.store import (
     acts,
     calibrations,
+    canaries,
     chat,
     claims,
     critic_examples,
@@ -18,6 +19,7 @@ from gadfly.store import (
     label_queue,
     labels,
     learning,
+    notices,
     overview,
     replicas,
     runs,
@@ -35,6 +37,7 @@ from gadfly.store import (
 __all__ = [
     "acts",
     "calibrations",
+    "canaries",
     "chat",
     "claims",
     "critic_examples",
@@ -47,6 +50,7 @@ __all__ = [
     "label_queue",
     "labels",
     "learning",
+    "notices",
     "overview",
     "replicas",
     "runs",

@@ -22,7 +22,8 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly.errors import Conflict, NotFound
-from gadfly.records import CriticVersion, Pointer, SwapKind, SwapStatus, TaskId, now
+from gadfly.records import CanaryOutcome, CriticVersion, Pointer, SwapKind, SwapStatus, TaskId, now
+from gadfly.store.canaries import end_of_task
 from gadfly.store.critic_examples import PromptExamples, incomplete_versions, insert_examples
 from gadfly.store.mapping import record_of
 from gadfly.store.replicas import fresh_replicas
@@ -113,6 +114,7 @@ async def _change_lineage(session: AsyncSession, live: CriticVersion, root: Crit
         .where(SwapRow.status == SwapStatus.PENDING, SwapRow.task == root.task)
         .values(status=SwapStatus.REFUSED, finished_at=now(), reason=f"the base model is now {root.base_model}")
     )
+    await end_of_task(session, root.task, CanaryOutcome.REPLACED, f"the base model is now {root.base_model}")
     await session.execute(
         delete(CriticPointerRow).where(
             CriticPointerRow.task == root.task, CriticPointerRow.name.in_(("candidate", "previous"))

@@ -3,20 +3,19 @@
 from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy import delete, func, select, text
+from sqlalchemy import delete, select, text
 from sqlalchemy.dialects.postgresql import distinct_on, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly.errors import Conflict, NotFound
-from gadfly.records import AdminAction, Swap, SwapKind, SwapReceipt, SwapStatus, new_id, now
+from gadfly.records import AdminAction, CanaryOutcome, CanaryTerms, Swap, SwapKind, SwapReceipt, SwapStatus, new_id, now
+from gadfly.store import canaries
 from gadfly.store.acts import record_act
 from gadfly.store.critics import pointed_version, require_live_lineage, set_pointer
 from gadfly.store.mapping import record_of, values_of
+from gadfly.store.notices import notify_of_critics
 from gadfly.store.tables import CriticPointerRow, CriticVersionRow, SwapReceiptRow, SwapRow
 from gadfly.task_names import DEFAULT_TASK
-
-CHANNEL = "gadfly_swaps"
-"""The channel of notices about swaps that were requested or have ended (`Database.notices`)."""
 
 _BACK = (SwapKind.ROLLBACK, SwapKind.WATCH)
 _BY_PERSON = {SwapKind.PROMOTE: AdminAction.PROMOTE, SwapKind.ROLLBACK: AdminAction.ROLLBACK}
@@ -31,18 +30,21 @@ async def request_swap(
     key_id: UUID | None = None,
     reason: str | None = None,
     task: str | None = None,
+    canary: CanaryTerms | None = None,
 ) -> Swap:
     """Request a move of a task's live pointer: that of the version, else of `task`.
 
     The replicas of the service prove the version and move the pointer.
 
     A rollback goes to the version of `previous`; its `version` may be omitted. It does not wait for a promotion in
-    progress: that is refused in the same transaction. With `from_version`, that version must be live.
+    progress: that is refused in the same transaction. With `from_version`, that version must be live. With `canary`, a
+    promotion begins as one.
 
     Raises:
         NotFound: there is no such version.
         Conflict: another swap of the task is in progress, the version is live already, archived or of another task
-            than `task`, another version than `from_version` is live, or there is no version to go back to.
+            than `task`, another version than `from_version` is live, a canary is running, which only a rollback may
+            interrupt, or there is no version to go back to.
     """
     task = await _task_of(session, version, task)
     # Before the pointers are read: a promotion about to move them has then ended, or can no longer move them.
@@ -60,6 +62,11 @@ async def request_swap(
         if version not in (None, previous):
             raise Conflict(f"a rollback goes to version {previous}, the previous one, not to version {version}")
         version = previous
+    elif (running := await canaries.has_running(session, task)) is not None:
+        raise Conflict(
+            f"version {running.version} is a canary and answers {running.share:.0%} of the requests: let it answer all "
+            "of them, or roll back, before another version is promoted"
+        )
     if version is None:
         raise NotFound("a swap needs a version")
     await require_live_lineage(session, version)
@@ -88,8 +95,11 @@ async def request_swap(
     if kind in _BY_PERSON:
         details = {"version": row.version, "from_version": row.from_version}
         await record_act(session, _BY_PERSON[kind], row.id, key_id=key_id, reason=reason, details=details)
-    await _notify(session)
-    return record_of(Swap, row)
+    swap = record_of(Swap, row)
+    if canary is not None and kind not in _BACK:
+        await canaries.plan(session, swap, canary)
+    await notify_of_critics(session)
+    return swap
 
 
 async def _task_of(session: AsyncSession, version: int | None, task: str | None) -> str:
@@ -144,6 +154,9 @@ async def move_pointer(session: AsyncSession, swap_id: UUID) -> Finished:
     before = await _good_before(session, row.version) if row.kind in _BACK else live
     await _set_previous(session, before, task=row.task)
     await set_pointer(session, "live", row.version, task=row.task)
+    ended = CanaryOutcome.ROLLED_BACK if row.kind in _BACK else CanaryOutcome.REPLACED
+    await canaries.end_of_task(session, row.task, ended, row.reason)
+    await canaries.begin(session, swap_id)
     await session.execute(
         delete(CriticPointerRow).where(CriticPointerRow.name == "candidate", CriticPointerRow.version == row.version)
     )
@@ -193,7 +206,7 @@ async def finish_swap(session: AsyncSession, swap_id: UUID, status: SwapStatus, 
     if is_pending:
         row.status, row.reason, row.finished_at = status, reason, now()
         await session.flush()
-        await _notify(session)
+        await notify_of_critics(session)
     return Finished(record_of(Swap, row), is_pending)
 
 
@@ -202,10 +215,6 @@ async def _locked(session: AsyncSession, swap_id: UUID) -> SwapRow:
     if row is None:
         raise NotFound(f"there is no swap {swap_id}")
     return row
-
-
-async def _notify(session: AsyncSession) -> None:
-    await session.execute(select(func.pg_notify(CHANNEL, "")))
 
 
 async def read_swap(session: AsyncSession, id: UUID) -> Swap:

@@ -32,6 +32,7 @@ from sqlalchemy.types import TypeDecorator
 from gadfly.grading import Grade
 from gadfly.records import (
     AdminAction,
+    CanaryOutcome,
     FeedbackSource,
     Kind,
     Ruling,
@@ -153,6 +154,7 @@ class Table(DeclarativeBase):
         VoteAgreement: _enum(VoteAgreement, "standing"),
         Ruling: _enum(Ruling, "ruling"),
         AdminAction: _enum(AdminAction, "action"),
+        CanaryOutcome: _enum(CanaryOutcome, "canary_outcome"),
     }
 
 
@@ -710,6 +712,32 @@ class SwapRow(Table):
     key_id: Mapped[UUID | None] = mapped_column(ForeignKey("keys.id"))
     reason: Mapped[str | None]
     task: Mapped[str] = mapped_column(server_default=text("'math'"))
+
+
+class CanaryRow(Table):
+    """A promotion that begins with a share of the requests. At most one of a task runs."""
+
+    __tablename__ = "canaries"
+    __table_args__ = (
+        Index(
+            "uq_canaries_running",
+            "task",
+            unique=True,
+            postgresql_where=text("started_at IS NOT NULL AND ended_at IS NULL"),
+        ),
+    )
+
+    swap_id: Mapped[UUID] = mapped_column(ForeignKey("swaps.id", ondelete="CASCADE"), primary_key=True)
+    task: Mapped[str]
+    version: Mapped[int] = mapped_column(ForeignKey("critic_versions.version"))
+    from_version: Mapped[int] = mapped_column(ForeignKey("critic_versions.version"))
+    share: Mapped[float]
+    for_s: Mapped[int | None]
+    for_requests: Mapped[int | None]
+    started_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+    outcome: Mapped[CanaryOutcome | None]
+    reason: Mapped[str | None]
 
 
 class SwapReceiptRow(Table):

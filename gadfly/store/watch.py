@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import CompoundSelect, func, select, union
+from sqlalchemy import CompoundSelect, and_, func, or_, select, union
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly.store.chat import judged_in_background_at, was_judged_in_background_after
@@ -131,22 +131,28 @@ class OutcomeLog:
 async def paired_outcomes(
     session: AsyncSession, version: int, *, before: int, since: datetime | None = None, limit: int = LIMIT
 ) -> list[tuple[Outcome, Outcome]]:
-    """The verdicts of the critic before and of this one on the same labelled answers, in the order of the former."""
+    """The verdicts of the critic before and of this one on the same labelled answers, in the order of shadow verdicts.
+
+    Answers that either of them gave to callers and the other judged in the shadow: both do while a canary runs.
+    """
     label = Label()
     statement = (
         label.joined(
             select(
-                ShadowVerdictRow.stated.label("stated_before"),
+                ShadowVerdictRow.stated.label("stated_in_shadow"),
                 CritiqueRow.stated,
                 label.is_right.label("is_right"),
                 label.key_id.label("key_id"),
+                InteractionRow.critic_version,
             ).select_from(InteractionRow)
         )
         .join(CritiqueRow, is_first_critique())
         .join(ShadowVerdictRow, ShadowVerdictRow.interaction_id == InteractionRow.id)
         .where(
-            InteractionRow.critic_version == version,
-            ShadowVerdictRow.critic_version == before,
+            or_(
+                and_(InteractionRow.critic_version == version, ShadowVerdictRow.critic_version == before),
+                and_(InteractionRow.critic_version == before, ShadowVerdictRow.critic_version == version),
+            ),
             label.is_firm,
         )
         .order_by(ShadowVerdictRow.created_at, InteractionRow.id)
@@ -154,10 +160,11 @@ async def paired_outcomes(
     )
     if since is not None:
         statement = statement.where(InteractionRow.created_at >= since)
-    return [
-        (_outcome(row.stated_before, row.is_right, row.key_id), _outcome(row.stated, row.is_right, row.key_id))
-        for row in await session.execute(statement)
-    ]
+    pairs = []
+    for row in await session.execute(statement):
+        answered, shadow = (_outcome(stated, row.is_right, row.key_id) for stated in (row.stated, row.stated_in_shadow))
+        pairs.append((shadow, answered) if row.critic_version == version else (answered, shadow))
+    return pairs
 
 
 def _outcome(stated: Verdict, is_right: bool, key_id: UUID | None) -> Outcome:

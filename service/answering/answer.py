@@ -410,7 +410,7 @@ class Answerer:
         critic = prepared.critic
         line = self._critics.pointers.line(prepared.task.name)
         line.note_use()
-        is_live = critic.version == line.known_live
+        is_live = critic.version in line.answering()
         with self._critics.leases.take(critic.version, is_pinned=not is_live):
             try:
                 yield await self._critics.loader.ready(critic)

@@ -13,6 +13,7 @@ from gadfly.service.keyring import Caller
 from gadfly.service.recording.recorder import Recorder
 from gadfly.service.wire.answers import CritiqueRequest, Options, RefineRequest
 from gadfly.settings import Settings
+from gadfly.storable import storable_text
 from gadfly.store.split import question_hash
 from gadfly.tasks import ServedTask
 
@@ -30,6 +31,11 @@ class Prepared:
     sampling: Sampling
     first_critique: Critique | None = None
     instead_of: int | None = None  # the version whose place `critic` takes, since that learned verdicts only
+
+
+def _asked_by(caller: Caller, question: str) -> bytes:
+    """What identifies a request without an episode to a canary: who asks, and what."""
+    return (b"" if caller.key_id is None else caller.key_id.bytes) + storable_text(question).encode()
 
 
 class Preparation:
@@ -55,7 +61,11 @@ class Preparation:
         if body.episode_id is not None:
             question = await self._recorder.stored_form(body.question)
             pinned = await self._pinned(body.episode_id, question=question, task=task.name, scope=caller.scope)
+        episode_id = body.episode_id or new_id()
         critic = await self._pointers.resolve(body.critic, task.name)
+        if body.critic == "live":
+            sticky = episode_id.bytes if body.episode_id is not None else _asked_by(caller, body.question)
+            critic = self._pointers.live_for(sticky, task.name) or critic
         if critic.task != task.name:
             raise Conflict(
                 f"version {critic.version} is a critic of the task {critic.task}, and this request is of the task "
@@ -83,7 +93,7 @@ class Preparation:
                 )
         return Prepared(
             interaction_id=new_id(),
-            episode_id=body.episode_id or new_id(),
+            episode_id=episode_id,
             key_id=caller.key_id,
             task=task,
             critic=critic,

@@ -232,7 +232,7 @@ class Loader:
     def _in_use(self) -> set[int]:
         """The versions that keep their slot."""
         pending = {line.swaps.pending.version for line in self._pointers if line.swaps.pending is not None}
-        live = {line.known_live for line in self._pointers if self.is_busy(line) and line.known_live is not None}
+        live = set().union(*(line.answering() for line in self._pointers if self.is_busy(line)))
         return live | pending | set(self._leases.counts) | self._replicas.others_use()
 
     def is_busy(self, line: CriticLine) -> bool:

@@ -4,6 +4,7 @@ Each task has a line of critics: pointers, swaps and the critic that this replic
 """
 
 import asyncio
+import hashlib
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ import structlog
 from gadfly import store
 from gadfly.calibration import Calibration
 from gadfly.errors import BadInput, Conflict, NotFound, StoreUnavailable
-from gadfly.records import CriticHistory, CriticVersion, Critique, Pointer, Swap, SwapKind, TaskId, Usage
+from gadfly.records import Canary, CriticHistory, CriticVersion, Critique, Pointer, Swap, SwapKind, TaskId, Usage
 from gadfly.repeating import repeat
 from gadfly.store.database import Database
 from gadfly.store.split import question_hash
@@ -49,6 +50,7 @@ class CriticLine:
     current: dict[Pointer, int] = field(default_factory=dict)
     swaps: Swaps = Swaps()
     serving: int | None = None
+    canary: Canary | None = None  # running, or begun by the pending swap; only for a moment after it was rolled back
     refining: int | None = None  # answers /refine in the place of a live critic that learned verdicts only
     _used_at: float = -math.inf
     _refreshed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -57,6 +59,36 @@ class CriticLine:
     def known_live(self) -> int | None:
         """The version that this replica answers with as live; None before the first reading."""
         return self.current.get("live") if self.serving is None else self.serving
+
+    @property
+    def running_canary(self) -> Canary | None:
+        """The canary that shares this replica's requests with the critic before; None while it answers none."""
+        canary = self.canary
+        return canary if canary is not None and canary.version == self.known_live else None
+
+    def answering(self) -> set[int]:
+        """The versions that requests for the live critic get."""
+        canary = self.running_canary
+        versions = {self.known_live, None if canary is None else canary.from_version}
+        return {version for version in versions if version is not None}
+
+    def live_for(self, sticky: bytes) -> int | None:
+        """The version that answers as live: the same for the same bytes as long as a canary runs."""
+        canary = self.running_canary
+        if canary is None:
+            return self.known_live
+        drawn = hashlib.blake2b(sticky, digest_size=8, key=canary.swap_id.bytes).digest()
+        return canary.version if int.from_bytes(drawn) < canary.share * 2**64 else canary.from_version
+
+    def note_canary(self, canary: Canary | None) -> None:
+        """Note the open canary as read together with the pointers.
+
+        If it was rolled back and this replica still serves its critic, no new request gets that any more.
+        """
+        left = self.running_canary
+        if canary is None and left is not None and self.current.get("live") == left.from_version:
+            canary = replace(left, share=0.0)
+        self.canary = canary
 
     def note_use(self) -> None:
         """Note a request of this task."""
@@ -125,8 +157,8 @@ class CriticPointers:
         return self._lines.get(critic.task)
 
     def live_versions(self) -> set[int]:
-        """The versions that this replica answers with as live, one for each task."""
-        return {line.known_live for line in self if line.known_live is not None}
+        """The versions that this replica answers with as live: one for each task, and two while a canary runs."""
+        return set().union(*(line.answering() for line in self))
 
     def pointed(self) -> set[int]:
         """The versions that any pointer of a served task names, or this replica answers with."""
@@ -180,6 +212,14 @@ class CriticPointers:
         if choice not in line.current:
             raise Conflict(f"there is no {choice} critic now")
         return self._versions[line.current[choice]]
+
+    def live_for(self, sticky: bytes, task: str) -> CriticVersion | None:
+        """The critic that answers as live what these bytes identify: an episode, or a caller's question.
+
+        None before the first reading of the pointers.
+        """
+        version = self._lines[task].live_for(sticky)
+        return None if version is None else self._versions[version]
 
     def _root(self, task: str | None) -> CriticVersion | None:
         roots = (
@@ -283,6 +323,7 @@ class CriticPointers:
             last = await store.swaps.last_swaps(session)
             last_done = await store.swaps.last_swaps(session, done=True)
             pointers = await store.critics.read_all_pointers(session)
+            canaries = await store.canaries.open_canaries(session)
             versions = {critic.version: critic for critic in await store.critics.list_critic_versions(session)}
             self._calibrations = await store.calibrations.list_calibrations(session)
             incomplete = (
@@ -301,6 +342,7 @@ class CriticPointers:
             line.current = pointers.get(task, {})
             line.swaps = Swaps(pending.get(task), last.get(task), last_done.get(task))
             line.refining = refining.get(task)
+            line.note_canary(canaries.get(task))
         self._read_at = time.monotonic()
         for line in self:
             line.note_reading()
@@ -323,7 +365,7 @@ class CriticPointers:
         """Refresh when Postgres notifies of a requested or finished swap, until cancelled."""
         while True:
             try:
-                async for _ in self._database.notices(store.swaps.CHANNEL):
+                async for _ in self._database.notices(store.notices.CRITICS_CHANGED):
                     self.refresh_soon()
             except StoreUnavailable:
                 await asyncio.sleep(_REFRESH_S)

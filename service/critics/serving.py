@@ -10,8 +10,9 @@ import structlog
 from gadfly.concurrency import gather
 from gadfly.engine_client import Engine, EnginePool, LabelWords
 from gadfly.errors import Conflict, EngineError, SameTokens
-from gadfly.records import CriticVersion, Swap, SwapKind
+from gadfly.records import CanaryTerms, CriticVersion, Swap, SwapKind
 from gadfly.repeating import repeat
+from gadfly.service.critics.canaries import Canaries
 from gadfly.service.critics.leases import Leases
 from gadfly.service.critics.loader import Loader
 from gadfly.service.critics.pointers import CriticPointers
@@ -90,6 +91,9 @@ class CriticServing:
         self.sampling = SamplingProofs(engines, temperature=settings.temperature)
         share = settings.shadow_share if settings.auto_rollback else 0.0
         self.watch = RollbackWatch(database, self.pointers, is_on=settings.auto_rollback, shadow_share=share)
+        self.canaries = Canaries(
+            database, self.pointers, watch=self.watch if settings.auto_rollback else None, replicas=self.replicas
+        )
         self.shadow = ShadowJudge(
             database,
             self.pointers,
@@ -147,6 +151,7 @@ class CriticServing:
         kind: SwapKind,
         task: str | None = None,
         from_version: int | None = None,
+        canary: CanaryTerms | None = None,
         key_id: UUID | None,
         reason: str | None,
         patience_s: float,
@@ -169,7 +174,13 @@ class CriticServing:
                 self.loader.require_adapters()
             version, task = critic.version, task or critic.task
         return await self._swappers[task or self.pointers.default.task].request(
-            version=version, kind=kind, from_version=from_version, key_id=key_id, reason=reason, patience_s=patience_s
+            version=version,
+            kind=kind,
+            from_version=from_version,
+            canary=canary,
+            key_id=key_id,
+            reason=reason,
+            patience_s=patience_s,
         )
 
     async def run(self) -> None:
@@ -183,6 +194,7 @@ class CriticServing:
                 *(swapper.run() for swapper in self._swappers.values()),
                 self.upkeep.run(),
                 self.watch.run(),
+                self.canaries.run(),
                 self.shadow.run(),
                 self.sampling.run(),
             )

@@ -1,8 +1,9 @@
 """Shadow judging: another critic judges a share of the live critic's answers too, off the path of responses.
 
-After a promotion the critic before judges labelled answers. Both critics' verdicts on the same answers are what the
-rollback watch compares best: the critic before may have few labelled answers of its own. Otherwise an undecided
-candidate judges new traffic, labelled or not: where it disagrees, a label teaches most (`gadfly.store.label_queue`).
+After a promotion the critic before judges labelled answers; while a canary runs, each of the two judges the other's.
+Both critics' verdicts on the same answers are what the rollback watch compares best: the critic before may have few
+labelled answers of its own. Otherwise an undecided candidate judges new traffic, labelled or not: where it disagrees, a
+label teaches most (`gadfly.store.label_queue`).
 Callers never see these verdicts. The engine runs them after all requests.
 """
 
@@ -77,13 +78,35 @@ class ShadowJudge:
         return sum([await self._judge(line) for line in self._pointers])
 
     async def _judge(self, line: CriticLine) -> int:
-        by, answers = await self._todo(line)
+        by, answers = await self._of_canary(line) or await self._todo(line)
         if by is None or not answers:
             return 0
         verdicts = await self._verdicts(await self._pointers.resolve(by), answers)
         async with self._database.session() as session:
             await store.shadow.insert_verdicts(session, by, verdicts)
         return len(verdicts)
+
+    async def _of_canary(self, line: CriticLine) -> tuple[int, list[Unjudged]] | None:
+        """While a canary runs, each of the two critics judges answers of the other: labelled ones first."""
+        canary = line.running_canary
+        if canary is None or canary.started_at is None:
+            return None
+        ways = [(canary.version, canary.from_version), (canary.from_version, canary.version)]
+        for share, only_labelled in ((self._share, True), (self._candidate_share, False)):
+            for live, by in ways if share > 0 else ():
+                async with self._database.session() as session:
+                    answers = await store.shadow.unjudged(
+                        session,
+                        live=live,
+                        by=by,
+                        since=canary.started_at,
+                        share=share,
+                        limit=_BATCH,
+                        only_labelled=only_labelled,
+                    )
+                if answers:
+                    return by, answers
+        return None
 
     async def _todo(self, line: CriticLine) -> tuple[int | None, list[Unjudged]]:
         """The version of a task that judges now, and the answers that it has not judged. The watch comes first."""

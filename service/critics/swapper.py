@@ -16,7 +16,7 @@ import structlog
 
 from gadfly import store
 from gadfly.errors import Conflict, GadflyError, NoSlot, StoreUnavailable
-from gadfly.records import CriticVersion, Swap, SwapKind, SwapStatus, now
+from gadfly.records import CanaryTerms, CriticVersion, Swap, SwapKind, SwapStatus, now
 from gadfly.repeating import repeat
 from gadfly.service.critics.loader import Loader
 from gadfly.service.critics.pointers import CriticLine, CriticPointers
@@ -69,6 +69,7 @@ class Swapper:
         version: int | None,
         kind: SwapKind,
         from_version: int | None = None,
+        canary: CanaryTerms | None = None,
         key_id: UUID | None,
         reason: str | None,
         patience_s: float,
@@ -90,6 +91,7 @@ class Swapper:
                 key_id=key_id,
                 reason=reason,
                 task=self._line.task,
+                canary=canary,
             )
         self._pointers.refresh_soon()
         with suppress(TimeoutError):

@@ -106,7 +106,8 @@ class EngineUpkeep:
             if has_adapter and version not in served:  # the engine restarted, or another replica unloaded the adapter
                 self._loader.forget(engine, version)
         for line in self._pointers:
-            await self._load_live(engine, line)
+            for version in sorted(line.answering() if line.serving is not None else ()):
+                await self._load_live(engine, line, version)
         if max(self._pointers.age_s, self._replicas.age_s) < FRESH_S:
             await self._unload_unused(engine, served)
 
@@ -114,8 +115,8 @@ class EngineUpkeep:
         if engine.known_adapters is None and (problem := (await engine.adapters()).problem):
             log.warning("engine_serves_version_0_only", engine=without_password(engine.url), reason=f"it {problem}")
 
-    async def _load_live(self, engine: Engine, line: CriticLine) -> None:
-        critic = None if line.serving is None else self._pointers.known(line.serving)
+    async def _load_live(self, engine: Engine, line: CriticLine, version: int) -> None:
+        critic = self._pointers.known(version)
         if critic is None:
             return
         place = (engine.url, critic.version)

@@ -9,6 +9,9 @@ outcomes of the critic before are its own on labelled traffic, and after those t
 A share of the labelled answers is judged by the critic before too (`gadfly.service.critics.shadow`). There both critics
 are compared on the same answer, and an observation is the mean over one right and one wrong answer.
 
+After a promotion that began as a canary, the critic before counts only with outcomes of its time. While it runs, the
+label queue gives disagreements of both critics first, and on those both look worse than the one before did earlier.
+
 Both tests are bets on the mean loss (`gadfly.evidence`) with half of the error each, so the evidence is half of the
 larger one: over all looks together, a critic that is as good as the one before is rolled back with a probability of at
 most `ALPHA`. They have no end: labels that arrive late add to them.
@@ -210,16 +213,18 @@ class RollbackWatch:
                 return None
             await session.execute(text(f"SET LOCAL statement_timeout = {int(1000 * _READ_LIMIT_S)}"))
             since = await store.watch.live_since(session, line.task)
+            is_canary = await store.canaries.begun_by(session, last.id) is not None
+            since_before = since if is_canary else None
             logs = self._logs.get(line.task)
             if logs is None or (logs[0].version, logs[0].since) != (last.version, since):
-                logs = OutcomeLog(last.version, since=since), OutcomeLog(last.from_version)
+                logs = OutcomeLog(last.version, since=since), OutcomeLog(last.from_version, since=since_before)
             measured: list[Outcome] = []
-            if live.run_id is not None:
+            if live.run_id is not None and not is_canary:
                 run = await store.runs.read_run(session, live.run_id)
                 measured = measured_outcomes(run.gate, seed=last.version)
             evidence, after = await self._compared(session, logs, measured)
             if evidence.decision is Decision.ROLL_BACK:
-                logs = OutcomeLog(last.version, since=since), OutcomeLog(last.from_version)
+                logs = OutcomeLog(last.version, since=since), OutcomeLog(last.from_version, since=since_before)
                 evidence, after = await self._compared(session, logs, measured)
             self._logs[line.task] = logs
             self._note(line, _problem(evidence, after, is_paired=self._shadow_share > 0))

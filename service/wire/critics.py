@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
 from pydantic import (
@@ -13,6 +13,7 @@ from pydantic import (
 )
 
 from gadfly.records import (
+    CanaryOutcome,
     CriticCalibration,
     CriticHistory,
     CriticStatus,
@@ -27,6 +28,20 @@ from gadfly.task_names import DEFAULT_TASK
 from gadfly.training import GateOutcome
 
 
+class CanaryRequest(Wire):
+    """How a promotion begins; a field that is null has the value of the setting."""
+
+    share: Annotated[float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False)] | None = Field(
+        None, description="Share of the requests that the critic answers first. 0: all of them at once."
+    )
+    for_s: Annotated[StrictInt, Field(ge=1, lt=2**31)] | None = Field(
+        None, description="Seconds after which it answers all requests."
+    )
+    for_requests: Annotated[StrictInt, Field(ge=1, lt=2**31)] | None = Field(
+        None, description="Stored answers of its own after which it answers all requests."
+    )
+
+
 class PromoteRequest(Wire):
     model_config = ConfigDict(json_schema_extra={"examples": [{"version": 1, "reason": "better on our own examples"}]})
 
@@ -36,7 +51,42 @@ class PromoteRequest(Wire):
         description="The version to make live for its task; 0 with `task`: that task's untrained critic.",
     )
     task: TaskName | None = Field(None, description="The task; null: that of the version.")
+    canary: CanaryRequest | None = Field(
+        None, description="Let the version answer a share of the requests first. Null: as `GADFLY_CANARY_SHARE` says."
+    )
     reason: Reason | None = Field(None, description="The reason, stored with the swap.")
+
+
+class WidenRequest(Wire):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"version": 1, "reason": "no complaints in an hour"}]})
+
+    task: TaskName | None = Field(None, description="The task; null: the default task.")
+    version: StrictInt | None = Field(
+        None, ge=0, lt=2**31, description="The version that must be the canary, else 409."
+    )
+    reason: Reason | None = Field(None, description="The reason, stored with the canary.")
+
+
+class CanaryView(Wire):
+    """A promotion whose critic first answers a share of the requests."""
+
+    task: str
+    swap_id: UUID
+    version: int
+    from_version: int = Field(description="The version that answers the other requests.")
+    share: float
+    for_s: int | None
+    for_requests: int | None
+    started_at: datetime
+    ended_at: datetime | None = Field(description="Null while it runs.")
+    outcome: CanaryOutcome | None = Field(
+        description="`widened`: it answers all requests. `rolled_back`: the version before does again. `replaced`: "
+        "another version or base model took its place."
+    )
+    reason: str | None
+    answers: int = Field(description="Stored answers of its critic until its end; at most 100,000 are counted.")
+    answers_before: int = Field(description="The same of the version before.")
+    held: str | None = Field(description="Why it goes on although it is due. Known to one replica only.")
 
 
 class RollbackRequest(Wire):

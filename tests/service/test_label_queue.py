@@ -11,13 +11,12 @@ from sqlalchemy import update
 
 from gadfly import store
 from gadfly.api_keys import issue_key
+from gadfly.grading import Grade
 from gadfly.records import Interaction, Tier, new_id, now
 from gadfly.settings import Settings, SplitBlocks
 from gadfly.store.database import Database
-from gadfly.store.split import question_hash
-from gadfly.store.tables import AnswerRow, FeedbackRow
+from gadfly.store.tables import FeedbackRow
 from gadfly.verdict import Verdict
-from gadfly.votes import VoteAgreement
 from tests.service.conftest import serving_without_engine
 from tests.support.records import make_critique, make_feedback, make_interaction, make_key, unrelated_question
 
@@ -66,17 +65,12 @@ async def test_what_teaches_most_comes_first(engineless: Settings, database: Dat
     await keep(database, sure, unsure, new, fought, against, other)
     await keep(
         database,
-        make_feedback(fought.id, key_id=ann, correct=True, reference="4"),
+        make_feedback(fought.id, key_id=ann, reference="4", grade=Grade.RIGHT),
+        make_feedback(fought.id, key_id=bob, reference="5", grade=Grade.WRONG),
         make_feedback(against.id, key_id=ann, correct=False),
     )
     async with database.session() as session:
         await store.shadow.insert_verdicts(session, 0, [(other.id, Verdict.INCORRECT)])
-        # As two references of other keys that disagree would leave it.
-        await session.execute(
-            update(AnswerRow)
-            .where(AnswerRow.question_hash == question_hash(fought.question))
-            .values(standing=VoteAgreement.CONFLICT, is_right=None, source=None)
-        )
     async with serving_without_engine(engineless) as client:
         secret = await admin(database)
         client.headers["authorization"] = f"Bearer {secret}"

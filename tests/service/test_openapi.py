@@ -73,6 +73,8 @@ _PATHS = [
     ("POST", "/admin/tasks/{task}/grade"),
     ("POST", "/admin/promote"),
     ("POST", "/admin/rollback"),
+    ("GET", "/admin/canaries"),
+    ("POST", "/admin/canaries/widen"),
     ("GET", "/healthz"),
     ("GET", "/readyz"),
     ("GET", "/state"),

@@ -527,6 +527,93 @@ async def test_fifty_swaps_under_load_lose_and_mix_nothing(world: World) -> None
     assert in_flight > 50, "requests were in flight at the moves"
 
 
+async def test_a_canary_under_load_loses_nothing_and_each_episode_keeps_its_critic(
+    world: World, tmp_path: Path
+) -> None:
+    await world.promoted(1)
+    expected = {version: await world.text(critic=version, max_tokens=12) for version in (1, 2)}
+    other = world.settings.model_copy(update={"home": tmp_path / "other"})
+    episodes: dict[str, list[int]] = {str(new_id()): [] for _ in range(24)}
+    answers: list[tuple[float, int, str]] = []
+    failures: list[str] = []
+    done = asyncio.Event()
+
+    async def call(client: httpx.AsyncClient, number: int) -> None:
+        """Ask under known episodes, and, one time in three, without one."""
+        turn = number
+        while not done.is_set():
+            turn += 1
+            began = time.monotonic()
+            known = None if turn % 3 == 0 else list(episodes)[(turn // 3 + 5 * number) % len(episodes)]
+            body = {**ASK, "max_tokens": 12} | ({} if known is None else {"episode_id": known})
+            answer = await client.post("/critique", json=body)
+            if answer.status_code != 200:
+                failures.append(answer.text)
+                continue
+            version = answer.json()["critic"]["version"]
+            assert answer.headers["x-gadfly-critic"] == f"critic@{version}"
+            answers.append((began, version, answer.json()["critique"]))
+            if known is not None and canary_began and began > canary_began[0]:
+                episodes[known].append(version)
+
+    async def running(client: httpx.AsyncClient) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = (await client.get("/admin/canaries")).json()
+        return [item for item in found if item["ended_at"] is None]
+
+    canary_began: list[float] = []
+    async with serving(other) as second:
+        await asyncio.sleep(1.5)  # the other replica has adopted the live critic, and both have sent a heartbeat
+        # Episodes that begin before the canary stay on critic 1, like those of any swap.
+        before = str(new_id())
+        assert await world.text(episode_id=before, max_tokens=12) == expected[1]
+        callers: list[asyncio.Task[None]] = []
+        try:
+            swap = await world.promote(2, canary={"share": 0.5, "for_s": 600})
+            assert swap.json()["status"] == "done", swap.text
+            await asyncio.sleep(2.5)  # both replicas follow
+            canary_began.append(time.monotonic())
+            callers = [asyncio.create_task(call((world.client, second)[n % 2], n)) for n in range(8)]
+            await asyncio.sleep(8)
+            [canary] = await running(second)
+            assert (canary["version"], canary["from_version"], canary["share"]) == (2, 1, 0.5)
+            assert canary["answers"] > 0 < canary["answers_before"]
+            assert await world.text(episode_id=before, max_tokens=12) == expected[1]
+            refused = await world.promote(3)
+            assert refused.status_code == 409
+            assert "version 2 is a canary and answers 50% of the requests" in refused.json()["detail"]
+            async with serving(world.settings.model_copy(update={"home": tmp_path / "third"})) as third:
+                # A service that starts in the middle goes on with the canary.
+                await asyncio.sleep(1.5)
+                assert all(episodes.values()), "each was asked under"
+                for episode, versions in list(episodes.items())[:6]:
+                    answer = await third.post("/critique", json={**ASK, "max_tokens": 12, "episode_id": episode})
+                    assert answer.json()["critic"]["version"] == versions[0]
+            during = len(answers)
+            back = await world.client.post("/admin/rollback", json={"from_version": 2, "reason": "too strict"})
+            assert back.json()["version"] == 1, back.text
+            ended = time.monotonic()
+            await asyncio.sleep(3)
+        finally:
+            done.set()
+            await asyncio.gather(*callers)
+        assert not await running(second)
+        [canary] = (await world.client.get("/admin/canaries")).json()
+        assert (canary["outcome"], canary["reason"]) == ("rolled_back", "too strict")
+        # New episodes, after the other replica has followed too, get the critic before.
+        for client in (world.client, second):
+            for _ in range(6):
+                answer = await client.post("/critique", json={**ASK, "max_tokens": 12, "episode_id": str(new_id())})
+                assert answer.json()["critic"]["version"] == 1
+    assert not failures
+    assert during > 100, "there was load"
+    assert all(text == expected[version] for _, version, text in answers), "each answer names the critic that wrote it"
+    assert all(len(set(versions)) == 1 for versions in episodes.values() if versions), episodes
+    assert {versions[0] for versions in episodes.values() if versions} == {1, 2}
+    assert any(began > ended for began, _, _ in answers)
+    receipts = [*await world.receipts(2, count=2), *await world.receipts(1, count=3)]
+    assert all(item["details"]["lost"] == 0 for item in receipts)
+
+
 # --------------------------------------------------------------------------------------------------- automatic rollback
 
 

@@ -222,7 +222,7 @@ async def test_a_notice_comes_when_a_swap_is_asked_for_and_over(seeded: Database
     heard: asyncio.Queue[None] = asyncio.Queue()
 
     async def listen() -> None:
-        async for _ in seeded.notices(store.swaps.CHANNEL):
+        async for _ in seeded.notices(store.notices.CRITICS_CHANGED):
             heard.put_nowait(None)
 
     task = asyncio.create_task(listen())
