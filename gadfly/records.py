@@ -65,6 +65,15 @@ class Tier(StrEnum):
     ADMIN = "admin"
 
 
+class Scope(StrEnum):
+    """What a key of the tier caller may do. Admin keys may do everything, also what no scope allows."""
+
+    USE = "use"  # have answers judged and rewritten; read, label and delete the key's own
+    LABEL = "label"  # take all callers' answers from the label queue, and vote on them
+    READ = "read"  # read the traffic of all callers, labels, runs and critics
+    TRAIN = "train"  # plan, request, follow, cancel and reproduce training runs
+
+
 class Ruling(StrEnum):
     """An admin's decision about the label of an answer."""
 
@@ -460,6 +469,14 @@ class Key:
     revoked_at: datetime | None
     distrusted_at: datetime | None = None  # since then its labels count for nothing
     tasks: tuple[str, ...] | None = None  # the tasks that it may use; None: all
+    scopes: tuple[Scope, ...] | None = None  # None: those of its tier
+
+    @property
+    def granted(self) -> tuple[Scope, ...]:
+        """The scopes in force: all for an admin; for a caller those that it was given, or else `use`."""
+        if self.tier is Tier.ADMIN:
+            return tuple(Scope)
+        return (Scope.USE,) if self.scopes is None else self.scopes
 
     def is_active(self, at: datetime) -> bool:
         return self.revoked_at is None and (self.expires_at is None or at < self.expires_at)

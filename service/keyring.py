@@ -7,7 +7,7 @@ from uuid import UUID
 from gadfly import store
 from gadfly.api_keys import digest
 from gadfly.errors import NotAllowed, StoreUnavailable
-from gadfly.records import Key, Tier, now
+from gadfly.records import Key, Scope, Tier, now
 from gadfly.service.answering.single_flight import SingleFlight
 from gadfly.settings import is_loopback
 from gadfly.store.database import Database
@@ -18,12 +18,14 @@ _MAX_UNKNOWN = 10_000  # unknown keys in the cache
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The sender of a request. `scope` limits the rows it may read: those of its key, or None for all rows."""
+    """The sender of a request, and what its key allows."""
 
     key_id: UUID | None
     tier: Tier
     key_name: str | None = None
     tasks: tuple[str, ...] | None = None  # the tasks that its key may use; None: all
+    scopes: tuple[Scope, ...] = tuple(Scope)
+    sees_all: bool = False  # a scope of its key opens the rows of all callers to this request
 
     def may_use(self, task: str) -> bool:
         return self.tasks is None or task in self.tasks
@@ -38,13 +40,14 @@ class Caller:
             raise NotAllowed(f"this key is limited to other tasks than {task}", authenticated=True)
 
     @property
-    def scope(self) -> UUID | None:
-        return None if self.tier is Tier.ADMIN else self.key_id
+    def rows_of(self) -> UUID | None:
+        """The key whose rows this request may read and change; None: all rows."""
+        return None if self.sees_all or self.tier is Tier.ADMIN else self.key_id
 
 
 def caller_with(key: Key) -> Caller:
     """The caller that sends this key."""
-    return Caller(key_id=key.id, tier=key.tier, key_name=key.name, tasks=key.tasks)
+    return Caller(key_id=key.id, tier=key.tier, key_name=key.name, tasks=key.tasks, scopes=key.granted)
 
 
 LOCAL_ADMIN = Caller(key_id=None, tier=Tier.ADMIN)

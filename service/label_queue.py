@@ -69,7 +69,7 @@ class LabelQueue:
             await store.label_queue.lock(session)
             own = await store.label_queue.reserved_by(session, name)
             found, waiting = await store.label_queue.waiting_answers(
-                session, scope=caller.scope, voter=caller.key_id, labeller=name, limit=limit, reasons=reasons
+                session, scope=caller.rows_of, voter=caller.key_id, labeller=name, limit=limit, reasons=reasons
             )
             # What was reserved and is not waiting any more has a label now.
             await store.label_queue.release(session, name, own - {item.answer for item in found})

@@ -15,7 +15,7 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic_core import to_jsonable_python
 
 from gadfly.grading import Grade
-from gadfly.records import Kind, LabelState, QueueReason, Ruling, Tier
+from gadfly.records import Kind, LabelState, QueueReason, Ruling, Scope, Tier
 from gadfly.refinement import Role, When
 from gadfly.service.wire.admin import GradeView, KeyView, NewKey, SettingView, TrustView
 from gadfly.service.wire.answers import CritiqueResult, RefineResult
@@ -462,7 +462,11 @@ def keys() -> Call[list[KeyView]]:
 
 
 def create_key(
-    name: str, *, tier: Tier | Literal["caller", "admin"] = Tier.CALLER, expires_in_days: int | None = None
+    name: str,
+    *,
+    tier: Tier | Literal["caller", "admin"] = Tier.CALLER,
+    scopes: Sequence[Scope | Literal["use", "label", "read", "train"]] | None = None,
+    expires_in_days: int | None = None,
 ) -> Call[NewKey]:
     """Create an API key: `POST /admin/keys`. Its secret is in the answer only."""
     body = _given(locals())

@@ -40,7 +40,9 @@ async def list_keys(admin: AdminDep, service: ServiceDep) -> list[KeyView]:
 async def create_key(body: KeyRequest, admin: AdminDep, service: ServiceDep) -> NewKey:
     """Create a key; its secret is in this answer only. The first key ends the time without keys."""
     expires_in = None if body.expires_in_days is None else timedelta(days=body.expires_in_days)
-    key, secret = await service.keys.create(admin, name=body.name, tier=body.tier, expires_in=expires_in)
+    key, secret = await service.keys.create(
+        admin, name=body.name, tier=body.tier, expires_in=expires_in, scopes=body.scopes
+    )
     return NewKey.of(key, secret=secret)
 
 

@@ -8,7 +8,7 @@ from gadfly.service.wire.common import Problem
 
 _REASONS = {
     401: "The key is missing, unknown, expired or revoked.",
-    403: "The key's tier does not allow this call.",
+    403: "The key lacks the scope that this call requires.",
     404: "It does not exist, or the caller may not see it.",
     409: "The request conflicts with stored data.",
     413: "The body is too large.",

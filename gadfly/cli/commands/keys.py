@@ -9,7 +9,7 @@ import typer
 
 from gadfly.cli.commands.arguments import Json
 from gadfly.cli.options import takes_settings
-from gadfly.records import Tier
+from gadfly.records import Scope, Tier
 from gadfly.settings import Settings
 
 app = typer.Typer(help="Create, list, revoke and distrust API keys.", no_args_is_help=True)
@@ -19,7 +19,7 @@ app = typer.Typer(help="Create, list, revoke and distrust API keys.", no_args_is
 @takes_settings(without=("task",))
 def create_key(
     settings: Settings,
-    tier: Annotated[Tier, typer.Option("--tier", help="caller: use the service. admin: everything.")] = Tier.CALLER,
+    tier: Annotated[Tier, typer.Option("--tier", help="caller: what --scope says. admin: everything.")] = Tier.CALLER,
     name: Annotated[str, typer.Option("--name", help="Name of the key. Unset: its tier.")] = "",
     expires: Annotated[
         str | None, typer.Option("--expires", help="When the key expires: 12h, 30d, 2w. Unset: never.")
@@ -27,6 +27,15 @@ def create_key(
     task: Annotated[
         list[str] | None,
         typer.Option("--task", help="Limit the key to this task; may be repeated. Unset: all tasks."),
+    ] = None,
+    scope: Annotated[
+        list[Scope] | None,
+        typer.Option(
+            "--scope",
+            help="What the key may do; may be repeated. use: have answers judged and rewritten, see its own rows. "
+            "label: label the answers of all callers. read: read all traffic, runs and critics. "
+            "train: plan, request and cancel training runs. Unset: use.",
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write the secret to this file (mode 600).")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --out if it exists.")] = False,
@@ -56,6 +65,7 @@ def create_key(
                 tier=tier,
                 expires_at=expires_at,
                 tasks=_served(settings, task),
+                scopes=scope or None,
                 out=out,
                 overwrite=overwrite,
             )
@@ -63,7 +73,9 @@ def create_key(
     if is_first:
         terminal.err.print("This is the first key: from now on every request needs a key, on this machine too.")
     if json:
-        terminal.print_json({**asdict(key), "secret": None if out else secret, "file": out and str(out)})
+        terminal.print_json(
+            {**asdict(key), "scopes": key.granted, "secret": None if out else secret, "file": out and str(out)}
+        )
         return
     ends = "" if key.expires_at is None else f", valid until {key.expires_at:%Y-%m-%d %H:%M} UTC"
     terminal.err.print(f"{key.tier} key {key.name} ({key.id}){ends}", markup=False)
@@ -92,12 +104,12 @@ def list_keys(settings: Settings, json: Json = False) -> None:
     with storage.database_url(settings) as url:
         keys = asyncio.run(storage.all_keys(settings, url))
     if json:
-        print_json([{**asdict(key), "active": key.is_active(now())} for key in keys])
+        print_json([{**asdict(key), "scopes": key.granted, "active": key.is_active(now())} for key in keys])
         return
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("id", "name", "tier", "tasks", "secret", "created", "state"):
+    for name in ("id", "name", "tier", "scopes", "tasks", "secret", "created", "state"):
         table.add_column(name, overflow="fold", no_wrap=name == "id")
     for key in keys:
         inactive = "revoked" if key.revoked_at else "expired"
@@ -106,7 +118,10 @@ def list_keys(settings: Settings, json: Json = False) -> None:
         if key.distrusted_at is not None:
             state += ", labels distrusted"
         tasks = "all" if key.tasks is None else ", ".join(key.tasks)
-        table.add_row(str(key.id), key.name, key.tier, tasks, f"{key.hint}...", f"{key.created_at:%Y-%m-%d}", state)
+        scopes = "all" if key.tier is Tier.ADMIN else ", ".join(key.granted)
+        table.add_row(
+            str(key.id), key.name, key.tier, scopes, tasks, f"{key.hint}...", f"{key.created_at:%Y-%m-%d}", state
+        )
     out.print(table if keys else "no keys")
 
 
