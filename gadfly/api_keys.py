@@ -7,13 +7,14 @@ which people choose.) The digest is not salted, so that an index finds the key.
 import hashlib
 import secrets
 from collections.abc import Collection
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly.errors import BadInput
-from gadfly.records import Key, Scope, Tier, new_id, now
+from gadfly.records import Key, KeyLimits, Scope, Tier, new_id, now
 from gadfly.store.keys import insert_key
 
 _PREFIX = "gf_"
@@ -33,10 +34,11 @@ async def issue_key(
     expires_at: datetime | None = None,
     tasks: tuple[str, ...] | None = None,
     scopes: Collection[Scope] | None = None,
+    limits: KeyLimits | None = None,
 ) -> tuple[Key, str]:
     """Make a key, for some tasks or (None) for all; return it with its secret, which cannot be read again.
 
-    `scopes`: None gives those of the tier.
+    `scopes`: None gives those of the tier. None: no limits.
 
     Raises:
         BadInput: an admin key is to be limited, or a key that sees the rows of all tasks is to be limited to some.
@@ -61,6 +63,7 @@ async def issue_key(
         revoked_at=None,
         tasks=tasks,
         scopes=None if scopes is None else tuple(scope for scope in Scope if scope in scopes),
+        **asdict(limits or KeyLimits()),
     )
     await insert_key(session, key, digest(secret))
     return key, secret
@@ -69,6 +72,8 @@ async def issue_key(
 def creation_details(key: Key) -> dict[str, Any]:
     """What the act of creating a key says about it."""
     limits = {"tasks": key.tasks, "scopes": key.scopes}
-    return {"name": key.name, "tier": key.tier.value} | {
-        name: list(value) for name, value in limits.items() if value is not None
-    }
+    return (
+        {"name": key.name, "tier": key.tier.value}
+        | {name: list(value) for name, value in limits.items() if value is not None}
+        | key.limits
+    )

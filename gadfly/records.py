@@ -4,7 +4,7 @@
 every field has a JSON form, and a record read back equals the record written.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Literal
@@ -96,6 +96,7 @@ class AdminAction(StrEnum):
     WITHDRAW_FEEDBACK = "withdraw_feedback"  # of another key
     FORGET = "forget"
     WIDEN_CANARY = "widen_canary"  # its critic answers all requests from then on
+    LIMIT_KEY = "limit_key"
 
 
 class LabelState(StrEnum):
@@ -457,7 +458,23 @@ class Replica:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Key:
+class KeyLimits:
+    """How much a key may use; None: without limit."""
+
+    requests_per_minute: int | None = None
+    engine_calls_per_minute: int | None = None
+    tokens_per_day: int | None = None
+    max_in_flight: int | None = None
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """The limits that are set, by name."""
+        found = {field.name: getattr(self, field.name) for field in fields(KeyLimits)}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Key(KeyLimits):
     """An API key as stored. The secret itself is shown once, when the key is made."""
 
     id: UUID

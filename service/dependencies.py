@@ -8,9 +8,11 @@ from fastapi import Depends, Request
 from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBearer
 
 from gadfly.errors import NotAllowed
+from gadfly.grading import grading_for
 from gadfly.records import Scope, Tier
 from gadfly.service.container import Service
 from gadfly.service.keyring import Caller, Origin
+from gadfly.service.quotas import Quotas
 from gadfly.service.sessions import COOKIE, CSRF_HEADER, require_csrf_token
 
 
@@ -96,11 +98,17 @@ async def get_guard_caller(request: Request, credentials: Credentials, service: 
     return await service.keyring.authenticate(secret, origin=origin, is_placeholder=True)
 
 
+def client_address(request: Request) -> str | None:
+    """The address that a request comes from; behind a trusted proxy the one that the proxy names."""
+    return None if request.client is None else request.client.host
+
+
 def _origin(request: Request, trusted: Sequence[str]) -> Origin:
     page = request.headers.get("origin")
     is_foreign = page is not None and page not in trusted and page.partition("://")[2] != request.headers.get("host")
     return Origin(
         host=request.url.hostname,
+        address=client_address(request),
         proxy=next((name for name in _PROXY_HEADERS if name in request.headers), None),
         page=page if is_foreign and request.method not in _READING else None,
     )
@@ -120,7 +128,7 @@ class RouteNeeds:
     async def __call__(
         self, request: Request, credentials: Credentials, cookie: SessionCookie, service: ServiceDep
     ) -> Caller:
-        return self.admit(await get_caller(request, credentials, cookie, service))
+        return self.admit(await get_caller(request, credentials, cookie, service), service.quotas)
 
     def __str__(self) -> str:
         """One sentence for the reference."""
@@ -134,12 +142,15 @@ class RouteNeeds:
         ]
         return f"Needs a key {', or '.join(parts)}." if parts else "Needs an admin key."
 
-    def admit(self, caller: Caller) -> Caller:
+    def admit(self, caller: Caller, quotas: Quotas) -> Caller:
         """The caller with the rows that this route opens to it.
 
         Raises:
+            TooBusy: its key has sent too many requests.
             NotAllowed: its key lacks the scope.
         """
+        quotas.admit(caller)
+        grading_for.set(caller.key_id)
         if caller.tier is Tier.ADMIN:
             return caller
         if not self.every.isdisjoint(caller.scopes):
@@ -159,7 +170,7 @@ class OpenAIRouteNeeds(RouteNeeds):
     async def __call__(
         self, request: Request, credentials: Credentials, cookie: SessionCookie, service: ServiceDep
     ) -> Caller:
-        return self.admit(await get_openai_caller(request, credentials, cookie, service))
+        return self.admit(await get_openai_caller(request, credentials, cookie, service), service.quotas)
 
 
 class GuardRouteNeeds(RouteNeeds):
@@ -168,7 +179,7 @@ class GuardRouteNeeds(RouteNeeds):
     async def __call__(  # type: ignore[override]  # no page of ours calls it, so it takes no cookie
         self, request: Request, credentials: Credentials, service: ServiceDep
     ) -> Caller:
-        return self.admit(await get_guard_caller(request, credentials, service))
+        return self.admit(await get_guard_caller(request, credentials, service), service.quotas)
 
 
 _USE = frozenset({Scope.USE})

@@ -360,6 +360,10 @@ class KeyRow(Table):
         ARRAY(Text, as_tuple=True)
     )  # the tasks that it may use; NULL: all
     scopes: Mapped[tuple[Scope, ...] | None] = mapped_column(StoredScopes)  # NULL: those of its tier
+    requests_per_minute: Mapped[int | None]
+    engine_calls_per_minute: Mapped[int | None]
+    tokens_per_day: Mapped[int | None] = mapped_column(BigInteger)
+    max_in_flight: Mapped[int | None]
 
 
 class BrowserSessionRow(Table):

@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 from fastapi import APIRouter, Request, Response
 
-from gadfly.service.dependencies import AnyKeyDep, ServiceDep, SessionCookie, require_own_page
+from gadfly.service.dependencies import AnyKeyDep, ServiceDep, SessionCookie, client_address, require_own_page
 from gadfly.service.keyring import Caller, caller_with
 from gadfly.service.routes.docs import problems
 from gadfly.service.routes.json import StrictJsonRoute
@@ -27,7 +27,7 @@ async def read_session(caller: AnyKeyDep, cookie: SessionCookie, service: Servic
 async def sign_in(body: SignInRequest, request: Request, service: ServiceDep, response: Response) -> SessionView:
     """Start a session of twelve hours with a key. Its cookie is for pages of the service's own address only."""
     require_own_page(request)
-    key = await service.keyring.key_of(body.key)
+    key = await service.keyring.key_of(body.key, address=client_address(request))
     secret = await service.sessions.open(key)
     response.set_cookie(
         COOKIE,

@@ -11,8 +11,25 @@ from gadfly.grading import Grade
 from gadfly.records import Key, Scope, Tier
 from gadfly.service.wire.common import Reason, Wire
 
+Limit = Annotated[StrictInt, Field(ge=1, lt=2**31)]
 
-class KeyView(Wire):
+
+class KeyLimitsView(Wire):
+    """How much a key may use; null: without limit. What is over a limit is answered 429."""
+
+    requests_per_minute: Limit | None = Field(None, description="Requests of any kind, counted in each worker.")
+    engine_calls_per_minute: Limit | None = Field(
+        None,
+        description="Calls of engine and actor, counted in each worker by the most that a request can need: 2 for a "
+        "critique, 3 for each round of each sample of a refinement.",
+    )
+    tokens_per_day: Annotated[StrictInt, Field(ge=1, lt=2**53)] | None = Field(
+        None, description="Prompt and completion tokens since midnight (UTC), counted over the deployment."
+    )
+    max_in_flight: Limit | None = Field(None, description="Requests that generate at once, counted in each worker.")
+
+
+class KeyView(KeyLimitsView):
     """An API key, without its secret."""
 
     id: UUID
@@ -32,7 +49,7 @@ class KeyView(Wire):
         return super().of(record, **given)
 
 
-class KeyRequest(Wire):
+class KeyRequest(KeyLimitsView):
     model_config = ConfigDict(json_schema_extra={"examples": [{"name": "checkout", "expires_in_days": 90}]})
 
     name: FilledText = Field(max_length=200)
@@ -52,6 +69,16 @@ class KeyRequest(Wire):
 
 class NewKey(KeyView):
     secret: str = Field(description="The key to send. It is not shown again.")
+
+
+class KeyChange(KeyLimitsView):
+    """New limits of a key. A field that is left out stays as it is; null removes its limit."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"requests_per_minute": 120, "tokens_per_day": None, "reason": "agreed"}]}
+    )
+
+    reason: Reason | None = Field(None, description="The reason, stored with the act.")
 
 
 class ReasonRequest(Wire):

@@ -13,6 +13,7 @@ from gadfly.records import Scope, Tier, new_id
 from gadfly.service.app import create_app
 from gadfly.service.dependencies import RouteNeeds
 from gadfly.service.keyring import Caller
+from gadfly.service.quotas import Quotas
 from gadfly.settings import Settings
 from gadfly.store.database import Database
 from gadfly.store.interactions import insert_records
@@ -79,7 +80,7 @@ def needs_of(dependant: Dependant) -> Iterator[RouteNeeds]:
 
 def granted(needs: RouteNeeds, scopes: tuple[Scope, ...], tier: Tier = Tier.CALLER) -> str:
     try:
-        admitted = needs.admit(Caller(key_id=new_id(), tier=tier, scopes=scopes))
+        admitted = needs.admit(Caller(key_id=new_id(), tier=tier, scopes=scopes), Quotas())
     except NotAllowed:
         return NO
     return ALL if admitted.rows_of is None else OWN
@@ -116,7 +117,7 @@ def test_a_refusal_names_the_scope() -> None:
         (RouteNeeds(), "requires an admin key"),
     ]:
         with pytest.raises(NotAllowed, match=words) as refused:
-            needs.admit(caller)
+            needs.admit(caller, Quotas())
         assert refused.value.authenticated, "403, and not 401"
 
 
