@@ -118,8 +118,8 @@ def _why(taken: Taken, confidence: float | None) -> str:
         case QueueReason.CONTRADICTED:
             return "The only vote contradicts the critic, which is sure of its verdict."
         case QueueReason.UNCERTAIN:
-            sure = "" if confidence is None else f": its confidence is {100 * confidence:.0f} %"
-            return f"The critic is not sure of its verdict{sure}."
+            sure = "" if confidence is None else f" The critic's confidence in its verdict is {100 * confidence:.0f} %."
+            return f"There is no label yet.{sure}"
         case QueueReason.NEW:
             return "No critic has given a probability for this answer."
 

@@ -62,8 +62,8 @@ class QueueItem(Wire):
     steps: list[StepView]
     reason: QueueReason = Field(
         description="`conflict`: the votes differ, so there is no label; `disagreement`: another critic gave the other "
-        "verdict; `contradicted`: the only vote contradicts a critic that is sure; `uncertain`: a critic has judged it; "
-        "`new`: no critic has. Every second answer is from a random sample, whatever its reason."
+        "verdict; `contradicted`: the only vote contradicts a critic that is sure; `uncertain`: there is no label yet; "
+        "`new`: nor a critic's verdict. Every second answer is from a random sample, whatever its reason."
     )
     why: str = Field(description="The reason as a sentence.")
     other_verdict: Verdict | None
