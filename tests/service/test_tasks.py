@@ -233,7 +233,6 @@ async def test_a_task_is_trained_by_its_own_options(tmp_path: Path, engineless: 
         assert {option["name"]: (option["value"], option["source"]) for option in plan["options"]} == {
             "steps_stage_1": (3, "task"),
             "steps_stage_2": (1, "request"),
-            "temperature": (settings.temperature or 0.7, "served"),
             "max_critique_tokens": (settings.max_tokens, "served"),
             "max_answer_tokens": (settings.max_tokens, "served"),
             "evaluation_items": (30, "task"),
