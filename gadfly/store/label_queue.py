@@ -352,12 +352,13 @@ class LabelledQuestions:
     wrong: dict[Split, int]
 
 
-async def labelled_questions(session: AsyncSession) -> LabelledQuestions:
-    """Counts over all labels."""
+async def labelled_questions(session: AsyncSession, task: str | None = None) -> LabelledQuestions:
+    """Counts over all labels of a task; without one, of all tasks together."""
     rows = await session.execute(
         select(QuestionRow.split, AnswerRow.is_right, func.count(AnswerRow.question_hash.distinct()))
         .join(QuestionRow, QuestionRow.hash == AnswerRow.question_hash)
         .where(AnswerRow.is_right.is_not(None), AnswerRow.source != LabelSource.RATING)
+        .where(*(() if task is None else (QuestionRow.task == task,)))
         .group_by(QuestionRow.split, AnswerRow.is_right)
     )
     counts = {(split, is_right): count for split, is_right, count in rows}

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, StrictInt
 from gadfly.fields import FilledText
 from gadfly.records import QueueReason
 from gadfly.service.wire.answers import StepView
-from gadfly.service.wire.common import CriticView, Wire
+from gadfly.service.wire.common import CriticView, TaskName, Wire
 from gadfly.service.wire.labels import VoteView
 from gadfly.verdict import Verdict
 from gadfly.votes import VoteAgreement
@@ -89,6 +89,9 @@ class LabelledByClass(Wire):
 class ProgressQuery(Wire):
     target_points: float = Field(
         5.0, ge=0.5, le=20, allow_inf_nan=False, description="The gain that the gate should see, in points."
+    )
+    task: TaskName | None = Field(
+        None, description="Only labels of this task, and its gate; null: the labels of all tasks and the default gate."
     )
 
 
