@@ -74,7 +74,7 @@ class LabelQueue:
             own = await store.label_queue.reserved_by(session, name)
             found, waiting = await store.label_queue.waiting_answers(
                 session,
-                scope=caller.scope,
+                scope=caller.rows_of,
                 voter=caller.key_id,
                 labeller=name,
                 limit=limit,

@@ -2,16 +2,16 @@
 
 Labels from before count as not chosen: the queue kept no record.
 
-Revision: 0033
-After: 0030
+Revision: 0034
+After: 0033
 """
 
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "0033"
-down_revision = "0030"
+revision = "0034"
+down_revision = "0033"
 
 
 def upgrade() -> None:
