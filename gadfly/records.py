@@ -354,8 +354,14 @@ class CriticVersion:
 
     @property
     def engine_name(self) -> str:
-        """The model name that the engine serves this critic under."""
-        return "base" if self.adapter_path is None else f"critic@{self.version}"
+        """The model name that the engine serves this critic under.
+
+        It carries the start of the adapter's hash: after a restore of an older database, or in two deployments that
+        share an engine, a version's number may stand for two adapters.
+        """
+        if self.adapter_path is None:
+            return "base"
+        return f"critic@{self.version}" + (f"-{self.adapter_sha256[:8]}" if self.adapter_sha256 else "")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

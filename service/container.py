@@ -172,7 +172,7 @@ class Service:
                     database, settings=settings, tasks=tasks, metrics=metrics, actor=actor, loader=critics.loader
                 ),
                 labels=Labels(database),
-                label_queue=LabelQueue(database, settings=settings),
+                label_queue=LabelQueue(database, settings=settings, tasks=tasks),
                 overview=Overview(database),
                 _requests=requests,
                 _database=database,

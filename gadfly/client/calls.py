@@ -441,8 +441,11 @@ def release_labels(labeller: str) -> Call[None]:
     return Call(method="POST", path="/labels/queue/release", body={"labeller": labeller}, read=_nothing)
 
 
-def label_progress(*, target_points: float = 5.0) -> Call[LabelProgressView]:
-    """What labels are missing until the gate can see a gain of `target_points`: `GET /labels/progress`."""
+def label_progress(*, target_points: float = 5.0, task: str | None = None) -> Call[LabelProgressView]:
+    """What labels are missing until a task's gate can see a gain of `target_points`: `GET /labels/progress`.
+
+    Without a task the labels of all tasks are counted, for the gate of the default one.
+    """
     params = _given(locals())
     return Call(method="GET", path="/labels/progress", params=params, read=_one(LabelProgressView))
 

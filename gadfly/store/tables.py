@@ -388,6 +388,16 @@ class LabelReservationRow(Table):
     expires_at: Mapped[datetime]
 
 
+class ChosenAnswerRow(Table):
+    """An answer that the label queue handed out because of what critics said about it. A later label measures none."""
+
+    __tablename__ = "chosen_answers"
+
+    question_hash: Mapped[bytes] = mapped_column(primary_key=True)
+    text_sha256: Mapped[bytes] = mapped_column(primary_key=True)
+    chosen_at: Mapped[datetime]
+
+
 class LabelSkipRow(Table):
     """An answer that a labeller skipped."""
 

@@ -58,13 +58,17 @@ async def skip(interaction_id: UUID, body: LabellerRequest, caller: LabellerDep,
     return Response(status_code=204)
 
 
-@router.get("/progress", summary="Read the progress of labelling", response_model=LabelProgressView)
+@router.get(
+    "/progress", summary="Read the progress of labelling", response_model=LabelProgressView, responses=problems(404)
+)
 async def read_progress(
     query: Annotated[ProgressQuery, Query()], caller: ProgressDep, service: ServiceDep
 ) -> LabelProgressView:
     """Labelled questions by side and class, and what is missing until the gate can see a gain of `target_points`."""
-    counts = await service.label_queue.counts()
-    needs = await service.label_queue.needs(counts, gain=query.target_points / 100)
+    if query.task is not None:
+        caller.require_task(query.task)
+    counts = await service.label_queue.counts(query.task)
+    needs = await service.label_queue.needs(counts, gain=query.target_points / 100, task=query.task)
     today, by_you = await service.label_queue.today(caller)
     return LabelProgressView(
         train=LabelledByClass(right=counts.right[Split.TRAIN], wrong=counts.wrong[Split.TRAIN]),
@@ -118,8 +122,8 @@ def _why(taken: Taken, confidence: float | None) -> str:
         case QueueReason.CONTRADICTED:
             return "The only vote contradicts the critic, which is sure of its verdict."
         case QueueReason.UNCERTAIN:
-            sure = "" if confidence is None else f": its confidence is {100 * confidence:.0f} %"
-            return f"The critic is not sure of its verdict{sure}."
+            sure = "" if confidence is None else f" The critic's confidence in its verdict is {100 * confidence:.0f} %."
+            return f"There is no label yet.{sure}"
         case QueueReason.NEW:
             return "No critic has given a probability for this answer."
 
