@@ -118,7 +118,7 @@ class NoRoom(StoreUnavailable):
 
 
 class TooBusy(GadflyError):
-    """More requests are in flight than the service allows."""
+    """A limit of the service, of a key or of an address is reached; `retry_after_s` is the time to wait."""
 
     def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
         super().__init__(message)

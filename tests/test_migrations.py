@@ -636,7 +636,9 @@ def test_keys_keep_what_they_may_do_and_a_downgrade_gives_none_more(empty_url: s
     def keys() -> dict[str, tuple[bool, tuple[str, ...]]]:
         async def read() -> dict[str, tuple[bool, tuple[str, ...]]]:
             async with Database(empty_url) as database, database.session() as session:
-                return {key.name: (key.revoked_at is None, key.granted) for key in await store.keys.list_keys(session)}
+                found = await store.keys.list_keys(session)
+            assert all(not key.limits for key in found)
+            return {key.name: (key.revoked_at is None, key.granted) for key in found}
 
         return asyncio.run(read())
 

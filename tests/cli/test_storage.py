@@ -60,6 +60,21 @@ def test_a_key_is_shown_once_listed_by_its_hint_and_revoked_by_name(database_url
         raise run(database_url, "keys", "revoke", "me").exception or AssertionError
 
 
+def test_keys_have_scopes_and_limits(database_url: str) -> None:
+    options = ("--scope", "read", "--scope", "label", "--requests-per-minute", "60", "--requests-in-flight", "4")
+    done(database_url, "keys", "create", "--name", "board", *options)
+    (key,) = json.loads(done(database_url, "keys", "list", "--json"))
+    assert (key["tier"], key["scopes"], key["requests_per_minute"]) == ("caller", ["label", "read"], 60)
+    changed = done(database_url, "keys", "limit", "board", "--requests-per-minute", "0", "--tokens-per-day", "5000")
+    assert changed.endswith("5,000 tokens/day, 4 in flight\n")
+    (key,) = json.loads(done(database_url, "keys", "list", "--json"))
+    assert (key["requests_per_minute"], key["tokens_per_day"], key["max_in_flight"]) == (None, 5000, 4)
+    with pytest.raises(BadInput, match="give a limit to change"):
+        raise run(database_url, "keys", "limit", "board").exception or AssertionError
+    with pytest.raises(BadInput, match="only a key of the tier caller can be limited"):
+        raise run(database_url, "keys", "create", "--tier", "admin", "--scope", "read").exception or AssertionError
+
+
 def test_a_name_of_two_keys_is_ambiguous(database_url: str) -> None:
     for _ in range(2):
         done(database_url, "keys", "create", "--name", "twin")

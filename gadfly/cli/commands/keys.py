@@ -22,7 +22,7 @@ TokensPerDay = Annotated[
     int | None, typer.Option("--tokens-per-day", min=0, help="Limit of tokens a day (UTC), over all workers. 0: none.")
 ]
 MaxInFlight = Annotated[
-    int | None, typer.Option("--max-in-flight", min=0, help="Limit of requests at once, in each worker. 0: none.")
+    int | None, typer.Option("--requests-in-flight", min=0, help="Limit of requests at once, in each worker. 0: none.")
 ]
 
 
