@@ -87,6 +87,8 @@ class AdminAction(StrEnum):
     WITHDRAW_FEEDBACK = "withdraw_feedback"  # of another key
     FORGET = "forget"
     WIDEN_CANARY = "widen_canary"  # its critic answers all requests from then on
+    CREATE_WEBHOOK = "create_webhook"
+    DELETE_WEBHOOK = "delete_webhook"
 
 
 class LabelState(StrEnum):
