@@ -1,7 +1,7 @@
 """A migrated, empty database for each test: one that another test has used and that was emptied, where possible.
 
-For a new one Postgres copies eight megabytes in hundreds of files, which takes 0.26 s of processor time on two cores; to
-empty one takes a tenth of that.
+For a new one Postgres copies eight megabytes in hundreds of files, which takes 0.26 s of processor time. To empty one
+takes a tenth of that.
 """
 
 import itertools
