@@ -30,6 +30,7 @@ from gadfly.service.label_queue import LabelQueue
 from gadfly.service.labels import Labels
 from gadfly.service.metrics import Metrics
 from gadfly.service.overview import Overview
+from gadfly.service.quotas import Quotas
 from gadfly.service.recording.recorder import Recorder
 from gadfly.service.room import Room
 from gadfly.service.runs import Runs
@@ -53,6 +54,7 @@ class Service:
     metrics: Metrics
     critics: CriticServing
     keyring: Keyring
+    quotas: Quotas
     keys: Keys
     sessions: Sessions
     history: History
@@ -115,6 +117,7 @@ class Service:
             requests = Idempotency(database, recorder, is_alone=lambda: len(critics.replicas.known) <= 1)
             room = Room(settings.home, min_free_bytes=settings.min_free_bytes)
             history = History(database, recorder, on_deleted=requests.forget)
+            quotas = Quotas()
             answerer = Answerer(
                 settings=settings,
                 tasks=tasks,
@@ -124,6 +127,7 @@ class Service:
                 recorder=recorder,
                 requests=requests,
                 metrics=metrics,
+                quotas=quotas,
             )
             return cls(
                 settings=settings,
@@ -131,6 +135,7 @@ class Service:
                 metrics=metrics,
                 critics=critics,
                 keyring=Keyring(database, open_without_keys=settings.is_loopback),
+                quotas=quotas,
                 sessions=Sessions(database),
                 keys=Keys(database),
                 history=history,
@@ -149,6 +154,7 @@ class Service:
                     requests=requests,
                     history=history,
                     leases=critics.leases,
+                    quotas=quotas,
                 ),
                 guardrail=Guardrail(database, settings=settings, answerer=answerer),
                 background=BackgroundJudge(database, critics, settings=settings, tasks=tasks, metrics=metrics),
@@ -187,6 +193,7 @@ class Service:
             self.labels.run(),
             self.background.run(),
             self.forgetting.run(),
+            self.quotas.run(self._database),
         )
 
     async def _start(self) -> None:

@@ -73,7 +73,13 @@ class LabelQueue:
             await store.label_queue.lock(session)
             own = await store.label_queue.reserved_by(session, name)
             found, waiting = await store.label_queue.waiting_answers(
-                session, scope=caller.scope, voter=caller.key_id, labeller=name, limit=limit, reasons=reasons
+                session,
+                scope=caller.rows_of,
+                voter=caller.key_id,
+                labeller=name,
+                limit=limit,
+                heldout_share=self._settings.heldout_share,
+                reasons=reasons,
             )
             # What was reserved and is not waiting any more has a label now.
             await store.label_queue.release(session, name, own - {item.answer for item in found})
@@ -86,6 +92,7 @@ class LabelQueue:
                     session, [item.answer for item in batch], labeller=name, for_s=reserve_s
                 )
                 chosen += [item for item in batch if item.answer in free]
+            await store.label_queue.note_chosen(session, [item.answer for item in chosen if item.is_by_worth])
             taken = []
             for item in chosen:
                 interaction = await store.interactions.read_interaction(session, item.interaction_id, scope=None)
@@ -145,7 +152,7 @@ class LabelQueue:
         right, wrong = counts.right[Split.HELDOUT], counts.wrong[Split.HELDOUT]
         wanted = questions_for_gain(gain, config)
         missing = max(0, wanted - right), max(0, wanted - wrong)
-        labels = [round(count / self._settings.heldout_share) for count in missing]
+        labels = [round(count / store.label_queue.HELDOUT_LABELS) for count in missing]
         return Needs(
             detectable=detectable_gain(min(right, wrong), config),
             right=missing[0],

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter
 
-from gadfly.service.dependencies import CallerDep, ServiceDep
+from gadfly.service.dependencies import AnyKeyDep, ServiceDep
 from gadfly.service.routes.docs import problems
 from gadfly.service.wire.tasks import TaskScheduleView, TaskView, VerdictWordsView
 from gadfly.tasks import ServedTask
@@ -12,7 +12,7 @@ router = APIRouter(tags=["tasks"], responses=problems(401, 503))
 
 
 @router.get("/tasks", summary="List tasks", response_model=list[TaskView])
-async def list_tasks(caller: CallerDep, service: ServiceDep) -> list[TaskView]:
+async def list_tasks(caller: AnyKeyDep, service: ServiceDep) -> list[TaskView]:
     """The tasks that this deployment serves and the caller may use, the default one first."""
     return [
         _view(
