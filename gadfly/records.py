@@ -96,6 +96,8 @@ class AdminAction(StrEnum):
     WITHDRAW_FEEDBACK = "withdraw_feedback"  # of another key
     FORGET = "forget"
     WIDEN_CANARY = "widen_canary"  # its critic answers all requests from then on
+    CREATE_WEBHOOK = "create_webhook"
+    DELETE_WEBHOOK = "delete_webhook"
     LIMIT_KEY = "limit_key"
 
 

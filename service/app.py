@@ -36,6 +36,7 @@ from gadfly.service.routes import (
     runs,
     session,
     tasks,
+    webhooks,
 )
 from gadfly.service.routes.console import console_routes
 from gadfly.service.routes.docs import name_problems
@@ -62,6 +63,7 @@ _ROUTES = (
     overview,
     admin,
     forget,
+    webhooks,
     health,
 )
 

@@ -35,6 +35,7 @@ from gadfly.service.recording.recorder import Recorder
 from gadfly.service.room import Room
 from gadfly.service.runs import Runs
 from gadfly.service.sessions import Sessions
+from gadfly.service.webhooks import Webhooks, WebhookSender
 from gadfly.settings import Settings
 from gadfly.store.database import Database, require_current_schema
 from gadfly.tasks import ServedTasks, load_tasks, open_grader
@@ -70,6 +71,8 @@ class Service:
     labels: Labels
     label_queue: LabelQueue
     overview: Overview
+    webhooks: Webhooks
+    _webhook_sender: WebhookSender
     _requests: Idempotency
     _database: Database
     _stack: AsyncExitStack
@@ -118,6 +121,8 @@ class Service:
             room = Room(settings.home, min_free_bytes=settings.min_free_bytes)
             history = History(database, recorder, on_deleted=requests.forget)
             quotas = Quotas()
+            sender = WebhookSender(database, is_eldest=lambda: critics.replicas.is_eldest, metrics=metrics)
+            stack.push_async_callback(sender.aclose)
             answerer = Answerer(
                 settings=settings,
                 tasks=tasks,
@@ -174,6 +179,8 @@ class Service:
                 labels=Labels(database),
                 label_queue=LabelQueue(database, settings=settings, tasks=tasks),
                 overview=Overview(database),
+                webhooks=Webhooks(database),
+                _webhook_sender=sender,
                 _requests=requests,
                 _database=database,
                 graders=graders,
@@ -194,6 +201,7 @@ class Service:
             self.background.run(),
             self.forgetting.run(),
             self.quotas.run(self._database),
+            self._webhook_sender.run(),
         )
 
     async def _start(self) -> None:

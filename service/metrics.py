@@ -108,6 +108,20 @@ class Metrics:
             registry=self.registry,
             multiprocess_mode="livesum",
         )
+        self.webhooks = Counter(
+            "gadfly_webhook_attempts_total",
+            "Attempts to deliver to a webhook: delivered, failed (tried again later), or dead (the last one failed).",
+            ("outcome",),
+            registry=self.registry,
+        )
+        for outcome in ("delivered", "failed", "dead"):
+            self.webhooks.labels(outcome)  # from 0 on, so that the first of each is an increase
+        self.webhooks_pending = Gauge(
+            "gadfly_webhook_deliveries_pending",
+            "Deliveries that wait for an attempt; only the eldest replica counts them.",
+            registry=self.registry,
+            multiprocess_mode="livemax",
+        )
         self.ready = Gauge(
             "gadfly_ready",
             "1 when engine, database and live critic answer.",

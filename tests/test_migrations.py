@@ -617,7 +617,7 @@ async def test_rows_from_before_are_found_and_forgotten(empty_url: str) -> None:
 def test_acts_and_events_of_later_kinds_go_with_their_revision(empty_url: str) -> None:
     migrate(empty_url)
     with _transaction(empty_url) as connection:
-        for action in ("set_label", "promote", "forget", "widen_canary"):
+        for action in ("set_label", "promote", "forget", "widen_canary", "create_webhook"):
             connection.execute(
                 text(
                     "INSERT INTO admin_acts (id, action, subject, details) "

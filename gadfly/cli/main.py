@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from gadfly.cli.commands import ask, backups, critics, data, interactions, keys, labels, runs, serve, tasks
+from gadfly.cli.commands import ask, backups, critics, data, interactions, keys, labels, runs, serve, tasks, webhooks
 from gadfly.cli.options import takes_settings
 from gadfly.errors import BadInput, BadSettings, GadflyError
 
@@ -28,6 +28,7 @@ app.add_typer(labels.app, name="labels")
 app.command("acts")(labels.list_acts)
 app.add_typer(interactions.app, name="interactions")
 app.add_typer(tasks.app, name="tasks")
+app.add_typer(webhooks.app, name="webhooks")
 
 
 def _print_version(wanted: bool) -> None:

@@ -29,8 +29,10 @@ from gadfly.service.wire.overview import AccuracyView, BucketName, OverviewView
 from gadfly.service.wire.queue import LabelProgressView, QueueView, WithdrawnView
 from gadfly.service.wire.runs import PlanView, RunComparison, RunPage, RunView, SamplePage, StepPage
 from gadfly.service.wire.tasks import TaskView
+from gadfly.service.wire.webhooks import DeliveryPage, DeliveryView, NewWebhook, WebhookView
 from gadfly.training import EventKind
 from gadfly.verdict import Verdict
+from gadfly.webhooks import DeliveryStatus, WebhookEvent
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -523,6 +525,50 @@ def try_grader(task: str, response: str, reference: str, *, question: str | None
     """How a task's grader grades a response: `POST /admin/tasks/{task}/grade`."""
     body = _given({"response": response, "reference": reference, "question": question})
     return Call(method="POST", path=f"/admin/tasks/{task}/grade", body=body, read=_one(GradeView))
+
+
+# --------------------------------------------------------------------------------------------------------- the webhooks
+
+
+def webhooks() -> Call[list[WebhookView]]:
+    """The endpoints that events are announced to: `GET /admin/webhooks`."""
+    return Call(method="GET", path="/admin/webhooks", read=_many(WebhookView))
+
+
+def create_webhook(
+    url: str,
+    *,
+    events: Sequence[
+        WebhookEvent | Literal["label.changed", "run.ended", "run.alarm", "critic.promoted", "critic.rolled_back"]
+    ]
+    | None = None,
+) -> Call[NewWebhook]:
+    """Announce events, or all, to an address: `POST /admin/webhooks`. Its secret is in the answer only."""
+    body = _given({"url": url, "events": None if events is None else list(events)})
+    return Call(method="POST", path="/admin/webhooks", body=body, read=_one(NewWebhook), is_repeatable=False)
+
+
+def delete_webhook(webhook_id: UUID | str) -> Call[None]:
+    """Delete an endpoint with its deliveries: `DELETE /admin/webhooks/{id}`."""
+    return Call(method="DELETE", path=f"/admin/webhooks/{webhook_id}", read=_nothing, is_repeatable=False)
+
+
+def webhook_deliveries(
+    *,
+    status: DeliveryStatus | Literal["pending", "delivered", "dead"] | None = None,
+    webhook: UUID | str | None = None,
+    limit: int = 50,
+    cursor: UUID | str | None = None,
+) -> Call[DeliveryPage]:
+    """Announcements with their attempts, the newest first: `GET /admin/webhooks/deliveries`."""
+    params = _given(locals())
+    return Call(method="GET", path="/admin/webhooks/deliveries", params=params, read=_one(DeliveryPage))
+
+
+def resend_delivery(delivery_id: UUID | str) -> Call[DeliveryView]:
+    """Attempt a delivery again now: `POST /admin/webhooks/deliveries/{id}/resend`."""
+    path = f"/admin/webhooks/deliveries/{delivery_id}/resend"
+    return Call(method="POST", path=path, read=_one(DeliveryView), is_repeatable=False)
 
 
 # ------------------------------------------------------------------------------------------------------------ the state

@@ -153,5 +153,11 @@ class Api:
     tasks = ApiMethod(calls.tasks)
     try_grader = ApiMethod(calls.try_grader)
 
+    webhooks = ApiMethod(calls.webhooks)
+    create_webhook = ApiMethod(calls.create_webhook)
+    delete_webhook = ApiMethod(calls.delete_webhook)
+    webhook_deliveries = Pages(calls.webhook_deliveries)
+    resend_delivery = ApiMethod(calls.resend_delivery)
+
     state = ApiMethod(calls.state)
     readiness = ApiMethod(calls.readiness)

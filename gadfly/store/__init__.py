@@ -32,6 +32,7 @@ from gadfly.store import (
     wall,
     watch,
     wear,
+    webhooks,
 )
 
 __all__ = [
@@ -63,4 +64,5 @@ __all__ = [
     "wall",
     "watch",
     "wear",
+    "webhooks",
 ]

@@ -44,6 +44,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from gadfly.grading import Grade
 from gadfly.records import FeedbackSource, Ruling, Split
 from gadfly.storable import storable_text
+from gadfly.store import webhooks
 from gadfly.store.database import Database
 from gadfly.store.tables import (
     AnswerRow,
@@ -69,6 +70,7 @@ from gadfly.votes import (
     one_vote_each,
     opinion,
 )
+from gadfly.webhooks import WebhookEvent
 
 AnswerKey = tuple[bytes, bytes]
 """The identity of an answer: the hashes of its question and of its text."""
@@ -199,10 +201,40 @@ async def relabel(session: AsyncSession, answers: Collection[AnswerKey]) -> None
         )
         locked = rows.all()
         votes = await _votes(session, chunk)  # after the locks, so that no vote is missed
+        changed = []
         for row, split, moment in locked:
+            before = row.is_right
             now = _State.of(row, split, votes.get((row.question_hash, row.text_sha256), ()))
             _write(row, now.updated(model, distrusted), moment)
+            if row.is_right is not before:
+                changed.append((row.question_hash, row.text_sha256))
         await session.flush()
+        await _announce(session, changed)
+
+
+async def _announce(session: AsyncSession, changed: Sequence[AnswerKey]) -> None:
+    """Announce the new labels of these answers; one event for all. Each is named by its newest interaction."""
+    if not changed or not await webhooks.wanting(session, WebhookEvent.LABEL_CHANGED):
+        return
+    answer = (AnswerRow.question_hash, AnswerRow.text_sha256)
+    rows = await session.execute(
+        select(InteractionRow.id, InteractionRow.task, AnswerRow.is_right, AnswerRow.source)
+        .ext(distinct_on(*answer))
+        .join(InteractionRow, is_about(AnswerRow, InteractionRow))
+        .where(is_among(changed))
+        .order_by(*answer, *newest_first(InteractionRow))
+    )
+    labels = [
+        {
+            "interaction_id": str(id),
+            "task": task,
+            "correct": is_right,
+            "source": None if source is None else source.value,
+        }
+        for id, task, is_right, source in rows
+    ]
+    if labels:
+        await webhooks.announce(session, WebhookEvent.LABEL_CHANGED, {"labels": labels})
 
 
 def is_among(answers: Sequence[AnswerKey]) -> ColumnElement[bool]:
@@ -566,4 +598,6 @@ async def _apply(database: Database, state: _State, new: _State, after: AnswerKe
         await session.execute(
             update(AnswerRow).where(is_among(keys)).values(values).execution_options(synchronize_session=False)
         )
+        if state.is_right is not new.is_right:
+            await _announce(session, keys)
     return keys[-1] if keys else None

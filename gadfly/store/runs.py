@@ -12,10 +12,12 @@ from sqlalchemy.orm import aliased, defer
 
 from gadfly.errors import Conflict, NotFound
 from gadfly.records import SwapKind, SwapStatus, new_id, now
+from gadfly.store import webhooks
 from gadfly.store.mapping import record_of
 from gadfly.store.tables import CriticVersionRow, RunEventRow, SwapRow, TrainingRunRow
 from gadfly.task_names import DEFAULT_TASK
 from gadfly.training import EventKind, GateOutcome, Progress, Run, RunEvent, RunStatus, TrainConfig, Trigger
+from gadfly.webhooks import WebhookEvent
 
 TRAINING_ROLE = "gadfly_training"
 """The database role of training code: row security hides held-out rows from it."""
@@ -193,7 +195,23 @@ async def finish_run(session: AsyncSession, id: UUID, status: RunStatus, *, erro
     )
     if ended is not None:
         await append_event(session, id, EventKind.STATUS, {"status": status.value, "error": error})
+        await _announce_end(session, id)
     return ended is not None
+
+
+async def _announce_end(session: AsyncSession, id: UUID) -> None:
+    if not await webhooks.wanting(session, WebhookEvent.RUN_ENDED):
+        return
+    run = await read_run(session, id)
+    data = {
+        "run_id": str(id),
+        "task": run.task,
+        "status": run.status.value,
+        "outcome": None if run.outcome is None else run.outcome.value,
+        "version": run.version,
+        "error": run.error,
+    }
+    await webhooks.announce(session, WebhookEvent.RUN_ENDED, data)
 
 
 async def request_cancel(session: AsyncSession, id: UUID) -> Run:
@@ -337,6 +355,9 @@ async def append_event(session: AsyncSession, run_id: UUID, kind: EventKind, dat
     await session.execute(
         insert(RunEventRow).values(run_id=run_id, created_at=func.clock_timestamp(), kind=kind, data=data)
     )
+    if kind is EventKind.ALARM:
+        alarm = {"run_id": str(run_id), "message": data["message"]}
+        await webhooks.announce(session, WebhookEvent.RUN_ALARM, alarm)
 
 
 async def events_of(

@@ -9,13 +9,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly.errors import Conflict, NotFound
 from gadfly.records import AdminAction, CanaryOutcome, CanaryTerms, Swap, SwapKind, SwapReceipt, SwapStatus, new_id, now
-from gadfly.store import canaries
+from gadfly.store import canaries, webhooks
 from gadfly.store.acts import record_act
 from gadfly.store.critics import pointed_version, require_live_lineage, set_pointer
 from gadfly.store.mapping import record_of, values_of
 from gadfly.store.notices import notify_of_critics
 from gadfly.store.tables import CriticPointerRow, CriticVersionRow, SwapReceiptRow, SwapRow
 from gadfly.task_names import DEFAULT_TASK
+from gadfly.webhooks import WebhookEvent
 
 _BACK = (SwapKind.ROLLBACK, SwapKind.WATCH)
 _BY_PERSON = {SwapKind.PROMOTE: AdminAction.PROMOTE, SwapKind.ROLLBACK: AdminAction.ROLLBACK}
@@ -207,7 +208,24 @@ async def finish_swap(session: AsyncSession, swap_id: UUID, status: SwapStatus, 
         row.status, row.reason, row.finished_at = status, reason, now()
         await session.flush()
         await notify_of_critics(session)
+        if status is SwapStatus.DONE:
+            await _announce(session, record_of(Swap, row))
     return Finished(record_of(Swap, row), is_pending)
+
+
+async def _announce(session: AsyncSession, swap: Swap) -> None:
+    canary = await canaries.begun_by(session, swap.id)
+    data = {
+        "swap_id": str(swap.id),
+        "task": swap.task,
+        "version": swap.version,
+        "from_version": swap.from_version,
+        "kind": swap.kind.value,
+        "canary_share": None if canary is None else canary.share,
+        "reason": swap.reason,
+    }
+    event = WebhookEvent.CRITIC_ROLLED_BACK if swap.kind in _BACK else WebhookEvent.CRITIC_PROMOTED
+    await webhooks.announce(session, event, data)
 
 
 async def _locked(session: AsyncSession, swap_id: UUID) -> SwapRow:

@@ -47,6 +47,7 @@ from gadfly.storable import storable_json, storable_text
 from gadfly.training import EventKind, GateOutcome, RunStatus, Stage, Trigger
 from gadfly.verdict import Verdict, VerdictSource
 from gadfly.votes import LabelSource, VoteAgreement, Votes, votes_from_json, votes_to_json
+from gadfly.webhooks import DeliveryStatus
 
 
 class StoredText(TypeDecorator[str]):
@@ -169,6 +170,7 @@ class Table(DeclarativeBase):
         Ruling: _enum(Ruling, "ruling"),
         AdminAction: _enum(AdminAction, "action"),
         CanaryOutcome: _enum(CanaryOutcome, "canary_outcome"),
+        DeliveryStatus: _enum(DeliveryStatus, "delivery_status"),
     }
 
 
@@ -794,3 +796,36 @@ class ReplicaRow(Table):
     engines: Mapped[dict[str, Any]]
     problem: Mapped[str | None]
     live: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'::jsonb"))  # the version of each task
+
+
+class WebhookEndpointRow(Table):
+    """Where events are announced. Training code cannot read the secret."""
+
+    __tablename__ = "webhook_endpoints"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    url: Mapped[str]
+    events: Mapped[tuple[str, ...]] = mapped_column(ARRAY(Text, as_tuple=True))
+    secret: Mapped[str]
+    created_at: Mapped[datetime]
+
+
+class WebhookDeliveryRow(Table):
+    """One announcement to one endpoint, written in the transaction of its event."""
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (
+        Index("ix_webhook_deliveries_due", "endpoint_id", "next_at", postgresql_where=text("status = 'pending'")),
+        Index(None, "status", "id"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    endpoint_id: Mapped[UUID]  # no foreign key: see `gadfly.store.webhooks`
+    event: Mapped[str]
+    body: Mapped[str]
+    created_at: Mapped[datetime]
+    status: Mapped[DeliveryStatus]
+    attempts: Mapped[int]
+    next_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+    problem: Mapped[str | None]
