@@ -97,7 +97,7 @@ async def measure(url: str) -> None:
             for name, filters in FILTERS.items()
         }
         cases["label queue"] = lambda: run(
-            store.label_queue.waiting_answers, scope=None, voter=None, labeller="a", limit=3
+            store.label_queue.waiting_answers, scope=None, voter=None, labeller="a", limit=3, heldout_share=0.2
         )
         cases["label counts"] = lambda: run(store.label_queue.labelled_questions)
         for name, work in cases.items():

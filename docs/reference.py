@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import typer.main
+from fastapi.routing import APIRoute
 from prometheus_client.metrics import MetricWrapperBase
 from pydantic import BaseModel
 
@@ -19,6 +20,7 @@ from gadfly.cli.main import app as command_line
 from gadfly.cli.options import flag_of, variable_of
 from gadfly.errors import NotAllowed
 from gadfly.service.app import create_app
+from gadfly.service.dependencies import RouteNeeds
 from gadfly.service.errors import STATUS, describe
 from gadfly.service.metrics import Metrics
 from gadfly.settings import Settings
@@ -87,7 +89,8 @@ def http() -> str:
     parts = []
     for path, operations in openapi()["paths"].items():
         for method, operation in operations.items():
-            parts += [f"### {method.upper()} {path}", operation["description"], _needs(operation)]
+            needs = _needs(method.upper(), path, operation)
+            parts += [f"### {method.upper()} {path}", operation["description"], needs]
             parts += [_parameters(operation), _answers(operation)]
     return "\n\n".join(filter(None, parts))
 
@@ -163,10 +166,16 @@ def _commands(command: Any, path: str) -> list[str]:
     return [f"### {path}", command.help, *([table(("argument or option", "meaning"), rows)] if rows else [])]
 
 
-def _needs(operation: Schema) -> str:
-    key = "Needs no key."
-    if "security" in operation:
-        key = "Needs an admin key." if "403" in operation["responses"] else "Needs a key."
+@cache
+def _routes() -> dict[tuple[str, str], APIRoute]:
+    routes = (route for route in create_app(Settings()).routes if isinstance(route, APIRoute))
+    return {(method, route.path): route for route in routes for method in route.methods}
+
+
+def _needs(method: str, path: str, operation: Schema) -> str:
+    route = _routes()[method, path]
+    found = [part.call for part in route.dependant.dependencies if isinstance(part.call, RouteNeeds)]
+    key = str(found[0]) if found else "Needs no key."
     if "requestBody" not in operation:
         return key
     [content] = operation["requestBody"]["content"].values()

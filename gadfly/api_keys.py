@@ -6,11 +6,15 @@ which people choose.) The digest is not salted, so that an index finds the key.
 
 import hashlib
 import secrets
+from collections.abc import Collection
+from dataclasses import asdict
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from gadfly.records import Key, Tier, new_id, now
+from gadfly.errors import BadInput
+from gadfly.records import Key, KeyLimits, Scope, Tier, new_id, now
 from gadfly.store.keys import insert_key
 
 _PREFIX = "gf_"
@@ -29,8 +33,25 @@ async def issue_key(
     tier: Tier,
     expires_at: datetime | None = None,
     tasks: tuple[str, ...] | None = None,
+    scopes: Collection[Scope] | None = None,
+    limits: KeyLimits | None = None,
 ) -> tuple[Key, str]:
-    """Make a key, for some tasks or (None) for all; return it with its secret, which cannot be read again."""
+    """Make a key, for some tasks or (None) for all; return it with its secret, which cannot be read again.
+
+    `scopes`: None gives those of the tier. None: no limits.
+
+    Raises:
+        BadInput: an admin key is to be limited, or a key that sees the rows of all tasks is to be limited to some.
+    """
+    if tier is Tier.ADMIN and not (tasks is None and scopes is None):
+        raise BadInput("an admin key sees and changes everything: only a key of the tier caller can be limited")
+    if tasks is not None and scopes is not None and set(scopes) != {Scope.USE}:
+        raise BadInput(
+            "a key with the scope label, read or train sees the rows of every task: it cannot be limited to tasks",
+            field="scopes",
+        )
+    if scopes is not None and not scopes:
+        raise BadInput("a key needs at least one scope", field="scopes")
     secret = _PREFIX + secrets.token_urlsafe(32)
     key = Key(
         id=new_id(),
@@ -41,6 +62,18 @@ async def issue_key(
         expires_at=expires_at,
         revoked_at=None,
         tasks=tasks,
+        scopes=None if scopes is None else tuple(scope for scope in Scope if scope in scopes),
+        **asdict(limits or KeyLimits()),
     )
     await insert_key(session, key, digest(secret))
     return key, secret
+
+
+def creation_details(key: Key) -> dict[str, Any]:
+    """What the act of creating a key says about it."""
+    limits = {"tasks": key.tasks, "scopes": key.scopes}
+    return (
+        {"name": key.name, "tier": key.tier.value}
+        | {name: list(value) for name, value in limits.items() if value is not None}
+        | key.limits
+    )

@@ -17,7 +17,7 @@ from gadfly.guessing import Guessing
 from gadfly.scoreboard import Scoreboard, Threshold
 from gadfly.settings import Settings
 from gadfly.store.training_data import LabelledAnswer, source_counts
-from gadfly.training import Recipe, TrainConfig, WarmStart
+from gadfly.training import ChosenOption, Recipe, TrainConfig, WarmStart
 from gadfly.votes import Contradiction, LabelModel
 
 POWER = 0.8  # the probability that the gate detects a difference of the given size
@@ -92,6 +92,7 @@ class Plan:
     threshold_alone: Threshold | None = None  # of the live critic, without training; None: too few judged answers
     guessing: Guessing | None = None  # of `stage_1`; None: the number of possible answers is not known
     next_step: str = ""  # what to do next, in a sentence
+    options: tuple[ChosenOption, ...] = ()  # of the run, where they are not left at their defaults
 
     def without_ids(self) -> "Plan":
         """The same plan without the lists of ids, which are long; their hash and the counts stay."""

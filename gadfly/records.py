@@ -4,7 +4,7 @@
 every field has a JSON form, and a record read back equals the record written.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Literal
@@ -65,6 +65,15 @@ class Tier(StrEnum):
     ADMIN = "admin"
 
 
+class Scope(StrEnum):
+    """What a key of the tier caller may do. Admin keys may do everything, also what no scope allows."""
+
+    USE = "use"  # have answers judged and rewritten; read, label and delete the key's own
+    LABEL = "label"  # take all callers' answers from the label queue, and vote on them
+    READ = "read"  # read the traffic of all callers, labels, runs and critics
+    TRAIN = "train"  # plan, request, follow, cancel and reproduce training runs
+
+
 class Ruling(StrEnum):
     """An admin's decision about the label of an answer."""
 
@@ -89,6 +98,7 @@ class AdminAction(StrEnum):
     WIDEN_CANARY = "widen_canary"  # its critic answers all requests from then on
     CREATE_WEBHOOK = "create_webhook"
     DELETE_WEBHOOK = "delete_webhook"
+    LIMIT_KEY = "limit_key"
 
 
 class LabelState(StrEnum):
@@ -346,8 +356,14 @@ class CriticVersion:
 
     @property
     def engine_name(self) -> str:
-        """The model name that the engine serves this critic under."""
-        return "base" if self.adapter_path is None else f"critic@{self.version}"
+        """The model name that the engine serves this critic under.
+
+        It carries the start of the adapter's hash: after a restore of an older database, or in two deployments that
+        share an engine, a version's number may stand for two adapters.
+        """
+        if self.adapter_path is None:
+            return "base"
+        return f"critic@{self.version}" + (f"-{self.adapter_sha256[:8]}" if self.adapter_sha256 else "")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -450,7 +466,23 @@ class Replica:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Key:
+class KeyLimits:
+    """How much a key may use; None: without limit."""
+
+    requests_per_minute: int | None = None
+    engine_calls_per_minute: int | None = None
+    tokens_per_day: int | None = None
+    max_in_flight: int | None = None
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """The limits that are set, by name."""
+        found = {field.name: getattr(self, field.name) for field in fields(KeyLimits)}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Key(KeyLimits):
     """An API key as stored. The secret itself is shown once, when the key is made."""
 
     id: UUID
@@ -462,6 +494,14 @@ class Key:
     revoked_at: datetime | None
     distrusted_at: datetime | None = None  # since then its labels count for nothing
     tasks: tuple[str, ...] | None = None  # the tasks that it may use; None: all
+    scopes: tuple[Scope, ...] | None = None  # None: those of its tier
+
+    @property
+    def granted(self) -> tuple[Scope, ...]:
+        """The scopes in force: all for an admin; for a caller those that it was given, or else `use`."""
+        if self.tier is Tier.ADMIN:
+            return tuple(Scope)
+        return (Scope.USE,) if self.scopes is None else self.scopes
 
     def is_active(self, at: datetime) -> bool:
         return self.revoked_at is None and (self.expires_at is None or at < self.expires_at)

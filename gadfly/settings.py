@@ -269,7 +269,10 @@ class Settings(BaseSettings):
     )
     temperature: float = Field(0.7, ge=0, le=2, description="Sampling temperature, unless the request sets it.")
     max_in_flight: int = Field(
-        256, ge=1, description="Maximum requests in flight in each worker; further ones are answered 429."
+        256,
+        ge=1,
+        description="Maximum texts that each worker has generated at the same time: 1 for a request, or its `n` or "
+        "`samples`. Further requests are answered 429.",
     )
     workers: int = Field(
         1,

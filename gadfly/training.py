@@ -321,22 +321,37 @@ class TrainConfig(BaseModel):
 
     @classmethod
     def effective(
-        cls, file: Path | None, changes: Mapping[str, Any], *, served: Mapping[str, Any] | None = None
+        cls,
+        file: Path | None,
+        changes: Mapping[str, Any],
+        *,
+        served: Mapping[str, Any] | None = None,
+        own: Mapping[str, Any] | None = None,
     ) -> Self:
-        """The config of a run: the defaults, overridden by the deployment's file, overridden by the caller's `changes`.
+        """The config of a run: the defaults, then `served`, the deployment's file, `own`, and the caller's `changes`.
 
-        `served` are the options that the deployment serves with (`Settings.served_options`): a critic learns at the
-        temperature and the lengths at which it answers, unless the file or the caller says otherwise.
+        Each overrides those before it. `served` are the options that the deployment serves with
+        (`Settings.served_options`): a critic learns at the temperature and the lengths at which it answers, unless
+        another place says otherwise. `own` are the options of the task, which are valid by themselves.
 
         Raises:
-            BadInput: the file cannot be used, or names the first bad field of `changes`.
+            BadInput: the file cannot be used, the task's options do not fit to it, or names the first bad field of
+                `changes`.
         """
-        base = read_config_file(file)
+        base, own = read_config_file(file), own or {}
         try:
             cls.read(base)
         except BadInput as error:
             raise BadInput(f"the training config {file} cannot be used: {error}") from None
-        return cls.read({**(served or {}), **_merged(base, changes)})
+        known = {**(served or {}), **_merged(base, own)}
+        if own:
+            try:
+                cls.read(known)
+            except BadInput as error:
+                raise BadInput(
+                    f"the table [training] of the task does not fit to the training config {file}: {error}"
+                ) from None
+        return cls.read(_merged(known, changes))
 
 
 def options_of() -> list[dict[str, Any]]:
@@ -352,6 +367,45 @@ def options_of() -> list[dict[str, Any]]:
         else:
             options.append({"name": name, "default": defaults[name], "description": field.description})
     return options
+
+
+class OptionSource(StrEnum):
+    """Where the value of a training option comes from; each overrides those before it."""
+
+    DEFAULT = "default"
+    SERVED = "served"  # from the settings of the service: how it answers
+    FILE = "file"  # the deployment's training config
+    TASK = "task"  # the task's own table [training]
+    REQUEST = "request"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChosenOption:
+    """A training option that is not left at its default. Those of a group are named `group.name`."""
+
+    name: str
+    value: Any
+    source: OptionSource
+
+
+def chosen_options(config: TrainConfig, layers: Mapping[OptionSource, Mapping[str, Any]]) -> tuple[ChosenOption, ...]:
+    """The options of `config` that one of its layers sets, in the order of the config, each with the last layer."""
+    sources: dict[str, OptionSource] = {}
+    for source in OptionSource:
+        sources |= dict.fromkeys(_flat(layers.get(source, {})), source)
+    values = _flat(config.model_dump(mode="json"))
+    return tuple(
+        ChosenOption(name=name, value=value, source=sources[name]) for name, value in values.items() if name in sources
+    )
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= (
+            {f"{name}.{inner}": each for inner, each in value.items()} if isinstance(value, Mapping) else {name: value}
+        )
+    return flat
 
 
 def read_config_file(path: Path | None) -> dict[str, Any]:

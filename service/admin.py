@@ -1,5 +1,6 @@
 """Keys and settings as admins see them, and trials of the task's grader."""
 
+from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -8,9 +9,9 @@ from pydantic import SecretStr
 from sqlalchemy import text
 
 from gadfly import store
-from gadfly.api_keys import issue_key
+from gadfly.api_keys import creation_details, issue_key
 from gadfly.errors import Conflict
-from gadfly.records import AdminAction, Key, Tier, now
+from gadfly.records import AdminAction, Key, KeyLimits, Scope, Tier, now
 from gadfly.service.keyring import Caller
 from gadfly.settings import Settings, without_password
 from gadfly.store.database import Database
@@ -32,19 +33,30 @@ class Keys:
         async with self._database.session() as session:
             return await store.keys.list_keys(session)
 
-    async def create(self, admin: Caller, *, name: str, tier: Tier, expires_in: timedelta | None) -> tuple[Key, str]:
+    async def create(
+        self,
+        admin: Caller,
+        *,
+        name: str,
+        tier: Tier,
+        expires_in: timedelta | None,
+        scopes: Collection[Scope] | None = None,
+        limits: KeyLimits | None = None,
+    ) -> tuple[Key, str]:
         """A new key and its secret.
 
         Raises:
+            BadInput: it cannot have these scopes.
             Conflict: it would be the first key and not an admin's, which would lock out everybody.
         """
         expires_at: datetime | None = None if expires_in is None else now() + expires_in
         async with self._database.session() as session:
             if tier is not Tier.ADMIN and not await store.keys.has_keys(session):
                 raise Conflict("the first key must be an admin's: from then on every request needs a key")
-            key, secret = await issue_key(session, name=name, tier=tier, expires_at=expires_at)
-            details = {"name": name, "tier": tier.value}
-            await self._record(session, AdminAction.CREATE_KEY, key, admin, None, details)
+            key, secret = await issue_key(
+                session, name=name, tier=tier, expires_at=expires_at, scopes=scopes, limits=limits
+            )
+            await self._record(session, AdminAction.CREATE_KEY, key, admin, None, creation_details(key))
         return key, secret
 
     async def revoke(self, admin: Caller, id: UUID, *, reason: str | None) -> Key:
@@ -59,6 +71,18 @@ class Keys:
         async with self._database.session() as session:
             key = await store.keys.revoke_key(session, id)
             await self._record(session, AdminAction.REVOKE_KEY, key, admin, reason, {"name": key.name})
+        return key
+
+    async def limit(self, admin: Caller, id: UUID, limits: Mapping[str, int | None], *, reason: str | None) -> Key:
+        """Change some limits of a key, by the names of `KeyLimits`; None removes one. Services notice within seconds.
+
+        Raises:
+            NotFound: there is no such key.
+        """
+        async with self._database.session() as session:
+            key = await store.keys.set_limits(session, id, limits)
+            details = {"name": key.name, **limits}
+            await self._record(session, AdminAction.LIMIT_KEY, key, admin, reason, details)
         return key
 
     async def set_trust(

@@ -120,7 +120,7 @@ def create_app(settings: Settings, *, metrics_folder: Path | None = None, consol
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=["GET", "HEAD", "POST", "DELETE"],
+            allow_methods=["GET", "HEAD", "POST", "PATCH", "DELETE"],
             allow_headers=["*"],  # OpenAI's clients send a dozen of their own; the origins are what is restricted
             expose_headers=["X-Request-Id", "X-Gadfly-Critic", "X-Gadfly-Interaction-Id", "Location", "Retry-After"],
         )

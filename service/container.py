@@ -30,6 +30,7 @@ from gadfly.service.label_queue import LabelQueue
 from gadfly.service.labels import Labels
 from gadfly.service.metrics import Metrics
 from gadfly.service.overview import Overview
+from gadfly.service.quotas import Quotas
 from gadfly.service.recording.recorder import Recorder
 from gadfly.service.room import Room
 from gadfly.service.runs import Runs
@@ -54,6 +55,7 @@ class Service:
     metrics: Metrics
     critics: CriticServing
     keyring: Keyring
+    quotas: Quotas
     keys: Keys
     sessions: Sessions
     history: History
@@ -120,6 +122,7 @@ class Service:
             history = History(database, recorder, on_deleted=requests.forget)
             sender = WebhookSender(database, is_eldest=lambda: critics.replicas.is_eldest, metrics=metrics)
             stack.push_async_callback(sender.aclose)
+            quotas = Quotas()
             answerer = Answerer(
                 settings=settings,
                 tasks=tasks,
@@ -129,6 +132,7 @@ class Service:
                 recorder=recorder,
                 requests=requests,
                 metrics=metrics,
+                quotas=quotas,
             )
             return cls(
                 settings=settings,
@@ -136,6 +140,7 @@ class Service:
                 metrics=metrics,
                 critics=critics,
                 keyring=Keyring(database, open_without_keys=settings.is_loopback),
+                quotas=quotas,
                 sessions=Sessions(database),
                 keys=Keys(database),
                 history=history,
@@ -154,6 +159,7 @@ class Service:
                     requests=requests,
                     history=history,
                     leases=critics.leases,
+                    quotas=quotas,
                 ),
                 guardrail=Guardrail(database, settings=settings, answerer=answerer),
                 background=BackgroundJudge(database, critics, settings=settings, tasks=tasks, metrics=metrics),
@@ -171,7 +177,7 @@ class Service:
                     database, settings=settings, tasks=tasks, metrics=metrics, actor=actor, loader=critics.loader
                 ),
                 labels=Labels(database),
-                label_queue=LabelQueue(database, settings=settings),
+                label_queue=LabelQueue(database, settings=settings, tasks=tasks),
                 overview=Overview(database),
                 webhooks=Webhooks(database),
                 _webhook_sender=sender,
@@ -195,6 +201,7 @@ class Service:
             self.background.run(),
             self.forgetting.run(),
             self._webhook_sender.run(),
+            self.quotas.run(self._database),
         )
 
     async def _start(self) -> None:

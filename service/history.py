@@ -35,7 +35,7 @@ class History:
         if spooled is not None:
             return spooled
         async with self._database.session(snapshot=True) as session:
-            return await store.interactions.read_interaction(session, interaction_id, scope=caller.scope)
+            return await store.interactions.read_interaction(session, interaction_id, scope=caller.rows_of)
 
     async def find_by_request_id(self, caller: Caller, request_id: str) -> Interaction:
         """The whole interaction with this caller's request id. Raises as `find`."""
@@ -52,7 +52,7 @@ class History:
         """A page of interactions without their critiques, newest first."""
         async with self._database.session() as session:
             return await store.interactions.list_interactions(
-                session, scope=caller.scope, filters=filters, limit=limit, cursor=cursor
+                session, scope=caller.rows_of, filters=filters, limit=limit, cursor=cursor
             )
 
     async def read(self, caller: Caller, interaction_id: UUID) -> tuple[Interaction, list[Feedback], InteractionFacts]:
@@ -62,21 +62,21 @@ class History:
         if spooled is not None:  # records keep their order, so all feedback about it is in the spool too
             return spooled, spooled_feedback, _unlabelled(spooled)
         async with self._database.session(snapshot=True) as session:
-            interaction = await store.interactions.read_interaction(session, interaction_id, scope=caller.scope)
+            interaction = await store.interactions.read_interaction(session, interaction_id, scope=caller.rows_of)
             stored = await store.interactions.feedback_of(session, interaction_id)
             facts = await store.interactions.facts_of(session, [interaction_id])
         stored_ids = {item.id for item in stored}
         feedback = [*stored, *(item for item in spooled_feedback if item.id not in stored_ids)]
         return interaction, feedback, facts[interaction_id]
 
-    async def learning(self, admin: Caller, interaction_id: UUID) -> tuple[list[LedgerEntry], list[UUID]]:
+    async def learning(self, reader: Caller, interaction_id: UUID) -> tuple[list[LedgerEntry], list[UUID]]:
         """What runs learned from an interaction, and the runs that selected it.
 
         Raises:
             NotFound: no such interaction.
         """
         async with self._database.session(snapshot=True) as session:
-            await store.interactions.read_interaction(session, interaction_id, scope=admin.scope)
+            await store.interactions.read_interaction(session, interaction_id, scope=reader.rows_of)
             entries = await store.learning.learned_from(session, interaction_id)
             return entries, await store.learning.selected_by(session, interaction_id)
 
@@ -87,7 +87,7 @@ class History:
             NotFound: no such feedback, or another key's.
         """
         async with self._database.session(snapshot=True) as session:
-            target = await store.interactions.feedback_target(session, feedback_id, scope=caller.scope)
+            target = await store.interactions.feedback_target(session, feedback_id, scope=caller.rows_of)
             return await store.interactions.read_interaction(session, target, scope=None)
 
     async def withdraw(
@@ -100,12 +100,12 @@ class History:
         refined = interaction.parameters.get("refined") if interaction.kind is Kind.CHAT else None
         async with self._database.session() as session:
             found, removed = await store.interactions.withdraw_feedback(
-                session, feedback_id, scope=caller.scope, own_grades=own_grades
+                session, feedback_id, scope=caller.rows_of, own_grades=own_grades
             )
             if refined is not None:
                 passed_on = uuid5(feedback_id, refined["interaction_id"])
                 with suppress(NotFound):
-                    await store.interactions.withdraw_feedback(session, passed_on, scope=caller.scope, own_grades={})
+                    await store.interactions.withdraw_feedback(session, passed_on, scope=caller.rows_of, own_grades={})
             if removed.key_id != caller.key_id:
                 await store.acts.record_act(
                     session,
@@ -129,12 +129,12 @@ class History:
                 "this interaction is not stored in Postgres yet; try again when Postgres is available"
             )
         async with self._database.session() as session:
-            await store.interactions.delete_interaction(session, interaction_id, scope=caller.scope)
+            await store.interactions.delete_interaction(session, interaction_id, scope=caller.rows_of)
         self._on_deleted(interaction_id)
 
     async def _spooled(self, caller: Caller, interaction_id: UUID) -> Interaction | None:
         spooled = await self._recorder.lookup(interaction_id)
-        return spooled if spooled is not None and caller.scope in (None, spooled.key_id) else None
+        return spooled if spooled is not None and caller.rows_of in (None, spooled.key_id) else None
 
 
 def _unlabelled(interaction: Interaction) -> InteractionFacts:

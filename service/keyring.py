@@ -7,8 +7,9 @@ from uuid import UUID
 from gadfly import store
 from gadfly.api_keys import digest
 from gadfly.errors import NotAllowed, StoreUnavailable
-from gadfly.records import Key, Tier, now
+from gadfly.records import Key, KeyLimits, Scope, Tier, now
 from gadfly.service.answering.single_flight import SingleFlight
+from gadfly.service.strangers import Strangers
 from gadfly.settings import is_loopback
 from gadfly.store.database import Database
 
@@ -18,12 +19,15 @@ _MAX_UNKNOWN = 10_000  # unknown keys in the cache
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The sender of a request. `scope` limits the rows it may read: those of its key, or None for all rows."""
+    """The sender of a request, and what its key allows."""
 
     key_id: UUID | None
     tier: Tier
     key_name: str | None = None
     tasks: tuple[str, ...] | None = None  # the tasks that its key may use; None: all
+    scopes: tuple[Scope, ...] = tuple(Scope)
+    limits: KeyLimits | None = None  # None: it has none
+    sees_all: bool = False  # a scope of its key opens the rows of all callers to this request
 
     def may_use(self, task: str) -> bool:
         return self.tasks is None or task in self.tasks
@@ -38,13 +42,24 @@ class Caller:
             raise NotAllowed(f"this key is limited to other tasks than {task}", authenticated=True)
 
     @property
-    def scope(self) -> UUID | None:
-        return None if self.tier is Tier.ADMIN else self.key_id
+    def rows_of(self) -> UUID | None:
+        """The key whose rows this request may read and change; None: all rows."""
+        return None if self.sees_all or self.tier is Tier.ADMIN else self.key_id
 
 
 def caller_with(key: Key) -> Caller:
     """The caller that sends this key."""
-    return Caller(key_id=key.id, tier=key.tier, key_name=key.name, tasks=key.tasks)
+    limits = key if _is_limited(key) else None
+    return Caller(key_id=key.id, tier=key.tier, key_name=key.name, tasks=key.tasks, scopes=key.granted, limits=limits)
+
+
+def _is_limited(key: Key) -> bool:  # for each request, so without a list of the names
+    return not (
+        key.requests_per_minute is None
+        and key.engine_calls_per_minute is None
+        and key.tokens_per_day is None
+        and key.max_in_flight is None
+    )
 
 
 LOCAL_ADMIN = Caller(key_id=None, tier=Tier.ADMIN)
@@ -57,6 +72,7 @@ class Origin:
 
     host: str | None  # the host name that it addresses
     proxy: str | None = None  # a header that only proxies add, by its name
+    address: str | None = None  # the sender's
     page: str | None = None  # the origin of a web page on another host that sent it, if it changes something
 
 
@@ -72,6 +88,7 @@ class Keyring:
         self._open_without_keys = open_without_keys
         self._known: dict[bytes, tuple[float, Key]] = {}
         self._unknown: dict[bytes, float] = {}
+        self._strangers = Strangers()
         self._key_exists: tuple[float, bool] | None = None
         self._readings: SingleFlight[None] = SingleFlight()  # one for all callers that wait for it
 
@@ -80,6 +97,7 @@ class Keyring:
 
         Raises:
             NotAllowed: the key is missing, unknown, expired or revoked.
+            TooBusy: as `key_of`.
             StoreUnavailable: Postgres is unavailable and this key is not cached.
         """
         if is_placeholder and secret is not None and self._open_without_keys and not await self._has_keys():
@@ -89,17 +107,23 @@ class Keyring:
                 raise NotAllowed("this service requires a key: send `Authorization: Bearer KEY`")
             _require_local(origin)
             return LOCAL_ADMIN
-        key = await self.key_of(secret)
+        key = await self.key_of(secret, address=origin.address)
         return caller_with(key)
 
-    async def key_of(self, secret: str) -> Key:
-        """The key with this secret.
+    async def key_of(self, secret: str, *, address: str | None) -> Key:
+        """The key with this secret, which an address sent.
 
         Raises:
             NotAllowed: the key is unknown, expired or revoked.
+            TooBusy: this key is not cached, and the address has sent too many unknown ones.
             StoreUnavailable: Postgres is unavailable and this key is not cached.
         """
-        key = await self._find(digest(secret))
+        key_digest = digest(secret)
+        if key_digest not in self._known:
+            self._strangers.admit(address)
+        key = await self._find(key_digest)
+        if key is None:
+            self._strangers.note(address)
         if key is None or not key.is_active(now()):
             raise NotAllowed("this key is unknown, expired or revoked")
         return key

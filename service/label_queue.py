@@ -6,6 +6,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 
 from gadfly import store
 from gadfly.errors import NotFound
@@ -19,6 +20,8 @@ from gadfly.store.disputes import JudgedAnswer
 from gadfly.store.label_queue import LabelledQuestions, WaitingAnswer
 from gadfly.store.labels import text_sha256
 from gadfly.store.split import question_hash
+from gadfly.tasks import ServedTasks
+from gadfly.tasks.training import train_config_of
 from gadfly.training import TrainConfig
 
 _COUNTS_VALID_S = 10.0
@@ -49,12 +52,13 @@ class Needs:
 class LabelQueue:
     """Hands out answers to label."""
 
-    def __init__(self, database: Database, *, settings: Settings) -> None:
+    def __init__(self, database: Database, *, settings: Settings, tasks: ServedTasks) -> None:
         self._database = database
         self._settings = settings
-        self._counts: tuple[float, LabelledQuestions] | None = None
+        self._tasks = tasks
+        self._counts: dict[str | None, tuple[float, LabelledQuestions]] = {}
         self._reads: SingleFlight[LabelledQuestions] = SingleFlight()
-        self._config: TrainConfig | None = None
+        self._configs: dict[str, TrainConfig] = {}
 
     async def take(
         self, caller: Caller, *, labeller: str, limit: int, reserve_s: int, reasons: Collection[QueueReason]
@@ -69,7 +73,13 @@ class LabelQueue:
             await store.label_queue.lock(session)
             own = await store.label_queue.reserved_by(session, name)
             found, waiting = await store.label_queue.waiting_answers(
-                session, scope=caller.scope, voter=caller.key_id, labeller=name, limit=limit, reasons=reasons
+                session,
+                scope=caller.rows_of,
+                voter=caller.key_id,
+                labeller=name,
+                limit=limit,
+                heldout_share=self._settings.heldout_share,
+                reasons=reasons,
             )
             # What was reserved and is not waiting any more has a label now.
             await store.label_queue.release(session, name, own - {item.answer for item in found})
@@ -82,6 +92,7 @@ class LabelQueue:
                     session, [item.answer for item in batch], labeller=name, for_s=reserve_s
                 )
                 chosen += [item for item in batch if item.answer in free]
+            await store.label_queue.note_chosen(session, [item.answer for item in chosen if item.is_by_worth])
             taken = []
             for item in chosen:
                 interaction = await store.interactions.read_interaction(session, item.interaction_id, scope=None)
@@ -104,16 +115,22 @@ class LabelQueue:
             await store.label_queue.lock(session)
             await store.label_queue.release(session, _labeller(caller, labeller))
 
-    async def counts(self) -> LabelledQuestions:
-        """Questions with labels, at most ten seconds old: they are counted over all labels."""
-        if self._counts is not None and time.monotonic() - self._counts[0] < _COUNTS_VALID_S:
-            return self._counts[1]
-        return await self._reads.run("counts", self._read_counts)
+    async def counts(self, task: str | None) -> LabelledQuestions:
+        """Questions of one task with labels, or of all: they are counted over all labels, at most ten seconds ago.
 
-    async def _read_counts(self) -> LabelledQuestions:
+        Raises:
+            NotFound: the task is not served.
+        """
+        name = None if task is None else self._tasks.get(task).name
+        known = self._counts.get(name)
+        if known is not None and time.monotonic() - known[0] < _COUNTS_VALID_S:
+            return known[1]
+        return await self._reads.run(name, partial(self._read_counts, name))
+
+    async def _read_counts(self, task: str | None) -> LabelledQuestions:
         async with self._database.session() as session:
-            found = await store.label_queue.labelled_questions(session)
-        self._counts = (time.monotonic(), found)
+            found = await store.label_queue.labelled_questions(session, task)
+        self._counts[task] = (time.monotonic(), found)
         return found
 
     async def today(self, caller: Caller) -> tuple[int, int]:
@@ -121,22 +138,21 @@ class LabelQueue:
         async with self._database.session() as session:
             return await store.label_queue.labelled_today(session, voter=caller.key_id)
 
-    async def needs(self, counts: LabelledQuestions, *, gain: float) -> Needs:
-        """What is missing until the gate sees a gain in discriminability, a share.
+    async def needs(self, counts: LabelledQuestions, *, gain: float, task: str | None) -> Needs:
+        """What is missing until the gate of a task sees a gain in discriminability, a share.
 
         Raises:
+            NotFound: the task is not served.
             BadInput: the deployment's config file cannot be used.
         """
-        if self._config is None:
-            served = self._settings.served_options()
-            self._config = await asyncio.to_thread(
-                TrainConfig.effective, self._settings.train_config, {}, served=served
-            )
-        config = self._config
+        served = self._tasks.get(task)
+        if served.name not in self._configs:
+            self._configs[served.name] = await asyncio.to_thread(train_config_of, served.task, self._settings)
+        config = self._configs[served.name]
         right, wrong = counts.right[Split.HELDOUT], counts.wrong[Split.HELDOUT]
         wanted = questions_for_gain(gain, config)
         missing = max(0, wanted - right), max(0, wanted - wrong)
-        labels = [round(count / self._settings.heldout_share) for count in missing]
+        labels = [round(count / store.label_queue.HELDOUT_LABELS) for count in missing]
         return Needs(
             detectable=detectable_gain(min(right, wrong), config),
             right=missing[0],

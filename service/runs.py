@@ -25,6 +25,7 @@ from gadfly.settings import Settings
 from gadfly.store.database import Database
 from gadfly.store.runs import Requested
 from gadfly.tasks import ServedTasks
+from gadfly.tasks.training import chosen_options_of, train_config_of
 from gadfly.training import EventKind, Recipe, Run, RunEvent, TrainConfig, Trigger
 from gadfly.votes import contradictions
 
@@ -68,7 +69,7 @@ class Runs:
     async def request(
         self, caller: Caller, changes: Mapping[str, Any], *, request_id: str | None, task: str | None = None
     ) -> Requested:
-        """Request a run of a task with the deployment's config and `changes` to it.
+        """Request a run of a task with the deployment's config, the task's own, and `changes` to them.
 
         Raises:
             NotFound: the task is not served.
@@ -77,7 +78,7 @@ class Runs:
                 belongs to another config.
         """
         name = self._tasks.get(task).name
-        config = await self._effective(changes)
+        config = await self._effective(changes, name)
         if config.recipe is not Recipe.EXAMPLES:
             self._loader.require_adapters()
         async with self._database.session() as session:
@@ -95,7 +96,7 @@ class Runs:
         return requested
 
     async def plan(self, changes: Mapping[str, Any], *, task: str | None = None) -> Plan:
-        """The plan of a run of a task with `changes` to the deployment's config.
+        """The plan of a run of a task with `changes` to the deployment's config and the task's own.
 
         Stores no run; labels are brought up to date.
 
@@ -103,7 +104,7 @@ class Runs:
             BadInput, NotFound: as `request`.
         """
         name = self._tasks.get(task).name
-        config = await self._effective(changes)
+        config = await self._effective(changes, name)
         model = await store.labels.refresh(self._database)
         async with self._database.session() as session:
             train = await store.training_data.answers_to_learn_from(session, limit=config.max_questions, task=name)
@@ -131,13 +132,15 @@ class Runs:
         contradicting = await asyncio.to_thread(contradictions, patterns, model)
         found = with_labels(found, model, contradicting, names=names, max_key_share=share)
         found = with_threshold(found, await asyncio.to_thread(scoreboard, judged), live=live.version)
-        found = with_guessing(found, self._tasks.get(task).task.guess_rate)
+        served = self._tasks.get(name).task
+        found = with_guessing(found, served.guess_rate)
+        options = await asyncio.to_thread(chosen_options_of, served, self._settings, changes)
         more = [
             *differences(config, self._settings),
             *self._about_engines(config),
             *await self._about_actor(found, config),
         ]
-        return replace(found, warnings=(*found.warnings, *more))
+        return replace(found, warnings=(*found.warnings, *more), options=options)
 
     def _about_engines(self, config: TrainConfig) -> list[str]:
         if config.recipe is Recipe.EXAMPLES:
@@ -266,9 +269,8 @@ class Runs:
             async with asyncio.timeout(_POLL_S - time.monotonic() % _POLL_S):
                 await self._stopping.wait()
 
-    async def _effective(self, changes: Mapping[str, Any]) -> TrainConfig:
-        served = self._settings.served_options()
-        return await asyncio.to_thread(TrainConfig.effective, self._settings.train_config, changes, served=served)
+    async def _effective(self, changes: Mapping[str, Any], task: str) -> TrainConfig:
+        return await asyncio.to_thread(train_config_of, self._tasks.get(task).task, self._settings, changes)
 
 
 def _nothing_to_learn(*, needs_reference: bool) -> str:

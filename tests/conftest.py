@@ -228,7 +228,7 @@ def critic_engine(
 
 @pytest.fixture(scope="module", autouse=True)
 def engine_without_adapters(request: pytest.FixtureRequest) -> None:
-    """Unload the critics of the last file's tests: those of other databases have the same names."""
+    """Unload the critics of the last file's tests, which take up the engine's slots."""
     if engine := request.config.stash.get(_STARTED, None):
         engine.forget()
 

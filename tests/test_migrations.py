@@ -630,3 +630,29 @@ def test_acts_and_events_of_later_kinds_go_with_their_revision(empty_url: str) -
         assert list(connection.scalars(text("SELECT action FROM admin_acts"))) == ["set_label"]
     migrate(empty_url)
     assert schema_state(empty_url).drift == ()
+
+
+def test_keys_keep_what_they_may_do_and_a_downgrade_gives_none_more(empty_url: str) -> None:
+    def keys() -> dict[str, tuple[bool, tuple[str, ...]]]:
+        async def read() -> dict[str, tuple[bool, tuple[str, ...]]]:
+            async with Database(empty_url) as database, database.session() as session:
+                return {key.name: (key.revoked_at is None, key.granted) for key in await store.keys.list_keys(session)}
+
+        return asyncio.run(read())
+
+    insert = (
+        "INSERT INTO keys (id, name, tier, hint, digest, created_at) "
+        "VALUES (gen_random_uuid(), :n, :t, 'gf_', :d, now())"
+    )
+    with _transaction(empty_url) as connection:
+        command.upgrade(migration_config(connection), "0030")
+        for name, tier in (("ann", "caller"), ("root", "admin"), ("lea", "caller")):
+            connection.execute(text(insert), {"n": name, "t": tier, "d": name.encode()})
+    migrate(empty_url)
+    before = {"ann": (True, ("use",)), "root": (True, ("use", "label", "read", "train")), "lea": (True, ("use",))}
+    assert keys() == before
+    with _transaction(empty_url) as connection:
+        connection.execute(text("UPDATE keys SET scopes = '{label}' WHERE name = 'lea'"))
+        command.downgrade(migration_config(connection), "0030")
+    migrate(empty_url)
+    assert keys() == before | {"lea": (False, ("use",))}

@@ -11,7 +11,7 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +33,8 @@ from gadfly.store.database import Database, require_current_schema
 from gadfly.store.labels import refresh
 from gadfly.store.runs import QUEUE, TASK
 from gadfly.task_names import DEFAULT_TASK
-from gadfly.tasks import load_tasks
+from gadfly.tasks import ServedTasks, load_tasks
+from gadfly.tasks.training import TaskSchedule, check_training, schedule_of, train_config_of
 from gadfly.tether import tether
 from gadfly.trainer.engines import sweep
 from gadfly.trainer.patience import in_session, patiently
@@ -85,13 +86,14 @@ class Worker:
             TrainConfig.effective(self.settings.train_config, {})
         except BadInput as error:
             raise BadSettings(str(error)) from None
-        load_tasks(self.settings)
+        served = load_tasks(self.settings)
+        check_training(served, self.settings)
         await self._wait_for_database()
         await self._clean_up_ended()
         app = self.make_app()
         async with app.open_async():
             keeper = asyncio.create_task(self._repair_queue(app))
-            log.info("trainer_started", schedule=self.settings.train_schedule or None)
+            log.info("trainer_started", schedule=_times(self.schedules(served)) or None)
             try:
                 await app.run_worker_async(
                     queues=[QUEUE],
@@ -108,7 +110,7 @@ class Worker:
                     await keeper
 
     def make_app(self) -> procrastinate.App:
-        """The tasks of the queue."""
+        """The jobs of the queue."""
         address = make_url(self.url).set(drivername="postgresql").render_as_string(hide_password=False)
         app = procrastinate.App(
             connector=procrastinate.PsycopgConnector(
@@ -124,35 +126,53 @@ class Worker:
         async def train(run_id: str) -> None:
             await self.train(UUID(run_id))
 
-        if self.settings.train_schedule:
+        @app.task(name="scheduled", queue=QUEUE)
+        async def scheduled(timestamp: int, cron: str = self.settings.train_schedule) -> None:
+            await self.request_scheduled(cron)
 
-            @app.periodic(cron=self.settings.train_schedule)
-            @app.task(name="scheduled", queue=QUEUE, queueing_lock="scheduled")
-            async def scheduled(timestamp: int) -> None:
-                served = load_tasks(self.settings)
-                for task in served.names:
-                    async with self.database.session() as session:
-                        has_labels = await store.training_data.has_labels(session, Split.TRAIN, task=task)
-                    if has_labels or task == served.default.name:
-                        await self.request(Trigger.SCHEDULE, task)
+        schedules = self.schedules(load_tasks(self.settings))
+        for cron in _times(schedules):
+            lock = f"scheduled {cron}"
+            app.periodic(cron=cron, periodic_id=cron, task_kwargs={"cron": cron}, queueing_lock=lock)(scheduled)
 
-        if self.settings.train_after_labels:
+        if any(schedule.after_labels for schedule in schedules.values()):
 
             @app.periodic(cron="* * * * *")
             @app.task(name="count_labels", queue=QUEUE, queueing_lock="count_labels")
             async def count_labels(timestamp: int) -> None:
-                wanted = self.settings.train_after_labels
-                for task in load_tasks(self.settings).names:
-                    async with self.database.session() as session:
-                        count = await store.training_data.count_new_labels(session, task, at_most=wanted)
-                    if count >= wanted:
-                        await self.request(Trigger.LABELS, task)
+                await self.request_after_labels()
 
         return app
 
+    def schedules(self, served: ServedTasks) -> dict[str, TaskSchedule]:
+        """When each task is trained without a request."""
+        return {each.name: schedule_of(each.task, self.settings) for each in served}
+
+    async def request_scheduled(self, cron: str) -> None:
+        """Request a run of every task that is trained at these times and has labels to learn from."""
+        served = load_tasks(self.settings)
+        for task, schedule in self.schedules(served).items():
+            if schedule.cron != cron:
+                continue
+            async with self.database.session() as session:
+                has_labels = await store.training_data.has_labels(session, Split.TRAIN, task=task)
+            if has_labels or task == served.default.name:
+                await self.request(Trigger.SCHEDULE, task)
+
+    async def request_after_labels(self) -> None:
+        """Request a run of every task that has as many new labels as it waits for."""
+        for task, schedule in self.schedules(load_tasks(self.settings)).items():
+            wanted = schedule.after_labels
+            if not wanted:
+                continue
+            async with self.database.session() as session:
+                count = await store.training_data.count_new_labels(session, task, at_most=wanted)
+            if count >= wanted:
+                await self.request(Trigger.LABELS, task)
+
     async def request(self, trigger: Trigger, task: str = DEFAULT_TASK) -> None:
-        """Request a run of a task with the deployment's own config, unless one of it is queued or in progress."""
-        config = TrainConfig.effective(self.settings.train_config, {}, served=self.settings.served_options())
+        """Request a run of a task with the deployment's and the task's own config, unless one of it is unfinished."""
+        config = train_config_of(load_tasks(self.settings).get(task).task, self.settings)
         async with self.database.session() as session:
             if await store.runs.unfinished_runs(session, task):
                 return
@@ -294,6 +314,10 @@ class Worker:
                 await store.runs.enqueue_lost_runs(session)
 
         await repeat(repair, wait=partial(asyncio.sleep, _HEARTBEAT_S), failure="queue_not_repaired", waits_first=False)
+
+
+def _times(schedules: Mapping[str, TaskSchedule]) -> list[str]:
+    return sorted({schedule.cron for schedule in schedules.values() if schedule.cron})
 
 
 def last_line(path: Path) -> str:

@@ -1,7 +1,7 @@
 import type { ComponentChildren, FunctionComponent } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 import { get, logIn, logOut, readSession, whenLoggedOut } from "./api/client";
-import type { Session, State } from "./api/types";
+import type { Scope, Session, State } from "./api/types";
 import { asError, useLoaded, useTitle } from "./lib/hooks";
 import { CriticsPage } from "./pages/critics";
 import { CriticPage } from "./pages/critic";
@@ -17,7 +17,7 @@ import { navigate, useRoute, type Route } from "./router";
 import { Button, Empty, ErrorNote, Skeleton, TextField } from "./ui/basics";
 import { Icon, type IconName } from "./ui/icons";
 import { Toasts } from "./ui/toast";
-import { ViewerContext } from "./viewer";
+import { viewerOf, ViewerContext } from "./viewer";
 
 type Page = FunctionComponent<{ route: Route }>;
 
@@ -27,17 +27,17 @@ interface Item {
   icon: IconName;
   page: Page;
   detail?: Page;
-  admin?: boolean;
+  scopes?: Scope[]; // one of them is needed; without any, the page is for admins
 }
 
 const ITEMS: Item[] = [
-  { path: "overview", text: "Overview", icon: "overview", page: OverviewPage },
-  { path: "label", text: "Label queue", icon: "label", page: LabelPage },
-  { path: "playground", text: "Playground", icon: "play", page: PlaygroundPage },
-  { path: "traffic", text: "Traffic", icon: "traffic", page: TrafficPage, detail: InteractionPage },
-  { path: "critics", text: "Critics", icon: "critics", page: CriticsPage, detail: CriticPage },
-  { path: "runs", text: "Runs", icon: "runs", page: RunsPage, detail: RunPage, admin: true },
-  { path: "settings", text: "Settings", icon: "settings", page: SettingsPage, admin: true },
+  { path: "overview", text: "Overview", icon: "overview", page: OverviewPage, scopes: ["read"] },
+  { path: "label", text: "Label queue", icon: "label", page: LabelPage, scopes: ["use", "label"] },
+  { path: "playground", text: "Playground", icon: "play", page: PlaygroundPage, scopes: ["use"] },
+  { path: "traffic", text: "Traffic", icon: "traffic", page: TrafficPage, detail: InteractionPage, scopes: ["use", "read"] },
+  { path: "critics", text: "Critics", icon: "critics", page: CriticsPage, detail: CriticPage, scopes: ["use", "label", "read", "train"] },
+  { path: "runs", text: "Runs", icon: "runs", page: RunsPage, detail: RunPage, scopes: ["read", "train"] },
+  { path: "settings", text: "Settings", icon: "settings", page: SettingsPage },
 ];
 
 export function App() {
@@ -55,7 +55,7 @@ export function App() {
   if (session === undefined) return <div class="login"><Skeleton lines={3} /></div>;
   if (session === null) return <LogIn onDone={setSession} />;
   return (
-    <ViewerContext.Provider value={{ session, isAdmin: session.tier === "admin" }}>
+    <ViewerContext.Provider value={viewerOf(session)}>
       <Shell session={session} />
       <Toasts />
     </ViewerContext.Provider>
@@ -101,12 +101,12 @@ function Shell({ session }: { session: Session }) {
   const route = useRoute();
   const [open, setOpen] = useState(false);
   const main = useRef<HTMLElement>(null);
-  const isAdmin = session.tier === "admin";
-  const items = ITEMS.filter((item) => isAdmin || !item.admin);
+  const { isAdmin, may } = viewerOf(session);
+  const items = ITEMS.filter((item) => isAdmin || may(...(item.scopes ?? [])));
   const current = items.find((item) => item.path === route.path[0]);
   const address = route.path.join("/");
   useEffect(() => {
-    if (!route.path.length) navigate(isAdmin ? "#/overview" : "#/label", { replace: true });
+    if (!route.path.length) navigate(`#/${items[0]!.path}`, { replace: true });
   }, [address]);
   const first = useRef(true);
   useEffect(() => {
@@ -146,7 +146,7 @@ function Shell({ session }: { session: Session }) {
           <div class="side-tools">
             <span class="who" title={session.key_id ?? undefined}>
               <span>{session.keyless ? "No keys" : session.key_name ?? "Key"}</span>
-              <span class="muted">{session.keyless ? "this computer only" : session.tier}</span>
+              <span class="muted">{session.keyless ? "this computer only" : isAdmin ? session.tier : session.scopes.join(", ")}</span>
             </span>
             <ThemeSwitch />
             {!session.keyless && <Button kind="quiet" icon="out" aria-label="Log out" title="Log out" onClick={() => void logOut()} />}
@@ -157,7 +157,7 @@ function Shell({ session }: { session: Session }) {
         <div class="page">
           {Shown ? <Shown key={address} route={route} /> : route.path.length > 0 && (
             <Empty icon="question" title="There is no such page" action={<a class="button" href="#/overview">To the overview</a>}>
-              {isAdmin ? "The address names a page that this console does not have." : "It may need an admin key."}
+              {isAdmin ? "The address names a page that this console does not have." : "It may need another key."}
             </Empty>
           )}
         </div>

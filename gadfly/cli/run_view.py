@@ -13,7 +13,7 @@ from rich.text import Text
 
 from gadfly.cli.terminal import out, plain, seconds
 from gadfly.client import Event, ServiceUnavailable
-from gadfly.training import EventKind, RunStatus, TrainConfig
+from gadfly.training import EventKind, OptionSource, RunStatus, TrainConfig
 
 _SMOOTHING = 0.7  # weight of the previous steps' time against the newest step's
 _COLOURS = {
@@ -98,6 +98,15 @@ def show_options(options: Sequence[Mapping[str, Any]]) -> None:
     out.print(table)
 
 
+_SOURCES = {
+    OptionSource.DEFAULT: "default",
+    OptionSource.SERVED: "as the service answers",
+    OptionSource.FILE: "file of GADFLY_TRAIN_CONFIG",
+    OptionSource.TASK: "task.toml",
+    OptionSource.REQUEST: "request",
+}
+
+
 def show_plan(plan: Mapping[str, Any]) -> None:
     """Print the plan of a run: its rows, its steps and its estimated duration."""
     table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim")
@@ -120,6 +129,12 @@ def show_plan(plan: Mapping[str, Any]) -> None:
         out.print(f"the actor samples up to {plan['pool_answers']} more answers")
     duration = "" if plan["seconds"] is None else f", about {seconds(plan['seconds'])}"
     out.print(f"{plan['steps']} steps{duration}")
+    if plan["options"]:
+        out.print("options that are not left at their defaults:")
+        chosen = Table(box=None, padding=(0, 3, 0, 2), show_header=False)
+        for option in plan["options"]:
+            chosen.add_row(option["name"], json.dumps(option["value"]), _SOURCES[OptionSource(option["source"])])
+        out.print(chosen)
     for warning in plan["warnings"]:
         out.print(Text(plain(warning), style="yellow"))
     for note in plan["notes"]:

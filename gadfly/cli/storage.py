@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -26,9 +26,9 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly import store
-from gadfly.api_keys import issue_key
+from gadfly.api_keys import creation_details, issue_key
 from gadfly.errors import BadInput
-from gadfly.records import AdminAction, Contents, Key, Split, Subject, Tier, now
+from gadfly.records import AdminAction, Contents, Key, KeyLimits, Scope, Split, Subject, Tier, now
 from gadfly.rowfiles.shapes import ColumnMap
 from gadfly.rowfiles.sources import How
 from gadfly.settings import Settings
@@ -98,29 +98,29 @@ async def create_key(
     tier: Tier,
     expires_at: datetime | None,
     tasks: tuple[str, ...] | None,
+    scopes: Collection[Scope] | None,
+    limits: KeyLimits,
     out: Path | None,
     overwrite: bool,
 ) -> tuple[Key, str]:
-    """Create a key, for some tasks or (None) for all; returns it with its secret.
+    """Create a key, for some tasks or (None) for all, with scopes or (None) those of its tier; with its secret.
 
     Also writes the secret to `out`; if that fails, no key is created.
 
     Raises:
-        BadInput: `out` cannot be written, or exists and `overwrite` is False; or an admin key is to be limited.
+        BadInput: `out` cannot be written, or exists and `overwrite` is False; or the key cannot be limited so.
     """
-    if tasks is not None and tier is Tier.ADMIN:
-        raise BadInput(
-            "an admin key sees and changes every task: only a key of the tier caller can be limited to tasks"
-        )
     async with opened(settings, url) as database, database.session() as session:
-        key, secret = await issue_key(session, name=name, tier=tier, expires_at=expires_at, tasks=tasks)
+        key, secret = await issue_key(
+            session, name=name, tier=tier, expires_at=expires_at, tasks=tasks, scopes=scopes, limits=limits
+        )
         await store.acts.record_act(
             session,
             AdminAction.CREATE_KEY,
             key.id,
             key_id=None,
             reason=None,
-            details={"name": name, "tier": tier.value} | ({} if tasks is None else {"tasks": list(tasks)}),
+            details=creation_details(key),
         )
         if out is not None:
             write_secret(out, secret, overwrite=overwrite)
@@ -139,6 +139,22 @@ async def revoke(settings: Settings, url: str, name: str) -> Key:
         await store.acts.record_act(
             session, AdminAction.REVOKE_KEY, key.id, key_id=None, reason=None, details={"name": key.name}
         )
+    return key
+
+
+async def limit(
+    settings: Settings, url: str, name: str, limits: Mapping[str, int | None], *, reason: str | None
+) -> Key:
+    """Change some limits of the key with this id, or of the active key with this name; None removes a limit.
+
+    Raises:
+        BadInput: no active key has this name, or several have it.
+        NotFound: no key has this id.
+    """
+    async with opened(settings, url) as database, database.session() as session:
+        key = await store.keys.set_limits(session, await _find(session, name), limits)
+        details = {"name": key.name, **limits}
+        await store.acts.record_act(session, AdminAction.LIMIT_KEY, key.id, key_id=None, reason=reason, details=details)
     return key
 
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic_core import to_jsonable_python
 
 from gadfly.grading import Grade
-from gadfly.records import Kind, LabelState, QueueReason, Ruling, Tier
+from gadfly.records import Kind, LabelState, QueueReason, Ruling, Scope, Tier
 from gadfly.refinement import Role, When
 from gadfly.service.wire.admin import GradeView, KeyView, NewKey, SettingView, TrustView
 from gadfly.service.wire.answers import CritiqueResult, RefineResult
@@ -466,8 +466,11 @@ def release_labels(labeller: str) -> Call[None]:
     return Call(method="POST", path="/labels/queue/release", body={"labeller": labeller}, read=_nothing)
 
 
-def label_progress(*, target_points: float = 5.0) -> Call[LabelProgressView]:
-    """What labels are missing until the gate can see a gain of `target_points`: `GET /labels/progress`."""
+def label_progress(*, target_points: float = 5.0, task: str | None = None) -> Call[LabelProgressView]:
+    """What labels are missing until a task's gate can see a gain of `target_points`: `GET /labels/progress`.
+
+    Without a task the labels of all tasks are counted, for the gate of the default one.
+    """
     params = _given(locals())
     return Call(method="GET", path="/labels/progress", params=params, read=_one(LabelProgressView))
 
@@ -487,11 +490,35 @@ def keys() -> Call[list[KeyView]]:
 
 
 def create_key(
-    name: str, *, tier: Tier | Literal["caller", "admin"] = Tier.CALLER, expires_in_days: int | None = None
+    name: str,
+    *,
+    tier: Tier | Literal["caller", "admin"] = Tier.CALLER,
+    scopes: Sequence[Scope | Literal["use", "label", "read", "train"]] | None = None,
+    expires_in_days: int | None = None,
+    requests_per_minute: int | None = None,
+    engine_calls_per_minute: int | None = None,
+    tokens_per_day: int | None = None,
+    max_in_flight: int | None = None,
 ) -> Call[NewKey]:
     """Create an API key: `POST /admin/keys`. Its secret is in the answer only."""
     body = _given(locals())
     return Call(method="POST", path="/admin/keys", body=body, read=_one(NewKey), is_repeatable=False)
+
+
+def limit_key(
+    key_id: UUID | str,
+    *,
+    requests_per_minute: int | None = None,
+    engine_calls_per_minute: int | None = None,
+    tokens_per_day: int | None = None,
+    max_in_flight: int | None = None,
+    remove: Sequence[str] = (),
+    reason: str | None = None,
+) -> Call[KeyView]:
+    """Set limits of an API key, and remove those that `remove` names: `PATCH /admin/keys/{id}`."""
+    given = {name: value for name, value in locals().items() if name not in ("key_id", "remove")}
+    body = {**_given(given), **dict.fromkeys(remove)}
+    return Call(method="PATCH", path=f"/admin/keys/{key_id}", body=body, read=_one(KeyView))
 
 
 def revoke_key(key_id: UUID | str, *, reason: str | None = None) -> Call[KeyView]:

@@ -147,6 +147,7 @@ class Api:
 
     keys = ApiMethod(calls.keys)
     create_key = ApiMethod(calls.create_key)
+    limit_key = ApiMethod(calls.limit_key)
     revoke_key = ApiMethod(calls.revoke_key)
     distrust_key = ApiMethod(calls.distrust_key)
     trust_key = ApiMethod(calls.trust_key)

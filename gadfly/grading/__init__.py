@@ -18,6 +18,7 @@ from gadfly.grading.process import (
     run_child,
 )
 from gadfly.grading.task_grader import TaskGrader, grade_one
+from gadfly.grading.turns import grading_for
 from gadfly.grading.voting import group_by_answer
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "grade",
     "grade_many",
     "grade_one",
+    "grading_for",
     "group_by_answer",
     "read_reference",
     "run_child",

@@ -2,7 +2,8 @@
 
 References are sorted before they are compared: numbers, words, dates and choices go to the quick process, which never
 loads sympy for them, and expressions to one of the other processes. There every call gets its turn after each row, so
-one with many expensive rows does not make the others wait for all of them.
+one with many expensive rows does not make the others wait for all of them. The turns go round between the callers of a
+service, so many calls of one do not make another's wait for all of them.
 """
 
 import asyncio

@@ -37,6 +37,7 @@ from gadfly.grading.kinds import (
 )
 from gadfly.grading.numbers import Unread
 from gadfly.grading.text import MAX_RESPONSE_CHARS
+from gadfly.grading.turns import Turns
 
 __all__ = [
     "GRADER_VERSION",
@@ -128,7 +129,7 @@ def _log_failure(reason: str) -> None:
 class Grader:
     """Grades in one child process, started on first need and again after it was killed. Used from one event loop.
 
-    Any number of calls may wait; they are answered one at a time, in order of arrival.
+    Any number of calls may wait; they are answered one at a time, in turn between the callers (`gadfly.grading.turns`).
 
     Args:
         timeout_s: CPU seconds of one comparison, after which the child is killed; CPU time, so that a busy machine does
@@ -163,7 +164,7 @@ class Grader:
         self._timeout_s = timeout_s
         self._patience_s = patience_s
         self._command = (*command, str(timeout_s))
-        self._lock = asyncio.Lock()
+        self._turns = Turns()
         self._child: asyncio.subprocess.Process | None = None
         self._is_closed = False
         self._references: OrderedDict[str, str] = OrderedDict()  # text -> why it is unreadable, empty if it is readable
@@ -179,7 +180,7 @@ class Grader:
     async def close(self) -> None:
         """Ends the child. Waiting calls raise RuntimeError."""
         self._is_closed = True
-        async with self._lock:
+        async with self._turns:
             await self._kill()
 
     async def start(self) -> None:
@@ -282,13 +283,13 @@ class Grader:
         try:
             try:
                 async with asyncio.timeout(self._patience_s):
-                    await self._lock.acquire()
+                    await self._turns.acquire()
             except TimeoutError:
                 raise TooBusy("too many answers are waiting to be graded", retry_after_s=5.0) from None
             try:
                 yield
             finally:
-                self._lock.release()
+                self._turns.release()
         finally:
             self.waiting -= 1
 

@@ -1,5 +1,7 @@
 """API keys, stored by the digest of their secret."""
 
+from collections.abc import Collection, Mapping
+from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import (
@@ -12,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from gadfly.errors import NotFound
 from gadfly.records import Key, now
 from gadfly.store.mapping import record_of, values_of
-from gadfly.store.tables import KeyRow
+from gadfly.store.tables import InteractionRow, KeyRow
 
 
 async def insert_key(session: AsyncSession, key: Key, digest: bytes) -> None:
@@ -48,6 +50,32 @@ async def revoke_key(session: AsyncSession, id: UUID) -> Key:
     row.revoked_at = row.revoked_at or now()
     await session.flush()
     return record_of(Key, row)
+
+
+async def set_limits(session: AsyncSession, id: UUID, limits: Mapping[str, int | None]) -> Key:
+    """Change some limits of a key, by name.
+
+    Raises:
+        NotFound: there is no such key.
+    """
+    row = await session.get(KeyRow, id, with_for_update=True)
+    if row is None:
+        raise NotFound(f"there is no key {id}")
+    for name, value in limits.items():
+        setattr(row, name, value)
+    await session.flush()
+    return record_of(Key, row)
+
+
+async def tokens_since(session: AsyncSession, ids: Collection[UUID], since: datetime) -> dict[UUID, int]:
+    """Tokens of the interactions that these keys stored since a moment, by key."""
+    tokens = func.sum(InteractionRow.prompt_tokens + InteractionRow.completion_tokens)
+    found = await session.execute(
+        select(InteractionRow.key_id, tokens)
+        .where(InteractionRow.key_id.in_(ids), InteractionRow.created_at >= since)
+        .group_by(InteractionRow.key_id)
+    )
+    return {id: int(count) for id, count in found if id is not None}
 
 
 async def set_trust(session: AsyncSession, id: UUID, *, is_trusted: bool) -> Key:

@@ -1,7 +1,9 @@
-"""The label queue: unlabelled answers in the order of what a label of each would teach, and who has which one now.
+"""The label queue: which unlabelled answers people label next, and who has which one now.
 
-An answer is one text to one question, as in `gadfly/store/labels.py`. A reservation keeps it from others for some
-minutes. The newest interactions are looked at, more of them if too few of those wait.
+Every second answer is the one whose label teaches most by what critics said about it. The others are a random sample,
+with which the gate and the rollback watch measure: all held-out answers, and about as many of the others. An answer is
+one text to one question, as in `gadfly/store/labels.py`. A reservation keeps it from others for some minutes. The
+newest interactions are looked at, more of them if too few of those wait. Why: docs/decisions/the-label-queue.md.
 """
 
 from collections.abc import Collection
@@ -10,8 +12,21 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, and_, case, delete, exists, func, literal, or_, select, tuple_
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import (
+    ColumnElement,
+    LargeBinary,
+    Select,
+    and_,
+    case,
+    delete,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+    tuple_,
+)
+from sqlalchemy.dialects.postgresql import distinct_on, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly.records import QueueReason, Split, now
@@ -19,12 +34,14 @@ from gadfly.store.interactions import Scope
 from gadfly.store.labels import AnswerKey, is_about, stored_text_sha256
 from gadfly.store.tables import (
     AnswerRow,
+    ChosenAnswerRow,
     CritiqueRow,
     InteractionRow,
     LabelReservationRow,
     LabelSkipRow,
     QuestionRow,
     ShadowVerdictRow,
+    SplitSecretRow,
 )
 from gadfly.verdict import Verdict
 from gadfly.votes import LabelSource, VoteAgreement
@@ -33,6 +50,7 @@ _LOCK = 0x6761_6471_7565  # "gadque"
 _WINDOWS = (2_000, 20_000)  # newest interactions that are looked at
 _SPARE = 20  # candidates read for each one wanted: several people ask at once
 _SKIPPED_FOR = timedelta(days=7)
+HELDOUT_LABELS = 0.25  # of the labels, where answers of both kinds wait: half of every second one
 _SURE = 0.8  # a critic's confidence from which on a single vote against it is worth a second opinion
 
 
@@ -54,6 +72,7 @@ class WaitingAnswer:
     reason: QueueReason
     other_verdict: Verdict | None  # of another critic that disagrees
     other_critic: int | None
+    is_by_worth: bool  # chosen for what critics said about it
 
 
 async def waiting_answers(
@@ -63,40 +82,53 @@ async def waiting_answers(
     voter: UUID | None,
     labeller: str,
     limit: int,
+    heldout_share: float,
     reasons: Collection[QueueReason] = (),
 ) -> tuple[list[WaitingAnswer], int]:
-    """Answers that a labeller may be given, the most worth first, and how many wait in all that was looked at.
+    """Answers that a labeller may be given, in order, and how many wait in all that was looked at.
 
     Left out are those that others have reserved, that the labeller has skipped, and that the key `voter` has voted on.
+    `heldout_share` is that of new questions. With `reasons`, only answers outside of the sample, and conflicts.
     """
-    answers: dict[AnswerKey, WaitingAnswer] = {}
+    answers: list[WaitingAnswer] = []
     waiting_in_all = 0
     for window in _WINDOWS:
         found = await session.execute(
-            _candidates(scope=scope, voter=voter, labeller=labeller, window=window, reasons=reasons).limit(
-                limit * _SPARE
-            )
+            _candidates(
+                scope=scope,
+                voter=voter,
+                labeller=labeller,
+                window=window,
+                heldout_share=heldout_share,
+                reasons=reasons,
+            ).limit(limit * _SPARE)
         )
         rows = found.all()
-        answers = {}
         waiting_in_all = rows[0].waiting if rows else 0
-        for row in rows:
-            key = (row.question_hash, row.text)
-            waiting = WaitingAnswer(
+        answers = [
+            WaitingAnswer(
                 interaction_id=row.id,
-                answer=key,
+                answer=(row.question_hash, row.text),
                 reason=QueueReason(row.reason),
                 other_verdict=None if row.other is None else Verdict(row.other.split(" ")[1]),
                 other_critic=None if row.other is None else int(row.other.split(" ")[0]),
+                is_by_worth=not row.is_in_sample and row.reason != QueueReason.CONFLICT,
             )
-            answers.setdefault(key, waiting)
+            for row in rows
+        ]
         if len(answers) >= limit:
             break
-    return list(answers.values()), waiting_in_all
+    return answers, waiting_in_all
 
 
 def _candidates(
-    *, scope: Scope, voter: UUID | None, labeller: str, window: int, reasons: Collection[QueueReason]
+    *,
+    scope: Scope,
+    voter: UUID | None,
+    labeller: str,
+    window: int,
+    heldout_share: float,
+    reasons: Collection[QueueReason],
 ) -> Select[Any]:
     newest = (
         select(
@@ -178,7 +210,7 @@ def _candidates(
         LabelSkipRow.labeller == labeller,
         LabelSkipRow.skipped_at > func.now() - _SKIPPED_FOR,
     )
-    ranked = (
+    found = (
         select(
             seen.c.id,
             seen.c.question_hash,
@@ -187,8 +219,12 @@ def _candidates(
             reason.label("reason"),
             case((reason == QueueReason.DISAGREEMENT.value, other), else_=None).label("other"),
             p_right.label("p_right"),
+            _is_in_sample(seen.c.question_hash, heldout_share).label("is_in_sample"),
+            _draw(seen.c.question_hash.op("||")(seen.c.text)).label("draw"),
         )
         .select_from(seen)
+        .join(SplitSecretRow, literal(True))
+        .outerjoin(QuestionRow, QuestionRow.hash == seen.c.question_hash)
         .outerjoin(
             AnswerRow, and_(AnswerRow.question_hash == seen.c.question_hash, AnswerRow.text_sha256 == seen.c.text)
         )
@@ -198,16 +234,43 @@ def _candidates(
         .subquery()
     )
     wanted = [each.value for each in (reasons or QueueReason)]
-    worth = case(*((ranked.c.reason == each.value, worth) for each, worth in _WORTH.items()), else_=None)
-    closeness = 1 - 2 * func.abs(func.coalesce(ranked.c.p_right, 0.5) - 0.5)
-    return (
-        select(
-            ranked.c.id, ranked.c.question_hash, ranked.c.text, ranked.c.reason, ranked.c.other,
-            func.count().over().label("waiting"),
-        )
-        .where(ranked.c.reason.in_(wanted))
-        .order_by(worth.desc(), closeness.desc(), ranked.c.created_at.desc(), ranked.c.id.desc())
-    )  # fmt: skip
+    worth = case(*((found.c.reason == each.value, worth) for each, worth in _WORTH.items()), else_=None)
+    closeness = 1 - 2 * func.abs(func.coalesce(found.c.p_right, 0.5) - 0.5)
+    by_worth = (worth.desc(), closeness.desc(), found.c.created_at.desc(), found.c.id.desc())
+    is_conflict = found.c.reason == QueueReason.CONFLICT.value
+    is_wanted = found.c.reason.in_(wanted)
+    each = (
+        select(found, worth.label("worth"), closeness.label("closeness"))
+        .where(and_(is_wanted, or_(~found.c.is_in_sample, is_conflict)) if reasons else is_wanted)
+        .ext(distinct_on(found.c.question_hash, found.c.text))
+        .order_by(found.c.question_hash, found.c.text, *by_worth)
+        .subquery()
+    )
+    is_conflict = each.c.reason == QueueReason.CONFLICT.value
+    draw = case((and_(each.c.is_in_sample, ~is_conflict), each.c.draw), else_=None)
+    order = (draw, each.c.worth.desc(), each.c.closeness.desc(), each.c.created_at.desc(), each.c.id.desc())
+    place = func.row_number().over(partition_by=(is_conflict, each.c.is_in_sample), order_by=order)
+    return select(
+        each.c.id, each.c.question_hash, each.c.text, each.c.reason, each.c.other, each.c.is_in_sample,
+        func.count().over().label("waiting"),
+    ).order_by(is_conflict.desc(), place, each.c.is_in_sample)  # fmt: skip
+
+
+def _is_in_sample(question: ColumnElement[bytes], heldout_share: float) -> ColumnElement[bool]:
+    """Whether an answer is in the random sample: a held-out one, or one of about as many others.
+
+    The deployment's secret decides, as for the split, so that a caller can tell neither.
+    """
+    others = min(1.0, heldout_share / (1 - heldout_share))
+    return or_(
+        func.coalesce(QuestionRow.split == Split.HELDOUT, False),
+        func.get_byte(_draw(question), 0) < round(256 * others),
+    )
+
+
+def _draw(value: ColumnElement[bytes]) -> ColumnElement[bytes]:
+    drawn: ColumnElement[bytes] = func.sha256(SplitSecretRow.secret.op("||")(value), type_=LargeBinary)
+    return drawn
 
 
 async def lock(session: AsyncSession) -> None:
@@ -236,6 +299,13 @@ async def reserve(
         ).returning(LabelReservationRow.question_hash, LabelReservationRow.text_sha256)
     )
     return {(question, text) for question, text in rows}
+
+
+async def note_chosen(session: AsyncSession, answers: Collection[AnswerKey]) -> None:
+    """Note that these answers are labelled for what critics said about them, so that the labels measure no critic."""
+    if answers:
+        rows = [{"question_hash": question, "text_sha256": text, "chosen_at": func.now()} for question, text in answers]
+        await session.execute(insert(ChosenAnswerRow).values(rows).on_conflict_do_nothing())
 
 
 async def reserved_by(session: AsyncSession, labeller: str) -> set[AnswerKey]:
@@ -282,12 +352,13 @@ class LabelledQuestions:
     wrong: dict[Split, int]
 
 
-async def labelled_questions(session: AsyncSession) -> LabelledQuestions:
-    """Counts over all labels."""
+async def labelled_questions(session: AsyncSession, task: str | None = None) -> LabelledQuestions:
+    """Counts over all labels of a task; without one, of all tasks together."""
     rows = await session.execute(
         select(QuestionRow.split, AnswerRow.is_right, func.count(AnswerRow.question_hash.distinct()))
         .join(QuestionRow, QuestionRow.hash == AnswerRow.question_hash)
         .where(AnswerRow.is_right.is_not(None), AnswerRow.source != LabelSource.RATING)
+        .where(*(() if task is None else (QuestionRow.task == task,)))
         .group_by(QuestionRow.split, AnswerRow.is_right)
     )
     counts = {(split, is_right): count for split, is_right, count in rows}

@@ -48,6 +48,7 @@ from gadfly.store import webhooks
 from gadfly.store.database import Database
 from gadfly.store.tables import (
     AnswerRow,
+    ChosenAnswerRow,
     FeedbackRow,
     InteractionRow,
     KeyRow,
@@ -103,6 +104,13 @@ def is_any_of(column: Any, values: Iterable[bytes]) -> ColumnElement[bool]:
     return found
 
 
+_was_chosen = exists().where(
+    ChosenAnswerRow.question_hash == AnswerRow.question_hash,
+    ChosenAnswerRow.text_sha256 == AnswerRow.text_sha256,
+    ChosenAnswerRow.chosen_at <= AnswerRow.changed_at,
+)
+
+
 class Label:
     """The label of an interaction as columns of a statement that selects from `InteractionRow`.
 
@@ -113,6 +121,13 @@ class Label:
     exists: ColumnElement[bool] = AnswerRow.is_right.is_not(None)
     is_firm: ColumnElement[bool] = and_(exists, AnswerRow.source != LabelSource.RATING)
     """Whether the label is more than a rating: only then does it measure a critic. NULL without a label."""
+    is_sampled: ColumnElement[bool] = ~_was_chosen
+    """Whether people labelled the answer for another reason than what critics said about it.
+
+    On answers of which a critic was unsure, or about which two disagreed, that critic looks worse than it is.
+    """
+    measures: ColumnElement[bool] = and_(is_firm, is_sampled)
+    """Whether the label may be compared with verdicts on live traffic. NULL without a label."""
     source: ColumnElement[LabelSource | None] = AnswerRow.source.expression
     key_id: ColumnElement[UUID | None] = AnswerRow.key_id.expression
     """The only key that supports the label; NULL for several keys and for the operator."""
@@ -388,9 +403,16 @@ def _chunks(items: Iterable[T]) -> Iterator[list[T]]:
 
 async def forget_unanswered(session: AsyncSession, answers: Collection[AnswerKey]) -> None:
     """Delete those of these answers that no interaction is about any more."""
-    await session.execute(
+    gone = await session.execute(
         delete(AnswerRow)
         .where(is_among(list(answers)), ~exists().where(is_about(AnswerRow, InteractionRow)))
+        .returning(AnswerRow.question_hash, AnswerRow.text_sha256)
+        .execution_options(synchronize_session=False)
+    )
+    key = tuple_(ChosenAnswerRow.question_hash, ChosenAnswerRow.text_sha256)
+    await session.execute(
+        delete(ChosenAnswerRow)
+        .where(key.in_([tuple(row) for row in gone]))
         .execution_options(synchronize_session=False)
     )
 

@@ -82,6 +82,7 @@ async def judgements(
         .join(CriticVersionRow, CriticVersionRow.version == InteractionRow.critic_version)
         .where(
             Label.exists,
+            Label.is_sampled,
             InteractionRow.created_at >= since,
             InteractionRow.created_at < until,
             or_(is_base(), is_unlearned(CriticVersionRow.created_at)),

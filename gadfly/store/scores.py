@@ -39,6 +39,7 @@ async def scored_answers(session: AsyncSession, critic: CriticVersion, *, limit:
         .where(
             InteractionRow.critic_version == critic.version,
             Label.exists,
+            Label.is_sampled,
             true() if critic.is_base else is_unlearned(critic.created_at),
         )
         .order_by(InteractionRow.created_at.desc(), InteractionRow.id.desc())

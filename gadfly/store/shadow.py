@@ -65,7 +65,7 @@ async def unjudged(
         .limit(limit)
     )
     if only_labelled:
-        statement = statement.join(AnswerRow, is_about(AnswerRow, InteractionRow)).where(Label.is_firm)
+        statement = statement.join(AnswerRow, is_about(AnswerRow, InteractionRow)).where(Label.measures)
     if since is not None:
         statement = statement.where(InteractionRow.created_at >= since)
     return [

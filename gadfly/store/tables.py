@@ -36,6 +36,7 @@ from gadfly.records import (
     FeedbackSource,
     Kind,
     Ruling,
+    Scope,
     Split,
     StopReason,
     SwapKind,
@@ -80,6 +81,19 @@ class StoredGrades(TypeDecorator[dict[UUID, Grade]]):
 
     def process_result_value(self, value: dict[str, str] | None, dialect: Dialect) -> dict[UUID, Grade] | None:
         return None if value is None else {UUID(id): Grade(grade) for id, grade in value.items()}
+
+
+class StoredScopes(TypeDecorator[tuple[Scope, ...]]):
+    """Scopes of a key, as an array of texts."""
+
+    impl = ARRAY(Text)
+    cache_ok = True
+
+    def process_bind_param(self, value: tuple[Scope, ...] | None, dialect: Dialect) -> Any:
+        return None if value is None else [scope.value for scope in value]
+
+    def process_result_value(self, value: list[str] | None, dialect: Dialect) -> tuple[Scope, ...] | None:
+        return None if value is None else tuple(Scope(scope) for scope in value)
 
 
 class StoredVotes(TypeDecorator[Votes]):
@@ -347,6 +361,11 @@ class KeyRow(Table):
     tasks: Mapped[tuple[str, ...] | None] = mapped_column(
         ARRAY(Text, as_tuple=True)
     )  # the tasks that it may use; NULL: all
+    scopes: Mapped[tuple[Scope, ...] | None] = mapped_column(StoredScopes)  # NULL: those of its tier
+    requests_per_minute: Mapped[int | None]
+    engine_calls_per_minute: Mapped[int | None]
+    tokens_per_day: Mapped[int | None] = mapped_column(BigInteger)
+    max_in_flight: Mapped[int | None]
 
 
 class BrowserSessionRow(Table):
@@ -369,6 +388,16 @@ class LabelReservationRow(Table):
     text_sha256: Mapped[bytes] = mapped_column(primary_key=True)
     labeller: Mapped[str]
     expires_at: Mapped[datetime]
+
+
+class ChosenAnswerRow(Table):
+    """An answer that the label queue handed out because of what critics said about it. A later label measures none."""
+
+    __tablename__ = "chosen_answers"
+
+    question_hash: Mapped[bytes] = mapped_column(primary_key=True)
+    text_sha256: Mapped[bytes] = mapped_column(primary_key=True)
+    chosen_at: Mapped[datetime]
 
 
 class LabelSkipRow(Table):

@@ -171,7 +171,7 @@ async def labelled_answers(
     Several interactions about one text are one answer: that of the newest interaction. On the held-out side a rating is
     no label.
     """
-    counts = Label.exists if split is Split.TRAIN else Label.is_firm
+    counts = Label.exists if split is Split.TRAIN else Label.measures
     hashes = await _newest_labelled_questions(session, task, split, counts, limit=limit)
     label = (AnswerRow.is_right, AnswerRow.source, AnswerRow.key_id, AnswerRow.votes, AnswerRow.ruling)
     rows = await session.execute(
@@ -408,7 +408,8 @@ def _reference(given: Sequence[_Reference], is_right: bool, votes: Votes) -> str
 async def traffic_counts(session: AsyncSession, task: str = DEFAULT_TASK) -> tuple[int, int]:
     """Numbers of right and of wrong labelled answers in a task's own traffic; in imported rows without any.
 
-    Only callers' own answers have the class shares that callers see.
+    Only callers' own answers have the class shares that callers see, and among those only labels that the label queue
+    did not ask for because of what critics said.
     """
     rows = await session.execute(
         select(
@@ -417,7 +418,7 @@ async def traffic_counts(session: AsyncSession, task: str = DEFAULT_TASK) -> tup
             func.count().label("answers"),
         )
         .join(AnswerRow, is_about(AnswerRow, InteractionRow))
-        .where(Label.is_firm, InteractionRow.task == task)
+        .where(Label.measures, InteractionRow.task == task)
         .group_by("is_import", "is_right")
     )
     counts = {(row.is_import, row.is_right): int(row.answers) for row in rows}

@@ -53,8 +53,9 @@ async def verdict_outcomes(
     """A critic's verdicts on labelled live traffic, in the order in which verdict and label were both there.
 
     An interaction counts once, by the verdict stated in the critic's first critique of its response; a critique without
-    a stated verdict counts as wrong. The label is that of `gadfly.store.labels`; a rating is none here. A later call
-    returns the earlier outcomes in the same positions, except those whose label changed.
+    a stated verdict counts as wrong. The label is that of `gadfly.store.labels`; a rating is none here, nor is the
+    label of an answer that the label queue chose for what critics said about it. A later call returns the earlier
+    outcomes in the same positions, except those whose label changed.
     """
     found = OutcomeLog(version, since=since, limit=limit)
     await found.refresh(session)
@@ -96,7 +97,7 @@ class OutcomeLog:
                     label.is_right.label("is_right"),
                     label.key_id.label("key_id"),
                     arrived_at,
-                    label.is_firm.label("is_firm"),
+                    label.measures.label("measures"),
                 ).select_from(InteractionRow)
             )
             .join(CritiqueRow, is_first_critique())
@@ -105,11 +106,11 @@ class OutcomeLog:
         if self.since is not None:
             statement = statement.where(InteractionRow.created_at >= self.since)
         if self._read_at is None:
-            statement = statement.where(label.is_firm).order_by(arrived_at, InteractionRow.id).limit(self._limit)
+            statement = statement.where(label.measures).order_by(arrived_at, InteractionRow.id).limit(self._limit)
         else:
             statement = statement.where(InteractionRow.id.in_(self._changed_since(self._read_at)))
         for row in await session.execute(statement):
-            if row.is_firm:
+            if row.measures:
                 self._known[row.id] = row.arrived_at, _outcome(row.stated, row.is_right, row.key_id)
             else:
                 self._known.pop(row.id, None)
@@ -153,7 +154,7 @@ async def paired_outcomes(
                 and_(InteractionRow.critic_version == version, ShadowVerdictRow.critic_version == before),
                 and_(InteractionRow.critic_version == before, ShadowVerdictRow.critic_version == version),
             ),
-            label.is_firm,
+            label.measures,
         )
         .order_by(ShadowVerdictRow.created_at, InteractionRow.id)
         .limit(limit)

@@ -6,13 +6,15 @@ Every field is checked when a task is loaded. A message says which file and fiel
 import tomllib
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+import croniter
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from gadfly.errors import BadSettings
 from gadfly.fields import problems_of
 from gadfly.grading import Grade
+from gadfly.training import TrainConfig
 
 MANIFEST = "task.toml"
 
@@ -196,6 +198,29 @@ GraderSpec = Annotated[
     Field(discriminator="kind"),
 ]
 
+
+class Schedule(_ManifestShape):
+    """When a task is trained without a request. None: as the settings of the deployment say."""
+
+    cron: str | None = None  # in cron syntax; "": at no time
+    after_labels: int | None = Field(None, ge=0)  # new labels of the task; 0: never
+
+    @field_validator("cron")
+    @classmethod
+    def _is_cron(cls, value: str | None) -> str | None:
+        if value and not croniter.croniter.is_valid(value):
+            raise ValueError(f'{value!r} is not in cron syntax: write minute, hour, day, month and weekday, as in '
+                             '"0 3 * * *", or "" for no time')  # fmt: skip
+        return value
+
+
+def _with_none(value: Any) -> Any:
+    """TOML has no null, so that "none" stands for it. No training option has this text as a value."""
+    if isinstance(value, dict):
+        return {name: _with_none(inner) for name, inner in value.items()}
+    return None if value == "none" else value
+
+
 _OWN_READING = ("math", "choice")  # kinds that can find the answer in a response themselves
 
 
@@ -207,6 +232,13 @@ class Manifest(_ManifestShape):
     prompts: str | None = None  # a file of the folder, or a packaged set; None: that of GADFLY_PROMPTS
     answer: AnswerForm | None = None
     grader: GraderSpec
+    training: Annotated[TrainConfig, BeforeValidator(_with_none)] = TrainConfig()  # its fields that are set
+    schedule: Schedule = Schedule()
+
+    @property
+    def training_options(self) -> dict[str, Any]:
+        """The options of runs that the task sets itself, those of a group as an object."""
+        return self.training.model_dump(mode="json", exclude_unset=True)
 
     @model_validator(mode="after")
     def _form_fits(self) -> Self:

@@ -3,7 +3,7 @@
 Training code announces alarms. It sees which endpoints want them, and no secret.
 
 Revision: 0032
-After: 0030
+After: 0034
 """
 
 import re
@@ -13,7 +13,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "0032"
-down_revision = "0030"
+down_revision = "0034"
 
 _ROLE = "gadfly_training"
 _NEW_ACTIONS = ("create_webhook", "delete_webhook")

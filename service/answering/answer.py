@@ -41,11 +41,12 @@ from gadfly.records import (
 from gadfly.refinement import Chain, Role, refine_chain
 from gadfly.seeds import seed_of_sample
 from gadfly.service.answering.idempotency import Idempotency
-from gadfly.service.answering.limits import check_limits
+from gadfly.service.answering.limits import check_limits, engine_calls
 from gadfly.service.answering.prepare import Preparation, Prepared
 from gadfly.service.critics.serving import CriticServing
 from gadfly.service.keyring import Caller
 from gadfly.service.metrics import Metrics
+from gadfly.service.quotas import Quotas
 from gadfly.service.recording.recorder import Recorder
 from gadfly.service.wire.answers import VERDICT_WORDS, CritiqueRequest, Options, RefineRequest
 from gadfly.service.wire.feedback import FeedbackRequest
@@ -88,6 +89,7 @@ class Answerer:
         recorder: Recorder,
         requests: Idempotency,
         metrics: Metrics,
+        quotas: Quotas,
     ) -> None:
         self._settings = settings
         self.tasks = tasks
@@ -97,6 +99,7 @@ class Answerer:
         self._recorder = recorder
         self._requests = requests
         self._metrics = metrics
+        self._quotas = quotas
         self._preparation = Preparation(settings=settings, pointers=critics.pointers, recorder=recorder)
 
     async def answer(
@@ -116,6 +119,7 @@ class Answerer:
             NotFound: its task is not served.
             NotAllowed: the caller's key may not use its task.
             Conflict: the model's tokens do not tell its verdict words apart.
+            TooBusy: a limit of the caller's key, or of this service, is reached.
         """
         check_limits(self._settings, body)
         task = self.tasks.get(body.task)
@@ -139,13 +143,15 @@ class Answerer:
         if listener is not None:
             await listener.on_critic(prepared.critic.version, prepared.interaction_id)
         started = time.perf_counter()
-        match body:
-            case CritiqueRequest():
-                answered = await self._critique(body, prepared, listener)
-            case RefineRequest():
-                answered = await self._refine(body, prepared, listener)
-            case _:
-                raise AssertionError(type(body))
+        with self._quotas.work(caller, calls=engine_calls(body)):
+            match body:
+                case CritiqueRequest():
+                    answered = await self._critique(body, prepared, listener)
+                case RefineRequest():
+                    answered = await self._refine(body, prepared, listener)
+                case _:
+                    raise AssertionError(type(body))
+        self._quotas.spend(caller, answered.usage.prompt_tokens + answered.usage.completion_tokens)
         interaction = replace(
             answered,
             fingerprint=fingerprint,
@@ -157,7 +163,7 @@ class Answerer:
         return interaction
 
     async def _critique(self, body: CritiqueRequest, prepared: Prepared, listener: Listener | None) -> Interaction:
-        async with self._lease(prepared) as prompts:
+        async with self._lease(prepared, places=body.n) as prompts:
             critiques = await critique(
                 self._critics.engines,
                 prompts,
@@ -184,7 +190,7 @@ class Answerer:
 
     async def _refine(self, body: RefineRequest, prepared: Prepared, listener: Listener | None) -> Interaction:
         actor = replace(prepared.sampling, temperature=body.refine_temperature)
-        async with self._lease(prepared) as prompts:
+        async with self._lease(prepared, places=body.samples) as prompts:
             chains = await gather(
                 *(
                     refine_chain(
@@ -399,8 +405,10 @@ class Answerer:
         self._metrics.observe(interaction)
 
     @asynccontextmanager
-    async def _lease(self, prepared: Prepared) -> AsyncIterator[PromptSet]:
+    async def _lease(self, prepared: Prepared, *, places: int) -> AsyncIterator[PromptSet]:
         """Lease a critic for a request, with its prompts; if no engine serves it, load it first.
+
+        `places`: texts that the request generates at the same time.
 
         Raises:
             NoSlot: the engines have no slot for the critic now.
@@ -411,7 +419,7 @@ class Answerer:
         line = self._critics.pointers.line(prepared.task.name)
         line.note_use()
         is_live = critic.version in line.answering()
-        with self._critics.leases.take(critic.version, is_pinned=not is_live):
+        with self._critics.leases.take(critic.version, is_pinned=not is_live, places=places):
             try:
                 yield await self._critics.loader.ready(critic)
             except (AdapterRefused, BadAdapter) as error:

@@ -40,6 +40,18 @@ def check_limits(settings: Settings, body: Options | FeedbackRequest) -> None:
             raise BadInput(f"{name} must be at most {settings.max_text_chars:,} characters", field=name)
 
 
+def engine_calls(body: Options) -> int:
+    """The most calls of engine and actor that a request can make: critiques, reads of their verdicts, and rewrites."""
+    match body:
+        case CritiqueRequest():
+            return 2 * body.n
+        case RefineRequest():
+            given = body.critique is not None or body.critique_id is not None
+            return body.samples * (3 * body.rounds - (2 if given else 0))
+        case _:
+            raise AssertionError(type(body))
+
+
 def temperature_of(settings: Settings, body: Options) -> float:
     """The sampling temperature of the critic: the request's, or the deployment's."""
     return settings.temperature if body.temperature is None else body.temperature

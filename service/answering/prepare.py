@@ -60,7 +60,7 @@ class Preparation:
         pinned = None
         if body.episode_id is not None:
             question = await self._recorder.stored_form(body.question)
-            pinned = await self._pinned(body.episode_id, question=question, task=task.name, scope=caller.scope)
+            pinned = await self._pinned(body.episode_id, question=question, task=task.name, scope=caller.rows_of)
         episode_id = body.episode_id or new_id()
         critic = await self._pointers.resolve(body.critic, task.name)
         if body.critic == "live":
@@ -89,7 +89,7 @@ class Preparation:
             elif body.critique_id is not None:
                 question = await self._recorder.stored_form(body.question)
                 first_critique = await self._earlier_critique(
-                    body.critique_id, question=question, task=task.name, scope=caller.scope
+                    body.critique_id, question=question, task=task.name, scope=caller.rows_of
                 )
         return Prepared(
             interaction_id=new_id(),

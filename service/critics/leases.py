@@ -24,7 +24,7 @@ class Leases:
         self._ended: dict[int, asyncio.Event] = {}  # by lease, for the leases of an `InFlight`
         self.failed: Counter[int] = Counter()  # requests that failed with an engine error, by version
 
-        self._conversations = 0  # requests of the actor alone
+        self._places = 0  # texts that the requests in flight generate at the same time
 
     @property
     def counts(self) -> Counter[int]:
@@ -32,16 +32,19 @@ class Leases:
         return Counter(self._leases.values())
 
     @contextmanager
-    def take(self, version: int, *, is_pinned: bool) -> Iterator[None]:
+    def take(self, version: int, *, is_pinned: bool, places: int = 1) -> Iterator[None]:
         """Lease a version to a request. `is_pinned`: the request needs a version other than the live one.
+
+        `places`: texts that it generates at the same time. One that generates more than the limit is admitted alone.
 
         Raises:
             TooBusy: the limit of requests in flight is reached.
         """
-        self._require_room()
+        self._require_room(places)
         lease = next(self._numbers)
         gauge = self._metrics.in_flight.labels(str(version))
         self._leases[lease] = version
+        self._places += places
         gauge.inc()
         try:
             yield
@@ -52,6 +55,7 @@ class Leases:
             raise
         finally:
             del self._leases[lease]
+            self._places -= places
             if lease in self._ended:
                 self._ended.pop(lease).set()
             if is_pinned:
@@ -59,25 +63,28 @@ class Leases:
             gauge.dec()
 
     @contextmanager
-    def converse(self) -> Iterator[None]:
+    def converse(self, *, places: int = 1) -> Iterator[None]:
         """Count a request of the actor, which needs no critic.
 
         Raises:
             TooBusy: as `take`.
         """
-        self._require_room()
+        self._require_room(places)
         gauge = self._metrics.in_flight.labels("actor")
-        self._conversations += 1
+        self._places += places
         gauge.inc()
         try:
             yield
         finally:
-            self._conversations -= 1
+            self._places -= places
             gauge.dec()
 
-    def _require_room(self) -> None:
-        if len(self._leases) + self._conversations >= self._limit:
-            raise TooBusy(f"{self._limit} requests are in flight, which is this service's limit")
+    def _require_room(self, places: int) -> None:
+        if self._places > 0 and self._places + places > self._limit:
+            raise TooBusy(
+                f"{self._places} texts are being generated, and this service's limit is {self._limit}; this request "
+                f"needs {places}"
+            )
 
     def in_flight(self, version: int) -> "InFlight":
         """The requests of a version that are in flight now."""

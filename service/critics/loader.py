@@ -239,6 +239,12 @@ class Loader:
         """Whether the live critic of a task keeps its slot: that of the default task, and of one in use."""
         return line is self._pointers.default or line.was_used_within(BUSY_S)
 
+    def versions_among(self, names: Iterable[str]) -> set[int]:
+        """The versions of this deployment among the models that an engine lists."""
+        numbers = {name: version_of(name) for name in names}
+        known = {name: None if number is None else self._pointers.known(number) for name, number in numbers.items()}
+        return {critic.version for name, critic in known.items() if critic is not None and critic.engine_name == name}
+
     def note_served(self, engine: Engine, versions: Iterable[int]) -> None:
         """Note which versions an engine lists. Another replica may have loaded or unloaded some."""
         self._served[engine.url] = frozenset(versions)
@@ -546,5 +552,5 @@ def without_adapters(engines: Iterable[Engine]) -> str:
 
 def version_of(name: str) -> int | None:
     """The critic version that a model name denotes; None for other names, such as those of rollouts."""
-    number = name.removeprefix(_PREFIX)
+    number = name.removeprefix(_PREFIX).partition("-")[0]
     return int(number) if name.startswith(_PREFIX) and number.isdecimal() else None

@@ -15,7 +15,7 @@ from gadfly.engine_client import Engine
 from gadfly.errors import EngineError, EngineRefused, EngineTimeout, GadflyError, NoSlot
 from gadfly.repeating import repeat
 from gadfly.service.critics.leases import Leases
-from gadfly.service.critics.loader import Loader, version_of
+from gadfly.service.critics.loader import Loader
 from gadfly.service.critics.pointers import CriticLine, CriticPointers
 from gadfly.service.critics.receipts import SwapReceipts
 from gadfly.service.critics.replicas import FRESH_S, Replicas
@@ -83,7 +83,7 @@ class EngineUpkeep:
 
     async def _reconcile(self, engine: Engine) -> None:
         try:
-            served = {version for name in await engine.models() if (version := version_of(name)) is not None}
+            served = self._loader.versions_among(await engine.models())
             self._loader.note_served(engine, served)
             await self._note_adapters(engine)
             self._refusals.pop(engine.url, None)

@@ -38,7 +38,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from gadfly import store
 from gadfly.errors import Conflict, GadflyError
 from gadfly.evidence import MeanTest
-from gadfly.records import SwapKind, Tier, now
+from gadfly.records import Key, Scope, SwapKind, Tier, now
 from gadfly.repeating import repeat
 from gadfly.service.critics.pointers import CriticLine, CriticPointers
 from gadfly.store.database import Database
@@ -259,7 +259,7 @@ class RollbackWatch:
         pairs = await store.watch.paired_outcomes(session, live.version, before=before.version, since=live.since)
         moment = now()
         keys = await store.keys.list_keys(session)
-        callers = sum(key.tier is Tier.CALLER and key.is_active(moment) for key in keys)
+        callers = sum(_labels(key) and key.is_active(moment) for key in keys)
         after = live.outcomes
         evidence = await asyncio.to_thread(
             compare,
@@ -269,6 +269,11 @@ class RollbackWatch:
             pairs=pairs if self._shadow_share > 0 else None,
         )
         return evidence, after
+
+
+def _labels(key: Key) -> bool:
+    """Whether it is a caller's key that gives labels."""
+    return key.tier is Tier.CALLER and not {Scope.USE, Scope.LABEL}.isdisjoint(key.granted)
 
 
 def _problem(evidence: WatchEvidence, after: Sequence[Outcome], *, is_paired: bool) -> str | None:

@@ -27,6 +27,7 @@ from gadfly.service.front.models import FrontModel, Writer, model_of
 from gadfly.service.front.pieces import Trimmed
 from gadfly.service.history import History
 from gadfly.service.keyring import Caller
+from gadfly.service.quotas import Quotas
 from gadfly.service.wire.answers import CritiqueRequest, RefineRequest, RefineResult, result_of
 from gadfly.service.wire.chat import ChatRequest
 from gadfly.service.wire.feedback import FeedbackRequest
@@ -76,6 +77,7 @@ class ChatAnswerer:
         requests: Idempotency,
         history: History,
         leases: Leases,
+        quotas: Quotas,
     ) -> None:
         self._settings = settings
         self._actor = actor
@@ -83,6 +85,7 @@ class ChatAnswerer:
         self._requests = requests
         self._history = history
         self._leases = leases
+        self._quotas = quotas
 
     async def answer(
         self, caller: Caller, body: ChatRequest, *, request_id: str | None, listener: ChatListener | None = None
@@ -135,14 +138,14 @@ class ChatAnswerer:
         task = self._answerer.tasks.get(model.task)
         draft = replace(self._draft(caller, body, asked, ids[0], task), request_id=request_id, fingerprint=fingerprint)
         if model.role is Writer.ACTOR:
-            replies = await self._converse(body, None if listener is None else listener.on_delta)
+            replies = await self._converse(caller, body, None if listener is None else listener.on_delta)
             drafts = [replace(draft, id=id, request_id=None, fingerprint=None) for id in ids[1:]]
             answers = [
                 _answered(each, body, reply, {"choice": place, "choices": [str(id) for id in ids]})
                 for place, (each, reply) in enumerate(zip([draft, *drafts], replies, strict=True))
             ]
         else:
-            replies = await self._converse(body, None)
+            replies = await self._converse(caller, body, None)
             answers = [await self._refined(caller, body, draft, replies[0], listener)]
         cut = [reply.finish_reason == "length" for reply in replies] if model.role is Writer.ACTOR else [False]
         texts = [(each.response or "", is_cut) for each, is_cut in zip(answers, cut, strict=True)]
@@ -165,7 +168,7 @@ class ChatAnswerer:
             interactions=tuple(stored), logprobs={place: reply.logprobs for place, reply in enumerate(replies)}
         )
 
-    async def _converse(self, body: ChatRequest, on_delta: OnDelta | None) -> tuple[ChatReply, ...]:
+    async def _converse(self, caller: Caller, body: ChatRequest, on_delta: OnDelta | None) -> tuple[ChatReply, ...]:
         options = {name: value for name in _ACTOR_OPTIONS if (value := getattr(body, name)) is not None}
         if body.seed is not None:
             options["seed"] = body.seed
@@ -175,8 +178,11 @@ class ChatAnswerer:
             n=body.n or 1,
             options=options | {"temperature": self._temperature(body)},
         )
-        with self._leases.converse():
-            return await self._actor.converse(chat, on_delta=on_delta)
+        with self._quotas.work(caller, calls=chat.n), self._leases.converse(places=chat.n):
+            replies = await self._actor.converse(chat, on_delta=on_delta)
+        spent = sum((reply.usage for reply in replies), start=Usage())
+        self._quotas.spend(caller, spent.prompt_tokens + spent.completion_tokens)
+        return replies
 
     def _temperature(self, body: ChatRequest) -> float:
         return self._settings.temperature if body.temperature is None else body.temperature

@@ -1,12 +1,14 @@
 """/admin/keys, /admin/settings and /admin/tasks/{task}/grade."""
 
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 from fastapi import APIRouter
 
 from gadfly.errors import UnreadableReference
 from gadfly.grading import Submission
+from gadfly.records import KeyLimits
 from gadfly.service.admin import shown_settings
 from gadfly.service.dependencies import AdminDep, ServiceDep
 from gadfly.service.routes.docs import problems
@@ -14,6 +16,8 @@ from gadfly.service.routes.json import StrictJsonRoute
 from gadfly.service.wire.admin import (
     GradeRequest,
     GradeView,
+    KeyChange,
+    KeyLimitsView,
     KeyRequest,
     KeyView,
     NewKey,
@@ -40,8 +44,21 @@ async def list_keys(admin: AdminDep, service: ServiceDep) -> list[KeyView]:
 async def create_key(body: KeyRequest, admin: AdminDep, service: ServiceDep) -> NewKey:
     """Create a key; its secret is in this answer only. The first key ends the time without keys."""
     expires_in = None if body.expires_in_days is None else timedelta(days=body.expires_in_days)
-    key, secret = await service.keys.create(admin, name=body.name, tier=body.tier, expires_in=expires_in)
+    key, secret = await service.keys.create(
+        admin,
+        name=body.name,
+        tier=body.tier,
+        expires_in=expires_in,
+        scopes=body.scopes,
+        limits=KeyLimits(**_limits(body)),
+    )
     return NewKey.of(key, secret=secret)
+
+
+@router.patch("/keys/{key_id}", summary="Change the limits of a key", response_model=KeyView, responses=problems(404))
+async def limit_key(key_id: UUID, body: KeyChange, admin: AdminDep, service: ServiceDep) -> KeyView:
+    """Set or remove limits of a key. Services notice within seconds."""
+    return KeyView.of(await service.keys.limit(admin, key_id, _limits(body), reason=body.reason))
 
 
 @router.post("/keys/{key_id}/revoke", summary="Revoke a key", response_model=KeyView, responses=problems(404, 409))
@@ -86,6 +103,11 @@ async def try_grader(task: TaskName, body: GradeRequest, admin: AdminDep, servic
         problem=problem,
         stated_answer=served.task.stated_answer(body.response),
     )
+
+
+def _limits(body: KeyLimitsView) -> dict[str, Any]:
+    """The limits that a body has."""
+    return body.model_dump(include=set(KeyLimitsView.model_fields), exclude_unset=True)
 
 
 async def _set_trust(

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 
 from gadfly.records import Tier
-from gadfly.service.dependencies import CallerDep, ServiceDep
+from gadfly.service.dependencies import AnyKeyDep, ServiceDep
 from gadfly.service.routes.docs import problems
 from gadfly.service.wire.common import TaskName
 from gadfly.service.wire.critics import CriticHistoryView, CriticVersionView, history_view, version_view
@@ -16,7 +16,7 @@ router = APIRouter(tags=["critics"], responses=problems(401, 403, 404, 422, 503)
 
 
 @router.get("/critics", summary="List critics", response_model=list[CriticVersionView])
-async def list_critics(caller: CallerDep, service: ServiceDep, task: TaskQuery = None) -> list[CriticVersionView]:
+async def list_critics(caller: AnyKeyDep, service: ServiceDep, task: TaskQuery = None) -> list[CriticVersionView]:
     """All critic versions, newest first, with the pointers (live, candidate, previous) of each.
 
     Versions are numbered over all tasks.
@@ -31,7 +31,7 @@ async def list_critics(caller: CallerDep, service: ServiceDep, task: TaskQuery =
 
 @router.get("/critics/{version}", summary="Read a critic", response_model=CriticHistoryView)
 async def read_critic(
-    version: Annotated[int, Path(ge=0, lt=2**31)], caller: CallerDep, service: ServiceDep
+    version: Annotated[int, Path(ge=0, lt=2**31)], caller: AnyKeyDep, service: ServiceDep
 ) -> CriticHistoryView:
     """One critic: its parent, its training run, the gate's report, its calibration, its scoreboard, its swaps and
     their receipts.

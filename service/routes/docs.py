@@ -8,12 +8,12 @@ from gadfly.service.wire.common import Problem
 
 _REASONS = {
     401: "The key is missing, unknown, expired or revoked.",
-    403: "The key's tier does not allow this call.",
+    403: "The key lacks the scope that this call requires.",
     404: "It does not exist, or the caller may not see it.",
     409: "The request conflicts with stored data.",
     413: "The body is too large.",
     422: "The input is invalid; `errors` names each field.",
-    429: "Too many requests in flight; see Retry-After.",
+    429: "A limit of the key, the address or the service is reached; see Retry-After.",
     502: "The engine's reply cannot be read.",
     503: "Engine or database unavailable; see Retry-After.",
     504: "The engine timed out.",
@@ -36,7 +36,9 @@ EVENTS: dict[int | str, dict[str, Any]] = {
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The error responses of a route, each a problem document."""
+    """The error responses of a route, each a problem document. A key that may be refused may also have limits."""
+    if 401 in statuses:
+        statuses = tuple(sorted({*statuses, 429}))
     schema = {"$ref": "#/components/schemas/Problem"}
     return {
         status: {"description": _REASONS[status], "content": {"application/problem+json": {"schema": schema}}}

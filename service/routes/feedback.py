@@ -5,7 +5,7 @@ from uuid import UUID
 from fastapi import APIRouter
 
 from gadfly.service.answering.limits import check_limits
-from gadfly.service.dependencies import CallerDep, ServiceDep
+from gadfly.service.dependencies import LabellerDep, ServiceDep, WithdrawerDep
 from gadfly.service.routes.docs import problems
 from gadfly.service.routes.json import StrictJsonRoute
 from gadfly.service.wire.feedback import FeedbackRequest, FeedbackView
@@ -17,7 +17,7 @@ router = APIRouter(
 
 
 @router.post("/feedback", summary="Give feedback", response_model=FeedbackView)
-async def post_feedback(body: FeedbackRequest, caller: CallerDep, service: ServiceDep) -> FeedbackView:
+async def post_feedback(body: FeedbackRequest, caller: LabellerDep, service: ServiceDep) -> FeedbackView:
     """Store feedback about an interaction, at any time after it. Feedback is appended, never overwritten."""
     check_limits(service.settings, body)
     if body.interaction_id is not None:
@@ -32,7 +32,7 @@ async def post_feedback(body: FeedbackRequest, caller: CallerDep, service: Servi
 
 
 @router.delete("/feedback/{feedback_id}", summary="Withdraw feedback", response_model=WithdrawnView)
-async def withdraw_feedback(feedback_id: UUID, caller: CallerDep, service: ServiceDep) -> WithdrawnView:
+async def withdraw_feedback(feedback_id: UUID, caller: WithdrawerDep, service: ServiceDep) -> WithdrawnView:
     """Remove feedback that was given by mistake: the caller's own, or anybody's for an admin.
 
     The label of its answer then follows from the other votes. One that was frozen earlier, or for more than 15 minutes,

@@ -13,7 +13,7 @@ router = APIRouter(route_class=StrictJsonRoute, tags=["openai"])
 @router.post(
     "/beta/litellm_basic_guardrail_api",
     summary="Guard what other models answer",
-    responses=problems(401, 404, 409, 413, 422, 429, 502, 503, 504, 507),
+    responses=problems(401, 403, 404, 409, 413, 422, 429, 502, 503, 504, 507),
 )
 async def guard(body: GuardrailRequest, caller: GuardCallerDep, service: ServiceDep) -> GuardrailResponse:
     """LiteLLM's generic guardrail API: LiteLLM calls it before and after each call of a model.

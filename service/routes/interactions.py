@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from gadfly.errors import BadInput
 from gadfly.service.answering.respond import respond
-from gadfly.service.dependencies import AdminDep, CallerDep, ServiceDep
+from gadfly.service.dependencies import CallerDep, ReaderDep, ServiceDep, TrafficDep
 from gadfly.service.routes.docs import problems
 from gadfly.service.routes.json import StrictJsonRoute
 from gadfly.service.wire.answers import CritiqueRequest, CritiqueResult
@@ -26,14 +26,14 @@ from gadfly.store.learning import RESPONSE, SAMPLED, LedgerEntry
 
 _UNKNOWN = InteractionFacts()
 
-router = APIRouter(route_class=StrictJsonRoute, tags=["interactions"], responses=problems(401, 404, 422, 503))
+router = APIRouter(route_class=StrictJsonRoute, tags=["interactions"], responses=problems(401, 403, 404, 422, 503))
 
 
 @router.get("/interactions", summary="List interactions", response_model=InteractionPage)
 async def list_interactions(
-    query: Annotated[InteractionQuery, Query()], caller: CallerDep, service: ServiceDep
+    query: Annotated[InteractionQuery, Query()], caller: TrafficDep, service: ServiceDep
 ) -> InteractionPage:
-    """A page of interactions, newest first: the caller's own, or those of all callers for an admin."""
+    """A page of interactions, newest first: the caller's own, or all with the scope `read`."""
     page = await service.history.page(caller, _filters(query), cursor=query.cursor, limit=query.limit)
     return InteractionPage(
         items=[summary_of(each, page.facts.get(each.id, _UNKNOWN)) for each in page.interactions],
@@ -42,7 +42,7 @@ async def list_interactions(
 
 
 @router.get("/interactions/{interaction_id}", summary="Read an interaction", response_model=InteractionView)
-async def read_interaction(interaction_id: UUID, caller: CallerDep, service: ServiceDep) -> InteractionView:
+async def read_interaction(interaction_id: UUID, caller: TrafficDep, service: ServiceDep) -> InteractionView:
     """One interaction with its result and its feedback so far."""
     interaction, feedback, facts = await service.history.read(caller, interaction_id)
     return view_of(interaction, feedback, facts)
@@ -52,7 +52,7 @@ async def read_interaction(interaction_id: UUID, caller: CallerDep, service: Ser
     "/interactions/{interaction_id}/replay",
     summary="Judge an answer again",
     response_model=CritiqueResult,
-    responses=problems(403, 409, 413, 429, 502, 504),
+    responses=problems(409, 413, 429, 502, 504),
 )
 async def replay_interaction(
     interaction_id: UUID, body: ReplayRequest, caller: CallerDep, service: ServiceDep, request: Request
@@ -75,11 +75,10 @@ async def replay_interaction(
     "/admin/interactions/{interaction_id}/learning",
     summary="Read what runs learned from an interaction",
     response_model=LearningLedger,
-    responses=problems(403),
 )
-async def read_learning(interaction_id: UUID, admin: AdminDep, service: ServiceDep) -> LearningLedger:
+async def read_learning(interaction_id: UUID, reader: ReaderDep, service: ServiceDep) -> LearningLedger:
     """The learning ledger: which runs drew the answers of an interaction, and what their critiques earned."""
-    entries, selected = await service.history.learning(admin, interaction_id)
+    entries, selected = await service.history.learning(reader, interaction_id)
     return LearningLedger(
         entries=[_learning_view(entry) for entry in entries],
         selected_by=[run for run in selected if run not in {entry.run_id for entry in entries}],

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query
 
-from gadfly.service.dependencies import AdminDep, ServiceDep
+from gadfly.service.dependencies import AdminDep, ReaderDep, ServiceDep
 from gadfly.service.routes.docs import problems
 from gadfly.service.routes.json import StrictJsonRoute
 from gadfly.service.wire.labels import (
@@ -29,7 +29,9 @@ _HASH_HEX = 64  # digits of one hash in a cursor
 
 
 @router.get("/labels/conflicts", summary="List conflicting labels", response_model=DisputePage)
-async def list_conflicts(query: Annotated[DisputeQuery, Query()], admin: AdminDep, service: ServiceDep) -> DisputePage:
+async def list_conflicts(
+    query: Annotated[DisputeQuery, Query()], reader: ReaderDep, service: ServiceDep
+) -> DisputePage:
     """Answers that have no label because their votes differ. `POST /admin/labels/{interaction_id}` decides one."""
     after = None
     if query.cursor is not None:
@@ -43,7 +45,7 @@ async def list_conflicts(query: Annotated[DisputeQuery, Query()], admin: AdminDe
 
 
 @router.get("/labels/{interaction_id}", summary="Read a label", response_model=LabelView, responses=problems(404))
-async def read_label(interaction_id: UUID, admin: AdminDep, service: ServiceDep) -> LabelView:
+async def read_label(interaction_id: UUID, reader: ReaderDep, service: ServiceDep) -> LabelView:
     """The label of the answer that an interaction is about, and all votes about it."""
     return _view(await service.labels.read(interaction_id), await service.labels.key_names())
 

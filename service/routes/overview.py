@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query
 
 from gadfly.errors import BadInput
 from gadfly.rates import balanced, proportion
-from gadfly.service.dependencies import AdminDep, ServiceDep
+from gadfly.service.dependencies import ReaderDep, ServiceDep
 from gadfly.service.routes.docs import problems
 from gadfly.service.wire.common import TaskName
 from gadfly.service.wire.critics import RateView, SwapView
@@ -36,7 +36,7 @@ _FIRST_YEAR = 2000
 
 @router.get("/overview", summary="Read what runs and what waits", response_model=OverviewView, responses=problems(404))
 async def read_overview(
-    admin: AdminDep, service: ServiceDep, task: Annotated[TaskName | None, Query()] = None
+    reader: ReaderDep, service: ServiceDep, task: Annotated[TaskName | None, Query()] = None
 ) -> OverviewView:
     """The critics of a task in use, the run and the swap in progress, and what waits for a person."""
     line = service.critics.pointers.line(service.tasks.get(task).name)
@@ -55,7 +55,9 @@ async def read_overview(
 
 
 @router.get("/overview/accuracy", summary="Read verdict accuracy over time", response_model=AccuracyView)
-async def read_accuracy(query: Annotated[AccuracyQuery, Query()], admin: AdminDep, service: ServiceDep) -> AccuracyView:
+async def read_accuracy(
+    query: Annotated[AccuracyQuery, Query()], reader: ReaderDep, service: ServiceDep
+) -> AccuracyView:
     """Verdict accuracy of every version over time on labelled traffic, by class, with 95 % intervals and swaps."""
     until = query.until or _rounded(datetime.now(UTC))
     if until.year < _FIRST_YEAR:

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Response
 from gadfly.errors import Conflict
 from gadfly.records import Canary, Swap, SwapKind, SwapStatus
 from gadfly.service.container import Service
-from gadfly.service.dependencies import AdminDep, ServiceDep
+from gadfly.service.dependencies import AdminDep, ReaderDep, ServiceDep
 from gadfly.service.routes.docs import problems
 from gadfly.service.routes.json import StrictJsonRoute
 from gadfly.service.wire.common import TaskName
@@ -69,7 +69,7 @@ async def rollback(body: RollbackRequest, admin: AdminDep, service: ServiceDep, 
 
 @router.get("/canaries", summary="List canaries", response_model=list[CanaryView])
 async def list_canaries(
-    admin: AdminDep, service: ServiceDep, task: Annotated[TaskName | None, Query()] = None
+    reader: ReaderDep, service: ServiceDep, task: Annotated[TaskName | None, Query()] = None
 ) -> list[CanaryView]:
     """The 20 newest canaries, of a task or of all, the newest first. The first ones may run."""
     service.require_started()

@@ -7,7 +7,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Response
 
 from gadfly.records import QueueReason, Split, Tier
-from gadfly.service.dependencies import CallerDep, ServiceDep
+from gadfly.service.dependencies import LabellerDep, ProgressDep, ServiceDep
 from gadfly.service.label_queue import Needs, Taken
 from gadfly.service.routes.docs import problems
 from gadfly.service.routes.json import StrictJsonRoute
@@ -31,8 +31,8 @@ router = APIRouter(
 
 
 @router.post("/queue", summary="Take answers to label", response_model=QueueView)
-async def take(body: TakeRequest, caller: CallerDep, service: ServiceDep) -> QueueView:
-    """The answers whose label teaches most, reserved for this labeller: the caller's own, or all for an admin.
+async def take(body: TakeRequest, caller: LabellerDep, service: ServiceDep) -> QueueView:
+    """The answers whose label teaches most, reserved for this labeller: the caller's own, or all by the scope `label`.
 
     What the labeller has reserved already comes first. Label one with `POST /feedback`: it then leaves the queue.
     """
@@ -44,27 +44,31 @@ async def take(body: TakeRequest, caller: CallerDep, service: ServiceDep) -> Que
 
 
 @router.post("/queue/release", summary="Give answers back", status_code=204)
-async def release(body: LabellerRequest, caller: CallerDep, service: ServiceDep) -> Response:
+async def release(body: LabellerRequest, caller: LabellerDep, service: ServiceDep) -> Response:
     """End all reservations of a labeller."""
     await service.label_queue.release(caller, labeller=body.labeller)
     return Response(status_code=204)
 
 
 @router.post("/queue/{interaction_id}/skip", summary="Skip an answer", status_code=204, responses=problems(404))
-async def skip(interaction_id: UUID, body: LabellerRequest, caller: CallerDep, service: ServiceDep) -> Response:
+async def skip(interaction_id: UUID, body: LabellerRequest, caller: LabellerDep, service: ServiceDep) -> Response:
     """Leave an answer to others: this labeller is not given it for a week."""
     interaction = await service.history.find(caller, interaction_id)
     await service.label_queue.skip(caller, interaction, labeller=body.labeller)
     return Response(status_code=204)
 
 
-@router.get("/progress", summary="Read the progress of labelling", response_model=LabelProgressView)
+@router.get(
+    "/progress", summary="Read the progress of labelling", response_model=LabelProgressView, responses=problems(404)
+)
 async def read_progress(
-    query: Annotated[ProgressQuery, Query()], caller: CallerDep, service: ServiceDep
+    query: Annotated[ProgressQuery, Query()], caller: ProgressDep, service: ServiceDep
 ) -> LabelProgressView:
     """Labelled questions by side and class, and what is missing until the gate can see a gain of `target_points`."""
-    counts = await service.label_queue.counts()
-    needs = await service.label_queue.needs(counts, gain=query.target_points / 100)
+    if query.task is not None:
+        caller.require_task(query.task)
+    counts = await service.label_queue.counts(query.task)
+    needs = await service.label_queue.needs(counts, gain=query.target_points / 100, task=query.task)
     today, by_you = await service.label_queue.today(caller)
     return LabelProgressView(
         train=LabelledByClass(right=counts.right[Split.TRAIN], wrong=counts.wrong[Split.TRAIN]),
@@ -118,8 +122,8 @@ def _why(taken: Taken, confidence: float | None) -> str:
         case QueueReason.CONTRADICTED:
             return "The only vote contradicts the critic, which is sure of its verdict."
         case QueueReason.UNCERTAIN:
-            sure = "" if confidence is None else f": its confidence is {100 * confidence:.0f} %"
-            return f"The critic is not sure of its verdict{sure}."
+            sure = "" if confidence is None else f" The critic's confidence in its verdict is {100 * confidence:.0f} %."
+            return f"There is no label yet.{sure}"
         case QueueReason.NEW:
             return "No critic has given a probability for this answer."
 

@@ -7,7 +7,7 @@ from uuid import UUID
 from fastapi import APIRouter, Header, Query, Response
 
 from gadfly.service.answering.streaming import run_events
-from gadfly.service.dependencies import AdminDep, ServiceDep
+from gadfly.service.dependencies import RunReaderDep, ServiceDep, TrainerDep
 from gadfly.service.routes.docs import EVENTS, problems
 from gadfly.service.routes.json import StrictJsonRoute
 from gadfly.service.wire.runs import (
@@ -60,7 +60,7 @@ LastEventId = Annotated[
         **problems(404, 409, 413),
     },
 )
-async def retrain(body: RetrainRequest, caller: AdminDep, service: ServiceDep) -> Response:
+async def retrain(body: RetrainRequest, caller: TrainerDep, service: ServiceDep) -> Response:
     """Request a training run: the trainer trains a new critic on a task's labelled answers, and the gate decides on it.
 
     With `dry_run`, only the plan is returned: the answers to train and to measure on, their label sources, the smallest
@@ -75,7 +75,7 @@ async def retrain(body: RetrainRequest, caller: AdminDep, service: ServiceDep) -
 
 
 @router.get("/runs", summary="List training runs", response_model=RunPage)
-async def list_runs(query: Annotated[RunQuery, Query()], caller: AdminDep, service: ServiceDep) -> RunPage:
+async def list_runs(query: Annotated[RunQuery, Query()], caller: RunReaderDep, service: ServiceDep) -> RunPage:
     """A page of training runs, newest first."""
     runs = await service.runs.page(limit=query.limit + 1, before=query.cursor, task=query.task)
     shown = runs[: query.limit]
@@ -85,20 +85,22 @@ async def list_runs(query: Annotated[RunQuery, Query()], caller: AdminDep, servi
 
 
 @router.get("/runs/compare", summary="Compare two training runs", response_model=RunComparison, responses=problems(404))
-async def compare_runs(query: Annotated[CompareQuery, Query()], caller: AdminDep, service: ServiceDep) -> RunComparison:
+async def compare_runs(
+    query: Annotated[CompareQuery, Query()], caller: RunReaderDep, service: ServiceDep
+) -> RunComparison:
     """The options in which two runs differ, the answers that both learned from, and both gates' reports."""
     return _comparison(await service.runs.read(query.a), await service.runs.read(query.b))
 
 
 @router.get("/runs/{run_id}", summary="Read a training run", response_model=RunView, responses=problems(404))
-async def read_run(run_id: UUID, caller: AdminDep, service: ServiceDep) -> RunView:
+async def read_run(run_id: UUID, caller: RunReaderDep, service: ServiceDep) -> RunView:
     """One training run: its progress, config, manifest and gate report."""
     return RunView.of(await service.runs.read(run_id))
 
 
 @router.get("/runs/{run_id}/steps", summary="List a run's steps", response_model=StepPage, responses=problems(404))
 async def list_steps(
-    run_id: UUID, query: Annotated[StepQuery, Query()], caller: AdminDep, service: ServiceDep
+    run_id: UUID, query: Annotated[StepQuery, Query()], caller: RunReaderDep, service: ServiceDep
 ) -> StepPage:
     """The metrics of a run's steps and validations so far. `GET /admin/runs/{id}/events` sends new ones."""
     events = await service.runs.events_of(run_id, _CURVES, after=query.after, limit=query.limit)
@@ -109,7 +111,7 @@ async def list_steps(
     "/runs/{run_id}/samples", summary="List sampled critiques", response_model=SamplePage, responses=problems(404)
 )
 async def list_samples(
-    run_id: UUID, query: Annotated[SampleQuery, Query()], caller: AdminDep, service: ServiceDep
+    run_id: UUID, query: Annotated[SampleQuery, Query()], caller: RunReaderDep, service: ServiceDep
 ) -> SamplePage:
     """Critiques of a run over time, with their scores. Those about deleted interactions are deleted."""
     events = await service.runs.events_of(run_id, [EventKind.SAMPLES], after=0, limit=query.steps, newest=True)
@@ -126,7 +128,7 @@ async def list_samples(
     "/runs/{run_id}/events", summary="Follow a training run", responses={**EVENTS, **problems(404)}, response_model=None
 )
 async def follow_run(
-    run_id: UUID, caller: AdminDep, service: ServiceDep, after: EventId = 0, last_event_id: LastEventId = None
+    run_id: UUID, caller: RunReaderDep, service: ServiceDep, after: EventId = 0, last_event_id: LastEventId = None
 ) -> Response:
     """Server-sent events of a run: the past ones, then new ones, until the run ends.
 
@@ -147,7 +149,7 @@ async def follow_run(
     response_model=RunView,
     responses=problems(404, 409),
 )
-async def cancel_run(run_id: UUID, caller: AdminDep, service: ServiceDep) -> RunView:
+async def cancel_run(run_id: UUID, caller: TrainerDep, service: ServiceDep) -> RunView:
     """Cancel a run: at once if it is queued, within seconds if it is running. Nothing of it is published."""
     return RunView.of(await service.runs.cancel(run_id))
 
@@ -159,7 +161,7 @@ async def cancel_run(run_id: UUID, caller: AdminDep, service: ServiceDep) -> Run
     response_model=None,
     responses={**_ACCEPTED, **problems(404, 409)},
 )
-async def reproduce_run(run_id: UUID, caller: AdminDep, service: ServiceDep) -> Response:
+async def reproduce_run(run_id: UUID, caller: TrainerDep, service: ServiceDep) -> Response:
     """Request a run with the config, rows and seeds of an earlier one."""
     return _located(await service.runs.reproduce(caller, run_id), status=202)
 

@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 from fastapi import APIRouter, Request, Response
 
-from gadfly.service.dependencies import CallerDep, ServiceDep, SessionCookie, require_own_page
+from gadfly.service.dependencies import AnyKeyDep, ServiceDep, SessionCookie, client_address, require_own_page
 from gadfly.service.keyring import Caller, caller_with
 from gadfly.service.routes.docs import problems
 from gadfly.service.routes.json import StrictJsonRoute
@@ -15,7 +15,7 @@ router = APIRouter(route_class=StrictJsonRoute, tags=["session"])
 
 
 @router.get("/session", summary="Who am I", response_model=SessionView, responses=problems(401, 503))
-async def read_session(caller: CallerDep, cookie: SessionCookie, service: ServiceDep) -> SessionView:
+async def read_session(caller: AnyKeyDep, cookie: SessionCookie, service: ServiceDep) -> SessionView:
     """The caller of this request. 401: sign in first."""
     signed_in = None if cookie is None else await service.sessions.find(cookie)
     if signed_in is not None and signed_in.caller.key_id != caller.key_id:
@@ -27,7 +27,7 @@ async def read_session(caller: CallerDep, cookie: SessionCookie, service: Servic
 async def sign_in(body: SignInRequest, request: Request, service: ServiceDep, response: Response) -> SessionView:
     """Start a session of twelve hours with a key. Its cookie is for pages of the service's own address only."""
     require_own_page(request)
-    key = await service.keyring.key_of(body.key)
+    key = await service.keyring.key_of(body.key, address=client_address(request))
     secret = await service.sessions.open(key)
     response.set_cookie(
         COOKIE,
@@ -63,6 +63,7 @@ def _view(caller: Caller, signed_in: SignedIn | None) -> SessionView:
     return SessionView(
         keyless=caller.key_id is None,
         tier=caller.tier,
+        scopes=list(caller.scopes),
         key_id=caller.key_id,
         key_name=caller.key_name,
         csrf_token=None if signed_in is None else signed_in.csrf_token,

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, StrictInt
 from gadfly.fields import FilledText
 from gadfly.records import QueueReason
 from gadfly.service.wire.answers import StepView
-from gadfly.service.wire.common import CriticView, Wire
+from gadfly.service.wire.common import CriticView, TaskName, Wire
 from gadfly.service.wire.labels import VoteView
 from gadfly.verdict import Verdict
 from gadfly.votes import VoteAgreement
@@ -62,8 +62,8 @@ class QueueItem(Wire):
     steps: list[StepView]
     reason: QueueReason = Field(
         description="`conflict`: the votes differ, so there is no label; `disagreement`: another critic gave the other "
-        "verdict; `contradicted`: the only vote contradicts a critic that is sure; `uncertain`: the nearer the "
-        "probability is to 0.5, the sooner; `new`: no critic has judged it."
+        "verdict; `contradicted`: the only vote contradicts a critic that is sure; `uncertain`: there is no label yet; "
+        "`new`: nor a critic's verdict. Every second answer is from a random sample, whatever its reason."
     )
     why: str = Field(description="The reason as a sentence.")
     other_verdict: Verdict | None
@@ -76,7 +76,7 @@ class QueueItem(Wire):
 class QueueView(Wire):
     items: list[QueueItem]
     waiting: int = Field(
-        description="Interactions that wait for a label among the newest ones that were looked at, without those that "
+        description="Answers that wait for a label among the newest ones that were looked at, without those that "
         "others have reserved."
     )
 
@@ -89,6 +89,9 @@ class LabelledByClass(Wire):
 class ProgressQuery(Wire):
     target_points: float = Field(
         5.0, ge=0.5, le=20, allow_inf_nan=False, description="The gain that the gate should see, in points."
+    )
+    task: TaskName | None = Field(
+        None, description="Only labels of this task, and its gate; null: the labels of all tasks and the default gate."
     )
 
 
@@ -103,7 +106,7 @@ class LabelProgressView(Wire):
     )
     needed: LabelledByClass = Field(description="Held-out questions that are missing for the target.")
     expected_labels: LabelledByClass = Field(
-        description="Labels to give until those are there: only a share of all questions is held out."
+        description="Labels to give until those are there: the queue asks about a held-out answer every fourth time."
     )
     beyond_gate: bool = Field(
         description="The target needs more questions than a gate judges (option `evaluation_items`)."

@@ -10,7 +10,7 @@ from gadfly.grading import Grade
 from gadfly.service.wire.common import RequestId, TaskName, Wire
 from gadfly.service.wire.critics import ThresholdView
 from gadfly.task_names import DEFAULT_TASK
-from gadfly.training import GateOutcome, RunStatus, Stage, TrainConfig, Trigger
+from gadfly.training import GateOutcome, OptionSource, RunStatus, Stage, TrainConfig, Trigger
 from gadfly.verdict import Verdict
 
 
@@ -21,7 +21,7 @@ class RetrainRequest(Wire):
 
     config: dict[str, JsonValue] = Field(
         default_factory=dict,
-        description="Training options (see `TrainConfig`) that differ from the deployment's config.",
+        description="Training options (see `TrainConfig`) that differ from the config of deployment and task.",
     )
     task: TaskName | None = Field(None, description="The task to train a critic for; null: the default task.")
     dry_run: StrictBool = Field(False, description="Return the plan of the run and store nothing.")
@@ -48,6 +48,17 @@ class GuessingView(Wire):
     right: float = Field(description="Share of right answers.")
     known: float = Field(description="The same, corrected for guessing.")
     lucky: float = Field(description="Expected number of right answers that were guessed.")
+
+
+class ChosenOptionView(Wire):
+    """A training option of a run, and the place that sets it."""
+
+    name: str = Field(description="Those of a group as `group.name`.")
+    value: JsonValue
+    source: OptionSource = Field(
+        description="Each overrides those before it: `served` (how the service answers), `file` (the deployment's "
+        "training config), `task` (its table [training]), `request`."
+    )
 
 
 class PlanView(Wire):
@@ -92,6 +103,9 @@ class PlanView(Wire):
         None, description="What guessing does to `stage_1`; null where the number of possible answers is not known."
     )
     next_step: str = Field("", description="What to do next, in a sentence.")
+    options: list[ChosenOptionView] = Field(
+        default_factory=list, description="The options of the run that are not left at their defaults."
+    )
 
 
 class ProgressView(Wire):

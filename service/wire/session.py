@@ -6,7 +6,7 @@ from uuid import UUID
 from pydantic import ConfigDict, Field
 
 from gadfly.fields import FilledText
-from gadfly.records import Tier
+from gadfly.records import Scope, Tier
 from gadfly.service.wire.common import Wire
 
 
@@ -21,6 +21,7 @@ class SessionView(Wire):
 
     keyless: bool = Field(description="The service has no keys, and every caller on its machine is an admin.")
     tier: Tier
+    scopes: list[Scope] = Field(description="What the key may do; an admin's has all.")
     key_id: UUID | None
     key_name: str | None
     csrf_token: str | None = Field(

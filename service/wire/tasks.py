@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from gadfly.service.wire.common import Wire
 
@@ -12,6 +12,16 @@ class VerdictWordsView(Wire):
 
     correct: str
     incorrect: str
+
+
+class TaskScheduleView(Wire):
+    """When a task is trained without a request."""
+
+    cron: str = Field(description="In cron syntax; empty: at no time.")
+    after_labels: int = Field(description="After so many new labels of the task; 0: never.")
+    own: list[str] = Field(
+        description="Which of these the task sets itself (its table [schedule]); the others are settings."
+    )
 
 
 class TaskView(Wire):
@@ -28,3 +38,7 @@ class TaskView(Wire):
     grader_version: int
     guess_rate: float | None = Field(description="Share of right answers by guessing; null where it is not known.")
     live_critic: int | None = Field(description="The version that answers by default.")
+    training: dict[str, JsonValue] = Field(
+        default_factory=dict, description="Training options that the task sets itself (its table [training])."
+    )
+    schedule: TaskScheduleView

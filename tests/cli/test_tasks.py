@@ -38,6 +38,22 @@ def test_built_in_tasks_are_listed_shown_and_in_order(tmp_path: Path) -> None:
     assert "25% of the answers are right by guessing" in done("show", tmp_path)
 
 
+def test_what_a_task_sets_itself_about_training_is_shown(tmp_path: Path) -> None:
+    own = '[training]\nsteps_stage_1 = 3\n[schedule]\ncron = "0 * * * *"'
+    folder = write_task(
+        tmp_path / "towns", f'kind = "choice"\n{own}', head='name = "towns"\ndescription = "d"', prompts=None
+    )
+    flags = ("--tasks", folder, "--train-after-labels", "9", "--home", tmp_path)
+    listed = {task["name"]: task for task in json.loads(done("list", "--json", *flags))}
+    assert listed["towns"]["training"] == {"steps_stage_1": 3}
+    assert listed["towns"]["schedule"] == {"cron": "0 * * * *", "after_labels": 9, "own": ["cron"]}
+    assert (listed["math"]["training"], listed["math"]["schedule"]["own"]) == ({}, [])
+    shown = done("show", folder, *flags[2:])
+    assert "trained   0 * * * * and after 9 labels" in shown
+    assert 'training  {"steps_stage_1": 3}' in shown
+    assert "trained   on request" in done("show", "math", "--home", tmp_path)
+
+
 def test_a_folder_with_a_fault_is_refused(tmp_path: Path) -> None:
     result = run("check", write_task(tmp_path, 'kind = "python"\nentry = "gone:grade"'))
     assert isinstance(result.exception, BadSettings)
@@ -103,7 +119,7 @@ def test_an_added_task_is_listed_and_named_from_then_on(tmp_path: Path, database
     made = CliRunner().invoke(app, ["keys", "create", "--task", "invoices", "--json", *flags[2:]])
     assert json.loads(made.stdout)["tasks"] == ["invoices"]
     refused = CliRunner().invoke(app, ["keys", "create", "--tier", "admin", "--task", "invoices", *flags[2:]])
-    assert "only a key of the tier caller can be limited to tasks" in str(refused.exception)
+    assert "only a key of the tier caller can be limited" in str(refused.exception)
     refused = CliRunner().invoke(app, ["keys", "create", "--task", "birds", *flags[2:]])
     assert "the task 'birds' is not served here" in str(refused.exception)
     out = tmp_path / "rows.jsonl"

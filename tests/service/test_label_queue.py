@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from gadfly import store
 from gadfly.api_keys import issue_key
@@ -15,7 +15,8 @@ from gadfly.grading import Grade
 from gadfly.records import Interaction, Tier, new_id, now
 from gadfly.settings import Settings, SplitBlocks
 from gadfly.store.database import Database
-from gadfly.store.tables import FeedbackRow
+from gadfly.store.split import question_hash
+from gadfly.store.tables import ChosenAnswerRow, FeedbackRow
 from gadfly.verdict import Verdict
 from tests.service.conftest import serving_without_engine
 from tests.support.records import make_critique, make_feedback, make_interaction, make_key, unrelated_question
@@ -51,7 +52,13 @@ async def take(client: httpx.AsyncClient, labeller: str = "a", **body: Any) -> l
     return items
 
 
-async def test_what_teaches_most_comes_first(engineless: Settings, database: Database) -> None:
+@pytest.fixture
+def without_sample(engineless: Settings) -> Settings:
+    """Nearly no questions are held out, and as few others are in the random sample."""
+    return engineless.model_copy(update={"heldout_share": TRAIN})
+
+
+async def test_what_teaches_most_comes_first(without_sample: Settings, database: Database) -> None:
     ann, bob = new_id(), new_id()
     async with database.session() as session:
         for id, name in ((ann, "ann"), (bob, "bob")):
@@ -71,7 +78,7 @@ async def test_what_teaches_most_comes_first(engineless: Settings, database: Dat
     )
     async with database.session() as session:
         await store.shadow.insert_verdicts(session, 0, [(other.id, Verdict.INCORRECT)])
-    async with serving_without_engine(engineless) as client:
+    async with serving_without_engine(without_sample) as client:
         secret = await admin(database)
         client.headers["authorization"] = f"Bearer {secret}"
         items = await take(client, limit=6)
@@ -86,6 +93,40 @@ async def test_what_teaches_most_comes_first(engineless: Settings, database: Dat
     assert items[1]["other_verdict"] == "incorrect"
     assert items[2]["votes"] == [{"key_id": str(ann), "key_name": "ann", "source": "person", "correct": False}]
     assert items[3]["p_right"] == pytest.approx(0.55)
+
+
+async def test_every_second_answer_is_from_a_random_sample(engineless: Settings, database: Database) -> None:
+    """Held-out answers are all in it, and an order by what critics said would make the live critic look worse."""
+    train = [judged(number, 0.5 + number / 1000) for number in range(1, 121)]
+    heldout = [judged(number, 0.5 + number / 1000) for number in range(121, 151)]
+    await keep(database, *train)
+    await keep(database, *heldout, heldout_share=HELDOUT)
+    sides = {str(each.id): "heldout" if each in heldout else "train" for each in [*train, *heldout]}
+    async with serving_without_engine(engineless) as client:
+        taken: list[str] = []
+        while items := await take(client, f"tab {len(taken)}", limit=20):
+            taken += [item["interaction_id"] for item in items]
+    assert len(set(taken)) == len(taken) == 150, "all are handed out in the end"
+    first = taken[:40]
+    by_worth, sample = first[::2], first[1::2]
+    p = {str(each.id): each.critiques[0].p_correct for each in [*train, *heldout]}
+    assert [sides[id] for id in by_worth] == ["train"] * 20
+    assert [p[id] for id in by_worth] == sorted(p[id] or 0 for id in by_worth)
+    assert 4 <= sum(sides[id] == "heldout" for id in sample) <= 16, "about half of the sample"
+    assert [p[id] for id in sample] != sorted(p[id] or 0 for id in sample)
+    async with database.session() as session:
+        chosen = set(await session.scalars(select(ChosenAnswerRow.question_hash)))
+    assert {question_hash(each.question) for each in heldout} & chosen == set()
+    assert {question_hash(each.question) for each in train if str(each.id) in by_worth} <= chosen
+    assert 60 <= len(chosen) <= 110, "three quarters of 120"
+
+
+async def test_a_chosen_reason_is_asked_about_no_held_out_answer(engineless: Settings, database: Database) -> None:
+    heldout = [judged(number, 0.6) for number in range(1000, 1010)]
+    await keep(database, *heldout, heldout_share=HELDOUT)
+    async with serving_without_engine(engineless) as client:
+        assert await take(client, limit=20, reasons=["uncertain"]) == []
+        assert len(await take(client, limit=20)) == 10
 
 
 async def test_several_people_never_get_the_same_answer(engineless: Settings, database: Database) -> None:
@@ -124,7 +165,9 @@ async def test_a_label_leaves_the_queue_and_undo_brings_it_back(engineless: Sett
     first, second = judged(1, 0.5), judged(2, 0.6)
     await keep(database, first, second, heldout_share=HELDOUT)
     async with serving_without_engine(engineless) as client:
-        assert [item["interaction_id"] for item in await take(client)] == [str(first.id)]
+        [item] = await take(client)
+        if item["interaction_id"] == str(second.id):  # held-out answers come in random order
+            first, second = second, first
         given = str(uuid4())
         label = {"feedback_id": given, "interaction_id": str(first.id), "correct": False}
         assert (await client.post("/feedback", json=label)).status_code == 200
@@ -220,6 +263,6 @@ async def test_the_progress_names_what_the_gate_needs(engineless: Settings, data
         near = (await client.get("/labels/progress", params={"target_points": 15})).json()
         assert far["detectable_points"] is None
         assert far["needed"]["right"] == far["needed"]["wrong"] > near["needed"]["wrong"] >= 20
-        assert far["expected_labels"]["wrong"] == round(far["needed"]["wrong"] / engineless.heldout_share)
+        assert far["expected_labels"]["wrong"] == 4 * far["needed"]["wrong"]
         assert f"{far['needed']['wrong']} more wrong and" in far["sentence"]
         assert (await client.get("/labels/progress", params={"target_points": 0})).status_code == 422

@@ -66,6 +66,7 @@ _PATHS = [
     ("GET", "/admin/retention"),
     ("GET", "/admin/keys"),
     ("POST", "/admin/keys"),
+    ("PATCH", "/admin/keys/{key_id}"),
     ("POST", "/admin/keys/{key_id}/revoke"),
     ("POST", "/admin/keys/{key_id}/distrust"),
     ("POST", "/admin/keys/{key_id}/trust"),

@@ -457,9 +457,11 @@ async def _is_refused(world: World, version: int, message: str) -> None:
     )
 
 
-def _served(engine: RunningEngine) -> set[str]:
+def _served(engine: RunningEngine) -> dict[str, str]:
+    """The names that an engine serves, by what comes before the adapter's hash (`critic@1`)."""
     with engine.client() as client:
-        return {item["id"] for item in client.get("/v1/models").json()["data"]}
+        names = [item["id"] for item in client.get("/v1/models").json()["data"]]
+    return {name.partition("-")[0]: name for name in names}
 
 
 async def test_a_row_of_another_adapter_is_refused(world: World, published: list[PublishedAdapter]) -> None:
@@ -722,7 +724,7 @@ async def test_an_episode_stays_on_its_critic(world: World, engines: Engines, mo
 async def test_an_engine_that_lost_an_adapter_gets_it_back_within_the_request(world: World, engines: Engines) -> None:
     await world.promoted(1)
     for _ in range(5):
-        engines.a.unload_adapter("critic@1")
+        engines.a.unload_adapter(_served(engines.a)["critic@1"])
         texts = await asyncio.gather(*(world.text() for _ in range(6)))
         assert set(texts) == {world.texts[1]}
 
@@ -767,7 +769,7 @@ async def test_an_engine_that_dies_in_a_swap_refuses_it_and_then_gets_the_live_c
         assert await world.text() == world.texts[1]
         assert engines.b is not killed, "started again"
         await _until(lambda: "critic@1" in _served(engines.b))
-        engines.b.unload_adapter("critic@1")
+        engines.b.unload_adapter(_served(engines.b)["critic@1"])
         await _until(lambda: "critic@1" in _served(engines.b))
     alone = make_settings(tmp_path / "b", database_url, engines.b.url)
     async with serving(alone) as client:

@@ -485,7 +485,7 @@ async def test_an_unproven_live_critic_makes_the_service_unready_and_requests_ge
                 break
             assert time.monotonic() < deadline, ready.text
             await asyncio.sleep(0.2)
-        assert f"no engine serves the live critic critic@{spoilt.version}" in ready.json()["critic"]["detail"]
+        assert f"no engine serves the live critic {spoilt.engine_name}" in ready.json()["critic"]["detail"]
         for path, body in (
             ("/critique", RIGHT),
             ("/refine", RIGHT),

@@ -9,10 +9,12 @@ from gadfly import store
 from gadfly.api_keys import issue_key
 from gadfly.grading import Grade
 from gadfly.records import Tier
+from gadfly.settings import Settings
 from gadfly.store.database import Database
 from gadfly.store.regrading import regrade
 from gadfly.tasks import load_task, open_grader
-from tests.service.conftest import make_settings
+from tests.service.conftest import make_settings, serving_without_engine
+from tests.support.records import make_interaction
 from tests.support.services import serving
 from tests.support.tasks import PROMPTS, write_task
 
@@ -207,3 +209,40 @@ async def test_a_grader_that_is_unavailable_costs_the_grade_until_it_is_back(
             stored = await store.interactions.read_interaction(session, UUID(answered["id"]), scope=None)
     assert report.graded == 1
     assert (stored.grade, stored.grade_problem, stored.grader) == (Grade.RIGHT, None, back.grader_version)
+
+
+async def test_a_task_is_trained_by_its_own_options(tmp_path: Path, engineless: Settings, database: Database) -> None:
+    own = "[training]\nsteps_stage_1 = 3\nevaluation_items = 30\n[schedule]\nafter_labels = 9"
+    folder = write_task(
+        tmp_path / "towns", f'kind = "exact"\n{own}', head='name = "towns"\ndescription = "d"', prompts=None
+    )
+    settings = engineless.model_copy(update={"tasks": (str(folder),), "train_schedule": "0 3 * * *"})
+    labelled = make_interaction(
+        question="Of Italy?", reference="Rome", grade=Grade.WRONG, task="towns", critic_version=None, critiques=()
+    )
+    async with database.session() as session:
+        await store.interactions.insert_records(session, [labelled], heldout_share=1 - 1e-9)
+    async with serving_without_engine(settings) as client:
+        math, towns = (await client.get("/tasks")).json()
+        assert (math["training"], math["schedule"]) == ({}, {"cron": "0 3 * * *", "after_labels": 0, "own": []})
+        assert towns["training"] == {"steps_stage_1": 3, "evaluation_items": 30}
+        assert towns["schedule"] == {"cron": "0 3 * * *", "after_labels": 9, "own": ["after_labels"]}
+        asked = {"dry_run": True, "config": {"steps_stage_2": 1}}
+        plan = (await client.post("/admin/retrain", json={**asked, "task": "towns"})).json()
+        assert plan["steps"] == 4
+        assert {option["name"]: (option["value"], option["source"]) for option in plan["options"]} == {
+            "steps_stage_1": (3, "task"),
+            "steps_stage_2": (1, "request"),
+            "max_critique_tokens": (settings.max_tokens, "served"),
+            "max_answer_tokens": (settings.max_tokens, "served"),
+            "evaluation_items": (30, "task"),
+        }
+        assert (await client.post("/admin/retrain", json={**asked, "task": "math"})).json()["steps"] == 21
+
+        async def progress(**params: Any) -> dict[str, Any]:
+            return dict((await client.get("/labels/progress", params={"target_points": 15, **params})).json())
+
+        one, other, both = await progress(task="towns"), await progress(task="math"), await progress()
+        assert (one["heldout"]["wrong"], other["heldout"]["wrong"], both["heldout"]["wrong"]) == (1, 0, 1)
+        assert (one["beyond_gate"], other["beyond_gate"], both["beyond_gate"]) == (True, False, False)
+        assert (await client.get("/labels/progress", params={"task": "birds"})).status_code == 404

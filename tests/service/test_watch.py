@@ -28,6 +28,8 @@ from gadfly.service.critics.watch import (
     paired_losses,
 )
 from gadfly.store.database import Database
+from gadfly.store.labels import text_sha256
+from gadfly.store.split import question_hash
 from gadfly.store.watch import Outcome
 from gadfly.training import GateOutcome, TrainConfig, Trigger
 from gadfly.verdict import Verdict
@@ -306,6 +308,31 @@ async def test_its_own_traffic_counts_for_the_critic_before(seeded: Database) ->
     own = [*both(0, 30, is_verdict_right=True), *both(0, 30, is_verdict_right=False)]  # 50 % on its own traffic
     evidence = await check(seeded, *own, *both(1, 20, is_verdict_right=False))
     assert evidence.accuracy_before["right"] == pytest.approx((30 + 36) / (60 + 40))
+
+
+async def test_labels_that_were_asked_for_because_of_a_verdict_measure_no_critic(seeded: Database) -> None:
+    """Where the queue chose answers of which the live critic was unsure, it is wrong more often than elsewhere."""
+    unsure = both(1, 20, is_verdict_right=False)
+    answers = [(question_hash(each.question), text_sha256(each.response or "")) for each in unsure]
+    async with seeded.session() as session:
+        await store.label_queue.note_chosen(session, answers)
+    evidence = await check(seeded, *unsure, *both(1, 20, is_verdict_right=True))
+    assert (evidence.decision, evidence.accuracy) == (Decision.UNDECIDED, {"right": 1.0, "wrong": 1.0})
+    async with seeded.session() as session:
+        await store.shadow.insert_verdicts(session, 0, [(each.id, each.critiques[0].stated) for each in unsure])
+        assert await store.watch.paired_outcomes(session, 1, before=0) == []
+        assert len(await store.shadow.unjudged(session, live=1, by=0, since=None, share=1.0, limit=99)) == 40
+        assert await store.training_data.traffic_counts(session) == (20, 20)
+
+
+async def test_a_label_from_before_the_queue_chose_the_answer_measures(seeded: Database) -> None:
+    """A second opinion may be asked for, as long as the label stays."""
+    given = both(1, 20, is_verdict_right=False)
+    found = await watch(seeded, *given)
+    async with seeded.session() as session:
+        answers = [(question_hash(each.question), text_sha256(each.response or "")) for each in given]
+        await store.label_queue.note_chosen(session, answers)
+    assert (await found.check()).decision is Decision.ROLL_BACK
 
 
 async def test_labels_of_one_class_are_reported_as_too_few(seeded: Database) -> None:

@@ -480,4 +480,4 @@ async def test_versions_are_numbered_one_after_another_whoever_publishes(seeded:
         assert told == [{"version": version, "adapter_sha256": "ab" * 32, "examples": 0}], "told once"
     async with seeded.session() as session:
         [newest, *_] = await store.critics.list_critic_versions(session)
-    assert (newest.version, newest.engine_name, newest.parent) == (5, "critic@5", 0)
+    assert (newest.version, newest.engine_name, newest.parent) == (5, "critic@5-abababab", 0)

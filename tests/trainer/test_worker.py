@@ -22,12 +22,14 @@ from gadfly.records import Split
 from gadfly.settings import Settings
 from gadfly.store.database import Database, migrate
 from gadfly.store.tables import QuestionRow
+from gadfly.tasks import load_task
 from gadfly.trainer.engines import PREFIX
 from gadfly.trainer.worker import Worker
 from gadfly.trainer.workspace import Workspace
 from gadfly.training import EventKind, Run, RunEvent, RunStatus, Trigger
 from tests.support import worlds
 from tests.support.postgres import PostgresServer
+from tests.support.tasks import write_task
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -300,6 +302,41 @@ async def test_new_labels_start_one_run(database: Database, settings: Settings, 
         await app.tasks["count_labels"].func(0)  # there are no newer labels
         async with database.session() as session:
             assert await store.runs.unfinished_runs(session) == []
+
+
+async def test_each_task_is_trained_at_its_own_times(database: Database, settings: Settings, tmp_path: Path) -> None:
+    tables = {
+        "hourly": '[training]\nsteps_stage_1 = 3\n[schedule]\ncron = "0 * * * *"',
+        "counted": '[schedule]\ncron = ""\nafter_labels = 5',
+        "usual": "",
+        "empty": '[schedule]\ncron = "0 * * * *"',
+    }
+    for name, own in tables.items():
+        head = f'name = "{name}"\ndescription = "d"'
+        folder = write_task(tmp_path / "tasks" / name, f'kind = "exact"\n{own}', head=head, prompts=None)
+        task = load_task(str(folder))
+        await worlds.fill(database, base_model=settings.model, questions=0 if name == "empty" else 12, task=task.id)
+    folders = {"tasks": (str(tmp_path / "tasks"),), "train_schedule": "0 3 * * *"}
+    async with Worker.open(settings.model_copy(update=folders)) as worker:
+        app = worker.make_app()
+        times = {each.cron: each.configure_kwargs for each in app.periodic_registry.periodic_tasks.values()}
+        assert set(times) == {"0 * * * *", "0 3 * * *", "* * * * *"}
+        assert times["0 * * * *"].get("task_kwargs") == {"cron": "0 * * * *"}
+
+        async def requested() -> dict[str, Run]:
+            async with database.session() as session:
+                found = [run for name in ("math", *tables) for run in await store.runs.unfinished_runs(session, name)]
+                return {run.task: run for run in found}
+
+        await app.tasks["scheduled"].func(0, cron="0 * * * *")
+        [run] = (await requested()).values()
+        assert (run.task, run.trigger, run.config.steps_stage_1) == ("hourly", Trigger.SCHEDULE, 3)
+        await app.tasks["count_labels"].func(0)
+        assert (await requested()).keys() == {"hourly", "counted"}
+        await app.tasks["scheduled"].func(0)  # of a trainer before this one: the deployment's times
+        found = await requested()
+        assert found.keys() == {"math", "hourly", "counted", "usual"}
+        assert found["usual"].config == found["math"].config.model_copy(update={"seed": found["usual"].config.seed})
 
 
 async def test_a_run_without_a_job_gets_one(database: Database, settings: Settings) -> None:

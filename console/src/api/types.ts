@@ -5,6 +5,7 @@ type Schemas = components["schemas"];
 
 export type Problem = Schemas["Problem"];
 export type Session = Schemas["SessionView"];
+export type Scope = Schemas["Scope"];
 export type Critique = Schemas["CritiqueView"];
 export type CritiqueResult = Schemas["CritiqueResult"];
 export type RefineResult = Schemas["RefineResult"];

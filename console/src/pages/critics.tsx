@@ -78,6 +78,7 @@ function left(canary: Canary): { value: string; detail: string } {
 /** A promotion that has begun with a share of the requests, and the buttons that end it. */
 function RunningCanary({ canary, done }: { canary: Canary; done: () => void }) {
   const [asks, setAsks] = useState<"widen" | "rollback">();
+  const { isAdmin } = useViewer();
   const rest = left(canary);
   const finish = (text: string) => {
     toast(text);
@@ -87,12 +88,12 @@ function RunningCanary({ canary, done }: { canary: Canary; done: () => void }) {
     <Card
       title={<>Canary <a href={link(`critics/${canary.version}`)}>critic@{canary.version}</a></>}
       note={<>Of the task {canary.task}, since <Time at={canary.started_at} />. An episode keeps the critic that it began with.</>}
-      actions={
+      actions={isAdmin && (
         <>
           <Button kind="danger" icon="undo" onClick={() => setAsks("rollback")}>Roll back</Button>
           <Button kind="primary" icon="up" onClick={() => setAsks("widen")}>Widen</Button>
         </>
-      }
+      )}
     >
       {canary.held && <Note tone="warn" icon="warn" title="It waits for you">{canary.held}</Note>}
       <dl class="stats">
@@ -131,8 +132,8 @@ export function CriticsPage(_: { route: Route }) {
   useTitle("Critics");
   const critics = useLoaded("critics", (signal) => get<Critic[]>("critics", {}, signal), 15_000);
   const state = useLoaded("state", (signal) => get<State>("state", {}, signal), 15_000);
-  const { isAdmin } = useViewer();
-  const canaries = useLoaded("canaries", (signal) => (isAdmin ? get<Canary[]>("admin/canaries", {}, signal) : Promise.resolve([])), 15_000);
+  const { may } = useViewer();
+  const canaries = useLoaded("canaries", (signal) => (may("read") ? get<Canary[]>("admin/canaries", {}, signal) : Promise.resolve([])), 15_000);
   const reload = () => {
     critics.reload();
     canaries.reload();

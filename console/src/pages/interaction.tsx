@@ -15,7 +15,7 @@ import { Consequences, forgetAll } from "./forget";
 export function InteractionPage({ route }: { route: Route }) {
   const id = route.path[1]!;
   useTitle("Interaction");
-  const { isAdmin } = useViewer();
+  const { isAdmin, may } = useViewer();
   const found = useLoaded(id, (signal) => get<Interaction>(`interactions/${id}`, {}, signal));
   const [deleting, setDeleting] = useState(false);
   return (
@@ -29,7 +29,7 @@ export function InteractionPage({ route }: { route: Route }) {
             {found.data.response !== null && (
               <a class="button" href={link("playground", { question: found.data.question, response: found.data.response, reference: found.data.reference })}>Open in playground</a>
             )}
-            <Button kind="danger" icon="trash" onClick={() => setDeleting(true)}>Delete</Button>
+            {may("use") && <Button kind="danger" icon="trash" onClick={() => setDeleting(true)}>Delete</Button>}
           </>
         )}
       />
@@ -39,12 +39,12 @@ export function InteractionPage({ route }: { route: Route }) {
             <div class="stack">
               <Card label="Question and answer"><Exchange question={item.question} response={item.response} /></Card>
               {item.result && (item.result.kind === "refine" ? <Refined result={item.result} response={item.response ?? ""} /> : <Critiqued result={item.result} />)}
-              {item.response !== null && <Replay item={item} />}
+              {item.response !== null && may("use") && <Replay item={item} />}
               {item.conversation && <Card title="Conversation"><pre class="block" tabIndex={0}>{JSON.stringify(item.conversation, null, 2)}</pre></Card>}
             </div>
             <div class="stack">
               <Labelled item={item} reload={found.reload} />
-              {isAdmin && <Learned id={item.id} />}
+              {may("read") && <Learned id={item.id} />}
               <Card title="Facts">
                 <Facts
                   items={[
@@ -133,9 +133,9 @@ function Refined({ result, response }: { result: RefineResult; response: string 
 }
 
 function Labelled({ item, reload }: { item: Interaction; reload: () => void }) {
-  const { isAdmin } = useViewer();
+  const { isAdmin, may } = useViewer();
   const votes = useLoaded(`votes ${item.id} ${item.feedback.length}`, async (signal) => {
-    if (!isAdmin) return null;
+    if (!may("read")) return null;
     try {
       return await get<Label>(`admin/labels/${item.id}`, {}, signal);
     } catch (error) {

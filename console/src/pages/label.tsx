@@ -13,8 +13,8 @@ const REASONS = {
   conflict: { text: "Votes conflict", tone: "warn" },
   disagreement: { text: "Critics disagree", tone: "accent" },
   contradicted: { text: "A vote contradicts the critic", tone: "warn" },
-  uncertain: { text: "The critic is unsure", tone: "accent" },
-  new: { text: "Not labelled yet", tone: "plain" },
+  uncertain: { text: "Not labelled yet", tone: "accent" },
+  new: { text: "Not judged yet", tone: "plain" },
 } as const;
 
 const AHEAD = 3;
@@ -192,11 +192,11 @@ export function LabelPage({ route }: { route: Route }) {
     <>
       <PageHead
         title="Label queue"
-        lead="The answers that teach the critic most come first. Is the answer right?"
+        lead="In turns the answer that teaches the critic most and one from a random sample. Is the answer right?"
         actions={
           <Select
             label="Show" value={reason} onInput={(value) => navigate(link("label", { reason: value }))}
-            choices={[["", "What teaches most"], ...Object.entries(REASONS).map(([id, { text }]): [string, string] => [id, text])]}
+            choices={[["", "All, in turns"], ...Object.entries(REASONS).map(([id, { text }]): [string, string] => [id, text])]}
           />
         }
       />

@@ -16,14 +16,14 @@ type Class = keyof typeof CLASSES;
 
 export function OverviewPage({ route }: { route: Route }) {
   useTitle("Overview");
-  const { isAdmin } = useViewer();
+  const { may } = useViewer();
   const days = route.query["days"] ?? "30";
   const shown = (route.query["class"] ?? "balanced") as Class;
-  if (!isAdmin) {
+  if (!may("read")) {
     return (
       <>
         <PageHead title="Overview" />
-        <div class="card"><Empty icon="key" title="This needs an admin key" action={<a class="button button-primary" href="#/label">To the label queue</a>}>The overview shows the whole deployment.</Empty></div>
+        <div class="card"><Empty icon="key" title="This needs a key with the scope read" action={<a class="button button-primary" href="#/label">To the label queue</a>}>The overview shows the whole deployment.</Empty></div>
       </>
     );
   }

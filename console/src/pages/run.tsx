@@ -11,6 +11,7 @@ import { toast } from "../ui/toast";
 import { GateBody, type GateReport } from "./critic";
 import { OutcomeBadge } from "./critics";
 import { RunStatus } from "./runs";
+import { useViewer } from "../viewer";
 
 interface StepPoint {
   step: number;
@@ -103,6 +104,7 @@ export function RunPage({ route }: { route: Route }) {
   const found = useLoaded(id, (signal) => get<Run>(`admin/runs/${id}`, {}, signal));
   const followed = useEvents(id, found.reload);
   const [asks, setAsks] = useState<"cancel" | "reproduce">();
+  const { may } = useViewer();
   const run = found.data;
   const isOver = run ? OVER.includes(run.status) : false;
   const alarms = followed.log.filter((event) => event.kind === "alarm");
@@ -114,7 +116,7 @@ export function RunPage({ route }: { route: Route }) {
         back={{ href: "#/runs", text: "Runs" }}
         title={<>Run {short(id)} {run && <RunStatus status={run.status} />} {run && <OutcomeBadge outcome={run.outcome} />}</>}
         lead={run && <span class="row"><Time at={run.created_at} /> {run.version !== null && <a href={link(`critics/${run.version}`)}>critic@{run.version}</a>} {run.reproduces && <a href={link(`runs/${run.reproduces}`)}>repeats {short(run.reproduces)}</a>}</span>}
-        actions={run && (isOver
+        actions={run && may("train") && (isOver
           ? <Button icon="refresh" onClick={() => setAsks("reproduce")}>Reproduce</Button>
           : <Button kind="danger" icon="stop" disabled={run.cancel_requested_at !== null} onClick={() => setAsks("cancel")}>{run.cancel_requested_at ? "Cancelling…" : "Cancel"}</Button>)}
       />

@@ -7,6 +7,7 @@ import { link, navigate, type Route } from "../router";
 import { Badge, Button, Empty, ErrorNote, Loading, Note, PageHead, Select, TextArea, Time, type Choice } from "../ui/basics";
 import { Dialog } from "../ui/dialog";
 import { OutcomeBadge } from "./critics";
+import { useViewer } from "../viewer";
 
 const TONES = { queued: "plain", running: "accent", succeeded: "good", failed: "bad", cancelled: "warn" } as const;
 
@@ -19,7 +20,8 @@ export function RunsPage({ route }: { route: Route }) {
   const runs = useLoaded("runs", (signal) => get<Page>("admin/runs", { limit: 50 }, signal), 10_000);
   const [rest, setRest] = useState<{ items: RunSummary[]; cursor: string | null }>();
   const [error, setError] = useState<Error>();
-  const asks = route.query["new"] === "yes";
+  const { may } = useViewer();
+  const asks = route.query["new"] === "yes" && may("train");
   const loadMore = async (cursor: string) => {
     try {
       const page = await get<Page>("admin/runs", { limit: 50, cursor });
@@ -32,14 +34,14 @@ export function RunsPage({ route }: { route: Route }) {
     <>
       <PageHead
         title="Runs" lead="A run trains a new critic on labelled answers, and the gate decides whether it may go live."
-        actions={<a class="button button-primary" href={link("runs", { new: "yes" })}>Start a run</a>}
+        actions={may("train") && <a class="button button-primary" href={link("runs", { new: "yes" })}>Start a run</a>}
       />
       <Loading of={runs} lines={8}>
         {(page) => {
           const items = [...page.items, ...(rest?.items ?? [])];
           const cursor = rest ? rest.cursor : page.next_cursor;
           return items.length === 0 ? (
-            <div class="card"><Empty icon="runs" title="No run yet" action={<a class="button button-primary" href={link("runs", { new: "yes" })}>See what a run would do</a>}>A dry run says what there is to learn from, and what the gate could see.</Empty></div>
+            <div class="card"><Empty icon="runs" title="No run yet" action={may("train") && <a class="button button-primary" href={link("runs", { new: "yes" })}>See what a run would do</a>}>A dry run says what there is to learn from, and what the gate could see.</Empty></div>
           ) : (
             <>
               {items.length > 1 && <Compare runs={items} />}

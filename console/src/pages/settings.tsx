@@ -114,7 +114,7 @@ function KeysTab() {
                   <div class="row row-between">
                     <span class="row">
                       <strong>{key.name}</strong>
-                      <Badge tone={key.tier === "admin" ? "accent" : "plain"}>{words(key.tier)}</Badge>
+                      {key.tier === "admin" ? <Badge tone="accent">Admin</Badge> : key.scopes.map((scope) => <Badge key={scope}>{words(scope)}</Badge>)}
                       {key.revoked_at && <Badge tone="bad">Revoked</Badge>}
                       {key.distrusted_at && <Badge tone="warn">Its labels do not count</Badge>}
                     </span>
@@ -158,9 +158,13 @@ function KeysTab() {
   );
 }
 
+const KINDS = {
+  use: { scopes: ["use"] }, label: { scopes: ["label"] }, read: { scopes: ["read"] }, train: { scopes: ["train"] }, admin: { tier: "admin" },
+} as const;
+
 function MakeKey({ onClose }: { onClose: () => void }) {
   const [name, setName] = useState("");
-  const [tier, setTier] = useState("caller");
+  const [kind, setKind] = useState<keyof typeof KINDS>("use");
   const [days, setDays] = useState("");
   const [made, setMade] = useState<NewKey>();
   const [error, setError] = useState<Error>();
@@ -169,7 +173,7 @@ function MakeKey({ onClose }: { onClose: () => void }) {
     setBusy(true);
     setError(undefined);
     try {
-      setMade(await post<NewKey>("admin/keys", { name: name.trim(), tier, ...(days ? { expires_in_days: Number(days) } : {}) }));
+      setMade(await post<NewKey>("admin/keys", { name: name.trim(), ...KINDS[kind], ...(days ? { expires_in_days: Number(days) } : {}) }));
     } catch (failure) {
       setError(asError(failure));
     }
@@ -193,7 +197,16 @@ function MakeKey({ onClose }: { onClose: () => void }) {
       ) : (
         <div class="stack">
           <TextField label="Name" value={name} onInput={setName} placeholder="Who or what uses it" required />
-          <Select label="Tier" value={tier} onInput={setTier} choices={[["caller", "Caller: uses the service, sees its own rows"], ["admin", "Admin: sees and does everything"]]} />
+          <Select
+            label="What it may do" value={kind} onInput={(chosen) => setKind(chosen as keyof typeof KINDS)}
+            choices={[
+              ["use", "Use: uses the service, sees its own rows"],
+              ["label", "Label: labels the answers of all callers"],
+              ["read", "Read: reads all traffic, labels, runs and critics"],
+              ["train", "Train: plans, starts and follows training runs"],
+              ["admin", "Admin: sees and does everything"],
+            ]}
+          />
           <TextField label="Expires after, in days (optional)" type="number" value={days} onInput={setDays} inputMode="numeric" />
           {error && <ErrorNote error={error} />}
         </div>

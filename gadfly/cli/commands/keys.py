@@ -1,4 +1,4 @@
-"""`gadfly keys create`, `list`, `revoke`, `distrust` and `trust`: API keys."""
+"""`gadfly keys create`, `list`, `revoke`, `limit`, `distrust` and `trust`: API keys."""
 
 import asyncio
 from dataclasses import asdict
@@ -9,8 +9,33 @@ import typer
 
 from gadfly.cli.commands.arguments import Json
 from gadfly.cli.options import takes_settings
-from gadfly.records import Tier
+from gadfly.records import KeyLimits, Scope, Tier
 from gadfly.settings import Settings
+
+RequestsPerMinute = Annotated[
+    int | None, typer.Option("--requests-per-minute", min=0, help="Limit of requests, in each worker. 0: none.")
+]
+EngineCallsPerMinute = Annotated[
+    int | None, typer.Option("--engine-calls-per-minute", min=0, help="Limit of engine calls, in each worker. 0: none.")
+]
+TokensPerDay = Annotated[
+    int | None, typer.Option("--tokens-per-day", min=0, help="Limit of tokens a day (UTC), over all workers. 0: none.")
+]
+MaxInFlight = Annotated[
+    int | None, typer.Option("--max-in-flight", min=0, help="Limit of requests at once, in each worker. 0: none.")
+]
+
+
+def _limits(
+    requests_per_minute: int | None,
+    engine_calls_per_minute: int | None,
+    tokens_per_day: int | None,
+    max_in_flight: int | None,
+) -> dict[str, int | None]:
+    """The limits that were given; None: removed."""
+    given = {name: value for name, value in locals().items() if value is not None}
+    return {name: value or None for name, value in given.items()}
+
 
 app = typer.Typer(help="Create, list, revoke and distrust API keys.", no_args_is_help=True)
 
@@ -19,7 +44,7 @@ app = typer.Typer(help="Create, list, revoke and distrust API keys.", no_args_is
 @takes_settings(without=("task",))
 def create_key(
     settings: Settings,
-    tier: Annotated[Tier, typer.Option("--tier", help="caller: use the service. admin: everything.")] = Tier.CALLER,
+    tier: Annotated[Tier, typer.Option("--tier", help="caller: what --scope says. admin: everything.")] = Tier.CALLER,
     name: Annotated[str, typer.Option("--name", help="Name of the key. Unset: its tier.")] = "",
     expires: Annotated[
         str | None, typer.Option("--expires", help="When the key expires: 12h, 30d, 2w. Unset: never.")
@@ -28,6 +53,19 @@ def create_key(
         list[str] | None,
         typer.Option("--task", help="Limit the key to this task; may be repeated. Unset: all tasks."),
     ] = None,
+    scope: Annotated[
+        list[Scope] | None,
+        typer.Option(
+            "--scope",
+            help="What the key may do; may be repeated. use: have answers judged and rewritten, see its own rows. "
+            "label: label the answers of all callers. read: read all traffic, runs and critics. "
+            "train: plan, request and cancel training runs. Unset: use.",
+        ),
+    ] = None,
+    requests_per_minute: RequestsPerMinute = None,
+    engine_calls_per_minute: EngineCallsPerMinute = None,
+    tokens_per_day: TokensPerDay = None,
+    max_in_flight: MaxInFlight = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write the secret to this file (mode 600).")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --out if it exists.")] = False,
     if_none: Annotated[
@@ -40,6 +78,7 @@ def create_key(
     from gadfly.records import now
     from gadfly.store.database import migrate
 
+    limits = _limits(requests_per_minute, engine_calls_per_minute, tokens_per_day, max_in_flight)
     expires_at = None if expires is None else storage.expiry(expires, at=now())
     with storage.database_url(settings) as url:
         migrate(url)
@@ -56,6 +95,8 @@ def create_key(
                 tier=tier,
                 expires_at=expires_at,
                 tasks=_served(settings, task),
+                scopes=scope or None,
+                limits=KeyLimits(**limits),
                 out=out,
                 overwrite=overwrite,
             )
@@ -63,7 +104,9 @@ def create_key(
     if is_first:
         terminal.err.print("This is the first key: from now on every request needs a key, on this machine too.")
     if json:
-        terminal.print_json({**asdict(key), "secret": None if out else secret, "file": out and str(out)})
+        terminal.print_json(
+            {**asdict(key), "scopes": key.granted, "secret": None if out else secret, "file": out and str(out)}
+        )
         return
     ends = "" if key.expires_at is None else f", valid until {key.expires_at:%Y-%m-%d %H:%M} UTC"
     terminal.err.print(f"{key.tier} key {key.name} ({key.id}){ends}", markup=False)
@@ -92,21 +135,33 @@ def list_keys(settings: Settings, json: Json = False) -> None:
     with storage.database_url(settings) as url:
         keys = asyncio.run(storage.all_keys(settings, url))
     if json:
-        print_json([{**asdict(key), "active": key.is_active(now())} for key in keys])
+        print_json([{**asdict(key), "scopes": key.granted, "active": key.is_active(now())} for key in keys])
         return
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("id", "name", "tier", "tasks", "secret", "created", "state"):
+    for name in ("id", "name", "tier", "scopes", "limits", "tasks", "secret", "created", "state"):
         table.add_column(name, overflow="fold", no_wrap=name == "id")
     for key in keys:
         inactive = "revoked" if key.revoked_at else "expired"
         active = "active" if key.expires_at is None else f"active until {key.expires_at:%Y-%m-%d}"
+        limits = ", ".join(f"{value:,} {_named(name)}" for name, value in key.limits.items())
         state = active if key.is_active(now()) else inactive
         if key.distrusted_at is not None:
             state += ", labels distrusted"
         tasks = "all" if key.tasks is None else ", ".join(key.tasks)
-        table.add_row(str(key.id), key.name, key.tier, tasks, f"{key.hint}...", f"{key.created_at:%Y-%m-%d}", state)
+        scopes = "all" if key.tier is Tier.ADMIN else ", ".join(key.granted)
+        table.add_row(
+            str(key.id),
+            key.name,
+            key.tier,
+            scopes,
+            limits,
+            tasks,
+            f"{key.hint}...",
+            f"{key.created_at:%Y-%m-%d}",
+            state,
+        )
     out.print(table if keys else "no keys")
 
 
@@ -124,8 +179,37 @@ def revoke_key(
     out.print(f"revoked {revoked.tier} key {revoked.name} ({revoked.id})", markup=False)
 
 
+def _named(limit: str) -> str:
+    return limit.replace("_per_", "/").removeprefix("max_").replace("_", " ")
+
+
 KeyName = Annotated[str, typer.Argument(help="The key's id, or its name if the name is unique.")]
 Reason = Annotated[str | None, typer.Option("--reason", help="Why; stored with the act.")]
+
+
+@app.command("limit")
+@takes_settings()
+def limit_key(
+    settings: Settings,
+    key: KeyName,
+    requests_per_minute: RequestsPerMinute = None,
+    engine_calls_per_minute: EngineCallsPerMinute = None,
+    tokens_per_day: TokensPerDay = None,
+    max_in_flight: MaxInFlight = None,
+    reason: Reason = None,
+) -> None:
+    """Change how much a key may use. Limits that are not given stay; services notice within seconds."""
+    from gadfly.cli import storage
+    from gadfly.cli.terminal import out
+    from gadfly.errors import BadInput
+
+    limits = _limits(requests_per_minute, engine_calls_per_minute, tokens_per_day, max_in_flight)
+    if not limits:
+        raise BadInput("give a limit to change, for example --requests-per-minute 60")
+    with storage.database_url(settings) as url:
+        changed = asyncio.run(storage.limit(settings, url, key, limits, reason=reason))
+    shown = ", ".join(f"{value:,} {_named(name)}" for name, value in changed.limits.items()) or "no limits"
+    out.print(f"{changed.name} ({changed.id}): {shown}", markup=False)
 
 
 @app.command("distrust")

@@ -30,18 +30,22 @@ def list_tasks(settings: Settings, json: Json = False) -> None:
     from gadfly.cli import terminal
 
     served = tasks.load_tasks(settings)
-    found = [_described(each.task) | {"use": "default" if each is served.default else "served"} for each in served]
+    found = [
+        _described(each.task, settings) | {"use": "default" if each is served.default else "served"} for each in served
+    ]
     others = [name for name in tasks.available() if name not in served.names]
-    found += [_described(tasks.load_task(name)) | {"use": None} for name in others]
+    found += [_described(tasks.load_task(name), settings) | {"use": None} for name in others]
     if json:
         terminal.print_json(found)
         return
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("name", "version", "grader", "use", "description"):
+    for name in ("name", "version", "grader", "use", "trained", "own options", "description"):
         table.add_column(name, overflow="fold")
     for task in found:
         use = task["use"] or "not served"
-        table.add_row(task["name"], task["version"], task["grader"]["kind"], use, task["description"])
+        trained = _times(task["schedule"]) if task["use"] else ""
+        own = ", ".join(task["training"])
+        table.add_row(task["name"], task["version"], task["grader"]["kind"], use, trained, own, task["description"])
     terminal.out.print(table)
 
 
@@ -74,11 +78,13 @@ def add_task(
 @takes_settings()
 def show_task(settings: Settings, name: Name, json: Json = False) -> None:
     """Show a task: version, files, verdict words, answer form, grader and prompts."""
+    from json import dumps  # the flag has the module's name
+
     from gadfly import tasks
     from gadfly.cli import terminal
 
     task = tasks.load_task(name)
-    found = _described(task)
+    found = _described(task, settings)
     prompts = task.prompt_set(settings.prompts)
     shown = {
         "solve": prompts.solve(question="{question}"),
@@ -105,6 +111,9 @@ def show_task(settings: Settings, name: Name, json: Json = False) -> None:
     say(f"grader    {_pairs(found['grader'])}, version {task.grader_version}", markup=False)
     if task.guess_rate is not None:
         say(f"guessing  {task.guess_rate:.0%} of the answers are right by guessing", markup=False)
+    say(f"trained   {_times(found['schedule'])}", markup=False)
+    if found["training"]:
+        say(f"training  {dumps(found['training'])}", markup=False)
     for role, prompt in shown.items():
         for message in prompt.messages:
             say(f"\n[{role}: {message.role}]", markup=False)
@@ -215,7 +224,11 @@ def try_task(
         terminal.fail("no row has a grade: mend the rows or the task")
 
 
-def _described(task: "Task") -> dict[str, Any]:
+def _described(task: "Task", settings: Settings) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from gadfly.tasks.training import schedule_of
+
     manifest = task.manifest.model_dump(mode="json", by_alias=True)
     return {
         "name": task.name,
@@ -227,7 +240,16 @@ def _described(task: "Task") -> dict[str, Any]:
         "grader": manifest["grader"],
         "grader_version": task.grader_version,
         "guess_rate": task.guess_rate,
+        "training": task.manifest.training_options,
+        "schedule": asdict(schedule_of(task, settings)),
     }
+
+
+def _times(schedule: Mapping[str, Any]) -> str:
+    """When a task is trained without a request, in words."""
+    cron, count = schedule["cron"], schedule["after_labels"]
+    times = [*([cron] if cron else []), *([f"after {count} labels"] if count else [])]
+    return " and ".join(times) or "on request"
 
 
 def _counts(name: str, version: str, trial: "Trial", failures: list[str]) -> dict[str, Any]:

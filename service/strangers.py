@@ -1,0 +1,41 @@
+"""A limit for addresses that send unknown keys, so that guessing keys costs no work in Postgres."""
+
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from gadfly.errors import TooBusy
+from gadfly.service.buckets import Bucket
+
+_PER_MINUTE = 60
+_MOST_ADDRESSES = 10_000
+
+
+class Strangers:
+    """Addresses that sent unknown keys lately, in this process."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._buckets: OrderedDict[str, Bucket] = OrderedDict()
+
+    def admit(self, address: str | None) -> None:
+        """Check that a key which this process does not know may be looked up for an address.
+
+        Raises:
+            TooBusy: the address sent too many unknown keys.
+        """
+        bucket = self._buckets.get(address or "")
+        wait_s = 0.0 if bucket is None else bucket.wait_s(1, _PER_MINUTE, self._clock())
+        if wait_s > 0:
+            raise TooBusy(
+                f"this address sent more than {_PER_MINUTE} unknown keys a minute", retry_after_s=math.ceil(wait_s)
+            )
+
+    def note(self, address: str | None) -> None:
+        """Count an unknown key of an address."""
+        bucket = self._buckets.setdefault(address or "", Bucket())
+        bucket.take(1, _PER_MINUTE, self._clock())
+        self._buckets.move_to_end(address or "")
+        if len(self._buckets) > _MOST_ADDRESSES:
+            self._buckets.popitem(last=False)
