@@ -120,9 +120,9 @@ class Service:
             requests = Idempotency(database, recorder, is_alone=lambda: len(critics.replicas.known) <= 1)
             room = Room(settings.home, min_free_bytes=settings.min_free_bytes)
             history = History(database, recorder, on_deleted=requests.forget)
+            quotas = Quotas()
             sender = WebhookSender(database, is_eldest=lambda: critics.replicas.is_eldest, metrics=metrics)
             stack.push_async_callback(sender.aclose)
-            quotas = Quotas()
             answerer = Answerer(
                 settings=settings,
                 tasks=tasks,
@@ -200,8 +200,8 @@ class Service:
             self.labels.run(),
             self.background.run(),
             self.forgetting.run(),
-            self._webhook_sender.run(),
             self.quotas.run(self._database),
+            self._webhook_sender.run(),
         )
 
     async def _start(self) -> None:

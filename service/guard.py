@@ -16,10 +16,13 @@ class _Waits(Enum):
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """Closes connections that stay silent, or that never complete their headers."""
+    """Closes connections that stay silent, or that never complete their headers or their body."""
 
     header_limit_s = 20.0  # from the first byte of a request to the end of its headers
     silence_limit_s = 30.0  # within a body
+    body_limit_s = 300.0  # from the end of the headers to the end of the body
+
+    _body_ends_at = 0.0  # by the loop's clock
 
     _timer: asyncio.TimerHandle | None = None
     _waits = _Waits.NEXT_REQUEST
@@ -31,7 +34,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self._waits is _Waits.BODY:
-            self._wait(_Waits.BODY, self.silence_limit_s)
+            self._wait_for_body()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -39,7 +42,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
-        self._wait(_Waits.BODY, self.silence_limit_s)
+        self._body_ends_at = self.loop.time() + self.body_limit_s
+        self._wait_for_body()
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
@@ -53,6 +57,9 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._wait(_Waits.NOTHING, None)
         super().connection_lost(exc)
+
+    def _wait_for_body(self) -> None:
+        self._wait(_Waits.BODY, min(self.silence_limit_s, max(0.0, self._body_ends_at - self.loop.time())))
 
     def _wait(self, waits: _Waits, limit_s: float | None) -> None:
         if self._timer is not None:

@@ -18,7 +18,7 @@ from gadfly import store
 from gadfly.errors import BadInput, TooBusy
 from gadfly.records import KeyLimits, now
 from gadfly.repeating import repeat
-from gadfly.service.buckets import Bucket
+from gadfly.service.allowance import Allowance
 from gadfly.service.keyring import Caller
 from gadfly.store.database import Database
 
@@ -29,8 +29,8 @@ _READ_EVERY_S = 15.0  # tokens that other processes stored count at most this mu
 class _Used:
     """What a key has used in this process."""
 
-    requests: Bucket = field(default_factory=Bucket)
-    calls: Bucket = field(default_factory=Bucket)
+    requests: Allowance = field(default_factory=Allowance)
+    calls: Allowance = field(default_factory=Allowance)
     in_flight: int = 0
     day: date = date.min
     own: int = 0  # tokens of this process since midnight (UTC)

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from gadfly.errors import TooBusy
-from gadfly.service.buckets import Bucket
+from gadfly.service.allowance import Allowance
 
 _PER_MINUTE = 60
 _MOST_ADDRESSES = 10_000
@@ -17,7 +17,7 @@ class Strangers:
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._buckets: OrderedDict[str, Bucket] = OrderedDict()
+        self._buckets: OrderedDict[str, Allowance] = OrderedDict()
 
     def admit(self, address: str | None) -> None:
         """Check that a key which this process does not know may be looked up for an address.
@@ -34,7 +34,7 @@ class Strangers:
 
     def note(self, address: str | None) -> None:
         """Count an unknown key of an address."""
-        bucket = self._buckets.setdefault(address or "", Bucket())
+        bucket = self._buckets.setdefault(address or "", Allowance())
         bucket.take(1, _PER_MINUTE, self._clock())
         self._buckets.move_to_end(address or "")
         if len(self._buckets) > _MOST_ADDRESSES:

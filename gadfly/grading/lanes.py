@@ -7,6 +7,7 @@ service, so many calls of one do not make another's wait for all of them.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
@@ -41,6 +42,7 @@ class GradingLanes:
         self._hard = [
             Grader(timeout_s=timeout_s, patience_s=patience_s, on_failure=on_failure, batch_rows=1) for _ in range(hard)
         ]
+        self._calls: Counter[Grader] = Counter()  # in progress or waiting
 
     async def __aenter__(self) -> Self:
         return self
@@ -62,10 +64,14 @@ class GradingLanes:
             [number for number, row in enumerate(submissions) if is_hard[row.reference] is wanted]
             for wanted in (False, True)
         )
-        least_busy = min(self._hard, key=lambda grader: grader.waiting)
+        least_busy = min(self._hard, key=lambda grader: self._calls[grader])
         parts = [(grader, part) for grader, part in ((self._quick, quick), (least_busy, hard)) if part]
         outcomes: dict[int, Grade | UnreadableReference] = {}
-        found = await asyncio.gather(*(grader.grade_all([submissions[n] for n in part]) for grader, part in parts))
+        self._calls.update(grader for grader, _ in parts)  # before the calls begin to wait, so that a burst is spread
+        try:
+            found = await asyncio.gather(*(grader.grade_all([submissions[n] for n in part]) for grader, part in parts))
+        finally:
+            self._calls.subtract(grader for grader, _ in parts)
         for (_, part), grades in zip(parts, found, strict=True):
             outcomes.update(zip(part, grades, strict=True))
         return [outcomes[number] for number in range(len(submissions))]

@@ -157,7 +157,6 @@ class Grader:
         batch_rows: int = _BATCH_ROWS,
     ) -> None:
         self.version = version
-        self.waiting = 0  # calls that wait for their turn or have it
         self._batch_rows = batch_rows
         self.key = key
         self._on_failure = on_failure or _log_failure
@@ -279,19 +278,15 @@ class Grader:
 
     @asynccontextmanager
     async def _turn(self) -> AsyncGenerator[None]:
-        self.waiting += 1
         try:
-            try:
-                async with asyncio.timeout(self._patience_s):
-                    await self._turns.acquire()
-            except TimeoutError:
-                raise TooBusy("too many answers are waiting to be graded", retry_after_s=5.0) from None
-            try:
-                yield
-            finally:
-                self._turns.release()
+            async with asyncio.timeout(self._patience_s):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise TooBusy("too many answers are waiting to be graded", retry_after_s=5.0) from None
+        try:
+            yield
         finally:
-            self.waiting -= 1
+            self._turns.release()
 
     async def _living_child(self) -> asyncio.subprocess.Process:
         if self._is_closed:

@@ -3,7 +3,7 @@
 Training code announces alarms. It sees which endpoints want them, and no secret.
 
 Revision: 0032
-After: 0034
+After: 0031
 """
 
 import re
@@ -13,7 +13,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "0032"
-down_revision = "0034"
+down_revision = "0031"
 
 _ROLE = "gadfly_training"
 _NEW_ACTIONS = ("create_webhook", "delete_webhook")

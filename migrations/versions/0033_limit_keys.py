@@ -1,19 +1,19 @@
 """limit how much a key may use. Stored keys have no limits, as before.
 
 Revision: 0033
-After: 0031
+After: 0032
 """
 
 import sqlalchemy as sa
 from alembic import op
 
 revision = "0033"
-down_revision = "0031"
+down_revision = "0032"
 
 _LIMITS = ("requests_per_minute", "engine_calls_per_minute", "max_in_flight")
 _ACTIONS = (
     "distrust_key", "trust_key", "set_label", "create_key", "revoke_key", "promote", "rollback", "withdraw_feedback",
-    "forget", "widen_canary",
+    "forget", "widen_canary", "create_webhook", "delete_webhook",
 )  # fmt: skip
 
 

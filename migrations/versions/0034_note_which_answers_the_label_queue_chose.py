@@ -22,6 +22,7 @@ def upgrade() -> None:
         sa.Column("chosen_at", postgresql.TIMESTAMP(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("question_hash", "text_sha256", name=op.f("pk_chosen_answers")),
     )
+    op.execute("GRANT SELECT ON chosen_answers TO gadfly_training")
 
 
 def downgrade() -> None:

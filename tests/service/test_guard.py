@@ -70,6 +70,13 @@ async def test_half_sent_requests_and_idle_connections_are_closed(
             await closes(client, *(HEAD[n : n + 1] for n in range(20)), pause_s=0.1)
 
 
+async def test_a_body_that_drips_is_closed(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GuardedProtocol, "body_limit_s", 0.5)
+    async with serving(settings) as client:
+        with pytest.raises(ConnectionError):  # never silent, and still never done
+            await closes(client, HEAD + b"\r\n{", *(b" " for _ in range(20)), pause_s=0.1)
+
+
 async def test_connections_that_never_ask_are_closed(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     made = GuardedProtocol.__init__
 

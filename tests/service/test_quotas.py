@@ -1,8 +1,10 @@
 """Limits of keys: what each counts, what a refusal says, and that changes count within seconds."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +25,8 @@ from gadfly.service.wire.answers import CritiqueRequest, RefineRequest
 from gadfly.settings import Settings
 from gadfly.store.database import Database
 from gadfly.store.interactions import insert_records
-from tests.service.conftest import RIGHT, serving_without_engine
+from tests.service.conftest import RIGHT, make_settings, serving_without_engine
+from tests.support.broken_engines import StandIn, standing_in
 from tests.support.records import make_interaction
 from tests.support.services import serving
 
@@ -249,6 +252,14 @@ async def test_limits_are_set_and_changed_over_http(engineless: Settings, databa
         assert (await client.patch(path, json={"tokens_per_day": 0}, headers=admin)).status_code == 422
         assert (await client.patch(f"/admin/keys/{new_id()}", json={}, headers=admin)).status_code == 404
         assert (await client.patch(path, json={}, headers=ann)).status_code == 403
+
+
+@pytest.fixture
+async def settings(tmp_path: Path, database_url: str) -> AsyncIterator[Settings]:
+    """A service in front of an engine that answers at once."""
+    engine = StandIn()
+    async with standing_in(engine):
+        yield make_settings(tmp_path, database_url, engine.url)
 
 
 async def test_work_on_the_engine_is_limited(settings: Settings, database: Database, quick_keys: None) -> None:

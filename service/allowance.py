@@ -3,7 +3,7 @@
 _MINUTE_S = 60.0
 
 
-class Bucket:
+class Allowance:
     """What is left of a limit, as the time at which it will be full again (the generic cell rate algorithm)."""
 
     __slots__ = ("_full_at",)
