@@ -35,6 +35,26 @@ def _what(critic: Mapping[str, Any]) -> str:
     return f"the base model with {count} examples in its prompt" if count else "the base model"
 
 
+def show_canaries(canaries: list[dict[str, Any]]) -> None:
+    """Print a line for each canary, and why one is held."""
+    for canary in canaries:
+        is_running = canary["ended_at"] is None
+        state = "answers" if is_running else f"{canary['outcome'].replace('_', ' ')}; answered"
+        line = (
+            f"{canary['task']}: version {canary['version']} {state} {canary['share']:.0%} of the requests"
+            f" ({canary['answers']} answers; version {canary['from_version']}: {canary['answers_before']})"
+        )
+        ends = [f"{canary['for_s']} s" if canary["for_s"] else "", f"{canary['for_requests']} answers"]
+        if is_running:
+            ends = ends if canary["for_requests"] else ends[:1]
+            line += f" since {canary['started_at'][:19].replace('T', ' ')} UTC, for {' or '.join(filter(None, ends))}"
+        out.print(plain(line + (f": {canary['reason']}" if canary["reason"] else "")), markup=False)
+        if canary["held"]:
+            out.print(plain(f"  waits for a person: {canary['held']}"), markup=False)
+    if not canaries:
+        out.print("no canaries")
+
+
 def show_critic(critic: Mapping[str, Any]) -> None:
     """Print one version: its parent and run, its swaps and their receipts."""
     pointers = ", ".join(critic["pointers"]) or "no pointer"

@@ -19,7 +19,7 @@ from gadfly.records import Kind, LabelState, QueueReason, Ruling, Scope, Tier
 from gadfly.refinement import Role, When
 from gadfly.service.wire.admin import GradeView, KeyView, NewKey, SettingView, TrustView
 from gadfly.service.wire.answers import CritiqueResult, RefineResult
-from gadfly.service.wire.critics import CriticHistoryView, CriticVersionView, SwapView
+from gadfly.service.wire.critics import CanaryView, CriticHistoryView, CriticVersionView, SwapView
 from gadfly.service.wire.feedback import FeedbackView
 from gadfly.service.wire.forget import ForgetView, RetentionView
 from gadfly.service.wire.health import Readiness, State
@@ -289,9 +289,21 @@ def critic(version: int) -> Call[CriticHistoryView]:
     return Call(method="GET", path=f"/critics/{version}", read=_one(CriticHistoryView))
 
 
-def promote(version: int, *, reason: str | None = None, task: str | None = None) -> Call[SwapView]:
-    """Make a version live for its task: `POST /admin/promote`."""
-    body = _given(locals())
+def promote(
+    version: int,
+    *,
+    reason: str | None = None,
+    task: str | None = None,
+    canary_share: float | None = None,
+    canary_s: int | None = None,
+    canary_requests: int | None = None,
+) -> Call[SwapView]:
+    """Make a version live for its task, or for a share of the requests first: `POST /admin/promote`.
+
+    Canary: a value that is not given is that of the service's settings; a share of 0 promotes without one.
+    """
+    canary = _given({"share": canary_share, "for_s": canary_s, "for_requests": canary_requests})
+    body = _given({"version": version, "reason": reason, "task": task, "canary": canary or None})
     return Call(method="POST", path="/admin/promote", body=body, read=_one(SwapView), is_repeatable=False)
 
 
@@ -299,6 +311,17 @@ def rollback(*, from_version: int | None = None, reason: str | None = None, task
     """Make the previous version of a task live again: `POST /admin/rollback`."""
     body = _given(locals())
     return Call(method="POST", path="/admin/rollback", body=body, read=_one(SwapView), is_repeatable=False)
+
+
+def canaries(*, task: str | None = None) -> Call[list[CanaryView]]:
+    """The newest canaries; the first ones may run: `GET /admin/canaries`."""
+    return Call(method="GET", path="/admin/canaries", params=_given({"task": task}), read=_many(CanaryView))
+
+
+def widen_canary(*, version: int | None = None, reason: str | None = None, task: str | None = None) -> Call[CanaryView]:
+    """Let the critic of a running canary answer all requests: `POST /admin/canaries/widen`."""
+    body = _given(locals())
+    return Call(method="POST", path="/admin/canaries/widen", body=body, read=_one(CanaryView), is_repeatable=False)
 
 
 def overview() -> Call[OverviewView]:

@@ -119,6 +119,8 @@ class Api:
     critic = ApiMethod(calls.critic)
     promote = ApiMethod(calls.promote)
     rollback = ApiMethod(calls.rollback)
+    canaries = ApiMethod(calls.canaries)
+    widen_canary = ApiMethod(calls.widen_canary)
 
     overview = ApiMethod(calls.overview)
     accuracy = ApiMethod(calls.accuracy)

@@ -7,8 +7,8 @@ import httpx
 import pytest
 
 from gadfly.cli.commands.critics import request_promotion, request_rollback
-from gadfly.cli.critic_view import show_critic, show_critics, show_swap
-from gadfly.client import Client, ServiceError
+from gadfly.cli.critic_view import show_canaries, show_critic, show_critics, show_swap
+from gadfly.client import Client, ServiceError, calls
 from gadfly.settings import Settings
 
 ZERO: dict[str, Any] = {
@@ -153,3 +153,57 @@ def test_a_critic_without_labelled_answers_says_how_to_give_one(capsys: pytest.C
     show_critic(HISTORY | {"scoreboard": one})
     words = " ".join(capsys.readouterr().out.split())
     assert "on 1 labelled answer: right answers called correct 90% (74% to 97%) " in words
+
+
+CANARY: dict[str, Any] = {
+    "task": "math",
+    "swap_id": "019ad3a1-7c40-7000-8000-000000000000",
+    "version": 7,
+    "from_version": 3,
+    "share": 0.1,
+    "for_s": 3600,
+    "for_requests": 500,
+    "started_at": "2026-01-02T03:04:06.5Z",
+    "ended_at": None,
+    "outcome": None,
+    "reason": None,
+    "answers": 12,
+    "answers_before": 108,
+    "held": None,
+}
+
+
+def test_shows_canaries(capsys: pytest.CaptureFixture[str]) -> None:
+    show_canaries([])
+    ended = CANARY | {"ended_at": "2026-01-02T04:04:06Z", "outcome": "rolled_back", "reason": "labels show\x1b a loss"}
+    show_canaries([CANARY | {"held": "only one key"}, ended, CANARY | {"for_requests": None}])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "no canaries" in shown
+    assert (
+        "math: version 7 answers 10% of the requests (12 answers; version 3: 108) since 2026-01-02 03:04:06 UTC, for "
+        "3600 s or 500 answers waits for a person: only one key" in shown
+    )
+    assert "version 7 rolled back; answered 10% of the requests (12 answers; version 3: 108): labels show" in shown
+    assert shown.endswith("for 3600 s")
+    assert "\x1b" not in shown
+
+
+def test_a_promotion_begins_as_a_canary_and_ends_as_one() -> None:
+    requests: list[tuple[str, Any]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        requests.append((request.url.path, json.loads(request.content)))
+        return httpx.Response(200, json=SWAP if request.url.path == "/admin/promote" else CANARY)
+
+    given = client(answer)
+    given.document(calls.promote(7, canary_share=0.1, canary_s=60))
+    given.document(calls.promote(7, canary_share=0))
+    given.document(calls.promote(7, task="math", canary_requests=5))
+    widened = given.send(calls.widen_canary(version=7, reason="no complaints"))
+    assert widened.answers_before == 108
+    assert requests == [
+        ("/admin/promote", {"version": 7, "canary": {"share": 0.1, "for_s": 60}}),
+        ("/admin/promote", {"version": 7, "canary": {"share": 0}}),
+        ("/admin/promote", {"version": 7, "task": "math", "canary": {"for_requests": 5}}),
+        ("/admin/canaries/widen", {"version": 7, "reason": "no complaints"}),
+    ]

@@ -1,5 +1,6 @@
 """Canaries without an engine: which critic a request gets, when a canary ends, and what it teaches."""
 
+import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, cast
@@ -7,9 +8,11 @@ from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import text, update
+from typer.testing import CliRunner
 
 from gadfly import store
 from gadfly.api_keys import issue_key
+from gadfly.cli.main import app
 from gadfly.errors import Conflict
 from gadfly.grading import Grade
 from gadfly.records import (
@@ -362,3 +365,21 @@ async def test_an_admin_sees_and_ends_a_canary(engineless: Settings, seeded: Dat
         for body in ({"share": 1}, {"share": -0.1}, {"for_s": 0}, {"for_requests": 0}):
             answer = await client.post("/admin/promote", json={"version": 2, "canary": body})
             assert answer.status_code == 422, body
+
+
+async def test_a_canary_is_seen_and_ended_by_the_command_line(engineless: Settings, seeded: Database) -> None:
+    await move(seeded, 1, canary=TERMS)
+    await keep(seeded, judged(1, is_verdict_right=True))
+    async with serving_without_engine(engineless) as client:
+
+        async def gadfly(*arguments: str) -> str:
+            command = [*arguments, "--url", str(client.base_url)]
+            result = await asyncio.to_thread(CliRunner().invoke, app, command)
+            assert result.exit_code == 0, result.output
+            return " ".join(result.stdout.split())  # with the log of the service, which is in this process
+
+        running = await gadfly("canaries")
+        assert "math: version 1 answers 50% of the requests (2 answers; version 0: 0) since" in running
+        assert "for 3600 s" in running
+        assert "version 1 widened; answered 50% of the requests" in await gadfly("widen", "1", "--reason", "quiet")
+        assert (await gadfly("canaries", "--task", "math")).endswith("version 0: 0): quiet")

@@ -47,3 +47,4 @@ export type Task = Schemas["TaskView"];
 export type Grading = Schemas["GradeView"];
 export type Forgotten = Schemas["ForgetView"];
 export type Retention = Schemas["RetentionView"];
+export type Canary = Schemas["CanaryView"];

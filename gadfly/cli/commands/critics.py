@@ -118,15 +118,43 @@ def promote(
     version: Annotated[int, typer.Argument(help="The critic to make live for its task; 0 with --task: untrained.")],
     reason: Reason = None,
     task: Annotated[str | None, typer.Option("--task", help="The task. Unset: that of the critic.")] = None,
+    canary: Annotated[
+        float | None,
+        typer.Option(
+            "--canary",
+            min=0,
+            max=1,
+            metavar="SHARE",
+            help="Let it answer this share of the requests first, such as 0.1; 0: all at once. Unset: as the "
+            "service's settings say.",
+        ),
+    ] = None,
+    seconds: Annotated[
+        int | None, typer.Option("--canary-s", min=1, help="Seconds after which a canary answers all requests.")
+    ] = None,
+    requests: Annotated[
+        int | None,
+        typer.Option("--canary-requests", min=1, help="Answers of its own after which a canary answers all requests."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Make a critic live after every engine has proven that it serves it. A refused swap changes nothing."""
     from gadfly.cli.connection import connect
-    from gadfly.cli.critic_view import show_swap
+    from gadfly.cli.critic_view import show_canaries, show_swap
     from gadfly.cli.terminal import print_json
+    from gadfly.client import calls
 
     with connect(settings) as client:
-        (print_json if json else show_swap)(request_promotion(client, version, reason, task=task))
+        swap = request_promotion(
+            client, version, reason, task=task, canary_share=canary, canary_s=seconds, canary_requests=requests
+        )
+        if json:
+            print_json(swap)
+            return
+        show_swap(swap)
+        if canary:
+            found = client.document(calls.canaries(task=swap["task"]))
+            show_canaries([each for each in found if each["swap_id"] == swap["id"]])
 
 
 @app.command()
@@ -141,11 +169,68 @@ def rollback(settings: Settings, reason: Reason = None, task: Task = None, json:
         (print_json if json else show_swap)(request_rollback(client, reason, task=task))
 
 
-def request_promotion(client: "Client", version: int, reason: str | None, *, task: str | None = None) -> dict[str, Any]:
-    """Request that a version goes live; the swap."""
+@app.command("canaries")
+@takes_settings(without=("task",))
+def list_canaries(
+    settings: Settings,
+    task: Annotated[str | None, typer.Option("--task", help="Only canaries of this task.")] = None,
+    json: Json = False,
+) -> None:
+    """List the newest canaries: promotions whose critic first answers a share of the requests."""
+    from gadfly.cli.connection import connect
+    from gadfly.cli.critic_view import show_canaries
+    from gadfly.cli.terminal import print_json
     from gadfly.client import calls
 
-    swap: dict[str, Any] = client.document(calls.promote(version, reason=reason, task=task))
+    with connect(settings) as client:
+        (print_json if json else show_canaries)(client.document(calls.canaries(task=task)))
+
+
+@app.command()
+@takes_settings(without=("task",))
+def widen(
+    settings: Settings,
+    version: Annotated[int | None, typer.Argument(help="The critic that must be the canary.")] = None,
+    reason: Reason = None,
+    task: Task = None,
+    json: Json = False,
+) -> None:
+    """Let the critic of a running canary answer all requests. `gadfly rollback` ends a canary the other way."""
+    from gadfly.cli.connection import connect
+    from gadfly.cli.critic_view import show_canaries
+    from gadfly.cli.terminal import print_json
+    from gadfly.client import calls
+
+    with connect(settings) as client:
+        ended = client.document(calls.widen_canary(version=version, reason=reason, task=task))
+    if json:
+        print_json(ended)
+    else:
+        show_canaries([ended])
+
+
+def request_promotion(
+    client: "Client",
+    version: int,
+    reason: str | None,
+    *,
+    task: str | None = None,
+    canary_share: float | None = None,
+    canary_s: int | None = None,
+    canary_requests: int | None = None,
+) -> dict[str, Any]:
+    """Request that a version goes live, or begins as a canary; the swap."""
+    from gadfly.client import calls
+
+    call = calls.promote(
+        version,
+        reason=reason,
+        task=task,
+        canary_share=canary_share,
+        canary_s=canary_s,
+        canary_requests=canary_requests,
+    )
+    swap: dict[str, Any] = client.document(call)
     return swap
 
 
