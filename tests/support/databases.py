@@ -101,7 +101,7 @@ def _schema(connection: "Connection[Any]") -> tuple[Any, ...]:
     )
     row = connection.execute(sql.SQL("SELECT {}").format(counts)).fetchone()
     assert row is not None
-    return row
+    return tuple(row)
 
 
 def _empty(connection: "Connection[Any]", state: _State) -> None:
