@@ -238,7 +238,11 @@ def _candidates(
     closeness = 1 - 2 * func.abs(func.coalesce(found.c.p_right, 0.5) - 0.5)
     by_worth = (worth.desc(), closeness.desc(), found.c.created_at.desc(), found.c.id.desc())
     is_conflict = found.c.reason == QueueReason.CONFLICT.value
-    is_wanted = found.c.reason.in_(wanted)
+    # A second opinion on labels of the sample would be asked for only where a critic is against the first.
+    is_wanted = and_(
+        found.c.reason.in_(wanted),
+        or_(~found.c.is_in_sample, found.c.reason != QueueReason.CONTRADICTED.value),
+    )
     each = (
         select(found, worth.label("worth"), closeness.label("closeness"))
         .where(and_(is_wanted, or_(~found.c.is_in_sample, is_conflict)) if reasons else is_wanted)

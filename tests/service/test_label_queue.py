@@ -121,6 +121,19 @@ async def test_every_second_answer_is_from_a_random_sample(engineless: Settings,
     assert 60 <= len(chosen) <= 110, "three quarters of 120"
 
 
+async def test_a_vote_about_a_held_out_answer_gets_no_second_opinion(engineless: Settings, database: Database) -> None:
+    """It would get one only where the live critic is against it, and the critic would look better than it is."""
+    ann = new_id()
+    async with database.session() as session:
+        await store.keys.insert_key(session, make_key(id=ann, name="ann"), b"ann")
+    answers = [judged(number, 0.95) for number in range(4)]
+    await keep(database, *answers, heldout_share=HELDOUT)
+    await keep(database, *(make_feedback(each.id, key_id=ann, correct=False) for each in answers))
+    async with serving_without_engine(engineless) as client:
+        client.headers["authorization"] = f"Bearer {await admin(database)}"
+        assert await take(client, limit=20) == []
+
+
 async def test_a_chosen_reason_is_asked_about_no_held_out_answer(engineless: Settings, database: Database) -> None:
     heldout = [judged(number, 0.6) for number in range(1000, 1010)]
     await keep(database, *heldout, heldout_share=HELDOUT)
