@@ -96,6 +96,7 @@ def checked_url(url: str) -> str:
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
+        (host or "").encode("ascii").decode("idna")  # the sender decodes names that begin with `xn--`
     except ValueError as error:
         raise BadInput(f"the URL cannot be read: {error}", field="url") from None
     if parts.scheme not in ("http", "https") or not host or port == 0:

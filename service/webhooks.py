@@ -220,7 +220,7 @@ class WebhookSender:
                 status, is_success, is_redirect = response.status_code, response.is_success, response.is_redirect
         except (TimeoutError, httpx.TimeoutException):
             return f"no answer within {self._timeout_s:g} s"
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except (httpx.HTTPError, ValueError, httpx.InvalidURL) as error:  # ValueError: a host that IDNA refuses
             return f"no answer: {type(error).__name__}"
         if is_success:
             return None

@@ -32,26 +32,24 @@ class Turns:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
+            if not turn.cancelled():
                 self.release()  # the turn was given, and is given on
-            else:
-                self._waiting[party].remove(turn)
-                if not self._waiting[party]:
-                    del self._waiting[party]
             raise
 
     def release(self) -> None:
         """End a turn; the party that has waited longest since its last turn gets the next one."""
         if self._party in self._waiting:
             self._waiting.move_to_end(self._party)
-        if not self._waiting:
-            self._is_taken = False
-            return
-        self._party, queue = next(iter(self._waiting.items()))
-        turn = queue.popleft()
-        if not queue:
-            del self._waiting[self._party]
-        turn.set_result(None)
+        while self._waiting:
+            party, queue = next(iter(self._waiting.items()))
+            turn = queue.popleft()
+            if not queue:
+                del self._waiting[party]
+            if not turn.done():  # else its caller was cancelled
+                self._party = party
+                turn.set_result(None)
+                return
+        self._is_taken = False
 
     async def __aenter__(self) -> None:
         await self.acquire()

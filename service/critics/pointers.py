@@ -7,7 +7,7 @@ import asyncio
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -334,7 +334,9 @@ class CriticPointers:
             refining = {
                 task: await store.critics.refining_version(session, task)
                 for task in self._lines
-                if "live" in pointers.get(task, {}) and versions[pointers[task]["live"]].verdict_only
+                if any(
+                    versions[version].verdict_only for version in _answering(pointers.get(task, {}), canaries.get(task))
+                )
             }
         self._versions = versions
         self.incomplete = incomplete
@@ -369,3 +371,9 @@ class CriticPointers:
                     self.refresh_soon()
             except StoreUnavailable:
                 await asyncio.sleep(_REFRESH_S)
+
+
+def _answering(pointers: Mapping[Pointer, int], canary: Canary | None) -> list[int]:
+    """The versions that answer as live: two of them while a canary runs."""
+    live = pointers.get("live")
+    return [version for version in (live, None if canary is None else canary.from_version) if version is not None]

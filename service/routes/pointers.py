@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 
-from gadfly.errors import Conflict
+from gadfly.errors import BadInput, Conflict
 from gadfly.records import Canary, Swap, SwapKind, SwapStatus
 from gadfly.service.container import Service
 from gadfly.service.dependencies import AdminDep, ReaderDep, ServiceDep
@@ -35,6 +35,8 @@ async def promote(body: PromoteRequest, admin: AdminDep, service: ServiceDep, re
     one, keeps its critic. A rollback ends that at once; until its end no other version can be promoted.
     """
     service.require_started()
+    if body.canary is not None and body.canary.share is None and not service.settings.canary_share:
+        raise BadInput("a canary needs a share of the requests: GADFLY_CANARY_SHARE is 0", field="canary.share")
     swap = await service.critics.request_swap(
         version=body.version,
         task=_task_of(service, body.task),

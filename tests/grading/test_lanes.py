@@ -84,6 +84,20 @@ async def test_turns_go_round_between_parties_and_a_cancelled_one_is_passed_on()
     await asyncio.wait_for(turns.acquire(), 1)  # nothing is left taken
 
 
+async def test_a_turn_that_ends_just_when_its_next_party_gives_up_is_free() -> None:
+    turns = Turns()
+    await turns.acquire()
+    waiting = asyncio.create_task(turns.acquire())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    turns.release()  # before the cancelled task has run
+    await asyncio.wait_for(turns.acquire(), 1)
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    turns.release()
+    await asyncio.wait_for(turns.acquire(), 1)
+
+
 async def test_a_dozen_expensive_calls_of_one_caller_delay_another_by_one_turn() -> None:
     async def grade(caller: str, row: tuple[str, str]) -> float:
         grading_for.set(caller)

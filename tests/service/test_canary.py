@@ -362,7 +362,7 @@ async def test_an_admin_sees_and_ends_a_canary(engineless: Settings, seeded: Dat
         assert (ended.status_code, ended.json()["outcome"], ended.json()["reason"]) == (200, "widened", "quiet")
         again = await client.post("/admin/canaries/widen", json={})
         assert (again.status_code, again.json()["detail"]) == (409, "no canary is running for this task")
-        for body in ({"share": 1}, {"share": -0.1}, {"for_s": 0}, {"for_requests": 0}):
+        for body in ({"share": 1}, {"share": -0.1}, {"for_s": 0}, {"for_requests": 0}, {"for_s": 60}, {}):
             answer = await client.post("/admin/promote", json={"version": 2, "canary": body})
             assert answer.status_code == 422, body
 

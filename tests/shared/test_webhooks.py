@@ -51,6 +51,7 @@ def test_addresses_that_are_taken(url: str) -> None:
         ("https://example.com:99999/", "cannot be read"),
         ("https://example.com:0/", "must begin with http"),
         ("https://[::1/", "cannot be read"),
+        ("https://xn--a/", "cannot be read"),
         ("https://user:word@example.com/", "user name or a password"),
         ("https://example.com/#part", "fragment"),
         ("https://example.com/a b", "visible ASCII"),
