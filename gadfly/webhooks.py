@@ -14,6 +14,8 @@ from enum import StrEnum
 from urllib.parse import urlsplit
 from uuid import UUID
 
+import httpx
+
 from gadfly.errors import BadInput
 
 _PREFIX = "whsec_"
@@ -96,8 +98,8 @@ def checked_url(url: str) -> str:
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
-        (host or "").encode("ascii").decode("idna")  # the sender decodes names that begin with `xn--`
-    except ValueError as error:
+        _ = httpx.URL(url).host  # decodes names that begin with `xn--`, as for sending
+    except (ValueError, httpx.InvalidURL) as error:
         raise BadInput(f"the URL cannot be read: {error}", field="url") from None
     if parts.scheme not in ("http", "https") or not host or port == 0:
         raise BadInput("the URL must begin with http:// or https:// and name a host", field="url")

@@ -145,20 +145,21 @@ def is_base() -> ColumnElement[bool]:
     return and_(CriticVersionRow.adapter_path.is_(None), CriticVersionRow.examples == 0)
 
 
-async def refining_version(session: AsyncSession, task: str = DEFAULT_TASK) -> int:
-    """The version that answers /refine as the live critic of a task.
+async def refining_version(session: AsyncSession, task: str = DEFAULT_TASK, *, canary: int | None = None) -> int:
+    """The version that answers /refine in the place of a critic of a task that learned verdicts only.
 
-    The live one, unless it learned verdicts only: then the newest version that learned more, has been live, was not
-    rolled back from and has all its examples, else the base model.
+    The live one, unless it is such a critic itself or a canary, which answers no more than its share: then the newest
+    version that learned more, has been live, was not rolled back from and has all its examples, else the base model.
     """
     live = await resolve_critic(session, "live", task)
-    if not live.verdict_only:
+    if not live.verdict_only and live.version != canary:
         return live.version
     version = await session.scalar(
         select(func.max(CriticVersionRow.version)).where(
             CriticVersionRow.base_model == live.base_model,
             CriticVersionRow.task == task,
             CriticVersionRow.verdict_only.is_(False),
+            *(() if canary is None else (CriticVersionRow.version != canary,)),
             CriticVersionRow.version.not_in(await incomplete_versions(session)),
             exists().where(SwapRow.version == CriticVersionRow.version, SwapRow.status == SwapStatus.DONE),
             ~exists().where(

@@ -332,7 +332,9 @@ class CriticPointers:
                 else frozenset()
             )
             refining = {
-                task: await store.critics.refining_version(session, task)
+                task: await store.critics.refining_version(
+                    session, task, canary=None if canaries.get(task) is None else canaries[task].version
+                )
                 for task in self._lines
                 if any(
                     versions[version].verdict_only for version in _answering(pointers.get(task, {}), canaries.get(task))

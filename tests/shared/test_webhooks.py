@@ -35,6 +35,7 @@ def test_secrets_differ_and_have_32_bytes() -> None:
         "http://example.com",
         "http://10.0.0.7:8080/",  # internal: the operator's network decides
         "https://[2001:db8::1]/hook",
+        "https://xn--strae-oqa.de/hook",
     ],
 )
 def test_addresses_that_are_taken(url: str) -> None:
@@ -52,6 +53,7 @@ def test_addresses_that_are_taken(url: str) -> None:
         ("https://example.com:0/", "must begin with http"),
         ("https://[::1/", "cannot be read"),
         ("https://xn--a/", "cannot be read"),
+        ("https://xn--ls8h.la/", "cannot be read"),
         ("https://user:word@example.com/", "user name or a password"),
         ("https://example.com/#part", "fragment"),
         ("https://example.com/a b", "visible ASCII"),

@@ -303,9 +303,9 @@ async def mark(seeded: Database, version: int, **columns: Any) -> None:
         )
 
 
-async def refining(seeded: Database) -> int:
+async def refining(seeded: Database, canary: int | None = None) -> int:
     async with seeded.session() as session:
-        return await store.critics.refining_version(session)
+        return await store.critics.refining_version(session, canary=canary)
 
 
 async def test_a_critic_that_learned_verdicts_only_does_not_refine(seeded: Database) -> None:
@@ -316,6 +316,7 @@ async def test_a_critic_that_learned_verdicts_only_does_not_refine(seeded: Datab
     assert await refining(seeded) == 0, "2 has never been live"
     await swap_to(seeded, 2)
     assert await refining(seeded) == 2
+    assert await refining(seeded, canary=2) == 0, "a canary answers its share alone"
     await swap_to(seeded, 3)
     assert await refining(seeded) == 2, "the newest that learned more"
     await swap_to(seeded, None, SwapKind.ROLLBACK)
