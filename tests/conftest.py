@@ -1,11 +1,13 @@
 """Shared fixtures: a real Postgres and real engines for the session, and a fresh database for each test."""
 
+import itertools
 import os
 import re
 import shutil
 import subprocess
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +17,6 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from gadfly.store.database import Database, migrate
-from tests.support.databases import TEMPLATE, Databases
 from tests.support.engines import RunningEngine, SpareEngine, start_engine
 from tests.support.postgres import SPLIT_SECRET, PostgresServer
 
@@ -46,7 +47,9 @@ _ARGUMENTS = {
 }
 _OF_SERVICE = re.compile(r"\b(client: httpx\.AsyncClient|settings: Settings)\b")
 _COMPILER = re.compile(r"(.*-)?(gcc|g\+\+|cc|c\+\+|clang|clang\+\+|cpp|nvcc)(-[\d.]+)?")
+_TEMPLATE = "template_gadfly"
 _STARTED = pytest.StashKey[RunningEngine]()  # `critic_engine`, once a test has used it
+_numbers = itertools.count()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -105,26 +108,51 @@ def postgres() -> Iterator[PostgresServer]:
         server = PostgresServer(Path(folder))
         server.options["fsync"] = "off"  # a database for each test is a lot to write
         server.start()
-        server.execute(f"CREATE DATABASE {TEMPLATE}")
-        migrate(server.url_of(TEMPLATE))
-        server.execute(f"UPDATE split_secrets SET secret = '\\x{SPLIT_SECRET.hex()}'", TEMPLATE)
+        server.execute(f"CREATE DATABASE {_TEMPLATE}")
+        migrate(server.url_of(_TEMPLATE))
+        server.execute(f"UPDATE split_secrets SET secret = '\\x{SPLIT_SECRET.hex()}'", _TEMPLATE)
         yield server
         server.kill()
 
 
+class _Databases:
+    """Copies of the template. The next one is made while a test uses the one before."""
+
+    def __init__(self, server: PostgresServer) -> None:
+        self._server = server
+        self._thread = ThreadPoolExecutor(1)
+        self._next = self._thread.submit(self._create)
+
+    def take(self) -> str:
+        name = self._next.result()
+        self._next = self._thread.submit(self._create)
+        return name
+
+    def drop(self, name: str) -> None:
+        self._thread.submit(self._server.execute, f"DROP DATABASE {name} WITH (FORCE)")
+
+    def close(self) -> None:
+        self._thread.shutdown()
+
+    def _create(self) -> str:
+        name = f"test_{next(_numbers)}"
+        self._server.execute(f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE}")
+        return name
+
+
 @pytest.fixture(scope="session")
-def databases(postgres: PostgresServer) -> Iterator[Databases]:
-    databases = Databases(postgres)
+def databases(postgres: PostgresServer) -> Iterator[_Databases]:
+    databases = _Databases(postgres)
     yield databases
     databases.close()
 
 
 @pytest.fixture
-def database_url(postgres: PostgresServer, databases: Databases) -> Iterator[str]:
+def database_url(postgres: PostgresServer, databases: _Databases) -> Iterator[str]:
     """A migrated, empty database of this test's own."""
     name = databases.take()
     yield postgres.url_of(name)
-    databases.give_back(name)
+    databases.drop(name)
 
 
 @pytest.fixture
