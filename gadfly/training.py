@@ -349,7 +349,7 @@ class TrainConfig(BaseModel):
                 cls.read(known)
             except BadInput as error:
                 raise BadInput(
-                    f"the table [training] of the task does not fit to the training config {file}: {error}"
+                    f"the table [training] of the task contradicts the training config {file}: {error}"
                 ) from None
         return cls.read(_merged(known, changes))
 

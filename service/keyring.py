@@ -1,5 +1,6 @@
 """Authentication of callers: API keys, checked in Postgres and cached for a few seconds."""
 
+import math
 import time
 from dataclasses import dataclass
 from uuid import UUID
@@ -119,10 +120,11 @@ class Keyring:
             StoreUnavailable: Postgres is unavailable and this key is not cached.
         """
         key_digest = digest(secret)
-        if key_digest not in self._known:
+        is_new = key_digest not in self._known and not self._is_unknown(key_digest)
+        if is_new:
             self._strangers.admit(address)
         key = await self._find(key_digest)
-        if key is None:
+        if key is None and is_new:  # a client that repeats one wrong key is not guessing
             self._strangers.note(address)
         if key is None or not key.is_active(now()):
             raise NotAllowed("this key is unknown, expired or revoked")
@@ -151,7 +153,7 @@ class Keyring:
         cached = self._known.get(key_digest)
         if cached is not None and time.monotonic() - cached[0] < _FRESH_S:
             return cached[1]
-        if time.monotonic() - self._unknown.get(key_digest, -_FRESH_S) < _FRESH_S:
+        if self._is_unknown(key_digest):
             return None
         try:
             await self._readings.run(key_digest, lambda: self._read_key(key_digest))
@@ -161,6 +163,10 @@ class Keyring:
             return cached[1]
         known = self._known.get(key_digest)
         return None if known is None else known[1]
+
+    def _is_unknown(self, key_digest: bytes) -> bool:
+        """Whether Postgres was asked about a key a moment ago, and had none."""
+        return time.monotonic() - self._unknown.get(key_digest, -math.inf) < _FRESH_S
 
     async def _read_key(self, key_digest: bytes) -> None:
         async with self._database.session() as session:

@@ -26,6 +26,13 @@ _READ_EVERY_S = 15.0  # tokens that other processes stored count at most this mu
 
 
 @dataclass(slots=True)
+class Meter:
+    """What a piece of work has sent to its caller so far."""
+
+    pieces: int = 0  # of text, about a token each
+
+
+@dataclass(slots=True)
 class _Used:
     """What a key has used in this process."""
 
@@ -65,22 +72,28 @@ class Quotas:
         bucket.take(1, per_minute, at)
 
     @contextmanager
-    def work(self, caller: Caller, *, calls: int) -> Iterator[None]:
+    def work(self, caller: Caller, *, calls: int) -> Iterator[Meter]:
         """Count work on the engine that makes at most so many calls, as long as it lasts.
+
+        If it does not end well, the pieces of text on the yielded meter count as its tokens: a caller may have read
+        them all and closed the connection before the last event.
 
         Raises:
             TooBusy: the key has too many requests in flight, or no call or token left.
             BadInput: the work needs more calls than the key may make in a minute.
         """
-        limits = caller.limits
+        limits, meter = caller.limits, Meter()
         if limits is None:
-            yield
+            yield meter
             return
         used = self._of(caller)
         self._start(used, limits, calls)
         used.in_flight += 1
         try:
-            yield
+            yield meter
+        except BaseException:
+            self.spend(caller, meter.pieces)
+            raise
         finally:
             used.in_flight -= 1
 

@@ -41,6 +41,7 @@ _MOST_ENDPOINTS = 20
 _PRUNE_EVERY_S = 3600.0
 _DELIVERED_S = 7 * 86_400.0
 _DEAD_S = 30 * 86_400.0
+_MOST_PENDING = 100_000  # deliveries of an endpoint: one that hangs takes four attempts a minute
 
 log = structlog.get_logger(__name__)
 
@@ -175,6 +176,7 @@ class WebhookSender:
         if time.monotonic() - self._pruned_at >= _PRUNE_EVERY_S:
             self._pruned_at = time.monotonic()
             async with self._database.session() as session:
+                await store.webhooks.give_up(session, most=_MOST_PENDING)
                 await store.webhooks.prune(session, delivered_s=_DELIVERED_S, dead_s=_DEAD_S)
 
     async def _send_all(self, endpoint: WebhookEndpoint) -> None:

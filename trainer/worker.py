@@ -149,7 +149,12 @@ class Worker:
         return {each.name: schedule_of(each.task, self.settings) for each in served}
 
     async def request_scheduled(self, cron: str) -> None:
-        """Request a run of every task that is trained at these times and has labels to learn from."""
+        """Request a run of every task that is trained at these times and has labels to learn from.
+
+        A job that an earlier release queued names no times: those of the deployment hold, and there may be none now.
+        """
+        if not cron:
+            return
         served = load_tasks(self.settings)
         for task, schedule in self.schedules(served).items():
             if schedule.cron != cron:

@@ -209,8 +209,7 @@ async def _announce_end(session: AsyncSession, id: UUID) -> None:
         "status": run.status.value,
         "outcome": None if run.outcome is None else run.outcome.value,
         "version": run.version,
-        "error": run.error,
-    }
+    }  # without the error: it may quote a line of the log, and that a text of callers
     await webhooks.announce(session, WebhookEvent.RUN_ENDED, data)
 
 

@@ -6,10 +6,10 @@ Deliveries of a deleted endpoint are not sent, and removed later.
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy import Text, any_, delete, exists, func, literal, or_, select, update
+from sqlalchemy import CursorResult, Text, any_, delete, exists, func, literal, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -111,6 +111,23 @@ async def end_attempt(
     )
 
 
+async def give_up(session: AsyncSession, *, most: int) -> None:
+    """End the oldest pending deliveries of each endpoint that has more than so many of them."""
+    place = func.row_number().over(partition_by=WebhookDeliveryRow.endpoint_id, order_by=WebhookDeliveryRow.id.desc())
+    pending = WebhookDeliveryRow.status == DeliveryStatus.PENDING
+    each = select(WebhookDeliveryRow.id, place.label("place")).where(pending).subquery()
+    await session.execute(
+        update(WebhookDeliveryRow)
+        .where(WebhookDeliveryRow.id.in_(select(each.c.id).where(each.c.place > most)), pending)
+        .values(
+            status=DeliveryStatus.DEAD,
+            ended_at=func.clock_timestamp(),
+            problem=f"more than {most:,} later events waited for this endpoint",
+        )
+        .execution_options(synchronize_session=False)
+    )
+
+
 async def prune(session: AsyncSession, *, delivered_s: float, dead_s: float) -> int:
     """Remove deliveries that ended this long ago, and those of deleted endpoints; how many."""
     is_old = [
@@ -118,13 +135,10 @@ async def prune(session: AsyncSession, *, delivered_s: float, dead_s: float) -> 
         for status, age_s in ((DeliveryStatus.DELIVERED, delivered_s), (DeliveryStatus.DEAD, dead_s))
     ]
     has_endpoint = exists().where(WebhookEndpointRow.id == WebhookDeliveryRow.endpoint_id)
-    removed = await session.scalars(
-        delete(WebhookDeliveryRow)
-        .where(or_(*is_old, ~has_endpoint))
-        .returning(WebhookDeliveryRow.id)
-        .execution_options(synchronize_session=False)
+    removed = await session.execute(
+        delete(WebhookDeliveryRow).where(or_(*is_old, ~has_endpoint)).execution_options(synchronize_session=False)
     )
-    return len(removed.all())
+    return cast(CursorResult[Any], removed).rowcount
 
 
 async def list_deliveries(

@@ -46,7 +46,7 @@ from gadfly.service.answering.prepare import Preparation, Prepared
 from gadfly.service.critics.serving import CriticServing
 from gadfly.service.keyring import Caller
 from gadfly.service.metrics import Metrics
-from gadfly.service.quotas import Quotas
+from gadfly.service.quotas import Meter, Quotas
 from gadfly.service.recording.recorder import Recorder
 from gadfly.service.wire.answers import VERDICT_WORDS, CritiqueRequest, Options, RefineRequest
 from gadfly.service.wire.feedback import FeedbackRequest
@@ -64,6 +64,21 @@ class Listener(Protocol):
 
     async def on_piece(self, role: Role, round: int, sample: int, text: str) -> None:
         """Called with each piece of generated text."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Metered:
+    """A listener whose pieces of text are counted."""
+
+    listener: Listener
+    meter: Meter
+
+    async def on_critic(self, version: int, interaction_id: UUID) -> None:
+        await self.listener.on_critic(version, interaction_id)
+
+    async def on_piece(self, role: Role, round: int, sample: int, text: str) -> None:
+        self.meter.pieces += 1
+        await self.listener.on_piece(role, round, sample, text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +158,13 @@ class Answerer:
         if listener is not None:
             await listener.on_critic(prepared.critic.version, prepared.interaction_id)
         started = time.perf_counter()
-        with self._quotas.work(caller, calls=engine_calls(body)):
+        with self._quotas.work(caller, calls=engine_calls(body)) as meter:
+            metered = None if listener is None else _Metered(listener, meter)
             match body:
                 case CritiqueRequest():
-                    answered = await self._critique(body, prepared, listener)
+                    answered = await self._critique(body, prepared, metered)
                 case RefineRequest():
-                    answered = await self._refine(body, prepared, listener)
+                    answered = await self._refine(body, prepared, metered)
                 case _:
                     raise AssertionError(type(body))
         self._quotas.spend(caller, answered.usage.prompt_tokens + answered.usage.completion_tokens)

@@ -5,6 +5,7 @@ number of answers, by an admin, or by a rollback, which is a swap like any other
 """
 
 import asyncio
+import time
 from datetime import timedelta
 from functools import partial
 from uuid import UUID
@@ -21,6 +22,7 @@ from gadfly.service.critics.watch import Decision, RollbackWatch
 from gadfly.store.database import Database
 
 _EVERY_S = 2.0
+_HELD_EVERY_S = 60.0  # a test reads all outcomes of both critics
 _LISTED = 20
 _MOST_COUNTED = 100_000
 
@@ -39,6 +41,7 @@ class Canaries:
         self._watch = watch
         self._replicas = replicas
         self._held: dict[str, str] = {}  # by task: why a canary that is due does not answer all requests
+        self._held_at: dict[str, float] = {}  # by task: when that was last found
 
     def held(self, task: str) -> str | None:
         """Why the canary of a task, although it is due, waits for a person; None if it does not. In one replica."""
@@ -61,6 +64,8 @@ class Canaries:
                     log.warning("canary_not_checked", version=canary.version, task=line.task, reason=str(error))
 
     async def _check(self, line: CriticLine, canary: Canary) -> None:
+        if line.task in self._held and time.monotonic() - self._held_at[line.task] < _HELD_EVERY_S:
+            return
         reason = await self._due(canary)
         if reason is None:
             return
@@ -69,6 +74,7 @@ class Canaries:
             if evidence is None or evidence.decision is Decision.ROLL_BACK:
                 return  # another replica tests it now, or the rollback is requested
             if evidence.decision is Decision.ONE_KEY:
+                self._held_at[line.task] = time.monotonic()
                 self._held[line.task] = "labels show a loss, but only those of one key: a person has to decide"
                 return
             reason += f"; evidence of a loss {evidence.wealth:.3g} from {evidence.units} pairs of both classes"

@@ -178,8 +178,14 @@ class ChatAnswerer:
             n=body.n or 1,
             options=options | {"temperature": self._temperature(body)},
         )
-        with self._quotas.work(caller, calls=chat.n), self._leases.converse(places=chat.n):
-            replies = await self._actor.converse(chat, on_delta=on_delta)
+        with self._quotas.work(caller, calls=chat.n) as meter, self._leases.converse(places=chat.n):
+
+            async def on_metered(choice: int, delta: dict[str, Any], logprobs: dict[str, Any] | None) -> None:
+                meter.pieces += 1
+                assert on_delta is not None
+                await on_delta(choice, delta, logprobs)
+
+            replies = await self._actor.converse(chat, on_delta=None if on_delta is None else on_metered)
         spent = sum((reply.usage for reply in replies), start=Usage())
         self._quotas.spend(caller, spent.prompt_tokens + spent.completion_tokens)
         return replies

@@ -63,7 +63,7 @@ class QueueItem(Wire):
     reason: QueueReason = Field(
         description="`conflict`: the votes differ, so there is no label; `disagreement`: another critic gave the other "
         "verdict; `contradicted`: the only vote contradicts a critic that is sure; `uncertain`: there is no label yet; "
-        "`new`: nor a critic's verdict. Every second answer is from a random sample, whatever its reason."
+        "`new`: neither a label nor a verdict. Every second answer is from a random sample, whatever its reason."
     )
     why: str = Field(description="The reason as a sentence.")
     other_verdict: Verdict | None

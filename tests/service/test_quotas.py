@@ -151,6 +151,19 @@ def test_tokens_count_until_midnight(quotas: Quotas, clock: Clock) -> None:
         pass
 
 
+def test_a_stream_that_its_caller_closes_costs_what_was_sent(quotas: Quotas) -> None:
+    ann = caller(tokens_per_day=100)
+
+    def stream() -> None:
+        with quotas.work(ann, calls=1) as meter:
+            meter.pieces = 150
+            raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        stream()
+    assert str(refused(lambda: quotas.work(ann, calls=1).__enter__())).endswith("100 tokens a day (UTC)")
+
+
 async def test_tokens_of_other_processes_and_of_before_a_restart_count(
     quotas: Quotas, clock: Clock, database: Database
 ) -> None:
@@ -216,6 +229,17 @@ async def test_an_address_that_guesses_keys_costs_no_more_readings(database: Dat
     assert (await ring.authenticate(secret, origin=here)).key_name == "ann", "a key that is known still works"
     with pytest.raises(NotAllowed):
         await ring.authenticate("gf_next", origin=there)
+
+
+async def test_a_client_that_repeats_one_wrong_key_locks_no_neighbour_out(database: Database) -> None:
+    async with database.session() as session:
+        _, secret = await issue_key(session, name="ann", tier=Tier.CALLER)
+    ring = Keyring(database, open_without_keys=False)
+    here = Origin(host="gadfly", address="192.0.2.1")
+    for _ in range(100):
+        with pytest.raises(NotAllowed):
+            await ring.authenticate("gf_wrong", origin=here)
+    assert (await ring.authenticate(secret, origin=here)).key_name == "ann"
 
 
 @pytest.fixture

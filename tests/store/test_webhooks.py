@@ -130,7 +130,6 @@ async def test_runs_and_their_alarms_are_announced(database: Database, database_
                 "status": "failed",
                 "outcome": None,
                 "version": None,
-                "error": "out of memory",
             },
         ),
     ]
@@ -222,6 +221,22 @@ async def test_an_attempt_that_was_overtaken_changes_nothing(database: Database)
     [ended] = await outbox(database)
     assert ended.status is DeliveryStatus.DELIVERED
     assert ended.ended_at is not None
+
+
+async def test_the_oldest_of_too_many_waiting_deliveries_are_given_up(database: Database) -> None:
+    slow, quick = await endpoint(database), await endpoint(database)
+    await announce(database, 5)
+    async with database.session() as session:
+        await session.execute(
+            text("UPDATE webhook_deliveries SET status = 'delivered', ended_at = now() WHERE endpoint_id = :id"),
+            {"id": quick},
+        )
+        await store.webhooks.give_up(session, most=3)
+        left = await store.webhooks.list_deliveries(session, status=None, endpoint_id=slow, limit=9, before=None)
+        others = await store.webhooks.list_deliveries(session, status=None, endpoint_id=quick, limit=9, before=None)
+    assert [each.status.value for each in left] == ["pending"] * 3 + ["dead"] * 2
+    assert {each.problem for each in left[3:]} == {"more than 3 later events waited for this endpoint"}
+    assert {each.status.value for each in others} == {"delivered"}
 
 
 async def test_old_deliveries_are_removed(database: Database) -> None:

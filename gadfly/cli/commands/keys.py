@@ -12,17 +12,25 @@ from gadfly.cli.options import takes_settings
 from gadfly.records import KeyLimits, Scope, Tier
 from gadfly.settings import Settings
 
+_MOST = 2**31 - 1
+
 RequestsPerMinute = Annotated[
-    int | None, typer.Option("--requests-per-minute", min=0, help="Limit of requests, in each worker. 0: none.")
+    int | None,
+    typer.Option("--requests-per-minute", min=0, max=_MOST, help="Limit of requests, in each worker. 0: none."),
 ]
 EngineCallsPerMinute = Annotated[
-    int | None, typer.Option("--engine-calls-per-minute", min=0, help="Limit of engine calls, in each worker. 0: none.")
+    int | None,
+    typer.Option("--engine-calls-per-minute", min=0, max=_MOST, help="Limit of engine calls, in each worker. 0: none."),
 ]
 TokensPerDay = Annotated[
-    int | None, typer.Option("--tokens-per-day", min=0, help="Limit of tokens a day (UTC), over all workers. 0: none.")
+    int | None,
+    typer.Option(
+        "--tokens-per-day", min=0, max=2**63 - 1, help="Limit of tokens a day (UTC), over all workers. 0: none."
+    ),
 ]
 MaxInFlight = Annotated[
-    int | None, typer.Option("--requests-in-flight", min=0, help="Limit of requests at once, in each worker. 0: none.")
+    int | None,
+    typer.Option("--requests-in-flight", min=0, max=_MOST, help="Limit of requests at once, in each worker. 0: none."),
 ]
 
 
