@@ -44,7 +44,7 @@ async def issue_key(
         BadInput: an admin key is to be limited, or a key that sees the rows of all tasks is to be limited to some.
     """
     if tier is Tier.ADMIN and not (tasks is None and scopes is None):
-        raise BadInput("an admin key sees and changes everything: only a key of the tier caller can be limited")
+        raise BadInput("an admin key sees and changes everything: only a key of the tier caller has tasks or scopes")
     if tasks is not None and scopes is not None and set(scopes) != {Scope.USE}:
         raise BadInput(
             "a key with the scope label, read or train sees the rows of every task: it cannot be limited to tasks",

@@ -118,8 +118,13 @@ def read_manifest(folder: Path) -> BackupManifest:
     return manifest
 
 
-def restore(url: str, folder: Path, *, adapters: Path, tasks: Path) -> BackupManifest:
+def restore(
+    url: str, folder: Path, *, adapters: Path, tasks: Path, with_webhooks: bool = True
+) -> tuple[BackupManifest, int]:
     """Restore a backup into the empty database at `url`, and bring its schema up to date.
+
+    Returns the manifest and the number of webhooks that are announced to from there. Without webhooks, those of the
+    backup and their deliveries are removed: a copy beside the original would announce its own events to them.
 
     The critics come first and the database last, in one transaction. After a kill, the same call does the rest.
 
@@ -147,7 +152,11 @@ def restore(url: str, folder: Path, *, adapters: Path, tasks: Path) -> BackupMan
         str(folder / _DUMP),
     )  # fmt: skip
     migrate(url)
-    return manifest
+    with _connected(url) as connection:
+        if not with_webhooks:
+            connection.execute("DELETE FROM webhook_deliveries")
+            connection.execute("DELETE FROM webhook_endpoints")
+        return manifest, int(_one(connection, "SELECT count(*) FROM webhook_endpoints")[0])
 
 
 def _write(url: str, work: Path, *, adapters: Path, tasks: Path, version: str) -> BackupManifest:

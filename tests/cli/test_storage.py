@@ -71,7 +71,7 @@ def test_keys_have_scopes_and_limits(database_url: str) -> None:
     assert (key["requests_per_minute"], key["tokens_per_day"], key["max_in_flight"]) == (None, 5000, 4)
     with pytest.raises(BadInput, match="give a limit to change"):
         raise run(database_url, "keys", "limit", "board").exception or AssertionError
-    with pytest.raises(BadInput, match="only a key of the tier caller can be limited"):
+    with pytest.raises(BadInput, match="only a key of the tier caller has tasks or scopes"):
         raise run(database_url, "keys", "create", "--tier", "admin", "--scope", "read").exception or AssertionError
 
 

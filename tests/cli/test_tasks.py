@@ -119,7 +119,7 @@ def test_an_added_task_is_listed_and_named_from_then_on(tmp_path: Path, database
     made = CliRunner().invoke(app, ["keys", "create", "--task", "invoices", "--json", *flags[2:]])
     assert json.loads(made.stdout)["tasks"] == ["invoices"]
     refused = CliRunner().invoke(app, ["keys", "create", "--tier", "admin", "--task", "invoices", *flags[2:]])
-    assert "only a key of the tier caller can be limited" in str(refused.exception)
+    assert "only a key of the tier caller has tasks or scopes" in str(refused.exception)
     refused = CliRunner().invoke(app, ["keys", "create", "--task", "birds", *flags[2:]])
     assert "the task 'birds' is not served here" in str(refused.exception)
     out = tmp_path / "rows.jsonl"

@@ -59,7 +59,7 @@ async def test_without_keys_no_log_in_is_needed(settings: Settings, browser: Bro
         console = Console(browser, client, World(), [])
         page = await console.open("", key="")
         await expect(page.get_by_role("heading", name="Overview")).to_be_visible()
-        await expect(page.get_by_text("No labelled traffic in this time")).to_be_visible()
+        await expect(page.get_by_text("No curve for this time yet")).to_be_visible()
         await page.get_by_role("link", name="Label queue").click()
         await expect(page.get_by_role("heading", name="Nothing waits for a label")).to_be_visible()
         await page.get_by_role("link", name="Judge an answer").click()

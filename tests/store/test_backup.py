@@ -53,9 +53,9 @@ class World:
         adapters, tasks = self.home / "adapters", self.home / "tasks"
         return back_up(self.url, self.backup, adapters=adapters, tasks=tasks, version="0")
 
-    def restore(self) -> BackupManifest:
+    def restore(self, *, with_webhooks: bool = True) -> tuple[BackupManifest, int]:
         adapters, tasks = self.new_home / "adapters", self.new_home / "tasks"
-        return restore(self.empty_url, self.backup, adapters=adapters, tasks=tasks)
+        return restore(self.empty_url, self.backup, adapters=adapters, tasks=tasks, with_webhooks=with_webhooks)
 
     def start(self, command: str, url: str, home: Path) -> subprocess.Popen[bytes]:
         """`gadfly backup` or `restore` in a process that the test may kill."""
@@ -104,7 +104,7 @@ def test_a_restored_deployment_has_the_rows_the_wall_and_the_live_critic(world: 
     assert read_manifest(world.backup) == manifest
     assert world.backup.stat().st_mode & 0o077 == 0, "it holds callers' texts"
     assert [path.name for path in world.backup.parent.iterdir() if "unfinished" in path.name] == []
-    assert world.restore() == manifest
+    assert world.restore() == (manifest, 0)
     assert count(world.empty_url, "SELECT count(*) FROM admin_acts") == 2000
     assert count(world.empty_url, "SELECT version FROM critic_pointers WHERE name = 'live'") == 1
     state = schema_state(world.empty_url)
@@ -196,6 +196,24 @@ def test_a_backup_killed_in_the_middle_leaves_no_folder_and_the_next_one_removes
     manifest = world.back_up()
     assert leftovers() == []
     assert read_manifest(world.backup) == manifest
+
+
+@pytest.mark.parametrize("with_webhooks", [True, False])
+def test_a_copy_announces_nothing_to_the_webhooks_of_the_original_if_asked(world: World, with_webhooks: bool) -> None:
+    with psycopg.connect(
+        make_url(world.url).set(drivername="postgresql").render_as_string(hide_password=False)
+    ) as connection:
+        connection.execute(
+            "INSERT INTO webhook_endpoints (id, url, events, secret, created_at)"
+            " VALUES (gen_random_uuid(), 'https://example.com', '{run.ended}', 'whsec_', now())"
+        )
+        connection.execute(
+            "INSERT INTO webhook_deliveries (id, endpoint_id, event, body, created_at, status, attempts, next_at)"
+            " SELECT gen_random_uuid(), id, 'run.ended', '{}', now(), 'pending', 0, now() FROM webhook_endpoints"
+        )
+    world.back_up()
+    assert world.restore(with_webhooks=with_webhooks)[1] == int(with_webhooks)
+    assert count(world.empty_url, "SELECT count(*) FROM webhook_deliveries") == int(with_webhooks)
 
 
 def test_a_restore_killed_in_the_middle_leaves_an_empty_database_and_can_be_repeated(world: World) -> None:

@@ -176,8 +176,8 @@ function Item({ critic, all }: { critic: Critic; all: Critic[] }) {
 
 function Exchange() {
   const commands: [string, string][] = [
-    ["Push a critic to a folder or a bucket", "gadfly push 1 s3://bucket/critic"],
-    ["Pull a critic from there", "gadfly pull s3://bucket/critic"],
+    ["Push a critic to a folder or a bucket", "gadfly critics push 1 s3://bucket/critic"],
+    ["Pull a critic from there", "gadfly critics pull s3://bucket/critic"],
   ];
   return (
     <section class="card" aria-label="Push and pull">

@@ -72,7 +72,7 @@ function Now({ overview, accuracy }: { overview: Overview; accuracy: Accuracy | 
         />
         <Stat
           name="Its accuracy, balanced" value={total ? percent(total.value, 1) : "–"}
-          detail={total ? `${percent(total.low)} to ${percent(total.high)}, ${plural(total.answers, "answer")}${gain === null ? "" : `; ${gain >= 0 ? "+" : ""}${gain.toFixed(1)} points on critic@0`}` : "no labelled traffic yet"}
+          detail={total ? `${percent(total.low)} to ${percent(total.high)}, ${plural(total.answers, "answer")}${gain === null ? "" : `; ${gain >= 0 ? "+" : ""}${gain.toFixed(1)} points on critic@0`}` : "it needs labelled right and wrong answers"}
         />
         <Stat name="Judged in 24 h" value={count(overview.last_24h.interactions)} detail={`${plural(overview.last_24h.labels, "label")} in 24 h`} />
         <Stat
@@ -123,7 +123,7 @@ function AccuracyChart({ accuracy, shown }: { accuracy: Accuracy; shown: Class }
     tone: event.kind === "rollback" || event.kind === "watch" || event.status === "refused" ? "bad" : undefined,
   }));
   if (!series.some((one) => one.points.length)) {
-    return <Empty icon="overview" title="No labelled traffic in this time" action={<a class="button button-primary" href="#/label">Label answers</a>}>Labels on judged answers make this curve: they tell how often each version is right.</Empty>;
+    return <Empty icon="overview" title="No curve for this time yet" action={<a class="button button-primary" href="#/label">Label answers</a>}>Labels on judged answers make this curve, of right and of wrong answers: they tell how often each version is right.</Empty>;
   }
   return (
     <>

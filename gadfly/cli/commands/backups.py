@@ -52,6 +52,9 @@ def backup(
 def restore(
     settings: Settings,
     folder: Annotated[Path, typer.Argument(help="The folder of a backup.")],
+    without_webhooks: Annotated[
+        bool, typer.Option("--without-webhooks", help="Remove its webhooks: for a copy beside the original.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Restore a backup into an empty database. Every file is checked first."""
@@ -61,11 +64,21 @@ def restore(
     from gadfly.tasks.served import folder_of_added
 
     with database_url(settings) as url:
-        manifest = restore(
-            url, folder.absolute(), adapters=settings.adapters_folder, tasks=folder_of_added(settings.home)
+        manifest, webhooks = restore(
+            url,
+            folder.absolute(),
+            adapters=settings.adapters_folder,
+            tasks=folder_of_added(settings.home),
+            with_webhooks=not without_webhooks,
         )
     if json:
         print_json(manifest.model_dump(mode="json"))
         return
     live = ", ".join(f"critic@{version} of {task}" for task, version in sorted(manifest.live.items())) or "no critic"
     out.print(f"restored the backup of {manifest.created_at:%Y-%m-%d %H:%M} UTC; live: {live}", markup=False)
+    if webhooks:
+        out.print(
+            f"It announces events to {webhooks} webhook{'s' if webhooks > 1 else ''}, also those that were waiting. "
+            "If the original runs too, restore with --without-webhooks.",
+            markup=False,
+        )

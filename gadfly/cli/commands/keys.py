@@ -111,6 +111,8 @@ def create_key(
         )
     if is_first:
         terminal.err.print("This is the first key: from now on every request needs a key, on this machine too.")
+        if key.tier is not Tier.ADMIN:
+            terminal.err.print("It is no admin key: create one with `gadfly keys create --tier admin` as well.")
     if json:
         terminal.print_json(
             {**asdict(key), "scopes": key.granted, "secret": None if out else secret, "file": out and str(out)}

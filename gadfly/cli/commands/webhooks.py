@@ -93,6 +93,7 @@ def list_deliveries(
         (
             each["id"],
             each["event"],
+            each["webhook_id"],
             each["created_at"][:19],
             each["status"],
             str(each["attempts"]),
@@ -101,7 +102,9 @@ def list_deliveries(
         )
         for each in found
     ]
-    _print_table(("id", "event", "created", "status", "attempts", "next", "problem"), rows, empty="no deliveries")
+    _print_table(
+        ("id", "event", "webhook", "created", "status", "attempts", "next", "problem"), rows, empty="no deliveries"
+    )
 
 
 @app.command("resend")
