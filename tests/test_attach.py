@@ -125,10 +125,15 @@ async def test_the_dry_run_says_what_the_actor_costs_and_lacks(client: httpx.Asy
 
 
 async def test_an_actor_streams(client: httpx.AsyncClient) -> None:
-    events = await read_events(client, "/refine", WRONG)
-    pieces = [data["text"] for name, data in events if name == "text" and data["role"] == "refinement"]
-    assert len(pieces) > 1
-    assert "".join(pieces).strip() == events[-1][1]["refined_response"]
+    most = 0
+    for _ in range(5):  # a busy service may find the whole answer in one read
+        events = await read_events(client, "/refine", WRONG)
+        pieces = [data["text"] for name, data in events if name == "text" and data["role"] == "refinement"]
+        assert "".join(pieces).strip() == events[-1][1]["refined_response"]
+        most = max(most, len(pieces))
+        if most > 1:
+            break
+    assert most > 1
 
 
 async def test_a_critic_is_swapped_in(
