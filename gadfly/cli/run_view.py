@@ -129,7 +129,7 @@ def show_plan(plan: Mapping[str, Any]) -> None:
         out.print(f"the actor samples up to {plan['pool_answers']} more answers")
     duration = "" if plan["seconds"] is None else f", about {seconds(plan['seconds'])}"
     out.print(f"{plan['steps']} steps{duration}")
-    if plan["options"]:
+    if plan.get("options"):  # an older service names none
         out.print("options that are not left at their defaults:")
         chosen = Table(box=None, padding=(0, 3, 0, 2), show_header=False)
         for option in plan["options"]:
