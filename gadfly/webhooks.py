@@ -6,22 +6,14 @@ Signatures follow Standard Webhooks (https://www.standardwebhooks.com), so recei
 import base64
 import hashlib
 import hmac
-import re
 import secrets
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from urllib.parse import urlsplit
 from uuid import UUID
-
-import httpx
-
-from gadfly.errors import BadInput
 
 _PREFIX = "whsec_"
 _SECRET_BYTES = 32
-_MAX_URL_CHARS = 2000
-_PLAIN = re.compile(r"[!-~]+")  # visible ASCII
 
 
 class WebhookEvent(StrEnum):
@@ -81,30 +73,3 @@ def signed_headers(secret: str, *, id: str, timestamp: int, body: bytes) -> dict
         "webhook-timestamp": str(timestamp),
         "webhook-signature": f"v1,{base64.b64encode(digest).decode()}",
     }
-
-
-def checked_url(url: str) -> str:
-    """The address of an endpoint.
-
-    Internal addresses are not refused: a name may lead to another address at each look-up, so only the network can.
-
-    Raises:
-        BadInput: it is not an http or https address, or contains a user name, a password or a fragment.
-    """
-    if len(url) > _MAX_URL_CHARS or not _PLAIN.fullmatch(url):
-        raise BadInput(
-            f"the URL must be visible ASCII, at most {_MAX_URL_CHARS} characters: encode others as %XX", field="url"
-        )
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-        _ = httpx.URL(url).host  # decodes names that begin with `xn--`, as for sending
-    except (ValueError, httpx.InvalidURL) as error:
-        raise BadInput(f"the URL cannot be read: {error}", field="url") from None
-    if parts.scheme not in ("http", "https") or not host or port == 0:
-        raise BadInput("the URL must begin with http:// or https:// and name a host", field="url")
-    if "@" in parts.netloc:
-        raise BadInput("the URL must not contain a user name or a password: receivers check signatures", field="url")
-    if parts.fragment:
-        raise BadInput("the URL must not have a fragment (#...)", field="url")
-    return url

@@ -6,16 +6,18 @@ the same time, so that a slow endpoint delays only its own.
 """
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import httpx
 import structlog
 
 from gadfly import store
-from gadfly.errors import Conflict, StoreUnavailable
+from gadfly.errors import BadInput, Conflict, StoreUnavailable
 from gadfly.records import AdminAction, new_id, now
 from gadfly.repeating import repeat
 from gadfly.service.keyring import Caller
@@ -26,7 +28,6 @@ from gadfly.webhooks import (
     WebhookDelivery,
     WebhookEndpoint,
     WebhookEvent,
-    checked_url,
     new_secret,
     signed_headers,
 )
@@ -39,11 +40,40 @@ _TIMEOUT_S = 15.0
 _LEASE_S = 60.0  # longer than an attempt with its two transactions
 _MOST_ENDPOINTS = 20
 _PRUNE_EVERY_S = 3600.0
+_MAX_URL_CHARS = 2000
+_PLAIN = re.compile(r"[!-~]+")  # visible ASCII
 _DELIVERED_S = 7 * 86_400.0
 _DEAD_S = 30 * 86_400.0
 _MOST_PENDING = 100_000  # deliveries of an endpoint: one that hangs takes four attempts a minute
 
 log = structlog.get_logger(__name__)
+
+
+def checked_url(url: str) -> str:
+    """The address of an endpoint.
+
+    Internal addresses are not refused: a name may lead to another address at each look-up, so only the network can.
+
+    Raises:
+        BadInput: it is not an http or https address, or contains a user name, a password or a fragment.
+    """
+    if len(url) > _MAX_URL_CHARS or not _PLAIN.fullmatch(url):
+        raise BadInput(
+            f"the URL must be visible ASCII, at most {_MAX_URL_CHARS} characters: encode others as %XX", field="url"
+        )
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+        _ = httpx.URL(url).host  # decodes names that begin with `xn--`, as for sending
+    except (ValueError, httpx.InvalidURL) as error:
+        raise BadInput(f"the URL cannot be read: {error}", field="url") from None
+    if parts.scheme not in ("http", "https") or not host or port == 0:
+        raise BadInput("the URL must begin with http:// or https:// and name a host", field="url")
+    if "@" in parts.netloc:
+        raise BadInput("the URL must not contain a user name or a password: receivers check signatures", field="url")
+    if parts.fragment:
+        raise BadInput("the URL must not have a fragment (#...)", field="url")
+    return url
 
 
 class Webhooks:

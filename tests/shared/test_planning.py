@@ -202,7 +202,7 @@ PLAN_JSON = (
     '"assumed_discordance":0.2,"power":0.8,"seconds":1.5,"expected_mislabelled":{"right":0.1,"wrong":0.5},'
     '"beyond_key_share":2,"contradicting_keys":["00000000-0000-0000-0000-000000000004",null],'
     '"warnings":["few answers"],"notes":["ü","n"],"actor_answers":9,"threshold_alone":null,'
-    '"guessing":null,"next_step":"Import more."}'
+    '"guessing":null,"next_step":"Import more.","options":[]}'
 )
 
 

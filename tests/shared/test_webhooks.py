@@ -5,7 +5,8 @@ import base64
 import pytest
 
 from gadfly.errors import BadInput
-from gadfly.webhooks import checked_url, new_secret, signed_headers
+from gadfly.service.webhooks import checked_url
+from gadfly.webhooks import new_secret, signed_headers
 
 
 def test_a_signature_is_that_of_the_published_example() -> None:

@@ -95,7 +95,7 @@ def test_options_that_contradict_the_file_name_both_files(tmp_path: Path) -> Non
     check_training(load_tasks(Settings(home=tmp_path, tasks=str(folder), train_config=path)), Settings(home=tmp_path))
     folder = write_task(tmp_path / "task", 'kind = "exact"\n[training]\nprompts_per_step = 4')
     settings = Settings(home=tmp_path, tasks=str(folder), train_config=path)
-    with pytest.raises(BadInput, match=r"\[training\] of the task does not fit to .*train\.json: config: minibatches"):
+    with pytest.raises(BadInput, match=r"\[training\] of the task contradicts .*train\.json: config: minibatches"):
         train_config_of(load_task(str(folder)), settings)
     with pytest.raises(BadSettings, match=r"task\.toml: the table \[training\]"):
         check_training(load_tasks(settings), settings)

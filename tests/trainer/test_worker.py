@@ -145,13 +145,17 @@ async def _new_labels_come_first(filled: Database, settings: Settings, version: 
     async with filled.session() as session:
         await store.critics.set_pointer(session, "live", version)
     await worlds.fill(filled, base_model=settings.model, questions=8, start=1000)
-    run = await worlds.ask_for_run(filled, steps_stage_1=2, steps_stage_2=0, seed=None, evaluation_items=4)
-    assert run.config.seed == run.id.int % 2**31
     with trainer(settings.model_copy(update={"retire_after_looks": 1, "retire_share": 0.25}), log):
-        ended = await until(filled, run.id, lambda found: found.status.is_over, log)
-    assert ended.status is RunStatus.SUCCEEDED, (ended, _tail(log))
-    async with filled.session() as session:
-        events = await store.runs.events_after(session, run.id, after=0)
+        for _ in range(3):  # with some seeds two steps change too little for a critic that can be told from the base
+            run = await worlds.ask_for_run(filled, steps_stage_1=2, steps_stage_2=0, seed=None, evaluation_items=4)
+            assert run.config.seed == run.id.int % 2**31
+            ended = await until(filled, run.id, lambda found: found.status.is_over, log)
+            assert ended.status is RunStatus.SUCCEEDED, (ended, _tail(log))
+            async with filled.session() as session:
+                events = await store.runs.events_after(session, run.id, after=0)
+            if ended.version is not None:
+                break
+    assert ended.version is not None, [event.data for event in events if event.kind is EventKind.NOTE]
     new = _noted(events, "answers to learn from")["new"]
     assert 2 <= new <= 16, "those of the train side"
     assert [event.data["metrics"]["fresh"] for event in events if event.kind is EventKind.STEP] == [0.5, 0.5]
@@ -168,8 +172,10 @@ async def _looks(database: Database) -> set[tuple[Split, int, bool]]:
 
 
 def _noted(events: list[RunEvent], message: str) -> dict[str, Any]:
-    [data] = [event.data for event in events if event.kind is EventKind.NOTE and event.data["message"] == message]
-    return data
+    notes = [event.data for event in events if event.kind is EventKind.NOTE]
+    found = [data for data in notes if data["message"] == message]
+    assert len(found) == 1, notes
+    return found[0]
 
 
 async def test_two_processes_train_one_run(filled: Database, settings: Settings, tmp_path: Path) -> None:
