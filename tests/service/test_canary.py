@@ -334,7 +334,7 @@ async def test_each_critic_judges_the_answers_of_the_other_for_the_watch_and_the
     assert [await judge.judge() for _ in range(5)] == [2, 2, 1, 1, 0], "labelled ones of both first, then the others"
     async with seeded.session() as session:
         pairs = await store.watch.paired_outcomes(session, 1, before=0)
-    # Both verdicts on a right and a wrong answer of each; whoever judges in the shadow calls all of them wrong.
+    # Both verdicts on a right and a wrong answer of each; the critic that judges in the shadow calls all of them wrong.
     outcomes = sorted((old.was_right, old.is_verdict_right, new.is_verdict_right) for old, new in pairs)
     assert outcomes == [(False, True, True), (False, True, True), (True, False, True), (True, True, False)]
     async with serving_without_engine(engineless) as client:

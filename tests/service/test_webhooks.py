@@ -126,7 +126,7 @@ async def test_what_becomes_of_a_delivery(
         assert verified(each, endpoint.secret)["data"] == {"number": 0}
 
 
-async def test_a_receiver_that_starts_later_gets_everything_in_order(database: Database) -> None:
+async def test_a_receiver_that_starts_later_gets_everything(database: Database) -> None:
     receiver = Receiver(port=free_port())
     async with sending(database, delays_s=[0.1] * 100):
         await created(database, receiver.url)

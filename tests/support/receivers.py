@@ -24,7 +24,7 @@ class Received:
 
 @dataclass
 class Receiver:
-    """Gives the replies in order, and the last one for ever. `port` is set while it is open."""
+    """Gives the replies in order, and then the last one again and again. `port` is set while it is open."""
 
     replies: list[Reply] = field(default_factory=lambda: [204])
     received: list[Received] = field(default_factory=list)
