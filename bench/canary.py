@@ -7,11 +7,10 @@ which were chosen in the same way. Labelled answers are judged by both. Prints a
 """
 
 import argparse
-import math
 import random
 from collections.abc import Sequence
 
-from bench.watch import LABELS, LOOK, pairs_of, traffic
+from bench.watch import LABELS, LOOK, pairs_of, rate, traffic
 from gadfly.service.critics.watch import Decision, Pair, compare
 from gadfly.store.watch import Outcome
 
@@ -61,11 +60,7 @@ def row(case: Case, *, canary: float, chosen: float, with_history: bool, runs: i
     found = [
         first_rollback(rng, case=case, canary=canary, chosen=chosen, with_history=with_history) for _ in range(runs)
     ]
-    cells = []
-    for labels in LABELS:
-        rate = sum(first is not None and first <= labels for first in found) / runs
-        error = math.sqrt(max(rate * (1 - rate), 1 / runs) / runs)
-        cells.append(f"{100 * rate:.1f} % ({100 * error:.1f})")
+    cells = [rate([first is not None and first <= labels for first in found]) for labels in LABELS]
     which = "all" if with_history else "of the canary's time"
     return f"| {case[0]} | {canary:.0%} | {chosen:.0%} | {which} | {' | '.join(cells)} |"
 

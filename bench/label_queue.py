@@ -15,6 +15,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.watch import rate
 from gadfly.evidence import MeanTest
 from gadfly.service.critics.watch import Decision, compare
 from gadfly.store.watch import Outcome
@@ -88,18 +89,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             [rolls_back(random, choice, before=0.8, live=0.8) for _ in range(runs)],
             [rolls_back(random, choice, before=0.8, live=0.65) for _ in range(runs)],
         ]
-        print(f"| {choice} | " + " | ".join(map(_rate, rates)) + " |", flush=True)
+        print(f"| {choice} | " + " | ".join(map(rate, rates)) + " |", flush=True)
 
 
 def _outcomes(margins_N: Floats, was_right_N: NDArray[np.bool_], labelled: Indices) -> list[Outcome]:
     return [
         Outcome(was_right=bool(was_right_N[index]), is_verdict_right=bool(margins_N[index] > 0)) for index in labelled
     ]
-
-
-def _rate(found: Sequence[bool]) -> str:
-    rate = sum(found) / len(found)
-    return f"{100 * rate:.1f} % ({100 * math.sqrt(max(rate * (1 - rate), 1 / len(found)) / len(found)):.1f})"
 
 
 if __name__ == "__main__":

@@ -69,6 +69,13 @@ def first_rollback(before: Sequence[Outcome], judged: Sequence[Pair], *, is_pair
     return None
 
 
+def rate(found: Sequence[bool]) -> str:
+    """The share of true ones, with its standard error."""
+    share = sum(found) / len(found)
+    error = math.sqrt(max(share * (1 - share), 1 / len(found)) / len(found))
+    return f"{100 * share:.1f} % ({100 * error:.1f})"
+
+
 def row(case: Case, own: int, runs: int, *, is_paired: bool) -> str:
     name, before, after, share = case
     rng = random.Random(f"{name} {own}")
@@ -80,11 +87,7 @@ def row(case: Case, own: int, runs: int, *, is_paired: bool) -> str:
         )
         for _ in range(runs)
     ]
-    cells = []
-    for labels in LABELS:
-        rate = sum(first is not None and first <= labels for first in found) / runs
-        error = math.sqrt(max(rate * (1 - rate), 1 / runs) / runs)
-        cells.append(f"{100 * rate:.1f} % ({100 * error:.1f})")
+    cells = [rate([first is not None and first <= labels for first in found]) for labels in LABELS]
     return f"| {name} | {own} | {'half' if is_paired else 'none'} | {' | '.join(cells)} |"
 
 

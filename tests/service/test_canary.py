@@ -7,7 +7,7 @@ from typing import Any, cast
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import text, update
+from sqlalchemy import update
 from typer.testing import CliRunner
 
 from gadfly import store
@@ -38,6 +38,7 @@ from gadfly.verdict import Verdict
 from tests.service.conftest import serving_without_engine
 from tests.service.test_label_queue import take
 from tests.support.records import make_critique, make_interaction, unrelated_question
+from tests.support.versions import seed_versions
 
 TERMS = CanaryTerms(share=0.5, for_s=3600, for_requests=None)
 
@@ -49,16 +50,7 @@ class Eldest:
 @pytest.fixture
 async def seeded(database: Database) -> Database:
     """Versions 0 to 3, of which 0 is live."""
-    async with database.session() as session:
-        await store.critics.ensure_version_zero(session, "tiny")
-        for version in (1, 2, 3):
-            await session.execute(
-                text(
-                    "INSERT INTO critic_versions (version, base_model, adapter_path, adapter_sha256, created_at)"
-                    " VALUES (:version, 'tiny', 'folder', 'hash', now())"
-                ),
-                {"version": version},
-            )
+    await seed_versions(database)
     return database
 
 

@@ -14,21 +14,13 @@ from gadfly.records import Replica, SwapKind, SwapReceipt, SwapStatus, new_id, n
 from gadfly.store.database import Database
 from gadfly.verdict import Verdict
 from tests.support.records import make_critique, make_feedback, make_interaction
+from tests.support.versions import seed_versions
 
 
 @pytest.fixture
 async def seeded(database: Database) -> Database:
     """Versions 0 to 3, of which 0 is live."""
-    async with database.session() as session:
-        await store.critics.ensure_version_zero(session, "tiny")
-        for version in (1, 2, 3):
-            await session.execute(
-                text(
-                    "INSERT INTO critic_versions (version, base_model, adapter_path, adapter_sha256, created_at)"
-                    " VALUES (:version, 'tiny', 'folder', 'hash', now())"
-                ),
-                {"version": version},
-            )
+    await seed_versions(database)
     return database
 
 
