@@ -1,4 +1,4 @@
-"""The Helm chart: rendered, valid by the schemas of Kubernetes, with real settings, and with no more rights than needed."""
+"""The Helm chart: rendered, valid by the schemas of Kubernetes, with real settings and no more rights than needed."""
 
 import json
 import os
@@ -84,7 +84,9 @@ def render(values: dict[str, Any], *, release: str = "gadfly") -> list[dict[str,
     else:  # in a process of its own: it brings Go's runtime
         command = [sys.executable, "-c", _RENDER, str(CHART), json.dumps(values), release]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GADFLY_")}
-    done = subprocess.run(command, input=json.dumps(values), capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        command, input=json.dumps(values), capture_output=True, text=True, env=environment, check=False
+    )
     if done.returncode:
         raise RenderError(done.stderr)
     texts = [done.stdout]
