@@ -26,6 +26,7 @@ OWN_ENGINES = {"enabled": False, "urls": ["https://gpu1:8000", "https://gpu2:800
 VALUES: dict[str, dict[str, Any]] = {
     "defaults": {},
     "three engines": {"engine": {"replicas": 3}},
+    "engines by name": {"engine": {"replicas": 3, "byName": True}},
     "engines of others": {
         "engine": OWN_ENGINES,
         "secrets": {"engineKey": {"name": "engines", "key": "key"}, "actorKey": {"name": "actor", "key": "key"}},
@@ -191,6 +192,9 @@ def test_each_engine_has_the_name_that_the_service_asks() -> None:
     [service] = [each for each in resources if each["kind"] == "Service" and each["metadata"]["name"] == headless]
     assert service["spec"]["clusterIP"] == "None"
     assert service["spec"]["selector"].items() <= engine["spec"]["template"]["metadata"]["labels"].items()
+    by_name = render({"engine": {"replicas": 2, "byName": True}})
+    assert environment(pods(by_name)["service"])["GADFLY_ENGINE_URLS"] == f"dns+http://{headless}.ml.svc:8000"
+    assert pods(by_name) == pods(render({"engine": {"replicas": 5, "byName": True}})), "more engines restart nothing"
     assert environment(pods(render({"engine": OWN_ENGINES}))["trainer"])["GADFLY_ENGINE_URLS"] == (
         "https://gpu1:8000,https://gpu2:8000"
     )

@@ -20,11 +20,15 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- define "gadfly.engineUrls" -}}
 {{- if .Values.engine.enabled }}
 {{- $name := printf "%s-engine" (include "gadfly.name" .) }}
+{{- if .Values.engine.byName }}
+{{- printf "dns+http://%s.%s.svc:%d" $name .Release.Namespace (int .Values.engine.port) }}
+{{- else }}
 {{- $urls := list }}
 {{- range $number := until (int .Values.engine.replicas) }}
 {{- $urls = append $urls (printf "http://%s-%d.%s.%s.svc:%d" $name $number $name $.Release.Namespace (int $.Values.engine.port)) }}
 {{- end }}
 {{- join "," $urls }}
+{{- end }}
 {{- else }}
 {{- if not .Values.engine.urls }}{{ fail "engine.urls: name the engines, or set engine.enabled" }}{{ end }}
 {{- join "," .Values.engine.urls }}
