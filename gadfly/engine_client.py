@@ -40,7 +40,7 @@ from gadfly.errors import (
 )
 from gadfly.prompts import Prompt
 from gadfly.records import Usage
-from gadfly.settings import Settings, without_password
+from gadfly.settings import without_password
 from gadfly.transport import (
     Broken,
     ConnectTimeout,
@@ -871,16 +871,6 @@ class Router(Protocol):
         """
 
 
-def engines_of(settings: Settings, *, timeout_s: float) -> list[Engine]:
-    """The engines of a deployment, each with its key.
-
-    Raises:
-        BadSettings: no address, or the file with certificates cannot be used.
-    """
-    _, urls = settings.require_addresses()
-    return [Engine(url, timeout_s=timeout_s, access=settings.engine_access(url)) for url in urls]
-
-
 class EnginePool:
     """The engines of a deployment: each request goes to the healthy one with the fewest requests in flight.
 
@@ -891,9 +881,8 @@ class EnginePool:
     """
 
     def __init__(self, members: Sequence[Engine], router: Router | None = None) -> None:
-        if not members:
-            raise ValueError("a pool needs at least one engine")
-        self.members = tuple(members)
+        """`members` may change (`engine_fleet`): they are read anew for each request."""
+        self._members = members
         self._router = router
         self._probes: dict[str, asyncio.Task[None]] = {}  # by the engine's address
 
@@ -902,10 +891,9 @@ class EnginePool:
         """The engines at these addresses, which need no key."""
         return cls([Engine(url, timeout_s=timeout_s, health=health) for url in urls])
 
-    @classmethod
-    def of(cls, settings: Settings, *, timeout_s: float) -> Self:
-        """The engines of a deployment."""
-        return cls(engines_of(settings, timeout_s=timeout_s))
+    @property
+    def members(self) -> tuple[Engine, ...]:
+        return tuple(self._members)
 
     async def aclose(self) -> None:
         for probe in self._probes.values():
@@ -914,8 +902,8 @@ class EnginePool:
         await asyncio.gather(*(engine.aclose() for engine in self.members))
 
     def keep(self, members: Sequence[Engine]) -> None:
-        """Send no further requests to the engines that are not among these. They stay open for their owner to close."""
-        self.members = tuple(members)
+        """Send further requests to these engines alone. The others stay open for their owner to close."""
+        self._members = tuple(members)
 
     @property
     def in_flight(self) -> int:
@@ -981,9 +969,10 @@ class EnginePool:
         self, call: Callable[[Engine], Awaitable[T]], model: str, heard: "_Heard | None" = None, *, near: str = ""
     ) -> T:
         self._probe_due()
-        able = [each for each in self.members if self._router is None or self._router.may_serve(each, model)]
+        members = self.members
+        able = [each for each in members if self._router is None or self._router.may_serve(each, model)]
         admitted = [each for each in able if each.health.admits]
-        lacking = [each for each in self.members if each not in able]
+        lacking = [each for each in members if each not in able]
         refusal: EngineError | None = None
         repeats = _REPEATS
         for engine in sorted(admitted, key=lambda each: _preference(each, near)):
