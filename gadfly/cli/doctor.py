@@ -440,7 +440,8 @@ def model(deployment: Deployment) -> Finding:
             "model", CheckResult.OK, "The default model is not made yet; `gadfly up` or `gadfly model` makes it."
         )
     if name.count("/") == 1 and not name.startswith((".", "~", "/")):
-        return Finding("model", CheckResult.OK, f"The engine fetches {name} from the hub unless it is cached.")
+        pin = f"pinned to the commit {settings.model_revision[:12]}" if settings.model_revision else "not pinned"
+        return Finding("model", CheckResult.OK, f"The engine fetches {name} from the hub unless it is cached, {pin}.")
     return Finding("model", CheckResult.FAIL, f"There is no model folder {name}.", "Check GADFLY_MODEL.")
 
 
