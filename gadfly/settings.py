@@ -399,8 +399,8 @@ class Settings(BaseSettings):
     def _is_fixed(cls, revision: str) -> str:
         if revision and not re.fullmatch(r"[0-9a-f]{40}|sha256:[0-9a-f]{64}", revision):
             raise ValueError(
-                f"{revision!r} is neither a commit (40 hex digits) nor a hash (sha256: and 64 hex digits); a branch or a "
-                "tag can move"
+                f"{revision!r} is neither a commit (40 hex digits) nor a hash (sha256: and 64 hex digits); a branch or "
+                "a tag can move"
             )
         return revision
 
