@@ -10,12 +10,12 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ARRAY, ColumnElement, Text, Uuid, delete, exists, func, literal, or_, select, text, true
+from sqlalchemy import ARRAY, ColumnElement, Text, Uuid, any_, delete, exists, func, literal, or_, select, text, true
 from sqlalchemy.dialects.postgresql import TIMESTAMP, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly.records import Interaction, Kind, Loss, new_id, now
-from gadfly.store.labels import forget_unanswered, relabel, stored_text_sha256
+from gadfly.store.labels import recount, stored_text_sha256
 from gadfly.store.tables import (
     CriticLossRow,
     CriticVersionRow,
@@ -185,7 +185,7 @@ async def forget(session: AsyncSession, ids: Sequence[UUID]) -> list[UUID]:
     """
     refined = InteractionRow.parameters["refined"]["interaction_id"].astext
     rows = await session.execute(
-        select(InteractionRow.id, InteractionRow.episode_id, refined).where(InteractionRow.id.in_(ids))
+        select(InteractionRow.id, InteractionRow.episode_id, refined).where(_is_any(InteractionRow.id, ids))
     )
     chosen = rows.all()
     every = sorted({id for id, _, _ in chosen} | {UUID(other) for _, _, other in chosen if other is not None})
@@ -194,31 +194,38 @@ async def forget(session: AsyncSession, ids: Sequence[UUID]) -> list[UUID]:
     # Locked first: a writer that adds to an episode now waits, and then creates it again.
     episodes = sorted({episode for _, episode, _ in chosen})
     await session.execute(
-        select(EpisodeRow.id).where(EpisodeRow.id.in_(episodes)).order_by(EpisodeRow.id).with_for_update()
+        select(EpisodeRow.id).where(_is_any(EpisodeRow.id, episodes)).order_by(EpisodeRow.id).with_for_update()
     )
     runs = await learned_from(session, every)
     gone = await session.execute(
         delete(InteractionRow)
-        .where(InteractionRow.id.in_(every))
+        .where(_is_any(InteractionRow.id, every))
         .returning(InteractionRow.id, InteractionRow.question_hash, stored_text_sha256(), InteractionRow.response)
         .execution_options(synchronize_session=False)
     )
     deleted = gone.all()
     answers = {(question, hash_) for _, question, hash_, response in deleted if response is not None}
-    await relabel(session, list(answers))
-    await forget_unanswered(session, list(answers))
+    await recount(session, answers)
     await mark(session, await affected_critics(session, runs))
     await _forget_quotes(session, every)
-    await session.execute(delete(LearningRow).where(LearningRow.interaction_id.in_(every)))
+    await session.execute(delete(LearningRow).where(_is_any(LearningRow.interaction_id, every)))
     await session.execute(
-        insert(TombstoneRow).values([{"interaction_id": id} for id in every]).on_conflict_do_nothing()
+        insert(TombstoneRow)
+        .from_select(["interaction_id"], select(func.unnest(literal(every, ARRAY(Uuid)))))
+        .on_conflict_do_nothing()
     )
     await session.execute(
-        delete(EpisodeRow).where(
-            EpisodeRow.id.in_(episodes), ~exists().where(InteractionRow.episode_id == EpisodeRow.id)
-        )
+        delete(EpisodeRow)
+        .where(_is_any(EpisodeRow.id, episodes), ~exists().where(InteractionRow.episode_id == EpisodeRow.id))
+        .execution_options(synchronize_session=False)
     )
     return [id for id, _, _, _ in deleted]
+
+
+def _is_any(column: Any, ids: Sequence[UUID]) -> ColumnElement[bool]:
+    """Whether a column has one of many ids, as one parameter: a list of parameters is compiled at each call."""
+    found: ColumnElement[bool] = column == any_(literal(list(ids), ARRAY(Uuid)))
+    return found
 
 
 async def _forget_quotes(session: AsyncSession, ids: Sequence[UUID]) -> None:
