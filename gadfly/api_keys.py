@@ -6,7 +6,7 @@ which people choose.) The digest is not salted, so that an index finds the key.
 
 import hashlib
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -26,6 +26,19 @@ def digest(secret: str) -> bytes:
     return hashlib.sha256(secret.encode(errors="surrogatepass")).digest()
 
 
+def require_no_limits(limits: Mapping[str, int | None]) -> None:
+    """Refuse limits of an admin key; None, which removes a limit, is accepted.
+
+    Raises:
+        BadInput: a limit is set.
+    """
+    if any(value is not None for value in limits.values()):
+        raise BadInput(
+            "an admin key has no limits: its holder could lift them, and it must work when there is trouble; limit "
+            "keys of the tier caller"
+        )
+
+
 async def issue_key(
     session: AsyncSession,
     *,
@@ -43,6 +56,8 @@ async def issue_key(
     Raises:
         BadInput: an admin key is to be limited, or a key that sees the rows of all tasks is to be limited to some.
     """
+    if tier is Tier.ADMIN and limits is not None:
+        require_no_limits(asdict(limits))
     if tier is Tier.ADMIN and not (tasks is None and scopes is None):
         raise BadInput("an admin key sees and changes everything: only a key of the tier caller has tasks or scopes")
     if tasks is not None and scopes is not None and set(scopes) != {Scope.USE}:

@@ -4,9 +4,10 @@ A tombstone outlives each deleted interaction, and an order outlives each deleti
 time: a replica that was cut off may still have such a record in its spool, and must not bring it back.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -15,6 +16,7 @@ from sqlalchemy.dialects.postgresql import TIMESTAMP, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly.records import Interaction, Kind, Loss, new_id, now
+from gadfly.store.keys import keep_usage
 from gadfly.store.labels import recount, stored_text_sha256
 from gadfly.store.tables import (
     CriticLossRow,
@@ -200,12 +202,20 @@ async def forget(session: AsyncSession, ids: Sequence[UUID]) -> list[UUID]:
     gone = await session.execute(
         delete(InteractionRow)
         .where(_is_any(InteractionRow.id, every))
-        .returning(InteractionRow.id, InteractionRow.question_hash, stored_text_sha256(), InteractionRow.response)
+        .returning(
+            InteractionRow.id,
+            InteractionRow.question_hash,
+            stored_text_sha256().label("text"),
+            InteractionRow.response,
+            InteractionRow.key_id,
+            InteractionRow.created_at,
+            (InteractionRow.prompt_tokens + InteractionRow.completion_tokens).label("tokens"),
+        )
         .execution_options(synchronize_session=False)
     )
     deleted = gone.all()
-    answers = {(question, hash_) for _, question, hash_, response in deleted if response is not None}
-    await recount(session, answers)
+    await recount(session, {(row.question_hash, row.text) for row in deleted if row.response is not None})
+    await _keep_usage(session, deleted)
     await mark(session, await affected_critics(session, runs))
     await _forget_quotes(session, every)
     await session.execute(delete(LearningRow).where(_is_any(LearningRow.interaction_id, every)))
@@ -219,7 +229,18 @@ async def forget(session: AsyncSession, ids: Sequence[UUID]) -> list[UUID]:
         .where(_is_any(EpisodeRow.id, episodes), ~exists().where(InteractionRow.episode_id == EpisodeRow.id))
         .execution_options(synchronize_session=False)
     )
-    return [id for id, _, _, _ in deleted]
+    return [row.id for row in deleted]
+
+
+async def _keep_usage(session: AsyncSession, deleted: Sequence[Any]) -> None:
+    """Keep the tokens of today's interactions: to delete them must not give a key its tokens of the day back."""
+    today = now().date()
+    tokens: Counter[UUID] = Counter()
+    for row in deleted:
+        if row.key_id is not None and row.created_at.astimezone(UTC).date() == today:
+            tokens[row.key_id] += row.tokens
+    if tokens:
+        await keep_usage(session, tokens, today)
 
 
 def _is_any(column: Any, ids: Sequence[UUID]) -> ColumnElement[bool]:

@@ -228,3 +228,18 @@ def test_the_commit_that_an_engine_serves(
 ) -> None:
     need = engine_needs.revision_need(pinned, facts)
     assert (None if need is None else need.state) is state, why
+
+
+async def test_findings_are_reported_when_their_checks_end(tmp_path: Path) -> None:
+    reported: list[Finding] = []
+    waits: list[str] = []
+    found = await examine(
+        Settings(home=tmp_path, engine_urls=("http://127.0.0.1:9",)), on_finding=reported.append, on_wait=waits.append
+    )
+    assert sorted(finding.name for finding in reported) == sorted(finding.name for finding in found)
+    assert reported != found, "some checks end before others that are listed earlier"
+    assert [line.partition(":")[0] for line in waits] == ["sampling"]
+    assert [finding.name for finding in await examine(Settings(home=tmp_path), on_wait=waits.append)] == [
+        finding.name for finding in found
+    ]
+    assert len(waits) == 1, "without an engine nothing is drawn"
