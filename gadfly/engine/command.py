@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from gadfly.base_model import is_hash
 from gadfly.errors import BadSettings
 from gadfly.settings import Device, Settings
 
@@ -124,6 +125,7 @@ def server_command(
     argv = [sys.executable, "-P", "-m", _SERVER]
     argv += ["--model", model, "--served-model-name", BASE_MODEL, *_listen_arguments(listen)]
     argv += [*_common_arguments(settings), *arguments, *_scheduler_arguments(installed.version)]
+    argv += _revision_arguments(settings)
     argv += ["--middleware", WARM_UP]
     argv += shlex.split(settings.engine_args)  # last, because vLLM uses the last of two equal flags
     return Command(argv=tuple(argv), env=_environment(settings, installed.device, offline=offline, environ=environ))
@@ -148,6 +150,7 @@ def serve_line(
         *_common_arguments(settings),
         *(_gpu_arguments(settings) if on_gpu else _cpu_arguments(settings)),
         *_scheduler_arguments(version),
+        *_revision_arguments(settings),
         *shlex.split(settings.engine_args),
     ]
     key = ' --api-key "$GADFLY_ENGINE_KEY"' if settings.engine_key is not None else ""
@@ -189,6 +192,12 @@ def _common_arguments(settings: Settings) -> list[str]:
 
 def _scheduler_arguments(version: str) -> list[str]:
     return ["--scheduler-cls", SCHEDULER] if version.startswith(_SCHEDULER_VERSIONS) else []
+
+
+def _revision_arguments(settings: Settings) -> list[str]:
+    """The commit of a hub model. vLLM knows no pin of a folder: that one is checked before the start."""
+    commit = settings.model_revision
+    return [] if not commit or is_hash(commit) else ["--revision", commit, "--tokenizer-revision", commit]
 
 
 def _cpu_arguments(settings: Settings) -> list[str]:
