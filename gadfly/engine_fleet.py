@@ -59,7 +59,9 @@ async def addressed(settings: Settings) -> Settings:
 class EngineFleet(Sequence[Engine]):
     """The engines as they are now. A loop that waits between two looks at it takes a copy first: `tuple(fleet)`."""
 
-    def __init__(self, urls: Sequence[str], open_engine: Callable[[str, str], Engine], *, resolve: Resolve = look_up):
+    def __init__(
+        self, urls: Sequence[str], open_engine: Callable[[str, str], Engine], *, resolve: Resolve = look_up
+    ) -> None:
         """`open_engine` gets the address of an engine and the entry of `urls` by which it was found."""
         self._open = open_engine
         self._resolve = resolve
