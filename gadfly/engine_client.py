@@ -9,6 +9,7 @@ Source: vLLM 0.32, vllm/entrypoints/openai/chat_completion/protocol.py.
 import asyncio
 import math
 import time
+from base64 import b64encode
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ import orjson
 from httpx_sse import EventSource
 
 from gadfly.access import Access
+from gadfly.adapters import CONFIG, WEIGHTS, file_sha256
 from gadfly.chat import Assembly, Chat, ChatReply, OnDelta, guard_messages, is_piece, reply_of
 from gadfly.control_tokens import guard, reserved_strings
 from gadfly.engine_health import EngineFrozen, EngineHealth, EngineStanding, HealthLimits
@@ -39,7 +41,15 @@ from gadfly.errors import (
 from gadfly.prompts import Prompt
 from gadfly.records import Usage
 from gadfly.settings import without_password
-from gadfly.transport import Broken, ConnectTimeout, NotConnected, Silence, open_link, untrusted_certificate
+from gadfly.transport import (
+    Broken,
+    ConnectTimeout,
+    HttpResponse,
+    NotConnected,
+    Silence,
+    open_link,
+    untrusted_certificate,
+)
 
 ACTOR = "base"
 """The model name of the base weights. Where an engine serves them under another name, `Engine` translates."""
@@ -597,15 +607,17 @@ class Engine:
     async def load_adapter(self, name: str, path: Path) -> bool:
         """Load the adapter in a folder under `name`. False when the engine served that name already.
 
-        Names are never reused, so that no block of the prefix cache can belong to another version.
+        An engine that cannot read the folder, because it runs on another host, is sent the files first. Names are never
+        reused, so that no block of the prefix cache can belong to another version.
 
         Raises:
             AdapterRefused: the engine cannot read it, or its rank, shapes or modules do not fit.
             EngineUnavailable: no connection, or the engine is dead, for which it answers the same status.
             EngineTimeout: it took longer than the client's limit.
         """
-        async with self._request_errors():
-            response = await self._link.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(path)})
+        response = await self._load(name, str(path))
+        if response.status == httpx.codes.NOT_FOUND and b"No adapter found" in response.content:
+            response = await self._load(name, await self._send_adapter(name, path))
         if response.status == httpx.codes.BAD_REQUEST and b"has already been" in response.content:
             return False
         if response.status == httpx.codes.INTERNAL_SERVER_ERROR and not await self._is_healthy():
@@ -618,6 +630,34 @@ class Engine:
         if response.status != httpx.codes.OK:
             self._raise_for(response.status, response.content)
         return True
+
+    async def _load(self, name: str, folder: str) -> HttpResponse:
+        async with self._request_errors():
+            return await self._link.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": folder})
+
+    async def _send_adapter(self, name: str, path: Path) -> str:
+        """Send an adapter's files to an engine that cannot read their folder; the folder there."""
+        folder = ""
+        for file in (WEIGHTS, CONFIG):
+            try:
+                sha256 = await asyncio.to_thread(file_sha256, path / file)
+                async with self._request_errors():
+                    response = await self._link.put(
+                        f"/v1/gadfly/adapters/{name}/{file}",
+                        path / file,
+                        headers={"content-digest": f"sha-256=:{b64encode(bytes.fromhex(sha256)).decode()}:"},
+                    )
+            except OSError as error:
+                raise AdapterRefused(f"{path / file} cannot be read: {error.strerror}") from error
+            if response.status == httpx.codes.NOT_FOUND:
+                raise AdapterRefused(
+                    f"the engine at {without_password(self.url)} cannot read {path}, and takes no files: mount the "
+                    "folder there, or start the engine with the command that `gadfly doctor` prints"
+                )
+            if response.status != httpx.codes.OK:
+                raise AdapterRefused(f"the engine does not take {path / file}: {_message(response.content)[0][:500]}")
+            folder = str(response.json()["folder"])
+        return folder
 
     async def _is_healthy(self) -> bool:
         async with self._request_errors():

@@ -28,6 +28,9 @@ WARM_UP = "gadfly.engine.warm_up.WarmUp"
 FACTS = "gadfly.engine.facts.Facts"
 """The middleware that reports how the engine was started, for `gadfly doctor`."""
 
+UPLOADS = "gadfly.engine.uploads.Uploads"
+"""The middleware that takes adapters from deployments whose folders the engine cannot read."""
+
 # The scheduler uses vLLM's private interface and was tested with these; other releases get plain priority scheduling.
 _SCHEDULER_VERSIONS = ("0.32.",)
 
@@ -177,7 +180,7 @@ def _common_arguments(settings: Settings) -> list[str]:
         # A model's generation_config.json may set top_p, top_k and penalties for requests that do not set them. Samples
         # would then come from another distribution than the trainer assumes. Its end-of-turn tokens still apply.
         *("--generation-config", "vllm"),
-        *("--middleware", FACTS),
+        *("--middleware", FACTS, "--middleware", UPLOADS),
         "--enable-tokenizer-info-endpoint",  # clients remove the tokenizer's control tokens from callers' texts
         "--disable-uvicorn-access-log",
         "--disable-fastapi-docs",
