@@ -34,7 +34,7 @@ async def look_up(name: str) -> frozenset[str]:
     """The addresses that the system's resolver gives for a name; none if it gives none, or does not answer in time."""
     parts = urlsplit(name.removeprefix(NAME_SCHEME))
     port = parts.port or 80
-    with suppress(OSError, TimeoutError):
+    with suppress(OSError, TimeoutError, UnicodeError):  # UnicodeError: no name that DNS can have
         async with asyncio.timeout(_LOOK_UP_LIMIT_S):
             found = await asyncio.get_running_loop().getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
         hosts = {str(address[0]) for *_, address in found}

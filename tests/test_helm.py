@@ -154,7 +154,8 @@ def test_every_variable_is_a_setting_and_no_password_is_in_a_value(values: dict[
         assert len(found) == len(pod["containers"][0]["env"]), "no variable is set twice"
         for secret in ("GADFLY_DATABASE_URL", "GADFLY_ENGINE_KEY", "GADFLY_ACTOR_KEY", "HF_TOKEN"):
             assert secret not in found or "secretKeyRef" in found[secret]
-        for variable in ("GADFLY_DATABASE_URL", "GADFLY_ENGINE_URLS"):  # more engines must not restart the others
+        # More engines must not restart the others, and adapters are sent to them.
+        for variable in ("GADFLY_DATABASE_URL", "GADFLY_ENGINE_URLS", "GADFLY_ADAPTERS"):
             assert (variable in found) is (part != "engine")
 
 
