@@ -34,7 +34,7 @@ async def look_up(name: str) -> frozenset[str]:
     """The addresses that the system's resolver gives for a name; none if it gives none, or does not answer in time."""
     parts = urlsplit(name.removeprefix(NAME_SCHEME))
     port = parts.port or 80
-    with suppress(OSError, TimeoutError):
+    with suppress(OSError, TimeoutError, UnicodeError):  # UnicodeError: no name that DNS can have
         async with asyncio.timeout(_LOOK_UP_LIMIT_S):
             found = await asyncio.get_running_loop().getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
         hosts = {str(address[0]) for *_, address in found}
@@ -59,7 +59,9 @@ async def addressed(settings: Settings) -> Settings:
 class EngineFleet(Sequence[Engine]):
     """The engines as they are now. A loop that waits between two looks at it takes a copy first: `tuple(fleet)`."""
 
-    def __init__(self, urls: Sequence[str], open_engine: Callable[[str, str], Engine], *, resolve: Resolve = look_up):
+    def __init__(
+        self, urls: Sequence[str], open_engine: Callable[[str, str], Engine], *, resolve: Resolve = look_up
+    ) -> None:
         """`open_engine` gets the address of an engine and the entry of `urls` by which it was found."""
         self._open = open_engine
         self._resolve = resolve

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -347,6 +348,8 @@ class Settings(BaseSettings):
         for url in urls:
             if not url.startswith(("http://", "https://", "unix:///", f"{NAME_SCHEME}http://")):
                 raise ValueError(f"{url!r} is not http://, https://, unix:///path or dns+http://name:port")
+            if url.startswith(NAME_SCHEME) and not urlsplit(url.removeprefix(NAME_SCHEME)).hostname:
+                raise ValueError(f"{url!r} has no name to look up")
         return urls
 
     @field_validator("actor_url", "grader_url")

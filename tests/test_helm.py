@@ -154,13 +154,15 @@ def test_every_variable_is_a_setting_and_no_password_is_in_a_value(values: dict[
         assert len(found) == len(pod["containers"][0]["env"]), "no variable is set twice"
         for secret in ("GADFLY_DATABASE_URL", "GADFLY_ENGINE_KEY", "GADFLY_ACTOR_KEY", "HF_TOKEN"):
             assert secret not in found or "secretKeyRef" in found[secret]
-        for variable in ("GADFLY_DATABASE_URL", "GADFLY_ENGINE_URLS"):  # more engines must not restart the others
+        # More engines must not restart the others, and adapters are sent to them.
+        for variable in ("GADFLY_DATABASE_URL", "GADFLY_ENGINE_URLS", "GADFLY_ADAPTERS"):
             assert (variable in found) is (part != "engine")
 
 
 def test_the_values_that_a_release_may_set_are_the_settings() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
-    assert set(schema["properties"]["settings"]["propertyNames"]["enum"]) == set(Settings.model_fields) - OWN
+    listed = schema["properties"]["settings"]["propertyNames"]["enum"]
+    assert listed == sorted(set(Settings.model_fields) - OWN), "list every setting in values.schema.json"
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     project = (CHART.parents[2] / "pyproject.toml").read_text()
     assert f'version = "{chart["appVersion"]}"' in project

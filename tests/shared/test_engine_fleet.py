@@ -105,6 +105,7 @@ async def test_the_system_resolves_names() -> None:
     assert "http://127.0.0.1:8000" in await look_up("dns+http://localhost:8000")
     assert await look_up("dns+http://localhost") >= {"http://127.0.0.1:80"}
     assert await look_up("dns+http://no-such-host.invalid:8000") == frozenset()
+    assert await look_up(f"dns+http://{'a' * 80}.invalid") == frozenset(), "no name that DNS can have"
 
 
 async def test_each_address_has_the_key_of_its_name() -> None:

@@ -57,7 +57,6 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- define "gadfly.environment" -}}
 - {name: GADFLY_HOME, value: /data}
 - {name: GADFLY_CACHE, value: /data/cache}
-- {name: GADFLY_ADAPTERS, value: /adapters}
 {{- range $name, $value := .Values.settings }}
 - {name: {{ printf "GADFLY_%s" (upper $name) }}, value: {{ include "gadfly.text" $value | quote }}}
 {{- end }}
@@ -66,6 +65,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- /* What those are told that ask engines, actor and grader, and use the database. */ -}}
 {{- define "gadfly.clientEnvironment" -}}
 {{ include "gadfly.environment" . }}
+- {name: GADFLY_ADAPTERS, value: /adapters}
 - {name: GADFLY_ENGINE_URLS, value: {{ include "gadfly.engineUrls" . | quote }}}
 {{- include "gadfly.secretVariable" (dict "variable" "GADFLY_DATABASE_URL" "secret" .Values.secrets.databaseUrl) }}
 {{- include "gadfly.secretVariable" (dict "variable" "GADFLY_ENGINE_KEY" "secret" .Values.secrets.engineKey) }}
