@@ -15,7 +15,7 @@ WORKDIR /app
 COPY pyproject.toml constraints.txt README.md ./
 RUN mkdir gadfly && touch gadfly/__init__.py
 # Dependencies first, with an empty package: a change in the code does not reinstall them.
-RUN uv pip install --no-cache --python /opt/gadfly/bin/python --constraint constraints.txt --editable .
+RUN uv pip install --no-cache --python /opt/gadfly/bin/python --constraint constraints.txt --editable '.[otel]'
 
 FROM base AS engine
 # vLLM's CPU kernels are linked against libnuma.

@@ -19,6 +19,7 @@ import httpx
 import orjson
 from yarl import URL
 
+from gadfly import tracing
 from gadfly.access import Access
 from gadfly.errors import BadSettings
 
@@ -152,7 +153,7 @@ class _Aiohttp:
             method,
             self._url(path),
             data=None if body is None else orjson.dumps(body),
-            headers=None if body is None else _JSON,
+            headers=None if body is None else _headers(),
             allow_redirects=False,
             timeout=self._timeout(silence_s),
         )
@@ -180,6 +181,11 @@ class _Aiohttp:
 async def _pieces(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
     async for piece in content.iter_any():
         yield piece
+
+
+def _headers() -> dict[str, str]:
+    """Those of a body of JSON, and those that continue the trace in the process that answers."""
+    return {**_JSON, **tracing.headers()} if tracing.is_on() else _JSON
 
 
 def _authorization(key: str, url: URL) -> dict[str, str]:
@@ -230,12 +236,14 @@ class _Httpx:
     async def post(self, path: str, body: Mapping[str, Any], *, silence_s: float | None = None) -> HttpResponse:
         timeout = httpx.Timeout(silence_s or self._silence_s, connect=self._connect_s)
         with _httpx_errors():
-            return _answer(await self._client.post(path, content=orjson.dumps(body), headers=_JSON, timeout=timeout))
+            return _answer(
+                await self._client.post(path, content=orjson.dumps(body), headers=_headers(), timeout=timeout)
+            )
 
     @asynccontextmanager
     async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[httpx.Response]:
         with _httpx_errors():
-            async with self._client.stream("POST", path, content=orjson.dumps(body), headers=_JSON) as response:
+            async with self._client.stream("POST", path, content=orjson.dumps(body), headers=_headers()) as response:
                 yield response
 
     async def aclose(self) -> None:

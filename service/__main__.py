@@ -14,7 +14,7 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
-from gadfly import logs, store
+from gadfly import logs, store, tracing
 from gadfly.errors import BadSettings, GadflyError, StoreUnavailable
 from gadfly.repeating import retry
 from gadfly.service import workers
@@ -116,6 +116,7 @@ def main() -> None:
             asyncio.run(require_key_beyond_loopback(settings))
             if settings.workers > 1:
                 raise SystemExit(_supervise(settings))
+        tracing.start("service", os.environ)
         app = create_app(settings, metrics_folder=workers.metrics_folder())
     except GadflyError as error:
         print(f"gadfly service: {error}", file=sys.stderr)
@@ -127,6 +128,7 @@ def main() -> None:
     server = Server(app, server_options(settings), beats=beats)
     with suppress(KeyboardInterrupt):
         server.run(sockets)
+    tracing.stop()
     if not server.started:
         raise SystemExit(_EXIT_NOT_STARTED)
 
