@@ -34,11 +34,6 @@ _KINDS = {
 }
 _STOP_S = 2.0
 _COMPLAIN_EVERY_S = 60.0
-_EXPORT_LOGGERS = (
-    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
-    "opentelemetry.exporter.otlp.proto.grpc.exporter",
-    "opentelemetry.sdk._shared_internal",
-)
 _PROPAGATOR = TraceContextTextMapPropagator()
 
 
@@ -63,8 +58,8 @@ class OpenTelemetry:
         self._provider = TracerProvider(resource=resource, id_generator=self._ids, shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(_exporter(environ)))
         self._tracer = self._provider.get_tracer("gadfly", version("gadfly"))
-        for name in _EXPORT_LOGGERS:
-            logging.getLogger(name).addFilter(_OncePerMinute())
+        for name, once_per_minute in _COMPLAINTS.items():
+            logging.getLogger(name).addFilter(once_per_minute)
 
     def root(
         self, name: str, attributes: Attributes, *, kind: SpanKind, carrier: Mapping[str, str], trace_id: UUID | None
@@ -164,6 +159,16 @@ class _OncePerMinute(logging.Filter):
             return False
         self._last = now
         return True
+
+
+_COMPLAINTS = {
+    name: _OncePerMinute()
+    for name in (
+        "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+        "opentelemetry.exporter.otlp.proto.grpc.exporter",
+        "opentelemetry.sdk._shared_internal",
+    )
+}
 
 
 def _resource_of(environ: Mapping[str, str]) -> Resource:
