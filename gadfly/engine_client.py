@@ -40,7 +40,7 @@ from gadfly.errors import (
 from gadfly.prompts import Prompt
 from gadfly.records import Usage
 from gadfly.settings import Settings, without_password
-from gadfly.tracing import Span, SpanKind
+from gadfly.tracing import OpenSpan, SpanKind
 from gadfly.transport import Broken, ConnectTimeout, NotConnected, Silence, open_link, untrusted_certificate
 
 ACTOR = "base"
@@ -358,7 +358,7 @@ class Engine:
                 for reply, choice in zip(replies, choices, strict=True)
             )
 
-    def _span(self, operation: str, model: str, sampling: Sampling) -> AbstractContextManager[Span]:
+    def _span(self, operation: str, model: str, sampling: Sampling) -> AbstractContextManager[OpenSpan]:
         """A span for a request to this engine, named as OpenTelemetry names those to language models."""
         if not tracing.is_on():
             return tracing.span(operation)
@@ -1129,7 +1129,7 @@ def _shares(counts: Sequence[int], usage: Mapping[str, int]) -> list[Usage]:
     ]
 
 
-def _note_replies(span: Span, replies: Sequence[Reply] | Sequence[ChatReply]) -> None:
+def _note_replies(span: OpenSpan, replies: Sequence[Reply] | Sequence[ChatReply]) -> None:
     if tracing.is_on():
         span.set(
             {

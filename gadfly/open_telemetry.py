@@ -25,7 +25,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.util.types import AttributeValue
 
 from gadfly import tracing
-from gadfly.tracing import Attributes, Span, SpanKind
+from gadfly.tracing import Attributes, OpenSpan, SpanKind
 
 _KINDS = {
     SpanKind.INTERNAL: trace.SpanKind.INTERNAL,
@@ -38,7 +38,7 @@ _PROPAGATOR = TraceContextTextMapPropagator()
 
 
 class OpenTelemetry:
-    """The recorder of `gadfly.tracing`.
+    """The tracer of `gadfly.tracing`.
 
     Raises:
         ImportError: the packages of the protocol are not installed.
@@ -63,17 +63,17 @@ class OpenTelemetry:
 
     def root(
         self, name: str, attributes: Attributes, *, kind: SpanKind, carrier: Mapping[str, str], trace_id: UUID | None
-    ) -> AbstractContextManager[Span]:
+    ) -> AbstractContextManager[OpenSpan]:
         parent = _PROPAGATOR.extract(carrier, context=context.Context())
         self._ids.next_trace.set(None if trace_id is None else trace_id.int)
         return _Recorded(self._tracer.start_span(name, parent, kind=_KINDS[kind], attributes=_plain(attributes)))
 
-    def span(self, name: str, attributes: Attributes, *, kind: SpanKind) -> AbstractContextManager[Span]:
+    def span(self, name: str, attributes: Attributes, *, kind: SpanKind) -> AbstractContextManager[OpenSpan]:
         if not trace.get_current_span().is_recording():
             return tracing.OFF
         return _Recorded(self._tracer.start_span(name, kind=_KINDS[kind], attributes=_plain(attributes)))
 
-    def unrecorded(self) -> AbstractContextManager[Span]:
+    def unrecorded(self) -> AbstractContextManager[OpenSpan]:
         own = trace.get_current_span().get_span_context()
         if not own.is_valid:
             return tracing.OFF

@@ -39,7 +39,7 @@ class SpanKind(StrEnum):
     CLIENT = "client"  # waits for another process
 
 
-class Span(Protocol):
+class OpenSpan(Protocol):
     """A part of a trace. Its end is that of the block."""
 
     def set(self, attributes: Attributes) -> None:
@@ -49,18 +49,18 @@ class Span(Protocol):
         """Change the name that was given at the start."""
 
 
-class Recorder(Protocol):
+class Tracer(Protocol):
     """What records spans."""
 
     def root(
         self, name: str, attributes: Attributes, *, kind: SpanKind, carrier: Mapping[str, str], trace_id: UUID | None
-    ) -> AbstractContextManager[Span]:
+    ) -> AbstractContextManager[OpenSpan]:
         """See `root`."""
 
-    def span(self, name: str, attributes: Attributes, *, kind: SpanKind) -> AbstractContextManager[Span]:
+    def span(self, name: str, attributes: Attributes, *, kind: SpanKind) -> AbstractContextManager[OpenSpan]:
         """See `span`."""
 
-    def unrecorded(self) -> AbstractContextManager[Span]:
+    def unrecorded(self) -> AbstractContextManager[OpenSpan]:
         """See `unrecorded`."""
 
     def annotate(self, attributes: Attributes) -> None:
@@ -98,7 +98,7 @@ class _Off:
 
 OFF = _Off()
 
-_recorder: Recorder | None = None
+_tracer: Tracer | None = None
 
 
 def endpoint_of(environ: Mapping[str, str]) -> str | None:
@@ -129,13 +129,13 @@ def start(process: str, environ: Mapping[str, str]) -> None:
     `process`: `service` or `trainer`. What is wrong with the variables or the installation is a warning in the log:
     traces are no reason not to serve.
     """
-    global _recorder  # noqa: PLW0603  # one for each process, as the log is
+    global _tracer  # noqa: PLW0603  # one for each process, as the log is
     if endpoint_of(environ) is None:
         return
     try:
         from gadfly.open_telemetry import OpenTelemetry  # noqa: PLC0415  # an extra, which takes 0.3 s to import
 
-        _recorder = OpenTelemetry(process, environ)
+        _tracer = OpenTelemetry(process, environ)
     except ImportError as error:
         log.warning("no traces: %s; install gadfly[otel]", error)
     except ValueError as error:
@@ -144,14 +144,14 @@ def start(process: str, environ: Mapping[str, str]) -> None:
 
 def stop() -> None:
     """Send the last spans, for two seconds at most, and record no more."""
-    global _recorder
-    recorder, _recorder = _recorder, None
-    if recorder is not None:
-        recorder.stop()
+    global _tracer
+    tracer, _tracer = _tracer, None
+    if tracer is not None:
+        tracer.stop()
 
 
 def is_on() -> bool:
-    return _recorder is not None
+    return _tracer is not None
 
 
 def root(
@@ -161,32 +161,32 @@ def root(
     kind: SpanKind = SpanKind.INTERNAL,
     carrier: Mapping[str, str] = _NO_HEADERS,
     trace_id: UUID | None = None,
-) -> AbstractContextManager[Span]:
+) -> AbstractContextManager[OpenSpan]:
     """The first span of a trace in this process, around a block.
 
     It continues the trace that `carrier` names with `traceparent`; otherwise it begins one, with the id `trace_id`.
     """
-    if _recorder is None:
+    if _tracer is None:
         return OFF
-    return _recorder.root(name, attributes, kind=kind, carrier=carrier, trace_id=trace_id)
+    return _tracer.root(name, attributes, kind=kind, carrier=carrier, trace_id=trace_id)
 
 
 def span(
     name: str, attributes: Attributes = _NO_HEADERS, *, kind: SpanKind = SpanKind.INTERNAL
-) -> AbstractContextManager[Span]:
+) -> AbstractContextManager[OpenSpan]:
     """A span around a block, below the one that the block is in. It is not recorded outside of a recorded one."""
-    return OFF if _recorder is None else _recorder.span(name, attributes, kind=kind)
+    return OFF if _tracer is None else _tracer.span(name, attributes, kind=kind)
 
 
-def unrecorded() -> AbstractContextManager[Span]:
+def unrecorded() -> AbstractContextManager[OpenSpan]:
     """A block whose spans are not recorded, here and in the engines: thousands of rollouts would hide the steps."""
-    return OFF if _recorder is None else _recorder.unrecorded()
+    return OFF if _tracer is None else _tracer.unrecorded()
 
 
 def annotate(attributes: Attributes) -> None:
     """Add attributes to the span that this code is in."""
-    if _recorder is not None:
-        _recorder.annotate(attributes)
+    if _tracer is not None:
+        _tracer.annotate(attributes)
 
 
 def headers() -> dict[str, str]:
@@ -194,7 +194,7 @@ def headers() -> dict[str, str]:
 
     Outside of a trace they say that nothing is recorded, so that an engine begins no trace for a probe.
     """
-    return _NO_HEADERS if _recorder is None else _recorder.headers()
+    return _NO_HEADERS if _tracer is None else _tracer.headers()
 
 
 def environment() -> dict[str, str]:
@@ -204,4 +204,4 @@ def environment() -> dict[str, str]:
 
 def trace_id() -> str:
     """The id of the recorded trace that this code is in, 32 hexadecimal digits; empty outside of one."""
-    return "" if _recorder is None else _recorder.trace_id()
+    return "" if _tracer is None else _tracer.trace_id()

@@ -90,6 +90,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._app.state.service.runs.stop_following()
         await super().shutdown(sockets)
+        await asyncio.to_thread(tracing.stop)  # here, because after SIGTERM uvicorn ends the process by that signal
 
 
 def _supervise(settings: Settings) -> int:
@@ -128,7 +129,6 @@ def main() -> None:
     server = Server(app, server_options(settings), beats=beats)
     with suppress(KeyboardInterrupt):
         server.run(sockets)
-    tracing.stop()
     if not server.started:
         raise SystemExit(_EXIT_NOT_STARTED)
 

@@ -72,7 +72,7 @@ class KeptGroup:
     group: RolloutGroup
 
 
-class Spent:
+class WaitedFor:
     """What the answers of a step waited for, in seconds, summed over answers that are sampled at the same time."""
 
     def __init__(self) -> None:
@@ -125,27 +125,27 @@ class Collector:
         kept = Lines(file, KeptGroup)
         known = {line.place: line.group for line in kept.read() if line.adapter == adapter_sha256}
         turn = asyncio.Semaphore(self.engines.at_once(self.config.samples_per_prompt))
-        spent = Spent()
+        waited = WaitedFor()
 
         async def one(place: int, item: LabelledAnswer) -> RolloutGroup:
             if place in known and known[place].item == item:
                 return known[place]
             async with turn:
                 group = await self.engines.patiently(
-                    lambda: self._group(item, stage=stage, model=model, seed=f"{seed} {place}", spent=spent)
+                    lambda: self._group(item, stage=stage, model=model, seed=f"{seed} {place}", waited=waited)
                 )
             kept.append(KeptGroup(place=place, adapter=adapter_sha256, group=group))
             return group
 
         with tracing.span("sample", {"gadfly.answers": len(items), "gadfly.kept": len(known)}) as span:
             groups = await gather(*(one(place, item) for place, item in enumerate(items)))
-            span.set(spent.attributes)
+            span.set(waited.attributes)
             return groups
 
     async def _group(
-        self, item: LabelledAnswer, *, stage: Stage, model: str, seed: str, spent: "Spent"
+        self, item: LabelledAnswer, *, stage: Stage, model: str, seed: str, waited: WaitedFor
     ) -> RolloutGroup:
-        with spent.on("critiques"):
+        with waited.on("critiques"):
             replies = await sample_critiques(
                 self.engines.pool,
                 self.prompts,
@@ -163,11 +163,11 @@ class Collector:
             )
         grades: Sequence[Grade | None] = [None] * len(replies)
         if stage is Stage.STAGE_2:
-            grades = await self._refine(item, [reply.text for reply in replies], spent)
+            grades = await self._refine(item, [reply.text for reply in replies], waited)
         rollouts = tuple(self._score(item, stage, reply, grade) for reply, grade in zip(replies, grades, strict=True))
         return RolloutGroup(item=item, prompt=replies[0].prompt_tokens, rollouts=rollouts)
 
-    async def _refine(self, item: LabelledAnswer, critiques: Sequence[str], spent: "Spent") -> list[Grade]:
+    async def _refine(self, item: LabelledAnswer, critiques: Sequence[str], waited: WaitedFor) -> list[Grade]:
         """The grade of one greedy refinement by the frozen actor per critique (arXiv 2510.24320, section 4.2)."""
         assert item.reference is not None
         sampling = Sampling(max_tokens=self.config.max_answer_tokens, priority=ROLLOUT_PRIORITY)
@@ -187,10 +187,10 @@ class Collector:
                 return "", False  # a critique that leaves the actor no room is of no help
             return reply.text.strip(), reply.is_cut
 
-        with spent.on("rewrites"):
+        with waited.on("rewrites"):
             texts = await gather(*map(refinement, different))
         grades: dict[str, Grade] = {}
-        with spent.on("scores"):
+        with waited.on("scores"):
             graded = await self.grader.grade_all(
                 [Submission(text, item.reference, is_cut, item.question) for text, is_cut in texts]
             )

@@ -142,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _span(phase: Phase, run_id: UUID) -> AbstractContextManager[tracing.Span]:
+def _span(phase: Phase, run_id: UUID) -> AbstractContextManager[tracing.OpenSpan]:
     """The span of a phase, below the one of the worker that started this process."""
     carrier = {name.lower(): value for name, value in os.environ.items() if name in ("TRACEPARENT", "TRACESTATE")}
     return tracing.root(phase.value, {"gadfly.run_id": run_id}, carrier=carrier, trace_id=run_id)

@@ -192,7 +192,9 @@ def _scheduler_arguments(version: str) -> list[str]:
 def _tracing_arguments(environ: Mapping[str, str]) -> list[str]:
     """The engine's own tracing, to the collector of the other processes. Its packages come with vLLM."""
     endpoint = tracing.endpoint_of(environ)
-    return [] if endpoint is None else ["--otlp-traces-endpoint", endpoint]
+    if endpoint is None or tracing.protocol_of(environ) not in (tracing.HTTP, tracing.GRPC):  # vLLM would not start
+        return []
+    return ["--otlp-traces-endpoint", endpoint]
 
 
 def _cpu_arguments(settings: Settings) -> list[str]:

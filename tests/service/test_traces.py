@@ -11,7 +11,7 @@ import pytest
 from gadfly import tracing
 from gadfly.settings import LogFormat
 from tests.service.conftest import QUESTION, RIGHT, make_settings
-from tests.support.collectors import Collector, Received, children
+from tests.support.collectors import Collector, Received, children, collector
 from tests.support.instant import instant_engine
 from tests.support.services import free_port, read_events, service_process, serving, until_ready
 
@@ -94,6 +94,20 @@ async def test_refused_requests(client: httpx.AsyncClient, traced: Collector) ->
     assert set(named) == {"GET unmatched", "POST /critique"}
     assert named["GET unmatched"].attributes["http.response.status_code"] == 404
     assert not named["POST /critique"].failed, "it is the caller's mistake"
+
+
+async def test_the_last_spans_are_sent_when_the_service_ends(tmp_path: Path, database_url: str) -> None:
+    with collector() as running, instant_engine(tmp_path) as engine, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", running.environment["OTEL_EXPORTER_OTLP_ENDPOINT"])
+        patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "600000")
+        settings = make_settings(tmp_path, database_url, engine, port=free_port())
+        with service_process(settings, tmp_path / "log") as process:
+            async with httpx.AsyncClient(base_url=settings.service_url, timeout=60) as client:
+                await until_ready(client)
+                await client.post("/critique", json=RIGHT, headers=HEADERS)
+            process.terminate()
+            process.wait(20)
+        assert _one(running.spans, "POST /critique").service == "gadfly-service"
 
 
 async def test_answers_do_not_wait_for_a_collector(tmp_path: Path, database_url: str) -> None:
