@@ -8,8 +8,8 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Generator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from importlib.metadata import version
 from types import TracebackType
@@ -65,8 +65,8 @@ class OpenTelemetry:
         self, name: str, attributes: Attributes, *, kind: SpanKind, carrier: Mapping[str, str], trace_id: UUID | None
     ) -> AbstractContextManager[OpenSpan]:
         parent = _PROPAGATOR.extract(carrier, context=context.Context())
-        self._ids.next_trace.set(None if trace_id is None else trace_id.int)
-        return _Recorded(self._tracer.start_span(name, parent, kind=_KINDS[kind], attributes=_plain(attributes)))
+        with self._ids.given(trace_id):
+            return _Recorded(self._tracer.start_span(name, parent, kind=_KINDS[kind], attributes=_plain(attributes)))
 
     def span(self, name: str, attributes: Attributes, *, kind: SpanKind) -> AbstractContextManager[OpenSpan]:
         if not trace.get_current_span().is_recording():
@@ -138,12 +138,20 @@ class _Ids(RandomIdGenerator):
     """Random ids, but for a trace whose id is given."""
 
     def __init__(self) -> None:
-        self.next_trace: ContextVar[int | None] = ContextVar("next_trace", default=None)
+        self._given: ContextVar[UUID | None] = ContextVar("given_trace_id", default=None)
+
+    @contextmanager
+    def given(self, trace_id: UUID | None) -> Generator[None]:
+        """A trace that begins in this block has this id."""
+        token = self._given.set(trace_id)
+        try:
+            yield
+        finally:
+            self._given.reset(token)
 
     def generate_trace_id(self) -> int:
-        given = self.next_trace.get()
-        self.next_trace.set(None)
-        return super().generate_trace_id() if given is None else given
+        given = self._given.get()
+        return super().generate_trace_id() if given is None else given.int
 
 
 class _OncePerMinute(logging.Filter):

@@ -129,7 +129,7 @@ def _check_traces(spans: list[Received], run: str) -> None:
     swaps = [span for span in spans if span.name == "swap"]
     assert [span.attributes["gadfly.swap_kind"] for span in swaps] == ["gate", "rollback"]
     assert all(span.attributes["gadfly.swap_status"] == "done" for span in swaps)
-    assert children(spans, swaps[0]) == ["prove", "move_pointer"]
+    assert children(spans, swaps[0])[-1] == "move_pointer"
 
 
 async def _learn_and_swap(client: httpx.AsyncClient, settings: Settings, log: Path) -> str:

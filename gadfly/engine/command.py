@@ -219,9 +219,8 @@ def _environment(settings: Settings, device: Device, *, offline: bool, environ: 
         "VLLM_NO_USAGE_STATS": "1",
     }
     if tracing.endpoint_of(environ) is not None:
-        env[tracing.TRACES_PROTOCOL] = tracing.protocol_of(
-            environ
-        )  # vLLM knows this variable alone, and another default
+        # vLLM reads no other variable for the protocol, and has another default.
+        env[tracing.TRACES_PROTOCOL] = tracing.protocol_of(environ)
         env.setdefault(tracing.SERVICE_NAME, "gadfly-engine")
     # Lets vLLM's processes import this package where it is not installed, as in vLLM's own image.
     here = str(Path(__file__).resolve().parents[2])
