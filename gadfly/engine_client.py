@@ -11,7 +11,7 @@ import math
 import time
 from base64 import b64encode
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -22,6 +22,7 @@ import msgspec
 import orjson
 from httpx_sse import EventSource
 
+from gadfly import tracing
 from gadfly.access import Access
 from gadfly.adapters import CONFIG, WEIGHTS, file_sha256
 from gadfly.chat import Assembly, Chat, ChatReply, OnDelta, guard_messages, is_piece, reply_of
@@ -41,6 +42,7 @@ from gadfly.errors import (
 from gadfly.prompts import Prompt
 from gadfly.records import Usage
 from gadfly.settings import without_password
+from gadfly.tracing import OpenSpan, SpanKind
 from gadfly.transport import (
     Broken,
     ConnectTimeout,
@@ -323,6 +325,20 @@ class Engine:
             EngineTimeout: it took longer than the client's limit.
             MalformedReply: its reply cannot be read.
         """
+        with self._span("chat", model, sampling) as span:
+            replies = await self._chat(prompt, model=model, sampling=sampling, on_text=on_text, labels=labels)
+            _note_replies(span, replies)
+            return replies
+
+    async def _chat(
+        self,
+        prompt: Prompt,
+        *,
+        model: str,
+        sampling: Sampling,
+        on_text: OnText | None,
+        labels: LabelWords | None,
+    ) -> tuple[Reply, ...]:
         body = _chat_body(await guard(prompt, self._reserved_strings), model=model, sampling=sampling)
         tokens = None if labels is None else await self.label_tokens(labels)
         if tokens is not None:
@@ -351,6 +367,20 @@ class Engine:
                 )
                 for reply, choice in zip(replies, choices, strict=True)
             )
+
+    def _span(self, operation: str, model: str, sampling: Sampling) -> AbstractContextManager[OpenSpan]:
+        """A span for a request to this engine, named as OpenTelemetry names those to language models."""
+        if not tracing.is_on():
+            return tracing.span(operation)
+        attributes = {
+            "gen_ai.operation.name": "chat",
+            "gen_ai.request.model": model,
+            "gen_ai.request.choice.count": sampling.n,
+            "gen_ai.request.max_tokens": sampling.max_tokens,
+            "gen_ai.request.temperature": sampling.temperature,
+            "gadfly.engine": without_password(self.url),
+        }
+        return tracing.span(f"{operation} {model}", attributes, kind=SpanKind.CLIENT)
 
     async def _complete(self, body: dict[str, Any]) -> "_Completion":
         content = await self._post_raw("/v1/chat/completions", body, timeout_s=None)
@@ -432,6 +462,14 @@ class Engine:
 
         Raises as `chat`, and BadInput for an option that the engine refuses.
         """
+        temperature = chat.options.get("temperature", 1.0)
+        sampling = Sampling(n=chat.n, max_tokens=chat.max_tokens, temperature=temperature)
+        with self._span("chat", ACTOR, sampling) as span:
+            replies = await self._converse(chat, on_delta)
+            _note_replies(span, replies)
+            return replies
+
+    async def _converse(self, chat: Chat, on_delta: OnDelta | None) -> tuple[ChatReply, ...]:
         body: dict[str, Any] = {
             "model": ACTOR,
             "messages": await guard_messages(chat.messages, self._reserved_strings),
@@ -480,6 +518,12 @@ class Engine:
         `prompt.opener` is the reply so far and ends with `labels.after`. A word of several tokens is represented by its
         first token that the other word does not share. Raises as `chat`.
         """
+        with self._span("read_verdict", model, Sampling(max_tokens=1)):
+            return await self._read_labels(prompt, model=model, labels=labels, priority=priority)
+
+    async def _read_labels(
+        self, prompt: Prompt, *, model: str, labels: LabelWords, priority: int
+    ) -> tuple[float, float]:
         tokens = await self.label_tokens(labels)
         body = _chat_body(
             await guard(prompt.continued(prompt.opener + tokens.bridge), self._reserved_strings),
@@ -1112,6 +1156,17 @@ def _shares(counts: Sequence[int], usage: Mapping[str, int]) -> list[Usage]:
         Usage(prompt_tokens=usage["prompt_tokens"] if index == 0 else 0, completion_tokens=count)
         for index, count in enumerate(counts)
     ]
+
+
+def _note_replies(span: OpenSpan, replies: Sequence[Reply] | Sequence[ChatReply]) -> None:
+    if tracing.is_on():
+        span.set(
+            {
+                "gen_ai.usage.input_tokens": sum(reply.usage.prompt_tokens for reply in replies),
+                "gen_ai.usage.output_tokens": sum(reply.usage.completion_tokens for reply in replies),
+                "gen_ai.response.finish_reasons": tuple(str(reply.finish_reason) for reply in replies),
+            }
+        )
 
 
 def _refuse_aborted(reasons: Sequence[str | None]) -> None:
