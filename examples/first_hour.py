@@ -3,9 +3,8 @@
 A vLLM of one's own, with a key and a name, is attached. Its traffic comes through the OpenAI SDK, logged answers from a
 CSV file. Labels give a scoreboard; a dry run says what training could do; a run trains a critic, which goes live. The
 critic is pushed to a folder, pulled into a second deployment, and proven there by other engines. A third deployment
-has a task that is not mathematics, fields of invoices as JSON (folder examples/invoices): it is checked, labelled and
-trained with the default model. Half of its critiques state no verdict, so a warm start teaches the format first. This
-part was not yet seen to its end (docs/experiments.md); where its run publishes no critic, the reason is printed.
+has a task that is not mathematics, receipts as JSON (folder examples/receipts): it is checked, labelled and trained
+with the default model. Its critic says in one line whether the JSON keeps to the form that the task asks for.
 
 The first two take four to ten minutes on two cores, with the small model of the demo (folder lab/). Without --full the
 run has two steps, so the gate has no evidence, and the critic is promoted by hand. Needs a checkout with
@@ -53,7 +52,7 @@ QUICK: dict[str, Any] = {
     "gate_samples": 1,
 }
 RECEIPTS = Path(__file__).resolve().parent / "receipts"
-RECEIPT_COUNT = 100
+RECEIPT_COUNT = 80
 SHOPS = ("Oak & Sons", "Blue Cafe", "City Books", "Green Market", "Hill Pharmacy", "Star Bakery", "River Tools")
 SETTINGS = {
     "GADFLY_MODEL": str(MODEL),
@@ -129,7 +128,7 @@ def a_task_of_your_own(home: Path) -> None:
         "GADFLY_HOME": str(home / "third"),
         "GADFLY_PORT": str(port),
         "GADFLY_TASK": str(RECEIPTS),
-        "GADFLY_TRAIN_THREADS": str(os.cpu_count() or 1),  # the engine waits while the run learns
+        "GADFLY_TRAIN_THREADS": "1",  # more threads wait for each other where other programs use the cores too
         "GADFLY_HELDOUT_SHARE": "0.4",  # of few questions a large share, so that the gate has enough
         "GADFLY_SPLIT_BLOCKS": "exact",  # these receipts differ in names and numbers only
     }
@@ -163,16 +162,16 @@ def receipts(rng: random.Random, count: int) -> Iterator[dict[str, Any]]:
     for number in range(count):
         day = date(rng.randint(2021, 2025), rng.randint(1, 12), rng.randint(1, 28))
         shop, total = rng.choice(SHOPS), f"{rng.randint(2, 99)}.{rng.choice(('25', '50', '75', '95'))}"
-        fields: dict[str, Any] = {"shop": shop, "date": day.isoformat(), "total": float(total)}
+        fields: dict[str, Any] = {"date": day.isoformat(), "total": float(total)}
         lost = rng.choice(tuple(fields))
         broken = (
-            fields | {"date": rng.choice((f"{day:%d.%m.%Y}", f"{day:%m/%d/%Y}", f"{day.day} {day:%B %Y}"))},
+            fields | {"date": rng.choice((f"{day:%d.%m.%Y}", f"{day.day} {day:%B %Y}"))},
             {name: value for name, value in fields.items() if name != lost},
-            fields | {"total": rng.choice((total, f"EUR {total}", f"{total} euros"))},
+            fields | {"total": rng.choice((f"EUR {total}", f"{total} euros"))},
         )
         for said, is_right in ((fields, True), (broken[number % len(broken)], False)):
             yield {
-                "question": f"Paid {total} euros to {shop} on {day.day} {day:%B %Y}.",
+                "question": f"{shop}, {day.day} {day:%B %Y}: {total} euros",
                 "response": json.dumps(said),
                 "reference": json.dumps(fields),
                 "correct": is_right,
@@ -264,6 +263,8 @@ def train(client: Client, config: dict[str, Any]) -> int:
     print(f"  learns from {plan.stage_1.answers} answers, is measured on {plan.heldout.answers} held-out ones")
     for sentence in (*plan.warnings, *plan.notes):
         print(f"  {sentence}")
+    chosen = ", ".join(f"{option.name} {option.value}" for option in plan.options)
+    print(f"  options that are not left at their defaults: {chosen}")
     step("a run")
     run = client.retrain(config)
     reasons = []
@@ -293,12 +294,12 @@ def go_live(client: Client, version: int) -> None:
     """The swap: by the gate, or by hand where it has no evidence."""
     outcome = client.critic(version).outcome
     step(f"critic@{version} goes live (the gate: {outcome})")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     if outcome != "promote":
         client.promote(version, reason="to show the swap")
     while client.state().live_critic != version:
         if time.monotonic() > deadline:
-            sys.exit(f"critic@{version} is not live after a minute: {client.state().swap}")
+            sys.exit(f"critic@{version} is not live after three minutes: {client.state().swap}")
         time.sleep(0.2)
     receipt = client.critic(version).receipts[0].details
     print(f"  proven on {len(receipt['engines'])} engine; {receipt['in_flight']} requests were in flight")
