@@ -12,8 +12,9 @@ import structlog
 
 from gadfly import tracing
 from gadfly.concurrency import gather
-from gadfly.engine_client import Engine, EnginePool
+from gadfly.engine_client import Engine
 from gadfly.engine_fleet import EngineFleet
+from gadfly.engine_pool import EnginePool
 from gadfly.errors import EngineError, EngineTimeout, EngineUnavailable, GadflyError, WrongSampling
 from gadfly.sampling_proof import prove_sampling
 from gadfly.settings import without_password

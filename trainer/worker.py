@@ -24,8 +24,8 @@ from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly import store, tracing
-from gadfly.engine_client import EnginePool
 from gadfly.engine_fleet import EngineFleet
+from gadfly.engine_pool import EnginePool
 from gadfly.errors import BadInput, BadSettings, NotFound, StoreUnavailable
 from gadfly.records import Split
 from gadfly.repeating import repeat, retry
