@@ -51,6 +51,7 @@ VALUES: dict[str, dict[str, Any]] = {
         "networkPolicy": {"serviceFrom": [{"podSelector": {"matchLabels": {"app": "proxy"}}}]},
         "extraVolumes": [{"name": "models", "persistentVolumeClaim": {"claimName": "models"}}],
         "extraVolumeMounts": [{"name": "models", "mountPath": "/models", "readOnly": True}],
+        "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
         "serviceAccountName": "gadfly",
     },
     "the service alone": {"engine": OWN_ENGINES, "trainer": {"enabled": False}, "networkPolicy": {"enabled": False}},
@@ -225,6 +226,7 @@ def test_the_schema_is_changed_before_anything_else_starts() -> None:
         ({"engine": {"enabled": False}}, "name the engines"),
         ({"engine": {"urls": ["unix:///run/engine"]}}, "urls"),
         ({"sevice": {}}, "sevice"),
+        ({"extraEnv": [{"name": "GADFLY_MODEL", "value": "x"}]}, "extraEnv"),
     ],
 )
 def test_faults_are_named_before_anything_is_installed(values: dict[str, Any], fault: str) -> None:
