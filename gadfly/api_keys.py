@@ -7,7 +7,7 @@ which people choose.) The digest is not salted, so that an index finds the key.
 import hashlib
 import re
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -26,6 +26,19 @@ _OF_OTHERS = re.compile(rf"{_PREFIX}[A-Za-z0-9_-]{{32,200}}")
 def digest(secret: str) -> bytes:
     """The stored form of a secret: its SHA-256, 32 bytes."""
     return hashlib.sha256(secret.encode(errors="surrogatepass")).digest()
+
+
+def require_no_limits(limits: Mapping[str, int | None]) -> None:
+    """Refuse limits of an admin key; None, which removes a limit, is accepted.
+
+    Raises:
+        BadInput: a limit is set.
+    """
+    if any(value is not None for value in limits.values()):
+        raise BadInput(
+            "an admin key has no limits: its holder could lift them, and it must work when there is trouble; limit "
+            "keys of the tier caller"
+        )
 
 
 async def issue_key(
@@ -53,6 +66,8 @@ async def issue_key(
             f"the secret of a key is {_PREFIX} and 32 to 200 letters, digits, - or _, chosen at random: "
             f'printf {_PREFIX}%s "$(openssl rand -hex 32)" makes one'
         )
+    if tier is Tier.ADMIN and limits is not None:
+        require_no_limits(asdict(limits))
     if tier is Tier.ADMIN and not (tasks is None and scopes is None):
         raise BadInput("an admin key sees and changes everything: only a key of the tier caller has tasks or scopes")
     if tasks is not None and scopes is not None and set(scopes) != {Scope.USE}:

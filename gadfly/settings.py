@@ -159,6 +159,11 @@ class Settings(BaseSettings):
     engine_args: str = Field("", description="Additional vLLM flags for the engine that `gadfly up` starts.")
 
     model: str = Field(DEFAULT_MODEL, description="Base model of actor and critic: the default, a folder, or a hub id.")
+    model_revision: str = Field(
+        "",
+        description="Pins the base model. Of a hub id: the commit, 40 hex digits. Of a folder: its hash, as "
+        "`gadfly model --hash` prints it (sha256:...). Engine and trainer refuse other files. Empty: not pinned.",
+    )
     actor_url: str = Field(
         "",
         description="An OpenAI chat endpoint that solves and refines, as https://host/v1. Unset: the base model on the "
@@ -394,6 +399,16 @@ class Settings(BaseSettings):
             if not re.fullmatch(r"(critique|refine|chat|import)=[1-9]\d{0,4}d", rule):
                 raise ValueError(f"{rule!r} is not an origin with an age in days, such as chat=30d")
         return rules
+
+    @field_validator("model_revision")
+    @classmethod
+    def _is_fixed(cls, revision: str) -> str:
+        if revision and not re.fullmatch(r"[0-9a-f]{40}|sha256:[0-9a-f]{64}", revision):
+            raise ValueError(
+                f"{revision!r} is neither a commit (40 hex digits) nor a hash (sha256: and 64 hex digits); a branch or "
+                "a tag can move"
+            )
+        return revision
 
     @field_validator("prompts")
     @classmethod

@@ -20,6 +20,7 @@ import httpx
 import orjson
 from yarl import URL
 
+from gadfly import tracing
 from gadfly.access import Access
 from gadfly.errors import BadSettings
 
@@ -157,7 +158,7 @@ class _Aiohttp:
         content: bytes | BinaryIO | None,
         silence_s: float,
         *,
-        headers: Mapping[str, str] = _JSON,
+        headers: Mapping[str, str] | None = None,
     ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         if self._session is None:  # it belongs to the running event loop
             connector: aiohttp.BaseConnector
@@ -172,7 +173,7 @@ class _Aiohttp:
             method,
             self._url(path),
             data=content,
-            headers=None if content is None else headers,
+            headers=None if content is None else headers or _headers(),
             allow_redirects=False,
             timeout=self._timeout(silence_s),
         )
@@ -200,6 +201,11 @@ class _Aiohttp:
 async def _pieces(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
     async for piece in content.iter_any():
         yield piece
+
+
+def _headers() -> dict[str, str]:
+    """Those of a body of JSON, and those that continue the trace in the process that answers."""
+    return {**_JSON, **tracing.headers()} if tracing.is_on() else _JSON
 
 
 def _authorization(key: str, url: URL) -> dict[str, str]:
@@ -250,7 +256,9 @@ class _Httpx:
     async def post(self, path: str, body: Mapping[str, Any], *, silence_s: float | None = None) -> HttpResponse:
         timeout = httpx.Timeout(silence_s or self._silence_s, connect=self._connect_s)
         with _httpx_errors():
-            return _answer(await self._client.post(path, content=orjson.dumps(body), headers=_JSON, timeout=timeout))
+            return _answer(
+                await self._client.post(path, content=orjson.dumps(body), headers=_headers(), timeout=timeout)
+            )
 
     async def put(self, path: str, file: Path, *, headers: Mapping[str, str]) -> HttpResponse:
         content = await asyncio.to_thread(file.read_bytes)
@@ -260,7 +268,7 @@ class _Httpx:
     @asynccontextmanager
     async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[httpx.Response]:
         with _httpx_errors():
-            async with self._client.stream("POST", path, content=orjson.dumps(body), headers=_JSON) as response:
+            async with self._client.stream("POST", path, content=orjson.dumps(body), headers=_headers()) as response:
                 yield response
 
     async def aclose(self) -> None:

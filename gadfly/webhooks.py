@@ -27,7 +27,7 @@ class WebhookEvent(StrEnum):
 
 
 TEST_EVENT = "test"
-"""The event that an admin sends to one endpoint to try it. An endpoint gets it whatever events it wants."""
+"""The event that an admin sends to one endpoint to try it. An endpoint gets it even if it wants other events only."""
 
 
 class DeliveryStatus(StrEnum):

@@ -35,6 +35,7 @@ from gadfly.service.recording.recorder import Recorder
 from gadfly.service.room import Room
 from gadfly.service.runs import Runs
 from gadfly.service.sessions import Sessions
+from gadfly.service.strangers import Strangers
 from gadfly.service.webhooks import Webhooks, WebhookSender
 from gadfly.settings import Settings
 from gadfly.store.database import Database, require_current_schema
@@ -120,7 +121,7 @@ class Service:
             requests = Idempotency(database, recorder, is_alone=lambda: len(critics.replicas.known) <= 1)
             room = Room(settings.home, min_free_bytes=settings.min_free_bytes)
             history = History(database, recorder, on_deleted=requests.forget)
-            quotas = Quotas()
+            quotas, strangers = Quotas(), Strangers()
             sender = WebhookSender(database, is_eldest=lambda: critics.replicas.is_eldest, metrics=metrics)
             stack.push_async_callback(sender.aclose)
             answerer = Answerer(
@@ -139,9 +140,9 @@ class Service:
                 tasks=tasks,
                 metrics=metrics,
                 critics=critics,
-                keyring=Keyring(database, open_without_keys=settings.is_loopback),
+                keyring=Keyring(database, open_without_keys=settings.is_loopback, strangers=strangers),
                 quotas=quotas,
-                sessions=Sessions(database),
+                sessions=Sessions(database, strangers),
                 keys=Keys(database),
                 history=history,
                 forgetting=Forgetting(

@@ -19,8 +19,9 @@ import structlog
 from gadfly import prompts, store
 from gadfly.actor import open_actor
 from gadfly.cli.doctor import CheckResult, Finding, examine
-from gadfly.engine_client import ACTOR, EnginePool
+from gadfly.engine_client import ACTOR
 from gadfly.engine_fleet import EngineFleet
+from gadfly.engine_pool import EnginePool
 from gadfly.grading import Grader
 from gadfly.records import new_id
 from gadfly.settings import Settings

@@ -12,8 +12,8 @@ from gadfly import store
 from gadfly.actor import Actor, open_actor
 from gadfly.adapters import AdapterFolder
 from gadfly.base_model import model_location
-from gadfly.engine_client import EnginePool
 from gadfly.engine_fleet import EngineFleet
+from gadfly.engine_pool import EnginePool
 from gadfly.errors import BadSettings
 from gadfly.grading import TaskGrader
 from gadfly.prompts import PromptSet

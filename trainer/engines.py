@@ -10,9 +10,11 @@ from uuid import UUID
 
 import structlog
 
+from gadfly import tracing
 from gadfly.concurrency import gather
-from gadfly.engine_client import Engine, EnginePool
+from gadfly.engine_client import Engine
 from gadfly.engine_fleet import EngineFleet
+from gadfly.engine_pool import EnginePool
 from gadfly.errors import EngineError, EngineTimeout, EngineUnavailable, GadflyError, WrongSampling
 from gadfly.sampling_proof import prove_sampling
 from gadfly.settings import without_password
@@ -112,6 +114,8 @@ class RunEngines:
     async def patiently(self, work: Callable[[], Awaitable[T]]) -> T:
         """Do `work`, retried while an engine is unavailable or too busy. A restarted engine gets the adapters back.
 
+        The requests of a run are thousands, so they have no spans of their own.
+
         Raises:
             EngineUnavailable, EngineTimeout: an engine stayed unavailable for `patience_s` seconds.
         """
@@ -120,7 +124,8 @@ class RunEngines:
         while True:
             began = time.monotonic()
             try:
-                return await work()
+                with tracing.unrecorded():
+                    return await work()
             except (EngineUnavailable, EngineTimeout) as error:
                 now = time.monotonic()
                 if failing_since is None or now - began > _WORKED_S:

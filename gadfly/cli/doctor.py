@@ -83,10 +83,27 @@ class Deployment:
 Check = Callable[[Deployment], Finding] | Callable[[Deployment], Coroutine[Any, Any, Finding]]
 
 
-async def examine(settings: Settings) -> list[Finding]:
-    """All findings, in the order of `CHECKS`."""
+async def examine(
+    settings: Settings,
+    *,
+    on_finding: Callable[[Finding], None] = lambda finding: None,
+    on_wait: Callable[[str], None] = lambda line: None,
+) -> list[Finding]:
+    """All findings, in the order of `CHECKS`.
+
+    `on_finding` is called with each when its check ends, and `on_wait` at the start with a line about a check that will
+    take long.
+    """
     deployment = await asyncio.to_thread(_read_deployment, await addressed(settings))
-    return list(await asyncio.gather(*(_run(check, deployment) for check in CHECKS)))
+    if deployment.engine_urls:
+        on_wait("sampling: 256 draws of each engine are compared with the probabilities that it reports")
+
+    async def run(check: Check) -> Finding:
+        finding = await _run(check, deployment)
+        on_finding(finding)
+        return finding
+
+    return list(await asyncio.gather(*map(run, CHECKS)))
 
 
 async def _run(check: Check, deployment: Deployment) -> Finding:
@@ -447,7 +464,8 @@ def model(deployment: Deployment) -> Finding:
             "model", CheckResult.OK, "The default model is not made yet; `gadfly up` or `gadfly model` makes it."
         )
     if name.count("/") == 1 and not name.startswith((".", "~", "/")):
-        return Finding("model", CheckResult.OK, f"The engine fetches {name} from the hub unless it is cached.")
+        pin = f"pinned to the commit {settings.model_revision[:12]}" if settings.model_revision else "not pinned"
+        return Finding("model", CheckResult.OK, f"The engine fetches {name} from the hub unless it is cached, {pin}.")
     return Finding("model", CheckResult.FAIL, f"There is no model folder {name}.", "Check GADFLY_MODEL.")
 
 
@@ -526,19 +544,22 @@ _MODEL_FILES = {
 }
 
 
-def show(findings: list[Finding]) -> None:
-    """Print one line per finding."""
+def show(finding: Finding) -> None:
+    """Print a finding as one line."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    commands: list[str] = []
-    for finding in findings:
-        first, _, command = finding.do.partition("\n")
-        action = f" {first}" if first else ""
-        commands += [command] if command else []
-        style = _COLOURS[finding.outcome]
-        table.add_row(Text(finding.outcome, style=style), finding.name, Text(finding.says + action))
+    table.add_column(min_width=max(map(len, CheckResult)))
+    table.add_column(min_width=max(len(check.__name__) for check in CHECKS))
+    action = finding.do.partition("\n")[0]
+    says = f"{finding.says} {action}" if action else finding.says
+    table.add_row(Text(finding.outcome, style=_COLOURS[finding.outcome]), finding.name, Text(says))
     out.print(table)
-    for command in commands:  # whole lines, to be copied
-        out.print(f"\n{command}", markup=False, highlight=False, soft_wrap=True)
+
+
+def show_commands(findings: Sequence[Finding]) -> None:
+    """Print the commands that findings recommend, as whole lines, to be copied."""
+    for finding in findings:
+        if command := finding.do.partition("\n")[2]:
+            out.print(f"\n{command}", markup=False, highlight=False, soft_wrap=True)
 
 
 def spooled(home: Path) -> tuple[int, int]:

@@ -26,7 +26,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly import store
-from gadfly.api_keys import creation_details, digest, issue_key
+from gadfly.api_keys import creation_details, digest, issue_key, require_no_limits
 from gadfly.errors import BadInput
 from gadfly.records import AdminAction, Contents, Key, KeyLimits, Scope, Split, Subject, Tier, now
 from gadfly.rowfiles.shapes import ColumnMap
@@ -164,11 +164,13 @@ async def limit(
     """Change some limits of the key with this id, or of the active key with this name; None removes a limit.
 
     Raises:
-        BadInput: no active key has this name, or several have it.
+        BadInput: no active key has this name, several have it, or it is an admin's.
         NotFound: no key has this id.
     """
     async with opened(settings, url) as database, database.session() as session:
         key = await store.keys.set_limits(session, await _find(session, name), limits)
+        if key.tier is Tier.ADMIN:
+            require_no_limits(limits)
         details = {"name": key.name, **limits}
         await store.acts.record_act(session, AdminAction.LIMIT_KEY, key.id, key_id=None, reason=reason, details=details)
     return key

@@ -53,4 +53,5 @@ def facts(config: Any) -> dict[str, Any]:
         "priorities": str(getattr(scheduler.policy, "value", scheduler.policy)) == "priority",
         "prefix_cache": bool(config.cache_config.enable_prefix_caching),
         "generation_config": str(config.model_config.generation_config),
+        "revision": str(config.model_config.revision or ""),  # of a hub model: vLLM resolves it to a commit
     }

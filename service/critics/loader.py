@@ -16,7 +16,7 @@ from pathlib import Path
 
 import structlog
 
-from gadfly import store
+from gadfly import store, tracing
 from gadfly.adapters import AdapterFolder, BadAdapter, ProbeRecord
 from gadfly.concurrency import gather
 from gadfly.engine_client import Adapters, Engine, Reply, Sampling
@@ -158,8 +158,9 @@ class Loader:
             self._require_room(critic)
         self._wanted[critic.version] += 1
         try:
-            async with self._slot(critic):
-                await self.prove(critic, share=0.0)
+            with tracing.span("load_critic", {"gadfly.critic_version": critic.version}):
+                async with self._slot(critic):
+                    await self.prove(critic, share=0.0)
         finally:
             self._wanted[critic.version] -= 1
         return self._prompts_of(critic)
@@ -402,8 +403,9 @@ class Loader:
             raise AdapterRefused(problem)
         attempt = _Attempt()
         try:
-            async with asyncio.timeout(_PATIENCE_S):
-                proof = await _load_and_probe(engine, critic, servable, attempt)
+            with tracing.span("prove", {"gadfly.engine": where, "gadfly.critic_version": critic.version}):
+                async with asyncio.timeout(_PATIENCE_S):
+                    proof = await _load_and_probe(engine, critic, servable, attempt)
         except (BadAdapter, AdapterRefused) as error:
             self._metrics.loads.labels("refused").inc()
             refused = error.again(f"{where}: {error}")

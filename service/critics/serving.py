@@ -7,8 +7,9 @@ from uuid import UUID
 import structlog
 
 from gadfly.concurrency import gather
-from gadfly.engine_client import Engine, EnginePool, LabelWords
+from gadfly.engine_client import Engine, LabelWords
 from gadfly.engine_fleet import EngineFleet
+from gadfly.engine_pool import EnginePool
 from gadfly.errors import Conflict, EngineError, EngineUnavailable, SameTokens
 from gadfly.records import CanaryTerms, CriticVersion, Swap, SwapKind
 from gadfly.repeating import repeat

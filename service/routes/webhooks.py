@@ -52,7 +52,7 @@ async def delete_webhook(webhook_id: UUID, admin: AdminDep, service: ServiceDep)
     responses=problems(404),
 )
 async def try_webhook(webhook_id: UUID, admin: AdminDep, service: ServiceDep) -> DeliveryView:
-    """Send the event `test` to an endpoint, whatever events it wants: signed and repeated like every other event."""
+    """Send the event `test` to an endpoint, even if it wants other events only: signed and repeated as all are."""
     return DeliveryView.shown(await service.webhooks.send_test(webhook_id))
 
 

@@ -5,8 +5,9 @@ from collections.abc import AsyncIterator, Iterable
 import httpx
 import pytest
 
-from gadfly.engine_client import ACTOR, Engine, EnginePool, Sampling
+from gadfly.engine_client import ACTOR, Engine, Sampling
 from gadfly.engine_fleet import EngineFleet, addressed, look_up
+from gadfly.engine_pool import EnginePool
 from gadfly.errors import EngineUnavailable
 from gadfly.prompts import load
 from gadfly.settings import Settings

@@ -5,8 +5,9 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from gadfly.engine_client import Engine, EnginePool
+from gadfly.engine_client import Engine
 from gadfly.engine_fleet import EngineFleet
+from gadfly.engine_pool import EnginePool
 from gadfly.errors import WrongSampling
 from gadfly.sampling_proof import DRAWS
 from gadfly.trainer.engines import RunEngines

@@ -73,7 +73,7 @@ def delete_webhook(settings: Settings, webhook: Annotated[str, typer.Argument(he
 def try_webhook(
     settings: Settings, webhook: Annotated[str, typer.Argument(help="Its id.")], json: Json = False
 ) -> None:
-    """Send the event `test` to a webhook. `gadfly webhooks deliveries` shows what became of it."""
+    """Send the event `test` to a webhook. `gadfly webhooks deliveries` shows whether it arrived."""
     from gadfly.cli import terminal
     from gadfly.cli.connection import connect
     from gadfly.client import calls
