@@ -17,7 +17,7 @@ COPY pyproject.toml constraints-hashed.txt README.md deploy/sbom ./
 RUN python3 -m pip install --no-cache-dir --constraint constraints-hashed.txt uv && uv venv --seed --python 3.11 /opt/gadfly
 RUN mkdir gadfly && touch gadfly/__init__.py
 # Dependencies first, with an empty package: a change in the code does not reinstall them.
-RUN uv pip install --no-cache --python /opt/gadfly/bin/python --constraint constraints-hashed.txt --editable .
+RUN uv pip install --no-cache --python /opt/gadfly/bin/python --constraint constraints-hashed.txt --editable '.[otel]'
 
 FROM base AS engine
 # vLLM's CPU kernels are linked against libnuma.

@@ -5,6 +5,7 @@ which people choose.) The digest is not salted, so that an index finds the key.
 """
 
 import hashlib
+import re
 import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
@@ -19,6 +20,7 @@ from gadfly.store.keys import insert_key
 
 _PREFIX = "gf_"
 _HINT_CHARS = len(_PREFIX) + 5
+_OF_OTHERS = re.compile(rf"{_PREFIX}[A-Za-z0-9_-]{{32,200}}")
 
 
 def digest(secret: str) -> bytes:
@@ -48,14 +50,22 @@ async def issue_key(
     tasks: tuple[str, ...] | None = None,
     scopes: Collection[Scope] | None = None,
     limits: KeyLimits | None = None,
+    secret: str | None = None,
 ) -> tuple[Key, str]:
     """Make a key, for some tasks or (None) for all; return it with its secret, which cannot be read again.
 
-    `scopes`: None gives those of the tier. None: no limits.
+    `scopes`: None gives those of the tier. `limits`: None sets none. `secret`: one that was made elsewhere; None makes
+    one.
 
     Raises:
-        BadInput: an admin key is to be limited, or a key that sees the rows of all tasks is to be limited to some.
+        BadInput: an admin key is to be limited, a key that sees the rows of all tasks is to be limited to some, or the
+            secret does not look like one of ours.
     """
+    if secret is not None and not _OF_OTHERS.fullmatch(secret):
+        raise BadInput(
+            f"the secret of a key is {_PREFIX} and 32 to 200 letters, digits, - or _, chosen at random: "
+            f'printf {_PREFIX}%s "$(openssl rand -hex 32)" makes one'
+        )
     if tier is Tier.ADMIN and limits is not None:
         require_no_limits(asdict(limits))
     if tier is Tier.ADMIN and not (tasks is None and scopes is None):
@@ -67,7 +77,7 @@ async def issue_key(
         )
     if scopes is not None and not scopes:
         raise BadInput("a key needs at least one scope", field="scopes")
-    secret = _PREFIX + secrets.token_urlsafe(32)
+    secret = secret or _PREFIX + secrets.token_urlsafe(32)
     key = Key(
         id=new_id(),
         name=name,

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -34,6 +35,8 @@ ENV_PREFIX = "GADFLY_"
 # Variables with the prefix that are not settings: of the Makefile, of `gadfly up` to mark its processes, of the tests.
 _NOT_SETTINGS = frozenset({"EXTRA", "RUN_MARK", "TEST_ENGINE_URL"})
 DEFAULT_MODEL = "smollm2-135m-instruct"
+NAME_SCHEME = "dns+"
+"""Before an http address: each address of its host is an engine."""
 
 
 class Device(StrEnum):
@@ -124,7 +127,8 @@ class Settings(BaseSettings):
 
     engine_urls: Addresses = Field(
         (),
-        description="Comma-separated engines: http://host:port or unix:///path. Unset: `gadfly up` starts an engine.",
+        description="Comma-separated engines: http://host:port or unix:///path, or dns+http://name:port for an engine "
+        "at each address of a name, which come and go without a restart. Unset: `gadfly up` starts an engine.",
     )
     engine_key: Annotated[SecretStr | None, BeforeValidator(_empty_is_unset)] = Field(
         None,
@@ -342,8 +346,10 @@ class Settings(BaseSettings):
     @classmethod
     def _known_schemes(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
         for url in urls:
-            if not url.startswith(("http://", "https://", "unix:///")):
-                raise ValueError(f"{url!r} is not http://, https:// or unix:///path")
+            if not url.startswith(("http://", "https://", "unix:///", f"{NAME_SCHEME}http://")):
+                raise ValueError(f"{url!r} is not http://, https://, unix:///path or dns+http://name:port")
+            if url.startswith(NAME_SCHEME) and not urlsplit(url.removeprefix(NAME_SCHEME)).hostname:
+                raise ValueError(f"{url!r} has no name to look up")
         return urls
 
     @field_validator("actor_url", "grader_url")

@@ -10,7 +10,7 @@ import structlog
 from gadfly import store
 from gadfly.actor import open_actor
 from gadfly.concurrency import gather
-from gadfly.engine_client import engines_of
+from gadfly.engine_fleet import EngineFleet
 from gadfly.errors import StoreUnavailable
 from gadfly.grading import TaskGrader
 from gadfly.redaction import open_redactor
@@ -93,7 +93,7 @@ class Service:
                 settings=settings,
                 tasks=tasks,
                 database=database,
-                engines=engines_of(settings, timeout_s=settings.engine_timeout_s),
+                engines=EngineFleet.of(settings, timeout_s=settings.engine_timeout_s),
                 metrics=metrics,
             )
             stack.push_async_callback(critics.aclose)

@@ -10,13 +10,13 @@ import asyncio
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from uuid import UUID
 
 import structlog
 import torch
 
-from gadfly import logs, store
+from gadfly import logs, store, tracing
 from gadfly.errors import EngineTimeout, EngineUnavailable, GadflyError, StoreUnavailable
 from gadfly.settings import Settings
 from gadfly.trainer.context import RunContext, open_context
@@ -125,8 +125,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     set_up_process(settings)
     phase = _learn if options.phase is Phase.LEARN else _evaluate
     workspace = Workspace.of(settings.home, options.run)
+    if leads():
+        tracing.start("trainer", os.environ)
     try:
-        with workspace.exclusive() if leads() else nullcontext():
+        with workspace.exclusive() if leads() else nullcontext(), _span(options.phase, options.run):
             asyncio.run(phase(settings, options.run))
     except (StoreUnavailable, EngineUnavailable, EngineTimeout) as error:
         log.error("run_interrupted", reason=str(error))  # the worker restarts the phase
@@ -135,7 +137,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.error("run_failed", reason=str(error))
         leave_reason(workspace, str(error))
         return 1
+    finally:
+        tracing.stop()
     return 0
+
+
+def _span(phase: Phase, run_id: UUID) -> AbstractContextManager[tracing.OpenSpan]:
+    """The span of a phase, below the one of the worker that started this process."""
+    carrier = {name.lower(): value for name, value in os.environ.items() if name in ("TRACEPARENT", "TRACESTATE")}
+    return tracing.root(phase.value, {"gadfly.run_id": run_id}, carrier=carrier, trace_id=run_id)
 
 
 if __name__ == "__main__":

@@ -115,9 +115,7 @@ async def _decide(context: RunContext) -> Selection:
         task=context.task.id,
         prompt_set=context.prompts.name,
         rank=context.settings.adapter_rank,
-        engine_versions=dict(
-            zip(map(without_password, context.settings.engine_urls), await _engine_versions(context), strict=True)
-        ),
+        engine_versions=await _engine_versions(context),
         threads=torch.get_num_threads(),
         reproduces=run.reproduces,
     )
@@ -227,9 +225,11 @@ async def fitting(context: RunContext, items: Sequence[LabelledAnswer]) -> list[
     return [item for item, tokens in zip(items, lengths, strict=True) if tokens <= room]
 
 
-async def _engine_versions(context: RunContext) -> list[str]:
-    async def versions() -> list[str]:
-        return await gather(*(engine.version() for engine in context.engines.pool.members))
+async def _engine_versions(context: RunContext) -> dict[str, str]:
+    async def versions() -> dict[str, str]:
+        engines = context.engines.pool.members
+        found = await gather(*(engine.version() for engine in engines))
+        return {without_password(engine.url): version for engine, version in zip(engines, found, strict=True)}
 
     return await context.engines.patiently(versions)
 

@@ -30,8 +30,9 @@ from gadfly.cli.terminal import out
 from gadfly.cli.up_state import active_state
 from gadfly.concurrency import gather
 from gadfly.engine_client import Engine
-from gadfly.errors import GadflyError, MalformedReply, WrongSampling
-from gadfly.settings import DEFAULT_MODEL, Device, Settings, without_password
+from gadfly.engine_fleet import addressed
+from gadfly.errors import EngineUnavailable, GadflyError, MalformedReply, WrongSampling
+from gadfly.settings import DEFAULT_MODEL, NAME_SCHEME, Device, Settings, without_password
 
 VLLM_VERSION = "0.32.0"
 OLDEST_POSTGRES = 15
@@ -93,7 +94,7 @@ async def examine(
     `on_finding` is called with each when its check ends, and `on_wait` at the start with a line about a check that will
     take long.
     """
-    deployment = await asyncio.to_thread(_read_deployment, settings)
+    deployment = await asyncio.to_thread(_read_deployment, await addressed(settings))
     if deployment.engine_urls:
         on_wait("sampling: 256 draws of each engine are compared with the probabilities that it reports")
 
@@ -361,6 +362,8 @@ async def hot_swap(deployment: Deployment) -> Finding:
     if not urls:
         return Finding("hot swap", CheckResult.OK, "Engines that `gadfly up` starts have all it needs.")
     try:
+        if any(url.startswith(NAME_SCHEME) for url in urls):
+            raise EngineUnavailable("an engine is not found")
         return _about_swaps(await gather(*(engine_needs.examine(deployment.settings, url) for url in urls)))
     except (GadflyError, ValueError, KeyError, TypeError):
         return Finding("hot swap", CheckResult.WARN, "Not checked: an engine does not answer.", "See the engine check.")
@@ -412,6 +415,10 @@ async def sampling(deployment: Deployment) -> Finding:
 
     draws, seconds = 0, 0.0
     for url in deployment.engine_urls:
+        if url.startswith(NAME_SCHEME):
+            return Finding(
+                "sampling", CheckResult.WARN, "Not checked: an engine is not found.", "See the engine check."
+            )
         engine = Engine(url, timeout_s=_SAMPLING_LIMIT_S, access=deployment.settings.engine_access(url))
         try:
             proof = await prove_sampling(engine, temperature=deployment.settings.temperature)
@@ -606,6 +613,8 @@ async def _date_of(url: str) -> float | None:
 async def _ask_engine(settings: Settings, url: str) -> tuple[str, str]:
     """Why an engine cannot be used, and why it can serve the base model only; empty where that is not so."""
     shown = without_password(url)
+    if url.startswith(NAME_SCHEME):
+        return f"{shown} leads to no address.", ""
     try:
         engine = Engine(url, timeout_s=_ENGINE_TIMEOUT_S, access=settings.engine_access(url))
     except GadflyError as error:

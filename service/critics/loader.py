@@ -16,7 +16,7 @@ from pathlib import Path
 
 import structlog
 
-from gadfly import store
+from gadfly import store, tracing
 from gadfly.adapters import AdapterFolder, BadAdapter, ProbeRecord
 from gadfly.concurrency import gather
 from gadfly.engine_client import Adapters, Engine, Reply, Sampling
@@ -158,8 +158,9 @@ class Loader:
             self._require_room(critic)
         self._wanted[critic.version] += 1
         try:
-            async with self._slot(critic):
-                await self.prove(critic, share=0.0)
+            with tracing.span("load_critic", {"gadfly.critic_version": critic.version}):
+                async with self._slot(critic):
+                    await self.prove(critic, share=0.0)
         finally:
             self._wanted[critic.version] -= 1
         return self._prompts_of(critic)
@@ -221,9 +222,11 @@ class Loader:
 
     def _loaded(self) -> set[int]:
         """The versions that have a slot on any engine, or are being loaded."""
+        urls = {engine.url for engine in self._engines}
         loading = {version for version, count in self._loading.items() if count}
-        listed = {version for served in self._served.values() for version in served if self._pointers.known(version)}
-        return {version for _, version in self._proven if self._takes_slot(version)} | loading | listed
+        listed = {version for url in urls for version in self._served.get(url, ()) if self._pointers.known(version)}
+        proven = {version for url, version in self._proven if url in urls and self._takes_slot(version)}
+        return proven | loading | listed
 
     def _worth(self, version: int) -> tuple[bool, float, int]:
         """The order in which critics give up their slots: those that no pointer names first, then by their last use."""
@@ -320,8 +323,11 @@ class Loader:
         if critic.is_base:
             return []
         servable = await self.check(critic)
-        enough = max(1, math.ceil(share * len(self._engines)))
-        proving = [asyncio.ensure_future(self.prove_on(engine, critic, servable)) for engine in self._engines]
+        engines = tuple(self._engines)
+        if not engines:
+            raise EngineUnavailable("no engine is known: the names in GADFLY_ENGINE_URLS lead to no address")
+        enough = max(1, math.ceil(share * len(engines)))
+        proving = [asyncio.ensure_future(self.prove_on(engine, critic, servable)) for engine in engines]
         try:
             await _wait_for(proving, enough=enough)
         finally:
@@ -397,8 +403,9 @@ class Loader:
             raise AdapterRefused(problem)
         attempt = _Attempt()
         try:
-            async with asyncio.timeout(_PATIENCE_S):
-                proof = await _load_and_probe(engine, critic, servable, attempt)
+            with tracing.span("prove", {"gadfly.engine": where, "gadfly.critic_version": critic.version}):
+                async with asyncio.timeout(_PATIENCE_S):
+                    proof = await _load_and_probe(engine, critic, servable, attempt)
         except (BadAdapter, AdapterRefused) as error:
             self._metrics.loads.labels("refused").inc()
             refused = error.again(f"{where}: {error}")
@@ -412,6 +419,8 @@ class Loader:
             if isinstance(error, TimeoutError):
                 raise EngineTimeout(f"{where}: {critic.engine_name} was not proven in {_PATIENCE_S:g} s") from error
             raise error.again(f"{where}: {error}") from error
+        if all(each is not engine for each in self._engines):
+            raise EngineUnavailable(f"{where} was removed while it proved {critic.engine_name}")
         self._metrics.loads.labels("proven").inc()
         if servable.adapter is None:
             self._with_examples[critic.version] = servable.prompts

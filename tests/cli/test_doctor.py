@@ -128,6 +128,16 @@ async def test_engines(tmp_path: Path, answers: Any, words: str | None, why: str
     assert (words or "with adapters") in finding.says
 
 
+async def test_engines_that_are_found_by_name(tmp_path: Path) -> None:
+    with FakeServer(ENGINE) as engine:
+        name = engine.url.replace("http://", "dns+http://")
+        assert (await findings(tmp_path, engine_urls=(name,)))["engine"].outcome is CheckResult.OK
+    results = await findings(tmp_path, engine_urls=("dns+http://no-such-host.invalid:8000",))
+    assert results["engine"].outcome is CheckResult.FAIL
+    assert "dns+http://no-such-host.invalid:8000 leads to no address" in results["engine"].says
+    assert {results["hot swap"].outcome, results["sampling"].outcome} == {CheckResult.WARN}
+
+
 async def test_sampling(tmp_path: Path) -> None:
     assert "does not run" in (await findings(tmp_path))["sampling"].says
     with served(FakeEngine()) as url:

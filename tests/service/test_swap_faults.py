@@ -19,7 +19,8 @@ from sqlalchemy import text
 from gadfly import store
 from gadfly.adapters import BadAdapter
 from gadfly.api_keys import issue_key
-from gadfly.engine_client import Engine, EnginePool, Sampling
+from gadfly.engine_client import Engine, Sampling
+from gadfly.engine_pool import EnginePool
 from gadfly.errors import AdapterRefused, Conflict, EngineTimeout, EngineUnavailable, NoSlot, TooBusy
 from gadfly.prompts import Message, Prompt
 from gadfly.records import CriticVersion, SwapKind, SwapReceipt, SwapStatus, Tier, new_id, now
