@@ -401,7 +401,8 @@ class Loader:
         `prove`.
         """
         return await self._work.run(
-            (engine.url, critic.version), lambda: self._prove_on(engine, critic, servable, may_share=may_share)
+            (engine.url, critic.version, may_share),
+            lambda: self._prove_on(engine, critic, servable, may_share=may_share),
         )
 
     async def _prove_on(self, engine: Engine, critic: CriticVersion, servable: Servable, *, may_share: bool) -> Proof:
