@@ -767,6 +767,11 @@ class Engine:
             return None
         return facts if response.status == httpx.codes.OK and isinstance(facts, dict) else None
 
+    async def process(self) -> str | None:
+        """The name of the process that answers; None from an engine that gives none, such as vLLM as it comes."""
+        process = (await self.facts() or {}).get("process")
+        return process if isinstance(process, str) and process else None
+
     async def metrics(self) -> str:
         """The engine's metrics in Prometheus' text format; empty from an engine without metrics."""
         async with self._request_errors():

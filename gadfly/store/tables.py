@@ -793,6 +793,18 @@ class SwapReceiptRow(Table):
     details: Mapped[dict[str, Any]]
 
 
+class EngineProofRow(Table):
+    """A process of an engine, by the name that it gave itself, has proven to a replica that it answers as a critic."""
+
+    __tablename__ = "engine_proofs"
+
+    process: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[int] = mapped_column(ForeignKey("critic_versions.version"), primary_key=True, autoincrement=False)
+    replica_id: Mapped[UUID]
+    proved_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
+    proof: Mapped[dict[str, Any]]
+
+
 class ReplicaRow(Table):
     """A process of the service that reported lately; the leases of all decide when a critic may be unloaded."""
 

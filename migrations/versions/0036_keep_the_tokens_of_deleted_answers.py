@@ -19,7 +19,7 @@ def upgrade() -> None:
         sa.Column("key_id", sa.Uuid(), nullable=False),
         sa.Column("day", sa.Date(), nullable=False),
         sa.Column("tokens", sa.BigInteger(), nullable=False),
-        sa.ForeignKeyConstraint(["key_id"], ["keys.id"], name=op.f("fk_deleted_usage_key_id_keys"), ondelete="CASCADE"),
+        sa.ForeignKeyConstraint(["key_id"], ["keys.id"], name=op.f("fk_deleted_usage_key_id"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("key_id", "day", name=op.f("pk_deleted_usage")),
     )
 
