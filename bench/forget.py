@@ -24,7 +24,7 @@ from bench import scale
 from gadfly import store
 from gadfly.errors import NotFound
 from gadfly.records import now
-from gadfly.service.forgetting import Batch, batches
+from gadfly.service.forgetting import DeletedBatch, batches
 from gadfly.store.database import Database, migrate
 from gadfly.store.embedded import EmbeddedPostgres
 from gadfly.store.forgetting import What
@@ -45,7 +45,7 @@ class Taken:
     total_s: float = 0.0
 
 
-async def at_once(database: Database, what: What) -> AsyncGenerator[Batch, None]:
+async def at_once(database: Database, what: What) -> AsyncGenerator[DeletedBatch, None]:
     started = time.perf_counter()
     async with database.session(limit_s=3600) as session:
         await session.execute(text("SET LOCAL statement_timeout = 0"))
@@ -53,21 +53,21 @@ async def at_once(database: Database, what: What) -> AsyncGenerator[Batch, None]
             text("DELETE FROM interactions WHERE created_at < :until RETURNING id"), {"until": what.until}
         )
         deleted = list(found)
-    yield Batch(deleted=deleted, took_s=time.perf_counter() - started)
+    yield DeletedBatch(deleted=deleted, took_s=time.perf_counter() - started)
 
 
-async def in_batches(database: Database, what: What) -> AsyncGenerator[Batch, None]:
+async def in_batches(database: Database, what: What) -> AsyncGenerator[DeletedBatch, None]:
     async for batch in batches(database, what, skip_locked=False):
         yield batch
 
 
-async def with_pauses(database: Database, what: What) -> AsyncGenerator[Batch, None]:
+async def with_pauses(database: Database, what: What) -> AsyncGenerator[DeletedBatch, None]:
     async for batch in batches(database, what, skip_locked=True):
         yield batch
         await asyncio.sleep(batch.took_s)
 
 
-Way = Callable[[Database, What], AsyncGenerator[Batch, None]]
+Way = Callable[[Database, What], AsyncGenerator[DeletedBatch, None]]
 WAYS: dict[str, Way] = {"one DELETE": at_once, "batches": in_batches, "batches, with pauses": with_pauses}
 
 

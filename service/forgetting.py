@@ -153,14 +153,14 @@ class Forgetting:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Batch:
+class DeletedBatch:
     """What one transaction deleted, and how long it took."""
 
     deleted: list[UUID]
     took_s: float
 
 
-async def batches(database: Database, what: What, *, skip_locked: bool) -> AsyncGenerator[Batch, None]:
+async def batches(database: Database, what: What, *, skip_locked: bool) -> AsyncGenerator[DeletedBatch, None]:
     """Delete the oldest first, each batch in a transaction of its own, until nothing is left.
 
     Interactions with many critiques take longer, so the size of a batch follows from the time of the one before.
@@ -175,7 +175,7 @@ async def batches(database: Database, what: What, *, skip_locked: bool) -> Async
             deleted = await store.forgetting.forget(session, ids)
         took_s = time.monotonic() - started
         if deleted:
-            yield Batch(deleted=deleted, took_s=took_s)
+            yield DeletedBatch(deleted=deleted, took_s=took_s)
         if len(ids) < size:
             return
         size = next_size(size, took_s=took_s)
