@@ -15,7 +15,7 @@ down_revision = "0036"
 def upgrade() -> None:
     op.create_table(
         "engine_proofs",
-        sa.Column("process", sa.String(), nullable=False),
+        sa.Column("process", sa.Text(), nullable=False),
         sa.Column("version", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("replica_id", sa.Uuid(), nullable=False),
         sa.Column(
