@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from gadfly import tracing
 from gadfly.concurrency import gather
-from gadfly.engine_client import EnginePool, LabelWords, OnText, Reply, Sampling
+from gadfly.engine_client import LabelWords, OnText, Reply, Sampling
+from gadfly.engine_pool import EnginePool
 from gadfly.errors import PromptTooLong
 from gadfly.prompts import Prompt, PromptSet
 from gadfly.records import Critique, Usage, new_id

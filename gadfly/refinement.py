@@ -11,7 +11,8 @@ from enum import StrEnum
 from gadfly import tracing
 from gadfly.actor import Actor
 from gadfly.critique import critique
-from gadfly.engine_client import EnginePool, OnText, Reply, Sampling
+from gadfly.engine_client import OnText, Reply, Sampling
+from gadfly.engine_pool import EnginePool
 from gadfly.prompts import PromptSet
 from gadfly.records import Critique, Refinement, StopReason, new_id
 from gadfly.seeds import seed_of_round

@@ -126,7 +126,7 @@ def protocol_of(environ: Mapping[str, str]) -> str:
 def start(process: str, environ: Mapping[str, str]) -> None:
     """Record traces of this process if the environment has the address of a collector, until `stop`.
 
-    `process`: `service` or `trainer`. What is wrong with the variables or the installation is a warning in the log:
+    `process`: `service` or `trainer`. A fault in the variables or the installation is a warning in the log:
     traces are no reason not to serve.
     """
     global _tracer  # noqa: PLW0603  # one for each process, as the log is

@@ -24,7 +24,8 @@ from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly import store, tracing
-from gadfly.engine_client import EnginePool
+from gadfly.engine_fleet import EngineFleet
+from gadfly.engine_pool import EnginePool
 from gadfly.errors import BadInput, BadSettings, NotFound, StoreUnavailable
 from gadfly.records import Split
 from gadfly.repeating import repeat, retry
@@ -69,12 +70,16 @@ class Worker:
         BadSettings: there is no address of a database or an engine.
         """
         url, _ = settings.require_addresses()
-        engines = EnginePool.of(settings, timeout_s=settings.engine_timeout_s)
+        fleet = EngineFleet.of(settings, timeout_s=settings.engine_timeout_s)
+        looking = asyncio.create_task(fleet.run())
         try:
+            await fleet.look()
             async with Database.of(settings, url) as database:
-                yield cls(settings=settings, database=database, engines=engines, url=url)
+                yield cls(settings=settings, database=database, engines=EnginePool(fleet), url=url)
         finally:
-            await engines.aclose()
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)
+            await fleet.aclose()
 
     async def run(self) -> None:
         """Execute runs until SIGTERM or SIGINT. A run that this interrupts resumes at the next start.

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from gadfly import tracing
+from gadfly.base_model import is_hash
 from gadfly.errors import BadSettings
 from gadfly.settings import Device, Settings
 
@@ -28,6 +29,9 @@ WARM_UP = "gadfly.engine.warm_up.WarmUp"
 
 FACTS = "gadfly.engine.facts.Facts"
 """The middleware that reports how the engine was started, for `gadfly doctor`."""
+
+UPLOADS = "gadfly.engine.uploads.Uploads"
+"""The middleware that takes adapters from deployments whose folders the engine cannot read."""
 
 # The scheduler uses vLLM's private interface and was tested with these; other releases get plain priority scheduling.
 _SCHEDULER_VERSIONS = ("0.32.",)
@@ -122,6 +126,7 @@ def server_command(
     argv = [sys.executable, "-P", "-m", _SERVER]
     argv += ["--model", model, "--served-model-name", BASE_MODEL, *_listen_arguments(listen)]
     argv += [*_common_arguments(settings), *arguments, *_scheduler_arguments(installed.version)]
+    argv += _revision_arguments(settings)
     argv += ["--middleware", WARM_UP, *_tracing_arguments(environ)]
     argv += shlex.split(settings.engine_args)  # last, because vLLM uses the last of two equal flags
     return Command(argv=tuple(argv), env=_environment(settings, installed.device, offline=offline, environ=environ))
@@ -146,6 +151,7 @@ def serve_line(
         *_common_arguments(settings),
         *(_gpu_arguments(settings) if on_gpu else _cpu_arguments(settings)),
         *_scheduler_arguments(version),
+        *_revision_arguments(settings),
         *shlex.split(settings.engine_args),
     ]
     key = ' --api-key "$GADFLY_ENGINE_KEY"' if settings.engine_key is not None else ""
@@ -178,7 +184,7 @@ def _common_arguments(settings: Settings) -> list[str]:
         # A model's generation_config.json may set top_p, top_k and penalties for requests that do not set them. Samples
         # would then come from another distribution than the trainer assumes. Its end-of-turn tokens still apply.
         *("--generation-config", "vllm"),
-        *("--middleware", FACTS),
+        *("--middleware", FACTS, "--middleware", UPLOADS),
         "--enable-tokenizer-info-endpoint",  # clients remove the tokenizer's control tokens from callers' texts
         "--disable-uvicorn-access-log",
         "--disable-fastapi-docs",
@@ -187,6 +193,12 @@ def _common_arguments(settings: Settings) -> list[str]:
 
 def _scheduler_arguments(version: str) -> list[str]:
     return ["--scheduler-cls", SCHEDULER] if version.startswith(_SCHEDULER_VERSIONS) else []
+
+
+def _revision_arguments(settings: Settings) -> list[str]:
+    """The commit of a hub model. vLLM knows no pin of a folder: that one is checked before the start."""
+    commit = settings.model_revision
+    return [] if not commit or is_hash(commit) else ["--revision", commit, "--tokenizer-revision", commit]
 
 
 def _tracing_arguments(environ: Mapping[str, str]) -> list[str]:

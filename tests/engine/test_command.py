@@ -61,6 +61,12 @@ FLAGS = [  # installed, settings, consecutive flags, why this row exists
     (CPU, {"engine_max_model_len": 999}, "--max-model-len 999", "context"),
     (GPU, {"engine_max_num_seqs": 9}, "--max-num-seqs 9", "batch"),
     (CPU, {"engine_max_num_seqs": 300}, "--max-num-batched-tokens 300", "vLLM needs a token for each sequence"),
+    (
+        GPU,
+        {"model_revision": "0a" * 20},
+        f"--revision {'0a' * 20} --tokenizer-revision {'0a' * 20}",
+        "a pinned commit",
+    ),
     (CPU, {"engine_args": "--seed 3 --x 'a b'"}, "--seed 3 --x a b", "the deployment's own flags"),
 ]
 
@@ -68,6 +74,10 @@ FLAGS = [  # installed, settings, consecutive flags, why this row exists
 @pytest.mark.parametrize(("installed", "settings", "expected", "why"), FLAGS)
 def test_flags(installed: Installed, settings: dict[str, Any], expected: str, why: str) -> None:
     assert f" {expected} " in f" {' '.join(_command(installed, **settings).argv)} ", why
+
+
+def test_the_pin_of_a_folder_is_no_flag_of_vllm() -> None:
+    assert "--revision" not in _command(model_revision=f"sha256:{'ab' * 32}").argv
 
 
 def test_flags_of_the_deployment_come_last_and_win() -> None:

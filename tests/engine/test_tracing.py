@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from gadfly import tracing
-from gadfly.engine_client import ACTOR, EnginePool, Sampling
+from gadfly.engine_client import ACTOR, Sampling
+from gadfly.engine_pool import EnginePool
 from gadfly.prompts import Message, Prompt
 from tests.support.collectors import collector
 from tests.support.engines import start_engine

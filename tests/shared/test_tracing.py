@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from gadfly import tracing
-from gadfly.engine_client import Engine, EnginePool, Sampling
+from gadfly.engine_client import Engine, Sampling
+from gadfly.engine_pool import EnginePool
 from gadfly.prompts import Message, Prompt
 from tests.support.collectors import Collector, children
 
