@@ -566,9 +566,10 @@ class Engine:
         temperature: float,
         seed: int | None,
         logit_bias: Mapping[int, float],
+        priority: int = 0,
     ) -> list[int]:
         """The first tokens of `n` replies, with `logit_bias` (nats by token) added to the logits. Raises as `chat`."""
-        sampling = Sampling(n=n, temperature=temperature, max_tokens=1, seed=seed)
+        sampling = Sampling(n=n, temperature=temperature, max_tokens=1, seed=seed, priority=priority)
         body = _chat_body(await guard(prompt, self._reserved_strings), model=ACTOR, sampling=sampling) | {
             "logit_bias": {str(token): bias for token, bias in logit_bias.items()},
             "return_token_ids": True,

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from gadfly.cli.options import variable_of
+from gadfly.service.metrics import Metrics
 from gadfly.settings import Settings
 
 CHART = Path(__file__).resolve().parent.parent / "deploy" / "helm" / "gadfly"
@@ -51,6 +52,7 @@ VALUES: dict[str, dict[str, Any]] = {
         "networkPolicy": {"serviceFrom": [{"podSelector": {"matchLabels": {"app": "proxy"}}}]},
         "extraVolumes": [{"name": "models", "persistentVolumeClaim": {"claimName": "models"}}],
         "extraVolumeMounts": [{"name": "models", "mountPath": "/models", "readOnly": True}],
+        "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
         "serviceAccountName": "gadfly",
     },
     "the service alone": {"engine": OWN_ENGINES, "trainer": {"enabled": False}, "networkPolicy": {"enabled": False}},
@@ -159,15 +161,18 @@ def test_every_variable_is_a_setting_and_no_password_is_in_a_value(values: dict[
             assert (variable in found) is (part != "engine")
 
 
-def test_the_values_that_a_release_may_set_are_the_settings() -> None:
+def test_the_values_name_settings_images_and_a_metric_of_this_release() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     listed = schema["properties"]["settings"]["propertyNames"]["enum"]
     assert listed == sorted(set(Settings.model_fields) - OWN), "list every setting in values.schema.json"
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     project = (CHART.parents[2] / "pyproject.toml").read_text()
     assert f'version = "{chart["appVersion"]}"' in project
-    images = yaml.safe_load((CHART / "values.yaml").read_text())["images"]
-    assert {images[part].partition(":")[2] for part in ("service", "engine", "trainer")} == {chart["appVersion"]}
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    images = (values["images"][part] for part in ("service", "engine", "trainer"))
+    assert {image.partition(":")[2] for image in images} == {chart["appVersion"]}
+    exported = {metric.name for metric in Metrics().registry.collect()}
+    assert values["service"]["autoscaling"]["metric"] in exported
 
 
 @needs_helm
@@ -225,6 +230,7 @@ def test_the_schema_is_changed_before_anything_else_starts() -> None:
         ({"engine": {"enabled": False}}, "name the engines"),
         ({"engine": {"urls": ["unix:///run/engine"]}}, "urls"),
         ({"sevice": {}}, "sevice"),
+        ({"extraEnv": [{"name": "GADFLY_MODEL", "value": "x"}]}, "extraEnv"),
     ],
 )
 def test_faults_are_named_before_anything_is_installed(values: dict[str, Any], fault: str) -> None:

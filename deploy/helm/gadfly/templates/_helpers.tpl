@@ -60,6 +60,9 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- range $name, $value := .Values.settings }}
 - {name: {{ printf "GADFLY_%s" (upper $name) }}, value: {{ include "gadfly.text" $value | quote }}}
 {{- end }}
+{{- with .Values.extraEnv }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}
 
 {{- /* What those are told that ask engines, actor and grader, and use the database. */ -}}
