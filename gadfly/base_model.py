@@ -1,6 +1,7 @@
 """The base model outside the engine: its location, the hash that identifies it, and the pin in the settings."""
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 
 from gadfly.adapters import file_sha256
@@ -11,7 +12,7 @@ HASH = "sha256:"
 """Begins the pin of a folder; the pin of a hub model is a commit."""
 
 # What transformers reads of a hub model; never pickled weights.
-_HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
+_SMALL_FILES = ("*.json", "*.jinja", "tokenizer.model")
 _WEIGHTS = ("*.safetensors", "*.bin")
 
 
@@ -96,17 +97,16 @@ def _hub_folder(model: str, revision: str) -> Path:
     )
 
     check_commit(model, revision)
-    commit = revision or None
+    commit, files = revision or None, [*_SMALL_FILES, "*.safetensors"]
     try:
-        try:
+        with suppress(LocalEntryNotFoundError):
             folder = Path(snapshot_download(model, revision=commit, local_files_only=True))
-        except LocalEntryNotFoundError:
-            folder = None
-        if folder is None or not any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
-            folder = Path(snapshot_download(model, revision=commit, allow_patterns=list(_HUB_FILES)))
+            commit = folder.name  # also without a pin: another commit may be the newest there by now
+            if any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
+                files = list(_SMALL_FILES)  # what vLLM does not need
+        return Path(snapshot_download(model, revision=commit, allow_patterns=files))
     except HFValidationError as error:
         raise BadSettings(f"{model} is neither a folder here nor the id of a hub model.") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         wanted = f"{model} at {revision}" if revision else model
         raise BadSettings(f"{wanted} is not in the hub's cache and cannot be fetched: {error}") from error
-    return folder

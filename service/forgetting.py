@@ -22,6 +22,7 @@ from gadfly.store.forgetting import Affected, What
 log = structlog.get_logger(__name__)
 
 _BATCH = 200  # most interactions deleted in one transaction
+_LEAST = 25  # fewer are not faster: what runs recorded is looked through once for each transaction
 _BATCH_S = 0.25  # a longer transaction makes the next one smaller: others wait for what it has locked
 _MOST = 10_000  # interactions deleted in one request
 _EVERY_S = 3600.0
@@ -183,7 +184,7 @@ async def batches(database: Database, what: What, *, skip_locked: bool) -> Async
 
 def next_size(size: int, *, took_s: float) -> int:
     """How many interactions the batch has that follows one of this size."""
-    return max(1, size // 2) if took_s > _BATCH_S else min(_BATCH, 2 * size)
+    return max(_LEAST, size // 2) if took_s > _BATCH_S else min(_BATCH, 2 * size)
 
 
 def _described(what: What) -> dict[str, str]:

@@ -18,6 +18,9 @@ async def test_a_key_gets_scopes_and_limits(console: Console) -> None:
     await expect(dialog.get_by_role("button", name="Make the key")).to_be_disabled()
     await dialog.get_by_label("Read all traffic").check()
     await dialog.get_by_label("Train plan").check()
+    await dialog.get_by_label("Kind").select_option("admin")
+    await expect(dialog.get_by_text("Limits (optional)")).to_be_hidden()
+    await dialog.get_by_label("Kind").select_option("caller")
     await dialog.get_by_text("Limits (optional)").click()
     await dialog.get_by_label("Requests a minute").fill("60")
     await dialog.get_by_role("button", name="Make the key").click()
@@ -39,6 +42,9 @@ async def test_a_key_gets_scopes_and_limits(console: Console) -> None:
     await dialog.get_by_label("Reason").fill("as agreed")
     await dialog.get_by_role("button", name="Store").click()
     await expect(row).to_contain_text(re.compile(r"at most 2\s000\s000 tokens a day, 4 in flight"))
+    admins = page.get_by_role("listitem").filter(has_text="operations")
+    await expect(admins.get_by_role("button", name="Revoke")).to_be_visible()
+    await expect(admins.get_by_role("button", name="Limits")).to_be_hidden()
     keys = (await console.client.get("/admin/keys", headers=console.admin)).json()
     [key] = [key for key in keys if key["name"] == "dashboard"]
     assert key["requests_per_minute"] is None

@@ -180,7 +180,7 @@ async def test_a_deletion_goes_in_batches_that_shrink_and_grow_and_can_be_resume
 def test_a_slow_batch_makes_the_next_one_smaller() -> None:
     assert [next_size(200, took_s=took_s) for took_s in (0.1, 0.3)] == [200, 100]
     assert [next_size(50, took_s=took_s) for took_s in (0.1, 0.3)] == [100, 25]
-    assert next_size(1, took_s=9.0) == 1
+    assert next_size(25, took_s=9.0) == 25, "the fixed part of a transaction must not take over"
 
 
 async def test_labels_of_what_is_left_are_counted_again(database: Database) -> None:

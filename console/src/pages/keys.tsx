@@ -17,6 +17,7 @@ const LIMITS: [name: Limit, label: string, shown: string, hint: string][] = [
   ["tokens_per_day", "Tokens a day", "tokens a day", "Prompt and completion, since midnight UTC."],
   ["max_in_flight", "Requests in flight", "in flight", "Requests that generate at once, in each worker."],
 ];
+const UNLIMITED = "no limits";
 const NO_LIMITS: Texts = { requests_per_minute: "", engine_calls_per_minute: "", tokens_per_day: "", max_in_flight: "" };
 
 const SCOPES: [Scope, string, string][] = [
@@ -51,7 +52,7 @@ export function KeysTab() {
                     </span>
                     {!key.revoked_at && (
                       <span class="row">
-                        <Button onClick={() => setLimiting(key)}>Limits</Button>
+                        {(key.tier === "caller" || shownLimits(key) !== UNLIMITED) && <Button onClick={() => setLimiting(key)}>Limits</Button>}
                         <Button onClick={() => setAsks({ key, what: key.distrusted_at ? "trust" : "distrust" })}>{key.distrusted_at ? "Trust" : "Distrust"}</Button>
                         <Button kind="danger" onClick={() => setAsks({ key, what: "revoke" })}>Revoke</Button>
                       </span>
@@ -94,7 +95,7 @@ export function KeysTab() {
 
 function shownLimits(key: Key): string {
   const set = LIMITS.filter(([name]) => typeof key[name] === "number").map(([name, , shown]) => `${count(key[name]!)} ${shown}`);
-  return set.length ? `at most ${set.join(", ")}` : "no limits";
+  return set.length ? `at most ${set.join(", ")}` : UNLIMITED;
 }
 
 /** The limits that are stated, null for an empty field; throws for a text that is not a whole number. */
@@ -172,8 +173,8 @@ function MakeKey({ onClose }: { onClose: () => void }) {
     setBusy(true);
     setError(undefined);
     try {
-      const rights = tier === "admin" ? { tier } : { scopes };
-      setMade(await post<NewKey>("admin/keys", { name: name.trim(), ...rights, ...readLimits(texts), ...(days ? { expires_in_days: Number(days) } : {}) }));
+      const rights = tier === "admin" ? { tier } : { scopes, ...readLimits(texts) };
+      setMade(await post<NewKey>("admin/keys", { name: name.trim(), ...rights, ...(days ? { expires_in_days: Number(days) } : {}) }));
     } catch (failure) {
       setError(asError(failure));
     }
@@ -200,10 +201,12 @@ function MakeKey({ onClose }: { onClose: () => void }) {
           />
           {tier === "caller" && <Checks label="What it may do" choices={SCOPES} checked={scopes} onChange={setScopes} />}
           <TextField label="Expires after, in days (optional)" type="number" value={days} onInput={setDays} inputMode="numeric" />
-          <details>
-            <summary>Limits (optional)</summary>
-            <LimitFields texts={texts} onInput={setTexts} />
-          </details>
+          {tier === "caller" && (
+            <details>
+              <summary>Limits (optional)</summary>
+              <LimitFields texts={texts} onInput={setTexts} />
+            </details>
+          )}
           {error && <ErrorNote error={error} />}
         </div>
       )}
