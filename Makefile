@@ -33,7 +33,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install up console console-types test test-fast check wheel-check docs lab lab-quick format clean
+.PHONY: help install up console console-types test test-fast check wheel-check docs lab lab-quick format pins sbom clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -85,6 +85,15 @@ lab-quick: $(STAMP) ## Make four rows with one seed in four minutes; fails if an
 format: $(STAMP) ## Format, and apply automatic fixes
 	.venv/bin/ruff check --fix-only --quiet .
 	.venv/bin/ruff format .
+
+pins: ## Write the hashes of the pinned files, after a change of constraints.txt
+	$(UV) pip compile --quiet --no-deps --generate-hashes --no-header --no-annotate --python $(PYTHON) \
+		constraints.txt --output-file constraints-hashed.txt
+
+sbom: $(STAMP) ## Write the bill of materials (CycloneDX) of the installed packages to build/sbom.json
+	@mkdir -p build
+	.venv/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml --output-file build/sbom.json $(PYTHON)
+	@echo "build/sbom.json"
 
 clean: ## Remove installed packages and caches; data in GADFLY_HOME stays
 	rm -rf .venv build gadfly/console console/node_modules *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

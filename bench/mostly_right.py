@@ -25,7 +25,8 @@ import torch
 from gadfly import prompts
 from gadfly.actor import BaseActor
 from gadfly.adapters import write_durably
-from gadfly.engine_client import ACTOR, EnginePool
+from gadfly.engine_client import ACTOR
+from gadfly.engine_pool import EnginePool
 from gadfly.grading import Grader
 from gadfly.lab.__main__ import MODEL
 from gadfly.lab.arena import asked

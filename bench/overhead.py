@@ -31,7 +31,8 @@ from rich.table import Table
 from bench.deployment import RESPONSE, deployment, question, running
 from gadfly import prompts
 from gadfly.critique import critique
-from gadfly.engine_client import ACTOR, EnginePool, LabelWords, Sampling
+from gadfly.engine_client import ACTOR, LabelWords, Sampling
+from gadfly.engine_pool import EnginePool
 from gadfly.grading import Grade
 from gadfly.records import Critique, Interaction, Kind, Usage, new_id, now
 from gadfly.service.recording.recorder import Recorder

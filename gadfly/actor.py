@@ -9,7 +9,8 @@ from typing import Any, Protocol
 from gadfly.access import Access
 from gadfly.chat import Chat, ChatReply, OnDelta
 from gadfly.endpoint_actor import EndpointActor
-from gadfly.engine_client import ACTOR, EnginePool, OnText, Reply, Sampling
+from gadfly.engine_client import ACTOR, OnText, Reply, Sampling
+from gadfly.engine_pool import EnginePool
 from gadfly.errors import BadInput
 from gadfly.prompts import Prompt
 from gadfly.records import Spent

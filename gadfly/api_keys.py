@@ -5,8 +5,9 @@ which people choose.) The digest is not salted, so that an index finds the key.
 """
 
 import hashlib
+import re
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -19,11 +20,25 @@ from gadfly.store.keys import insert_key
 
 _PREFIX = "gf_"
 _HINT_CHARS = len(_PREFIX) + 5
+_OF_OTHERS = re.compile(rf"{_PREFIX}[A-Za-z0-9_-]{{32,200}}")
 
 
 def digest(secret: str) -> bytes:
     """The stored form of a secret: its SHA-256, 32 bytes."""
     return hashlib.sha256(secret.encode(errors="surrogatepass")).digest()
+
+
+def require_no_limits(limits: Mapping[str, int | None]) -> None:
+    """Refuse limits of an admin key; None, which removes a limit, is accepted.
+
+    Raises:
+        BadInput: a limit is set.
+    """
+    if any(value is not None for value in limits.values()):
+        raise BadInput(
+            "an admin key has no limits: its holder could lift them, and it must work when there is trouble; limit "
+            "keys of the tier caller"
+        )
 
 
 async def issue_key(
@@ -35,14 +50,24 @@ async def issue_key(
     tasks: tuple[str, ...] | None = None,
     scopes: Collection[Scope] | None = None,
     limits: KeyLimits | None = None,
+    secret: str | None = None,
 ) -> tuple[Key, str]:
     """Make a key, for some tasks or (None) for all; return it with its secret, which cannot be read again.
 
-    `scopes`: None gives those of the tier. None: no limits.
+    `scopes`: None gives those of the tier. `limits`: None sets none. `secret`: one that was made elsewhere; None makes
+    one.
 
     Raises:
-        BadInput: an admin key is to be limited, or a key that sees the rows of all tasks is to be limited to some.
+        BadInput: an admin key is to be limited, a key that sees the rows of all tasks is to be limited to some, or the
+            secret does not look like one of ours.
     """
+    if secret is not None and not _OF_OTHERS.fullmatch(secret):
+        raise BadInput(
+            f"the secret of a key is {_PREFIX} and 32 to 200 letters, digits, - or _, chosen at random: "
+            f'printf {_PREFIX}%s "$(openssl rand -hex 32)" makes one'
+        )
+    if tier is Tier.ADMIN and limits is not None:
+        require_no_limits(asdict(limits))
     if tier is Tier.ADMIN and not (tasks is None and scopes is None):
         raise BadInput("an admin key sees and changes everything: only a key of the tier caller has tasks or scopes")
     if tasks is not None and scopes is not None and set(scopes) != {Scope.USE}:
@@ -52,7 +77,7 @@ async def issue_key(
         )
     if scopes is not None and not scopes:
         raise BadInput("a key needs at least one scope", field="scopes")
-    secret = _PREFIX + secrets.token_urlsafe(32)
+    secret = secret or _PREFIX + secrets.token_urlsafe(32)
     key = Key(
         id=new_id(),
         name=name,

@@ -6,8 +6,10 @@ The service, the trainer and the evaluation share it, so that the trained behavi
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
+from gadfly import tracing
 from gadfly.concurrency import gather
-from gadfly.engine_client import EnginePool, LabelWords, OnText, Reply, Sampling
+from gadfly.engine_client import LabelWords, OnText, Reply, Sampling
+from gadfly.engine_pool import EnginePool
 from gadfly.errors import PromptTooLong
 from gadfly.prompts import Prompt, PromptSet
 from gadfly.records import Critique, Usage, new_id
@@ -44,9 +46,9 @@ async def critique(
             return await engines.chat(prompt, model=model, sampling=sampling, labels=labels)
         return await _stream(engines, prompt, model=model, sampling=sampling, on_text=on_text, labels=labels)
 
-    prompt, replies = await _fitting(prompts, question, response, sampled)
-    return tuple(
-        await gather(
+    with tracing.span("critique", {"gadfly.critic": model, "gadfly.round": round, "gadfly.sample": sample}) as span:
+        prompt, replies = await _fitting(prompts, question, response, sampled)
+        critiques = await gather(
             *(
                 _judge(
                     engines, prompts.words, labels, prompt, reply, model=model, round=round, sample=sample + index,
@@ -54,8 +56,10 @@ async def critique(
                 )
                 for index, reply in enumerate(replies)
             )
-        )
-    )  # fmt: skip
+        )  # fmt: skip
+        if tracing.is_on():
+            span.set({"gadfly.verdicts": tuple(item.verdict.value for item in critiques)})
+        return tuple(critiques)
 
 
 async def _fitting(

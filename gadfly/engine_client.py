@@ -1,4 +1,4 @@
-"""The client of vLLM's server: chat completions, verdict reads, health; and a pool over several engines.
+"""The client of vLLM's server: chat completions, verdict reads, adapters, health.
 
 Requests are OpenAI's chat completions with vLLM's extra fields. Prompts are messages: the engine applies the model's
 own chat template. Retries and time limits exist only here.
@@ -9,22 +9,25 @@ Source: vLLM 0.32, vllm/entrypoints/openai/chat_completion/protocol.py.
 import asyncio
 import math
 import time
+from base64 import b64encode
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, ParamSpec, Protocol, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import httpx
 import msgspec
 import orjson
 from httpx_sse import EventSource
 
+from gadfly import tracing
 from gadfly.access import Access
+from gadfly.adapters import CONFIG, WEIGHTS, file_sha256
 from gadfly.chat import Assembly, Chat, ChatReply, OnDelta, guard_messages, is_piece, reply_of
 from gadfly.control_tokens import guard, reserved_strings
-from gadfly.engine_health import EngineFrozen, EngineHealth, EngineStanding, HealthLimits
+from gadfly.engine_health import EngineHealth, HealthLimits
 from gadfly.errors import (
     AdapterRefused,
     BadInput,
@@ -38,8 +41,17 @@ from gadfly.errors import (
 )
 from gadfly.prompts import Prompt
 from gadfly.records import Usage
-from gadfly.settings import Settings, without_password
-from gadfly.transport import Broken, ConnectTimeout, NotConnected, Silence, open_link, untrusted_certificate
+from gadfly.settings import without_password
+from gadfly.tracing import OpenSpan, SpanKind
+from gadfly.transport import (
+    Broken,
+    ConnectTimeout,
+    HttpResponse,
+    NotConnected,
+    Silence,
+    open_link,
+    untrusted_certificate,
+)
 
 ACTOR = "base"
 """The model name of the base weights. Where an engine serves them under another name, `Engine` translates."""
@@ -47,7 +59,6 @@ ACTOR = "base"
 OnText = Callable[[int, str], Awaitable[None]]
 """Called with (sample, new text) for each piece of a streamed reply."""
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 # Sample from the whole distribution, at the request's temperature. An engine that another program started may default
@@ -66,7 +77,6 @@ _PROBE_TIMEOUT_S = 10.0
 _OPEN = Access()
 _OURS = ("critic@", "run@")  # how the names of our adapters begin
 _AVOIDED_S = 1.0  # how long other engines are preferred to one that did not take a request
-_REPEATS = 2  # of a request that an engine failed: one that makes engines fail must not go round all of them
 _HEALTH = HealthLimits()
 
 
@@ -313,6 +323,20 @@ class Engine:
             EngineTimeout: it took longer than the client's limit.
             MalformedReply: its reply cannot be read.
         """
+        with self._span("chat", model, sampling) as span:
+            replies = await self._chat(prompt, model=model, sampling=sampling, on_text=on_text, labels=labels)
+            _note_replies(span, replies)
+            return replies
+
+    async def _chat(
+        self,
+        prompt: Prompt,
+        *,
+        model: str,
+        sampling: Sampling,
+        on_text: OnText | None,
+        labels: LabelWords | None,
+    ) -> tuple[Reply, ...]:
         body = _chat_body(await guard(prompt, self._reserved_strings), model=model, sampling=sampling)
         tokens = None if labels is None else await self.label_tokens(labels)
         if tokens is not None:
@@ -341,6 +365,20 @@ class Engine:
                 )
                 for reply, choice in zip(replies, choices, strict=True)
             )
+
+    def _span(self, operation: str, model: str, sampling: Sampling) -> AbstractContextManager[OpenSpan]:
+        """A span for a request to this engine, named as OpenTelemetry names those to language models."""
+        if not tracing.is_on():
+            return tracing.span(operation)
+        attributes = {
+            "gen_ai.operation.name": "chat",
+            "gen_ai.request.model": model,
+            "gen_ai.request.choice.count": sampling.n,
+            "gen_ai.request.max_tokens": sampling.max_tokens,
+            "gen_ai.request.temperature": sampling.temperature,
+            "gadfly.engine": without_password(self.url),
+        }
+        return tracing.span(f"{operation} {model}", attributes, kind=SpanKind.CLIENT)
 
     async def _complete(self, body: dict[str, Any]) -> "_Completion":
         content = await self._post_raw("/v1/chat/completions", body, timeout_s=None)
@@ -422,6 +460,14 @@ class Engine:
 
         Raises as `chat`, and BadInput for an option that the engine refuses.
         """
+        temperature = chat.options.get("temperature", 1.0)
+        sampling = Sampling(n=chat.n, max_tokens=chat.max_tokens, temperature=temperature)
+        with self._span("chat", ACTOR, sampling) as span:
+            replies = await self._converse(chat, on_delta)
+            _note_replies(span, replies)
+            return replies
+
+    async def _converse(self, chat: Chat, on_delta: OnDelta | None) -> tuple[ChatReply, ...]:
         body: dict[str, Any] = {
             "model": ACTOR,
             "messages": await guard_messages(chat.messages, self._reserved_strings),
@@ -470,6 +516,12 @@ class Engine:
         `prompt.opener` is the reply so far and ends with `labels.after`. A word of several tokens is represented by its
         first token that the other word does not share. Raises as `chat`.
         """
+        with self._span("read_verdict", model, Sampling(max_tokens=1)):
+            return await self._read_labels(prompt, model=model, labels=labels, priority=priority)
+
+    async def _read_labels(
+        self, prompt: Prompt, *, model: str, labels: LabelWords, priority: int
+    ) -> tuple[float, float]:
         tokens = await self.label_tokens(labels)
         body = _chat_body(
             await guard(prompt.continued(prompt.opener + tokens.bridge), self._reserved_strings),
@@ -514,9 +566,10 @@ class Engine:
         temperature: float,
         seed: int | None,
         logit_bias: Mapping[int, float],
+        priority: int = 0,
     ) -> list[int]:
         """The first tokens of `n` replies, with `logit_bias` (nats by token) added to the logits. Raises as `chat`."""
-        sampling = Sampling(n=n, temperature=temperature, max_tokens=1, seed=seed)
+        sampling = Sampling(n=n, temperature=temperature, max_tokens=1, seed=seed, priority=priority)
         body = _chat_body(await guard(prompt, self._reserved_strings), model=ACTOR, sampling=sampling) | {
             "logit_bias": {str(token): bias for token, bias in logit_bias.items()},
             "return_token_ids": True,
@@ -597,15 +650,17 @@ class Engine:
     async def load_adapter(self, name: str, path: Path) -> bool:
         """Load the adapter in a folder under `name`. False when the engine served that name already.
 
-        Names are never reused, so that no block of the prefix cache can belong to another version.
+        An engine that cannot read the folder, because it runs on another host, is sent the files first. Names are never
+        reused, so that no block of the prefix cache can belong to another version.
 
         Raises:
             AdapterRefused: the engine cannot read it, or its rank, shapes or modules do not fit.
             EngineUnavailable: no connection, or the engine is dead, for which it answers the same status.
             EngineTimeout: it took longer than the client's limit.
         """
-        async with self._request_errors():
-            response = await self._link.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(path)})
+        response = await self._load(name, str(path))
+        if response.status == httpx.codes.NOT_FOUND and b"No adapter found" in response.content:
+            response = await self._load(name, await self._send_adapter(name, path))
         if response.status == httpx.codes.BAD_REQUEST and b"has already been" in response.content:
             return False
         if response.status == httpx.codes.INTERNAL_SERVER_ERROR and not await self._is_healthy():
@@ -618,6 +673,34 @@ class Engine:
         if response.status != httpx.codes.OK:
             self._raise_for(response.status, response.content)
         return True
+
+    async def _load(self, name: str, folder: str) -> HttpResponse:
+        async with self._request_errors():
+            return await self._link.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": folder})
+
+    async def _send_adapter(self, name: str, path: Path) -> str:
+        """Send an adapter's files to an engine that cannot read their folder; the folder there."""
+        folder = ""
+        for file in (WEIGHTS, CONFIG):
+            try:
+                sha256 = await asyncio.to_thread(file_sha256, path / file)
+                async with self._request_errors():
+                    response = await self._link.put(
+                        f"/v1/gadfly/adapters/{name}/{file}",
+                        path / file,
+                        headers={"content-digest": f"sha-256=:{b64encode(bytes.fromhex(sha256)).decode()}:"},
+                    )
+            except OSError as error:
+                raise AdapterRefused(f"{path / file} cannot be read: {error.strerror}") from error
+            if response.status == httpx.codes.NOT_FOUND:
+                raise AdapterRefused(
+                    f"the engine at {without_password(self.url)} cannot read {path}, and takes no files: mount the "
+                    "folder there, or start the engine with the command that `gadfly doctor` prints"
+                )
+            if response.status != httpx.codes.OK:
+                raise AdapterRefused(f"the engine does not take {path / file}: {_message(response.content)[0][:500]}")
+            folder = str(response.json()["folder"])
+        return folder
 
     async def _is_healthy(self) -> bool:
         async with self._request_errors():
@@ -684,6 +767,11 @@ class Engine:
             return None
         return facts if response.status == httpx.codes.OK and isinstance(facts, dict) else None
 
+    async def process(self) -> str | None:
+        """The name of the process that answers; None from an engine that gives none, such as vLLM as it comes."""
+        process = (await self.facts() or {}).get("process")
+        return process if isinstance(process, str) and process else None
+
     async def metrics(self) -> str:
         """The engine's metrics in Prometheus' text format; empty from an engine without metrics."""
         async with self._request_errors():
@@ -713,7 +801,7 @@ class Engine:
         tried = self._base
         try:
             return await send({**body, "model": tried})
-        except _NotServed:
+        except NotServed:
             base = (await self.served()).base
             if base == tried:
                 raise
@@ -759,7 +847,7 @@ class Engine:
                 self.drops += 1
                 if problem := untrusted_certificate(error, where):
                     raise EngineRefused(problem) from error
-            raise _NotTaken(f"no engine answers at {where}") from error
+            raise NotTaken(f"no engine answers at {where}") from error
         except Silence as error:
             raise EngineTimeout(f"the engine took longer than {self._timeout_s:g} s") from error
         except Broken as error:
@@ -773,11 +861,11 @@ class Engine:
             self.in_flight -= 1
 
 
-class _NotTaken(EngineUnavailable):
+class NotTaken(EngineUnavailable):
     """The engine was not reached, is full, or lacks the adapter. It did not start: another engine may be tried."""
 
 
-class _NotServed(_NotTaken):
+class NotServed(NotTaken):
     """The engine lacks the adapter, for example after a restart."""
 
 
@@ -813,243 +901,8 @@ _COMPLETION = msgspec.json.Decoder(_Completion)
 _SAMPLED = msgspec.json.Decoder(_Sampled)
 
 
-class _Failed(EngineUnavailable):
+class EngineFailed(EngineUnavailable):
     """The engine answered that it failed. Another engine may be tried."""
-
-
-class Router(Protocol):
-    """Decides which engines may serve a model."""
-
-    def may_serve(self, engine: Engine, model: str) -> bool:
-        """Whether requests for a model may go to an engine, regardless of the engine's own list of models."""
-
-    async def restore(self, engine: Engine, model: str) -> None:
-        """Load a model into an engine that lacks it.
-
-        Raises:
-            EngineUnavailable: it cannot be loaded.
-        """
-
-
-def engines_of(settings: Settings, *, timeout_s: float) -> list[Engine]:
-    """The engines of a deployment, each with its key.
-
-    Raises:
-        BadSettings: no address, or the file with certificates cannot be used.
-    """
-    _, urls = settings.require_addresses()
-    return [Engine(url, timeout_s=timeout_s, access=settings.engine_access(url)) for url in urls]
-
-
-class EnginePool:
-    """The engines of a deployment: each request goes to the healthy one with the fewest requests in flight.
-
-    An engine that fails several requests in a row is ejected for some seconds (`engine_health`); without a healthy one,
-    requests go to the others all the same.
-
-    When no engine with room serves a model, the router may load it into one, and the request waits for that.
-    """
-
-    def __init__(self, members: Sequence[Engine], router: Router | None = None) -> None:
-        if not members:
-            raise ValueError("a pool needs at least one engine")
-        self.members = tuple(members)
-        self._router = router
-        self._probes: dict[str, asyncio.Task[None]] = {}  # by the engine's address
-
-    @classmethod
-    def connect(cls, urls: Sequence[str], *, timeout_s: float, health: HealthLimits = _HEALTH) -> Self:
-        """The engines at these addresses, which need no key."""
-        return cls([Engine(url, timeout_s=timeout_s, health=health) for url in urls])
-
-    @classmethod
-    def of(cls, settings: Settings, *, timeout_s: float) -> Self:
-        """The engines of a deployment."""
-        return cls(engines_of(settings, timeout_s=timeout_s))
-
-    async def aclose(self) -> None:
-        for probe in self._probes.values():
-            probe.cancel()
-        await asyncio.gather(*self._probes.values(), return_exceptions=True)
-        await asyncio.gather(*(engine.aclose() for engine in self.members))
-
-    def keep(self, members: Sequence[Engine]) -> None:
-        """Send no further requests to the engines that are not among these. They stay open for their owner to close."""
-        self.members = tuple(members)
-
-    @property
-    def in_flight(self) -> int:
-        return sum(engine.in_flight for engine in self.members)
-
-    async def chat(
-        self,
-        prompt: Prompt,
-        *,
-        model: str,
-        sampling: Sampling,
-        on_text: OnText | None = None,
-        labels: LabelWords | None = None,
-    ) -> tuple[Reply, ...]:
-        """`Engine.chat` on one engine; another is tried when that engine did not take the request, or failed it.
-
-        A reply that was streamed in part is not requested again, nor one whose engine lost the connection: the engine
-        may have done the work, or the request may have ended it.
-        """
-        heard = _Heard()
-        on_piece = None if on_text is None else heard.noting(on_text)
-        return await self._first(
-            lambda engine: engine.chat(prompt, model=model, sampling=sampling, on_text=on_piece, labels=labels),
-            model,
-            heard,
-        )
-
-    async def converse(self, chat: Chat, *, on_delta: OnDelta | None = None) -> tuple[ChatReply, ...]:
-        """`Engine.converse` on one engine; another is tried as in `chat`."""
-        heard = _Heard()
-        on_piece = None if on_delta is None else heard.noting(on_delta)
-        return await self._first(lambda engine: engine.converse(chat, on_delta=on_piece), ACTOR, heard)
-
-    async def read_labels(
-        self, prompt: Prompt, *, model: str, labels: LabelWords, priority: int = 0, near: str = ""
-    ) -> tuple[float, float]:
-        """`Engine.read_labels` on one engine, if possible on that at the URL `near`, which may have the text cached."""
-        return await self._first(
-            lambda engine: engine.read_labels(prompt, model=model, labels=labels, priority=priority), model, near=near
-        )
-
-    async def tokenize(self, prompt: Prompt) -> tuple[int, ...]:
-        """`Engine.tokenize` on one engine; another is tried as in `chat`."""
-        return await self._first(lambda engine: engine.tokenize(prompt), ACTOR)
-
-    async def probe(self, engine: Engine) -> float:
-        """`Engine.probe`, whose result counts for the engine's health.
-
-        Raises:
-            EngineError: it does not generate.
-        """
-        try:
-            seconds = await engine.probe()
-        except EngineTimeout:
-            raise  # a saturated engine may take longer than a probe may
-        except EngineError as error:
-            engine.health.note_probe(str(error))
-            raise
-        engine.health.note_probe(None)
-        return seconds
-
-    async def _first(
-        self, call: Callable[[Engine], Awaitable[T]], model: str, heard: "_Heard | None" = None, *, near: str = ""
-    ) -> T:
-        self._probe_due()
-        able = [each for each in self.members if self._router is None or self._router.may_serve(each, model)]
-        admitted = [each for each in able if each.health.admits]
-        lacking = [each for each in self.members if each not in able]
-        refusal: EngineError | None = None
-        repeats = _REPEATS
-        for engine in sorted(admitted, key=lambda each: _preference(each, near)):
-            if not engine.health.admits:  # its trial began, or it was ejected, while another engine was tried
-                continue
-            try:
-                return await self._attempt(engine, call)
-            except EngineError as error:
-                if not _may_repeat(error, heard):
-                    raise
-                engine.note_refusal()
-                refusal = refusal or error
-                if isinstance(error, _NotServed):
-                    lacking.append(engine)
-                if not isinstance(error, _NotTaken):
-                    repeats -= 1
-                    if repeats < 0:
-                        raise
-        if self._router is not None:
-            lacking = [each for each in lacking if each.health.admits] or lacking
-            for engine in lacking * 2:  # two rounds: the adapter may be unloaded again before the call
-                try:
-                    await self._router.restore(engine, model)
-                except EngineUnavailable as error:
-                    refusal = error
-                    continue
-                engine.note_room()
-                try:
-                    return await self._attempt(engine, call)
-                except _NotTaken as error:
-                    refusal = error
-        if not admitted:  # no healthy engine: an ejected one may have recovered
-            for engine in sorted(able, key=lambda each: each.health.ejected_until):
-                try:
-                    return await self._attempt(engine, call)
-                except EngineError as error:
-                    if not _may_repeat(error, heard):
-                        raise
-                    refusal = error
-        raise refusal or _NotServed(f"no engine can serve {model} at present")
-
-    async def _attempt(self, engine: Engine, call: Callable[[Engine], Awaitable[T]]) -> T:
-        """`call` on one engine; its outcome counts for the engine's health."""
-        health = engine.health
-        begun = health.epoch
-        try:
-            async with health.calling(engine.check_alive):
-                result = await call(engine)
-        except EngineError as error:
-            if _is_failure(error, engine):
-                health.note_failure(str(error), begun=begun)
-            raise
-        health.note_success(begun=begun)
-        engine.note_room()
-        return result
-
-    def _probe_due(self) -> None:
-        """Probe the engines whose ejection has lasted its time, in the background."""
-        for engine in self.members:
-            if engine.health.is_due() and engine.url not in self._probes:
-                self._probes[engine.url] = asyncio.create_task(self._probe_quietly(engine))
-
-    async def _probe_quietly(self, engine: Engine) -> None:
-        try:
-            await self.probe(engine)
-        except EngineTimeout as error:
-            engine.health.note_probe(str(error))  # it was ejected already
-        except EngineError:
-            pass  # noted
-        finally:
-            self._probes.pop(engine.url, None)
-
-
-class _Heard:
-    """Whether a caller has received a part of its reply."""
-
-    def __init__(self) -> None:
-        self.any = False
-
-    def noting(self, listen: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[None]]:
-        async def note(*args: P.args, **kwargs: P.kwargs) -> None:
-            self.any = True
-            await listen(*args, **kwargs)
-
-        return note
-
-
-def _preference(engine: Engine, near: str) -> tuple[bool, bool, bool, int]:
-    """Trials first, because without a request they never end; then the engine with room and the fewest requests.
-
-    Of engines with room, that at the URL `near` goes first.
-    """
-    return engine.health.standing is EngineStanding.SOUND, not engine.has_room, engine.url != near, engine.in_flight
-
-
-def _may_repeat(error: EngineError, heard: _Heard | None) -> bool:
-    """Whether another engine may get a request after this error of the first."""
-    is_repeatable = isinstance(error, _NotTaken | _Failed | EngineRefused | MalformedReply | EngineFrozen)
-    return is_repeatable and not (heard is not None and heard.any)
-
-
-def _is_failure(error: EngineError, engine: Engine) -> bool:
-    """Whether an error speaks against the engine: not when it is full, lacks an adapter, or the request is bad."""
-    if isinstance(error, _NotTaken):
-        return not engine.is_reachable
-    return isinstance(error, EngineUnavailable | EngineTimeout | EngineRefused | MalformedReply)
 
 
 def _chat_body(prompt: Prompt, *, model: str, sampling: Sampling) -> dict[str, Any]:
@@ -1085,6 +938,17 @@ def _shares(counts: Sequence[int], usage: Mapping[str, int]) -> list[Usage]:
     ]
 
 
+def _note_replies(span: OpenSpan, replies: Sequence[Reply] | Sequence[ChatReply]) -> None:
+    if tracing.is_on():
+        span.set(
+            {
+                "gen_ai.usage.input_tokens": sum(reply.usage.prompt_tokens for reply in replies),
+                "gen_ai.usage.output_tokens": sum(reply.usage.completion_tokens for reply in replies),
+                "gen_ai.response.finish_reasons": tuple(str(reply.finish_reason) for reply in replies),
+            }
+        )
+
+
 def _refuse_aborted(reasons: Sequence[str | None]) -> None:
     if "abort" in reasons:  # an engine that is shutting down answers 200 to requests that it does not finish
         raise EngineUnavailable("the engine is shutting down")
@@ -1103,12 +967,12 @@ def _raise_for(status: int, content: bytes) -> None:
     message, parameter = _message(content)
     match status:
         case 404:
-            raise _NotServed(f"the engine does not serve this at present: {message}")
+            raise NotServed(f"the engine does not serve this at present: {message}")
         case 400 if parameter in ("input_tokens", "max_tokens"):
             raise PromptTooLong(f"the text does not fit the model: {message.partition(' (parameter=')[0]}")
         case 400 | 422:
             raise BadInput(f"the engine refused the request: {message}")
         case 429 | 503:
-            raise _NotTaken("the engine accepts no more requests at present", retry_after_s=2.0)
+            raise NotTaken("the engine accepts no more requests at present", retry_after_s=2.0)
         case _:
-            raise _Failed(f"the engine answered with status {status}: {message[:200]}")
+            raise EngineFailed(f"the engine answered with status {status}: {message[:200]}")

@@ -8,9 +8,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from gadfly import tracing
 from gadfly.actor import Actor
 from gadfly.critique import critique
-from gadfly.engine_client import EnginePool, OnText, Reply, Sampling
+from gadfly.engine_client import OnText, Reply, Sampling
+from gadfly.engine_pool import EnginePool
 from gadfly.prompts import PromptSet
 from gadfly.records import Critique, Refinement, StopReason, new_id
 from gadfly.seeds import seed_of_round
@@ -72,41 +74,42 @@ async def refine_chain(
     refinements: list[Refinement] = []
     answer = response
     for round in range(rounds):
-        if round == 0 and first_critique is not None:
-            judged = first_critique
-        else:
-            (judged,) = await critique(
-                engines,
+        with tracing.span("round", {"gadfly.round": round, "gadfly.sample": sample}):
+            if round == 0 and first_critique is not None:
+                judged = first_critique
+            else:
+                (judged,) = await critique(
+                    engines,
+                    prompts,
+                    model=critic,
+                    question=question,
+                    response=answer,
+                    sampling=_shifted(critique_sampling, round),
+                    round=round,
+                    sample=sample,
+                    on_text=_piece(on_piece, Role.CRITIQUE, round, sample),
+                )
+            critiques.append(judged)
+            if when is When.IF_INCORRECT and judged.verdict is Verdict.CORRECT:
+                return Chain(
+                    critiques=tuple(critiques),
+                    refinements=tuple(refinements),
+                    text=answer,
+                    stopped=StopReason.JUDGED_CORRECT,
+                )
+            refined = await refine(
+                actor,
                 prompts,
-                model=critic,
                 question=question,
                 response=answer,
-                sampling=_shifted(critique_sampling, round),
+                judged=judged,
+                sampling=_shifted(refine_sampling, round),
                 round=round,
                 sample=sample,
-                on_text=_piece(on_piece, Role.CRITIQUE, round, sample),
+                on_piece=on_piece,
             )
-        critiques.append(judged)
-        if when is When.IF_INCORRECT and judged.verdict is Verdict.CORRECT:
-            return Chain(
-                critiques=tuple(critiques),
-                refinements=tuple(refinements),
-                text=answer,
-                stopped=StopReason.JUDGED_CORRECT,
-            )
-        refined = await refine(
-            actor,
-            prompts,
-            question=question,
-            response=answer,
-            judged=judged,
-            sampling=_shifted(refine_sampling, round),
-            round=round,
-            sample=sample,
-            on_piece=on_piece,
-        )
-        refinements.append(refined)
-        answer = refined.text
+            refinements.append(refined)
+            answer = refined.text
     return Chain(critiques=tuple(critiques), refinements=tuple(refinements), text=answer, stopped=StopReason.ROUNDS)
 
 
@@ -155,10 +158,11 @@ async def rewrite(
     on_text: OnText | None = None,
 ) -> Reply:
     """The actor's reply to the prompt for a rewrite of an answer with a critique."""
-    (reply,) = await actor.chat(
-        prompts.refine(question=question, response=response, critique=critique), sampling=sampling, on_text=on_text
-    )
-    return reply
+    with tracing.span("rewrite", {"gadfly.actor": actor.name}):
+        (reply,) = await actor.chat(
+            prompts.refine(question=question, response=response, critique=critique), sampling=sampling, on_text=on_text
+        )
+        return reply
 
 
 def _shifted(sampling: Sampling, round: int) -> Sampling:

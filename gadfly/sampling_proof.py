@@ -48,6 +48,7 @@ _LIFT = 30.0  # nats that the chosen tokens are raised above all others
 _RATIO = 60.0  # of the largest probability to the smallest
 _GROUPS = 8  # of equal probability, each for tokens in the prompt and for others
 _AT_ONCE = 32  # draws per request, so that live requests need not wait for all
+_PRIORITY = 5  # after live requests (0), before rollouts (10)
 _GREEDY_LEAD = 0.5  # nats between the likeliest tokens of the greedy request
 
 _SEEDS = (0, 1_000_000)  # of the first draws, and of those after a failure
@@ -128,7 +129,7 @@ async def _read_ladder(engine: Engine) -> tuple[Ladder, dict[int, float]]:
 async def _check_greedy(engine: Engine, ladder: Ladder, reported: dict[int, float]) -> None:
     wanted = [-_GREEDY_LEAD * rank for rank in range(len(ladder.tokens))]
     bias = _bias(ladder, reported, wanted, temperature=1.0)
-    [drawn] = await engine.draw(_PROMPT, n=1, temperature=0.0, seed=None, logit_bias=bias)
+    [drawn] = await engine.draw(_PROMPT, n=1, temperature=0.0, seed=None, logit_bias=bias, priority=_PRIORITY)
     if drawn != ladder.tokens[0]:
         raise WrongSampling(
             "the engine does not take the likeliest token at temperature 0: it applies a penalty, or reports other "
@@ -144,7 +145,9 @@ async def _draw(
     ranks = {token: rank for rank, token in enumerate(ladder.tokens)}
     drawn: list[int | None] = []
     for first in range(0, DRAWS, _AT_ONCE):
-        tokens = await engine.draw(_PROMPT, n=_AT_ONCE, temperature=temperature, seed=seed + first, logit_bias=bias)
+        tokens = await engine.draw(
+            _PROMPT, n=_AT_ONCE, temperature=temperature, seed=seed + first, logit_bias=bias, priority=_PRIORITY
+        )
         drawn += [ranks.get(token) for token in tokens]
     return drawn
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -34,6 +35,8 @@ ENV_PREFIX = "GADFLY_"
 # Variables with the prefix that are not settings: of the Makefile, of `gadfly up` to mark its processes, of the tests.
 _NOT_SETTINGS = frozenset({"EXTRA", "RUN_MARK", "TEST_ENGINE_URL"})
 DEFAULT_MODEL = "smollm2-135m-instruct"
+NAME_SCHEME = "dns+"
+"""Before an http address: each address of its host is an engine."""
 
 
 class Device(StrEnum):
@@ -124,7 +127,8 @@ class Settings(BaseSettings):
 
     engine_urls: Addresses = Field(
         (),
-        description="Comma-separated engines: http://host:port or unix:///path. Unset: `gadfly up` starts an engine.",
+        description="Comma-separated engines: http://host:port or unix:///path, or dns+http://name:port for an engine "
+        "at each address of a name, which come and go without a restart. Unset: `gadfly up` starts an engine.",
     )
     engine_key: Annotated[SecretStr | None, BeforeValidator(_empty_is_unset)] = Field(
         None,
@@ -155,6 +159,11 @@ class Settings(BaseSettings):
     engine_args: str = Field("", description="Additional vLLM flags for the engine that `gadfly up` starts.")
 
     model: str = Field(DEFAULT_MODEL, description="Base model of actor and critic: the default, a folder, or a hub id.")
+    model_revision: str = Field(
+        "",
+        description="Pins the base model. Of a hub id: the commit, 40 hex digits. Of a folder: its hash, as "
+        "`gadfly model --hash` prints it (sha256:...). Engine and trainer refuse other files. Empty: not pinned.",
+    )
     actor_url: str = Field(
         "",
         description="An OpenAI chat endpoint that solves and refines, as https://host/v1. Unset: the base model on the "
@@ -337,8 +346,10 @@ class Settings(BaseSettings):
     @classmethod
     def _known_schemes(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
         for url in urls:
-            if not url.startswith(("http://", "https://", "unix:///")):
-                raise ValueError(f"{url!r} is not http://, https:// or unix:///path")
+            if not url.startswith(("http://", "https://", "unix:///", f"{NAME_SCHEME}http://")):
+                raise ValueError(f"{url!r} is not http://, https://, unix:///path or dns+http://name:port")
+            if url.startswith(NAME_SCHEME) and not urlsplit(url.removeprefix(NAME_SCHEME)).hostname:
+                raise ValueError(f"{url!r} has no name to look up")
         return urls
 
     @field_validator("actor_url", "grader_url")
@@ -388,6 +399,16 @@ class Settings(BaseSettings):
             if not re.fullmatch(r"(critique|refine|chat|import)=[1-9]\d{0,4}d", rule):
                 raise ValueError(f"{rule!r} is not an origin with an age in days, such as chat=30d")
         return rules
+
+    @field_validator("model_revision")
+    @classmethod
+    def _is_fixed(cls, revision: str) -> str:
+        if revision and not re.fullmatch(r"[0-9a-f]{40}|sha256:[0-9a-f]{64}", revision):
+            raise ValueError(
+                f"{revision!r} is neither a commit (40 hex digits) nor a hash (sha256: and 64 hex digits); a branch or "
+                "a tag can move"
+            )
+        return revision
 
     @field_validator("prompts")
     @classmethod

@@ -5,6 +5,7 @@ the same with one caller and with a thousand. A transport of httpx takes its pla
 and for faults in tests. Both raise the same errors.
 """
 
+import asyncio
 import re
 import ssl
 from base64 import b64encode
@@ -12,13 +13,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, 
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import aiohttp
 import httpx
 import orjson
 from yarl import URL
 
+from gadfly import tracing
 from gadfly.access import Access
 from gadfly.errors import BadSettings
 
@@ -73,6 +75,13 @@ class Link(Protocol):
     async def post(self, path: str, body: Mapping[str, Any], *, silence_s: float | None = None) -> HttpResponse:
         """The answer to a body of JSON."""
 
+    async def put(self, path: str, file: Path, *, headers: Mapping[str, str]) -> HttpResponse:
+        """The answer to the content of a file.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+
     def stream(self, path: str, body: Mapping[str, Any]) -> AbstractAsyncContextManager[httpx.Response]:
         """The answer to a body of JSON, to be read in the block; leaving early ends the request."""
 
@@ -123,21 +132,33 @@ class _Aiohttp:
     async def post(self, path: str, body: Mapping[str, Any], *, silence_s: float | None = None) -> HttpResponse:
         return await self._ask("POST", path, body, silence_s or self._silence_s)
 
+    async def put(self, path: str, file: Path, *, headers: Mapping[str, str]) -> HttpResponse:
+        with await asyncio.to_thread(file.open, "rb") as content, _aiohttp_errors():
+            async with self._request("PUT", path, content, self._silence_s, headers=headers) as response:
+                return HttpResponse(response.status, await response.read(), _lower(response.headers))
+
     async def _ask(self, method: str, path: str, body: Mapping[str, Any] | None, silence_s: float) -> HttpResponse:
+        content = None if body is None else orjson.dumps(body)
         with _aiohttp_errors():
-            async with self._request(method, path, body, silence_s) as response:
+            async with self._request(method, path, content, silence_s) as response:
                 return HttpResponse(response.status, await response.read(), _lower(response.headers))
 
     @asynccontextmanager
     async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[httpx.Response]:
         with _aiohttp_errors():
-            async with self._request("POST", path, body, self._silence_s) as response:
+            async with self._request("POST", path, orjson.dumps(body), self._silence_s) as response:
                 yield httpx.Response(
                     response.status, headers=_lower(response.headers), content=_pieces(response.content)
                 )
 
     def _request(
-        self, method: str, path: str, body: Mapping[str, Any] | None, silence_s: float
+        self,
+        method: str,
+        path: str,
+        content: bytes | BinaryIO | None,
+        silence_s: float,
+        *,
+        headers: Mapping[str, str] | None = None,
     ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         if self._session is None:  # it belongs to the running event loop
             connector: aiohttp.BaseConnector
@@ -151,8 +172,8 @@ class _Aiohttp:
         return self._session.request(
             method,
             self._url(path),
-            data=None if body is None else orjson.dumps(body),
-            headers=None if body is None else _JSON,
+            data=content,
+            headers=None if content is None else headers or _headers(),
             allow_redirects=False,
             timeout=self._timeout(silence_s),
         )
@@ -180,6 +201,11 @@ class _Aiohttp:
 async def _pieces(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
     async for piece in content.iter_any():
         yield piece
+
+
+def _headers() -> dict[str, str]:
+    """Those of a body of JSON, and those that continue the trace in the process that answers."""
+    return {**_JSON, **tracing.headers()} if tracing.is_on() else _JSON
 
 
 def _authorization(key: str, url: URL) -> dict[str, str]:
@@ -230,12 +256,19 @@ class _Httpx:
     async def post(self, path: str, body: Mapping[str, Any], *, silence_s: float | None = None) -> HttpResponse:
         timeout = httpx.Timeout(silence_s or self._silence_s, connect=self._connect_s)
         with _httpx_errors():
-            return _answer(await self._client.post(path, content=orjson.dumps(body), headers=_JSON, timeout=timeout))
+            return _answer(
+                await self._client.post(path, content=orjson.dumps(body), headers=_headers(), timeout=timeout)
+            )
+
+    async def put(self, path: str, file: Path, *, headers: Mapping[str, str]) -> HttpResponse:
+        content = await asyncio.to_thread(file.read_bytes)
+        with _httpx_errors():
+            return _answer(await self._client.put(path, content=content, headers=dict(headers)))
 
     @asynccontextmanager
     async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[httpx.Response]:
         with _httpx_errors():
-            async with self._client.stream("POST", path, content=orjson.dumps(body), headers=_JSON) as response:
+            async with self._client.stream("POST", path, content=orjson.dumps(body), headers=_headers()) as response:
                 yield response
 
     async def aclose(self) -> None:

@@ -26,6 +26,10 @@ class WebhookEvent(StrEnum):
     CRITIC_ROLLED_BACK = "critic.rolled_back"
 
 
+TEST_EVENT = "test"
+"""The event that an admin sends to one endpoint to try it. An endpoint gets it even if it wants other events only."""
+
+
 class DeliveryStatus(StrEnum):
     PENDING = "pending"  # not delivered yet; it is tried again
     DELIVERED = "delivered"  # the endpoint answered with a status of 200 to 299

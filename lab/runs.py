@@ -17,7 +17,8 @@ import orjson
 
 from gadfly.actor import Actor, BaseActor
 from gadfly.adapters import write_durably
-from gadfly.engine_client import ACTOR, EnginePool
+from gadfly.engine_client import ACTOR
+from gadfly.engine_pool import EnginePool
 from gadfly.grading import Grade, Grader
 from gadfly.lab import sampling
 from gadfly.lab.arena import Arena

@@ -19,7 +19,7 @@ import torch
 from gadfly import prompts
 from gadfly.adapters import write_durably
 from gadfly.base_model import base_sha256
-from gadfly.engine_client import EnginePool
+from gadfly.engine_pool import EnginePool
 from gadfly.grading import Grader
 from gadfly.lab.arena import Arena, Sizes
 from gadfly.lab.engine import Generator, connect

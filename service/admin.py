@@ -9,7 +9,7 @@ from pydantic import SecretStr
 from sqlalchemy import text
 
 from gadfly import store
-from gadfly.api_keys import creation_details, issue_key
+from gadfly.api_keys import creation_details, issue_key, require_no_limits
 from gadfly.errors import Conflict
 from gadfly.records import AdminAction, Key, KeyLimits, Scope, Tier, now
 from gadfly.service.keyring import Caller
@@ -78,9 +78,12 @@ class Keys:
 
         Raises:
             NotFound: there is no such key.
+            BadInput: it is an admin's.
         """
         async with self._database.session() as session:
             key = await store.keys.set_limits(session, id, limits)
+            if key.tier is Tier.ADMIN:
+                require_no_limits(limits)
             details = {"name": key.name, **limits}
             await self._record(session, AdminAction.LIMIT_KEY, key, admin, reason, details)
         return key

@@ -10,7 +10,7 @@ import structlog
 from gadfly import store
 from gadfly.actor import open_actor
 from gadfly.concurrency import gather
-from gadfly.engine_client import engines_of
+from gadfly.engine_fleet import EngineFleet
 from gadfly.errors import StoreUnavailable
 from gadfly.grading import TaskGrader
 from gadfly.redaction import open_redactor
@@ -35,6 +35,7 @@ from gadfly.service.recording.recorder import Recorder
 from gadfly.service.room import Room
 from gadfly.service.runs import Runs
 from gadfly.service.sessions import Sessions
+from gadfly.service.strangers import Strangers
 from gadfly.service.webhooks import Webhooks, WebhookSender
 from gadfly.settings import Settings
 from gadfly.store.database import Database, require_current_schema
@@ -92,7 +93,7 @@ class Service:
                 settings=settings,
                 tasks=tasks,
                 database=database,
-                engines=engines_of(settings, timeout_s=settings.engine_timeout_s),
+                engines=EngineFleet.of(settings, timeout_s=settings.engine_timeout_s),
                 metrics=metrics,
             )
             stack.push_async_callback(critics.aclose)
@@ -120,7 +121,7 @@ class Service:
             requests = Idempotency(database, recorder, is_alone=lambda: len(critics.replicas.known) <= 1)
             room = Room(settings.home, min_free_bytes=settings.min_free_bytes)
             history = History(database, recorder, on_deleted=requests.forget)
-            quotas = Quotas()
+            quotas, strangers = Quotas(), Strangers()
             sender = WebhookSender(database, is_eldest=lambda: critics.replicas.is_eldest, metrics=metrics)
             stack.push_async_callback(sender.aclose)
             answerer = Answerer(
@@ -139,9 +140,9 @@ class Service:
                 tasks=tasks,
                 metrics=metrics,
                 critics=critics,
-                keyring=Keyring(database, open_without_keys=settings.is_loopback),
+                keyring=Keyring(database, open_without_keys=settings.is_loopback, strangers=strangers),
                 quotas=quotas,
-                sessions=Sessions(database),
+                sessions=Sessions(database, strangers),
                 keys=Keys(database),
                 history=history,
                 forgetting=Forgetting(

@@ -57,8 +57,9 @@ async def _signed_in(request: Request, cookie: str | None, service: Service) -> 
 
     Raises:
         NotAllowed: the request changes something, and lacks the session's CSRF token or comes from a foreign page.
+        TooBusy: as `Sessions.find`.
     """
-    signed_in = None if cookie is None else await service.sessions.find(cookie)
+    signed_in = None if cookie is None else await service.sessions.find(cookie, address=client_address(request))
     if signed_in is None:
         return None
     if request.method not in _READING:

@@ -1,7 +1,8 @@
 """Forgetting on request and by age: rows with all that was derived from them, and marks on critics that learned."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -20,7 +21,8 @@ from gadfly.store.forgetting import Affected, What
 
 log = structlog.get_logger(__name__)
 
-_CHUNK = 200  # interactions deleted in one transaction
+_BATCH = 200  # most interactions deleted in one transaction
+_BATCH_S = 0.25  # a longer transaction makes the next one smaller: others wait for what it has locked
 _MOST = 10_000  # interactions deleted in one request
 _EVERY_S = 3600.0
 _LIMIT_S = 60.0  # of one transaction: a run's manifest is long
@@ -94,7 +96,7 @@ class Forgetting:
         if self._recorder.spooled:
             raise StoreUnavailable("records wait in the spool; try again when Postgres has stored them")
         planned = await self.plan(what)
-        deleted = await self._delete(what, with_order=True)
+        deleted = await self._delete(what)
         async with self._database.session() as session:
             await store.acts.record_act(
                 session,
@@ -125,25 +127,63 @@ class Forgetting:
 
     async def _retire(self) -> None:
         for kind, days in self._retention.items():
-            what = store.forgetting.due(kind, days)
-            if deleted := await self._delete(what, with_order=False):
+            what, deleted = store.forgetting.due(kind, days), 0
+            async for batch in batches(self._database, what, skip_locked=True):
+                for id in batch.deleted:
+                    self._on_deleted(id)
+                deleted += len(batch.deleted)
+                if deleted % _MOST < len(batch.deleted):
+                    log.info("rows_are_being_retired", kind=kind.value, days=days, interactions=deleted)
+                await asyncio.sleep(batch.took_s)  # so that it takes half of a connection and of a core at most
+            if deleted:
                 log.info("rows_retired", kind=kind.value, days=days, interactions=deleted)
 
-    async def _delete(self, what: What, *, with_order: bool) -> int:
+    async def _delete(self, what: What) -> int:
         deleted = 0
-        if with_order and what.interaction_id is None:
+        if what.interaction_id is None:
             async with self._database.session() as session:
                 await store.forgetting.order(session, what)
-        while deleted < _MOST:
-            async with self._database.session(limit_s=_LIMIT_S) as session:
-                ids = await store.forgetting.choose(session, what, limit=_CHUNK, skip_locked=not with_order)
-                gone = await store.forgetting.forget(session, ids)
-            for id in gone:
+        async for batch in batches(self._database, what, skip_locked=False):
+            for id in batch.deleted:
                 self._on_deleted(id)
-            deleted += len(gone)
-            if len(ids) < _CHUNK:
+            deleted += len(batch.deleted)
+            if deleted >= _MOST:
                 break
         return deleted
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeletedBatch:
+    """What one transaction deleted, and how long it took."""
+
+    deleted: list[UUID]
+    took_s: float
+
+
+async def batches(database: Database, what: What, *, skip_locked: bool) -> AsyncGenerator[DeletedBatch, None]:
+    """Delete the oldest first, each batch in a transaction of its own, until nothing is left.
+
+    Interactions with many critiques take longer, so the size of a batch follows from the time of the one before.
+    `skip_locked` leaves out what another deletion holds. What was deleted stays deleted when this ends early; the next
+    call goes on.
+    """
+    size = _BATCH
+    while True:
+        started = time.monotonic()
+        async with database.session(limit_s=_LIMIT_S) as session:
+            ids = await store.forgetting.choose(session, what, limit=size, skip_locked=skip_locked)
+            deleted = await store.forgetting.forget(session, ids)
+        took_s = time.monotonic() - started
+        if deleted:
+            yield DeletedBatch(deleted=deleted, took_s=took_s)
+        if len(ids) < size:
+            return
+        size = next_size(size, took_s=took_s)
+
+
+def next_size(size: int, *, took_s: float) -> int:
+    """How many interactions the batch has that follows one of this size."""
+    return max(1, size // 2) if took_s > _BATCH_S else min(_BATCH, 2 * size)
 
 
 def _described(what: What) -> dict[str, str]:

@@ -9,7 +9,7 @@ from sqlalchemy import text
 from gadfly.actor import Actor
 from gadfly.engine_client import Adapters, Engine
 from gadfly.engine_health import EngineStanding
-from gadfly.errors import EngineError, EngineRefused, GadflyError
+from gadfly.errors import EngineError, EngineRefused, EngineUnavailable, GadflyError
 from gadfly.records import SwapStatus
 from gadfly.service.answering.single_flight import SingleFlight
 from gadfly.service.critics.loader import without_adapters
@@ -62,7 +62,6 @@ class Health:
         self._database = database
         self._critics = critics
         self._pool = critics.engines
-        self._engines = critics.engines.members
         self._actor = actor
         self._recorder = recorder
         self._room = room
@@ -72,6 +71,10 @@ class Health:
         self._last_actor: tuple[float, Check] | None = None
         self._checks: SingleFlight[Readiness] = SingleFlight()
         self.running = False
+
+    @property
+    def _engines(self) -> tuple[Engine, ...]:
+        return self._pool.members
 
     async def check(self) -> Readiness:
         """Check every part now, or return a positive result that is at most a second old."""
@@ -107,6 +110,8 @@ class Health:
         # One engine that generates is enough to answer requests.
         outcomes = await asyncio.gather(*map(self._probe, self._engines), return_exceptions=True)
         failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        if not outcomes:
+            raise EngineUnavailable("no engine is known: the names in GADFLY_ENGINE_URLS lead to no address")
         if len(failures) == len(outcomes):
             raise failures[0]
         refused = [f"; {failure}" for failure in failures if isinstance(failure, EngineRefused | _Ejected)]
@@ -126,10 +131,11 @@ class Health:
     async def _check_critic(self) -> str:
         self._critics.require_words(self._tasks.default.name)
         live = await self._critics.pointers.resolve("live")
-        served = await asyncio.gather(*map(_models, self._engines))
+        engines = self._engines
+        served = await asyncio.gather(*map(_models, engines))
         if not any(
             live.engine_name in names and self._critics.loader.may_serve(engine, live.engine_name)
-            for engine, names in zip(self._engines, served, strict=True)
+            for engine, names in zip(engines, served, strict=True)
         ):
             raise GadflyError(
                 "; ".join(

@@ -82,14 +82,15 @@ class Keyring:
 
     Args:
         open_without_keys: accept every caller as long as no key has ever been created (a service on loopback).
+        strangers: the addresses that sent unknown keys, shared with what else finds callers by a secret.
     """
 
-    def __init__(self, database: Database, *, open_without_keys: bool) -> None:
+    def __init__(self, database: Database, *, open_without_keys: bool, strangers: Strangers | None = None) -> None:
         self._database = database
         self._open_without_keys = open_without_keys
         self._known: dict[bytes, tuple[float, Key]] = {}
         self._unknown: dict[bytes, float] = {}
-        self._strangers = Strangers()
+        self._strangers = strangers or Strangers()
         self._key_exists: tuple[float, bool] | None = None
         self._readings: SingleFlight[None] = SingleFlight()  # one for all callers that wait for it
 

@@ -10,15 +10,19 @@ from uuid import uuid4
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gadfly import tracing
 from gadfly.errors import BodyTooLarge
 from gadfly.service.errors import describe, problem_response
 from gadfly.service.metrics import Metrics
+from gadfly.tracing import SpanKind
 
 log = structlog.get_logger(__name__)
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:\-]{1,128}")
 _DROPPED_BYTES = 64 * 2**20
-_QUIET = frozenset({"/healthz", "/readyz", "/metrics", "/state"})
+_QUIET = ("/healthz", "/readyz", "/metrics", "/state")
+_TRACE_HEADERS = frozenset({b"traceparent", b"tracestate"})
+_SERVER_ERROR = 500
 
 
 class Edge:
@@ -36,6 +40,27 @@ class Edge:
         request_id = sent.decode() if _REQUEST_ID.fullmatch(sent) else uuid4().hex
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(http_request_id=request_id)
+        if tracing.is_on() and not scope["path"].endswith(_QUIET):
+            await self._trace(scope, receive, send, request_id)
+        else:
+            await self._answer(scope, receive, send, request_id)
+
+    async def _trace(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+        """Answer in a span, which continues the caller's trace."""
+        attributes = {"http.request.method": scope["method"], "gadfly.http_request_id": request_id}
+        carrier = {name.decode(): value.decode("latin-1") for name, value in scope["headers"] if name in _TRACE_HEADERS}
+        with tracing.root(scope["method"], attributes, kind=SpanKind.SERVER, carrier=carrier) as span:
+            if trace_id := tracing.trace_id():
+                structlog.contextvars.bind_contextvars(trace_id=trace_id)
+            status = await self._answer(scope, receive, send, request_id)
+            route = _route(scope)
+            span.rename(f"{scope['method']} {route}")
+            span.set({"http.route": route, "http.response.status_code": status})
+            if status >= _SERVER_ERROR:
+                span.set({"error.type": str(status)})
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> int:
+        """The status of the answer."""
         started = time.perf_counter()
         status = 500
 
@@ -50,7 +75,7 @@ class Edge:
             await self._app(scope, receive, send_with_id)
         finally:
             seconds = time.perf_counter() - started
-            route = getattr(scope.get("route"), "path", "unmatched")
+            route = _route(scope)
             self._metrics.requests.labels(scope["method"], route, str(status)).inc()
             self._metrics.latency.labels(route).observe(seconds)
             write = log.debug if route in _QUIET else log.info
@@ -61,6 +86,12 @@ class Edge:
                 status=status,
                 duration_ms=round(seconds * 1000, 2),
             )
+        return status
+
+
+def _route(scope: Scope) -> str:
+    """The route's pattern: it has no ids of callers, so there are few."""
+    return getattr(scope.get("route"), "path", "unmatched")
 
 
 class BodyLimit:

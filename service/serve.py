@@ -12,7 +12,7 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
-from gadfly import logs, store
+from gadfly import logs, store, tracing
 from gadfly.errors import BadSettings, GadflyError, StoreUnavailable
 from gadfly.repeating import retry
 from gadfly.service import workers
@@ -88,6 +88,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._app.state.service.runs.stop_following()
         await super().shutdown(sockets)
+        await asyncio.to_thread(tracing.stop)  # here, because after SIGTERM uvicorn ends the process by that signal
 
 
 def _supervise(settings: Settings) -> int:
@@ -118,6 +119,7 @@ def serve(descriptors: Sequence[int] = ()) -> None:
             asyncio.run(require_key_beyond_loopback(settings))
             if settings.workers > 1:
                 raise SystemExit(_supervise(settings))
+        tracing.start("service", os.environ)
         app = create_app(settings, metrics_folder=workers.metrics_folder())
     except GadflyError as error:
         print(f"gadfly service: {error}", file=sys.stderr)

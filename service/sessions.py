@@ -16,6 +16,7 @@ from gadfly.errors import NotAllowed, StoreUnavailable
 from gadfly.records import BrowserSession, Key, now
 from gadfly.service.answering.single_flight import SingleFlight
 from gadfly.service.keyring import Caller, caller_with
+from gadfly.service.strangers import Strangers
 from gadfly.store.database import Database
 
 COOKIE = "gadfly_session"
@@ -38,8 +39,9 @@ class SignedIn:
 class Sessions:
     """Opens, finds and ends sessions."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, strangers: Strangers) -> None:
         self._database = database
+        self._strangers = strangers
         self._known: dict[bytes, tuple[float, BrowserSession | None]] = {}
         self._reads: SingleFlight[BrowserSession | None] = SingleFlight()
 
@@ -53,13 +55,20 @@ class Sessions:
             await store.sessions.insert_session(session, opened, digest(secret))
         return secret
 
-    async def find(self, secret: str) -> SignedIn | None:
-        """The session with this secret; None: it is unknown, has expired, or its key has.
+    async def find(self, secret: str, *, address: str | None) -> SignedIn | None:
+        """The session with this secret, which an address sent; None: it is unknown, has expired, or its key has.
 
         Raises:
+            TooBusy: this session is not known here, and the address has sent too many unknown ones or unknown keys.
             StoreUnavailable: Postgres is unavailable, and the session was not read in the last seconds.
         """
-        opened = await self._find(digest(secret))
+        secret_digest = digest(secret)
+        is_new = secret_digest not in self._known
+        if is_new:
+            self._strangers.admit(address)
+        opened = await self._find(secret_digest)
+        if opened is None and is_new:  # a browser that repeats an old cookie is not guessing
+            self._strangers.note(address)
         if opened is None or not opened.is_active(now()):
             return None
         caller = caller_with(opened.key)

@@ -132,6 +132,15 @@ class Webhooks:
                 details={"url": deleted.url},
             )
 
+    async def send_test(self, id: UUID) -> WebhookDelivery:
+        """Put the event `test` into the outbox for one endpoint.
+
+        Raises:
+            NotFound: there is no such endpoint.
+        """
+        async with self._database.session() as session:
+            return await store.webhooks.announce_test(session, id)
+
     async def deliveries(
         self, *, status: DeliveryStatus | None, endpoint_id: UUID | None, limit: int, before: UUID | None
     ) -> list[WebhookDelivery]:

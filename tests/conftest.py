@@ -19,7 +19,9 @@ import structlog
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
+from gadfly import tracing
 from gadfly.store.database import Database, migrate
+from tests.support.collectors import Collector, collector
 from tests.support.engines import RunningEngine, SpareEngine, start_engine
 from tests.support.postgres import SPLIT_SECRET, PostgresServer
 
@@ -172,6 +174,17 @@ def database_url(postgres: PostgresServer, databases: _Databases) -> Iterator[st
     name = databases.take()
     yield postgres.url_of(name)
     databases.drop(name)
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
+    """A collector that gets the traces of this process, as the service `gadfly-test`, and of those it starts."""
+    with collector() as running:
+        for name, value in running.environment.items():
+            monkeypatch.setenv(name, value)
+        tracing.start("test", running.environment)
+        yield running
+        tracing.stop()
 
 
 @pytest.fixture

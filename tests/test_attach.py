@@ -19,7 +19,9 @@ import structlog
 from gadfly import prompts, store
 from gadfly.actor import open_actor
 from gadfly.cli.doctor import CheckResult, Finding, examine
-from gadfly.engine_client import ACTOR, EnginePool
+from gadfly.engine_client import ACTOR
+from gadfly.engine_fleet import EngineFleet
+from gadfly.engine_pool import EnginePool
 from gadfly.grading import Grader
 from gadfly.records import new_id
 from gadfly.settings import Settings
@@ -220,7 +222,7 @@ async def test_doctor_knows_what_an_engine_lacks(attached: Settings, plain: Fore
 
 
 async def test_training_and_measuring_use_the_actor(attached: Settings) -> None:
-    pool = EnginePool.of(attached, timeout_s=60)
+    pool = EnginePool(EngineFleet.of(attached, timeout_s=60))
     actor = open_actor(attached, pool)
     engines = RunEngines(pool, uuid4(), 8)
     prompt_set = prompts.load(attached.prompts)

@@ -1,8 +1,10 @@
 """The examples run as they are, with the results that their texts state."""
 
 import asyncio
+import importlib.util
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +91,21 @@ def test_a_task_of_ones_own_is_tried() -> None:
     assert "is a task: json grader" in said[0]
     assert "100.0% agreement with the labels of people (kappa 1.00):" in said
     assert [line.strip() for line in said[-3:]] == ["3  right", "3  wrong", "1  no answer"]
+
+
+def test_the_labels_of_the_first_hour_are_what_the_grader_says(tmp_path: Path) -> None:
+    script = importlib.util.spec_from_file_location("first_hour", EXAMPLES / "first_hour.py")
+    assert script is not None
+    assert script.loader is not None
+    first_hour = importlib.util.module_from_spec(script)
+    script.loader.exec_module(first_hour)
+    rows = tmp_path / "rows.jsonl"
+    labelled = list(first_hour.receipts(random.Random("test"), 18))
+    rows.write_text("".join(f"{json.dumps(row)}\n" for row in labelled))
+    for file, count in ((EXAMPLES / "data" / "receipts.jsonl", 3), (rows, 18)):
+        said = run(Path(sys.executable).with_name("gadfly"), "tasks", "try", EXAMPLES / "receipts", file)
+        assert "100.0% agreement with the labels of people (kappa 1.00):" in said
+        assert f"labelled wrong: graded 0 right, {count} wrong, 0 no answer" in said
 
 
 async def test_python_asks(tmp_path: Path, database_url: str, engine_url: str) -> None:

@@ -8,14 +8,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
 
+from gadfly import tracing
 from gadfly.errors import GadflyError
 from gadfly.settings import Settings
 from gadfly.store.database import Database
 from tests.support import worlds
+from tests.support.collectors import Collector, Received, children
 from tests.support.services import iter_events, serving, until
 
 CALLERS = 4
@@ -77,7 +80,7 @@ def _live(versions: list[dict[str, Any]]) -> int:
 
 @pytest.mark.timeout(360)
 async def test_the_loop(
-    engine_url: str, critic_model: Path, database: Database, database_url: str, tmp_path: Path
+    engine_url: str, critic_model: Path, database: Database, database_url: str, tmp_path: Path, traced: Collector
 ) -> None:
     settings = worlds.trainer_settings(
         home=tmp_path / "home", database_url=database_url, engine_urls=(engine_url,), model=critic_model
@@ -89,7 +92,7 @@ async def test_the_loop(
         async with serving(settings) as client:
             load = Load(client)
             async with load.running():
-                await _learn_and_swap(client, settings, log)
+                run = await _learn_and_swap(client, settings, log)
                 await asyncio.sleep(2)
                 rolled = await client.post("/admin/rollback", json={"reason": "as a test"})
                 assert rolled.status_code == 200, rolled.text
@@ -101,9 +104,36 @@ async def test_the_loop(
         trainer.terminate()
         with suppress(GadflyError):
             trainer.wait(20)
+    tracing.stop()
+    _check_traces(traced.spans, run)
 
 
-async def _learn_and_swap(client: httpx.AsyncClient, settings: Settings, log: Path) -> None:
+def _check_traces(spans: list[Received], run: str) -> None:
+    """A run is one trace, whose id is that of the run; a swap is another one."""
+    of_run = [span for span in spans if span.trace_id == UUID(run).hex]
+    [root] = [span for span in of_run if span.name == "run"]
+    assert (root.parent_id, root.service, root.attributes["gadfly.run_status"]) == ("", "gadfly-trainer", "succeeded")
+    assert children(of_run, root) == ["learn", "evaluate"]
+    [learn] = [span for span in of_run if span.name == "learn"]
+    assert children(of_run, learn) == ["select", "pool", "stage_1", "stage_2"]
+    [evaluate] = [span for span in of_run if span.name == "evaluate" and span.parent_id == root.span_id]
+    assert children(of_run, evaluate) == ["evaluate", "publish"]
+    steps = [span for span in of_run if span.name == "step"]
+    assert len(steps) == worlds.QUICK["steps_stage_1"] + worlds.QUICK["steps_stage_2"]
+    for step in steps:
+        assert children(of_run, step) == ["sample", "update"]
+    assert {span.name for span in of_run} >= {"load_adapter", "validate", "checkpoint", "judge", "gate"}
+    assert not [span for span in of_run if span.name.startswith("chat")], "a run has thousands of requests"
+    [gate] = [span for span in of_run if span.name == "gate"]
+    assert gate.attributes == {"gadfly.gate": "promote"}
+    swaps = [span for span in spans if span.name == "swap"]
+    assert [span.attributes["gadfly.swap_kind"] for span in swaps] == ["gate", "rollback"]
+    assert all(span.attributes["gadfly.swap_status"] == "done" for span in swaps)
+    assert children(spans, swaps[0])[-1] == "move_pointer"
+
+
+async def _learn_and_swap(client: httpx.AsyncClient, settings: Settings, log: Path) -> str:
+    """The id of the run."""
     asked = await client.post("/admin/retrain", json={"config": worlds.QUICK | {"examples": 2}})
     assert asked.status_code == 202, asked.text
     run = asked.json()["id"]
@@ -131,6 +161,7 @@ async def _learn_and_swap(client: httpx.AsyncClient, settings: Settings, log: Pa
     assert set(alone["from_live"]) == set(alone["to_candidate"]) == {"discriminability", "helpfulness"}
     wear = version["gate"]["numbers"]["wear"]
     assert (wear["looks_median"], wear["looks_most"], wear["retired"]) == (0, 0, 0)
+    return str(run)
 
 
 def _check_answers(load: Load) -> None:

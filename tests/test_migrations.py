@@ -658,3 +658,14 @@ def test_keys_keep_what_they_may_do_and_a_downgrade_gives_none_more(empty_url: s
         command.downgrade(migration_config(connection), "0030")
     migrate(empty_url)
     assert keys() == before | {"lea": (False, ("use",))}
+    with _transaction(empty_url) as connection:
+        connection.execute(text("UPDATE keys SET tokens_per_day = 5 WHERE name = 'ann'"))
+        command.downgrade(migration_config(connection), "0032")
+    migrate(empty_url)
+    assert keys() == before | {"lea": (False, ("use",)), "ann": (False, ("use",))}
+    with _transaction(empty_url) as connection:
+        connection.execute(text("UPDATE keys SET revoked_at = NULL"))
+        connection.execute(text("UPDATE keys SET tasks = '{math}' WHERE name = 'ann'"))
+        command.downgrade(migration_config(connection), "0020")
+    migrate(empty_url)
+    assert keys() == before | {"ann": (False, ("use",))}

@@ -1,9 +1,10 @@
 """`python -m gadfly.trainer`: waits for training runs and carries them out."""
 
 import asyncio
+import os
 import sys
 
-from gadfly import logs
+from gadfly import logs, tracing
 from gadfly.errors import BadSettings, GadflyError
 from gadfly.imports import quick_imports
 from gadfly.settings import Settings
@@ -23,10 +24,13 @@ def main() -> int:
     try:
         settings = Settings.load()
         logs.configure(settings)
+        tracing.start("trainer", os.environ)
         asyncio.run(work(settings))
     except GadflyError as error:
         print(f"error: {error}", file=sys.stderr)
         return _EXIT_BAD_SETTINGS if isinstance(error, BadSettings) else 1
+    finally:
+        tracing.stop()
     return 0
 
 

@@ -12,7 +12,8 @@ from gadfly import store
 from gadfly.actor import Actor, open_actor
 from gadfly.adapters import AdapterFolder
 from gadfly.base_model import model_location
-from gadfly.engine_client import EnginePool
+from gadfly.engine_fleet import EngineFleet
+from gadfly.engine_pool import EnginePool
 from gadfly.errors import BadSettings
 from gadfly.grading import TaskGrader
 from gadfly.prompts import PromptSet
@@ -81,8 +82,10 @@ async def open_context(settings: Settings, run_id: UUID, *, role: str | None) ->
     database_url, _ = settings.require_addresses()
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(Database.of(settings, database_url, role=role))
-        pool = EnginePool.of(settings, timeout_s=max(settings.engine_timeout_s, REQUEST_LIMIT_S))
-        stack.push_async_callback(EnginePool(pool.members).aclose)  # all of them, also those that get no rollouts
+        fleet = EngineFleet.of(settings, timeout_s=max(settings.engine_timeout_s, REQUEST_LIMIT_S))
+        stack.push_async_callback(fleet.aclose)
+        await fleet.look()
+        pool = EnginePool(fleet)
         actor = open_actor(settings, pool)
         stack.push_async_callback(actor.aclose)
         if role is not None:
@@ -90,7 +93,9 @@ async def open_context(settings: Settings, run_id: UUID, *, role: str | None) ->
         run = await in_session(database, lambda session: store.runs.read_run(session, run_id))
         served = load_task_named(settings, run.task)
         grader = await stack.enter_async_context(open_grader(served.task, settings))
-        engines = RunEngines(pool, run_id, settings.engine_max_num_seqs, temperature=run.config.temperature)
+        engines = RunEngines(
+            pool, run_id, settings.engine_max_num_seqs, temperature=run.config.temperature, fleet=fleet
+        )
         stack.push_async_callback(engines.unload_all)
         workspace = Workspace.of(settings.home, run_id)
         report = Reporter(run_id=run_id, database=database, workspace=workspace, steps=run.config.steps)

@@ -10,8 +10,11 @@ from uuid import UUID
 
 import structlog
 
+from gadfly import tracing
 from gadfly.concurrency import gather
-from gadfly.engine_client import EnginePool
+from gadfly.engine_client import Engine
+from gadfly.engine_fleet import EngineFleet
+from gadfly.engine_pool import EnginePool
 from gadfly.errors import EngineError, EngineTimeout, EngineUnavailable, GadflyError, WrongSampling
 from gadfly.sampling_proof import prove_sampling
 from gadfly.settings import without_password
@@ -39,7 +42,8 @@ class RunEngines:
     sequences: int  # most sequences that one engine runs at a time
     patience_s: float = _PATIENCE_S
     temperature: float | None = None  # of the rollouts; with it, engines prove that they sample as they report
-    _proven: dict[str, int] = field(default_factory=dict)  # URL -> the engine's drops before the proof
+    fleet: EngineFleet | None = None  # where engines are found again that changed their address; None: only in the pool
+    _proven: dict[Engine, int] = field(default_factory=dict)  # with its drops before the proof
     _loaded: dict[str, Path] = field(default_factory=dict)
 
     def at_once(self, samples: int) -> int:
@@ -60,18 +64,20 @@ class RunEngines:
             return
         fault: GadflyError | None = None
         members = []
-        for engine in self.pool.members:
+        for engine in self.pool.members if self.fleet is None else tuple(self.fleet):
             drops = engine.drops
             try:
-                if self._proven.get(engine.url) != drops:
+                if self._proven.get(engine) != drops:
                     await prove_sampling(engine, temperature=self.temperature)
-                    self._proven[engine.url] = drops
+                    self._proven[engine] = drops
                 members.append(engine)
             except (EngineUnavailable, EngineTimeout):
                 raise
             except GadflyError as error:
                 fault = error
                 log.error("engine_sampling_not_proven", engine=without_password(engine.url), reason=str(error))
+        if not members and fault is None:
+            raise EngineUnavailable("no engine is known: the names in GADFLY_ENGINE_URLS lead to no address")
         if not members:
             raise WrongSampling(f"no engine can be used for rollouts: {fault}") from fault
         self.pool.keep(members)
@@ -108,6 +114,8 @@ class RunEngines:
     async def patiently(self, work: Callable[[], Awaitable[T]]) -> T:
         """Do `work`, retried while an engine is unavailable or too busy. A restarted engine gets the adapters back.
 
+        The requests of a run are thousands, so they have no spans of their own.
+
         Raises:
             EngineUnavailable, EngineTimeout: an engine stayed unavailable for `patience_s` seconds.
         """
@@ -116,7 +124,8 @@ class RunEngines:
         while True:
             began = time.monotonic()
             try:
-                return await work()
+                with tracing.unrecorded():
+                    return await work()
             except (EngineUnavailable, EngineTimeout) as error:
                 now = time.monotonic()
                 if failing_since is None or now - began > _WORKED_S:
@@ -127,6 +136,8 @@ class RunEngines:
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
                 try:
+                    if self.fleet is not None:
+                        await self.fleet.look()
                     await self._prove_sampling()
                     await self._load_again()
                 except (EngineUnavailable, EngineTimeout):

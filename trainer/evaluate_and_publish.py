@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from gadfly import store
+from gadfly import store, tracing
 from gadfly.adapters import WEIGHTS, Marker, ProbeRecord, file_sha256
 from gadfly.calibration import Calibration, CalibrationReport, ClassCounts
 from gadfly.engine_client import ACTOR
@@ -306,15 +306,17 @@ async def measure(
         context.database, lambda session: store.wall.apart_from_training(session, questions, context.run.task)
     )
     wear = await in_session(context.database, lambda session: store.wear.read_wear(session, questions.keys()))
-    report = decide(
-        live,
-        candidate,
-        context.run.config,
-        anchor=anchor[0] if anchor else None,
-        past=history.past,
-        traffic=history.traffic,
-        apart=apart,
-    )
+    with tracing.span("gate") as span:
+        report = decide(
+            live,
+            candidate,
+            context.run.config,
+            anchor=anchor[0] if anchor else None,
+            past=history.past,
+            traffic=history.traffic,
+            apart=apart,
+        )
+        span.set({"gadfly.gate": report.outcome})
     alone = None if by_examples is None else ExamplesAlone.of(live, candidate, by_examples, context.run.config)
     numbers = {name: each.to_json() for name, each in attacks.items()}
     sentences = [each.sentence(f"the {name} critic") for name, each in attacks.items()]
@@ -444,19 +446,20 @@ async def _judge(
         kept.append(judged)
         done[judged.key] = judged
 
-    return await context.engines.patiently(
-        lambda: evaluate(
-            replace(context.collector().bench(), prompts=critic.prompts),
-            items,
-            model=critic.model,
-            with_refinement=with_refinement,
-            samples=samples,
-            temperature=temperature,
-            seed=config.fixed_seed,
-            done=done,
-            on_item=on_item,
+    with tracing.span("judge", {"gadfly.judged_by": file.stem, "gadfly.answers": len(items)}):
+        return await context.engines.patiently(
+            lambda: evaluate(
+                replace(context.collector().bench(), prompts=critic.prompts),
+                items,
+                model=critic.model,
+                with_refinement=with_refinement,
+                samples=samples,
+                temperature=temperature,
+                seed=config.fixed_seed,
+                done=done,
+                on_item=on_item,
+            )
         )
-    )
 
 
 async def _compare_with_original(context: RunContext, version: CriticVersion) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gadfly import tracing
 from gadfly.adapters import WEIGHTS, file_sha256
 from gadfly.errors import GadflyError
 from gadfly.store.learning import Learned
@@ -139,27 +140,7 @@ class Learning:
                 if alarm is not None:
                     break
 
-            groups = await self.collector.collect(
-                loop.dealer.deal(self.config.prompts_per_step),
-                stage=stage,
-                model=loaded,
-                adapter_sha256=sha256,
-                seed=f"{self._seed(planned)} {planned.step}",
-                file=self.workspace.rollouts(planned.step),
-            )
-            sampled = time.perf_counter()
-            learned = self.processes.update([group.to_group() for group in groups], planned.step)
-            for group in groups:
-                loop.dealer.observe(group.item, [rollout.score for rollout in group.rollouts])
-
-            numbers = {**step_statistics(groups), **learned, "sampling_s": sampled - began}
-            numbers["fresh"] = sum(self.known.is_fresh(group.item) for group in groups) / len(groups)
-            loop.rewards.append(numbers["mean_score"])
-            loop.ledger.add(stage, planned.step, groups)
-            await self.report.step(planned.step, numbers, seconds=time.perf_counter() - began)
-            if planned.is_first or planned.step % _SAMPLE_EVERY == 0:
-                await self.report.samples(stage, planned.step, shown(groups))
-            alarm = loop.alarms.observe(planned.step, numbers, step_examples(groups))
+            alarm = await self._step(planned, loaded, sha256, loop, began)
             if alarm is not None:
                 await self.report.learned(loop.ledger.entries)
                 break
@@ -175,6 +156,36 @@ class Learning:
         else:
             await self.report.alarm(alarm.message, alarm.evidence)
             await self._fall_back(alarm, loop)
+
+    async def _step(self, planned: Planned, model: str, sha256: str, loop: _Loop, began: float) -> Alarm | None:
+        """Sample and score critiques, update the policy and report the step; the raised alarm.
+
+        `began`: when the step did, before its adapter was loaded (`time.perf_counter`).
+        """
+        with tracing.span("step", {"gadfly.step": planned.step + 1}) as span:
+            groups = await self.collector.collect(
+                loop.dealer.deal(self.config.prompts_per_step),
+                stage=planned.stage,
+                model=model,
+                adapter_sha256=sha256,
+                seed=f"{self._seed(planned)} {planned.step}",
+                file=self.workspace.rollouts(planned.step),
+            )
+            sampled = time.perf_counter()
+            with tracing.span("update"):
+                learned = self.processes.update([group.to_group() for group in groups], planned.step)
+            for group in groups:
+                loop.dealer.observe(group.item, [rollout.score for rollout in group.rollouts])
+
+            numbers = {**step_statistics(groups), **learned, "sampling_s": sampled - began}
+            numbers["fresh"] = sum(self.known.is_fresh(group.item) for group in groups) / len(groups)
+            loop.rewards.append(numbers["mean_score"])
+            loop.ledger.add(planned.stage, planned.step, groups)
+            span.set({"gadfly.mean_score": numbers["mean_score"]})
+            await self.report.step(planned.step, numbers, seconds=time.perf_counter() - began)
+            if planned.is_first or planned.step % _SAMPLE_EVERY == 0:
+                await self.report.samples(planned.stage, planned.step, shown(groups))
+            return loop.alarms.observe(planned.step, numbers, step_examples(groups))
 
     async def _finish(self, steps: int, loop: _Loop, loaded: str | None) -> None:
         """Save the adapter to publish after so many steps: the best one by validation, or the policy as it is now."""
@@ -249,20 +260,22 @@ class Learning:
         )
 
     def _save(self, planned: Planned, loop: _Loop) -> None:
-        with self.workspace.new_checkpoint(planned.step + 1) as folder:
+        with tracing.span("checkpoint"), self.workspace.new_checkpoint(planned.step + 1) as folder:
             self.processes.save(folder)
             self.workspace.write(f"checkpoints/{folder.name}/loop.json", loop.state)
 
     async def _load(self, step: int, *, instead_of: str | None) -> tuple[str, str]:
         """Load the current policy on the engines; the adapter's name there, and the hash of its weights."""
         folder = self.workspace.adapter(step)
-        with new_folder(folder) as unfinished:
-            self.processes.save_adapter(unfinished)
-        return await load_adapter(self.engines, folder, label=f"{step:05}", instead_of=instead_of)
+        with tracing.span("load_adapter", {"gadfly.step": step}):
+            with new_folder(folder) as unfinished:
+                self.processes.save_adapter(unfinished)
+            return await load_adapter(self.engines, folder, label=f"{step:05}", instead_of=instead_of)
 
     async def _validate(self, step: int, model: str, sha256: str, loop: _Loop) -> Alarm | None:
         """Judge the validation answers with the current adapter and keep it as a checkpoint; the raised alarm."""
-        judged = await self._judged(step, model, sha256)
+        with tracing.span("validate", {"gadfly.step": step}):
+            judged = await self._judged(step, model, sha256)
         loop.validations = [each for each in loop.validations if each.step < step] + [validation(step, judged)]
         kept = [best(loop.validations), *loop.validations[-_KEPT:]]
         loop.validations = [each for each in loop.validations if each.step == 0 or each in kept]

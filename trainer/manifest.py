@@ -141,6 +141,7 @@ def make_manifest(
     start: CriticVersion,
     base_model: str,
     base_sha256: str,
+    base_revision: str | None,
     actor: str,
     task: TaskId,
     prompt_set: str,
@@ -158,6 +159,7 @@ def make_manifest(
         "start": {"version": start.version, "adapter_sha256": start.adapter_sha256},
         "base_model": base_model,
         "base_sha256": base_sha256,
+        "base_revision": base_revision,  # the commit of a hub model
         "actor": actor,
         "task": task.name,
         "task_version": task.version,

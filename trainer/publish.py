@@ -9,7 +9,7 @@ from pathlib import Path
 from uuid import UUID
 
 from gadfly.adapters import PROBE, Marker, Probe, ProbeRecord, read_marker, seal, sha256_of_tokens
-from gadfly.engine_client import EnginePool
+from gadfly.engine_pool import EnginePool
 from gadfly.errors import GadflyError
 from gadfly.prompts import PromptSet
 from gadfly.trainer.rl.policy import Policy

@@ -2,14 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
 import structlog
 from torch.utils.tensorboard import SummaryWriter
 
-from gadfly import store
+from gadfly import store, tracing
 from gadfly.store.database import Database
 from gadfly.store.learning import Learned
 from gadfly.trainer.patience import patiently
@@ -30,10 +31,13 @@ class Report(ABC):
     _stage: Stage | None = None
     _step_s: float | None = None
     _writer: SummaryWriter | None = None
+    _span: ExitStack = field(default_factory=ExitStack)  # that of the stage
 
     async def stage(self, stage: Stage, *, step: int, **details: Any) -> None:
-        """Report that a stage begins, or resumes after an interruption."""
+        """Report that a stage begins, or resumes after an interruption. Its span ends with the next stage."""
         self._stage = stage
+        self._span.close()
+        self._span.enter_context(tracing.span(stage.value, {"gadfly.step": step}))
         log.info("stage", stage=stage.value, step=step, **details)
         await self._store(EventKind.STAGE, {"stage": stage.value, "step": step, **details}, step=step)
 
@@ -66,6 +70,7 @@ class Report(ABC):
         await self._store(EventKind.ALARM, {"message": message, "evidence": evidence})
 
     def close(self) -> None:
+        self._span.close()
         if self._writer is not None:
             self._writer.close()
 
@@ -90,6 +95,7 @@ class Reporter(Report):
 
     async def gate(self, outcome: GateOutcome, report: dict[str, Any]) -> None:
         log.info("gate", outcome=outcome.value)
+        tracing.annotate({"gadfly.gate": outcome})
 
         async def save() -> None:
             async with self.database.session() as session:

@@ -5,10 +5,14 @@ and log-probabilities. A complete group is stored on disk, so a killed run does 
 """
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections import defaultdict
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from gadfly import tracing
 from gadfly.actor import Actor
 from gadfly.concurrency import gather
 from gadfly.critique import sample_critiques
@@ -68,6 +72,26 @@ class KeptGroup:
     group: RolloutGroup
 
 
+class WaitedFor:
+    """What the answers of a step waited for, in seconds, summed over answers that are sampled at the same time."""
+
+    def __init__(self) -> None:
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def on(self, part: str) -> Generator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[part] += time.perf_counter() - began
+
+    @property
+    def attributes(self) -> dict[str, object]:
+        """For the step's span."""
+        return {f"gadfly.{part}_s": round(seconds, 3) for part, seconds in self._seconds.items()}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Collector:
     """Samples, refines and scores critiques."""
@@ -101,42 +125,49 @@ class Collector:
         kept = Lines(file, KeptGroup)
         known = {line.place: line.group for line in kept.read() if line.adapter == adapter_sha256}
         turn = asyncio.Semaphore(self.engines.at_once(self.config.samples_per_prompt))
+        waited = WaitedFor()
 
         async def one(place: int, item: LabelledAnswer) -> RolloutGroup:
             if place in known and known[place].item == item:
                 return known[place]
             async with turn:
                 group = await self.engines.patiently(
-                    lambda: self._group(item, stage=stage, model=model, seed=f"{seed} {place}")
+                    lambda: self._group(item, stage=stage, model=model, seed=f"{seed} {place}", waited=waited)
                 )
             kept.append(KeptGroup(place=place, adapter=adapter_sha256, group=group))
             return group
 
-        return await gather(*(one(place, item) for place, item in enumerate(items)))
+        with tracing.span("sample", {"gadfly.answers": len(items), "gadfly.kept": len(known)}) as span:
+            groups = await gather(*(one(place, item) for place, item in enumerate(items)))
+            span.set(waited.attributes)
+            return groups
 
-    async def _group(self, item: LabelledAnswer, *, stage: Stage, model: str, seed: str) -> RolloutGroup:
-        replies = await sample_critiques(
-            self.engines.pool,
-            self.prompts,
-            model=model,
-            question=item.question,
-            response=item.response,
-            sampling=Sampling(
-                n=self.config.samples_per_prompt,
-                temperature=self.config.temperature,
-                max_tokens=self.config.max_critique_tokens,
-                seed=seed_of(seed),
-                priority=ROLLOUT_PRIORITY,
-                with_tokens=True,
-            ),
-        )
+    async def _group(
+        self, item: LabelledAnswer, *, stage: Stage, model: str, seed: str, waited: WaitedFor
+    ) -> RolloutGroup:
+        with waited.on("critiques"):
+            replies = await sample_critiques(
+                self.engines.pool,
+                self.prompts,
+                model=model,
+                question=item.question,
+                response=item.response,
+                sampling=Sampling(
+                    n=self.config.samples_per_prompt,
+                    temperature=self.config.temperature,
+                    max_tokens=self.config.max_critique_tokens,
+                    seed=seed_of(seed),
+                    priority=ROLLOUT_PRIORITY,
+                    with_tokens=True,
+                ),
+            )
         grades: Sequence[Grade | None] = [None] * len(replies)
         if stage is Stage.STAGE_2:
-            grades = await self._refine(item, [reply.text for reply in replies])
+            grades = await self._refine(item, [reply.text for reply in replies], waited)
         rollouts = tuple(self._score(item, stage, reply, grade) for reply, grade in zip(replies, grades, strict=True))
         return RolloutGroup(item=item, prompt=replies[0].prompt_tokens, rollouts=rollouts)
 
-    async def _refine(self, item: LabelledAnswer, critiques: Sequence[str]) -> list[Grade]:
+    async def _refine(self, item: LabelledAnswer, critiques: Sequence[str], waited: WaitedFor) -> list[Grade]:
         """The grade of one greedy refinement by the frozen actor per critique (arXiv 2510.24320, section 4.2)."""
         assert item.reference is not None
         sampling = Sampling(max_tokens=self.config.max_answer_tokens, priority=ROLLOUT_PRIORITY)
@@ -156,11 +187,13 @@ class Collector:
                 return "", False  # a critique that leaves the actor no room is of no help
             return reply.text.strip(), reply.is_cut
 
-        texts = await gather(*map(refinement, different))
+        with waited.on("rewrites"):
+            texts = await gather(*map(refinement, different))
         grades: dict[str, Grade] = {}
-        graded = await self.grader.grade_all(
-            [Submission(text, item.reference, is_cut, item.question) for text, is_cut in texts]
-        )
+        with waited.on("scores"):
+            graded = await self.grader.grade_all(
+                [Submission(text, item.reference, is_cut, item.question) for text, is_cut in texts]
+            )
         for critique, grade in zip(different, graded, strict=True):
             if isinstance(grade, Exception):  # readable when it was stored: the grading rules have changed since
                 raise grade

@@ -4,12 +4,12 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from uuid import UUID
 
 import structlog
 
-from gadfly import logs
+from gadfly import logs, tracing
 from gadfly.errors import EngineTimeout, EngineUnavailable, GadflyError, StoreUnavailable
 from gadfly.imports import quick_imports
 from gadfly.settings import Settings
@@ -38,8 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with quick_imports():
         from gadfly.trainer.execute import execute  # noqa: PLC0415  # with torch and transformers
     workspace = Workspace.of(settings.home, options.run)
+    if leads():
+        tracing.start("trainer", os.environ)
     try:
-        with workspace.exclusive() if leads() else nullcontext():
+        with workspace.exclusive() if leads() else nullcontext(), _span(options.phase, options.run):
             execute(options.phase, settings, options.run)
     except (StoreUnavailable, EngineUnavailable, EngineTimeout) as error:
         log.error("run_interrupted", reason=str(error))  # the worker restarts the phase
@@ -48,7 +50,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.error("run_failed", reason=str(error))
         leave_reason(workspace, str(error))
         return 1
+    finally:
+        tracing.stop()
     return 0
+
+
+def _span(phase: Phase, run_id: UUID) -> AbstractContextManager[tracing.OpenSpan]:
+    """The span of a phase, below the one of the worker that started this process."""
+    carrier = {name.lower(): value for name, value in os.environ.items() if name in ("TRACEPARENT", "TRACESTATE")}
+    return tracing.root(phase.value, {"gadfly.run_id": run_id}, carrier=carrier, trace_id=run_id)
 
 
 if __name__ == "__main__":

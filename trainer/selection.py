@@ -10,7 +10,7 @@ import torch
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly import store
-from gadfly.base_model import base_sha256
+from gadfly.base_model import base_sha256, check_pin, hub_commit
 from gadfly.concurrency import gather
 from gadfly.errors import BadInput, Conflict
 from gadfly.planning import is_for_validation
@@ -69,6 +69,9 @@ async def select(context: RunContext) -> tuple[Selection, CriticVersion]:
 async def _decide(context: RunContext) -> Selection:
     run, config = context.run, context.run.config
     base = base_sha256(context.location)
+    commit = hub_commit(context.settings, context.location)
+    if commit is None and context.settings.model_revision:
+        check_pin(context.location, base, context.settings.model_revision)
 
     async def read(session: AsyncSession) -> _Read:
         _check_base(context.settings.model, base, await store.runs.published_base(session, context.settings.model))
@@ -107,13 +110,12 @@ async def _decide(context: RunContext) -> Selection:
         start=start,
         base_model=context.settings.model,
         base_sha256=base,
+        base_revision=commit,
         actor=context.actor.name,
         task=context.task.id,
         prompt_set=context.prompts.name,
         rank=context.settings.adapter_rank,
-        engine_versions=dict(
-            zip(map(without_password, context.settings.engine_urls), await _engine_versions(context), strict=True)
-        ),
+        engine_versions=await _engine_versions(context),
         threads=torch.get_num_threads(),
         reproduces=run.reproduces,
     )
@@ -223,9 +225,11 @@ async def fitting(context: RunContext, items: Sequence[LabelledAnswer]) -> list[
     return [item for item, tokens in zip(items, lengths, strict=True) if tokens <= room]
 
 
-async def _engine_versions(context: RunContext) -> list[str]:
-    async def versions() -> list[str]:
-        return await gather(*(engine.version() for engine in context.engines.pool.members))
+async def _engine_versions(context: RunContext) -> dict[str, str]:
+    async def versions() -> dict[str, str]:
+        engines = context.engines.pool.members
+        found = await gather(*(engine.version() for engine in engines))
+        return {without_password(engine.url): version for engine, version in zip(engines, found, strict=True)}
 
     return await context.engines.patiently(versions)
 
@@ -237,7 +241,8 @@ def _check_base(name: str, sha256: str, published: tuple[int, str] | None) -> No
     if published is not None and published[1] != sha256:
         raise Conflict(
             f"the model {name} has other weights now (sha256 {sha256[:12]}) than when version {published[0]} was "
-            f"trained on it ({published[1][:12]}): restore its files, or serve the new ones under another name, which "
+            f"trained on it ({published[1][:12]}): restore its files (GADFLY_MODEL_REVISION pins a hub model to the "
+            "base_revision in the manifest of that version's run), or serve the new ones under another name, which "
             "begins a lineage of critics of its own"
         )
 

@@ -5,7 +5,8 @@ answers. Critiques without a verdict are cut after their last complete step, and
 verdict field on. It is fine-tuned on those with the right verdict, or only on those that led the actor to a right
 answer, if there are enough (arXiv 2510.24320, section 5.1). A critic that calls every answer correct has no right
 verdict on a wrong answer; it is then given the known verdict and explains it (STaR's rationalization, arXiv 2203.14465,
-section 3.2).
+section 3.2). Where the prompts make a critique begin with its verdict, no steps come before it, and the
+known verdict is given at once.
 """
 
 import asyncio
@@ -124,13 +125,15 @@ class WarmStarter:
         prompts = self.collector.prompts
 
         async def one(group: RolloutGroup, rollout: Rollout, place: int) -> Candidate | None:
+            opener = prompts.critique(question=group.item.question, response=group.item.response).opener
+            verdict_first = opener.strip() == VERDICT_PREFIX
             steps = whole_steps(rollout.text, is_ended=rollout.finish_reason == "stop", words=prompts.words)
-            if not steps:
+            if not (steps or verdict_first):
                 return None
-            beginning = f"{steps.rstrip()}\n{VERDICT_PREFIX}"
+            beginning = VERDICT_PREFIX if verdict_first else f"{steps.rstrip()}\n{VERDICT_PREFIX}"
             seed = f"{self.config.fixed_seed} {group.item.key} {place}"
             async with slots:
-                if rollout.verdict is Verdict.UNPARSED:
+                if rollout.verdict is Verdict.UNPARSED and not verdict_first:
                     own = await self._continue(name, group, beginning, seed)
                     if own is not None and own.is_right:
                         return own
@@ -154,7 +157,7 @@ class WarmStarter:
         prompt = self.collector.prompts.critique(question=group.item.question, response=group.item.response)
         sampling = Sampling(
             temperature=self.config.temperature,
-            max_tokens=_ENDING_TOKENS,
+            max_tokens=min(_ENDING_TOKENS, self.config.max_critique_tokens),
             seed=seed_of(seed),
             priority=ROLLOUT_PRIORITY,
             with_tokens=True,

@@ -23,8 +23,9 @@ import structlog
 from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from gadfly import store
-from gadfly.engine_client import EnginePool
+from gadfly import store, tracing
+from gadfly.engine_fleet import EngineFleet
+from gadfly.engine_pool import EnginePool
 from gadfly.errors import BadInput, BadSettings, NotFound, StoreUnavailable
 from gadfly.records import Split
 from gadfly.repeating import repeat, retry
@@ -69,12 +70,16 @@ class Worker:
         BadSettings: there is no address of a database or an engine.
         """
         url, _ = settings.require_addresses()
-        engines = EnginePool.of(settings, timeout_s=settings.engine_timeout_s)
+        fleet = EngineFleet.of(settings, timeout_s=settings.engine_timeout_s)
+        looking = asyncio.create_task(fleet.run())
         try:
+            await fleet.look()
             async with Database.of(settings, url) as database:
-                yield cls(settings=settings, database=database, engines=engines, url=url)
+                yield cls(settings=settings, database=database, engines=EnginePool(fleet), url=url)
         finally:
-            await engines.aclose()
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)
+            await fleet.aclose()
 
     async def run(self) -> None:
         """Execute runs until SIGTERM or SIGINT. A run that this interrupts resumes at the next start.
@@ -193,10 +198,13 @@ class Worker:
         if run.attempt == 1:  # later attempts have their answers in the run's folder
             await patiently(partial(refresh, self.database))
         status, error = RunStatus.SUCCEEDED, None
-        for phase in Phase:
-            status, error = await self._execute(phase, run_id)
-            if status is not RunStatus.SUCCEEDED:
-                break
+        attributes = {"gadfly.run_id": run_id, "gadfly.task": run.task, "gadfly.attempt": run.attempt}
+        with tracing.root("run", attributes, trace_id=run_id) as span:
+            for phase in Phase:
+                status, error = await self._execute(phase, run_id)
+                if status is not RunStatus.SUCCEEDED:
+                    break
+            span.set({"gadfly.run_status": status})
         await self._finish(run_id, status, error)
 
     async def _execute(self, phase: Phase, run_id: UUID) -> tuple[RunStatus, str | None]:
@@ -229,7 +237,7 @@ class Worker:
         with Workspace.of(self.settings.home, run_id).log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
                 *self._command(phase, run_id),
-                env={**os.environ, **self.settings.to_environment()},
+                env={**os.environ, **self.settings.to_environment(), **tracing.environment()},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

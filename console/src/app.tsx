@@ -156,13 +156,24 @@ function Shell({ session }: { session: Session }) {
       <main class="main" ref={main} tabIndex={-1} id="main">
         <div class="page">
           {Shown ? <Shown key={address} route={route} /> : route.path.length > 0 && (
-            <Empty icon="question" title="There is no such page" action={<a class="button" href="#/overview">To the overview</a>}>
-              {isAdmin ? "The address names a page that this console does not have." : "It may need another key."}
-            </Empty>
+            <NoPage of={ITEMS.find((item) => item.path === route.path[0])} first={items[0]!} />
           )}
         </div>
       </main>
     </div>
+  );
+}
+
+/** Instead of a page that the key may not open, or that does not exist. */
+function NoPage({ of, first }: { of: Item | undefined; first: Item }) {
+  const back = <a class="button" href={`#/${first.path}`}>{first.text}</a>;
+  if (!of) {
+    return <Empty icon="question" title="There is no such page" heading="h1" action={back}>The address names a page that this console does not have.</Empty>;
+  }
+  return (
+    <Empty icon="key" title={`This key may not open ${of.text}`} heading="h1" action={back}>
+      {of.scopes ? `It needs a key with the scope ${of.scopes.join(" or ")}, or an admin key.` : "It needs an admin key."} Log out to use another key.
+    </Empty>
   );
 }
 

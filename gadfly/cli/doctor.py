@@ -30,8 +30,9 @@ from gadfly.cli.terminal import out
 from gadfly.cli.up_state import active_state
 from gadfly.concurrency import gather
 from gadfly.engine_client import Engine
-from gadfly.errors import GadflyError, MalformedReply, WrongSampling
-from gadfly.settings import DEFAULT_MODEL, Device, Settings, without_password
+from gadfly.engine_fleet import addressed
+from gadfly.errors import EngineUnavailable, GadflyError, MalformedReply, WrongSampling
+from gadfly.settings import DEFAULT_MODEL, NAME_SCHEME, Device, Settings, without_password
 
 VLLM_VERSION = "0.32.0"
 OLDEST_POSTGRES = 15
@@ -82,10 +83,27 @@ class Deployment:
 Check = Callable[[Deployment], Finding] | Callable[[Deployment], Coroutine[Any, Any, Finding]]
 
 
-async def examine(settings: Settings) -> list[Finding]:
-    """All findings, in the order of `CHECKS`."""
-    deployment = await asyncio.to_thread(_read_deployment, settings)
-    return list(await asyncio.gather(*(_run(check, deployment) for check in CHECKS)))
+async def examine(
+    settings: Settings,
+    *,
+    on_finding: Callable[[Finding], None] = lambda finding: None,
+    on_wait: Callable[[str], None] = lambda line: None,
+) -> list[Finding]:
+    """All findings, in the order of `CHECKS`.
+
+    `on_finding` is called with each when its check ends, and `on_wait` at the start with a line about a check that will
+    take long.
+    """
+    deployment = await asyncio.to_thread(_read_deployment, await addressed(settings))
+    if deployment.engine_urls:
+        on_wait("sampling: 256 draws of each engine are compared with the probabilities that it reports")
+
+    async def run(check: Check) -> Finding:
+        finding = await _run(check, deployment)
+        on_finding(finding)
+        return finding
+
+    return list(await asyncio.gather(*map(run, CHECKS)))
 
 
 async def _run(check: Check, deployment: Deployment) -> Finding:
@@ -344,6 +362,8 @@ async def hot_swap(deployment: Deployment) -> Finding:
     if not urls:
         return Finding("hot swap", CheckResult.OK, "Engines that `gadfly up` starts have all it needs.")
     try:
+        if any(url.startswith(NAME_SCHEME) for url in urls):
+            raise EngineUnavailable("an engine is not found")
         return _about_swaps(await gather(*(engine_needs.examine(deployment.settings, url) for url in urls)))
     except (GadflyError, ValueError, KeyError, TypeError):
         return Finding("hot swap", CheckResult.WARN, "Not checked: an engine does not answer.", "See the engine check.")
@@ -395,6 +415,10 @@ async def sampling(deployment: Deployment) -> Finding:
 
     draws, seconds = 0, 0.0
     for url in deployment.engine_urls:
+        if url.startswith(NAME_SCHEME):
+            return Finding(
+                "sampling", CheckResult.WARN, "Not checked: an engine is not found.", "See the engine check."
+            )
         engine = Engine(url, timeout_s=_SAMPLING_LIMIT_S, access=deployment.settings.engine_access(url))
         try:
             proof = await prove_sampling(engine, temperature=deployment.settings.temperature)
@@ -440,7 +464,8 @@ def model(deployment: Deployment) -> Finding:
             "model", CheckResult.OK, "The default model is not made yet; `gadfly up` or `gadfly model` makes it."
         )
     if name.count("/") == 1 and not name.startswith((".", "~", "/")):
-        return Finding("model", CheckResult.OK, f"The engine fetches {name} from the hub unless it is cached.")
+        pin = f"pinned to the commit {settings.model_revision[:12]}" if settings.model_revision else "not pinned"
+        return Finding("model", CheckResult.OK, f"The engine fetches {name} from the hub unless it is cached, {pin}.")
     return Finding("model", CheckResult.FAIL, f"There is no model folder {name}.", "Check GADFLY_MODEL.")
 
 
@@ -519,19 +544,22 @@ _MODEL_FILES = {
 }
 
 
-def show(findings: list[Finding]) -> None:
-    """Print one line per finding."""
+def show(finding: Finding) -> None:
+    """Print a finding as one line."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    commands: list[str] = []
-    for finding in findings:
-        first, _, command = finding.do.partition("\n")
-        action = f" {first}" if first else ""
-        commands += [command] if command else []
-        style = _COLOURS[finding.outcome]
-        table.add_row(Text(finding.outcome, style=style), finding.name, Text(finding.says + action))
+    table.add_column(min_width=max(map(len, CheckResult)))
+    table.add_column(min_width=max(len(check.__name__) for check in CHECKS))
+    action = finding.do.partition("\n")[0]
+    says = f"{finding.says} {action}" if action else finding.says
+    table.add_row(Text(finding.outcome, style=_COLOURS[finding.outcome]), finding.name, Text(says))
     out.print(table)
-    for command in commands:  # whole lines, to be copied
-        out.print(f"\n{command}", markup=False, highlight=False, soft_wrap=True)
+
+
+def show_commands(findings: Sequence[Finding]) -> None:
+    """Print the commands that findings recommend, as whole lines, to be copied."""
+    for finding in findings:
+        if command := finding.do.partition("\n")[2]:
+            out.print(f"\n{command}", markup=False, highlight=False, soft_wrap=True)
 
 
 def spooled(home: Path) -> tuple[int, int]:
@@ -585,6 +613,8 @@ async def _date_of(url: str) -> float | None:
 async def _ask_engine(settings: Settings, url: str) -> tuple[str, str]:
     """Why an engine cannot be used, and why it can serve the base model only; empty where that is not so."""
     shown = without_password(url)
+    if url.startswith(NAME_SCHEME):
+        return f"{shown} leads to no address.", ""
     try:
         engine = Engine(url, timeout_s=_ENGINE_TIMEOUT_S, access=settings.engine_access(url))
     except GadflyError as error:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from gadfly.base_model import is_hash
 from gadfly.engine_client import Adapters, Engine, Served
 from gadfly.errors import EngineError
 from gadfly.settings import DEFAULT_MODEL, Device, Settings, without_password
@@ -101,7 +102,24 @@ def _needs(
         needs.append(
             Need(NeedState.MISSING, f"the model: it serves {served.folder}, and GADFLY_MODEL is {settings.model}")
         )
+    if (revision := revision_need(settings.model_revision, facts)) is not None:
+        needs.append(revision)
     return needs
+
+
+def revision_need(pinned: str, facts: dict[str, Any] | None) -> Need | None:
+    """Whether an engine serves the pinned commit of a hub model; None without such a pin.
+
+    An engine compares the hash of a folder itself, before it starts.
+    """
+    if not pinned or is_hash(pinned):
+        return None
+    served = None if facts is None else facts.get("revision")
+    if not served:
+        return Need(NeedState.NOT_VISIBLE, f"the commit {pinned[:12]}")
+    if served == pinned:
+        return Need(NeedState.THERE, f"the commit {pinned[:12]}")
+    return Need(NeedState.MISSING, f"the commit {pinned[:12]} of the model, it serves {served[:12]} (--revision)")
 
 
 def _from_metrics(metrics: str) -> dict[str, Any]:

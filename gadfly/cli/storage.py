@@ -26,7 +26,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly import store
-from gadfly.api_keys import creation_details, issue_key
+from gadfly.api_keys import creation_details, digest, issue_key, require_no_limits
 from gadfly.errors import BadInput
 from gadfly.records import AdminAction, Contents, Key, KeyLimits, Scope, Split, Subject, Tier, now
 from gadfly.rowfiles.shapes import ColumnMap
@@ -90,6 +90,12 @@ async def all_keys(settings: Settings, url: str) -> list[Key]:
         return await store.keys.list_keys(session)
 
 
+async def key_of_secret(settings: Settings, url: str, secret: str) -> Key | None:
+    """The key with this secret, even if it is revoked or expired."""
+    async with opened(settings, url) as database, database.session() as session:
+        return await store.keys.find_key(session, digest(secret))
+
+
 async def create_key(
     settings: Settings,
     url: str,
@@ -100,19 +106,29 @@ async def create_key(
     tasks: tuple[str, ...] | None,
     scopes: Collection[Scope] | None,
     limits: KeyLimits,
+    secret: str | None,
     out: Path | None,
     overwrite: bool,
 ) -> tuple[Key, str]:
     """Create a key, for some tasks or (None) for all, with scopes or (None) those of its tier; with its secret.
 
-    Also writes the secret to `out`; if that fails, no key is created.
+    `secret`: one that was made elsewhere; None makes one. It is also written to `out`; if that fails, no key is
+    created.
 
     Raises:
-        BadInput: `out` cannot be written, or exists and `overwrite` is False; or the key cannot be limited so.
+        BadInput: `out` cannot be written, or exists and `overwrite` is False; the key cannot be limited so; or the
+            secret is not one for a key.
     """
     async with opened(settings, url) as database, database.session() as session:
         key, secret = await issue_key(
-            session, name=name, tier=tier, expires_at=expires_at, tasks=tasks, scopes=scopes, limits=limits
+            session,
+            name=name,
+            tier=tier,
+            expires_at=expires_at,
+            tasks=tasks,
+            scopes=scopes,
+            limits=limits,
+            secret=secret,
         )
         await store.acts.record_act(
             session,
@@ -148,11 +164,13 @@ async def limit(
     """Change some limits of the key with this id, or of the active key with this name; None removes a limit.
 
     Raises:
-        BadInput: no active key has this name, or several have it.
+        BadInput: no active key has this name, several have it, or it is an admin's.
         NotFound: no key has this id.
     """
     async with opened(settings, url) as database, database.session() as session:
         key = await store.keys.set_limits(session, await _find(session, name), limits)
+        if key.tier is Tier.ADMIN:
+            require_no_limits(limits)
         details = {"name": key.name, **limits}
         await store.acts.record_act(session, AdminAction.LIMIT_KEY, key.id, key_id=None, reason=reason, details=details)
     return key

@@ -576,6 +576,12 @@ def delete_webhook(webhook_id: UUID | str) -> Call[None]:
     return Call(method="DELETE", path=f"/admin/webhooks/{webhook_id}", read=_nothing, is_repeatable=False)
 
 
+def try_webhook(webhook_id: UUID | str) -> Call[DeliveryView]:
+    """Send the event `test` to an endpoint: `POST /admin/webhooks/{id}/test`."""
+    path = f"/admin/webhooks/{webhook_id}/test"
+    return Call(method="POST", path=path, read=_one(DeliveryView), is_repeatable=False)
+
+
 def webhook_deliveries(
     *,
     status: DeliveryStatus | Literal["pending", "delivered", "dead"] | None = None,

@@ -158,6 +158,7 @@ class Api:
     webhooks = ApiMethod(calls.webhooks)
     create_webhook = ApiMethod(calls.create_webhook)
     delete_webhook = ApiMethod(calls.delete_webhook)
+    try_webhook = ApiMethod(calls.try_webhook)
     webhook_deliveries = Pages(calls.webhook_deliveries)
     resend_delivery = ApiMethod(calls.resend_delivery)
 

@@ -60,7 +60,7 @@ def prepare(listen: Listen, settings: Settings) -> Command:
     """
     installed = check_installed(settings.engine_device, installed_vllm())
     check_listen(listen)
-    model = models.resolve(settings.model, default=settings.default_model)
+    model = models.resolve(settings.model, default=settings.default_model, revision=settings.model_revision)
     check_context(model.config, settings)
     if installed.device is Device.CPU:
         check_plugin()

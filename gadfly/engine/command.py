@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from gadfly import tracing
+from gadfly.base_model import is_hash
 from gadfly.errors import BadSettings
 from gadfly.settings import Device, Settings
 
@@ -27,6 +29,9 @@ WARM_UP = "gadfly.engine.warm_up.WarmUp"
 
 FACTS = "gadfly.engine.facts.Facts"
 """The middleware that reports how the engine was started, for `gadfly doctor`."""
+
+UPLOADS = "gadfly.engine.uploads.Uploads"
+"""The middleware that takes adapters from deployments whose folders the engine cannot read."""
 
 # The scheduler uses vLLM's private interface and was tested with these; other releases get plain priority scheduling.
 _SCHEDULER_VERSIONS = ("0.32.",)
@@ -122,7 +127,8 @@ def server_command(
     argv = [sys.executable, "-P", "-m", _SERVER]
     argv += ["--model", model, "--served-model-name", BASE_MODEL, *_listen_arguments(listen)]
     argv += [*_common_arguments(settings), *arguments, *_scheduler_arguments(installed.version)]
-    argv += ["--middleware", WARM_UP]
+    argv += _revision_arguments(settings)
+    argv += ["--middleware", WARM_UP, *_tracing_arguments(environ)]
     argv += shlex.split(settings.engine_args)  # last, because vLLM uses the last of two equal flags
     return Command(argv=tuple(argv), env=_environment(settings, installed.device, offline=offline, environ=environ))
 
@@ -146,6 +152,7 @@ def serve_line(
         *_common_arguments(settings),
         *(_gpu_arguments(settings) if on_gpu else _cpu_arguments(settings)),
         *_scheduler_arguments(version),
+        *_revision_arguments(settings),
         *shlex.split(settings.engine_args),
     ]
     key = ' --api-key "$GADFLY_ENGINE_KEY"' if settings.engine_key is not None else ""
@@ -178,7 +185,7 @@ def _common_arguments(settings: Settings) -> list[str]:
         # A model's generation_config.json may set top_p, top_k and penalties for requests that do not set them. Samples
         # would then come from another distribution than the trainer assumes. Its end-of-turn tokens still apply.
         *("--generation-config", "vllm"),
-        *("--middleware", FACTS),
+        *("--middleware", FACTS, "--middleware", UPLOADS),
         "--enable-tokenizer-info-endpoint",  # clients remove the tokenizer's control tokens from callers' texts
         "--disable-uvicorn-access-log",
         "--disable-fastapi-docs",
@@ -187,6 +194,20 @@ def _common_arguments(settings: Settings) -> list[str]:
 
 def _scheduler_arguments(version: str) -> list[str]:
     return ["--scheduler-cls", SCHEDULER] if version.startswith(_SCHEDULER_VERSIONS) else []
+
+
+def _revision_arguments(settings: Settings) -> list[str]:
+    """The commit of a hub model. vLLM knows no pin of a folder: that one is checked before the start."""
+    commit = settings.model_revision
+    return [] if not commit or is_hash(commit) else ["--revision", commit, "--tokenizer-revision", commit]
+
+
+def _tracing_arguments(environ: Mapping[str, str]) -> list[str]:
+    """The engine's own tracing, to the collector of the other processes. Its packages come with vLLM."""
+    endpoint = tracing.endpoint_of(environ)
+    if endpoint is None or tracing.protocol_of(environ) not in (tracing.HTTP, tracing.GRPC):  # vLLM would not start
+        return []
+    return ["--otlp-traces-endpoint", endpoint]
 
 
 def _cpu_arguments(settings: Settings) -> list[str]:
@@ -210,6 +231,10 @@ def _environment(settings: Settings, device: Device, *, offline: bool, environ: 
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(_KEEP_ALIVE_S),
         "VLLM_NO_USAGE_STATS": "1",
     }
+    if tracing.endpoint_of(environ) is not None:
+        # vLLM reads no other variable for the protocol, and has another default.
+        env[tracing.TRACES_PROTOCOL] = tracing.protocol_of(environ)
+        env.setdefault(tracing.SERVICE_NAME, "gadfly-engine")
     # Lets vLLM's processes import this package where it is not installed, as in vLLM's own image.
     here = str(Path(__file__).resolve().parents[2])
     env["PYTHONPATH"] = os.pathsep.join(path for path in (here, environ.get("PYTHONPATH")) if path)

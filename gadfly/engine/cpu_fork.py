@@ -21,13 +21,16 @@ from pathlib import Path
 
 _OMP_PAUSE_HARD = 2  # omp_pause_resource_t of OpenMP 5.0
 
+# Options of vLLM with which a fork does not work: it binds memory at exec, and exporters of traces have threads.
+_SPAWNED = ("--numa-bind", "--otlp-traces-endpoint")
+
 
 def install() -> None:
     """Has a server on CPU fork the engine's process if its environment asks for it. Idempotent."""
     from vllm.platforms import current_platform
 
-    asked = os.environ.get("VLLM_WORKER_MULTIPROC_METHOD") == "fork" and "--numa-bind" not in sys.argv
-    if not asked or not current_platform.is_cpu():
+    asked = os.environ.get("VLLM_WORKER_MULTIPROC_METHOD") == "fork"
+    if not asked or not current_platform.is_cpu() or any(each.startswith(_SPAWNED) for each in sys.argv):
         return
     from vllm.v1.engine import utils
 

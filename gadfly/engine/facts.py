@@ -1,5 +1,6 @@
 """How the engine was started, for `gadfly doctor`: vLLM itself reports hardly any of its flags."""
 
+import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from importlib.metadata import entry_points
 from typing import Any
@@ -9,6 +10,9 @@ import orjson
 from gadfly.engine.command import PLUGIN
 
 PATH = "/gadfly/engine"
+
+_PROCESS = secrets.token_hex(16)
+"""Names this process: a proof holds for it, and not for the next one at the same address."""
 
 _Scope = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -53,4 +57,6 @@ def facts(config: Any) -> dict[str, Any]:
         "priorities": str(getattr(scheduler.policy, "value", scheduler.policy)) == "priority",
         "prefix_cache": bool(config.cache_config.enable_prefix_caching),
         "generation_config": str(config.model_config.generation_config),
+        "process": _PROCESS,
+        "revision": str(config.model_config.revision or ""),  # of a hub model: vLLM resolves it to a commit
     }

@@ -3,6 +3,7 @@
 `python -m gadfly.engine.models` makes the default model and prints its folder. All deployments of a machine share it.
 """
 
+import argparse
 import fcntl
 import hashlib
 import json
@@ -14,12 +15,13 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gadfly.base_model import HASH, base_sha256, check_commit, check_pin
 from gadfly.errors import EngineError, GadflyError
 from gadfly.settings import DEFAULT_MODEL, Settings
 
@@ -66,29 +68,31 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def resolve(model: str, *, default: Path, report: Report = say) -> ModelSource:
+def resolve(model: str, *, default: Path, revision: str = "", report: Report = say) -> ModelSource:
     """The model that `settings.model` names. The default model is made on first use, which takes about a minute.
 
-    `default` is its folder: `settings.default_model`.
+    `default` is its folder: `settings.default_model`. `revision` is `settings.model_revision`.
 
     Raises:
         ModelUnavailable: names the missing part or the failure.
+        BadSettings: the folder is not the pinned one, or a folder is pinned by a commit, or a hub id by a hash.
     """
-    if model == DEFAULT_MODEL:
-        folder = make_default(default, report=report)
-        return ModelSource(name=str(folder), folder=folder, config=folder / "config.json")
-    folder = Path(model).expanduser()
+    folder = make_default(default, report=report) if model == DEFAULT_MODEL else Path(model).expanduser()
     if folder.is_dir():
         folder = folder.resolve()
         check_folder(folder)
+        if revision:
+            report(f"{folder}: computing its hash, to compare it with GADFLY_MODEL_REVISION")
+            check_pin(str(folder), base_sha256(str(folder)), revision)
         return ModelSource(name=str(folder), folder=folder, config=folder / "config.json")
     if _HUB_ID.fullmatch(model):
-        return ModelSource(name=model, folder=None, config=fetch_config(model))
+        check_commit(model, revision)
+        return ModelSource(name=model, folder=None, config=fetch_config(model, revision=revision))
     raise ModelUnavailable(f"There is no model folder {model}.")
 
 
-def fetch_config(model: str) -> Path:
-    """The config.json of a hub model, from the hub's local cache or the network.
+def fetch_config(model: str, *, revision: str = "") -> Path:
+    """The config.json of a hub model at a commit, from the hub's local cache or the network.
 
     Raises:
         ModelUnavailable: the model does not exist or is gated, or the hub cannot be reached.
@@ -100,15 +104,18 @@ def fetch_config(model: str) -> Path:
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
 
     try:
-        return Path(hf_hub_download(model, "config.json"))
+        return Path(hf_hub_download(model, "config.json", revision=revision or None))
     except GatedRepoError as error:
         reason = "it is gated: accept its licence there and set HF_TOKEN"
         raise ModelUnavailable(f"{model} cannot be fetched: {reason}.") from error
     except RepositoryNotFoundError as error:
         raise ModelUnavailable(f"{model} is neither a folder here nor a model on the hub.") from error
+    except RevisionNotFoundError as error:
+        raise ModelUnavailable(f"{model} has no commit {revision} on the hub: check GADFLY_MODEL_REVISION.") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         reason = "is neither a folder here nor in the hub's cache, and the hub cannot be reached"
         raise ModelUnavailable(f"{model} {reason}.") from error
@@ -304,10 +311,23 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def main() -> int:
-    """Makes the default model where the settings say and prints its folder."""
+def _pin(settings: Settings) -> str:
+    """The value of GADFLY_MODEL_REVISION for the folder that the settings name, or for a hub id in the hub's cache.
+
+    Raises:
+        GadflyError: the model does not exist here.
+    """
+    source = resolve(settings.model, default=settings.default_model)
+    return f"{HASH}{base_sha256(source.name)}" if source.folder is not None else source.config.parent.name
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Makes the default model where the settings say and prints its folder; `--hash` prints the hash of the model."""
+    parser = argparse.ArgumentParser(prog="python -m gadfly.engine.models", description=main.__doc__)
+    parser.add_argument("--hash", action="store_true", help="print the pin of the folder that GADFLY_MODEL names")
+    options = parser.parse_args(arguments)
     try:
-        print(make_default(Settings.load().default_model))
+        print(_pin(Settings.load()) if options.hash else make_default(Settings.load().default_model))
     except GadflyError as error:
         say(f"error: {error}")
         return 1

@@ -15,7 +15,8 @@ import httpx
 import orjson
 
 from gadfly.critique import critique
-from gadfly.engine_client import ACTOR, Engine, EnginePool, Sampling
+from gadfly.engine_client import ACTOR, Engine, Sampling
+from gadfly.engine_pool import EnginePool
 from gadfly.errors import GadflyError, PromptTooLong
 from gadfly.settings import Settings
 from gadfly.tasks import load_tasks

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import structlog
 
 from gadfly.errors import StoreUnavailable
+from gadfly.store.countdown import countdown
 
 log = structlog.get_logger(__name__)
 
@@ -78,9 +79,11 @@ class Breaker:
         self._is_open = False
 
     async def _is_answered(self) -> bool:
+        loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(self._limits.probe_limit_s):
-                await self._probe()
+            async with asyncio.timeout(None) as limit:
+                with countdown(self._limits.probe_limit_s, lambda: limit.reschedule(loop.time())):
+                    await self._probe()
         except TimeoutError:
             return False
         except StoreUnavailable:

@@ -28,6 +28,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_asyn
 from gadfly.errors import StoreUnavailable
 from gadfly.settings import Settings
 from gadfly.store.breaker import Breaker, BreakerLimits
+from gadfly.store.countdown import countdown
 from gadfly.store.tables import Table
 
 VERSION_TABLE = "gadfly_schema"
@@ -300,11 +301,8 @@ def _watchdog(descriptor: int, limit_s: float) -> Generator[Callable[[], None]]:
             with suppress(OSError):
                 stream.shutdown(socket.SHUT_RDWR)
 
-        timer = asyncio.get_running_loop().call_later(limit_s, cut)
-        try:
+        with countdown(limit_s, cut):
             yield cut
-        finally:
-            timer.cancel()
 
 
 def _connect_args(url: str, timeout_s: float, role: str | None) -> dict[str, Any]:

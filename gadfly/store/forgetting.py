@@ -4,18 +4,20 @@ A tombstone outlives each deleted interaction, and an order outlives each deleti
 time: a replica that was cut off may still have such a record in its spool, and must not bring it back.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ARRAY, ColumnElement, Text, Uuid, delete, exists, func, literal, or_, select, text, true
+from sqlalchemy import ARRAY, ColumnElement, Text, Uuid, any_, delete, exists, func, literal, or_, select, text, true
 from sqlalchemy.dialects.postgresql import TIMESTAMP, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly.records import Interaction, Kind, Loss, new_id, now
-from gadfly.store.labels import forget_unanswered, relabel, stored_text_sha256
+from gadfly.store.keys import keep_usage
+from gadfly.store.labels import recount, stored_text_sha256
 from gadfly.store.tables import (
     CriticLossRow,
     CriticVersionRow,
@@ -185,7 +187,7 @@ async def forget(session: AsyncSession, ids: Sequence[UUID]) -> list[UUID]:
     """
     refined = InteractionRow.parameters["refined"]["interaction_id"].astext
     rows = await session.execute(
-        select(InteractionRow.id, InteractionRow.episode_id, refined).where(InteractionRow.id.in_(ids))
+        select(InteractionRow.id, InteractionRow.episode_id, refined).where(_is_any(InteractionRow.id, ids))
     )
     chosen = rows.all()
     every = sorted({id for id, _, _ in chosen} | {UUID(other) for _, _, other in chosen if other is not None})
@@ -194,31 +196,57 @@ async def forget(session: AsyncSession, ids: Sequence[UUID]) -> list[UUID]:
     # Locked first: a writer that adds to an episode now waits, and then creates it again.
     episodes = sorted({episode for _, episode, _ in chosen})
     await session.execute(
-        select(EpisodeRow.id).where(EpisodeRow.id.in_(episodes)).order_by(EpisodeRow.id).with_for_update()
+        select(EpisodeRow.id).where(_is_any(EpisodeRow.id, episodes)).order_by(EpisodeRow.id).with_for_update()
     )
     runs = await learned_from(session, every)
     gone = await session.execute(
         delete(InteractionRow)
-        .where(InteractionRow.id.in_(every))
-        .returning(InteractionRow.id, InteractionRow.question_hash, stored_text_sha256(), InteractionRow.response)
+        .where(_is_any(InteractionRow.id, every))
+        .returning(
+            InteractionRow.id,
+            InteractionRow.question_hash,
+            stored_text_sha256().label("text"),
+            InteractionRow.response,
+            InteractionRow.key_id,
+            InteractionRow.created_at,
+            (InteractionRow.prompt_tokens + InteractionRow.completion_tokens).label("tokens"),
+        )
         .execution_options(synchronize_session=False)
     )
     deleted = gone.all()
-    answers = {(question, hash_) for _, question, hash_, response in deleted if response is not None}
-    await relabel(session, list(answers))
-    await forget_unanswered(session, list(answers))
+    await recount(session, {(row.question_hash, row.text) for row in deleted if row.response is not None})
+    await _keep_usage(session, deleted)
     await mark(session, await affected_critics(session, runs))
     await _forget_quotes(session, every)
-    await session.execute(delete(LearningRow).where(LearningRow.interaction_id.in_(every)))
+    await session.execute(delete(LearningRow).where(_is_any(LearningRow.interaction_id, every)))
     await session.execute(
-        insert(TombstoneRow).values([{"interaction_id": id} for id in every]).on_conflict_do_nothing()
+        insert(TombstoneRow)
+        .from_select(["interaction_id"], select(func.unnest(literal(every, ARRAY(Uuid)))))
+        .on_conflict_do_nothing()
     )
     await session.execute(
-        delete(EpisodeRow).where(
-            EpisodeRow.id.in_(episodes), ~exists().where(InteractionRow.episode_id == EpisodeRow.id)
-        )
+        delete(EpisodeRow)
+        .where(_is_any(EpisodeRow.id, episodes), ~exists().where(InteractionRow.episode_id == EpisodeRow.id))
+        .execution_options(synchronize_session=False)
     )
-    return [id for id, _, _, _ in deleted]
+    return [row.id for row in deleted]
+
+
+async def _keep_usage(session: AsyncSession, deleted: Sequence[Any]) -> None:
+    """Keep the tokens of today's interactions: to delete them must not give a key its tokens of the day back."""
+    today = now().date()
+    tokens: Counter[UUID] = Counter()
+    for row in deleted:
+        if row.key_id is not None and row.created_at.astimezone(UTC).date() == today:
+            tokens[row.key_id] += row.tokens
+    if tokens:
+        await keep_usage(session, tokens, today)
+
+
+def _is_any(column: Any, ids: Sequence[UUID]) -> ColumnElement[bool]:
+    """Whether a column has one of many ids, as one parameter: a list of parameters is compiled at each call."""
+    found: ColumnElement[bool] = column == any_(literal(list(ids), ARRAY(Uuid)))
+    return found
 
 
 async def _forget_quotes(session: AsyncSession, ids: Sequence[UUID]) -> None:

@@ -1,20 +1,17 @@
 """API keys, stored by the digest of their secret."""
 
 from collections.abc import Collection, Mapping
-from datetime import datetime
+from datetime import date, datetime
 from uuid import UUID
 
-from sqlalchemy import (
-    exists,
-    func,
-    select,
-)
+from sqlalchemy import delete, exists, func, select
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly.errors import NotFound
 from gadfly.records import Key, now
 from gadfly.store.mapping import record_of, values_of
-from gadfly.store.tables import InteractionRow, KeyRow
+from gadfly.store.tables import DeletedUsageRow, InteractionRow, KeyRow
 
 
 async def insert_key(session: AsyncSession, key: Key, digest: bytes) -> None:
@@ -68,14 +65,34 @@ async def set_limits(session: AsyncSession, id: UUID, limits: Mapping[str, int |
 
 
 async def tokens_since(session: AsyncSession, ids: Collection[UUID], since: datetime) -> dict[UUID, int]:
-    """Tokens of the interactions that these keys stored since a moment, by key."""
-    tokens = func.sum(InteractionRow.prompt_tokens + InteractionRow.completion_tokens)
-    found = await session.execute(
-        select(InteractionRow.key_id, tokens)
-        .where(InteractionRow.key_id.in_(ids), InteractionRow.created_at >= since)
-        .group_by(InteractionRow.key_id)
+    """Tokens of the interactions that these keys stored since a midnight (UTC), by key, with the deleted ones."""
+    kept = select(InteractionRow.key_id, InteractionRow.prompt_tokens + InteractionRow.completion_tokens).where(
+        InteractionRow.key_id.in_(ids), InteractionRow.created_at >= since
     )
-    return {id: int(count) for id, count in found if id is not None}
+    deleted = select(DeletedUsageRow.key_id, DeletedUsageRow.tokens).where(
+        DeletedUsageRow.key_id.in_(ids), DeletedUsageRow.day >= since.date()
+    )
+    every = kept.union_all(deleted).subquery("every")  # one statement: a deletion moves tokens from one to the other
+    key_id, tokens = every.columns
+    found = await session.execute(select(key_id, func.sum(tokens)).group_by(key_id))
+    return {id: int(count) for id, count in found}
+
+
+async def keep_usage(session: AsyncSession, tokens: Mapping[UUID, int], day: date) -> None:
+    """Add the tokens of interactions that keys stored on this day, and that this transaction deletes.
+
+    What was kept for earlier days is deleted.
+    """
+    await session.execute(delete(DeletedUsageRow).where(DeletedUsageRow.day < day))
+    statement = insert(DeletedUsageRow).values(
+        [{"key_id": key_id, "day": day, "tokens": count} for key_id, count in sorted(tokens.items())]
+    )
+    await session.execute(
+        statement.on_conflict_do_update(
+            index_elements=[DeletedUsageRow.key_id, DeletedUsageRow.day],
+            set_={"tokens": DeletedUsageRow.tokens + statement.excluded.tokens},
+        )
+    )
 
 
 async def set_trust(session: AsyncSession, id: UUID, *, is_trusted: bool) -> Key:

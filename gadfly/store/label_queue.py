@@ -16,6 +16,7 @@ from sqlalchemy import (
     ColumnElement,
     LargeBinary,
     Select,
+    Subquery,
     and_,
     case,
     delete,
@@ -28,6 +29,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import distinct_on, insert
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.sql.selectable import LateralFromClause
 
 from gadfly.records import QueueReason, Split, now
 from gadfly.store.interactions import Scope
@@ -130,72 +132,126 @@ def _candidates(
     heldout_share: float,
     reasons: Collection[QueueReason],
 ) -> Select[Any]:
-    newest = (
+    seen = _seen(scope, window)
+    judgement = _Judgement.of(seen)
+    reason = _reason(judgement)
+    found = (
         select(
-            InteractionRow.id,
-            InteractionRow.question_hash,
-            stored_text_sha256().label("text"),
-            InteractionRow.created_at,
+            seen.c.id,
+            seen.c.question_hash,
+            seen.c.text,
+            seen.c.created_at,
+            reason.label("reason"),
+            case((reason == QueueReason.DISAGREEMENT.value, judgement.other), else_=None).label("other"),
+            judgement.p_right.label("p_right"),
+            _is_in_sample(seen.c.question_hash, heldout_share).label("is_in_sample"),
+            _draw(seen.c.question_hash.op("||")(seen.c.text)).label("draw"),
         )
-        .where(InteractionRow.response.is_not(None), *(() if scope is None else (InteractionRow.key_id == scope,)))
+        .select_from(seen)
+        .join(SplitSecretRow, literal(True))
+        .outerjoin(QuestionRow, QuestionRow.hash == seen.c.question_hash)
+        .outerjoin(
+            AnswerRow, and_(AnswerRow.question_hash == seen.c.question_hash, AnswerRow.text_sha256 == seen.c.text)
+        )
+        .outerjoin(judgement.first, literal(True))
+        .outerjoin(judgement.disagreeing, literal(True))
+        .where(AnswerRow.ruling.is_(None), *_may_be_given(seen, voter=voter, labeller=labeller))
+        .subquery()
+    )
+    return _in_turn(_each_once(found, reasons))
+
+
+def _seen(scope: Scope, window: int) -> Subquery:
+    """The newest interactions in a scope, and those whose labels are in conflict, however old they are."""
+    in_scope = () if scope is None else (InteractionRow.key_id == scope,)
+    columns = (
+        InteractionRow.id,
+        InteractionRow.question_hash,
+        stored_text_sha256().label("text"),
+        InteractionRow.created_at,
+    )
+    newest = (
+        select(*columns)
+        .where(InteractionRow.response.is_not(None), *in_scope)
         .order_by(InteractionRow.created_at.desc(), InteractionRow.id.desc())
         .limit(window)
         .subquery()
     )
     conflicting = (
-        select(
-            InteractionRow.id,
-            InteractionRow.question_hash,
-            stored_text_sha256().label("text"),
-            InteractionRow.created_at,
-        )
+        select(*columns)
         .join(AnswerRow, is_about(AnswerRow, InteractionRow))
-        .where(
-            AnswerRow.standing == VoteAgreement.CONFLICT,
-            AnswerRow.is_right.is_(None),
-            *(() if scope is None else (InteractionRow.key_id == scope,)),
-        )
+        .where(AnswerRow.standing == VoteAgreement.CONFLICT, AnswerRow.is_right.is_(None), *in_scope)
         .limit(window)
     )
-    seen = select(newest).union(conflicting).subquery()
-    critique = select(CritiqueRow).where(
-        CritiqueRow.interaction_id == seen.c.id,
-        CritiqueRow.round == 0,
-        CritiqueRow.sample == 0,
-        CritiqueRow.supplied.is_(False),
-    )
-    judged = critique.limit(1).lateral("judged")
-    total = judged.c.p_correct + judged.c.p_incorrect
-    p_right = func.coalesce(judged.c.calibrated_p_right, case((total > 0, judged.c.p_correct / total), else_=None))
-    disagreeing = (
-        select(func.concat(ShadowVerdictRow.critic_version, " ", ShadowVerdictRow.stated).label("said"))
-        .where(
-            ShadowVerdictRow.interaction_id == seen.c.id,
-            ShadowVerdictRow.stated != judged.c.stated,
-            ShadowVerdictRow.stated != Verdict.UNPARSED,
-            judged.c.stated != Verdict.UNPARSED.value,
+    return select(newest).union(conflicting).subquery()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Judgement:
+    """What critics said about an interaction: its first critique, and the newest critic that disagrees with it."""
+
+    first: LateralFromClause
+    p_right: ColumnElement[float | None]
+    disagreeing: LateralFromClause
+    other: ColumnElement[str | None]  # version and verdict of the critic that disagrees
+
+    @classmethod
+    def of(cls, seen: Subquery) -> "_Judgement":
+        first = (
+            select(CritiqueRow)
+            .where(
+                CritiqueRow.interaction_id == seen.c.id,
+                CritiqueRow.round == 0,
+                CritiqueRow.sample == 0,
+                CritiqueRow.supplied.is_(False),
+            )
+            .limit(1)
+            .lateral("judged")
         )
-        .order_by(ShadowVerdictRow.critic_version.desc())
-        .limit(1)
-        .lateral("disagreeing")
-    )
-    other = disagreeing.c.said
+        total = first.c.p_correct + first.c.p_incorrect
+        disagreeing = (
+            select(func.concat(ShadowVerdictRow.critic_version, " ", ShadowVerdictRow.stated).label("said"))
+            .where(
+                ShadowVerdictRow.interaction_id == seen.c.id,
+                ShadowVerdictRow.stated != first.c.stated,
+                ShadowVerdictRow.stated != Verdict.UNPARSED,
+                first.c.stated != Verdict.UNPARSED.value,
+            )
+            .order_by(ShadowVerdictRow.critic_version.desc())
+            .limit(1)
+            .lateral("disagreeing")
+        )
+        return cls(
+            first=first,
+            p_right=func.coalesce(first.c.calibrated_p_right, case((total > 0, first.c.p_correct / total), else_=None)),
+            disagreeing=disagreeing,
+            other=disagreeing.c.said,
+        )
+
+
+def _reason(judgement: _Judgement) -> ColumnElement[str | None]:
+    """The reason why an answer's label would teach something; NULL where it would not."""
+    verdict, p_right = judgement.first.c.verdict, judgement.p_right
     is_open = AnswerRow.is_right.is_(None)
     is_against = or_(
-        and_(AnswerRow.is_right.is_(True), judged.c.verdict == Verdict.INCORRECT.value, p_right <= 1 - _SURE),
-        and_(AnswerRow.is_right.is_(False), judged.c.verdict == Verdict.CORRECT.value, p_right >= _SURE),
+        and_(AnswerRow.is_right.is_(True), verdict == Verdict.INCORRECT.value, p_right <= 1 - _SURE),
+        and_(AnswerRow.is_right.is_(False), verdict == Verdict.CORRECT.value, p_right >= _SURE),
     )
     is_contradicted = and_(
         AnswerRow.source == LabelSource.PERSON, func.jsonb_array_length(AnswerRow.votes) == 1, is_against
     )
-    reason: ColumnElement[str | None] = case(
+    return case(
         (and_(is_open, AnswerRow.standing == VoteAgreement.CONFLICT), QueueReason.CONFLICT.value),
-        (and_(is_open, other.is_not(None)), QueueReason.DISAGREEMENT.value),
+        (and_(is_open, judgement.other.is_not(None)), QueueReason.DISAGREEMENT.value),
         (is_contradicted, QueueReason.CONTRADICTED.value),
         (and_(is_open, p_right.is_not(None)), QueueReason.UNCERTAIN.value),
         (is_open, QueueReason.NEW.value),
         else_=None,
     )
+
+
+def _may_be_given(seen: Subquery, *, voter: UUID | None, labeller: str) -> tuple[ColumnElement[bool], ...]:
+    """The voter has not voted on it, others have not reserved it, and the labeller has not skipped it lately."""
     has_voted = AnswerRow.votes.bool_op("@>")(
         func.jsonb_build_array(func.jsonb_build_object("key", None if voter is None else str(voter)))
     )
@@ -210,29 +266,11 @@ def _candidates(
         LabelSkipRow.labeller == labeller,
         LabelSkipRow.skipped_at > func.now() - _SKIPPED_FOR,
     )
-    found = (
-        select(
-            seen.c.id,
-            seen.c.question_hash,
-            seen.c.text,
-            seen.c.created_at,
-            reason.label("reason"),
-            case((reason == QueueReason.DISAGREEMENT.value, other), else_=None).label("other"),
-            p_right.label("p_right"),
-            _is_in_sample(seen.c.question_hash, heldout_share).label("is_in_sample"),
-            _draw(seen.c.question_hash.op("||")(seen.c.text)).label("draw"),
-        )
-        .select_from(seen)
-        .join(SplitSecretRow, literal(True))
-        .outerjoin(QuestionRow, QuestionRow.hash == seen.c.question_hash)
-        .outerjoin(
-            AnswerRow, and_(AnswerRow.question_hash == seen.c.question_hash, AnswerRow.text_sha256 == seen.c.text)
-        )
-        .outerjoin(judged, literal(True))
-        .outerjoin(disagreeing, literal(True))
-        .where(AnswerRow.ruling.is_(None), func.coalesce(has_voted, False).is_(False), ~reserved, ~skipped)
-        .subquery()
-    )
+    return func.coalesce(has_voted, False).is_(False), ~reserved, ~skipped
+
+
+def _each_once(found: Subquery, reasons: Collection[QueueReason]) -> Subquery:
+    """Of the interactions about one answer the one that is worth most, without those that are not wanted."""
     wanted = [each.value for each in (reasons or QueueReason)]
     worth = case(*((found.c.reason == each.value, worth) for each, worth in _WORTH.items()), else_=None)
     closeness = 1 - 2 * func.abs(func.coalesce(found.c.p_right, 0.5) - 0.5)
@@ -243,13 +281,17 @@ def _candidates(
         found.c.reason.in_(wanted),
         or_(~found.c.is_in_sample, found.c.reason != QueueReason.CONTRADICTED.value),
     )
-    each = (
+    return (
         select(found, worth.label("worth"), closeness.label("closeness"))
         .where(and_(is_wanted, or_(~found.c.is_in_sample, is_conflict)) if reasons else is_wanted)
         .ext(distinct_on(found.c.question_hash, found.c.text))
         .order_by(found.c.question_hash, found.c.text, *by_worth)
         .subquery()
     )
+
+
+def _in_turn(each: Subquery) -> Select[Any]:
+    """Conflicts first; then one that is worth most and one of the sample, which is in random order, by turns."""
     is_conflict = each.c.reason == QueueReason.CONFLICT.value
     draw = case((and_(each.c.is_in_sample, ~is_conflict), each.c.draw), else_=None)
     order = (draw, each.c.worth.desc(), each.c.closeness.desc(), each.c.created_at.desc(), each.c.id.desc())

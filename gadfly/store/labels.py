@@ -401,20 +401,34 @@ def _chunks(items: Iterable[T]) -> Iterator[list[T]]:
         yield chunk
 
 
-async def forget_unanswered(session: AsyncSession, answers: Collection[AnswerKey]) -> None:
-    """Delete those of these answers that no interaction is about any more."""
-    gone = await session.execute(
+async def recount(session: AsyncSession, answers: Collection[AnswerKey]) -> None:
+    """After a deletion of interactions: delete those of these answers that no interaction is about any more, and count
+    the votes about the others again.
+    """
+    if not answers:
+        return
+    key = (AnswerRow.question_hash, AnswerRow.text_sha256)
+    # Locked first: a writer that adds an interaction about one of them has committed before it is looked for.
+    locked = await session.execute(select(*key).where(is_among(list(answers))).order_by(*key).with_for_update())
+    counted = {(question_hash, text) for question_hash, text in locked}
+    if not counted:
+        return
+    deleted = await session.execute(
         delete(AnswerRow)
-        .where(is_among(list(answers)), ~exists().where(is_about(AnswerRow, InteractionRow)))
-        .returning(AnswerRow.question_hash, AnswerRow.text_sha256)
+        .where(is_among(list(counted)), ~exists().where(is_about(AnswerRow, InteractionRow)))
+        .returning(*key)
         .execution_options(synchronize_session=False)
     )
-    key = tuple_(ChosenAnswerRow.question_hash, ChosenAnswerRow.text_sha256)
-    await session.execute(
-        delete(ChosenAnswerRow)
-        .where(key.in_([tuple(row) for row in gone]))
-        .execution_options(synchronize_session=False)
-    )
+    gone = {(question_hash, text) for question_hash, text in deleted}
+    if gone:
+        chosen = (ChosenAnswerRow.question_hash, ChosenAnswerRow.text_sha256)
+        wanted = _table_of(list(gone))
+        await session.execute(
+            delete(ChosenAnswerRow)
+            .where(tuple_(*chosen).in_(select(wanted.c.question_hash, wanted.c.text)))
+            .execution_options(synchronize_session=False)
+        )
+    await relabel(session, counted - gone)
 
 
 # --------------------------------------------------------------------------------------------------------- the model

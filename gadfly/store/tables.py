@@ -4,7 +4,7 @@ Columns mirror `gadfly/records.py`. Relations raise unless they were loaded expl
 query. A change here needs a migration: `python -m gadfly.migrations "summary of the change"`.
 """
 
-from datetime import datetime
+from datetime import date, datetime
 from enum import StrEnum
 from typing import Any, ClassVar
 from uuid import UUID
@@ -366,6 +366,16 @@ class KeyRow(Table):
     engine_calls_per_minute: Mapped[int | None]
     tokens_per_day: Mapped[int | None] = mapped_column(BigInteger)
     max_in_flight: Mapped[int | None]
+
+
+class DeletedUsageRow(Table):
+    """Tokens of the interactions that a key's caller stored on a day (UTC) and that were deleted on that day."""
+
+    __tablename__ = "deleted_usage"
+
+    key_id: Mapped[UUID] = mapped_column(ForeignKey("keys.id", ondelete="CASCADE"), primary_key=True)
+    day: Mapped[date] = mapped_column(primary_key=True)
+    tokens: Mapped[int] = mapped_column(BigInteger)
 
 
 class BrowserSessionRow(Table):
@@ -781,6 +791,18 @@ class SwapReceiptRow(Table):
     version: Mapped[int] = mapped_column(ForeignKey("critic_versions.version"))
     created_at: Mapped[datetime]
     details: Mapped[dict[str, Any]]
+
+
+class EngineProofRow(Table):
+    """A process of an engine, by the name that it gave itself, has proven to a replica that it answers as a critic."""
+
+    __tablename__ = "engine_proofs"
+
+    process: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[int] = mapped_column(ForeignKey("critic_versions.version"), primary_key=True, autoincrement=False)
+    replica_id: Mapped[UUID]
+    proved_at: Mapped[datetime] = mapped_column(server_default=_CLOCK)
+    proof: Mapped[dict[str, Any]]
 
 
 class ReplicaRow(Table):

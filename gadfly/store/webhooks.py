@@ -10,14 +10,14 @@ from typing import Any, cast
 from uuid import UUID
 
 from sqlalchemy import CursorResult, Text, any_, delete, exists, func, literal, or_, select, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly.errors import NotFound
 from gadfly.records import new_id, now
 from gadfly.store.mapping import record_of, values_of
 from gadfly.store.tables import WebhookDeliveryRow, WebhookEndpointRow
-from gadfly.webhooks import DeliveryStatus, WebhookDelivery, WebhookEndpoint, WebhookEvent
+from gadfly.webhooks import TEST_EVENT, DeliveryStatus, WebhookDelivery, WebhookEndpoint, WebhookEvent
 
 # ----------------------------------------------------------------------------------------------------------- the outbox
 
@@ -34,26 +34,39 @@ async def announce(session: AsyncSession, event: WebhookEvent, data: dict[str, A
     `data` is JSON; it names rows and holds no texts of callers.
     """
     endpoints = await wanting(session, event)
-    if not endpoints:
-        return
-    body = json.dumps({"type": event.value, "timestamp": now().isoformat(), "data": data}, default=str)
+    if endpoints:
+        await session.execute(_new_deliveries(endpoints, event.value, data))
+
+
+async def announce_test(session: AsyncSession, endpoint_id: UUID) -> WebhookDelivery:
+    """Put the event `test` into the outbox for one endpoint.
+
+    Raises:
+        NotFound: there is no such endpoint.
+    """
+    if await session.get(WebhookEndpointRow, endpoint_id) is None:
+        raise NotFound(f"there is no webhook {endpoint_id}")
+    statement = _new_deliveries([endpoint_id], TEST_EVENT, {"webhook_id": endpoint_id})
+    return record_of(WebhookDelivery, (await session.scalars(statement.returning(WebhookDeliveryRow))).one())
+
+
+def _new_deliveries(endpoints: Sequence[UUID], event: str, data: dict[str, Any]) -> Insert:
+    body = json.dumps({"type": event, "timestamp": now().isoformat(), "data": data}, default=str)
     at = func.clock_timestamp()
-    await session.execute(
-        insert(WebhookDeliveryRow).values(
-            [
-                {
-                    "id": new_id(),
-                    "endpoint_id": endpoint,
-                    "event": event.value,
-                    "body": body,
-                    "created_at": at,
-                    "status": DeliveryStatus.PENDING,
-                    "attempts": 0,
-                    "next_at": at,
-                }
-                for endpoint in endpoints
-            ]
-        )
+    return insert(WebhookDeliveryRow).values(
+        [
+            {
+                "id": new_id(),
+                "endpoint_id": endpoint,
+                "event": event,
+                "body": body,
+                "created_at": at,
+                "status": DeliveryStatus.PENDING,
+                "attempts": 0,
+                "next_at": at,
+            }
+            for endpoint in endpoints
+        ]
     )
 
 

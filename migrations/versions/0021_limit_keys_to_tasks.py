@@ -16,4 +16,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    # Without the column they could use every task, which they were not given.
+    op.execute("UPDATE keys SET revoked_at = coalesce(revoked_at, now()) WHERE tasks IS NOT NULL")
     op.drop_column("keys", "tasks")

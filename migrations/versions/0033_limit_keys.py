@@ -25,6 +25,11 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    # Without the columns they could use as much as every key, which they were not given.
+    op.execute(
+        "UPDATE keys SET revoked_at = coalesce(revoked_at, now()) "
+        "WHERE num_nonnulls(requests_per_minute, engine_calls_per_minute, max_in_flight, tokens_per_day) > 0"
+    )
     op.execute("DELETE FROM admin_acts WHERE action = 'limit_key'")
     _allow(*_ACTIONS)
     for name in (*_LIMITS, "tokens_per_day"):

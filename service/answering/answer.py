@@ -18,6 +18,7 @@ from uuid import UUID
 import structlog
 from pydantic import BaseModel
 
+from gadfly import tracing
 from gadfly.actor import Actor
 from gadfly.adapters import BadAdapter
 from gadfly.concurrency import gather
@@ -154,7 +155,18 @@ class Answerer:
         listener: Listener | None,
         conversation: dict[str, Any] | None,
     ) -> Interaction:
-        prepared = await self._preparation.prepare(body, caller, task=self.tasks.get(body.task))
+        with tracing.span("prepare"):
+            prepared = await self._preparation.prepare(body, caller, task=self.tasks.get(body.task))
+        if tracing.is_on():
+            tracing.annotate(
+                {
+                    "gadfly.task": prepared.task.name,
+                    "gadfly.critic_version": prepared.critic.version,
+                    "gadfly.interaction_id": prepared.interaction_id,
+                    "gadfly.episode_id": prepared.episode_id,
+                    "gadfly.key_id": prepared.key_id,
+                }
+            )
         if listener is not None:
             await listener.on_critic(prepared.critic.version, prepared.interaction_id)
         started = time.perf_counter()
@@ -167,6 +179,15 @@ class Answerer:
                     answered = await self._refine(body, prepared, metered)
                 case _:
                     raise AssertionError(type(body))
+        if tracing.is_on():
+            tracing.annotate(
+                {
+                    "gadfly.verdict": answered.verdict,
+                    "gadfly.grade": answered.grade,
+                    "gen_ai.usage.input_tokens": answered.usage.prompt_tokens,
+                    "gen_ai.usage.output_tokens": answered.usage.completion_tokens,
+                }
+            )
         self._quotas.spend(caller, answered.usage.prompt_tokens + answered.usage.completion_tokens)
         interaction = replace(
             answered,
@@ -363,7 +384,8 @@ class Answerer:
         grades: list[Grade | None] = []
         submissions = [Submission(text, reference, is_cut, question) for text, is_cut in texts]
         try:
-            outcomes = await grader.grade_all(submissions)
+            with tracing.span("grade", {"gadfly.task": task, "gadfly.texts": len(submissions)}):
+                outcomes = await grader.grade_all(submissions)
         except EngineError as error:
             log.warning("not_graded", reason=str(error))
             return _Graded(none, problem=f"not graded yet: {error}")
@@ -376,7 +398,8 @@ class Answerer:
     async def _vote(self, chains: Sequence[Chain], *, task: str) -> tuple[Chain, int]:
         """Majority vote (MV@K): the first chain that ends with the most frequent answer, and its number of votes."""
         cut = {number for number, chain in enumerate(chains) if chain.is_cut}
-        groups = await group_by_answer(self._graders[task], [chain.text for chain in chains], cut=cut)
+        with tracing.span("vote", {"gadfly.texts": len(chains)}):
+            groups = await group_by_answer(self._graders[task], [chain.text for chain in chains], cut=cut)
         most_frequent = max(groups, key=len)  # of equals, max returns the first
         return chains[most_frequent[0]], len(most_frequent)
 
@@ -411,7 +434,7 @@ class Answerer:
     async def keep(self, interaction: Interaction) -> None:
         """Return once the record is durable. Raises as `Recorder.record`."""
         recording = asyncio.ensure_future(self._recorder.record(interaction))
-        with self._metrics.durable.time():
+        with self._metrics.durable.time(), tracing.span("record", {"gadfly.interaction_id": interaction.id}):
             try:
                 await asyncio.shield(recording)
             except asyncio.CancelledError:

@@ -11,12 +11,12 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import structlog
 
-from gadfly import store
+from gadfly import store, tracing
 from gadfly.adapters import AdapterFolder, BadAdapter, ProbeRecord
 from gadfly.concurrency import gather
 from gadfly.engine_client import Adapters, Engine, Reply, Sampling
@@ -30,6 +30,7 @@ from gadfly.errors import (
     EngineUnavailable,
     GadflyError,
     NoSlot,
+    StoreUnavailable,
     TooBusy,
 )
 from gadfly.prompts import PromptSet
@@ -158,8 +159,9 @@ class Loader:
             self._require_room(critic)
         self._wanted[critic.version] += 1
         try:
-            async with self._slot(critic):
-                await self.prove(critic, share=0.0)
+            with tracing.span("load_critic", {"gadfly.critic_version": critic.version}):
+                async with self._slot(critic):
+                    await self.prove(critic, share=0.0)
         finally:
             self._wanted[critic.version] -= 1
         return self._prompts_of(critic)
@@ -221,9 +223,11 @@ class Loader:
 
     def _loaded(self) -> set[int]:
         """The versions that have a slot on any engine, or are being loaded."""
+        urls = {engine.url for engine in self._engines}
         loading = {version for version, count in self._loading.items() if count}
-        listed = {version for served in self._served.values() for version in served if self._pointers.known(version)}
-        return {version for _, version in self._proven if self._takes_slot(version)} | loading | listed
+        listed = {version for url in urls for version in self._served.get(url, ()) if self._pointers.known(version)}
+        proven = {version for url, version in self._proven if url in urls and self._takes_slot(version)}
+        return proven | loading | listed
 
     def _worth(self, version: int) -> tuple[bool, float, int]:
         """The order in which critics give up their slots: those that no pointer names first, then by their last use."""
@@ -320,8 +324,13 @@ class Loader:
         if critic.is_base:
             return []
         servable = await self.check(critic)
-        enough = max(1, math.ceil(share * len(self._engines)))
-        proving = [asyncio.ensure_future(self.prove_on(engine, critic, servable)) for engine in self._engines]
+        engines = tuple(self._engines)
+        if not engines:
+            raise EngineUnavailable("no engine is known: the names in GADFLY_ENGINE_URLS lead to no address")
+        enough = max(1, math.ceil(share * len(engines)))
+        proving = [
+            asyncio.ensure_future(self.prove_on(engine, critic, servable, may_share=share == 0)) for engine in engines
+        ]
         try:
             await _wait_for(proving, enough=enough)
         finally:
@@ -382,23 +391,35 @@ class Loader:
     def _task_prompts(self, critic: CriticVersion) -> PromptSet:
         return self._tasks.get(critic.task).prompts
 
-    async def prove_on(self, engine: Engine, critic: CriticVersion, servable: Servable) -> Proof:
+    async def prove_on(
+        self, engine: Engine, critic: CriticVersion, servable: Servable, *, may_share: bool = True
+    ) -> Proof:
         """Load a critic into one engine and prove it there.
 
-        After a failure the adapter is unloaded, unless the engine served it before or another replica uses it. Raises
-        as `prove`.
+        With `may_share`, what another replica has just proven about the same process of the engine is enough. After a
+        failure the adapter is unloaded, unless the engine served it before or another replica uses it. Raises as
+        `prove`.
         """
-        return await self._work.run((engine.url, critic.version), lambda: self._prove_on(engine, critic, servable))
+        return await self._work.run(
+            (engine.url, critic.version, may_share),
+            lambda: self._prove_on(engine, critic, servable, may_share=may_share),
+        )
 
-    async def _prove_on(self, engine: Engine, critic: CriticVersion, servable: Servable) -> Proof:
+    async def _prove_on(self, engine: Engine, critic: CriticVersion, servable: Servable, *, may_share: bool) -> Proof:
         where = without_password(engine.url)
         problem = "" if critic.adapter_path is None else without_adapters([engine])
         if problem:  # known: the engine is not asked again for each request
             raise AdapterRefused(problem)
         attempt = _Attempt()
         try:
-            async with asyncio.timeout(_PATIENCE_S):
-                proof = await _load_and_probe(engine, critic, servable, attempt)
+            with tracing.span("prove", {"gadfly.engine": where, "gadfly.critic_version": critic.version}):
+                async with asyncio.timeout(_PATIENCE_S):
+                    attempt.drops = engine.drops
+                    process = await _process_of(engine)
+                    proof = await self._shared_proof(engine, critic, process) if may_share else None
+                    if proof is None:
+                        proof = await _load_and_probe(engine, critic, servable, attempt)
+                        await self._share(engine, critic, proof, process, attempt)
         except (BadAdapter, AdapterRefused) as error:
             self._metrics.loads.labels("refused").inc()
             refused = error.again(f"{where}: {error}")
@@ -412,6 +433,8 @@ class Loader:
             if isinstance(error, TimeoutError):
                 raise EngineTimeout(f"{where}: {critic.engine_name} was not proven in {_PATIENCE_S:g} s") from error
             raise error.again(f"{where}: {error}") from error
+        if all(each is not engine for each in self._engines):
+            raise EngineUnavailable(f"{where} was removed while it proved {critic.engine_name}")
         self._metrics.loads.labels("proven").inc()
         if servable.adapter is None:
             self._with_examples[critic.version] = servable.prompts
@@ -419,6 +442,38 @@ class Loader:
         self._refused.pop((engine.url, critic.version), None)
         log.info("critic_proven", critic=critic.engine_name, engine=where, from_trainer=proof.deltas.from_trainer)
         return proof
+
+    async def _shared_proof(self, engine: Engine, critic: CriticVersion, process: str | None) -> Proof | None:
+        """What another replica has just proven about this process, if the process still has the adapter."""
+        if process is None:
+            return None
+        try:
+            if critic.adapter_path is not None and critic.engine_name not in await engine.models():
+                return None
+            async with self._database.session() as session:
+                found = await store.proofs.find_proof(session, process, critic.version)
+        except (EngineError, StoreUnavailable):
+            return None  # the probes show what the engine can do
+        if found is None:
+            return None
+        replica_id, known = found
+        deltas = Deltas(**known["deltas"])
+        own = {"engine": without_password(engine.url), "load_s": 0.0, "probe_s": 0.0, "proved_by": str(replica_id)}
+        return Proof(**(known | own | {"deltas": deltas}))
+
+    async def _share(
+        self, engine: Engine, critic: CriticVersion, proof: Proof, process: str | None, attempt: _Attempt
+    ) -> None:
+        """Let other replicas rely on a proof, unless the engine may have been restarted while it was made."""
+        if process is None or engine.drops != attempt.drops or await _process_of(engine) != process:
+            return
+        try:
+            async with self._database.session() as session:
+                await store.proofs.keep_proof(
+                    session, process, critic.version, asdict(proof), replica_id=self._replicas.id
+                )
+        except StoreUnavailable as error:
+            log.info("proof_not_shared", critic=critic.engine_name, reason=str(error))
 
     async def _undo_load(self, engine: Engine, critic: CriticVersion, attempt: _Attempt) -> None:
         if attempt.has_loaded and critic.version not in self._replicas.others_use():
@@ -483,6 +538,13 @@ async def _wait_for(proving: Sequence[asyncio.Future[Proof]], *, enough: int) ->
 
 def _has_proven(proving: asyncio.Future[Proof]) -> bool:
     return proving.done() and not proving.cancelled() and proving.exception() is None
+
+
+async def _process_of(engine: Engine) -> str | None:
+    try:
+        return await engine.process()
+    except EngineError:
+        return None  # the probes show whether it can be reached
 
 
 async def _load_and_probe(engine: Engine, critic: CriticVersion, servable: Servable, attempt: _Attempt) -> Proof:

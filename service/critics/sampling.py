@@ -36,15 +36,20 @@ class SamplingProofs:
     def faults(self) -> list[str]:
         """The engines that have not proven it, each with the reason."""
         return [
-            f"{without_password(url)}: {outcome.fault}"
-            for url, outcome in self._outcomes.items()
-            if outcome.fault is not None
+            f"{without_password(engine.url)}: {outcome.fault}"
+            for engine in self._engines
+            if (outcome := self._outcomes.get(engine.url)) is not None and outcome.fault is not None
         ]
 
     @property
     def proven(self) -> int:
         """The number of engines that have proven it."""
-        return sum(outcome.fault is None for outcome in self._outcomes.values())
+        outcomes = (self._outcomes.get(engine.url) for engine in self._engines)
+        return sum(outcome is not None and outcome.fault is None for outcome in outcomes)
+
+    def forget(self, engine: Engine) -> None:
+        """Drop the outcome of an engine that joined or was removed."""
+        self._outcomes.pop(engine.url, None)
 
     async def run(self) -> None:
         """Have engines prove it until cancelled: each once, and again when another process may have taken its place."""

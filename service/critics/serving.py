@@ -1,15 +1,16 @@
 """The parts that serve critics in one process of the service: built, run and closed together."""
 
 import asyncio
-from collections.abc import Sequence
 from functools import partial
 from uuid import UUID
 
 import structlog
 
 from gadfly.concurrency import gather
-from gadfly.engine_client import Engine, EnginePool, LabelWords
-from gadfly.errors import Conflict, EngineError, SameTokens
+from gadfly.engine_client import Engine, LabelWords
+from gadfly.engine_fleet import EngineFleet
+from gadfly.engine_pool import EnginePool
+from gadfly.errors import Conflict, EngineError, EngineUnavailable, SameTokens
 from gadfly.records import CanaryTerms, CriticVersion, Swap, SwapKind
 from gadfly.repeating import repeat
 from gadfly.service.critics.canaries import Canaries
@@ -43,7 +44,7 @@ class CriticServing:
         settings: Settings,
         tasks: ServedTasks,
         database: Database,
-        engines: Sequence[Engine],
+        engines: EngineFleet,
         metrics: Metrics,
     ) -> None:
         self._settings = settings
@@ -73,6 +74,7 @@ class CriticServing:
             replicas=self.replicas,
             receipts=self._receipts,
         )
+        engines.on_change = self._forget
         self._swappers = {
             line.task: Swapper(
                 database=database,
@@ -105,6 +107,13 @@ class CriticServing:
             candidate_share=settings.candidate_share,
         )
 
+    def _forget(self, engine: Engine) -> None:
+        """Drop what is known of an engine that joined or was removed: another one may have had its address."""
+        self.loader.forget_all(engine)
+        self.loader.note_served(engine, ())
+        self.upkeep.forget(engine)
+        self.sampling.forget(engine)
+
     async def start(self) -> CriticVersion:
         """Read which critics are live, and return that of the default task.
 
@@ -112,6 +121,7 @@ class CriticServing:
             StoreUnavailable: Postgres is unavailable.
             Conflict: the live critic is based on another model, and replicas that serve it are running.
         """
+        await self._members.look()
         return await self.pointers.start(base_model=self._settings.model, tasks=[task.id for task in self._tasks])
 
     def require_words(self, task: str) -> None:
@@ -130,6 +140,8 @@ class CriticServing:
             words = LabelWords(":", prompts.correct, prompts.incorrect)
             while True:
                 try:
+                    if not self._members:
+                        raise EngineUnavailable("no engine is known yet")
                     await self._members[0].label_tokens(words)
                 except SameTokens as error:
                     log.error("verdict_words_not_distinct", task=task.name, reason=str(error))
@@ -189,6 +201,7 @@ class CriticServing:
             await gather(
                 self.pointers.run_refresh(),
                 self.pointers.run_listener(),
+                self._members.run(),
                 self._run_heartbeat(),
                 self._check_words(),
                 *(swapper.run() for swapper in self._swappers.values()),
@@ -203,9 +216,9 @@ class CriticServing:
 
     async def _run_heartbeat(self) -> None:
         """Send a heartbeat every second, until cancelled."""
-        urls = tuple(without_password(engine.url) for engine in self._members)
 
         async def beat() -> None:
+            urls = tuple(without_password(engine.url) for engine in self._members)
             live = {line.task: line.serving for line in self.pointers if line.serving is not None}
             busy = {live[line.task]: 0 for line in self.pointers if line.task in live and self.loader.is_busy(line)}
             await self.replicas.beat(
@@ -221,3 +234,4 @@ class CriticServing:
     async def aclose(self) -> None:
         await self._receipts.aclose()
         await self.engines.aclose()
+        await self._members.aclose()

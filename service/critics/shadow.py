@@ -19,7 +19,8 @@ from gadfly import store
 from gadfly.adapters import BadAdapter
 from gadfly.concurrency import gather
 from gadfly.critique import critique
-from gadfly.engine_client import EnginePool, Sampling
+from gadfly.engine_client import Sampling
+from gadfly.engine_pool import EnginePool
 from gadfly.errors import AdapterRefused, EngineError, TooBusy
 from gadfly.prompts import PromptSet
 from gadfly.records import CriticVersion, now

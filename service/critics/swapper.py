@@ -14,7 +14,7 @@ from uuid import UUID
 
 import structlog
 
-from gadfly import store
+from gadfly import store, tracing
 from gadfly.errors import Conflict, GadflyError, NoSlot, StoreUnavailable
 from gadfly.records import CanaryTerms, CriticVersion, Swap, SwapKind, SwapStatus, now
 from gadfly.repeating import repeat
@@ -116,7 +116,7 @@ class Swapper:
             await self._adopt()
         pending = self._line.swaps.pending
         if pending is not None and self._replicas.is_eldest:
-            await self._do(pending)
+            await self._trace(pending)
             await self._pointers.refresh()
         if self._line.current["live"] != self._line.serving:
             await self._adopt()
@@ -140,6 +140,17 @@ class Swapper:
         log.warning("critic_lost_an_example", version=live, task=task, reason=reason)
         self._pointers.refresh_soon()
 
+    async def _trace(self, swap: Swap) -> None:
+        """Do a swap in a trace whose id is that of the swap."""
+        attributes = {
+            "gadfly.task": swap.task,
+            "gadfly.swap_kind": swap.kind,
+            "gadfly.critic_version": swap.version,
+            "gadfly.from_version": swap.from_version,
+        }
+        with tracing.root("swap", attributes, trace_id=swap.id):
+            await self._do(swap)
+
     async def _do(self, swap: Swap) -> None:
         critic = await self._pointers.resolve(swap.version)
         began_at = now()
@@ -160,8 +171,10 @@ class Swapper:
         if proofs is None:
             return
         proved_at = now()
-        async with self._database.session() as session:
-            finished = await store.swaps.move_pointer(session, swap.id)
+        with tracing.span("move_pointer"):
+            async with self._database.session() as session:
+                finished = await store.swaps.move_pointer(session, swap.id)
+        tracing.annotate({"gadfly.swap_status": finished.swap.status})
         if finished.ended_here:
             self._count(finished.swap)
         if finished.swap.status is SwapStatus.DONE:
@@ -187,6 +200,7 @@ class Swapper:
     async def _refuse(self, swap: Swap, critic: CriticVersion, reason: str) -> None:
         async with self._database.session() as session:
             finished = await store.swaps.finish_swap(session, swap.id, SwapStatus.REFUSED, reason)
+        tracing.annotate({"gadfly.swap_status": finished.swap.status})
         if finished.ended_here:
             self._count(finished.swap)
             if critic.version not in self._upkeep.in_use(with_candidate=False):

@@ -53,9 +53,9 @@ class EngineUpkeep:
 
     async def run(self) -> None:
         """Reconcile every engine once a second, until cancelled."""
-        engines = self._engines
 
         async def reconcile_all() -> None:
+            engines = tuple(self._engines)  # they may change meanwhile
             outcomes = await asyncio.gather(*map(self._reconcile, engines), return_exceptions=True)
             for engine, outcome in zip(engines, outcomes, strict=True):
                 if isinstance(outcome, Exception):
@@ -79,7 +79,15 @@ class EngineUpkeep:
     @property
     def lacking(self) -> set[str]:
         """URLs of engines that do not serve this replica's live critic of the default task."""
-        return {url for url, version in self._failed if version == self._pointers.default.serving}
+        failed = {url for url, version in self._failed if version == self._pointers.default.serving}
+        return failed & {engine.url for engine in self._engines}
+
+    def forget(self, engine: Engine) -> None:
+        """Drop what is known of an engine that joined or was removed."""
+        self._refusals.pop(engine.url, None)
+        self._failed = {(url, version) for url, version in self._failed if url != engine.url}
+        for place in [place for place in self._unused_since if place[0] == engine.url]:
+            del self._unused_since[place]
 
     async def _reconcile(self, engine: Engine) -> None:
         try:

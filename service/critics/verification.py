@@ -30,6 +30,7 @@ class Proof:
     deltas: Deltas
     load_s: float
     probe_s: float
+    proved_by: str | None = None  # another replica, a moment ago, on the same process of the engine; None: this one
 
 
 def compare(probes: Sequence[Probe], replies: Sequence[Reply], *, tolerance: float) -> Deltas:

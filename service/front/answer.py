@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Protocol
 from uuid import UUID, uuid5
 
+from gadfly import tracing
 from gadfly.actor import Actor
 from gadfly.chat import Chat, ChatReply, OnDelta
 from gadfly.concurrency import gather
@@ -185,7 +186,8 @@ class ChatAnswerer:
                 assert on_delta is not None
                 await on_delta(choice, delta, logprobs)
 
-            replies = await self._actor.converse(chat, on_delta=None if on_delta is None else on_metered)
+            with tracing.span("solve", {"gadfly.actor": self._actor.name}):
+                replies = await self._actor.converse(chat, on_delta=None if on_delta is None else on_metered)
         spent = sum((reply.usage for reply in replies), start=Usage())
         self._quotas.spend(caller, spent.prompt_tokens + spent.completion_tokens)
         return replies

@@ -15,9 +15,9 @@ router = APIRouter(route_class=StrictJsonRoute, tags=["session"])
 
 
 @router.get("/session", summary="Who am I", response_model=SessionView, responses=problems(401, 503))
-async def read_session(caller: AnyKeyDep, cookie: SessionCookie, service: ServiceDep) -> SessionView:
+async def read_session(request: Request, caller: AnyKeyDep, cookie: SessionCookie, service: ServiceDep) -> SessionView:
     """The caller of this request. 401: sign in first."""
-    signed_in = None if cookie is None else await service.sessions.find(cookie)
+    signed_in = None if cookie is None else await service.sessions.find(cookie, address=client_address(request))
     if signed_in is not None and signed_in.caller.key_id != caller.key_id:
         signed_in = None  # a key was sent besides the cookie, and the key counts
     return _view(caller, signed_in)
@@ -39,7 +39,7 @@ async def sign_in(body: SignInRequest, request: Request, service: ServiceDep, re
         samesite="strict",
     )
     caller = caller_with(key)
-    return _view(caller, await service.sessions.find(secret))
+    return _view(caller, await service.sessions.find(secret, address=client_address(request)))
 
 
 @router.delete("/session", summary="Sign out", status_code=204, responses=problems(403, 503))

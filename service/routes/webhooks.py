@@ -44,6 +44,18 @@ async def delete_webhook(webhook_id: UUID, admin: AdminDep, service: ServiceDep)
     await service.webhooks.delete(admin, webhook_id)
 
 
+@router.post(
+    "/{webhook_id}/test",
+    summary="Send a test event",
+    status_code=202,
+    response_model=DeliveryView,
+    responses=problems(404),
+)
+async def try_webhook(webhook_id: UUID, admin: AdminDep, service: ServiceDep) -> DeliveryView:
+    """Send the event `test` to an endpoint, even if it wants other events only: signed and repeated as all are."""
+    return DeliveryView.shown(await service.webhooks.send_test(webhook_id))
+
+
 @router.get("/deliveries", summary="List deliveries of webhooks", response_model=DeliveryPage)
 async def list_deliveries(
     query: Annotated[DeliveryQuery, Query()], admin: AdminDep, service: ServiceDep

@@ -9,7 +9,9 @@ import pytest
 from sqlalchemy import create_engine, text
 from typer.testing import CliRunner
 
+from gadfly.cli import engine_needs
 from gadfly.cli.doctor import CHECKS, CheckResult, Finding, examine, spooled
+from gadfly.cli.engine_needs import NeedState
 from gadfly.cli.main import app
 from gadfly.settings import Settings
 from tests.cli.conftest import FakeServer
@@ -126,6 +128,16 @@ async def test_engines(tmp_path: Path, answers: Any, words: str | None, why: str
     assert (words or "with adapters") in finding.says
 
 
+async def test_engines_that_are_found_by_name(tmp_path: Path) -> None:
+    with FakeServer(ENGINE) as engine:
+        name = engine.url.replace("http://", "dns+http://")
+        assert (await findings(tmp_path, engine_urls=(name,)))["engine"].outcome is CheckResult.OK
+    results = await findings(tmp_path, engine_urls=("dns+http://no-such-host.invalid:8000",))
+    assert results["engine"].outcome is CheckResult.FAIL
+    assert "dns+http://no-such-host.invalid:8000 leads to no address" in results["engine"].says
+    assert {results["hot swap"].outcome, results["sampling"].outcome} == {CheckResult.WARN}
+
+
 async def test_sampling(tmp_path: Path) -> None:
     assert "does not run" in (await findings(tmp_path))["sampling"].says
     with served(FakeEngine()) as url:
@@ -207,3 +219,37 @@ async def test_a_missing_lscpu_is_a_failure(tmp_path: Path, monkeypatch: pytest.
     results = await findings(tmp_path)
     assert results["vllm"].outcome is CheckResult.FAIL
     assert results["vllm"].do == "apt-get install util-linux"
+
+
+@pytest.mark.parametrize(
+    ("pinned", "facts", "state", "why"),
+    [
+        ("0a" * 20, {"revision": "0a" * 20}, NeedState.THERE, "the pinned commit"),
+        ("0a" * 20, {"revision": "0b" * 20}, NeedState.MISSING, "another commit"),
+        ("0a" * 20, {"revision": ""}, NeedState.NOT_VISIBLE, "the engine has a folder: nothing says which commit"),
+        ("0a" * 20, {}, NeedState.NOT_VISIBLE, "an engine of an earlier release"),
+        ("0a" * 20, None, NeedState.NOT_VISIBLE, "an engine without the middleware"),
+        ("", {"revision": "0b" * 20}, None, "not pinned"),
+        (f"sha256:{'ab' * 32}", {"revision": ""}, None, "a folder: the engine compares it at its start"),
+    ],
+)
+def test_the_commit_that_an_engine_serves(
+    pinned: str, facts: dict[str, str] | None, state: NeedState | None, why: str
+) -> None:
+    need = engine_needs.revision_need(pinned, facts)
+    assert (None if need is None else need.state) is state, why
+
+
+async def test_findings_are_reported_when_their_checks_end(tmp_path: Path) -> None:
+    reported: list[Finding] = []
+    waits: list[str] = []
+    found = await examine(
+        Settings(home=tmp_path, engine_urls=("http://127.0.0.1:9",)), on_finding=reported.append, on_wait=waits.append
+    )
+    assert sorted(finding.name for finding in reported) == sorted(finding.name for finding in found)
+    assert reported != found, "some checks end before others that are listed earlier"
+    assert [line.partition(":")[0] for line in waits] == ["sampling"]
+    assert [finding.name for finding in await examine(Settings(home=tmp_path), on_wait=waits.append)] == [
+        finding.name for finding in found
+    ]
+    assert len(waits) == 1, "without an engine nothing is drawn"

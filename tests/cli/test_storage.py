@@ -95,6 +95,27 @@ def test_if_none_creates_one_key_per_tier_in_repeated_calls(database_url: str, t
     assert secret.startswith(keys[0]["hint"])
 
 
+def test_a_secret_that_is_kept_elsewhere_makes_one_key(database_url: str, tmp_path: Path) -> None:
+    path, secret = tmp_path / "key", "gf_" + "a1" * 32
+    path.write_text(f"{secret}\n")
+    command = ("keys", "create", "--tier", "admin", "--from", str(path))
+    for _ in range(2):
+        assert secret not in run(database_url, *command, "--out", str(tmp_path / "out"), "--overwrite").output
+    (key,) = json.loads(done(database_url, "keys", "list", "--json"))
+    assert (key["tier"], key["hint"]) == ("admin", "gf_a1a1a")
+    with pytest.raises(BadInput, match="of another tier"):
+        raise run(database_url, "keys", "create", "--from", str(path)).exception or AssertionError
+    done(database_url, "keys", "revoke", "admin")
+    with pytest.raises(BadInput, match="revoked"):
+        raise run(database_url, *command).exception or AssertionError
+    for fault in ("hunter2", "gf_short", secret + "!", ""):
+        path.write_text(fault)
+        with pytest.raises(BadInput, match="openssl rand"):
+            raise run(database_url, *command).exception or AssertionError
+    with pytest.raises(BadInput, match="cannot be read"):
+        raise run(database_url, *command[:-1], str(tmp_path / "none")).exception or AssertionError
+
+
 def test_a_secret_file_has_mode_600_and_the_secret_is_not_printed(database_url: str, tmp_path: Path) -> None:
     path = tmp_path / "key"
     path.write_text("older")

@@ -26,6 +26,7 @@ from gadfly.settings import Device, Settings
 
 CPU = Installed(Device.CPU, "0.32.0")
 GPU = Installed(Device.GPU, "0.32.0")
+TRACED = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318"}
 SOCKET = UnixSocket(Path("/run/engine.sock"))
 
 
@@ -60,6 +61,12 @@ FLAGS = [  # installed, settings, consecutive flags, why this row exists
     (CPU, {"engine_max_model_len": 999}, "--max-model-len 999", "context"),
     (GPU, {"engine_max_num_seqs": 9}, "--max-num-seqs 9", "batch"),
     (CPU, {"engine_max_num_seqs": 300}, "--max-num-batched-tokens 300", "vLLM needs a token for each sequence"),
+    (
+        GPU,
+        {"model_revision": "0a" * 20},
+        f"--revision {'0a' * 20} --tokenizer-revision {'0a' * 20}",
+        "a pinned commit",
+    ),
     (CPU, {"engine_args": "--seed 3 --x 'a b'"}, "--seed 3 --x a b", "the deployment's own flags"),
 ]
 
@@ -67,6 +74,10 @@ FLAGS = [  # installed, settings, consecutive flags, why this row exists
 @pytest.mark.parametrize(("installed", "settings", "expected", "why"), FLAGS)
 def test_flags(installed: Installed, settings: dict[str, Any], expected: str, why: str) -> None:
     assert f" {expected} " in f" {' '.join(_command(installed, **settings).argv)} ", why
+
+
+def test_the_pin_of_a_folder_is_no_flag_of_vllm() -> None:
+    assert "--revision" not in _command(model_revision=f"sha256:{'ab' * 32}").argv
 
 
 def test_flags_of_the_deployment_come_last_and_win() -> None:
@@ -107,12 +118,31 @@ ENVIRONMENT = [  # installed, environment of the caller, variable, value, why th
     (CPU, {}, "VLLM_PLUGINS", None, "without a list all are loaded"),
     (CPU, {"VLLM_LOGGING_LEVEL": "DEBUG"}, "VLLM_LOGGING_LEVEL", "DEBUG", "the user's value wins"),
     (CPU, {"HOME": "/h"}, "HOME", "/h", "the rest of the environment is kept"),
+    (CPU, {}, "OTEL_SERVICE_NAME", None, "no traces"),
+    (CPU, TRACED, "OTEL_SERVICE_NAME", "gadfly-engine", "the engine is one of several processes in a trace"),
+    (CPU, TRACED | {"OTEL_SERVICE_NAME": "x"}, "OTEL_SERVICE_NAME", "x", "the user's value wins"),
+    (CPU, TRACED, "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf", "vLLM's default is another one"),
 ]
 
 
 @pytest.mark.parametrize(("installed", "given", "name", "value", "why"), ENVIRONMENT)
 def test_environment(installed: Installed, given: dict[str, str], name: str, value: str | None, why: str) -> None:
     assert _command(installed, environ=given).env.get(name) == value, why
+
+
+TRACES = [  # environment of the caller, address for vLLM, why this row exists
+    ({}, None, "off by default"),
+    (TRACED, "http://c:4318/v1/traces", "vLLM adds no path"),
+    (TRACED | {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "http://c:4318", "gRPC has no paths"),
+    (TRACED | {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"}, None, "vLLM would not start with it"),
+]
+
+
+@pytest.mark.parametrize(("given", "address", "why"), TRACES)
+def test_traces(given: dict[str, str], address: str | None, why: str) -> None:
+    argv = _command(environ=given).argv
+    found = argv[argv.index("--otlp-traces-endpoint") + 1] if "--otlp-traces-endpoint" in argv else None
+    assert found == address, why
 
 
 def test_a_hub_model_may_reach_the_hub() -> None:

@@ -1,5 +1,6 @@
 """How an engine says it was started, and the printed command that has all that the hot swap needs."""
 
+import re
 import shlex
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +25,7 @@ def config(**changes: Any) -> SimpleNamespace:
         lora_config=given["lora"],
         scheduler_config=SimpleNamespace(policy=given["policy"]),
         cache_config=SimpleNamespace(enable_prefix_caching=True),
-        model_config=SimpleNamespace(generation_config=given["generation"]),
+        model_config=SimpleNamespace(generation_config=given["generation"], revision=given.get("revision")),
     )
 
 
@@ -52,9 +53,12 @@ async def ask(vllm_config: SimpleNamespace, path: str = "/gadfly/engine") -> dic
 
 async def test_what_the_hot_swap_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
-    assert await ask(config()) == {
+    facts = await ask(config())
+    assert facts is not None
+    assert re.fullmatch("[0-9a-f]{32}", facts.pop("process"))
+    assert facts == {
         "device": "cpu", "adapters": True, "runtime_loading": True, "slots": 4, "rank": 16, "plugin": True,
-        "priorities": True, "prefix_cache": True, "generation_config": "vllm",
+        "priorities": True, "prefix_cache": True, "generation_config": "vllm", "revision": "",
     }  # fmt: skip
 
 
@@ -63,9 +67,15 @@ async def test_an_engine_without_all_that(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("VLLM_PLUGINS", "others")
     facts = await ask(config(lora=None, policy="fcfs", generation="auto"))
     assert facts is not None
-    lacking = {name for name, value in facts.items() if not value}
+    lacking = {name for name, value in facts.items() if not value} - {"revision"}
     assert lacking == {"adapters", "runtime_loading", "slots", "rank", "plugin", "priorities"}
     assert facts["generation_config"] == "auto"
+
+
+async def test_the_commit_of_a_hub_model() -> None:
+    facts = await ask(config(revision="0a" * 20))
+    assert facts is not None
+    assert facts["revision"] == "0a" * 20
 
 
 async def test_other_requests_pass() -> None:
@@ -89,6 +99,13 @@ LINES = [  # device, version, settings, words in this order, why this row exists
     ),
     (Device.CPU, "0.32.0", {}, "--dtype float32 --enforce-eager", "as a started engine"),
     (Device.GPU, "0.32.0", {"engine_args": "--seed '3 4'"}, "--seed '3 4'", "the deployment's own flags, quoted"),
+    (
+        Device.GPU,
+        "0.32.0",
+        {"model_revision": "0a" * 20},
+        f"--revision {'0a' * 20} --tokenizer-revision {'0a' * 20}",
+        "the pinned commit",
+    ),
     (Device.GPU, "0.32.0", {"engine_key": "secret"}, '--api-key "$GADFLY_ENGINE_KEY"', "the key stays a variable"),
 ]
 

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gadfly.engine import models
 from gadfly.engine.models import EOS, MARKER, ModelUnavailable, check_folder, make_default, resolve
+from gadfly.errors import BadSettings
 from gadfly.settings import DEFAULT_MODEL, Settings
 from tests.support.engines import made_default_model
 
@@ -38,6 +39,31 @@ def test_a_hub_id_is_looked_up_and_left_to_vllm(tmp_path: Path, monkeypatch: pyt
     assert (model.name, model.is_local, model.config) == ("Qwen/Qwen2.5-0.5B-Instruct", False, config)
     with pytest.raises(ModelUnavailable, match="models/mine is neither a folder here nor"):
         resolve("models/mine", default=tmp_path)
+
+
+def test_a_pinned_folder_is_compared_with_its_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = _write_model(tmp_path / "m", "config.json", "tokenizer.json", "model.safetensors")
+    monkeypatch.setenv("GADFLY_MODEL", str(folder))
+    assert models.main(["--hash"]) == 0
+    pin = capsys.readouterr().out.strip()
+    assert resolve(str(folder), default=tmp_path, revision=pin).folder == folder
+    (folder / "model.safetensors").write_text("other weights")
+    with pytest.raises(BadSettings, match=f"GADFLY_MODEL_REVISION is {pin}"):
+        resolve(str(folder), default=tmp_path, revision=pin)
+
+
+def test_a_pinned_hub_model_is_looked_up_at_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshots = tmp_path / "models--Qwen--Qwen2.5-0.5B-Instruct" / "snapshots"
+    config = _write_model(snapshots / ("0a" * 20), "config.json") / "config.json"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert resolve("Qwen/Qwen2.5-0.5B-Instruct", default=tmp_path, revision="0a" * 20).config == config
+    with pytest.raises(ModelUnavailable, match="hub cannot be reached"):
+        resolve("Qwen/Qwen2.5-0.5B-Instruct", default=tmp_path, revision="0b" * 20)
+    with pytest.raises(BadSettings, match="give a commit"):
+        resolve("Qwen/Qwen2.5-0.5B-Instruct", default=tmp_path, revision=f"sha256:{'ab' * 32}")
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./here", "nothing", "a/b/c", ""])

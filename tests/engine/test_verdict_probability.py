@@ -8,7 +8,8 @@ import pytest
 
 from gadfly import prompts
 from gadfly.critique import critique
-from gadfly.engine_client import Engine, EnginePool, LabelWords, Sampling
+from gadfly.engine_client import Engine, LabelWords, Sampling
+from gadfly.engine_pool import EnginePool
 from gadfly.prompts import PromptSet
 from gadfly.records import Critique
 from gadfly.verdict import Verdict, VerdictSource, parse_critique

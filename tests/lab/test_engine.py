@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from gadfly import prompts
 from gadfly.concurrency import gather
-from gadfly.engine_client import ACTOR, EnginePool, LabelWords, Reply, Sampling
+from gadfly.engine_client import ACTOR, LabelWords, Reply, Sampling
+from gadfly.engine_pool import EnginePool
 from gadfly.errors import AdapterRefused, EngineUnavailable, PromptTooLong
 from gadfly.lab.engine import Generation, Generator, connect
 from gadfly.prompts import Message, Prompt

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gadfly.engine_client import Engine, EnginePool
+from gadfly.engine_client import Engine
+from gadfly.engine_pool import EnginePool
 from gadfly.lab import world
 from gadfly.lab.__main__ import MODEL
 from gadfly.lab.arena import Sizes, asked

@@ -8,7 +8,8 @@ import pytest
 
 from gadfly.base_model import base_sha256
 from gadfly.critique import sample_critiques
-from gadfly.engine_client import ACTOR, EnginePool, Sampling
+from gadfly.engine_client import ACTOR, Sampling
+from gadfly.engine_pool import EnginePool
 from gadfly.grading import Grade, Grader
 from gadfly.lab import study, world
 from gadfly.lab.__main__ import MODEL

@@ -6,16 +6,19 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from gadfly import store
 from gadfly.errors import BadSettings
 from gadfly.records import Interaction, Kind, TaskId, new_id, now
 from gadfly.service.container import Service
+from gadfly.service.forgetting import batches, next_size
 from gadfly.service.metrics import Metrics
 from gadfly.settings import Settings, SplitBlocks
 from gadfly.store.database import Database
 from gadfly.store.forgetting import What
 from gadfly.store.learning import RESPONSE, Learned
+from gadfly.store.tables import AnswerRow
 from gadfly.training import EventKind, Run, TrainConfig, Trigger
 from tests.service.conftest import serving_without_engine
 from tests.service.test_label_queue import TRAIN, judged, keep
@@ -156,6 +159,51 @@ async def test_rows_are_deleted_by_age_and_kind(engineless: Settings, database: 
     async with serving_without_engine(settings):
         await until_gone(database, rows[0])
     assert await ids(database) == {rows[1].id, rows[2].id}
+
+
+async def test_a_deletion_goes_in_batches_that_shrink_and_grow_and_can_be_resumed(database: Database) -> None:
+    rows = [judged(n, 0.5) for n in range(450)]
+    await keep(database, *rows)
+    sizes = []
+    async for batch in batches(database, What(until=now()), skip_locked=False):
+        sizes.append(len(batch.deleted))
+        break
+    assert sizes == [200]
+    async with database.session() as session:
+        assert await store.forgetting.count(session, What(until=now())) == (250, 0), "the first batch stays deleted"
+    async with asyncio.timeout(60):
+        sizes = [len(batch.deleted) async for batch in batches(database, What(until=now()), skip_locked=True)]
+    assert sum(sizes) == 250
+    assert max(sizes) <= 200
+
+
+def test_a_slow_batch_makes_the_next_one_smaller() -> None:
+    assert [next_size(200, took_s=took_s) for took_s in (0.1, 0.3)] == [200, 100]
+    assert [next_size(50, took_s=took_s) for took_s in (0.1, 0.3)] == [100, 25]
+    assert next_size(1, took_s=9.0) == 1
+
+
+async def test_labels_of_what_is_left_are_counted_again(database: Database) -> None:
+    key, other = make_key(), make_key()
+    async with database.session() as session:
+        await store.keys.insert_key(session, key, b"1")
+        await store.keys.insert_key(session, other, b"2")
+    first, second, alone = judged(1, 0.5), judged(1, 0.5), judged(2, 0.5)
+    said = [
+        make_feedback(first.id, correct=True, key_id=key.id),
+        make_feedback(second.id, correct=False, key_id=other.id),
+    ]
+    await keep(database, first, second, alone, *said, make_feedback(alone.id, correct=True))
+
+    async def answers() -> list[tuple[bool | None, int]]:
+        async with database.session() as session:
+            rows = await session.scalars(select(AnswerRow).order_by(AnswerRow.is_right.nulls_first()))
+            return [(row.is_right, len(row.votes)) for row in rows]
+
+    assert await answers() == [(None, 2), (True, 1)], "two keys contradict each other"
+    async with database.session() as session:
+        await store.forgetting.forget(session, [first.id, alone.id])
+    assert await answers() == [(False, 1)], "one vote is left, and nothing is about the other answer"
 
 
 async def test_announced_conversations_of_a_key_are_forgotten(database: Database) -> None:

@@ -81,6 +81,7 @@ _PATHS = [
     ("GET", "/admin/webhooks"),
     ("POST", "/admin/webhooks"),
     ("DELETE", "/admin/webhooks/{webhook_id}"),
+    ("POST", "/admin/webhooks/{webhook_id}/test"),
     ("GET", "/admin/webhooks/deliveries"),
     ("POST", "/admin/webhooks/deliveries/{delivery_id}/resend"),
     ("GET", "/healthz"),

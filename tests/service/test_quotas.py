@@ -20,6 +20,7 @@ from gadfly.service.critics.leases import Leases
 from gadfly.service.keyring import Caller, Keyring, Origin, caller_with
 from gadfly.service.metrics import Metrics
 from gadfly.service.quotas import Quotas
+from gadfly.service.sessions import Sessions
 from gadfly.service.strangers import Strangers
 from gadfly.service.wire.answers import CritiqueRequest, RefineRequest
 from gadfly.settings import Settings
@@ -189,6 +190,49 @@ async def test_tokens_of_other_processes_and_of_before_a_restart_count(
         pass
 
 
+async def test_deleting_answers_gives_no_tokens_back(quotas: Quotas, clock: Clock, database: Database) -> None:
+    moment = now()
+    clock.at = moment
+    async with database.session() as session:
+        key, _ = await issue_key(session, name="ann", tier=Tier.CALLER, limits=KeyLimits(tokens_per_day=100))
+        await store.critics.ensure_version_zero(session, "tiny")
+        usage = Usage(prompt_tokens=30, completion_tokens=10)
+        rows = [make_interaction(key_id=key.id, created_at=moment, usage=usage) for _ in range(3)]
+        old = make_interaction(key_id=key.id, created_at=moment - timedelta(days=2), usage=usage)
+        await insert_records(session, [*rows, old], heldout_share=0.2)
+        midnight = datetime.combine(moment.date(), datetime.min.time(), UTC)
+        for id in (rows[0].id, rows[1].id, old.id):
+            await store.interactions.delete_interaction(session, id, scope=key.id)
+            assert await store.keys.tokens_since(session, [key.id], midnight) == {key.id: 120}
+    ann = caller_with(key)
+    with quotas.work(ann, calls=2):
+        pass
+    await quotas.read(database)
+    error = refused(lambda: quotas.work(ann, calls=2).__enter__())
+    assert "100 tokens a day" in str(error)
+    async with database.session() as session:
+        tomorrow = midnight + timedelta(days=1)
+        await store.keys.keep_usage(session, {key.id: 7}, tomorrow.date())
+        assert await store.keys.tokens_since(session, [key.id], tomorrow) == {key.id: 7}
+        assert await store.keys.tokens_since(session, [key.id], midnight) == {key.id: 47}, "older ones are removed"
+
+
+async def test_an_address_that_invents_sessions_costs_no_more_readings(database: Database) -> None:
+    sessions = Sessions(database, Strangers())
+    async with database.session() as session:
+        key, _ = await issue_key(session, name="ann", tier=Tier.CALLER)
+    secret = await sessions.open(key)
+    assert await sessions.find(secret, address="192.0.2.1") is not None
+    for _ in range(100):
+        assert await sessions.find("old", address="192.0.2.1") is None, "a browser that repeats an old cookie"
+    for number in range(59):
+        assert await sessions.find(f"invented {number}", address="192.0.2.1") is None
+    with pytest.raises(TooBusy, match="unknown keys or sessions a minute"):
+        await sessions.find("invented", address="192.0.2.1")
+    assert await sessions.find(secret, address="192.0.2.1") is not None, "a session that is known still works"
+    assert await sessions.find("invented", address="192.0.2.2") is None
+
+
 def test_admission_counts_what_is_generated_at_the_same_time() -> None:
     leases = Leases(limit=20, metrics=Metrics())
     with leases.take(0, is_pinned=False, places=16):
@@ -209,7 +253,7 @@ def test_addresses_with_unknown_keys_are_limited(clock: Clock) -> None:
         strangers.admit("192.0.2.1")
         strangers.note("192.0.2.1")
     error = refused(lambda: strangers.admit("192.0.2.1"))
-    assert (str(error), error.retry_after_s) == ("this address sent more than 60 unknown keys a minute", 1)
+    assert (str(error), error.retry_after_s) == ("this address sent more than 60 unknown keys or sessions a minute", 1)
     strangers.admit("192.0.2.2")
     clock.pass_s(1)
     strangers.admit("192.0.2.1")
@@ -224,7 +268,7 @@ async def test_an_address_that_guesses_keys_costs_no_more_readings(database: Dat
     for number in range(60):
         with pytest.raises(NotAllowed):
             await ring.authenticate(f"gf_{number}", origin=here)
-    with pytest.raises(TooBusy, match="unknown keys a minute"):
+    with pytest.raises(TooBusy, match="unknown keys or sessions a minute"):
         await ring.authenticate("gf_next", origin=here)
     assert (await ring.authenticate(secret, origin=here)).key_name == "ann", "a key that is known still works"
     with pytest.raises(NotAllowed):
@@ -274,6 +318,14 @@ async def test_limits_are_set_and_changed_over_http(engineless: Settings, databa
         [act, *_] = (await client.get("/admin/acts", headers=admin)).json()["items"]
         assert (act["action"], act["reason"], act["details"]["tokens_per_day"]) == ("limit_key", "agreed", 5)
         assert (await client.patch(path, json={"tokens_per_day": 0}, headers=admin)).status_code == 422
+        [own] = [key for key in (await client.get("/admin/keys", headers=admin)).json() if key["name"] == "root"]
+        refusals = [
+            await client.patch(f"/admin/keys/{own['id']}", json={"requests_per_minute": 1}, headers=admin),
+            await client.post("/admin/keys", json={"name": "b", "tier": "admin", "max_in_flight": 1}, headers=admin),
+        ]
+        assert [(each.status_code, "an admin key has no limits" in each.text) for each in refusals] == [(422, True)] * 2
+        lifted = await client.patch(f"/admin/keys/{own['id']}", json={"requests_per_minute": None}, headers=admin)
+        assert lifted.status_code == 200, "one of an earlier release can be removed"
         assert (await client.patch(f"/admin/keys/{new_id()}", json={}, headers=admin)).status_code == 404
         assert (await client.patch(path, json={}, headers=ann)).status_code == 403
 

@@ -652,6 +652,31 @@ async def test_labelled_traffic_that_shows_a_worse_critic_brings_the_old_one_bac
 # ------------------------------------------------------------------------------------------ replicas, engines, restarts
 
 
+async def test_two_engines_that_cannot_read_the_deployments_folders(
+    tmp_path: Path,
+    database: Database,
+    database_url: str,
+    engines: Engines,
+    published: list[PublishedAdapter],
+    texts: dict[int, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each process sees its own folder at /proc/self/cwd, as if it ran on a host of its own."""
+    shutil.copytree(published[0].folder, tmp_path / "adapter")
+    monkeypatch.chdir(tmp_path)
+    async with serving(make_settings(tmp_path, database_url, engines.a.url, engines.b.url)) as client:
+        version = await insert_version(database, published[0], folder=Path("/proc/self/cwd/adapter"))
+        promoted = await client.post("/admin/promote", json={"version": version.version})
+        assert promoted.json()["status"] == "done", promoted.text
+        answers = await asyncio.gather(*(client.post("/critique", json=ASK) for _ in range(8)))
+        assert {answer.json()["critique"] for answer in answers} == {texts[1]}
+    for engine in (engines.a, engines.b):
+        with engine.client() as asking:
+            cards = asking.get("/v1/models").json()["data"]
+        [folder] = [card["root"] for card in cards if card["id"] == version.engine_name]
+        assert "/gadfly-adapters-" in folder, "the engine has files of its own"
+
+
 async def test_two_replicas_on_two_engines_both_swap(
     world: World, engines: Engines, tmp_path: Path, published: list[PublishedAdapter]
 ) -> None:

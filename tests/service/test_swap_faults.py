@@ -19,7 +19,8 @@ from sqlalchemy import text
 from gadfly import store
 from gadfly.adapters import BadAdapter
 from gadfly.api_keys import issue_key
-from gadfly.engine_client import Engine, EnginePool, Sampling
+from gadfly.engine_client import Engine, Sampling
+from gadfly.engine_pool import EnginePool
 from gadfly.errors import AdapterRefused, Conflict, EngineTimeout, EngineUnavailable, NoSlot, TooBusy
 from gadfly.prompts import Message, Prompt
 from gadfly.records import CriticVersion, SwapKind, SwapReceipt, SwapStatus, Tier, new_id, now
@@ -55,12 +56,14 @@ class FakeEngine:
         self.is_healthy = True
         self.is_wrong = False  # serves other weights under the name
         self.fault: Exception | None = None
+        self.process = ""  # its name; empty: it gives none
+        self.probed = 0
         self.hang = asyncio.Event()
         self.hang.set()
         self._probes = {probe.question: probe for probe in adapter.record.probes}
-        self.engine = Engine(f"http://{name}", timeout_s=5, transport=httpx.MockTransport(self._answer))
+        self.engine = Engine(f"http://{name}", timeout_s=5, transport=httpx.MockTransport(self.answer))
 
-    async def _answer(self, request: httpx.Request) -> httpx.Response:
+    async def answer(self, request: httpx.Request) -> httpx.Response:
         if self.fault is not None:
             raise self.fault
         match request.url.path:
@@ -68,6 +71,8 @@ class FakeEngine:
                 return httpx.Response(200 if self.is_healthy else 503)
             case "/version":
                 return httpx.Response(200, json={"version": "0.32"})
+            case "/gadfly/engine":
+                return httpx.Response(200 if self.process else 404, json={"process": self.process})
             case "/v1/models":
                 return httpx.Response(200, json={"data": [{"id": name} for name in self.names | {"base"}]})
         body = orjson.loads(request.content)
@@ -96,6 +101,7 @@ class FakeEngine:
         if probe is None:
             self.answered.append(body["model"])
             return {"choices": [choice], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
+        self.probed += 1
         shift = 1.0 if self.is_wrong else 0.0
         choice["token_ids"] = probe.tokens
         choice["logprobs"] = {"content": [{"logprob": value + shift} for value in probe.logprobs]}
@@ -150,6 +156,87 @@ async def fleet(
     await pointers.refresh()
     yield fleet
     await pool.aclose()
+
+
+@asynccontextmanager
+async def another_replica(fleet: Fleet, tmp_path: Path, database_url: str) -> AsyncIterator[Loader]:
+    """The loader of a second replica, with connections of its own to the engines of the fleet."""
+    settings, metrics = make_settings(tmp_path, database_url, "http://a", "http://b"), Metrics()
+    tasks = load_tasks(settings)
+    engines = [
+        Engine(each.engine.url, timeout_s=5, transport=httpx.MockTransport(each.answer)) for each in (fleet.a, fleet.b)
+    ]
+    async with Database(database_url) as database:
+        pointers = CriticPointers(database)
+        await pointers.start(base_model="tiny", tasks=[tasks.default.id])
+        yield Loader(
+            settings=settings,
+            tasks=tasks,
+            database=database,
+            engines=engines,
+            pointers=pointers,
+            leases=Leases(limit=100, metrics=metrics),
+            replicas=Replicas(database),
+            metrics=metrics,
+        )
+    for engine in engines:
+        await engine.aclose()
+
+
+# ------------------------------------------------------------------------------------------------------- shared proofs
+
+
+async def test_a_replica_relies_on_what_another_proved_about_the_same_process(
+    fleet: Fleet, tmp_path: Path, database_url: str
+) -> None:
+    fleet.a.process, fleet.b.process = "first", "second"
+    proofs = await fleet.loader.prove(fleet.critic, share=1.0)
+    assert [proof.proved_by for proof in proofs] == [None, None]
+    probes = fleet.a.probed
+    async with another_replica(fleet, tmp_path, database_url) as other:
+        shared = await other.prove(fleet.critic, share=0.0)
+        assert (fleet.a.probed, fleet.b.probed) == (probes, probes), "no probe was sent again"
+        assert [proof.deltas for proof in shared] == [proof.deltas for proof in proofs]
+        assert {proof.proved_by for proof in shared} == {str(fleet.loader._replicas.id)}
+        assert other.is_proven(fleet.critic.version)
+        again = await other.prove(fleet.critic, share=1.0)
+        assert [proof.proved_by for proof in again] == [None, None], "a promotion is proven by its own probes"
+        assert fleet.a.probed == 2 * probes
+
+
+NOT_SHARED: list[tuple[Callable[[FakeEngine], object], str]] = [
+    (lambda engine: setattr(engine, "process", "another"), "the engine was restarted"),
+    (lambda engine: setattr(engine, "process", ""), "the engine gives its process no name"),
+    (lambda engine: engine.names.clear(), "the adapter was unloaded"),
+]
+
+
+@pytest.mark.parametrize(("change", "why"), NOT_SHARED)
+async def test_a_proof_of_another_replica_is_not_enough_when(
+    fleet: Fleet, tmp_path: Path, database_url: str, change: Callable[[FakeEngine], object], why: str
+) -> None:
+    fleet.a.process, fleet.b.process = "first", "second"
+    await fleet.loader.prove(fleet.critic, share=1.0)
+    probes = fleet.a.probed
+    for engine in (fleet.a, fleet.b):
+        change(engine)
+        engine.is_wrong = True
+    async with another_replica(fleet, tmp_path, database_url) as other:
+        with pytest.raises(BadAdapter, match="nats from the trainer"):
+            await other.prove(fleet.critic, share=0.0)
+        assert fleet.a.probed == 2 * probes, why
+
+
+async def test_an_old_proof_is_not_enough(fleet: Fleet, tmp_path: Path, database_url: str, database: Database) -> None:
+    fleet.a.process, fleet.b.process = "first", "second"
+    await fleet.loader.prove(fleet.critic, share=1.0)
+    async with database.session() as session:
+        await session.execute(text("UPDATE engine_proofs SET proved_at = proved_at - interval '11 minutes'"))
+    async with another_replica(fleet, tmp_path, database_url) as other:
+        proofs = await other.prove(fleet.critic, share=0.0)
+        assert [proof.proved_by for proof in proofs] == [None, None]
+    async with database.session() as session:
+        assert await session.scalar(text("SELECT count(*) FROM engine_proofs")) == 2, "the old ones were replaced"
 
 
 # ----------------------------------------------------------------------------------------------------- unproven critics

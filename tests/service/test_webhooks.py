@@ -231,8 +231,32 @@ async def test_admins_manage_webhooks_by_the_command_line(engineless: Settings, 
         assert "no deliveries" in await gadfly("deliveries", "--status", "dead")
         assert "is sent again" in await gadfly("resend", str(delivery.id))
         await receiver.until(2)
+        assert "(test) is sent" in await gadfly("test", made["id"])
+        assert verified((await receiver.until(3))[2], secret)["type"] == "test"
         assert f"deleted {made['id']}" in await gadfly("delete", made["id"])
         assert "no webhooks" in await gadfly("list")
+
+
+async def test_an_admin_tries_one_webhook(engineless: Settings, database: Database) -> None:
+    async with (
+        Receiver().listening() as tried,
+        Receiver().listening() as other,
+        serving_without_engine(engineless) as client,
+    ):
+        body = {"url": tried.url, "events": ["run.ended"]}
+        made = (await client.post("/admin/webhooks", json=body)).json()
+        await client.post("/admin/webhooks", json={"url": other.url})
+        answer = await client.post(f"/admin/webhooks/{made['id']}/test")
+        assert answer.status_code == 202, answer.text
+        queued = answer.json()
+        assert (queued["event"], queued["status"], queued["attempts"]) == ("test", "pending", 0)
+        document = verified((await tried.until(1))[0], made["secret"])
+        assert document == queued["payload"]
+        assert (document["type"], document["data"]) == ("test", {"webhook_id": made["id"]})
+        [ended] = await until_ended(database)
+        assert (str(ended.id), ended.status) == (queued["id"], DeliveryStatus.DELIVERED)
+        assert other.received == [], "it is sent to one endpoint"
+        assert (await client.post(f"/admin/webhooks/{queued['id']}/test")).status_code == 404
 
 
 async def test_pages_of_deliveries_and_the_number_of_webhooks(engineless: Settings, database: Database) -> None:

@@ -12,7 +12,8 @@ from gadfly.actor import BaseActor
 from gadfly.chat import Assembly, Chat, guard_messages, reply_of
 from gadfly.control_tokens import JOINER
 from gadfly.endpoint_actor import EndpointActor
-from gadfly.engine_client import Engine, EnginePool
+from gadfly.engine_client import Engine
+from gadfly.engine_pool import EnginePool
 from gadfly.errors import ActorUnavailable, BadInput
 from gadfly.records import Usage
 

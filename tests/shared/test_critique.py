@@ -10,7 +10,8 @@ import pytest
 
 from gadfly import prompts
 from gadfly.critique import critique, majority_verdict, read_verdict, supplied_critique
-from gadfly.engine_client import Engine, EnginePool, Sampling
+from gadfly.engine_client import Engine, Sampling
+from gadfly.engine_pool import EnginePool
 from gadfly.errors import PromptTooLong
 from gadfly.records import Critique, Usage
 from gadfly.verdict import Verdict, VerdictSource

@@ -12,7 +12,8 @@ from gadfly.access import Access
 from gadfly.actor import BaseActor, open_actor
 from gadfly.control_tokens import JOINER
 from gadfly.endpoint_actor import EndpointActor
-from gadfly.engine_client import EnginePool, Sampling
+from gadfly.engine_client import Sampling
+from gadfly.engine_pool import EnginePool
 from gadfly.errors import (
     ActorTimeout,
     ActorUnavailable,

@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from gadfly.access import Access
-from gadfly.engine_client import ACTOR, Adapters, Engine, EnginePool, Sampling, Served
+from gadfly.engine_client import ACTOR, Adapters, Engine, Sampling, Served
+from gadfly.engine_pool import EnginePool
 from gadfly.errors import AdapterRefused, BadSettings, EngineRefused
 from gadfly.prompts import Message, Prompt
 from gadfly.settings import Settings

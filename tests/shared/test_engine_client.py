@@ -10,7 +10,8 @@ import httpx
 import orjson
 import pytest
 
-from gadfly.engine_client import Engine, EnginePool, LabelTokens, LabelTrace, LabelWords, Sampling
+from gadfly.engine_client import Engine, LabelTokens, LabelTrace, LabelWords, Sampling
+from gadfly.engine_pool import EnginePool
 from gadfly.errors import AdapterRefused, BadInput, EngineError, EngineTimeout, EngineUnavailable, PromptTooLong
 from gadfly.prompts import Message, Prompt
 

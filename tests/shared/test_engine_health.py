@@ -7,8 +7,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from gadfly.engine_client import EnginePool, Reply, Sampling
+from gadfly.engine_client import Reply, Sampling
 from gadfly.engine_health import EngineHealth, EngineStanding, HealthLimits
+from gadfly.engine_pool import EnginePool
 from gadfly.errors import EngineError, EngineRefused, EngineTimeout, EngineUnavailable, MalformedReply
 from gadfly.prompts import Message, Prompt
 from tests.support.broken_engines import Fault, StandIn, standing_in

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from gadfly.critique import sample_critiques
-from gadfly.engine_client import ACTOR, EnginePool, Sampling
+from gadfly.engine_client import ACTOR, Sampling
+from gadfly.engine_pool import EnginePool
 from gadfly.errors import AdapterRefused
 from gadfly.prompts import load
 from gadfly.verdict import Verdict, parse_critique

@@ -6,7 +6,8 @@ import pytest
 from bench import instant_engine
 from gadfly import prompts
 from gadfly.critique import critique
-from gadfly.engine_client import ACTOR, Engine, EnginePool, LabelWords, Sampling
+from gadfly.engine_client import ACTOR, Engine, LabelWords, Sampling
+from gadfly.engine_pool import EnginePool
 from gadfly.sampling_proof import prove_sampling
 from gadfly.verdict import Verdict, VerdictSource
 

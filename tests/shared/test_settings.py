@@ -32,8 +32,11 @@ BAD = [  # settings, words of the refusal
     ({"port": "70000"}, "GADFLY_PORT"),
     ({"database_url": "mysql://db/x"}, "GADFLY_DATABASE_URL"),
     ({"engine_urls": "localhost:8000"}, "GADFLY_ENGINE_URLS"),
+    ({"engine_urls": "dns+http://:8000"}, "no name to look up"),
+    ({"engine_urls": "dns+https://engines:8000"}, "GADFLY_ENGINE_URLS"),
     ({"engine_args": "--name 'open"}, "GADFLY_ENGINE_ARGS: No closing quotation"),
     ({"max_tokens": "4096"}, "^max_tokens must be smaller"),
+    ({"model_revision": "main"}, "GADFLY_MODEL_REVISION: 'main' is neither a commit .* a branch or a tag can move"),
     (
         {"prompts": "stepwise@99"},
         "GADFLY_PROMPTS: there is no prompt set 'stepwise@99'; the prompt sets are bare@1, critique-rl@1, ",

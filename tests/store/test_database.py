@@ -160,6 +160,13 @@ async def test_a_server_that_hangs_cannot_hold_the_caller(own_postgres: Postgres
         await ping(database)
 
 
+async def test_a_pause_of_this_process_is_no_silence_of_the_server(database: Database) -> None:
+    async with database.session(limit_s=0.4) as session:
+        await session.execute(text("SELECT 1"))
+        time.sleep(1.0)  # noqa: ASYNC251 - the whole event loop stands still, as in a virtual machine that is paused
+        assert await session.scalar(text("SELECT sum(n) FROM generate_series(1, 1000) n")) == 500500
+
+
 async def test_a_frozen_server_is_noticed_once_and_then_costs_nothing(own_postgres: PostgresServer) -> None:
     limits = BreakerLimits(suspicious_s=0.3, probe_limit_s=0.5, probe_every_s=0.2)
     async with Database(own_postgres.url, pool=2, timeout_s=5, breaker=limits) as database:

@@ -1,6 +1,8 @@
 """One table of labels, read by every part that uses one: training, counts, the dry run, the watch and the export."""
 
+import asyncio
 import json
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -13,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly import store
 from gadfly.grading import Grade
-from gadfly.records import Feedback, FeedbackSource, Split, new_id, now
+from gadfly.records import Feedback, FeedbackSource, Interaction, Split, new_id, now
 from gadfly.store.database import Database
 from gadfly.store.files import ExportFormat, export
 from gadfly.store.interactions import Filters
@@ -423,6 +425,34 @@ async def test_an_interaction_is_labelled_once_both_it_and_the_label_are_stored(
     assert rows[later].arrived_at == rows[later].stored_at > rows[later].changed_at
     assert rows[old].arrived_at == tomorrow
     assert none in rows
+
+
+async def test_votes_about_one_text_in_two_transactions_both_count(seeded: Database) -> None:
+    first, second = (make_interaction(key_id=A, critic_version=0) for _ in range(2))
+    async with seeded.session() as session:
+        word = make_feedback(first.id, correct=True, key_id=C)
+        await store.interactions.insert_records(session, [first, second, word], heldout_share=ALL_TRAIN)
+
+    async def vote(
+        interaction: Interaction, key_id: UUID, *, is_stored: asyncio.Event, may_commit: asyncio.Event
+    ) -> None:
+        async with seeded.session() as session:
+            word = make_feedback(interaction.id, correct=True, key_id=key_id)
+            await store.interactions.insert_records(session, [word], heldout_share=ALL_TRAIN)
+            is_stored.set()
+            await may_commit.wait()
+
+    first_is_stored, second_is_stored, may_commit = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    one = asyncio.create_task(vote(first, A, is_stored=first_is_stored, may_commit=may_commit))
+    await first_is_stored.wait()
+    other = asyncio.create_task(vote(second, B, is_stored=second_is_stored, may_commit=may_commit))
+    with suppress(TimeoutError):  # it waits for the lock of the first one
+        await asyncio.wait_for(second_is_stored.wait(), timeout=0.5)
+    may_commit.set()
+    await asyncio.gather(one, other)
+    async with seeded.session() as session:
+        [votes] = await session.scalars(select(AnswerRow.votes))
+    assert {vote.key_id for vote in votes or ()} == {A, B, C}
 
 
 async def test_a_rating_is_no_label_on_the_held_out_side(seeded: Database) -> None:

@@ -1,10 +1,13 @@
 """A deployment that has run for a month: three critics, a run of each, traffic, votes, swaps and a run in progress."""
 
+import json
 import random
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
+
+from sqlalchemy import select
 
 from gadfly import store
 from gadfly.api_keys import issue_key
@@ -12,9 +15,18 @@ from gadfly.grading import Grade
 from gadfly.records import Feedback, Interaction, Key, Kind, SwapKind, SwapStatus, Tier, new_id, now
 from gadfly.settings import SplitBlocks
 from gadfly.store.database import Database
-from gadfly.store.tables import CriticVersionRow, RunEventRow, SwapReceiptRow, SwapRow, TrainingRunRow
+from gadfly.store.tables import (
+    CanaryRow,
+    CriticVersionRow,
+    RunEventRow,
+    SwapReceiptRow,
+    SwapRow,
+    TrainingRunRow,
+    WebhookDeliveryRow,
+)
 from gadfly.training import EventKind, GateOutcome, RunStatus, Stage, TrainConfig, Trigger
 from gadfly.verdict import Verdict, VerdictSource
+from gadfly.webhooks import DeliveryStatus, WebhookEndpoint, WebhookEvent, new_secret
 from tests.support.records import make_critique, make_feedback, make_interaction, make_key, make_refinement
 
 DAYS = 30
@@ -46,7 +58,9 @@ class World:
 async def fill(database: Database, *, base_model: str, traffic: int = 240, waiting: int = 40) -> World:
     """Store the world. The live critic is version 0, which needs no adapter."""
     world, rng, today = World(), random.Random(5), now()
-    world.keys = [make_key(name=name, hint=f"gf_{name[:4]}") for name in ("ada", "grace", "evaluation bot")]
+    world.keys = [make_key(name=name, hint=f"gf_{name[:4]}") for name in ("ada", "grace")]
+    limits = {"requests_per_minute": 600, "engine_calls_per_minute": 1200, "tokens_per_day": 2_000_000}
+    world.keys.append(make_key(name="evaluation bot", hint="gf_eval", max_in_flight=8, **limits))
     async with database.session() as session:
         await store.critics.ensure_version_zero(session, base_model)
         for key in world.keys:
@@ -77,6 +91,49 @@ async def fill(database: Database, *, base_model: str, traffic: int = 240, waiti
         others = [(each.id, _other(each.verdict)) for each in fresh[1 : waiting // 4]]
         await store.shadow.insert_verdicts(session, 1, others)
     return world
+
+
+async def begin_canary(database: Database) -> None:
+    """Let the swap to version 1 be a canary that began ten minutes ago."""
+    async with database.session() as session:
+        swap_id = await session.scalar(select(SwapRow.id).where(SwapRow.kind == SwapKind.GATE))
+        session.add(
+            CanaryRow(
+                swap_id=swap_id, task="math", version=1, from_version=0, share=0.25, for_s=86_400, for_requests=500,
+                started_at=now() - timedelta(minutes=10), ended_at=None, outcome=None, reason=None,
+            )
+        )  # fmt: skip
+
+
+async def add_webhooks(database: Database) -> None:
+    """Two webhooks, and a delivery in each state. None is due, so nothing is sent."""
+    today = now()
+    every, one = (
+        WebhookEndpoint(
+            id=new_id(), url=f"http://127.0.0.1:9/{path}", events=events, secret=new_secret(), created_at=today
+        )
+        for path, events in (
+            ("hooks/gadfly", tuple(WebhookEvent)),
+            ("services/a-long-path/that-names/the-channel-of-the-team", (WebhookEvent.RUN_ALARM,)),
+        )
+    )
+    outcomes = (
+        (every, WebhookEvent.CRITIC_PROMOTED, DeliveryStatus.DELIVERED, 1, None),
+        (every, WebhookEvent.RUN_ENDED, DeliveryStatus.DEAD, 9, "status 503"),
+        (one, WebhookEvent.RUN_ALARM, DeliveryStatus.PENDING, 3, "no answer within 15 s"),
+    )
+    async with database.session() as session:
+        for endpoint in (every, one):
+            await store.webhooks.insert_endpoint(session, endpoint)
+        session.add_all(
+            WebhookDeliveryRow(
+                id=new_id(), endpoint_id=endpoint.id, event=event, created_at=today - timedelta(minutes=5 * place),
+                body=json.dumps({"type": event, "timestamp": today.isoformat(), "data": {"task": "math"}}),
+                status=status, attempts=attempts, next_at=today + timedelta(hours=1), problem=problem,
+                ended_at=None if status is DeliveryStatus.PENDING else today,
+            )
+            for place, (endpoint, event, status, attempts, problem) in enumerate(outcomes)
+        )  # fmt: skip
 
 
 def _other(verdict: Verdict | None) -> Verdict:

@@ -5,7 +5,9 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from gadfly.engine_client import Engine, EnginePool
+from gadfly.engine_client import Engine
+from gadfly.engine_fleet import EngineFleet
+from gadfly.engine_pool import EnginePool
 from gadfly.errors import WrongSampling
 from gadfly.sampling_proof import DRAWS
 from gadfly.trainer.engines import RunEngines
@@ -48,6 +50,36 @@ async def test_a_busy_engine_is_waited_for() -> None:
     engines = run_engines(FakeEngine(failures=2))
     await engines.prove_sampling()
     assert len(engines.pool.members) == 1
+
+
+async def test_an_engine_that_comes_back_at_another_address_is_found_and_proven() -> None:
+    fakes = {"http://old": FakeEngine(), "http://new": FakeEngine()}
+    hosts = ["http://old"]
+
+    async def resolve(name: str) -> frozenset[str]:
+        return frozenset(hosts)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        url = f"http://{request.url.host}"
+        if url not in hosts:
+            raise httpx.ConnectError("gone")
+        return fakes[url](request)
+
+    fleet = EngineFleet(
+        ["dns+http://engine"],
+        lambda url, _: Engine(url, timeout_s=5, transport=httpx.MockTransport(answer)),
+        resolve=resolve,
+    )
+    await fleet.look()
+    engines = RunEngines(EnginePool(fleet), uuid4(), 32, patience_s=30, temperature=0.7, fleet=fleet)
+    await engines.prove_sampling()
+    hosts[:] = ["http://new"]
+    assert await engines.patiently(lambda: engines.pool.members[0].token_ids("a rollout"))
+    assert [engine.url for engine in engines.pool.members] == ["http://new"]
+    assert fakes["http://new"].draws == fakes["http://old"].draws == 2 * DRAWS, (
+        "it proves that it samples as it reports"
+    )
+    await fleet.aclose()
 
 
 async def test_the_lab_has_no_rollouts_to_prove() -> None:

@@ -10,7 +10,8 @@ from uuid import UUID
 import pytest
 
 from gadfly.actor import BaseActor
-from gadfly.engine_client import ACTOR, EnginePool
+from gadfly.engine_client import ACTOR
+from gadfly.engine_pool import EnginePool
 from gadfly.errors import EngineUnavailable, UnreadableReference
 from gadfly.grading import Grade, Grader
 from gadfly.prompts import Message, load

@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from gadfly.adapters import CONFIG, WEIGHTS, BadAdapter
-from gadfly.engine_client import ACTOR, EnginePool, Sampling
+from gadfly.engine_client import ACTOR, Sampling
+from gadfly.engine_pool import EnginePool
 from gadfly.prompts import load
 from gadfly.trainer.rl.packing import Group, Pack, pack
 from gadfly.trainer.rl.policy import Policy, Which

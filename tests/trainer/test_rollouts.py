@@ -7,7 +7,8 @@ from uuid import UUID, uuid4
 import pytest
 
 from gadfly.actor import BaseActor
-from gadfly.engine_client import ACTOR, EnginePool
+from gadfly.engine_client import ACTOR
+from gadfly.engine_pool import EnginePool
 from gadfly.grading import Grade, Grader
 from gadfly.prompts import load
 from gadfly.store.training_data import LabelledAnswer

@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import select, text
 
 from gadfly import store
-from gadfly.engine_client import EnginePool
+from gadfly.engine_pool import EnginePool
 from gadfly.records import Split
 from gadfly.settings import Settings
 from gadfly.store.database import Database, migrate

@@ -16,7 +16,8 @@ from uuid import UUID
 from gadfly.actor import Actor
 from gadfly.concurrency import gather
 from gadfly.critique import critique
-from gadfly.engine_client import EnginePool, Sampling
+from gadfly.engine_client import Sampling
+from gadfly.engine_pool import EnginePool
 from gadfly.errors import PromptTooLong, UnreadableReference
 from gadfly.grading import Grade, Submission, TaskGrader, grade_one, group_by_answer
 from gadfly.prompts import Prompt, PromptSet, joined

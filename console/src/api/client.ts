@@ -76,6 +76,10 @@ export async function post<T>(path: string, body: unknown = {}, options: Options
   return (response.status === 204 ? undefined : await response.json()) as T;
 }
 
+export async function patch<T>(path: string, body: unknown): Promise<T> {
+  return (await send("PATCH", path, { body })).json() as Promise<T>;
+}
+
 export async function remove<T = void>(path: string): Promise<T> {
   const response = await send("DELETE", path);
   return (response.status === 204 ? undefined : await response.json()) as T;

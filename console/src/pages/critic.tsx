@@ -229,6 +229,7 @@ interface Proof {
   deltas: { tokens: number; from_trainer: number; from_base: number };
   load_s: number;
   probe_s: number;
+  proved_by?: string | null;
 }
 
 function ReceiptView({ receipt }: { receipt: Receipt }) {
@@ -253,7 +254,9 @@ function ReceiptView({ receipt }: { receipt: Receipt }) {
               ["Proof", `${plural(proof.probes, "probe")}, ${plural(proof.deltas.tokens, "token")}`],
               ["From the trainer", `${decimal(proof.deltas.from_trainer, 4)} nats at most`],
               ["From the base model", `${decimal(proof.deltas.from_base, 4)} nats at most`],
-              ["Time", `${decimal(proof.load_s, 2)} s to load, ${decimal(proof.probe_s, 2)} s to prove`],
+              proof.proved_by
+                ? ["Proved by", `replica ${short(proof.proved_by)}`]
+                : ["Time", `${decimal(proof.load_s, 2)} s to load, ${decimal(proof.probe_s, 2)} s to prove`],
             ]}
           />
         ))}

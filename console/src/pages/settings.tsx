@@ -1,14 +1,15 @@
 import { useState } from "preact/hooks";
 import { get, post } from "../api/client";
-import type { ActPage, Grading, Key, NewKey, Setting, Task } from "../api/types";
+import type { ActPage, Grading, Setting, Task } from "../api/types";
 import { short, words } from "../lib/format";
 import { asError, useLoaded, useTitle } from "../lib/hooks";
 import { link, type Route } from "../router";
-import { Badge, Button, Card, Copy, Empty, ErrorNote, Facts, GradeBadge, Loading, Note, PageHead, Select, Tabs, TextArea, TextField, Time } from "../ui/basics";
-import { Confirm, Dialog } from "../ui/dialog";
+import { Badge, Button, Card, Copy, Empty, ErrorNote, Facts, GradeBadge, Loading, PageHead, Select, Tabs, TextArea, TextField, Time } from "../ui/basics";
 import { ForgetTab } from "./forget";
+import { KeysTab } from "./keys";
+import { WebhooksTab } from "./webhooks";
 
-const TABS = { task: "Tasks", keys: "Keys", settings: "Settings", forget: "Forget", acts: "Acts of admins" } as const;
+const TABS = { task: "Tasks", keys: "Keys", webhooks: "Webhooks", settings: "Settings", forget: "Forget", acts: "Acts of admins" } as const;
 
 export function SettingsPage({ route }: { route: Route }) {
   const tab = (route.query["view"] ?? "task") as keyof typeof TABS;
@@ -19,6 +20,7 @@ export function SettingsPage({ route }: { route: Route }) {
       <Tabs label="Settings" current={tab} tabs={Object.entries(TABS).map(([id, text]) => ({ id, text, href: link("settings", { view: id }) }))} />
       {tab === "task" && <TasksTab />}
       {tab === "keys" && <KeysTab />}
+      {tab === "webhooks" && <WebhooksTab query={route.query} />}
       {tab === "settings" && <SettingsTab />}
       {tab === "forget" && <ForgetTab />}
       {tab === "acts" && <ActsTab />}
@@ -93,125 +95,6 @@ function TryGrader({ tasks }: { tasks: Task[] }) {
         {error && <ErrorNote error={error} />}
       </form>
     </Card>
-  );
-}
-
-function KeysTab() {
-  const keys = useLoaded("keys", (signal) => get<Key[]>("admin/keys", {}, signal));
-  const [making, setMaking] = useState(false);
-  const [asks, setAsks] = useState<{ key: Key; what: "revoke" | "distrust" | "trust" }>();
-  return (
-    <>
-      <section class="card card-flush" aria-label="Keys">
-        <header class="card-head"><h2>Keys</h2><Button kind="primary" icon="plus" onClick={() => setMaking(true)}>New key</Button></header>
-        <Loading of={keys}>
-          {(found) => found.length === 0 ? (
-            <Empty icon="key" title="No keys">Without keys, only this computer may use the service. The first key should be an admin's: afterwards every request needs one.</Empty>
-          ) : (
-            <ul class="items">
-              {found.map((key) => (
-                <li key={key.id}>
-                  <div class="row row-between">
-                    <span class="row">
-                      <strong>{key.name}</strong>
-                      {key.tier === "admin" ? <Badge tone="accent">Admin</Badge> : key.scopes.map((scope) => <Badge key={scope}>{words(scope)}</Badge>)}
-                      {key.revoked_at && <Badge tone="bad">Revoked</Badge>}
-                      {key.distrusted_at && <Badge tone="warn">Its labels do not count</Badge>}
-                    </span>
-                    {!key.revoked_at && (
-                      <span class="row">
-                        <Button kind="quiet" onClick={() => setAsks({ key, what: key.distrusted_at ? "trust" : "distrust" })}>{key.distrusted_at ? "Trust" : "Distrust"}</Button>
-                        <Button kind="danger" onClick={() => setAsks({ key, what: "revoke" })}>Revoke</Button>
-                      </span>
-                    )}
-                  </div>
-                  <div class="items-meta">
-                    <code>{key.hint}…</code>
-                    <span>made <Time at={key.created_at} /></span>
-                    {key.expires_at && <span>expires <Time at={key.expires_at} /></span>}
-                    <a href={link("traffic", { key: key.id })}>its traffic</a>
-                  </div>
-                </li>
-              ))}
-            </ul>
-          )}
-        </Loading>
-      </section>
-      {making && <MakeKey onClose={() => { setMaking(false); keys.reload(); }} />}
-      {asks && (
-        <Confirm
-          title={`${words(asks.what)} the key “${asks.key.name}”?`} action={words(asks.what)} kind={asks.what === "trust" ? "primary" : "danger"} reason="optional"
-          onClose={() => setAsks(undefined)}
-          run={async (reason) => {
-            await post(`admin/keys/${asks.key.id}/${asks.what}`, reason ? { reason } : {});
-            keys.reload();
-          }}
-        >
-          <p>
-            {asks.what === "revoke" ? "It stops working within seconds, and cannot be used again. Its rows stay."
-              : asks.what === "distrust" ? "Its labels count for nothing from now on, also those that it gave before. It keeps working."
-              : "Its labels count again."}
-          </p>
-        </Confirm>
-      )}
-    </>
-  );
-}
-
-const KINDS = {
-  use: { scopes: ["use"] }, label: { scopes: ["label"] }, read: { scopes: ["read"] }, train: { scopes: ["train"] }, admin: { tier: "admin" },
-} as const;
-
-function MakeKey({ onClose }: { onClose: () => void }) {
-  const [name, setName] = useState("");
-  const [kind, setKind] = useState<keyof typeof KINDS>("use");
-  const [days, setDays] = useState("");
-  const [made, setMade] = useState<NewKey>();
-  const [error, setError] = useState<Error>();
-  const [busy, setBusy] = useState(false);
-  const make = async () => {
-    setBusy(true);
-    setError(undefined);
-    try {
-      setMade(await post<NewKey>("admin/keys", { name: name.trim(), ...KINDS[kind], ...(days ? { expires_in_days: Number(days) } : {}) }));
-    } catch (failure) {
-      setError(asError(failure));
-    }
-    setBusy(false);
-  };
-  return (
-    <Dialog
-      title={made ? "The new key" : "New key"} onClose={onClose}
-      actions={made ? <Button kind="primary" onClick={onClose}>Done</Button> : (
-        <>
-          <Button onClick={onClose}>Cancel</Button>
-          <Button kind="primary" busy={busy} disabled={!name.trim()} onClick={() => void make()}>Make the key</Button>
-        </>
-      )}
-    >
-      {made ? (
-        <>
-          <Note tone="warn" icon="key" title="Copy it now">Only its digest is stored, so it is shown this once.</Note>
-          <div class="block row row-between"><code>{made.secret}</code><Copy text={made.secret} label="Copy the key" /></div>
-        </>
-      ) : (
-        <div class="stack">
-          <TextField label="Name" value={name} onInput={setName} placeholder="Who or what uses it" required />
-          <Select
-            label="What it may do" value={kind} onInput={(chosen) => setKind(chosen as keyof typeof KINDS)}
-            choices={[
-              ["use", "Use: uses the service, sees its own rows"],
-              ["label", "Label: labels the answers of all callers"],
-              ["read", "Read: reads all traffic, labels, runs and critics"],
-              ["train", "Train: plans, starts and follows training runs"],
-              ["admin", "Admin: sees and does everything"],
-            ]}
-          />
-          <TextField label="Expires after, in days (optional)" type="number" value={days} onInput={setDays} inputMode="numeric" />
-          {error && <ErrorNote error={error} />}
-        </div>
-      )}
-    </Dialog>
   );
 }
 

@@ -143,16 +143,17 @@ export function PageHead({ title, lead, actions, back }: {
   );
 }
 
-export function Empty({ icon = "spark", title, children, action }: {
+export function Empty({ icon = "spark", title, children, action, heading: Heading = "h2" }: {
   icon?: IconName;
   title: string;
+  heading?: "h1" | "h2"; // h1 where nothing else is on the page
   children?: ComponentChildren;
   action?: ComponentChildren;
 }) {
   return (
     <div class="empty">
       <span class="empty-icon"><Icon name={icon} size={26} /></span>
-      <h2>{title}</h2>
+      <Heading>{title}</Heading>
       {children && <p>{children}</p>}
       {action && <div class="row">{action}</div>}
     </div>
@@ -165,7 +166,7 @@ export function ErrorNote({ error, retry }: { error: Error; retry?: () => void }
     <div class="note note-bad" role="alert">
       <Icon name="warn" />
       <div>
-        <strong>{forbidden ? "This needs an admin key" : "That did not work"}</strong>
+        <strong>{forbidden ? "This key may not do that" : "That did not work"}</strong>
         <p>{error.message.charAt(0).toUpperCase() + error.message.slice(1)}</p>
       </div>
       {retry && !forbidden && <Button icon="refresh" onClick={retry}>Try again</Button>}
@@ -338,6 +339,42 @@ export function Toggle({ label, checked, onChange }: { label: string; checked: b
       <span class="toggle-track" aria-hidden="true" />
       <span>{label}</span>
     </label>
+  );
+}
+
+/** Boxes to check, of which any number may be. */
+export function Checks<T extends string>({ label, choices, checked, onChange, hint }: {
+  label: string;
+  choices: [value: T, text: string, explanation?: string][];
+  checked: T[];
+  onChange: (checked: T[]) => void;
+  hint?: ComponentChildren;
+}) {
+  const id = useId();
+  return (
+    <fieldset class="checks" aria-describedby={hint ? id : undefined}>
+      <legend class="legend">{label}</legend>
+      {choices.map(([value, text, explanation]) => (
+        <label key={value} class="check">
+          <input
+            type="checkbox" checked={checked.includes(value)}
+            onChange={(event) => onChange(choices.map(([each]) => each).filter((each) => (each === value ? event.currentTarget.checked : checked.includes(each))))}
+          />
+          <span>{text}{explanation && <span class="muted"> {explanation}</span>}</span>
+        </label>
+      ))}
+      {hint && <p id={id} class="hint">{hint}</p>}
+    </fieldset>
+  );
+}
+
+/** A secret that the service shows once. */
+export function Secret({ text, what, children }: { text: string; what: string; children?: ComponentChildren }) {
+  return (
+    <>
+      <Note tone="warn" icon="key" title="Copy it now">{children}</Note>
+      <div class="block row row-between secret"><code>{text}</code><Copy text={text} label={`Copy the ${what}`} /></div>
+    </>
   );
 }
 

@@ -43,10 +43,15 @@ def migrate(
 
 @app.command()
 @takes_settings()
-def model(settings: Settings) -> None:
+def model(
+    settings: Settings,
+    hash_: Annotated[
+        bool, typer.Option("--hash", help="Print the value of GADFLY_MODEL_REVISION that pins the base model.")
+    ] = False,
+) -> None:
     """Make the default model and print its folder. `gadfly up` does the same where the model is missing."""
     environment = os.environ | settings.to_environment()
-    command = (sys.executable, "-P", "-m", "gadfly.engine.models")
+    command = [sys.executable, "-P", "-m", "gadfly.engine.models", *(["--hash"] if hash_ else [])]
     raise typer.Exit(subprocess.run(command, env=environment, check=False).returncode)
 
 

@@ -9,6 +9,7 @@ import typer
 
 from gadfly.cli.commands.arguments import Json
 from gadfly.cli.options import takes_settings
+from gadfly.errors import BadInput
 from gadfly.records import KeyLimits, Scope, Tier
 from gadfly.settings import Settings
 
@@ -74,6 +75,14 @@ def create_key(
     engine_calls_per_minute: EngineCallsPerMinute = None,
     tokens_per_day: TokensPerDay = None,
     max_in_flight: MaxInFlight = None,
+    secret_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="Take the secret from this file, for deployments that keep it elsewhere. Does nothing when the key "
+            "with this secret exists.",
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write the secret to this file (mode 600).")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --out if it exists.")] = False,
     if_none: Annotated[
@@ -90,6 +99,15 @@ def create_key(
     expires_at = None if expires is None else storage.expiry(expires, at=now())
     with storage.database_url(settings) as url:
         migrate(url)
+        given = None if secret_file is None else _read(secret_file)
+        if given and (same := asyncio.run(storage.key_of_secret(settings, url, given))):
+            if same.tier is not tier or not same.is_active(now()):
+                raise BadInput(
+                    f"the secret in {secret_file} is that of the key {same.name}, which is revoked, expired or of "
+                    "another tier: take another secret"
+                )
+            terminal.err.print(f"the key with this secret exists already: {same.name} ({same.hint}...)")
+            return
         active = asyncio.run(storage.active_keys(settings, url, tier)) if if_none else []
         if active:
             terminal.err.print(f"an active {tier} key exists already: {active[0].name} ({active[0].hint}...)")
@@ -105,6 +123,7 @@ def create_key(
                 tasks=_served(settings, task),
                 scopes=scope or None,
                 limits=KeyLimits(**limits),
+                secret=given,
                 out=out,
                 overwrite=overwrite,
             )
@@ -125,6 +144,13 @@ def create_key(
         terminal.out.print(secret, markup=False)
     else:
         terminal.err.print(f"The secret is in {out}.", markup=False)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"the secret cannot be read from {path}: {error}") from None
 
 
 def _served(settings: Settings, names: list[str] | None) -> tuple[str, ...] | None:

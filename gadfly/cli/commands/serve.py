@@ -102,12 +102,13 @@ def status(settings: Settings, json: Json = False) -> None:
 @takes_settings()
 def doctor(settings: Settings, json: Json = False) -> None:
     """Check everything a deployment needs, and recommend a fix for each problem."""
-    from gadfly.cli.doctor import CheckResult, examine, show
-    from gadfly.cli.terminal import print_json
+    from gadfly.cli.doctor import CheckResult, examine, show, show_commands
+    from gadfly.cli.terminal import err, print_json
 
-    findings = asyncio.run(examine(settings))
     if json:
+        findings = asyncio.run(examine(settings))
         print_json([asdict(finding) for finding in findings])
     else:
-        show(findings)
+        findings = asyncio.run(examine(settings, on_finding=show, on_wait=err.print))
+        show_commands(findings)
     raise typer.Exit(any(finding.outcome is CheckResult.FAIL for finding in findings))

@@ -68,6 +68,24 @@ def delete_webhook(settings: Settings, webhook: Annotated[str, typer.Argument(he
     terminal.out.print(f"deleted {webhook}", markup=False)
 
 
+@app.command("test")
+@takes_settings()
+def try_webhook(
+    settings: Settings, webhook: Annotated[str, typer.Argument(help="Its id.")], json: Json = False
+) -> None:
+    """Send the event `test` to a webhook. `gadfly webhooks deliveries` shows whether it arrived."""
+    from gadfly.cli import terminal
+    from gadfly.cli.connection import connect
+    from gadfly.client import calls
+
+    with connect(settings) as client:
+        found = client.document(calls.try_webhook(webhook))
+    if json:
+        terminal.print_json(found)
+    else:
+        terminal.out.print(f"{found['id']} (test) is sent", markup=False)
+
+
 @app.command("deliveries")
 @takes_settings()
 def list_deliveries(
