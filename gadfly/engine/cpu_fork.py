@@ -14,26 +14,35 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.context import BaseContext, ForkContext, ForkProcess
 from pathlib import Path
 
 _OMP_PAUSE_HARD = 2  # omp_pause_resource_t of OpenMP 5.0
 
+# Options of vLLM with which a fork does not work: it binds memory at exec, and exporters of traces have threads.
+_SPAWNED = ("--numa-bind", "--otlp-traces-endpoint")
+
 
 def install() -> None:
     """Has a server on CPU fork the engine's process if its environment asks for it. Idempotent."""
     from vllm.platforms import current_platform
 
-    asked = os.environ.get("VLLM_WORKER_MULTIPROC_METHOD") == "fork" and "--numa-bind" not in sys.argv
-    if not asked or not current_platform.is_cpu():
+    if not current_platform.is_cpu() or not is_asked_for(os.environ, sys.argv):
         return
     from vllm.v1.engine import utils
 
     if not hasattr(utils, "_gadfly_forks"):
         utils._gadfly_forks = True
         utils.get_mp_context = forking_where_safe(utils.get_mp_context)
+
+
+def is_asked_for(environ: Mapping[str, str], arguments: Sequence[str]) -> bool:
+    """Whether a server with this environment and these arguments is to fork the engine's process."""
+    return environ.get("VLLM_WORKER_MULTIPROC_METHOD") == "fork" and not any(
+        argument.startswith(_SPAWNED) for argument in arguments
+    )
 
 
 def forking_where_safe(get_context: Callable[[], BaseContext]) -> Callable[[], BaseContext]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gadfly.engine.cpu_fork import forking_where_safe
+from gadfly.engine.cpu_fork import forking_where_safe, is_asked_for
 from tests.support.engines import start_engine
 from tests.support.tiny_models import Adapted
 
@@ -47,6 +47,22 @@ def test_a_fork_computes_with_threads_after_its_parent_did(tmp_path: Path) -> No
         env=os.environ | {"OMP_NUM_THREADS": "2"}, stdout=subprocess.PIPE, check=True, timeout=120,
     )  # fmt: skip
     assert done.stdout == b"answered: True True\n"
+
+
+ASKED = [  # variable, arguments, whether the process is forked, why this row exists
+    ("fork", ["--model", "m"], True, "Gadfly's command"),
+    (None, ["--model", "m"], False, "vLLM started without Gadfly"),
+    ("spawn", ["--model", "m"], False, "the user's value wins"),
+    ("fork", ["--numa-bind"], False, "memory is bound at exec"),
+    ("fork", ["--otlp-traces-endpoint", "http://collector"], False, "the exporter of traces has threads"),
+    ("fork", ["--otlp-traces-endpoint=http://collector"], False, "the other way to write an option"),
+]
+
+
+@pytest.mark.parametrize(("method", "arguments", "forks", "why"), ASKED)
+def test_a_fork_is_asked_for(method: str | None, arguments: list[str], forks: bool, why: str) -> None:
+    environ = {} if method is None else {"VLLM_WORKER_MULTIPROC_METHOD": method}
+    assert is_asked_for(environ, arguments) is forks, why
 
 
 @pytest.fixture
