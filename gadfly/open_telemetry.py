@@ -151,7 +151,7 @@ class _Ids(RandomIdGenerator):
 
     def generate_trace_id(self) -> int:
         given = self._given.get()
-        return super().generate_trace_id() if given is None else given.int
+        return super().generate_trace_id() if given is None else int(tracing.trace_id_of(given), 16)
 
 
 class _OncePerMinute(logging.Filter):

@@ -95,7 +95,7 @@ def test_a_callers_trace_is_continued_and_a_given_id_begins_one(traced: Collecto
     tracing.stop()
     request, run, other = traced.spans
     assert (request.trace_id, request.parent_id) == (CALLERS_TRACE, CALLERS_SPAN)
-    assert (run.trace_id, run.parent_id) == (UUID(int=12).hex, "")
+    assert (run.trace_id, run.parent_id) == (tracing.trace_id_of(UUID(int=12)), "")
     assert other.trace_id not in (CALLERS_TRACE, run.trace_id)
 
 
