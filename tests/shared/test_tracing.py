@@ -114,6 +114,25 @@ async def test_concurrent_work_keeps_its_own_span(traced: Collector) -> None:
         assert children(traced.spans, outer) == [f"inner {number}"]
 
 
+async def test_a_task_that_outlives_its_trace_belongs_to_none(traced: Collector) -> None:
+    has_ended = asyncio.Event()
+
+    async def work() -> dict[str, str]:
+        await has_ended.wait()
+        with tracing.span("late"):
+            return tracing.headers()
+
+    with tracing.root("request"):
+        task = asyncio.create_task(work())
+        await asyncio.sleep(0)
+    has_ended.set()
+    parent = (await task)["traceparent"]
+    tracing.stop()
+    [request] = traced.spans
+    assert parent.endswith("-00")
+    assert request.trace_id not in parent
+
+
 def _engine(sent: list[httpx.Request]) -> Engine:
     def answer(request: httpx.Request) -> httpx.Response:
         sent.append(request)
