@@ -3,10 +3,9 @@
 python -m bench.limits
 """
 
-import time
-from collections.abc import Callable
 from functools import partial
 
+from bench.processor_time import microseconds
 from gadfly.records import Key, Scope, Tier, new_id, now
 from gadfly.service.answering.limits import engine_calls
 from gadfly.service.dependencies import RouteNeeds
@@ -15,6 +14,7 @@ from gadfly.service.quotas import Quotas
 from gadfly.service.wire.answers import CritiqueRequest
 
 _ROUNDS = 100_000
+_microseconds = partial(microseconds, rounds=_ROUNDS)
 _NEVER = 10**9
 
 
@@ -29,17 +29,6 @@ def _key(**limits: int) -> Key:
         revoked_at=None,
         **limits,  # type: ignore[arg-type]  # the limits are the fields that are integers
     )
-
-
-def _microseconds(work: Callable[[], object]) -> float:
-    """Of one call, in the fastest of five runs."""
-    times = []
-    for _ in range(5):
-        started = time.process_time()
-        for _ in range(_ROUNDS):
-            work()
-        times.append(time.process_time() - started)
-    return min(times) / _ROUNDS * 1e6
 
 
 def main() -> None:

@@ -6,14 +6,15 @@ While tracing is on, the spans go to a collector that does not answer. The sendi
 """
 
 import os
-import time
-from collections.abc import Callable
+from functools import partial
 
+from bench.processor_time import microseconds
 from gadfly import tracing
 from gadfly.engine_client import Engine, Sampling
 from gadfly.tracing import SpanKind
 
 _ROUNDS = 20_000
+_microseconds = partial(microseconds, rounds=_ROUNDS)
 _COLLECTOR = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
 
 
@@ -41,17 +42,6 @@ def _answer(engine: Engine) -> None:
         pass
     with tracing.span("record", {"gadfly.interaction_id": "0"}):
         pass
-
-
-def _microseconds(work: Callable[[], object]) -> float:
-    """Of one call, in the fastest of five runs."""
-    times = []
-    for _ in range(5):
-        started = time.process_time()
-        for _ in range(_ROUNDS):
-            work()
-        times.append(time.process_time() - started)
-    return min(times) / _ROUNDS * 1e6
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ Engines that misbehave are fakes behind the real client: they answer from an ada
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import randrange
@@ -130,16 +130,11 @@ class Fleet:
         await self.pool.chat(ASK, model=self.name, sampling=Sampling(max_tokens=5))
 
 
-@pytest.fixture
-async def fleet(
-    tmp_path: Path, database_url: str, database: Database, published: PublishedAdapter
-) -> AsyncIterator[Fleet]:
-    a, b = FakeEngine("a", published), FakeEngine("b", published)
-    pointers, metrics = CriticPointers(database), Metrics()
-    settings = make_settings(tmp_path, database_url, "http://a", "http://b")
-    engines = (a.engine, b.engine)
-    tasks = load_tasks(settings)
-    loader = Loader(
+async def started_loader(settings: Settings, database: Database, engines: Sequence[Engine]) -> Loader:
+    """The loader of a replica, which knows the pointers as the database has them."""
+    tasks, pointers, metrics = load_tasks(settings), CriticPointers(database), Metrics()
+    await pointers.start(base_model="tiny", tasks=[tasks.default.id])
+    return Loader(
         settings=settings,
         tasks=tasks,
         database=database,
@@ -149,9 +144,18 @@ async def fleet(
         replicas=Replicas(database),
         metrics=metrics,
     )
+
+
+@pytest.fixture
+async def fleet(
+    tmp_path: Path, database_url: str, database: Database, published: PublishedAdapter
+) -> AsyncIterator[Fleet]:
+    a, b = FakeEngine("a", published), FakeEngine("b", published)
+    engines = (a.engine, b.engine)
+    loader = await started_loader(make_settings(tmp_path, database_url, "http://a", "http://b"), database, engines)
+    pointers = loader._pointers
     pool = EnginePool(engines, router=loader)
     fleet = Fleet(a, b, pool, loader, pointers)
-    await pointers.start(base_model="tiny", tasks=[tasks.default.id])
     fleet.critic = await insert_version(database, published)
     await pointers.refresh()
     yield fleet
@@ -161,24 +165,11 @@ async def fleet(
 @asynccontextmanager
 async def another_replica(fleet: Fleet, tmp_path: Path, database_url: str) -> AsyncIterator[Loader]:
     """The loader of a second replica, with connections of its own to the engines of the fleet."""
-    settings, metrics = make_settings(tmp_path, database_url, "http://a", "http://b"), Metrics()
-    tasks = load_tasks(settings)
     engines = [
         Engine(each.engine.url, timeout_s=5, transport=httpx.MockTransport(each.answer)) for each in (fleet.a, fleet.b)
     ]
     async with Database(database_url) as database:
-        pointers = CriticPointers(database)
-        await pointers.start(base_model="tiny", tasks=[tasks.default.id])
-        yield Loader(
-            settings=settings,
-            tasks=tasks,
-            database=database,
-            engines=engines,
-            pointers=pointers,
-            leases=Leases(limit=100, metrics=metrics),
-            replicas=Replicas(database),
-            metrics=metrics,
-        )
+        yield await started_loader(make_settings(tmp_path, database_url, "http://a", "http://b"), database, engines)
     for engine in engines:
         await engine.aclose()
 

@@ -8,6 +8,27 @@ export interface Loaded<T> {
   set: (data: T) => void;
 }
 
+export interface Sending<T> {
+  sent: T | undefined;
+  error: Error | undefined;
+  busy: boolean;
+  run: () => Promise<void>;
+}
+
+/** Sends something when `run` is called, and keeps the answer or the error. */
+export function useSending<T>(send: () => Promise<T>): Sending<T> {
+  const [state, setState] = useState<{ sent?: T; error?: Error; busy: boolean }>({ busy: false });
+  const run = async () => {
+    setState((old) => ({ sent: old.sent, busy: true }));
+    try {
+      setState({ sent: await send(), busy: false });
+    } catch (failure) {
+      setState({ error: asError(failure), busy: false });
+    }
+  };
+  return { sent: state.sent, error: state.error, busy: state.busy, run };
+}
+
 /** Loads at the start, when `key` changes, on `reload()`, and every `everyMs` while the page is visible. */
 export function useLoaded<T>(key: string, load: (signal: AbortSignal) => Promise<T>, everyMs?: number): Loaded<T> {
   const [state, setState] = useState<{ key: string; data?: T; error?: Error; loading: boolean }>({ key, loading: true });

@@ -2,7 +2,7 @@ import { useState } from "preact/hooks";
 import { get, patch, post } from "../api/client";
 import type { Key, KeyChange, NewKey, Scope } from "../api/types";
 import { count, words } from "../lib/format";
-import { asError, useLoaded } from "../lib/hooks";
+import { asError, useLoaded, useSending } from "../lib/hooks";
 import { link } from "../router";
 import { Badge, Button, Checks, Empty, ErrorNote, Loading, Secret, Select, TextField, Time } from "../ui/basics";
 import { Confirm, Dialog } from "../ui/dialog";
@@ -166,20 +166,10 @@ function MakeKey({ onClose }: { onClose: () => void }) {
   const [scopes, setScopes] = useState<Scope[]>(["use"]);
   const [days, setDays] = useState("");
   const [texts, setTexts] = useState(NO_LIMITS);
-  const [made, setMade] = useState<NewKey>();
-  const [error, setError] = useState<Error>();
-  const [busy, setBusy] = useState(false);
-  const make = async () => {
-    setBusy(true);
-    setError(undefined);
-    try {
-      const rights = tier === "admin" ? { tier } : { scopes, ...readLimits(texts) };
-      setMade(await post<NewKey>("admin/keys", { name: name.trim(), ...rights, ...(days ? { expires_in_days: Number(days) } : {}) }));
-    } catch (failure) {
-      setError(asError(failure));
-    }
-    setBusy(false);
-  };
+  const { sent: made, error, busy, run: make } = useSending(() => {
+    const rights = tier === "admin" ? { tier } : { scopes, ...readLimits(texts) };
+    return post<NewKey>("admin/keys", { name: name.trim(), ...rights, ...(days ? { expires_in_days: Number(days) } : {}) });
+  });
   return (
     <Dialog
       title={made ? "The new key" : "New key"} onClose={onClose}

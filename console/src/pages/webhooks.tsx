@@ -2,7 +2,7 @@ import { useState } from "preact/hooks";
 import { get, post, remove } from "../api/client";
 import type { Delivery, DeliveryPage, NewWebhook, Webhook, WebhookEvent } from "../api/types";
 import { plural } from "../lib/format";
-import { asError, useLoaded } from "../lib/hooks";
+import { asError, useLoaded, useSending } from "../lib/hooks";
 import { link, navigate, type Query } from "../router";
 import { Badge, Button, Checks, Empty, ErrorNote, Loading, Secret, Select, TextField, Time, type Choice } from "../ui/basics";
 import { Confirm, Dialog } from "../ui/dialog";
@@ -172,19 +172,7 @@ function Attempts({ delivery, url, sent }: { delivery: Delivery; url: string | u
 function MakeWebhook({ onClose }: { onClose: () => void }) {
   const [url, setUrl] = useState("");
   const [events, setEvents] = useState<WebhookEvent[]>(EVENTS.map(([event]) => event));
-  const [made, setMade] = useState<NewWebhook>();
-  const [error, setError] = useState<Error>();
-  const [busy, setBusy] = useState(false);
-  const make = async () => {
-    setBusy(true);
-    setError(undefined);
-    try {
-      setMade(await post<NewWebhook>("admin/webhooks", { url: url.trim(), events }));
-    } catch (failure) {
-      setError(asError(failure));
-    }
-    setBusy(false);
-  };
+  const { sent: made, error, busy, run: make } = useSending(() => post<NewWebhook>("admin/webhooks", { url: url.trim(), events }));
   return (
     <Dialog
       title={made ? "The new webhook" : "New webhook"} onClose={onClose}
