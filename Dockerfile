@@ -1,7 +1,7 @@
 # Targets: `service` (HTTP, console, migrations, command line; no vLLM), `engine` (vLLM on CPU, and the trainer, which
 # needs the same torch), `engine-gpu` (the official vLLM image), `trainer-gpu` (torch for CUDA). Versions are pinned in
 # pyproject.toml, constraints.txt and console/package-lock.json; files of another hash than in constraints-hashed.txt are
-# refused. Each image has its bill of materials (CycloneDX) in /opt/gadfly/sbom.json.
+# refused. Each image but `engine-gpu` has its bill of materials (CycloneDX) in /opt/gadfly/sbom.json.
 
 # May name digests: docker build --build-arg PYTHON_IMAGE=python:3.11-slim@sha256:... (docs/decisions/supply-chain.md)
 ARG PYTHON_IMAGE=python:3.11-slim
@@ -75,7 +75,8 @@ COPY gadfly gadfly
 COPY LICENSE NOTICE ./
 # The image contains vLLM and its dependencies, which must not change. It lacks only these dependencies of Gadfly.
 RUN python3 -m pip install --no-cache-dir --no-deps --constraint constraints-hashed.txt \
-    pydantic-settings python-dotenv gguf accelerate httpx httpx-sse orjson uuid-utils \
+    pydantic-settings python-dotenv gguf accelerate httpx httpx-sse orjson uuid-utils structlog tenacity croniter \
+    python-dateutil \
     && python3 -m pip install --no-cache-dir --no-deps --editable .
 RUN python3 -m compileall -q .
 USER gadfly

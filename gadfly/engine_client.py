@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self, TypeVar
+from urllib.parse import quote
 
 import httpx
 import msgspec
@@ -686,7 +687,7 @@ class Engine:
                 sha256 = await asyncio.to_thread(file_sha256, path / file)
                 async with self._request_errors():
                     response = await self._link.put(
-                        f"/v1/gadfly/adapters/{name}/{file}",
+                        f"/v1/gadfly/adapters/{file}?name={quote(name, safe='')}",
                         path / file,
                         headers={"content-digest": f"sha-256=:{b64encode(bytes.fromhex(sha256)).decode()}:"},
                     )
@@ -697,9 +698,12 @@ class Engine:
                     f"the engine at {without_password(self.url)} cannot read {path}, and takes no files: mount the "
                     "folder there, or start the engine with the command that `gadfly doctor` prints"
                 )
-            if response.status != httpx.codes.OK:
+            if response.status == httpx.codes.BAD_REQUEST:
                 raise AdapterRefused(f"the engine does not take {path / file}: {_message(response.content)[0][:500]}")
-            folder = str(response.json()["folder"])
+            if response.status != httpx.codes.OK:  # also a full disk: another attempt may find room
+                self._raise_for(response.status, response.content)
+            with self._understanding():
+                folder = str(response.json()["folder"])
         return folder
 
     async def _is_healthy(self) -> bool:

@@ -6,6 +6,7 @@ Service of Kubernetes. The name is looked up every few seconds.
 
 import asyncio
 import socket
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -31,13 +32,18 @@ log = structlog.get_logger(__name__)
 
 
 async def look_up(name: str) -> frozenset[str]:
-    """The addresses that the system's resolver gives for a name; none if it gives none, or does not answer in time."""
+    """The addresses that the system's resolver gives for a name; none if it gives none, or does not answer in time.
+
+    Of a name with IPv4 and IPv6 addresses only the former: an engine that has both would count twice.
+    """
     parts = urlsplit(name.removeprefix(NAME_SCHEME))
     port = parts.port or 80
     with suppress(OSError, TimeoutError, UnicodeError):  # UnicodeError: no name that DNS can have
         async with asyncio.timeout(_LOOK_UP_LIMIT_S):
             found = await asyncio.get_running_loop().getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
-        hosts = {str(address[0]) for *_, address in found}
+        families = {family for family, *_ in found}
+        family = socket.AF_INET if socket.AF_INET in families else socket.AF_INET6
+        hosts = {str(address[0]) for each, *_, address in found if each == family}
         return frozenset(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}" for host in hosts)
     return frozenset()
 
@@ -70,6 +76,8 @@ class EngineFleet(Sequence[Engine]):
         self._found: dict[tuple[str, str], Engine] = {}  # by name and address
         self._missed: dict[tuple[str, str], int] = {}  # look-ups in a row that did not give the address
         self._leaving: set[asyncio.Task[None]] = set()
+        self._looked_at = -_EVERY_S  # monotonic seconds
+        self._looking = asyncio.Lock()
         self._now = self._fixed
         self.on_change: Callable[[Engine], None] = lambda engine: None
         """Called with each engine that joined or was removed, before it is used or after it is no longer."""
@@ -104,6 +112,12 @@ class EngineFleet(Sequence[Engine]):
         if self._names:
             await repeat(self.look, wait=partial(asyncio.sleep, _EVERY_S), failure="engines_not_looked_up")
 
+    async def look_if_due(self) -> None:
+        """`look`, unless it was done in the last five seconds: for callers that meet failures, maybe many at once."""
+        async with self._looking:
+            if time.monotonic() - self._looked_at >= _EVERY_S:
+                await self.look()
+
     async def look(self) -> None:
         """Look the names up, take in the engines that are new, and remove those that were missing three times.
 
@@ -123,6 +137,7 @@ class EngineFleet(Sequence[Engine]):
                 self._missed[entry, address] = self._missed.get((entry, address), 0) + 1
                 if self._missed[entry, address] >= _MISSED:
                     self._remove(entry, address)
+        self._looked_at = time.monotonic()
 
     def _join(self, name: str, address: str) -> None:
         engine = self._open(address, name)

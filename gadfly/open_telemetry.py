@@ -85,7 +85,11 @@ class OpenTelemetry:
 
     def headers(self) -> dict[str, str]:
         carrier: dict[str, str] = {}
-        if trace.get_current_span().get_span_context().is_valid:
+        span = trace.get_current_span()
+        own = span.get_span_context()
+        # A task may outlive the span that it was started in: what it asks for belongs to no trace.
+        has_ended = own.trace_flags.sampled and not span.is_recording()
+        if own.is_valid and not has_ended:
             _PROPAGATOR.inject(carrier)
         else:
             carrier["traceparent"] = f"00-{self._ids.generate_trace_id():032x}-{self._ids.generate_span_id():016x}-00"
@@ -151,7 +155,7 @@ class _Ids(RandomIdGenerator):
 
     def generate_trace_id(self) -> int:
         given = self._given.get()
-        return super().generate_trace_id() if given is None else given.int
+        return super().generate_trace_id() if given is None else int(tracing.trace_id_of(given), 16)
 
 
 class _OncePerMinute(logging.Filter):

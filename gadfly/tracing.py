@@ -6,6 +6,7 @@ one is not recorded, so background work makes no traces of its own. Spans carry 
 never a caller's text: of an error they have the type alone.
 """
 
+import hashlib
 import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -138,8 +139,8 @@ def start(process: str, environ: Mapping[str, str]) -> None:
         _tracer = OpenTelemetry(process, environ)
     except ImportError as error:
         log.warning("no traces: %s; install gadfly[otel]", error)
-    except ValueError as error:
-        log.warning("no traces: %s", error)
+    except Exception as error:  # each exporter has exceptions of its own for bad variables
+        log.warning("no traces: %s: %s", type(error).__name__, error)
 
 
 def stop() -> None:
@@ -164,7 +165,8 @@ def root(
 ) -> AbstractContextManager[OpenSpan]:
     """The first span of a trace in this process, around a block.
 
-    It continues the trace that `carrier` names with `traceparent`; otherwise it begins one, with the id `trace_id`.
+    It continues the trace that `carrier` names with `traceparent`. Otherwise it begins one, whose id follows from
+    `trace_id`.
     """
     if _tracer is None:
         return OFF
@@ -200,6 +202,11 @@ def headers() -> dict[str, str]:
 def environment() -> dict[str, str]:
     """The variables that continue the trace in a child process."""
     return {name.upper(): value for name, value in headers().items()}
+
+
+def trace_id_of(id: UUID) -> str:
+    """The id of the trace of a run or a swap, 32 hex digits. All its bits are as good as random: samplers need that."""
+    return hashlib.blake2b(id.bytes, digest_size=16).hexdigest()
 
 
 def trace_id() -> str:

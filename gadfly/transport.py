@@ -181,8 +181,9 @@ class _Aiohttp:
     def _url(self, path: str) -> URL:
         known = self._urls.get(path)
         if known is None:
-            url = URL(path if path.startswith("http") else self._base + path)
-            known = self._urls[path] = url.with_user(None)
+            known = URL(path if path.startswith("http") else self._base + path).with_user(None)
+            if "?" not in path:  # one with a query is not asked for again
+                self._urls[path] = known
         return known
 
     def _timeout(self, silence_s: float) -> aiohttp.ClientTimeout:

@@ -168,18 +168,18 @@ async def batches(database: Database, what: What, *, skip_locked: bool) -> Async
     `skip_locked` leaves out what another deletion holds. What was deleted stays deleted when this ends early; the next
     call goes on.
     """
-    size = _BATCH
+    size, last = _BATCH, None
     while True:
         started = time.monotonic()
         async with database.session(limit_s=_LIMIT_S) as session:
-            ids = await store.forgetting.choose(session, what, limit=size, skip_locked=skip_locked)
-            deleted = await store.forgetting.forget(session, ids)
+            chosen = await store.forgetting.choose(session, what, limit=size, after=last, skip_locked=skip_locked)
+            deleted = await store.forgetting.forget(session, [each.id for each in chosen])
         took_s = time.monotonic() - started
         if deleted:
             yield DeletedBatch(deleted=deleted, took_s=took_s)
-        if len(ids) < size:
+        if len(chosen) < size:
             return
-        size = next_size(size, took_s=took_s)
+        size, last = next_size(size, took_s=took_s), chosen[-1]
 
 
 def next_size(size: int, *, took_s: float) -> int:

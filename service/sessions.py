@@ -53,6 +53,7 @@ class Sessions:
         opened = BrowserSession(key=key, created_at=moment, expires_at=ends_at)
         async with self._database.session() as session:
             await store.sessions.insert_session(session, opened, digest(secret))
+        self._known[digest(secret)] = (time.monotonic(), opened)
         return secret
 
     async def find(self, secret: str, *, address: str | None) -> SignedIn | None:

@@ -109,8 +109,8 @@ async def test_the_loop(
 
 
 def _check_traces(spans: list[Received], run: str) -> None:
-    """A run is one trace, whose id is that of the run; a swap is another one."""
-    of_run = [span for span in spans if span.trace_id == UUID(run).hex]
+    """A run is one trace, whose id follows from that of the run; a swap is another one."""
+    of_run = [span for span in spans if span.trace_id == tracing.trace_id_of(UUID(run))]
     [root] = [span for span in of_run if span.name == "run"]
     assert (root.parent_id, root.service, root.attributes["gadfly.run_status"]) == ("", "gadfly-trainer", "succeeded")
     assert children(of_run, root) == ["learn", "evaluate"]

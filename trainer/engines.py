@@ -137,7 +137,7 @@ class RunEngines:
                 wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
                 try:
                     if self.fleet is not None:
-                        await self.fleet.look()
+                        await self.fleet.look_if_due()
                     await self._prove_sampling()
                     await self._load_again()
                 except (EngineUnavailable, EngineTimeout):

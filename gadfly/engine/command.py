@@ -36,7 +36,8 @@ UPLOADS = "gadfly.engine.uploads.Uploads"
 # The scheduler uses vLLM's private interface and was tested with these; other releases get plain priority scheduling.
 _SCHEDULER_VERSIONS = ("0.32.",)
 
-_SERVER = "vllm.entrypoints.launchers.api_server.entry"
+_SERVER = "gadfly.engine.server"
+_VLLMS_SERVER = "vllm.entrypoints.launchers.api_server.entry"
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vllm.config.lora.MaxLoRARanks
 
 # Prompts are computed in chunks of this size, which bounds the wait of a new request for the next step on CPU.
@@ -143,7 +144,7 @@ def serve_line(
     environment = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(_KEEP_ALIVE_S)}
     if not on_gpu:
         environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    program = ["vllm", "serve", model] if on_gpu else ["python", "-m", _SERVER, "--model", model]
+    program = ["vllm", "serve", model] if on_gpu else ["python", "-m", _VLLMS_SERVER, "--model", model]
     arguments = [
         *program,
         *("--served-model-name", name),
@@ -246,5 +247,6 @@ def _environment(settings: Settings, device: Device, *, offline: bool, environ: 
         env["VLLM_PLUGINS"] = ",".join([*plugins, PLUGIN])
     if device is Device.CPU:
         env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # one process less: faster start and answers
+        env.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "fork")  # in force by gadfly.engine.cpu_fork
         env.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override --kv-cache-memory-bytes
     return env

@@ -11,7 +11,7 @@ from gadfly.tether import end_with_parent
 
 def register() -> None:
     """Called by vLLM once in each of its processes, before the engine is built."""
-    from gadfly.engine import cpu_eager, cpu_lora, cpu_seeds, mixed_logprobs
+    from gadfly.engine import cpu_eager, cpu_fork, cpu_lora, cpu_seeds, mixed_logprobs
 
     # vLLM's server ends its children when it exits, but not when it is killed: the child with the weights would then
     # hold memory and CPU permanently.
@@ -21,3 +21,5 @@ def register() -> None:
         cpu_eager.install()
         cpu_seeds.install()
         mixed_logprobs.install()
+    else:
+        cpu_fork.install()

@@ -1,6 +1,6 @@
 """Adapters sent to an engine that cannot read the deployment's folders, because it runs on another host.
 
-`PUT /v1/gadfly/adapters/{name}/{file}` stores one file of an adapter in a temporary folder of the engine and answers
+`PUT /v1/gadfly/adapters/{file}?name=NAME` stores one file of an adapter in a temporary folder of the engine and answers
 with that folder, from which `/v1/load_lora_adapter` then loads the adapter. The paths are below /v1, where vLLM asks
 for its key. With several hosts for one engine, all of them need the folder: set TMPDIR to a shared one.
 """
@@ -29,7 +29,6 @@ PATH = "/v1/gadfly/adapters"
 DIGEST = "content-digest"  # RFC 9530: sha-256=:base64:
 
 _FILES = (WEIGHTS, CONFIG)
-_NAME = re.compile(r"[\w@.-]{1,200}")
 _FREE_BYTES = 2**30  # are left on the disk
 _UNUSED_S = 600.0  # an adapter is loaded within seconds of its upload
 
@@ -55,7 +54,7 @@ class Uploads:
         """Called by the server for each request."""
         if self._received is None and scope["type"] == "http" and scope["path"].startswith(PATH):
             self._received = Received()
-            scope["app"].add_route(f"{PATH}/{{name}}/{{file}}", self._received.put, methods=["PUT"])
+            scope["app"].add_route(f"{PATH}/{{file}}", self._received.put, methods=["PUT"])
         await self._app(scope, receive, send)
 
 
@@ -67,20 +66,22 @@ class Received:
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
 
     async def put(self, request: Request) -> Response:
-        """Store one file. 400: another name or hash; 411: no length; 507: too little space on the disk."""
-        name, file = request.path_params["name"], request.path_params["file"]
-        if not _NAME.fullmatch(name) or name.startswith(".") or file not in _FILES:
-            return _problem(400, f"{name}/{file} is no file of an adapter: the files are {' and '.join(_FILES)}")
+        """Store one file. 400: another file or hash, or no name; 411: no length; 507: too little space on the disk."""
+        file, name = request.path_params["file"], request.query_params.get("name", "")
+        if file not in _FILES:
+            return _problem(400, f"{file} is no file of an adapter: the files are {' and '.join(_FILES)}")
+        if not name:
+            return _problem(400, "the adapter needs a name: ?name=NAME")
         if (digest := _sha256(request.headers.get(DIGEST, ""))) is None:
             return _problem(400, f"the header {DIGEST} must hold the SHA-256 of the file (RFC 9530)")
         length = request.headers.get("content-length", "")
         if not length.isdecimal():
             return _problem(411, "the request must state the length of the file")
-        served = frozenset(request.app.state.openai_serving_models.lora_requests)
+        served = frozenset(map(_folder_name, request.app.state.openai_serving_models.lora_requests))
         await anyio.to_thread.run_sync(self._forget_unused, served)
         if shutil.disk_usage(self._folder).free < int(length) + _FREE_BYTES:
             return _problem(507, f"the disk of {self._folder} has too little space for {length} bytes")
-        folder = self._folder / name
+        folder = self._folder / _folder_name(name)
         try:
             is_intact = await _store(request, folder / file, digest)
         except ClientDisconnect:
@@ -96,7 +97,12 @@ class Received:
         for folder in self._folder.iterdir():
             if folder.name not in served and time.time() - folder.stat().st_mtime > _UNUSED_S:
                 shutil.rmtree(folder, ignore_errors=True)
-                logger.info("Deleted the files of the adapter %s, which is not loaded.", folder.name)
+                logger.info("Deleted %s, because its adapter is not loaded.", folder)
+
+
+def _folder_name(name: str) -> str:
+    """The name of an adapter's folder: its own may have slashes."""
+    return hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:32]
 
 
 async def _store(request: Request, path: Path, sha256: bytes) -> bool:

@@ -11,7 +11,22 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ARRAY, ColumnElement, Text, Uuid, any_, delete, exists, func, literal, or_, select, text, true
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Text,
+    Uuid,
+    any_,
+    delete,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+    text,
+    true,
+    tuple_,
+)
 from sqlalchemy.dialects.postgresql import TIMESTAMP, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -86,17 +101,32 @@ async def oldest(session: AsyncSession, what: What) -> datetime | None:
     return await session.scalar(select(func.min(InteractionRow.created_at)).where(*what.conditions()))
 
 
-async def choose(session: AsyncSession, what: What, *, limit: int, skip_locked: bool = False) -> list[UUID]:
-    """Some of the interactions to forget, the oldest first; `skip_locked` leaves out those of another deletion."""
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """An interaction to forget."""
+
+    id: UUID
+    created_at: datetime
+
+
+async def choose(
+    session: AsyncSession, what: What, *, limit: int, after: Chosen | None = None, skip_locked: bool = False
+) -> list[Chosen]:
+    """Some of the interactions to forget, the oldest first.
+
+    `after` is the last one of the choice before: rows older than it need not be read again, of which many may stay.
+    `skip_locked` leaves out those of another deletion.
+    """
+    place = tuple_(InteractionRow.created_at, InteractionRow.id)
     statement = (
-        select(InteractionRow.id)
-        .where(*what.conditions())
+        select(InteractionRow.id, InteractionRow.created_at)
+        .where(*what.conditions(), *(() if after is None else (place > (after.created_at, after.id),)))
         .order_by(InteractionRow.created_at, InteractionRow.id)
         .limit(limit)
     )
     if skip_locked:
         statement = statement.with_for_update(skip_locked=True)
-    return list(await session.scalars(statement))
+    return [Chosen(id, created_at) for id, created_at in await session.execute(statement)]
 
 
 async def learned_from(session: AsyncSession, what: What | Sequence[UUID]) -> dict[UUID, int]:

@@ -35,6 +35,13 @@ async def keep_proof(
     )
 
 
+async def withdraw_proof(session: AsyncSession, process: str, version: int) -> None:
+    """Delete the proof of a version on a process: it failed one since, or the adapter is unloaded."""
+    await session.execute(
+        delete(EngineProofRow).where(EngineProofRow.process == process, EngineProofRow.version == version)
+    )
+
+
 async def find_proof(session: AsyncSession, process: str, version: int) -> tuple[UUID, dict[str, Any]] | None:
     """The replica that proved a version on this process of an engine, with its proof; None without a valid one."""
     row = await session.scalar(

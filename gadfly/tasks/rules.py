@@ -11,13 +11,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
-
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError
-from jsonschema.protocols import Validator
-from jsonschema.validators import validator_for
-from referencing import Registry
+from typing import TYPE_CHECKING, Any
 
 from gadfly.errors import BadSettings
 from gadfly.grading import Grade, Submission
@@ -33,6 +27,9 @@ from gadfly.tasks.manifest import (
     JsonGrader,
     RegexGrader,
 )
+
+if TYPE_CHECKING:
+    from jsonschema.protocols import Validator
 
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "`": "`"}
 _PUNCTUATION = ".,;:!?"
@@ -237,12 +234,18 @@ class JsonRules(AnswerRules):
         return _canonical(expected) == _canonical(given)
 
 
-def read_schema(path: Path) -> Validator:
+def read_schema(path: Path) -> "Validator":
     """The schema in a file, ready to validate.
 
     Raises:
         BadSettings: the file cannot be read, or is no JSON Schema.
     """
+    # With some of its extras, jsonschema takes two seconds to import, and few tasks have a schema.
+    from jsonschema import Draft202012Validator  # noqa: PLC0415
+    from jsonschema.exceptions import SchemaError  # noqa: PLC0415
+    from jsonschema.validators import validator_for  # noqa: PLC0415
+    from referencing import Registry  # noqa: PLC0415
+
     try:
         schema = json.loads(path.read_text(encoding="utf-8"))
         kind = validator_for(schema, default=Draft202012Validator)

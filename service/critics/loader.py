@@ -116,6 +116,7 @@ class Loader:
         self._loading: Counter[int] = Counter()  # versions that have a slot and are not proven yet
         self._proven: dict[tuple[str, int], int] = {}  # (engine, version) -> the engine's drops at the proof
         self._refused: dict[tuple[str, int], _Refusal] = {}  # by engine (`_FILES` for all) and version
+        self._withdrawn: set[tuple[str, int]] = set()  # by process and version, while Postgres is unavailable
         self._work: SingleFlight[Proof] = SingleFlight()
         self._checks: SingleFlight[Servable] = SingleFlight()
         self._with_examples: dict[int, PromptSet] = {}  # by version
@@ -425,6 +426,7 @@ class Loader:
             refused = error.again(f"{where}: {error}")
             self._refused[engine.url, critic.version] = _Refusal(time.monotonic(), refused)
             log.warning("critic_not_proven", critic=critic.engine_name, engine=where, reason=str(error))
+            await asyncio.shield(self._withdraw(engine, critic))
             await asyncio.shield(self._undo_load(engine, critic, attempt))
             raise refused from error
         except (EngineError, TimeoutError) as error:
@@ -445,7 +447,7 @@ class Loader:
 
     async def _shared_proof(self, engine: Engine, critic: CriticVersion, process: str | None) -> Proof | None:
         """What another replica has just proven about this process, if the process still has the adapter."""
-        if process is None:
+        if process is None or (process, critic.version) in self._withdrawn:
             return None
         try:
             if critic.adapter_path is not None and critic.engine_name not in await engine.models():
@@ -475,6 +477,20 @@ class Loader:
         except StoreUnavailable as error:
             log.info("proof_not_shared", critic=critic.engine_name, reason=str(error))
 
+    async def _withdraw(self, engine: Engine, critic: CriticVersion) -> None:
+        """Have no replica rely on an earlier proof of this engine: it failed one, or its adapter is to be unloaded."""
+        process = await _process_of(engine)
+        if process is None:
+            return
+        self._withdrawn.add((process, critic.version))
+        try:
+            async with self._database.session() as session:
+                await store.proofs.withdraw_proof(session, process, critic.version)
+        except StoreUnavailable as error:
+            log.warning("proof_not_withdrawn", critic=critic.engine_name, reason=str(error))
+        else:
+            self._withdrawn.discard((process, critic.version))
+
     async def _undo_load(self, engine: Engine, critic: CriticVersion, attempt: _Attempt) -> None:
         if attempt.has_loaded and critic.version not in self._replicas.others_use():
             await self.unload(engine, critic)
@@ -501,6 +517,7 @@ class Loader:
                 except BadAdapter as error:
                     log.error("critic_probe_mismatch", critic=critic.engine_name, reason=str(error))
                     mismatches += 1
+                    await self._withdraw(engine, critic)
         return probes, mismatches
 
     async def unload(self, engine: Engine, critic: CriticVersion) -> None:
@@ -508,6 +525,7 @@ class Loader:
         self.forget(engine, critic.version)
         self._served[engine.url] = self._served.get(engine.url, frozenset()) - {critic.version}
         if critic.adapter_path is not None:
+            await self._withdraw(engine, critic)
             try:
                 await engine.unload_adapter(critic.engine_name)
             except EngineError as error:

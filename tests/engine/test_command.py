@@ -106,6 +106,9 @@ def test_a_gpu_gets_no_cpu_flags() -> None:
 ENVIRONMENT = [  # installed, environment of the caller, variable, value, why this row exists
     (CPU, {}, "VLLM_ENABLE_V1_MULTIPROCESSING", "0", "one process less"),
     (GPU, {}, "VLLM_ENABLE_V1_MULTIPROCESSING", None, "vLLM's default"),
+    (CPU, {}, "VLLM_WORKER_MULTIPROC_METHOD", "fork", "the engine's process needs no imports of its own"),
+    (CPU, {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}, "VLLM_WORKER_MULTIPROC_METHOD", "spawn", "the user's value wins"),
+    (GPU, {}, "VLLM_WORKER_MULTIPROC_METHOD", None, "vLLM's default"),
     (CPU, {"VLLM_CPU_KVCACHE_SPACE": "4"}, "VLLM_CPU_KVCACHE_SPACE", None, "it would override the flag"),
     (GPU, {}, "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1", "critics are loaded at runtime"),
     (CPU, {}, "VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "120", "the client closes first"),

@@ -11,7 +11,7 @@ import pytest
 
 from gadfly.engine_client import Engine, Sampling
 from gadfly.engine_fleet import EngineFleet
-from gadfly.records import CriticVersion
+from gadfly.records import CriticVersion, new_id
 from gadfly.service.critics.serving import CriticServing
 from gadfly.service.metrics import Metrics
 from gadfly.store.database import Database
@@ -29,14 +29,14 @@ NAME = "dns+http://engines.example:8000"
 class PodEngine(FakeEngine):
     """A fake engine that also says that it loads adapters, and takes time to answer."""
 
-    async def _answer(self, request: httpx.Request) -> httpx.Response:
+    async def answer(self, request: httpx.Request) -> httpx.Response:
         if request.url.path == "/metrics":
             return httpx.Response(404)
         if request.url.path == "/v1/load_lora_adapter" and "lora_name" not in orjson.loads(request.content):
             return httpx.Response(400, json={"error": {"message": "no name"}})
         if request.url.path == "/v1/chat/completions":
             await asyncio.sleep(0.01)
-        return await super()._answer(request)
+        return await super().answer(request)
 
 
 class Cluster:
@@ -55,6 +55,7 @@ class Cluster:
 
     def _open(self, url: str, entry: str) -> Engine:
         self.pods[url.removeprefix("http://")] = pod = PodEngine(url.removeprefix("http://"), self._adapter)
+        pod.process = str(new_id())
         return pod.engine
 
     async def move_to(self, *hosts: str) -> None:

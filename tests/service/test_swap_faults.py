@@ -227,6 +227,26 @@ async def test_a_proof_of_another_replica_is_not_enough_when(
         assert fleet.a.probed == 2 * probes, why
 
 
+async def test_a_proof_is_withdrawn_by_failed_probes_and_when_the_adapter_is_unloaded(
+    fleet: Fleet, tmp_path: Path, database_url: str
+) -> None:
+    fleet.a.process, fleet.b.process = "first", "second"
+    async with another_replica(fleet, tmp_path, database_url) as other:
+        await fleet.loader.prove(fleet.critic, share=1.0)
+        fleet.a.is_wrong = fleet.b.is_wrong = True
+        with pytest.raises(BadAdapter):
+            await other.prove(fleet.critic, share=1.0)  # a promotion
+        with pytest.raises(BadAdapter):
+            await other.prove(fleet.critic, share=0.0)  # a request, for which the earlier proof would be enough
+        fleet.a.is_wrong = fleet.b.is_wrong = False
+        await fleet.loader.prove(fleet.critic, share=1.0)
+        await fleet.loader.unload_everywhere(fleet.critic)
+        for engine in (fleet.a, fleet.b):  # loaded by a third replica, which has not proven it yet
+            engine.names.add(fleet.critic.engine_name)
+        proofs = await other.prove(fleet.critic, share=0.0)
+        assert [proof.proved_by for proof in proofs] == [None, None]
+
+
 async def test_an_old_proof_is_not_enough(fleet: Fleet, tmp_path: Path, database_url: str, database: Database) -> None:
     fleet.a.process, fleet.b.process = "first", "second"
     await fleet.loader.prove(fleet.critic, share=1.0)

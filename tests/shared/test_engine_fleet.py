@@ -1,5 +1,6 @@
 """Engines that are found by name: who joins, who leaves, and when nothing changes."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable
 
 import httpx
@@ -100,6 +101,15 @@ async def test_a_pool_follows_its_fleet(names: Names) -> None:
     assert reply.text == "4"
     assert pool.members == tuple(empty)
     await empty.aclose()
+
+
+async def test_failures_at_the_same_time_are_one_look(names: Names) -> None:
+    await names.look("a", "b")
+    names.hosts = ["a"]
+    names.fleet._looked_at -= 60
+    for _ in range(3):
+        await asyncio.gather(*(names.fleet.look_if_due() for _ in range(20)))
+    assert len(names.fleet) == 3, "b was missing in one look"
 
 
 async def test_the_system_resolves_names() -> None:

@@ -17,8 +17,8 @@ import httpx
 import orjson
 from httpx_sse import EventSource
 
-from gadfly.service.__main__ import Server, server_options
 from gadfly.service.app import create_app
+from gadfly.service.serve import Server, server_options
 from gadfly.settings import Settings
 
 TIMEOUT_S = 60

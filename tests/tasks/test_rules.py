@@ -116,7 +116,7 @@ async def test_a_pattern_that_runs_away_is_ended_and_the_next_answer_graded(tmp_
     async with open_grader(task, SETTINGS) as grader:
         runaway = "(a+)+b"
         assert await grader.grade_all([("a" * 40, runaway), ("ab", runaway)]) == [NO_ANSWER, RIGHT]
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 120
 
 
 MINE = """

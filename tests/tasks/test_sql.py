@@ -96,7 +96,7 @@ async def test_a_query_without_end_has_no_answer_and_blocks_no_other() -> None:
     async with open_grader(load_task("sql"), Settings(grade_timeout_s=2.0)) as grader:
         rows = [Submission(fenced(query), NAMES) for query in (endless, cross, NAMES)]
         assert await grader.grade_all(rows) == [NO_ANSWER, NO_ANSWER, RIGHT]
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 120
 
 
 def test_examples_in_the_prompts_run(tmp_path: Path) -> None:
