@@ -22,7 +22,7 @@ from sqlalchemy import select, text
 
 from bench import scale
 from gadfly import store
-from gadfly.errors import NotFound
+from gadfly.errors import NotFound, StoreUnavailable
 from gadfly.records import now
 from gadfly.service.forgetting import DeletedBatch, batches
 from gadfly.store.database import Database, migrate
@@ -40,7 +40,7 @@ class Taken:
 
     deleting: list[float] = field(default_factory=list)
     writing: list[float] = field(default_factory=list)
-    too_late: int = 0  # feedback of the writer about what was deleted while it waited
+    failed: int = 0  # records of the writer that waited until Postgres' limit for locks
     deleted: int = 0
     total_s: float = 0.0
 
@@ -85,8 +85,10 @@ async def write(database: Database, taken: Taken) -> None:
                     oldest = select(InteractionRow.id).order_by(InteractionRow.created_at, InteractionRow.id).limit(1)
                     feedback = [make_feedback(await session.scalar(oldest) or record.id, correct=True)]
                 await store.interactions.insert_interactions(session, [record], feedback, heldout_share=0.2)
-        except NotFound:
-            taken.too_late += 1
+        except NotFound:  # deleted while the writer waited
+            pass
+        except StoreUnavailable:
+            taken.failed += 1
         taken.writing.append(time.perf_counter() - started)
         await asyncio.sleep(_PAUSE_S)
 
@@ -124,7 +126,17 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600.0, help="end the batches of a way after this time")
     options = parser.parse_args()
     table = Table(title=f"Deletion from {options.interactions:,} interactions, seconds")
-    for name in ("", "deleted", "total", "longest deletion", "median", "writer: longest wait", "p99", "median"):
+    for name in (
+        "",
+        "deleted",
+        "total",
+        "longest deletion",
+        "median",
+        "writer: longest wait",
+        "p99",
+        "median",
+        "failed",
+    ):
         table.add_column(name, justify="right" if name else "left")
     for name in options.way or WAYS:
         with tempfile.TemporaryDirectory(prefix="gadfly-bench-") as folder, EmbeddedPostgres(Path(folder)) as postgres:
@@ -133,9 +145,8 @@ def main() -> None:
         writing = sorted(taken.writing)
         p99 = writing[int(0.99 * (len(writing) - 1))]
         figures = (taken.total_s, max(taken.deleting), statistics.median(taken.deleting), writing[-1], p99)
-        table.add_row(
-            name, f"{taken.deleted:,}", *(f"{figure:.3f}" for figure in (*figures, statistics.median(writing)))
-        )
+        shown = (f"{figure:.3f}" for figure in (*figures, statistics.median(writing)))
+        table.add_row(name, f"{taken.deleted:,}", *shown, str(taken.failed))
         Console(width=120).print(table)
 
 
