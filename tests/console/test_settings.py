@@ -66,6 +66,8 @@ async def test_a_webhook_is_made_tried_and_deleted(console: Console) -> None:
         await expect(dialog.get_by_role("alert")).to_contain_text("must begin with http")
         await dialog.get_by_label("Address").fill(receiver.url)
         await dialog.get_by_role("button", name="Make the webhook").click()
+        await expect(dialog.locator(".block code")).to_be_visible()
+        await page.mouse.click(5, 5)  # outside: the secret cannot be shown again
         secret = await dialog.locator(".block code").inner_text()
         await dialog.get_by_role("button", name="Done").click()
         hooks = page.get_by_role("region", name="Webhooks")

@@ -172,7 +172,7 @@ function MakeKey({ onClose }: { onClose: () => void }) {
   });
   return (
     <Dialog
-      title={made ? "The new key" : "New key"} onClose={onClose}
+      title={made ? "The new key" : "New key"} stays={made !== undefined} onClose={onClose}
       actions={made ? <Button kind="primary" onClick={onClose}>Done</Button> : (
         <>
           <Button onClick={onClose}>Cancel</Button>

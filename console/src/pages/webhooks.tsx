@@ -175,7 +175,7 @@ function MakeWebhook({ onClose }: { onClose: () => void }) {
   const { sent: made, error, busy, run: make } = useSending(() => post<NewWebhook>("admin/webhooks", { url: url.trim(), events }));
   return (
     <Dialog
-      title={made ? "The new webhook" : "New webhook"} onClose={onClose}
+      title={made ? "The new webhook" : "New webhook"} stays={made !== undefined} onClose={onClose}
       actions={made ? <Button kind="primary" onClick={onClose}>Done</Button> : (
         <>
           <Button onClick={onClose}>Cancel</Button>

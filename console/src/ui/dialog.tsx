@@ -3,8 +3,10 @@ import { useEffect, useId, useRef, useState } from "preact/hooks";
 import { asError } from "../lib/hooks";
 import { Button, ErrorNote, TextField } from "./basics";
 
-export function Dialog({ title, onClose, children, actions }: {
+/** `stays`: a click outside does not close it, because what it shows cannot be shown again. */
+export function Dialog({ title, stays = false, onClose, children, actions }: {
   title: string;
+  stays?: boolean;
   onClose: () => void;
   children: ComponentChildren;
   actions?: ComponentChildren;
@@ -24,7 +26,7 @@ export function Dialog({ title, onClose, children, actions }: {
         event.preventDefault();
         onClose();
       }}
-      onClick={(event) => event.target === dialog.current && onClose()}
+      onClick={(event) => !stays && event.target === dialog.current && onClose()}
     >
       <div class="dialog-body">
         <header class="dialog-head">
