@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import cast
+from uuid import UUID
 
 import pytest
 
@@ -146,7 +147,7 @@ async def test_a_critique_that_begins_with_its_verdict_is_given_the_known_one(
     content = bare.replace("[critique]", f'[critique]\nopener = "{VERDICT_PREFIX}"', 1)
     prompts = parse_prompt_set(content.encode(), name="first@1", where="here")
     config = TrainConfig.read({**worlds.GLANCE, "warm_start": "always", "temperature": 0.3})
-    workspace, listener = Workspace(tmp_path), Listener()
+    workspace, listener = Workspace.of(tmp_path, UUID(int=1)), Listener()
     async with Grader(timeout_s=5) as grader:
         await WarmStarter(
             config=config,
