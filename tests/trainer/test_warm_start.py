@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import cast
-from uuid import UUID
 
 import pytest
 
@@ -54,6 +53,13 @@ def test_a_critique_is_cut_after_its_last_whole_step(text: str, kept: str, why: 
 def test_the_last_step_of_a_critique_that_ended_by_itself_is_whole() -> None:
     assert whole_steps(ONE + TWO, is_ended=True) == ONE + TWO
     assert whole_steps(ONE + "Step sentence: two", is_ended=True) == ONE
+
+
+def test_a_verdict_follows_the_steps_or_begins_the_critique() -> None:
+    field = "Correctness of the final answer:"
+    assert before_verdict(ONE + TWO, opener="Step sentence:", is_ended=True) == f"{(ONE + TWO).rstrip()}\n{field}"
+    assert before_verdict("no step at all", opener="", is_ended=True) == ""
+    assert before_verdict(f"{field} 3 euros", opener=field, is_ended=False) == field, "no step comes before it"
 
 
 def candidate(
@@ -147,7 +153,7 @@ async def test_a_critique_that_begins_with_its_verdict_is_given_the_known_one(
     content = bare.replace("[critique]", f'[critique]\nopener = "{VERDICT_PREFIX}"', 1)
     prompts = parse_prompt_set(content.encode(), name="first@1", where="here")
     config = TrainConfig.read({**worlds.GLANCE, "warm_start": "always", "temperature": 0.3})
-    workspace, listener = Workspace.of(tmp_path, UUID(int=1)), Listener()
+    workspace, listener = Workspace(tmp_path), Listener()
     async with Grader(timeout_s=5) as grader:
         await WarmStarter(
             config=config,
