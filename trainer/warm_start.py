@@ -219,7 +219,7 @@ def _balanced(candidates: Sequence[Candidate]) -> list[Pair]:
 
 
 def before_verdict(text: str, *, opener: str, is_ended: bool, words: VerdictWords = USUAL_WORDS) -> str:
-    """The whole steps of a critique and the field that its verdict follows; the field alone if the opener is that field.
+    """The whole steps of a critique and the verdict field after them; the field alone if it is the opener.
 
     Empty if there is no step. `opener` is that of the prompt.
     """
