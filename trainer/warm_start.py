@@ -126,14 +126,13 @@ class WarmStarter:
 
         async def one(group: RolloutGroup, rollout: Rollout, place: int) -> Candidate | None:
             opener = prompts.critique(question=group.item.question, response=group.item.response).opener
-            verdict_first = opener.strip() == VERDICT_PREFIX
-            steps = whole_steps(rollout.text, is_ended=rollout.finish_reason == "stop", words=prompts.words)
-            if not (steps or verdict_first):
+            is_ended = rollout.finish_reason == "stop"
+            beginning = before_verdict(rollout.text, opener=opener, is_ended=is_ended, words=prompts.words)
+            if not beginning:
                 return None
-            beginning = VERDICT_PREFIX if verdict_first else f"{steps.rstrip()}\n{VERDICT_PREFIX}"
             seed = f"{self.config.fixed_seed} {group.item.key} {place}"
             async with slots:
-                if rollout.verdict is Verdict.UNPARSED and not verdict_first:
+                if rollout.verdict is Verdict.UNPARSED and beginning != VERDICT_PREFIX:
                     own = await self._continue(name, group, beginning, seed)
                     if own is not None and own.is_right:
                         return own
@@ -217,6 +216,17 @@ def _balanced(candidates: Sequence[Candidate]) -> list[Pair]:
         by_class[candidate.item.is_right][candidate.pair] = None
     fewest = min(map(len, by_class.values()))
     return [*list(by_class[True])[:fewest], *list(by_class[False])[:fewest]]
+
+
+def before_verdict(text: str, *, opener: str, is_ended: bool, words: VerdictWords = USUAL_WORDS) -> str:
+    """The whole steps of a critique and the verdict field after them; the field alone if it is the opener.
+
+    Empty if there is no step. `opener` is that of the prompt.
+    """
+    if opener.strip() == VERDICT_PREFIX:
+        return VERDICT_PREFIX
+    steps = whole_steps(text, is_ended=is_ended, words=words)
+    return f"{steps.rstrip()}\n{VERDICT_PREFIX}" if steps else ""
 
 
 def whole_steps(text: str, *, is_ended: bool, words: VerdictWords = USUAL_WORDS) -> str:

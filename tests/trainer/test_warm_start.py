@@ -1,35 +1,16 @@
 """Which of its own critiques a critic learns the format from, and where a critique without a verdict is cut."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
-from typing import cast
-from uuid import UUID
 
 import pytest
 
 from gadfly import store
-from gadfly.actor import BaseActor
-from gadfly.critique import VERDICT_PREFIX
-from gadfly.engine_client import ACTOR
-from gadfly.grading import Grade, Grader
-from gadfly.lab.runs import LabReport
-from gadfly.prompts import parse_prompt_set
+from gadfly.grading import Grade
 from gadfly.store.database import Database
-from gadfly.store.training_data import LabelledAnswer
-from gadfly.trainer.engines import RunEngines
-from gadfly.trainer.rl.processes import ProcessGroup
-from gadfly.trainer.rl.sft import Pair
-from gadfly.trainer.rollouts import Collector
-from gadfly.trainer.warm_start import Candidate, WarmStarter, chosen, whole_steps
-from gadfly.trainer.workspace import Workspace
-from gadfly.training import TrainConfig
+from gadfly.trainer.warm_start import Candidate, before_verdict, chosen, whole_steps
 from gadfly.verdict import Verdict
 from tests.support import worlds
-from tests.trainer.test_rollouts import ITEMS, engines, item
-
-__all__ = ["engines"]  # a fixture
+from tests.trainer.test_rollouts import ITEMS
 
 STEP = "Step sentence: {0}\nCorrectness of the step: Correct\nExplanation: because.\n"
 ONE, TWO = STEP.format("one"), STEP.format("two")
@@ -54,6 +35,13 @@ def test_a_critique_is_cut_after_its_last_whole_step(text: str, kept: str, why: 
 def test_the_last_step_of_a_critique_that_ended_by_itself_is_whole() -> None:
     assert whole_steps(ONE + TWO, is_ended=True) == ONE + TWO
     assert whole_steps(ONE + "Step sentence: two", is_ended=True) == ONE
+
+
+def test_a_verdict_follows_the_steps_or_begins_the_critique() -> None:
+    field = "Correctness of the final answer:"
+    assert before_verdict(ONE + TWO, opener="Step sentence:", is_ended=True) == f"{(ONE + TWO).rstrip()}\n{field}"
+    assert before_verdict("no step at all", opener="", is_ended=True) == ""
+    assert before_verdict(f"{field} 3 euros", opener=field, is_ended=False) == field, "no step comes before it"
 
 
 def candidate(
@@ -118,54 +106,3 @@ async def test_a_critic_without_the_format_learns_it(
     assert notes[0]["kept"] >= 8
     losses = [note["loss"] for note in notes[1:]]
     assert losses[-1] < losses[0]
-
-
-@dataclass
-class Listener:
-    """Takes the place of the training processes, and keeps what it is to learn."""
-
-    heard: list[Pair] = field(default_factory=list)
-
-    def warm_start(self, pairs: Sequence[Pair]) -> list[dict[str, float]]:
-        self.heard += pairs
-        return []
-
-    def save_adapter(self, folder: Path) -> None:
-        (folder / "adapter").touch()
-
-
-async def test_a_critique_that_begins_with_its_verdict_is_given_the_known_one(
-    engines: RunEngines, tmp_path: Path
-) -> None:
-    # The critic is wrong about nearly all of these, and its critiques have no steps to continue.
-    items = [
-        item(number, text, is_right=text == worlds.RIGHT, reference=None)
-        for number in range(6)
-        for text in (worlds.RIGHT, worlds.WRONG)
-    ]
-    bare = files("gadfly").joinpath("prompt_sets", "bare@1.toml").read_text()
-    content = bare.replace("[critique]", f'[critique]\nopener = "{VERDICT_PREFIX}"', 1)
-    prompts = parse_prompt_set(content.encode(), name="first@1", where="here")
-    config = TrainConfig.read({**worlds.GLANCE, "warm_start": "always", "temperature": 0.3})
-    workspace, listener = Workspace.of(tmp_path, UUID(int=1)), Listener()
-    async with Grader(timeout_s=5) as grader:
-        await WarmStarter(
-            config=config,
-            processes=cast(ProcessGroup, listener),
-            engines=engines,
-            collector=Collector(
-                engines=engines, actor=BaseActor(engines.pool), prompts=prompts, grader=grader, config=config
-            ),
-            workspace=workspace,
-            report=LabReport(workspace=workspace, steps=1),
-            items=items,
-        ).run(ACTOR)
-
-    async def tokens(of: LabelledAnswer, critique: str) -> tuple[int, ...]:
-        prompt = prompts.critique(question=of.question, response=of.response)
-        return await engines.pool.tokenize(prompt.continued(critique))
-
-    words = {True: f"{VERDICT_PREFIX} {prompts.correct}", False: f"{VERDICT_PREFIX} {prompts.incorrect}"}
-    known = {await tokens(each, VERDICT_PREFIX): (await tokens(each, words[each.is_right]))[-1] for each in items}
-    assert len(listener.heard) >= 8
-    assert [reply[0] for _, reply in listener.heard] == [known[prompt] for prompt, _ in listener.heard]
