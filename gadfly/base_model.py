@@ -1,6 +1,7 @@
 """The base model outside the engine: its location, the hash that identifies it, and the pin in the settings."""
 
 import hashlib
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +15,7 @@ HASH = "sha256:"
 # What transformers reads of a hub model; never pickled weights.
 _SMALL_FILES = ("*.json", "*.jinja", "tokenizer.model")
 _WEIGHTS = ("*.safetensors", "*.bin")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 
 
 def model_location(settings: Settings) -> str:
@@ -102,7 +104,9 @@ def _hub_folder(model: str, revision: str) -> Path:
         with suppress(LocalEntryNotFoundError):
             folder = Path(snapshot_download(model, revision=commit, local_files_only=True))
             commit = folder.name  # also without a pin: another commit may be the newest there by now
-            if any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
+            if _has_any(folder, _WEIGHTS):
+                if _has_any(folder, _TOKENIZERS):
+                    return folder  # the hub may be unreachable, or may have removed the commit
                 files = list(_SMALL_FILES)  # what vLLM does not need
         return Path(snapshot_download(model, revision=commit, allow_patterns=files))
     except HFValidationError as error:
@@ -110,3 +114,7 @@ def _hub_folder(model: str, revision: str) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         wanted = f"{model} at {revision}" if revision else model
         raise BadSettings(f"{wanted} is not in the hub's cache and cannot be fetched: {error}") from error
+
+
+def _has_any(folder: Path, patterns: Sequence[str]) -> bool:
+    return any(any(folder.glob(pattern)) for pattern in patterns)

@@ -164,9 +164,9 @@ class DeletedBatch:
 async def batches(database: Database, what: What, *, skip_locked: bool) -> AsyncGenerator[DeletedBatch, None]:
     """Delete the oldest first, each batch in a transaction of its own, until nothing is left.
 
-    Interactions with many critiques take longer, so the size of a batch follows from the time of the one before.
-    `skip_locked` leaves out what another deletion holds. What was deleted stays deleted when this ends early; the next
-    call goes on.
+    Interactions with many critiques take longer, so the size of a batch follows from the time for which the
+    one before held locks. `skip_locked` leaves out what another deletion holds. What was deleted stays deleted when
+    this ends early; the next call goes on.
     """
     size, last = _BATCH, None
     while True:
@@ -174,17 +174,16 @@ async def batches(database: Database, what: What, *, skip_locked: bool) -> Async
         async with database.session(limit_s=_LIMIT_S) as session:
             chosen = await store.forgetting.choose(session, what, limit=size, after=last, skip_locked=skip_locked)
             deleted = await store.forgetting.forget(session, [each.id for each in chosen])
-        took_s = time.monotonic() - started
-        if deleted:
-            yield DeletedBatch(deleted=deleted, took_s=took_s)
+        if deleted.ids:
+            yield DeletedBatch(deleted=deleted.ids, took_s=time.monotonic() - started)
         if len(chosen) < size:
             return
-        size, last = next_size(size, took_s=took_s), chosen[-1]
+        size, last = next_size(size, held_s=deleted.held_s), chosen[-1]
 
 
-def next_size(size: int, *, took_s: float) -> int:
+def next_size(size: int, *, held_s: float) -> int:
     """How many interactions the batch has that follows one of this size."""
-    return max(_LEAST, size // 2) if took_s > _BATCH_S else min(_BATCH, 2 * size)
+    return max(_LEAST, size // 2) if held_s > _BATCH_S else min(_BATCH, 2 * size)
 
 
 def _described(what: What) -> dict[str, str]:

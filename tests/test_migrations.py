@@ -611,7 +611,7 @@ async def test_rows_from_before_are_found_and_forgotten(empty_url: str) -> None:
         assert page.facts[id].label is None
         assert len(await store.acts.list_acts(session, limit=9)) == 1
         assert await store.learning.learned_from(session, id) == []
-        assert await store.forgetting.forget(session, [id]) == [id]
+        assert (await store.forgetting.forget(session, [id])).ids == [id]
 
 
 def test_acts_and_events_of_later_kinds_go_with_their_revision(empty_url: str) -> None:

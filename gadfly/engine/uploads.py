@@ -5,6 +5,7 @@ with that folder, from which `/v1/load_lora_adapter` then loads the adapter. The
 for its key. With several hosts for one engine, all of them need the folder: set TMPDIR to a shared one.
 """
 
+import fcntl
 import hashlib
 import logging
 import os
@@ -16,6 +17,7 @@ import weakref
 from base64 import b64decode
 from binascii import Error as NotBase64
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ PATH = "/v1/gadfly/adapters"
 DIGEST = "content-digest"  # RFC 9530: sha-256=:base64:
 
 _FILES = (WEIGHTS, CONFIG)
+_PREFIX = "gadfly-adapters-"
 _FREE_BYTES = 2**30  # are left on the disk
 _UNUSED_S = 600.0  # an adapter is loaded within seconds of its upload
 
@@ -62,8 +65,11 @@ class Received:
     """The adapters that were sent to this engine. They are deleted when it ends, and when it no longer serves them."""
 
     def __init__(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="gadfly-adapters-"))
-        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        _forget_ended()
+        self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        self._lock = os.open(self._folder, os.O_RDONLY)  # held by this process until it ends, even if it is killed
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        weakref.finalize(self, _end, self._folder, self._lock)
 
     async def put(self, request: Request) -> Response:
         """Store one file. 400: another file or hash, or no name; 411: no length; 507: too little space on the disk."""
@@ -103,6 +109,24 @@ class Received:
 def _folder_name(name: str) -> str:
     """The name of an adapter's folder: its own may have slashes."""
     return hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:32]
+
+
+def _forget_ended() -> None:
+    """Delete the folders of engines that were killed. Nothing else is left to delete them."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError):  # another engine deletes it, or it is another user's
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its engine runs
+                shutil.rmtree(folder)
+                logger.info("Deleted %s, because its engine has ended.", folder)
+            finally:
+                os.close(descriptor)
+
+
+def _end(folder: Path, lock: int) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    os.close(lock)
 
 
 async def _store(request: Request, path: Path, sha256: bytes) -> bool:

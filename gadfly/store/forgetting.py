@@ -4,6 +4,7 @@ A tombstone outlives each deleted interaction, and an order outlives each deleti
 time: a replica that was cut off may still have such a record in its spool, and must not bring it back.
 """
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -207,8 +208,16 @@ async def clean_version(session: AsyncSession, *, base_model: str, without: Sequ
     )
 
 
-async def forget(session: AsyncSession, ids: Sequence[UUID]) -> list[UUID]:
-    """Delete interactions with all that belongs to them, in this transaction; those that were there.
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """What was deleted of some interactions: those that were there."""
+
+    ids: list[UUID]
+    held_s: float = 0.0  # since the first lock that others may wait for
+
+
+async def forget(session: AsyncSession, ids: Sequence[UUID]) -> Forgotten:
+    """Delete interactions with all that belongs to them, in this transaction.
 
     With a refined chat answer, the interaction with its first answer and its rewrites is deleted too. Labels are
     counted again, episodes that are then empty are deleted, and so are alarms and samples of training runs that quote
@@ -222,7 +231,9 @@ async def forget(session: AsyncSession, ids: Sequence[UUID]) -> list[UUID]:
     chosen = rows.all()
     every = sorted({id for id, _, _ in chosen} | {UUID(other) for _, _, other in chosen if other is not None})
     if not every:
-        return []
+        return Forgotten([])
+    await _forget_quotes(session, every)  # before the locks: it reads the events of all runs
+    began = time.monotonic()
     # Locked first: a writer that adds to an episode now waits, and then creates it again.
     episodes = sorted({episode for _, episode, _ in chosen})
     await session.execute(
@@ -247,7 +258,6 @@ async def forget(session: AsyncSession, ids: Sequence[UUID]) -> list[UUID]:
     await recount(session, {(row.question_hash, row.text) for row in deleted if row.response is not None})
     await _keep_usage(session, deleted)
     await mark(session, await affected_critics(session, runs))
-    await _forget_quotes(session, every)
     await session.execute(delete(LearningRow).where(_is_any(LearningRow.interaction_id, every)))
     await session.execute(
         insert(TombstoneRow)
@@ -259,7 +269,7 @@ async def forget(session: AsyncSession, ids: Sequence[UUID]) -> list[UUID]:
         .where(_is_any(EpisodeRow.id, episodes), ~exists().where(InteractionRow.episode_id == EpisodeRow.id))
         .execution_options(synchronize_session=False)
     )
-    return [row.id for row in deleted]
+    return Forgotten([row.id for row in deleted], held_s=time.monotonic() - began)
 
 
 async def _keep_usage(session: AsyncSession, deleted: Sequence[Any]) -> None:

@@ -46,6 +46,7 @@ from gadfly.store.database import Database
 from gadfly.tasks import ServedTasks
 
 _PATIENCE_S = 60.0  # for one engine to load and prove one adapter
+_UPLOAD_BYTES_PER_S = 4e6  # a slow connection between two hosts
 _LATE_S = 2.0  # wait for the remaining engines once the one that is enough has proven the critic
 _ATTEMPTS = 3  # an engine may be full for a moment
 _RETRY_S = 1.0
@@ -76,6 +77,7 @@ class _Attempt:
     """The state of one attempt to have an engine prove an adapter."""
 
     drops: int = 0  # the engine's failed connections before the adapter was loaded
+    process: str | None = None  # the name of the engine's process before the adapter was loaded
     has_loaded: bool = False  # this attempt loaded the adapter; the engine did not serve it before
 
 
@@ -414,19 +416,20 @@ class Loader:
         attempt = _Attempt()
         try:
             with tracing.span("prove", {"gadfly.engine": where, "gadfly.critic_version": critic.version}):
-                async with asyncio.timeout(_PATIENCE_S):
+                async with asyncio.timeout(_PATIENCE_S + _upload_s(servable.adapter)):
                     attempt.drops = engine.drops
-                    process = await _process_of(engine)
-                    proof = await self._shared_proof(engine, critic, process) if may_share else None
+                    attempt.process = await _process_of(engine)
+                    await self._withdraw_again()
+                    proof = await self._shared_proof(engine, critic, attempt.process) if may_share else None
                     if proof is None:
                         proof = await _load_and_probe(engine, critic, servable, attempt)
-                        await self._share(engine, critic, proof, process, attempt)
+                        await self._share(engine, critic, proof, attempt)
         except (BadAdapter, AdapterRefused) as error:
             self._metrics.loads.labels("refused").inc()
             refused = error.again(f"{where}: {error}")
             self._refused[engine.url, critic.version] = _Refusal(time.monotonic(), refused)
             log.warning("critic_not_proven", critic=critic.engine_name, engine=where, reason=str(error))
-            await asyncio.shield(self._withdraw(engine, critic))
+            await asyncio.shield(self._withdraw(attempt.process, critic))
             await asyncio.shield(self._undo_load(engine, critic, attempt))
             raise refused from error
         except (EngineError, TimeoutError) as error:
@@ -463,10 +466,9 @@ class Loader:
         own = {"engine": without_password(engine.url), "load_s": 0.0, "probe_s": 0.0, "proved_by": str(replica_id)}
         return Proof(**(known | own | {"deltas": deltas}))
 
-    async def _share(
-        self, engine: Engine, critic: CriticVersion, proof: Proof, process: str | None, attempt: _Attempt
-    ) -> None:
+    async def _share(self, engine: Engine, critic: CriticVersion, proof: Proof, attempt: _Attempt) -> None:
         """Let other replicas rely on a proof, unless the engine may have been restarted while it was made."""
+        process = attempt.process
         if process is None or engine.drops != attempt.drops or await _process_of(engine) != process:
             return
         try:
@@ -477,19 +479,22 @@ class Loader:
         except StoreUnavailable as error:
             log.info("proof_not_shared", critic=critic.engine_name, reason=str(error))
 
-    async def _withdraw(self, engine: Engine, critic: CriticVersion) -> None:
-        """Have no replica rely on an earlier proof of this engine: it failed one, or its adapter is to be unloaded."""
-        process = await _process_of(engine)
-        if process is None:
-            return
-        self._withdrawn.add((process, critic.version))
-        try:
-            async with self._database.session() as session:
-                await store.proofs.withdraw_proof(session, process, critic.version)
-        except StoreUnavailable as error:
-            log.warning("proof_not_withdrawn", critic=critic.engine_name, reason=str(error))
-        else:
-            self._withdrawn.discard((process, critic.version))
+    async def _withdraw(self, process: str | None, critic: CriticVersion) -> None:
+        """Have no replica rely on an earlier proof of this process: it failed one, or its adapter is to be unloaded."""
+        if process is not None:
+            self._withdrawn.add((process, critic.version))
+            await self._withdraw_again()
+
+    async def _withdraw_again(self) -> None:
+        """Withdraw what could not be withdrawn so far, because Postgres was unavailable."""
+        for process, version in tuple(self._withdrawn):
+            try:
+                async with self._database.session() as session:
+                    await store.proofs.withdraw_proof(session, process, version)
+            except StoreUnavailable as error:
+                log.warning("proof_not_withdrawn", critic=version, reason=str(error))
+                return
+            self._withdrawn.discard((process, version))
 
     async def _undo_load(self, engine: Engine, critic: CriticVersion, attempt: _Attempt) -> None:
         if attempt.has_loaded and critic.version not in self._replicas.others_use():
@@ -517,7 +522,7 @@ class Loader:
                 except BadAdapter as error:
                     log.error("critic_probe_mismatch", critic=critic.engine_name, reason=str(error))
                     mismatches += 1
-                    await self._withdraw(engine, critic)
+                    await self._withdraw(await _process_of(engine), critic)
         return probes, mismatches
 
     async def unload(self, engine: Engine, critic: CriticVersion) -> None:
@@ -525,7 +530,7 @@ class Loader:
         self.forget(engine, critic.version)
         self._served[engine.url] = self._served.get(engine.url, frozenset()) - {critic.version}
         if critic.adapter_path is not None:
-            await self._withdraw(engine, critic)
+            await self._withdraw(await _process_of(engine), critic)
             try:
                 await engine.unload_adapter(critic.engine_name)
             except EngineError as error:
@@ -556,6 +561,11 @@ async def _wait_for(proving: Sequence[asyncio.Future[Proof]], *, enough: int) ->
 
 def _has_proven(proving: asyncio.Future[Proof]) -> bool:
     return proving.done() and not proving.cancelled() and proving.exception() is None
+
+
+def _upload_s(adapter: Path | None) -> float:
+    """Seconds in which the adapter reaches an engine that has to be sent its files."""
+    return 0.0 if adapter is None else sum(file.stat().st_size for file in adapter.iterdir()) / _UPLOAD_BYTES_PER_S
 
 
 async def _process_of(engine: Engine) -> str | None:

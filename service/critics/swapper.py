@@ -141,8 +141,9 @@ class Swapper:
         self._pointers.refresh_soon()
 
     async def _trace(self, swap: Swap) -> None:
-        """Do a swap in a trace whose id is that of the swap."""
+        """Do a swap in a trace of its own."""
         attributes = {
+            "gadfly.swap_id": swap.id,
             "gadfly.task": swap.task,
             "gadfly.swap_kind": swap.kind,
             "gadfly.critic_version": swap.version,

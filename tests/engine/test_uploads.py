@@ -145,6 +145,17 @@ async def test_adapters_that_the_engine_does_not_serve_are_deleted() -> None:
     assert {name for name, folder in folders.items() if folder.exists()} == {"live", "new"}
 
 
+async def test_folders_of_killed_engines_are_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "gadfly-adapters-killed" / "adapter").mkdir(parents=True)
+    running = OneEngine()
+    folder = await running.folder_of("a")
+    assert names(tmp_path) == {folder.parent.name}
+    await OneEngine().put("a")
+    assert folder.exists(), "its engine runs"
+    assert len(names(tmp_path)) == 2
+
+
 async def test_a_full_disk_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gadfly.engine.uploads._FREE_BYTES", 2**62)
     response = await OneEngine().put("a")

@@ -2,21 +2,25 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from gadfly import store
 from gadfly.errors import BadSettings
 from gadfly.records import Interaction, Kind, TaskId, new_id, now
+from gadfly.service import forgetting
 from gadfly.service.container import Service
 from gadfly.service.forgetting import batches, next_size
 from gadfly.service.metrics import Metrics
 from gadfly.settings import Settings, SplitBlocks
 from gadfly.store.database import Database
-from gadfly.store.forgetting import What
+from gadfly.store.forgetting import Forgotten, What
 from gadfly.store.learning import RESPONSE, Learned
 from gadfly.store.tables import AnswerRow
 from gadfly.training import EventKind, Run, TrainConfig, Trigger
@@ -161,7 +165,9 @@ async def test_rows_are_deleted_by_age_and_kind(engineless: Settings, database: 
     assert await ids(database) == {rows[1].id, rows[2].id}
 
 
-async def test_a_deletion_goes_in_batches_that_shrink_and_grow_and_can_be_resumed(database: Database) -> None:
+async def test_a_deletion_goes_in_batches_that_shrink_and_grow_and_can_be_resumed(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [judged(n, 0.5) for n in range(450)]
     await keep(database, *rows)
     sizes = []
@@ -171,16 +177,28 @@ async def test_a_deletion_goes_in_batches_that_shrink_and_grow_and_can_be_resume
     assert sizes == [200]
     async with database.session() as session:
         assert await store.forgetting.count(session, What(until=now())) == (250, 0), "the first batch stays deleted"
+    held_s = iter([1.0, 1.0, 0.0, 0.0])  # the first two hold their locks for too long
+    forget = store.forgetting.forget
+
+    async def forget_slowly(session: AsyncSession, ids: Sequence[UUID]) -> Forgotten:
+        return replace(await forget(session, ids), held_s=next(held_s))
+
+    monkeypatch.setattr(store.forgetting, "forget", forget_slowly)
     async with asyncio.timeout(60):
         sizes = [len(batch.deleted) async for batch in batches(database, What(until=now()), skip_locked=True)]
-    assert sum(sizes) == 250
-    assert max(sizes) <= 200
+    assert sizes == [200, 50]
+    monkeypatch.setattr(forgetting, "_BATCH", 40)
+    monkeypatch.setattr(forgetting, "_LEAST", 10)
+    await keep(database, *(judged(n, 0.5) for n in range(1000, 1100)))
+    held_s = iter([1.0, 1.0, 0.0, 0.0, 0.0])
+    sizes = [len(batch.deleted) async for batch in batches(database, What(until=now()), skip_locked=True)]
+    assert sizes == [40, 20, 10, 20, 10]
 
 
 def test_a_slow_batch_makes_the_next_one_smaller() -> None:
-    assert [next_size(200, took_s=took_s) for took_s in (0.1, 0.3)] == [200, 100]
-    assert [next_size(50, took_s=took_s) for took_s in (0.1, 0.3)] == [100, 25]
-    assert next_size(25, took_s=9.0) == 25, "the fixed part of a transaction must not take over"
+    assert [next_size(200, held_s=held_s) for held_s in (0.1, 0.3)] == [200, 100]
+    assert [next_size(50, held_s=held_s) for held_s in (0.1, 0.3)] == [100, 25]
+    assert next_size(25, held_s=9.0) == 25, "the fixed part of a transaction must not take over"
 
 
 async def test_labels_of_what_is_left_are_counted_again(database: Database) -> None:

@@ -11,7 +11,7 @@ from uuid import UUID
 import httpx
 import pytest
 
-from gadfly import tracing
+from gadfly import open_telemetry, tracing
 from gadfly.engine_client import Engine, Sampling
 from gadfly.engine_pool import EnginePool
 from gadfly.prompts import Message, Prompt
@@ -188,6 +188,8 @@ def test_a_collector_that_does_not_answer_costs_no_time_and_one_line_a_minute(
     environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_BSP_SCHEDULE_DELAY": "10"}
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
+    for once_per_minute in open_telemetry._COMPLAINTS.values():
+        monkeypatch.setattr(once_per_minute, "_last", float("-inf"))  # an earlier test may have had its line
     tracing.start("test", environment)
     with caplog.at_level(logging.DEBUG, "opentelemetry"):
         began = time.monotonic()
@@ -200,7 +202,7 @@ def test_a_collector_that_does_not_answer_costs_no_time_and_one_line_a_minute(
         tracing.stop()
         assert time.monotonic() - began < 15
     by_logger = [record.name for record in caplog.records]
-    assert len(by_logger) == len(set(by_logger)) <= 2, caplog.text
+    assert 1 <= len(by_logger) == len(set(by_logger)) <= 2, caplog.text
 
 
 MISTAKES = [  # environment, words of the warning
