@@ -209,14 +209,14 @@ async def clean_version(session: AsyncSession, *, base_model: str, without: Sequ
 
 
 @dataclass(frozen=True, slots=True)
-class Forgotten:
+class DeletedRows:
     """What was deleted of some interactions: those that were there."""
 
     ids: list[UUID]
     held_s: float = 0.0  # since the first lock that others may wait for
 
 
-async def forget(session: AsyncSession, ids: Sequence[UUID]) -> Forgotten:
+async def forget(session: AsyncSession, ids: Sequence[UUID]) -> DeletedRows:
     """Delete interactions with all that belongs to them, in this transaction.
 
     With a refined chat answer, the interaction with its first answer and its rewrites is deleted too. Labels are
@@ -231,7 +231,7 @@ async def forget(session: AsyncSession, ids: Sequence[UUID]) -> Forgotten:
     chosen = rows.all()
     every = sorted({id for id, _, _ in chosen} | {UUID(other) for _, _, other in chosen if other is not None})
     if not every:
-        return Forgotten([])
+        return DeletedRows([])
     await _forget_quotes(session, every)  # before the locks: it reads the events of all runs
     began = time.monotonic()
     # Locked first: a writer that adds to an episode now waits, and then creates it again.
@@ -269,7 +269,7 @@ async def forget(session: AsyncSession, ids: Sequence[UUID]) -> Forgotten:
         .where(_is_any(EpisodeRow.id, episodes), ~exists().where(InteractionRow.episode_id == EpisodeRow.id))
         .execution_options(synchronize_session=False)
     )
-    return Forgotten([row.id for row in deleted], held_s=time.monotonic() - began)
+    return DeletedRows([row.id for row in deleted], held_s=time.monotonic() - began)
 
 
 async def _keep_usage(session: AsyncSession, deleted: Sequence[Any]) -> None:

@@ -9,6 +9,7 @@ import httpx
 import pytest
 from sqlalchemy import text
 
+from gadfly.service import health
 from gadfly.settings import Settings
 from gadfly.store.database import Database
 from tests.service.conftest import RIGHT, WRONG, make_settings
@@ -116,17 +117,20 @@ async def test_starts_before_its_database(tmp_path: Path, own_postgres: Postgres
         assert (await client.post("/critique", json=SHORT)).status_code == 200
 
 
-async def test_an_engine_killed_during_a_stream(tmp_path: Path, database_url: str, spare_engine: SpareEngine) -> None:
+async def test_an_engine_killed_during_a_stream(
+    tmp_path: Path, database_url: str, spare_engine: SpareEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "_READY_VALID_S", 0.0)  # a positive result is valid for a second
     engine = spare_engine.running
     settings = make_settings(tmp_path, database_url, engine.url)
     async with serving(settings) as client:
-        body = {**RIGHT, "n": 8, "temperature": 1.0, "stream": True}
-        with engine.slowed():  # on a busy machine, the whole reply may be there before its first event is read
-            async with client.stream("POST", "/critique", json=body) as response:
-                events = iter_events(response)
-                await anext(events)
-                engine.kill()
-                rest = [event async for event in events]
+        # Sixteen calls of the engine, one after the other: on a busy machine, a single one may end before it is killed.
+        body = {**RIGHT, "rounds": 8, "when": "always", "temperature": 1.0, "stream": True}
+        async with client.stream("POST", "/refine", json=body) as response:
+            events = iter_events(response)
+            await anext(events)
+            engine.kill()
+            rest = [event async for event in events]
         name, problem = rest[-1]
         assert name == "error"
         assert problem["status"] == 503

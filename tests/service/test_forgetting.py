@@ -20,7 +20,7 @@ from gadfly.service.forgetting import batches, next_size
 from gadfly.service.metrics import Metrics
 from gadfly.settings import Settings, SplitBlocks
 from gadfly.store.database import Database
-from gadfly.store.forgetting import Forgotten, What
+from gadfly.store.forgetting import DeletedRows, What
 from gadfly.store.learning import RESPONSE, Learned
 from gadfly.store.tables import AnswerRow
 from gadfly.training import EventKind, Run, TrainConfig, Trigger
@@ -180,7 +180,7 @@ async def test_a_deletion_goes_in_batches_that_shrink_and_grow_and_can_be_resume
     held_s = iter([1.0, 1.0, 0.0, 0.0])  # the first two hold their locks for too long
     forget = store.forgetting.forget
 
-    async def forget_slowly(session: AsyncSession, ids: Sequence[UUID]) -> Forgotten:
+    async def forget_slowly(session: AsyncSession, ids: Sequence[UUID]) -> DeletedRows:
         return replace(await forget(session, ids), held_s=next(held_s))
 
     monkeypatch.setattr(store.forgetting, "forget", forget_slowly)

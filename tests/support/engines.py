@@ -6,11 +6,8 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -85,27 +82,6 @@ class RunningEngine:
         with self.client() as client:
             lines = client.get("/metrics").text.splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((f"{name}{{", f"{name} ")))
-
-    @contextmanager
-    def slowed(self) -> Iterator[None]:
-        """Let it run 10 of every 100 ms, so that a test can act in the middle of a short reply."""
-        ended = threading.Event()
-
-        def pause_and_continue() -> None:
-            with suppress(ProcessLookupError):  # it was killed meanwhile
-                while not ended.is_set():
-                    os.killpg(self.process.pid, signal.SIGSTOP)
-                    ended.wait(0.09)
-                    os.killpg(self.process.pid, signal.SIGCONT)
-                    ended.wait(0.01)
-
-        with ThreadPoolExecutor(1) as threads:
-            pausing = threads.submit(pause_and_continue)
-            try:
-                yield
-            finally:
-                ended.set()
-                pausing.result()
 
     def log_tail(self, lines: int = 40) -> str:
         return _tail(self.log, lines)
@@ -220,7 +196,8 @@ def launch_engine(
         )
         command = prepare(UnixSocket(uds), settings)
         # vLLM as it comes needs a C++ compiler for its first label read; these tests run where there is none.
-        argv = [part for part in command.argv if part not in ("--middleware", WARM_UP)]
+        place = command.argv.index(WARM_UP)
+        argv = [*command.argv[: place - 1], *command.argv[place + 1 :]]
         env = {**command.env, **env, "VLLM_PLUGINS": "", "TORCHDYNAMO_DISABLE": "1"}
     with log.open("wb") as output:
         process = subprocess.Popen(
