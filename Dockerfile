@@ -13,8 +13,9 @@ ENV PYTHONUNBUFFERED=1 UV_COMPILE_BYTECODE=1 PATH=/opt/gadfly/bin:$PATH
 RUN useradd --uid 10001 --home-dir /data/home --shell /usr/sbin/nologin gadfly \
     && install --directory --owner gadfly --group gadfly /data /data/home /secrets /run/gadfly
 WORKDIR /app
-COPY pyproject.toml constraints-hashed.txt README.md deploy/sbom ./
-RUN python3 -m pip install --no-cache-dir --constraint constraints-hashed.txt uv && uv venv --seed --python 3.11 /opt/gadfly
+COPY pyproject.toml constraints-hashed.txt README.md deploy/pins deploy/sbom ./
+RUN ./pins uv >/tmp/uv.txt && python3 -m pip install --no-cache-dir --require-hashes --requirement /tmp/uv.txt \
+    && uv venv --seed --python 3.11 /opt/gadfly
 RUN mkdir gadfly && touch gadfly/__init__.py
 # Dependencies first, with an empty package: a change in the code does not reinstall them.
 RUN uv pip install --no-cache --python /opt/gadfly/bin/python --constraint constraints-hashed.txt --editable '.[otel]'
@@ -70,13 +71,13 @@ FROM ${VLLM_IMAGE} AS engine-gpu
 RUN useradd --uid 10001 --home-dir /data/home --shell /usr/sbin/nologin gadfly \
     && install --directory --owner gadfly --group gadfly /data /data/home /run/gadfly
 WORKDIR /app
-COPY pyproject.toml constraints-hashed.txt README.md ./
+COPY pyproject.toml constraints-hashed.txt README.md deploy/pins ./
 COPY gadfly gadfly
 COPY LICENSE NOTICE ./
 # The image contains vLLM and its dependencies, which must not change. It lacks only these dependencies of Gadfly.
-RUN python3 -m pip install --no-cache-dir --no-deps --constraint constraints-hashed.txt \
-    pydantic-settings python-dotenv gguf accelerate httpx httpx-sse orjson uuid-utils structlog tenacity croniter \
-    python-dateutil \
+RUN ./pins pydantic-settings python-dotenv gguf accelerate httpx httpx-sse orjson uuid-utils structlog tenacity croniter \
+    python-dateutil >/tmp/packages.txt \
+    && python3 -m pip install --no-cache-dir --no-deps --require-hashes --requirement /tmp/packages.txt \
     && python3 -m pip install --no-cache-dir --no-deps --editable .
 RUN python3 -m compileall -q .
 USER gadfly
