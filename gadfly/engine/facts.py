@@ -1,11 +1,11 @@
 """How the engine was started, for `gadfly doctor`: vLLM itself reports hardly any of its flags."""
 
 import secrets
-from collections.abc import Awaitable, Callable, MutableMapping
 from importlib.metadata import entry_points
 from typing import Any
 
 import orjson
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gadfly.engine.command import PLUGIN
 
@@ -14,11 +14,6 @@ PATH = "/gadfly/engine"
 _PROCESS = secrets.token_hex(16)
 """Names this process: a proof holds for it, and not for the next one at the same address."""
 
-_Scope = MutableMapping[str, Any]
-_Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-_Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-_App = Callable[[_Scope, _Receive, _Send], Awaitable[None]]
-
 
 class Facts:
     """ASGI middleware for `--middleware gadfly.engine.facts.Facts`; answers GET /gadfly/engine, passes all else on.
@@ -26,10 +21,10 @@ class Facts:
     Like /version it needs no key. It shows no texts, keys or paths.
     """
 
-    def __init__(self, app: _App) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
-    async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Called by the server for each request."""
         if scope["type"] != "http" or scope["path"] != PATH:
             await self._app(scope, receive, send)

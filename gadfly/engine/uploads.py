@@ -16,14 +16,13 @@ import time
 import weakref
 from base64 import b64decode
 from binascii import Error as NotBase64
-from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import anyio
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gadfly.adapters import CONFIG, WEIGHTS
 
@@ -35,11 +34,6 @@ _PREFIX = "gadfly-adapters-"
 _FREE_BYTES = 2**30  # are left on the disk
 _UNUSED_S = 600.0  # an adapter is loaded within seconds of its upload
 
-_Scope = MutableMapping[str, Any]
-_Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-_Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-_App = Callable[[_Scope, _Receive, _Send], Awaitable[None]]
-
 logger = logging.getLogger("vllm.gadfly")
 
 
@@ -49,11 +43,11 @@ class Uploads:
     The route belongs to the application, behind vLLM's own middleware, which compares the key.
     """
 
-    def __init__(self, app: _App) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
         self._received: Received | None = None
 
-    async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Called by the server for each request."""
         if self._received is None and scope["type"] == "http" and scope["path"].startswith(PATH):
             self._received = Received()

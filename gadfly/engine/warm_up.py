@@ -8,11 +8,11 @@ allocate buffers and fill the cache with the common prefix of the prompts. This 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import httpx
 import orjson
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gadfly.critique import critique
 from gadfly.engine_client import ACTOR, Engine, Sampling
@@ -22,11 +22,6 @@ from gadfly.settings import Settings
 from gadfly.tasks import load_tasks
 
 logger = logging.getLogger("vllm.gadfly")
-
-_Scope = MutableMapping[str, Any]
-_Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-_Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-_App = Callable[[_Scope, _Receive, _Send], Awaitable[None]]
 
 _QUESTION = "What is 2 + 3?"
 _RESPONSE = "2 + 3 = 5. The answer is 5."
@@ -41,13 +36,13 @@ class WarmUp:
     reason, and the next request for /health starts it again.
     """
 
-    def __init__(self, app: _App) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
         self._warm_up: asyncio.Task[None] | None = None
         self._is_warm = False
         self._detail = "the engine is warming up"
 
-    async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Called by the server for each request."""
         if scope["type"] != "http" or scope["path"] != "/health" or self._is_warm:
             await self._app(scope, receive, send)

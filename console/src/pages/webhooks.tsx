@@ -63,18 +63,11 @@ export function WebhooksTab({ query }: { query: Query }) {
 }
 
 function Item({ webhook, sent, onDelete }: { webhook: Webhook; sent: () => void; onDelete: () => void }) {
-  const [busy, setBusy] = useState(false);
-  const test = async () => {
-    setBusy(true);
-    try {
-      await post<Delivery>(`admin/webhooks/${webhook.id}/test`);
-      toast("A test event is sent. Its delivery is in the list below.");
-      sent();
-    } catch (failure) {
-      toast(asError(failure).message, { tone: "bad" });
-    }
-    setBusy(false);
-  };
+  const [busy, test] = useAct(async () => {
+    await post<Delivery>(`admin/webhooks/${webhook.id}/test`);
+    toast("A test event is sent. Its delivery is in the list below.");
+    sent();
+  });
   return (
     <li>
       <div class="row row-between">
@@ -137,17 +130,10 @@ function Status({ delivery }: { delivery: Delivery }) {
 }
 
 function Attempts({ delivery, url, sent }: { delivery: Delivery; url: string | undefined; sent: () => void }) {
-  const [busy, setBusy] = useState(false);
-  const again = async () => {
-    setBusy(true);
-    try {
-      await post<Delivery>(`admin/webhooks/deliveries/${delivery.id}/resend`);
-      sent();
-    } catch (failure) {
-      toast(asError(failure).message, { tone: "bad" });
-    }
-    setBusy(false);
-  };
+  const [busy, again] = useAct(async () => {
+    await post<Delivery>(`admin/webhooks/deliveries/${delivery.id}/resend`);
+    sent();
+  });
   return (
     <li>
       <div class="row row-between">
@@ -167,6 +153,21 @@ function Attempts({ delivery, url, sent }: { delivery: Delivery; url: string | u
       </details>
     </li>
   );
+}
+
+/** Whether an act is being done, and the function that does it; its failure is shown as a toast. */
+function useAct(act: () => Promise<void>): [boolean, () => Promise<void>] {
+  const [busy, setBusy] = useState(false);
+  const run = async () => {
+    setBusy(true);
+    try {
+      await act();
+    } catch (failure) {
+      toast(asError(failure).message, { tone: "bad" });
+    }
+    setBusy(false);
+  };
+  return [busy, run];
 }
 
 function MakeWebhook({ onClose }: { onClose: () => void }) {
